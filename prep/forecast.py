@@ -1,0 +1,96 @@
+"""What a run will need, said before it starts: tokens to expect, disk for set and downloads."""
+
+import shutil
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from prep.plan import Plan
+from shards.format import TOKEN_BYTES
+
+# GPT-2 tokens a byte of English web text: 0.239 over 414 MB of it; a little more, to be safe.
+TOKENS_PER_TEXT_BYTE = 0.25
+# The sidecars' share beside the tokens: some 60 bytes a document of some 600 tokens.
+SIDECAR_SHARE = 0.06
+LONG_DOCUMENT_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Estimates for what is left of a run."""
+
+    source_bytes: int
+    num_tokens: int
+    set_bytes: int
+    # Files of the Hub that lie on the disk at one time, at most.
+    download_bytes: int
+
+    @property
+    def disk_bytes(self) -> int:
+        """The most that the run adds to the disk."""
+        return self.set_bytes + self.download_bytes
+
+
+def forecast_run(plan: Plan, undone_units: list[int], workers: int) -> Forecast:
+    """Estimate what the units that are not done will need."""
+    total_bytes = max(sum(unit.num_bytes for unit in plan.units), 1)
+    sizes = [plan.units[number].num_bytes for number in undone_units]
+    num_tokens = int(plan.num_text_bytes * TOKENS_PER_TEXT_BYTE * sum(sizes) / total_bytes)
+    policy = plan.policy
+    if policy.max_tokens is not None:
+        num_tokens = min(num_tokens, policy.max_tokens)
+    if policy.max_documents is not None:
+        # How long they are is not known yet: assume long ones.
+        num_tokens = min(num_tokens, policy.max_documents * LONG_DOCUMENT_TOKENS)
+    set_bytes = int(num_tokens * TOKEN_BYTES * (1 + SIDECAR_SHARE))
+    download_bytes = sum(sorted(sizes, reverse=True)[:workers]) if plan.hub else 0
+    return Forecast(sum(sizes), num_tokens, set_bytes, download_bytes)
+
+
+def check_disk(folder: Path, forecast: Forecast) -> str:
+    """Say what the disk must hold and what is free; ValueError where it is too little."""
+    free = shutil.disk_usage(folder).free
+    needed = f"needs about {format_bytes(forecast.disk_bytes)} of disk in {folder}"
+    if forecast.download_bytes:
+        needed += f" ({format_bytes(forecast.download_bytes)} of it for downloads on their way)"
+    if forecast.disk_bytes > free:
+        raise ValueError(
+            f"{needed}, and {format_bytes(free)} are free; free some, choose another --out, "
+            "or take less with --max-tokens"
+        )
+    return f"{needed}; {format_bytes(free)} are free"
+
+
+def format_bytes(count: float) -> str:
+    """A size as people read it.
+
+    >>> format_bytes(2_766_953_721_769)
+    '2.77 TB'
+    """
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def format_count(count: float) -> str:
+    """A number of tokens or documents as people read it.
+
+    >>> format_count(600_000_000_000)
+    '600 G'
+    """
+    for unit in ("", " K", " M", " G"):
+        if count < 1000:
+            return f"{count:.0f}{unit}" if not unit else f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} T"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration as people read it.
+
+    >>> format_seconds(3725)
+    '1:02:05'
+    """
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,73 @@
+"""Which units are done, and which comes next.
+
+The set is the documents that fit into --max-documents and --max-tokens, in plan order, whatever
+the number of workers. Units are done side by side before it is known how much those in front of
+them take. So a unit gets what is left as far as is known, which may be too much; the ledger goes
+through the receipts in plan order and lets such a unit be done again with exactly what is left.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from prep.budget import Budget
+from prep.receipts import Receipt, discard_unit, read_receipt
+
+
+class Ledger:
+    """The receipts of a plan's units in `folder`, and how far they settle what the set is."""
+
+    def __init__(self, folder: Path, plan_id: str, num_units: int, budget: Budget) -> None:
+        self.folder = folder
+        self.plan_id = plan_id
+        self.num_units = num_units
+        # The units before `settled` are done for good, and `remaining` is left behind them.
+        self.settled = 0
+        self.remaining = budget
+        self.is_full = budget.is_spent
+        found = (read_receipt(folder, unit, plan_id) for unit in range(num_units))
+        self.receipts = {receipt.unit: receipt for receipt in found if receipt}
+        self._settle()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every unit of the set is done."""
+        return self.is_full or self.settled == self.num_units
+
+    def add(self, receipt: Receipt) -> None:
+        """Take in the receipt of a unit that was just done."""
+        self.receipts[receipt.unit] = receipt
+        self._settle()
+
+    def next_unit(self, in_work: Collection[int]) -> int | None:
+        """The first unit that is neither done nor in work; it may add `remaining` at most."""
+        if self.is_full:
+            return None
+        for unit in range(self.settled, self.num_units):
+            if unit not in self.receipts and unit not in in_work:
+                return unit
+        return None
+
+    def close(self) -> list[Receipt]:
+        """The receipts of the finished set, in plan order; units behind its end are discarded."""
+        assert self.is_complete
+        for unit in range(self.settled, self.num_units):
+            receipt = read_receipt(self.folder, unit, self.plan_id)
+            if receipt:
+                discard_unit(self.folder, receipt)
+        return [self.receipts[unit] for unit in range(self.settled)]
+
+    def _settle(self) -> None:
+        while not self.is_complete and self.settled in self.receipts:
+            receipt = self.receipts[self.settled]
+            if not self._is_exact(receipt):
+                discard_unit(self.folder, self.receipts.pop(self.settled))
+                return
+            self.remaining = self.remaining.minus(receipt.num_documents, receipt.num_tokens)
+            self.settled += 1
+            self.is_full = receipt.truncated or self.remaining.is_spent
+
+    def _is_exact(self, receipt: Receipt) -> bool:
+        """Whether the unit is what it would be, had it been given exactly what was left."""
+        if receipt.truncated:
+            return receipt.budget == self.remaining
+        return self.remaining.covers(receipt.num_documents, receipt.num_tokens)

@@ -1,0 +1,78 @@
+"""The progress line of a prep run: rate, share done, time left."""
+
+import sys
+import time
+from collections.abc import MutableSequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from prep.forecast import format_bytes, format_count, format_seconds
+
+# How often the line is drawn: on a terminal in place, in a log as a line of its own.
+TERMINAL_SECONDS = 0.5
+LOG_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What 100 % means: the text that is expected, and the token limit where there is one."""
+
+    text_bytes: int
+    max_tokens: int | None
+
+
+def share_done(goal: Goal, tokens: int, text_bytes: int) -> float:
+    """How much of the run is done, from 0 to 1: by text read, or by tokens where these are limited.
+
+    >>> share_done(Goal(1000, max_tokens=100), tokens=50, text_bytes=200)
+    0.5
+    """
+    share = text_bytes / max(goal.text_bytes, 1)
+    if goal.max_tokens is not None:
+        share = max(share, tokens / goal.max_tokens)
+    return min(share, 1.0)
+
+
+class ProgressLine:
+    """Draws the line from the counters of the units (documents, tokens, bytes of text each)."""
+
+    def __init__(self, goal: Goal, stream: TextIO = sys.stderr) -> None:
+        self.goal = goal
+        self.stream = stream
+        self.on_terminal = stream.isatty()
+        self.started = time.monotonic()
+        self.drawn = self.started
+        self.width = 0
+
+    def tick(self, counters: MutableSequence[int]) -> None:
+        """Draw the line, if the last one is old enough."""
+        now = time.monotonic()
+        if now - self.drawn < (TERMINAL_SECONDS if self.on_terminal else LOG_SECONDS):
+            return
+        self.drawn = now
+        self._draw(self.describe(counters, now - self.started))
+
+    def describe(self, counters: MutableSequence[int], seconds: float) -> str:
+        """The line for counters that took `seconds` to get where they are."""
+        documents, tokens, text_bytes = (sum(counters[kind::3]) for kind in range(3))
+        share = share_done(self.goal, tokens, text_bytes)
+        left = format_seconds(seconds / share - seconds) if share else "?"
+        return (
+            f"{share:4.0%}  {format_count(tokens)} tokens, {format_count(documents)} documents  "
+            f"{format_count(tokens / seconds)} tokens/s, {format_bytes(text_bytes / seconds)}/s  "
+            f"{left} left"
+        )
+
+    def finish(self) -> None:
+        """Leave the line."""
+        if self.on_terminal and self.width:
+            self.stream.write("\r" + " " * self.width + "\r")
+            self.stream.flush()
+
+    def _draw(self, line: str) -> None:
+        if self.on_terminal:
+            self.stream.write("\r" + line.ljust(self.width))
+            self.width = len(line)
+        else:
+            self.stream.write(line + "\n")
+        self.stream.flush()

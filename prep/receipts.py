@@ -1,0 +1,130 @@
+"""What a finished unit leaves behind in shards/.prep: its receipt, and the counts of its audit.
+
+.prep/plan.json            the plan, written first
+.prep/units/00000.json     the receipt of unit 0: it exists = the unit's shards are whole
+.prep/tmp/                 files that are being written; .prep/downloads/ files of the Hub
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from prep.budget import Budget
+from shards.durable import sync_folder, write_file
+from shards.format import TOKEN_BYTES, Json, Shard, load_json
+
+
+@dataclass
+class Audit:
+    """What became of the documents of a unit, or of the whole set."""
+
+    documents_read: int = 0
+    train: int = 0
+    validation: int = 0
+    dropped: dict[str, int] = field(default_factory=lambda: {"empty": 0, "null": 0})
+    texts_repaired: int = 0
+    text_bytes: int = 0
+    rows_by_source: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: "Audit") -> None:
+        """Add another audit's counts to this one."""
+        self.documents_read += other.documents_read
+        self.train += other.train
+        self.validation += other.validation
+        self.texts_repaired += other.texts_repaired
+        self.text_bytes += other.text_bytes
+        for mine, theirs in (
+            (self.dropped, other.dropped),
+            (self.rows_by_source, other.rows_by_source),
+        ):
+            for key, count in theirs.items():
+                mine[key] = mine.get(key, 0) + count
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a finished unit left: its shards, its audit, and the budget it was done under."""
+
+    plan_id: str
+    unit: int
+    budget: Budget
+    # Whether the budget ended it before its last document.
+    truncated: bool
+    shards: tuple[Shard, ...]
+    sidecar_sha256: dict[str, str]
+    audit: Audit
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in its shards."""
+        return sum(shard.num_documents for shard in self.shards)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in its shards."""
+        return sum(shard.num_tokens for shard in self.shards)
+
+
+def work_folder(folder: Path) -> Path:
+    """Where prep keeps what it needs to go on; not part of the set."""
+    return folder / ".prep"
+
+
+def temporary_folder(folder: Path) -> Path:
+    """Where unfinished files lie."""
+    return work_folder(folder) / "tmp"
+
+
+def downloads_folder(folder: Path) -> Path:
+    """Where files of the Hub lie until their unit is committed."""
+    return work_folder(folder) / "downloads"
+
+
+def receipt_path(folder: Path, unit: int) -> Path:
+    """Where a unit's receipt lies."""
+    return work_folder(folder) / "units" / f"{unit:05d}.json"
+
+
+def write_receipt(folder: Path, receipt: Receipt) -> None:
+    """Write a receipt durably: from here on the unit is done."""
+    write_file(receipt_path(folder, receipt.unit), json.dumps(asdict(receipt), indent=1) + "\n")
+
+
+def read_receipt(folder: Path, unit: int, plan_id: str) -> Receipt | None:
+    """A unit's receipt, if it has one of this plan and its shards are all there, whole."""
+    path = receipt_path(folder, unit)
+    if not path.is_file():
+        return None
+    receipt = parse_receipt(load_json(path))
+    whole = all(has_files(folder, shard) for shard in receipt.shards)
+    return receipt if whole and receipt.plan_id == plan_id else None
+
+
+def parse_receipt(raw: Json) -> Receipt:
+    """A receipt from its JSON."""
+    return Receipt(
+        raw["plan_id"],
+        raw["unit"],
+        Budget(**raw["budget"]),
+        raw["truncated"],
+        tuple(Shard(**entry) for entry in raw["shards"]),
+        raw["sidecar_sha256"],
+        Audit(**raw["audit"]),
+    )
+
+
+def has_files(folder: Path, shard: Shard) -> bool:
+    """Whether a shard's two files are there, the .bin with the right size."""
+    path = folder / shard.name
+    has_tokens = path.is_file() and path.stat().st_size == shard.num_tokens * TOKEN_BYTES
+    return has_tokens and (folder / shard.sidecar).is_file()
+
+
+def discard_unit(folder: Path, receipt: Receipt) -> None:
+    """Take a unit back: its receipt first, so that it never names files that are gone."""
+    path = receipt_path(folder, receipt.unit)
+    path.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    for shard in receipt.shards:
+        (folder / shard.name).unlink(missing_ok=True)
+        (folder / shard.sidecar).unlink(missing_ok=True)

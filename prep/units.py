@@ -1,0 +1,145 @@
+"""A unit's work: read its documents, encode them, write its shards, commit, leave a receipt.
+
+Everything is made under temporary names and renamed when it is whole; the receipt comes last.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prep.budget import Budget
+from prep.documents import Documents, Piece, read_documents
+from prep.encode import EncodedBatch, encode_batch
+from prep.hub import HubDataset, download
+from prep.plan import Policy
+from prep.receipts import Audit, Receipt, downloads_folder, temporary_folder, write_receipt
+from shards.format import SPLITS, TOKENIZER
+from shards.tokenizer import load_tokenizer
+from shards.writer import ShardWriter, WrittenShard, commit_shards
+
+# (documents read, tokens written, bytes of text read) of the unit so far.
+Report = Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True)
+class UnitJob:
+    """All that a worker needs to do one unit."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+    folder: Path
+    plan_id: str
+    policy: Policy
+    end_of_text: int
+    budget: Budget
+    hub: HubDataset | None
+
+
+def process_unit(job: UnitJob, report: Report) -> Receipt:
+    """Do a unit from its sources to its receipt."""
+    temporary = Path(
+        tempfile.mkdtemp(prefix=f"{job.number:05d}-", dir=temporary_folder(job.folder))
+    )
+    try:
+        work = UnitWork(job, temporary, report)
+        for piece in job.pieces:
+            work.read_piece(piece)
+            if work.truncated:
+                break
+        written = work.finish()
+        commit_shards(written, job.folder)
+        receipt = Receipt(
+            job.plan_id,
+            job.number,
+            job.budget,
+            work.truncated,
+            tuple(entry.shard for entry in written),
+            {entry.shard.sidecar: entry.sidecar_sha256 for entry in written},
+            work.audit,
+        )
+        write_receipt(job.folder, receipt)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for path in work.downloaded:
+        path.unlink(missing_ok=True)
+    return receipt
+
+
+class UnitWork:
+    """A unit while it is being done: its writers, counts and what is left of its budget."""
+
+    def __init__(self, job: UnitJob, temporary: Path, report: Report) -> None:
+        self.job = job
+        self.report = report
+        self.tokenizer = load_tokenizer(job.folder / TOKENIZER)
+        self.threshold = job.policy.validation_threshold()
+        self.writers = {
+            split: ShardWriter(
+                temporary, split, f"{split}-{job.number:05d}", job.policy.shard_tokens
+            )
+            for split in SPLITS
+        }
+        self.audit = Audit()
+        self.budget = job.budget
+        self.num_tokens = 0
+        self.truncated = False
+        self.downloaded: list[Path] = []
+
+    def read_piece(self, piece: Piece) -> None:
+        """Read a piece's documents to its end, or to the end of the budget."""
+        self.audit.rows_by_source.setdefault(piece.name, 0)
+        policy = self.job.policy
+        piece = self._fetch(piece)
+        for documents in read_documents(piece, policy.text_column, policy.blank_line_documents):
+            self._add(documents, piece.name)
+            self.report(self.audit.documents_read, self.num_tokens, self.audit.text_bytes)
+            if self.truncated:
+                return
+
+    def finish(self) -> list[WrittenShard]:
+        """Close the writers; train shards first."""
+        return [shard for split in SPLITS for shard in self.writers[split].finish()]
+
+    def _fetch(self, piece: Piece) -> Piece:
+        """The piece with a path to read: a file of the Hub is downloaded first."""
+        if self.job.hub is None:
+            return piece
+        file = next(file for file in self.job.hub.files if file.name == piece.name)
+        path = download(self.job.hub, file, downloads_folder(self.job.folder))
+        self.downloaded.append(path)
+        return replace(piece, path=str(path))
+
+    def _add(self, documents: Documents, source_file: str) -> None:
+        batch = encode_batch(
+            self.tokenizer, documents, source_file, self.threshold, self.job.end_of_text
+        )
+        fitting = self.budget.count_fitting(batch)
+        num_read = len(documents.texts)
+        if fitting < len(batch.rows.num_tokens):
+            self.truncated = True
+            batch = batch.first(fitting)
+            num_read = int(batch.num_read[-1]) if fitting else 0
+        for split, is_validation in (("train", False), ("validation", True)):
+            self.writers[split].append(*batch.split(is_validation))
+        self.budget = self.budget.minus(fitting, len(batch.tokens))
+        self.num_tokens += len(batch.tokens)
+        self._count(documents, num_read, batch, source_file)
+
+    def _count(
+        self, documents: Documents, num_read: int, batch: EncodedBatch, source_file: str
+    ) -> None:
+        texts = documents.texts[:num_read]
+        num_validation = int(batch.is_validation.sum())
+        self.audit.add(
+            Audit(
+                documents_read=num_read,
+                train=len(batch.is_validation) - num_validation,
+                validation=num_validation,
+                dropped={"empty": texts.count(""), "null": texts.count(None)},
+                texts_repaired=sum(documents.repaired[:num_read]),
+                text_bytes=int(batch.num_bytes.sum()),
+                rows_by_source={source_file: num_read},
+            )
+        )

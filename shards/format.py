@@ -1,0 +1,175 @@
+"""What a set of shards says of itself: manifest.json, and how it is read and checked.
+
+The manifest's `content` holds all that decides which tokens are in the set and where; its
+sha256 over canonical JSON is the `dataset_id`. Versions, hosts and times sit apart.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+SPLITS = ("train", "validation")
+TOKEN_BYTES = 2  # uint16
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One .bin of the set and what was put into it."""
+
+    split: str
+    name: str
+    num_tokens: int
+    num_documents: int
+    sha256: str
+
+    @property
+    def sidecar(self) -> str:
+        """The name of the parquet file with one row a document.
+
+        >>> Shard("train", "train-00000.bin", 0, 0, "").sidecar
+        'train-00000.docs.parquet'
+        """
+        return self.name.removesuffix(".bin") + ".docs.parquet"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished set: `content` decides the tokens, the rest describes how they came about."""
+
+    dataset_id: str
+    content: Json
+    audit: Json
+    environment: Json
+
+    @property
+    def shards(self) -> list[Shard]:
+        """All shards, in manifest order: the order in which a split's tokens are counted."""
+        return [Shard(**entry) for entry in self.content["shards"]]
+
+    def split(self, name: str) -> list[Shard]:
+        """The shards of one split, in manifest order."""
+        return [shard for shard in self.shards if shard.split == name]
+
+    def num_tokens(self, split: str) -> int:
+        """How many tokens a split holds."""
+        return sum(shard.num_tokens for shard in self.split(split))
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids the tokenizer has."""
+        return int(self.content["tokenizer"]["vocab_size"])
+
+    @property
+    def end_of_text(self) -> int:
+        """The id that follows every document."""
+        return int(self.content["tokenizer"]["end_of_text"])
+
+
+def encode_canonical(value: object) -> bytes:
+    """JSON in the one form that is hashed: sorted keys, no spaces, UTF-8.
+
+    >>> encode_canonical({"b": 1, "a": "é"}).decode()
+    '{"a":"é","b":1}'
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8")
+
+
+def hash_canonical(value: object) -> str:
+    """The sha256 of a value's canonical JSON, in hexadecimal."""
+    return hashlib.sha256(encode_canonical(value)).hexdigest()
+
+
+def make_manifest(content: Json, shards: Iterable[Shard], audit: Json, environment: Json) -> str:
+    """The text of manifest.json for a finished set."""
+    content = content | {"shards": [asdict(shard) for shard in shards]}
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "dataset_id": hash_canonical(content),
+        "content": content,
+        "totals": count_totals(content["shards"]),
+        "audit": audit,
+        "environment": environment,
+    }
+    return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+
+
+def count_totals(shards: list[Json]) -> Json:
+    """Shards, documents and tokens of each split."""
+    totals = {}
+    for split in SPLITS:
+        entries = [shard for shard in shards if shard["split"] == split]
+        totals[split] = {
+            "shards": len(entries),
+            "documents": sum(entry["num_documents"] for entry in entries),
+            "tokens": sum(entry["num_tokens"] for entry in entries),
+        }
+    return totals
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a set's manifest.
+
+    Raises ValueError with one line where the folder holds no finished set, or the manifest
+    is damaged, of another schema, or was edited.
+    """
+    path = folder / MANIFEST
+    raw = load_json(path, missing=describe_unfinished(folder))
+    if raw.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path}: schema_version is {raw.get('schema_version')!r}; this velocity reads "
+            f"{SCHEMA_VERSION}, so prepare the set again or use the version that made it"
+        )
+    content = raw.get("content")
+    if not isinstance(content, dict) or hash_canonical(content) != raw.get("dataset_id"):
+        raise ValueError(
+            f"{path}: its content does not hash to its dataset_id, so it was edited or damaged; "
+            "restore the file, or remove it and run the same prep command to write it again"
+        )
+    manifest = Manifest(raw["dataset_id"], content, raw.get("audit", {}), raw["environment"])
+    check_names(path, manifest)
+    return manifest
+
+
+def describe_unfinished(folder: Path) -> str:
+    """Why there is no manifest in `folder`, and what to do."""
+    if not folder.is_dir():
+        return f"{folder}: no such folder; make the shards with: velocity prep --out {folder}"
+    if (folder / ".prep").is_dir():
+        return (
+            f"{folder}: prep has not finished here (no {MANIFEST}); "
+            "run the same prep command again, it goes on where it stopped"
+        )
+    return f"{folder}: no {MANIFEST} here, so these are no shards; make them with: velocity prep"
+
+
+def load_json(path: Path, missing: str | None = None) -> Json:
+    """Read a JSON object; ValueError with one line where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(missing or f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: no valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: a JSON object was expected, not a {type(value).__name__}")
+    return cast(Json, value)
+
+
+def check_names(path: Path, manifest: Manifest) -> None:
+    """Refuse a manifest whose shard names would lead out of its folder."""
+    for shard in manifest.shards:
+        plain = shard.name == Path(shard.name).name and "\\" not in shard.name
+        if not plain or not shard.name.endswith(".bin") or shard.split not in SPLITS:
+            raise ValueError(
+                f"{path}: {shard.name!r} is no shard's name; "
+                "expected a plain file name such as train-00000.bin"
+            )

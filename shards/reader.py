@@ -1,0 +1,100 @@
+"""A finished set, opened for reading: each split is one long stream of tokens.
+
+    shards = open_shards("shards/")
+    train = shards.stream("train")
+    train.read(start=10, count=4)          # four ids, across files if need be
+
+Only what the manifest names is opened, lazily and memory-mapped.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.format import TOKEN_BYTES, Manifest, Shard, read_manifest
+
+Tokens = npt.NDArray[np.uint16]
+
+
+class TokenStream:
+    """The tokens of one split, in manifest order, as if they were one array of `num_tokens`."""
+
+    def __init__(self, folder: Path, shards: list[Shard]) -> None:
+        self.folder = folder
+        self.shards = shards
+        # shard_starts[i] is the stream's position of shard i's first token.
+        sizes = [shard.num_tokens for shard in shards]
+        self.shard_starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+        self.num_tokens = int(self.shard_starts[-1])
+        self.maps: list[Tokens | None] = [None] * len(shards)
+
+    def read(self, start: int, count: int) -> Tokens:
+        """`count` ids from position `start` on, as an array of its own.
+
+        Raises IndexError where the stream has no such tokens.
+        """
+        tokens = np.empty(count, np.uint16)
+        self._fill(tokens, start)
+        return tokens
+
+    def windows(self, starts: npt.NDArray[np.int64], num_tokens: int) -> Tokens:
+        """The windows of `num_tokens` ids that begin at `starts`: (len(starts), num_tokens)."""
+        tokens = np.empty((len(starts), num_tokens), np.uint16)
+        for row, start in zip(tokens, starts.tolist(), strict=True):
+            self._fill(row, start)
+        return tokens
+
+    def _fill(self, out: Tokens, start: int) -> None:
+        if start < 0 or start + len(out) > self.num_tokens:
+            raise IndexError(
+                f"{self.folder}: tokens {start} to {start + len(out)} were asked for; "
+                f"the split has {self.num_tokens}"
+            )
+        index = int(np.searchsorted(self.shard_starts, start, side="right")) - 1
+        offset = start - int(self.shard_starts[index])
+        filled = 0
+        while filled < len(out):
+            piece = self._map(index)[offset : offset + len(out) - filled]
+            out[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            index, offset = index + 1, 0
+
+    def _map(self, index: int) -> Tokens:
+        tokens = self.maps[index]
+        if tokens is None:
+            tokens = self.maps[index] = map_shard(self.folder, self.shards[index])
+        return tokens
+
+
+def map_shard(folder: Path, shard: Shard) -> Tokens:
+    """Memory-map a .bin; ValueError where it is missing or of another size than it should be."""
+    path = folder / shard.name
+    expected = shard.num_tokens * TOKEN_BYTES
+    found = path.stat().st_size if path.is_file() else None
+    if found != expected:
+        state = "is missing" if found is None else f"has {found:,} bytes"
+        raise ValueError(
+            f"{path} {state}; expected {expected:,} bytes. "
+            f"See what else is damaged with: velocity shards verify {folder}"
+        )
+    return np.memmap(path, dtype="<u2", mode="r")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A finished set in `folder`."""
+
+    folder: Path
+    manifest: Manifest
+
+    def stream(self, split: str) -> TokenStream:
+        """The tokens of one split."""
+        return TokenStream(self.folder, self.manifest.split(split))
+
+
+def open_shards(folder: str | Path) -> Shards:
+    """Open a finished set; ValueError with one line where there is none."""
+    folder = Path(folder)
+    return Shards(folder, read_manifest(folder))

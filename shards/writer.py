@@ -1,0 +1,236 @@
+"""Tokens and their documents -> train-00000.bin and train-00000.docs.parquet.
+
+Files are written in a temporary folder and renamed by `commit_shards`, so a name in the set's
+folder always means a whole file. How documents are dealt to batches does not change a byte.
+"""
+
+import hashlib
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.durable import hash_file, sync_folder
+from shards.format import Shard
+
+Tokens = npt.NDArray[np.uint16]
+
+SIDECAR_SCHEMA = pa.schema(
+    [
+        ("start", pa.uint64()),  # in tokens, of this .bin
+        ("num_tokens", pa.uint64()),  # <|endoftext|> included
+        ("source_file", pa.string()),
+        ("source_row", pa.uint64()),
+        ("url", pa.string()),
+        ("doc_hash", pa.binary(16)),  # the first half of the sha256 of the text's UTF-8
+    ]
+)
+# Rows a row group: what trace reads to find one document. Also the unit of writing, so that
+# the file's bytes do not depend on how the documents came.
+ROW_GROUP_DOCUMENTS = 65_536
+# A checksum for each MiB of a .bin lies in the sidecar's metadata, so verify can say where.
+BLOCK_BYTES = 1 << 20
+BLOCK_CHECKSUMS = b"crc32_per_mib"
+
+
+@dataclass(frozen=True)
+class DocumentRows:
+    """What the sidecar says of each document of a batch, one entry a document."""
+
+    num_tokens: npt.NDArray[np.int64]
+    source_file: list[str]
+    source_row: list[int]
+    url: list[str | None]
+    doc_hash: list[bytes]
+
+    def slice(self, start: int, stop: int) -> "DocumentRows":
+        """The rows from `start` to before `stop`."""
+        return DocumentRows(
+            self.num_tokens[start:stop],
+            self.source_file[start:stop],
+            self.source_row[start:stop],
+            self.url[start:stop],
+            self.doc_hash[start:stop],
+        )
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """A shard whose two files are whole and durable, still under temporary names."""
+
+    shard: Shard
+    sidecar_sha256: str
+    folder: Path
+
+
+class ShardWriter:
+    """Writes one split of one unit; starts another file when the next document would not fit.
+
+    `stem` is the unit's, such as train-00012. The first file has that name; those that follow
+    where a unit holds more than `shard_tokens` are train-00012-001, ... A document is never cut:
+    one that is longer than `shard_tokens` has a file of its own.
+    """
+
+    def __init__(self, folder: Path, split: str, stem: str, shard_tokens: int) -> None:
+        self.folder = folder
+        self.split = split
+        self.stem = stem
+        self.shard_tokens = shard_tokens
+        self.written: list[WrittenShard] = []
+        self.open_file: OpenShard | None = None
+
+    def append(self, tokens: Tokens, rows: DocumentRows) -> None:
+        """Add whole documents; `tokens` is their concatenation, in the rows' order."""
+        ends = np.cumsum(rows.num_tokens)
+        assert len(ends) == 0 or ends[-1] == len(tokens)
+        document, position = 0, 0
+        while document < len(ends):
+            file = self._file_with_room_for(int(ends[document]) - position)
+            room = self.shard_tokens - file.num_tokens
+            last = int(np.searchsorted(ends, position + room, side="right"))
+            last = max(last, document + 1)  # A document over the limit still goes in whole.
+            stop = int(ends[last - 1])
+            file.append(tokens[position:stop], rows.slice(document, last))
+            document, position = last, stop
+
+    def finish(self) -> list[WrittenShard]:
+        """Close the last file; the shards written, in order. No documents: no shard."""
+        self._close_file()
+        return self.written
+
+    def _file_with_room_for(self, num_tokens: int) -> "OpenShard":
+        file = self.open_file
+        if file and file.num_tokens and file.num_tokens + num_tokens > self.shard_tokens:
+            self._close_file()
+        if self.open_file is None:
+            suffix = f"-{len(self.written):03d}" if self.written else ""
+            self.open_file = OpenShard(self.folder, self.split, f"{self.stem}{suffix}.bin")
+        return self.open_file
+
+    def _close_file(self) -> None:
+        if self.open_file is not None:
+            self.written.append(self.open_file.close())
+            self.open_file = None
+
+
+class OpenShard:
+    """A .bin and its sidecar while they are being written."""
+
+    def __init__(self, folder: Path, split: str, name: str) -> None:
+        self.folder = folder
+        self.shard = Shard(split, name, 0, 0, "")
+        self.num_tokens = 0
+        self.num_documents = 0
+        self.sha256 = hashlib.sha256()
+        self.blocks = BlockChecksums()
+        self.tokens_file = open(folder / name, "wb")  # noqa: SIM115 - closed by close()
+        self.sidecar_file = pq.ParquetWriter(
+            folder / self.shard.sidecar, SIDECAR_SCHEMA, compression="zstd"
+        )
+        self.pending: list[pa.Table] = []
+        self.num_pending = 0
+
+    def append(self, tokens: Tokens, rows: DocumentRows) -> None:
+        """Add documents' tokens and rows."""
+        content = tokens.astype("<u2", copy=False).tobytes()
+        self.tokens_file.write(content)
+        self.sha256.update(content)
+        self.blocks.update(content)
+        starts = self.num_tokens + np.cumsum(rows.num_tokens) - rows.num_tokens
+        columns = [
+            pa.array(starts.astype(np.uint64)),
+            pa.array(rows.num_tokens.astype(np.uint64)),
+            pa.array(rows.source_file, pa.string()),
+            pa.array(rows.source_row, pa.uint64()),
+            pa.array(rows.url, pa.string()),
+            pa.array(rows.doc_hash, pa.binary(16)),
+        ]
+        self.pending.append(pa.Table.from_arrays(columns, schema=SIDECAR_SCHEMA))
+        self.num_pending += len(starts)
+        self.num_tokens += len(tokens)
+        self.num_documents += len(starts)
+        if self.num_pending >= ROW_GROUP_DOCUMENTS:
+            self._write_rows(whole_groups_only=True)
+
+    def close(self) -> WrittenShard:
+        """Flush both files to the disk."""
+        self._write_rows(whole_groups_only=False)
+        metadata = {BLOCK_CHECKSUMS: self.blocks.finish()}
+        self.sidecar_file.add_key_value_metadata(metadata)
+        self.sidecar_file.close()
+        self.tokens_file.flush()
+        os.fsync(self.tokens_file.fileno())
+        self.tokens_file.close()
+        sidecar = self.folder / self.shard.sidecar
+        with open(sidecar, "rb") as file:
+            os.fsync(file.fileno())
+        shard = Shard(
+            self.shard.split,
+            self.shard.name,
+            self.num_tokens,
+            self.num_documents,
+            self.sha256.hexdigest(),
+        )
+        return WrittenShard(shard, hash_file(sidecar), self.folder)
+
+    def _write_rows(self, whole_groups_only: bool) -> None:
+        if not self.pending:
+            return
+        table = pa.concat_tables(self.pending)
+        size = len(table)
+        stop = size - size % ROW_GROUP_DOCUMENTS if whole_groups_only else size
+        for start in range(0, stop, ROW_GROUP_DOCUMENTS):
+            group = table.slice(start, min(ROW_GROUP_DOCUMENTS, stop - start))
+            self.sidecar_file.write_table(group.combine_chunks(), ROW_GROUP_DOCUMENTS)
+        self.pending = [table.slice(stop)] if stop < size else []
+        self.num_pending = size - stop
+
+
+class BlockChecksums:
+    """crc32 of each MiB of a byte stream that comes in pieces of any size."""
+
+    def __init__(self) -> None:
+        self.checksums: list[int] = []
+        self.current = 0
+        self.filled = 0
+
+    def update(self, content: bytes) -> None:
+        """Add the next bytes."""
+        view = memoryview(content)
+        while view:
+            piece = view[: BLOCK_BYTES - self.filled]
+            self.current = zlib.crc32(piece, self.current)
+            self.filled += len(piece)
+            view = view[len(piece) :]
+            if self.filled == BLOCK_BYTES:
+                self._end_block()
+
+    def finish(self) -> str:
+        """The checksums, eight hexadecimal digits each, one after the other."""
+        if self.filled:
+            self._end_block()
+        return "".join(f"{checksum:08x}" for checksum in self.checksums)
+
+    def _end_block(self) -> None:
+        self.checksums.append(self.current)
+        self.current, self.filled = 0, 0
+
+
+def commit_shards(written: list[WrittenShard], folder: Path) -> None:
+    """Rename written shards into the set's folder, sidecars first, and make it durable."""
+    for entry in written:
+        for name in (entry.shard.sidecar, entry.shard.name):
+            os.replace(entry.folder / name, folder / name)
+    sync_folder(folder)
+
+
+def read_block_checksums(metadata: dict[bytes, Any]) -> list[int]:
+    """The crc32 of each MiB of a .bin, from its sidecar's metadata."""
+    digits = metadata[BLOCK_CHECKSUMS].decode("ascii")
+    return [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]

@@ -1,0 +1,64 @@
+"""Documents and sets of shards that the tests make."""
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prep.plan import Policy
+from prep.run import Request, prepare
+from shards.format import Manifest
+
+WORDS = (
+    "the of and to in a is that for it as was with be by on not he his but at are this have from "
+    "or had an they which one you were her all she there would their we him been has when who "
+    "will more no if out so said what up its about into than them can only other new some could "
+    "naïve café 北京 Привет 🙂 3.14159 don't we'll <|endoftext|> x=1;\n\n\t"
+).split(" ")
+
+
+def make_texts(count: int, seed: int = 0, mean_words: int = 60) -> list[str]:
+    """Documents of random words, of many lengths, among them one with a single character."""
+    generator = random.Random(seed)
+    texts = ["."]
+    while len(texts) < count:
+        length = max(1, int(generator.expovariate(1 / mean_words)))
+        texts.append(" ".join(generator.choices(WORDS, k=length)))
+    return texts
+
+
+def write_parquet(path: Path, texts: list[str | None], row_group: int = 50) -> Path:
+    """A file with RefinedWeb's columns that prep uses."""
+    urls = [f"https://example.com/{path.stem}/{row}" for row in range(len(texts))]
+    table = pa.table({"content": pa.array(texts, pa.string()), "url": pa.array(urls, pa.string())})
+    pq.write_table(table, path, row_group_size=row_group)
+    return path
+
+
+def write_jsonl(path: Path, texts: list[str | None]) -> Path:
+    """A JSON lines file with the same texts."""
+    lines = [json.dumps({"content": text}, ensure_ascii=False) + "\n" for text in texts]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def prepare_quietly(out: Path, *inputs: Path, workers: int = 1, **policy: object) -> Manifest:
+    """Make a set; what prep says goes nowhere."""
+    request = Request(
+        out,
+        Policy(**policy),  # type: ignore[arg-type]
+        tuple(str(path) for path in inputs),
+        workers=workers,
+    )
+    return prepare(request, say=lambda line: None)
+
+
+def set_bytes(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file of a set, but for what tells who made it."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != "manifest.json"
+    }

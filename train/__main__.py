@@ -1,0 +1,74 @@
+"""`torchrun --nproc_per_node 4 -m train [--config NAME|FILE] [section.key=value ...]`."""
+
+import argparse
+import os
+import sys
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from train.config import Config, list_named_configs, load_config
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="torchrun --nproc_per_node N -m train",
+        description="Train on the shards that velocity prep made. The same command again goes on "
+        "where the last checkpoint left the run.",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="NAME|FILE",
+        help=f"settings: a YAML file, or one of {', '.join(list_named_configs())}; "
+        "the default is the 2B run",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="one setting")
+    return parser.parse_args(arguments)
+
+
+def load_settings(arguments: argparse.Namespace) -> Config:
+    """The settings, or one line and exit; of several ranks only the first speaks."""
+    try:
+        return load_config(arguments.config, arguments.overrides)
+    except (ValueError, OSError) as error:
+        if arguments.debug:
+            raise
+        sys.exit(describe_error(error) if os.environ.get("RANK", "0") == "0" else 1)
+
+
+def describe_error(error: Exception) -> str:
+    """The one line that the user is told."""
+    rank = int(os.environ.get("RANK", "0"))
+    return f"velocity: {f'rank {rank}: ' if rank else ''}{error}"
+
+
+@record
+def main() -> None:
+    """Run the command; exits with 128 + the signal's number where a signal ended the run."""
+    arguments = parse_arguments(sys.argv[1:])
+    config = load_settings(arguments)
+    from train.loop import train
+
+    try:
+        outcome = train(config)
+    except (ValueError, OSError) as error:
+        if arguments.debug:
+            raise
+        sys.exit(describe_error(error))
+    if os.environ.get("RANK", "0") == "0":
+        print(describe_outcome(config, outcome.step, outcome.signal_number), file=sys.stderr)
+    if outcome.signal_number:
+        sys.exit(128 + outcome.signal_number)
+
+
+def describe_outcome(config: Config, step: int, signal_number: int) -> str:
+    """What the run made, and what to type next."""
+    folder = config.infrastructure.output_dir
+    if signal_number:
+        return f"stopped at step {step:,}; the same command goes on from {folder}"
+    return f"done: step {step:,}; try it with: velocity sample --ckpt {folder}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The folder of checkpoints: save whole or not at all, keep the newest, find where to go on."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from model.checkpoint import CHECKSUMS, CheckpointError, list_checkpoints, seal, verify
+from shards.durable import sync_folder
+from train.config import InfrastructureConfig
+from train.state import TRAINING_STATE
+
+UNFINISHED = ".unfinished-"
+Say = Callable[[str], None]
+
+
+def save_checkpoint(folder: Path, step: int, keep: int, fill: Callable[[Path], None]) -> Path:
+    """Make folder/checkpoint-<step>, whose files `fill` writes; returns its path.
+
+    It gets its name when all its files and their sha256s are on the disk, so that a kill at any
+    moment leaves either the whole checkpoint or none. Then only the newest `keep` stay.
+    """
+    final = folder / f"checkpoint-{step}"
+    unfinished = folder / f"{UNFINISHED}{final.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_unfinished(folder)
+    unfinished.mkdir()
+    fill(unfinished)
+    seal(unfinished)
+    if final.exists():  # A damaged one, or one that the run was rewound behind.
+        remove_checkpoint(final)
+    os.rename(unfinished, final)
+    sync_folder(folder)
+    for old in list_checkpoints(folder)[keep:]:
+        remove_checkpoint(old)
+    return final
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a killed save left."""
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(leftover)
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint; the mark of completeness first, so that no half is taken for it."""
+    (checkpoint / CHECKSUMS).unlink(missing_ok=True)
+    sync_folder(checkpoint)
+    shutil.rmtree(checkpoint)
+
+
+def find_start(config: InfrastructureConfig, say: Say) -> Path | None:
+    """The checkpoint to go on from; None = start from scratch.
+
+    The newest complete and undamaged one in output_dir; where there is none, the one that
+    infrastructure.resume_from_checkpoint names.
+    """
+    folder = Path(config.output_dir)
+    candidates = list_checkpoints(folder)
+    wanted = config.resume_from_checkpoint
+    if wanted is None:
+        if candidates:
+            raise ValueError(
+                f"{folder} holds {candidates[0].name}, and "
+                "infrastructure.resume_from_checkpoint=null asks for a start from scratch; "
+                "choose another infrastructure.output_dir, or leave the setting at auto"
+            )
+        return None
+    for checkpoint in candidates:
+        try:
+            verify_training_checkpoint(checkpoint)
+            return checkpoint
+        except CheckpointError as error:
+            say(f"{error}; trying the checkpoint before it")
+    if candidates:
+        raise ValueError(
+            f"{folder}: every checkpoint in it is damaged; restore one, or move them away"
+        )
+    if wanted == "auto":
+        return None
+    verify_training_checkpoint(Path(wanted))
+    return Path(wanted)
+
+
+def verify_training_checkpoint(checkpoint: Path) -> None:
+    """CheckpointError where a checkpoint is damaged, or has no run's state to go on from."""
+    if not checkpoint.is_dir():
+        raise CheckpointError(
+            f"{checkpoint}: no such checkpoint; set infrastructure.resume_from_checkpoint=null to "
+            "start from scratch"
+        )
+    verify(checkpoint)
+    if not (checkpoint / TRAINING_STATE).is_file():
+        raise CheckpointError(
+            f"{checkpoint}: holds a model but no {TRAINING_STATE}, so a run cannot go on from it"
+        )

@@ -1,0 +1,78 @@
+"""The ranks of a run: who am I, on which device, and what do all of us say together."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from train.config import DistributedConfig
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One process of a run; `rank` counts over all machines, `local_rank` on this one."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes files and speaks to the user."""
+        return self.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value, summed over the ranks."""
+        if self.world_size == 1:
+            return list(values)
+        totals = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(totals)
+        return [float(total) for total in totals.tolist()]
+
+    def wait_for_all(self) -> None:
+        """Return when every rank has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_ranks(config: DistributedConfig) -> Iterator[Rank]:
+    """This process as one rank of the run that torchrun started, or as a run of its own."""
+    rank = int(os.environ.get("RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = choose_device(local_rank, config.backend)
+    if world_size == 1:
+        yield Rank(rank, world_size, local_rank, device)
+        return
+    backend = config.backend
+    if backend == "auto":
+        backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
+    try:
+        yield Rank(rank, world_size, local_rank, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(local_rank: int, backend: str) -> torch.device:
+    """The GPU of this rank, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        if backend == "nccl":
+            raise ValueError(
+                "distributed.backend is nccl, and torch finds no GPU here; "
+                "set distributed.backend=gloo or leave it at auto"
+            )
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"rank {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+            f"run torchrun with --nproc_per_node {torch.cuda.device_count()}"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,47 @@
+"""The validation loss: the same windows for every run, one behind the other, split over ranks."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from model.transformer import Transformer
+from shards.reader import TokenStream
+from train.distributed import Rank
+from train.precision import Autocast
+
+
+def count_windows(stream: TokenStream, max_seq_length: int, wanted: int) -> int:
+    """How many windows the validation loss is taken over: `wanted`, or as many as there are."""
+    return min(wanted, max(stream.num_tokens - 1, 0) // max_seq_length)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Transformer,
+    stream: TokenStream,
+    num_windows: int,
+    batch_size: int,
+    max_seq_length: int,
+    rank: Rank,
+    autocast: Autocast,
+    is_stopping: Callable[[], bool],
+) -> float | None:
+    """The mean loss over the first `num_windows` windows of a split.
+
+    None where there are no windows, or where a stop was asked for on the way.
+    """
+    if num_windows == 0:
+        return None
+    total = 0.0
+    for first in range(0, num_windows, batch_size * rank.world_size):
+        if rank.sum(is_stopping())[0]:
+            return None
+        own = np.arange(first + rank.rank * batch_size, first + (rank.rank + 1) * batch_size)
+        own = own[own < num_windows]
+        if len(own):
+            windows = stream.windows(own * max_seq_length, max_seq_length + 1).astype(np.int64)
+            batch = torch.from_numpy(windows).to(rank.device)
+            with autocast():
+                total += float(model(batch[:, :-1], batch[:, 1:])) * len(own)
+    return rank.sum(total)[0] / num_windows

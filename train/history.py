@@ -1,0 +1,55 @@
+"""Which samples a step saw, also where the number of ranks or the batch changed on the way.
+
+A run's history is a list of stretches; each began at a step and a sample and took so many samples
+a step. It is kept in every checkpoint, and it is all that `velocity shards trace` needs.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps from `first_step` on take `samples_per_step`, the first from `first_sample` on."""
+
+    first_step: int
+    first_sample: int
+    samples_per_step: int
+
+
+History = tuple[Stretch, ...]
+
+
+def extend_history(history: History, step: int, sample: int, samples_per_step: int) -> History:
+    """The history of a run that goes on at `step` and `sample`.
+
+    >>> history = extend_history((), 0, 0, 32)
+    >>> extend_history(history, 10, 320, 32) == history
+    True
+    >>> extend_history(history, 10, 320, 64)[-1]
+    Stretch(first_step=10, first_sample=320, samples_per_step=64)
+    """
+    kept = tuple(stretch for stretch in history if stretch.first_step < step)
+    if kept and kept[-1].samples_per_step == samples_per_step:
+        return kept
+    return (*kept, Stretch(step, sample, samples_per_step))
+
+
+def samples_of_step(history: History, step: int) -> range:
+    """The samples that step number `step`, counted from 0, sees.
+
+    >>> samples_of_step((Stretch(0, 0, 32), Stretch(10, 320, 64)), 11)
+    range(384, 448)
+    """
+    stretch = [entry for entry in history if entry.first_step <= step][-1]
+    first = stretch.first_sample + (step - stretch.first_step) * stretch.samples_per_step
+    return range(first, first + stretch.samples_per_step)
+
+
+def step_of_sample(history: History, sample: int) -> int:
+    """The step that sees a sample; the inverse of `samples_of_step`.
+
+    >>> step_of_sample((Stretch(0, 0, 32), Stretch(10, 320, 64)), 400)
+    11
+    """
+    stretch = [entry for entry in history if entry.first_sample <= sample][-1]
+    return stretch.first_step + (sample - stretch.first_sample) // stretch.samples_per_step

@@ -1,0 +1,28 @@
+"""Which dtype a step computes in; weights, gradients and optimizer stay fp32."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+
+from train.config import Precision
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+def make_autocast(device: torch.device, precision: Precision) -> Autocast:
+    """A function that opens the context in which forward passes run."""
+    if precision == "fp32":
+        return nullcontext
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    return partial(torch.autocast, device.type, dtype)
+
+
+def check_precision(device: torch.device, precision: Precision) -> None:
+    """ValueError where the GPU has no bf16."""
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ValueError(
+            f"training.precision is bf16, which {torch.cuda.get_device_name(device)} does not "
+            "have; set training.precision=fp16"
+        )

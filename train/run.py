@@ -1,0 +1,179 @@
+"""A run's parts, put together: from scratch, or where a checkpoint left it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.checkpoint import load_model, save_model
+from model.transformer import Transformer
+from shards.format import TOKENIZER
+from shards.order import SampleOrder
+from shards.reader import Shards, open_shards
+from shards.tokenizer import load_checked_tokenizer
+from train.batches import Batches, Dealing
+from train.checkpoints import find_start, save_checkpoint
+from train.config import Config
+from train.distributed import Rank
+from train.history import History, extend_history
+from train.optimizer import SkipCount, make_optimizer, make_scaler
+from train.precision import Autocast, check_precision, make_autocast
+from train.state import Progress, read_progress, read_run_config, restore_state, save_state
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Run:
+    """Everything that a step needs; `step` counts the steps that are done."""
+
+    config: Config
+    rank: Rank
+    shards: Shards
+    model: Transformer
+    # The model as the ranks share it; on one rank, the model itself.
+    parallel_model: nn.Module
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    autocast: Autocast
+    batches: Batches
+    step: int
+    history: History
+    skips: SkipCount = field(default_factory=SkipCount)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that all ranks together see in a step."""
+        return self.batches.dealing.samples_per_step * self.config.data.max_seq_length
+
+    @property
+    def progress(self) -> Progress:
+        """What a checkpoint says of where the run is."""
+        dataset_id = self.shards.manifest.dataset_id
+        return Progress(self.step, self.batches.consumed, self.history, dataset_id)
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment; its path. The first rank writes, all wait."""
+        infrastructure = self.config.infrastructure
+        folder = Path(infrastructure.output_dir)
+        if self.rank.is_first:
+            keep = self.config.training.save_total_limit
+            save_checkpoint(folder, self.step, keep, self._fill_checkpoint)
+        self.rank.wait_for_all()
+        return folder / f"checkpoint-{self.step}"
+
+    def _fill_checkpoint(self, folder: Path) -> None:
+        tokenizer_json = (self.shards.folder / TOKENIZER).read_text(encoding="utf-8")
+        save_model(folder, self.model, tokenizer_json)
+        save_state(
+            folder, self.config, self.progress, self.model, self.optimizer, self.scaler, self.skips
+        )
+
+
+def build_run(config: Config, rank: Rank, say: Say) -> Run:
+    """The run that the settings describe, at its beginning or where its checkpoint left it."""
+    check_precision(rank.device, config.training.precision)
+    shards = open_checked_shards(config)
+    start = find_start(config.infrastructure, say)
+    if start:
+        check_same_run(config, shards, start, say)
+    model = build_model(config, rank, start)
+    optimizer = make_optimizer(model, config.training)
+    scaler = make_scaler(rank.device, config.training)
+    skips = SkipCount()
+    progress = Progress(0, 0, (), shards.manifest.dataset_id)
+    if start:
+        progress = restore_state(start, model, optimizer, scaler, skips)
+        say(f"going on from {start}: step {progress.step:,}")
+    batches = make_batches(config, rank, shards, progress.samples_consumed)
+    per_step = batches.dealing.samples_per_step
+    history = extend_history(progress.history, progress.step, progress.samples_consumed, per_step)
+    return Run(
+        config,
+        rank,
+        shards,
+        model,
+        share_model(model, rank),
+        optimizer,
+        scaler,
+        make_autocast(rank.device, config.training.precision),
+        batches,
+        progress.step,
+        history,
+        skips,
+    )
+
+
+def open_checked_shards(config: Config) -> Shards:
+    """The run's shards; ValueError where they are not for this model."""
+    shards = open_shards(config.data.shards)
+    load_checked_tokenizer(shards.folder, shards.manifest)
+    vocab_size = shards.manifest.vocab_size
+    if vocab_size != config.model.vocab_size:
+        raise ValueError(
+            f"{shards.folder}: its tokenizer has {vocab_size} ids, model.vocab_size is "
+            f"{config.model.vocab_size}; set model.vocab_size={vocab_size}"
+        )
+    return shards
+
+
+def build_model(config: Config, rank: Rank, start: Path | None) -> Transformer:
+    """The model on this rank's device: a checkpoint's, or the one that the seed decides."""
+    if start:
+        model = load_model(start, rank.device)
+    else:
+        torch.manual_seed(config.infrastructure.seed)
+        with rank.device:
+            model = Transformer(config.model)
+    model.gradient_checkpointing = config.training.gradient_checkpointing
+    compiles = config.training.compile
+    if compiles or (compiles is None and rank.device.type == "cuda"):
+        model.compile_blocks()
+    return model.train()
+
+
+def share_model(model: Transformer, rank: Rank) -> nn.Module:
+    """The model under DDP, which averages the gradients; on one rank, the model itself."""
+    if rank.world_size == 1:
+        return model
+    device_ids = [rank.device] if rank.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+def make_batches(config: Config, rank: Rank, shards: Shards, consumed: int) -> Batches:
+    """This rank's share of the samples behind those that were consumed."""
+    stream = shards.stream("train")
+    order = SampleOrder(stream.num_tokens, config.data.max_seq_length, config.infrastructure.seed)
+    dealing = Dealing(
+        config.training.batch_size_per_device,
+        config.training.gradient_accumulation_steps,
+        rank.rank,
+        rank.world_size,
+    )
+    return Batches(stream, order, dealing, rank.device, consumed)
+
+
+def check_same_run(config: Config, shards: Shards, start: Path, say: Say) -> None:
+    """ValueError where a setting that must stay differs from the checkpoint's; others are said."""
+    before = read_run_config(start)
+    fixed = [
+        ("data.max_seq_length", before.data.max_seq_length, config.data.max_seq_length),
+        ("infrastructure.seed", before.infrastructure.seed, config.infrastructure.seed),
+        ("dataset_id", read_progress(start).dataset_id, shards.manifest.dataset_id),
+    ]
+    for entry in fields(config.model):
+        old, new = getattr(before.model, entry.name), getattr(config.model, entry.name)
+        fixed.append((f"model.{entry.name}", old, new))
+    for name, old, new in fixed:
+        if old != new:
+            raise ValueError(
+                f"{start}: was trained with {name}={old}, now it is {new}; keep it as it was, or "
+                "choose another infrastructure.output_dir for a new run"
+            )
+    for entry in fields(config.training):
+        old, new = getattr(before.training, entry.name), getattr(config.training, entry.name)
+        if old != new:
+            say(f"training.{entry.name} was {old}, is now {new}")

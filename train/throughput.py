@@ -1,0 +1,128 @@
+"""Tokens a second, MFU and memory: how they are computed, and from which peaks.
+
+MFU counts 6 FLOPs a matrix weight and token plus 12 L D T for attention, the whole square (PaLM:
+Chowdhery et al. 2022, appendix B), against the dense peak of the vendor's data sheet.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from train.config import Precision
+
+# Dense TFLOP/s, without sparsity, by the device's full name: an unknown one has no MFU, since a
+# guess would be wrong by up to a factor (an H100 comes in three kinds).
+HOPPER_SXM: dict[Precision, float] = {"fp16": 989.4, "bf16": 989.4, "fp32": 66.9}
+HOPPER_PCIE: dict[Precision, float] = {"fp16": 756.0, "bf16": 756.0, "fp32": 51.2}
+A100: dict[Precision, float] = {"fp16": 312.0, "bf16": 312.0, "fp32": 19.5}
+V100: dict[Precision, float] = {"fp16": 125.0, "fp32": 15.7}
+PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
+    "NVIDIA H200": HOPPER_SXM,
+    "NVIDIA H100 80GB HBM3": HOPPER_SXM,
+    "NVIDIA H100 PCIe": HOPPER_PCIE,
+    "NVIDIA A100-SXM4-80GB": A100,
+    "NVIDIA A100-SXM4-40GB": A100,
+    "NVIDIA A100 80GB PCIe": A100,
+    "NVIDIA A100-PCIE-40GB": A100,
+    "NVIDIA L40S": {"fp16": 362.0, "bf16": 362.0, "fp32": 91.6},
+    "NVIDIA L4": {"fp16": 121.0, "bf16": 121.0, "fp32": 30.3},
+    "Tesla V100-SXM2-16GB": V100,
+    "Tesla V100-SXM2-32GB": V100,
+    "Tesla T4": {"fp16": 65.0, "fp32": 8.1},
+}
+
+
+def find_peak_flops(device_name: str, precision: Precision) -> float | None:
+    """The device's peak in FLOP/s; None where it is unknown.
+
+    >>> find_peak_flops("NVIDIA H100 80GB HBM3", "fp16")
+    989400000000000.0
+    >>> find_peak_flops("NVIDIA GeForce GTX 1080", "fp16") is None
+    True
+    """
+    tflops = PEAK_TFLOPS.get(device_name, {}).get(precision)
+    return None if tflops is None else tflops * 1e12
+
+
+def find_device_peak(device: torch.device, precision: Precision) -> float | None:
+    """The peak of this rank's device."""
+    if device.type != "cuda":
+        return None
+    return find_peak_flops(torch.cuda.get_device_name(device), precision)
+
+
+def measure_peak_memory(device: torch.device) -> int:
+    """The most bytes this process has had: of GPU memory, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Speed:
+    """Adds up loss, steps and the time they took, from one logged step to the next."""
+
+    def __init__(
+        self,
+        tokens_per_step: int,
+        flops_per_token: int,
+        peak_flops: float | None,
+        device: torch.device,
+    ) -> None:
+        self.tokens_per_step = tokens_per_step
+        self.flops_per_token = flops_per_token
+        self.peak_flops = peak_flops  # of all ranks together
+        self.device = device
+        self._reset()
+
+    @contextmanager
+    def measure_step(self) -> Iterator[None]:
+        """Time a step. It ends by reading its loss, so the device has done it."""
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+        self.num_steps += 1
+
+    def add_loss(self, loss: float) -> None:
+        """Add a step's loss to the mean."""
+        self.total_loss += loss
+
+    def take(self) -> dict[str, float | None]:
+        """The figures since the last call; checkpoints and evaluations are not in them."""
+        tokens_per_second = compute_rate(self.num_steps * self.tokens_per_step, self.seconds)
+        figures: dict[str, float | None] = {
+            "loss": self.total_loss / max(self.num_steps, 1),
+            "tokens_per_second": tokens_per_second,
+            "mfu": compute_mfu(tokens_per_second, self.flops_per_token, self.peak_flops),
+            "step_seconds": self.seconds / max(self.num_steps, 1),
+            "memory_bytes": measure_peak_memory(self.device),
+        }
+        self._reset()
+        return figures
+
+    def _reset(self) -> None:
+        self.num_steps, self.seconds, self.total_loss = 0, 0.0, 0.0
+
+
+def compute_rate(count: float, seconds: float) -> float:
+    """How many a second.
+
+    >>> compute_rate(4096, 2.0)
+    2048.0
+    """
+    return count / seconds if seconds > 0 else 0.0
+
+
+def compute_mfu(
+    tokens_per_second: float, flops_per_token: int, peak_flops: float | None
+) -> float | None:
+    """The share of the peak that tokens/s amount to; None where the peak is unknown.
+
+    >>> round(compute_mfu(43_000, 11_489_193_984, 989.4e12), 3)
+    0.499
+    """
+    return tokens_per_second * flops_per_token / peak_flops if peak_flops else None
