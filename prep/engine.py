@@ -1,32 +1,33 @@
-"""Jobs on this machine's cores: one process a worker, none shared state but their counters.
+"""Units on this machine's cores: one process a worker, nothing shared but their counters.
 
-A worker that is killed breaks its pool; the pool is made anew and the jobs that were in work are
-done again. A worker whose parent is gone ends itself.
+A worker that is killed is replaced and its unit is done again; the others work on. A worker whose
+parent is gone ends itself. (concurrent.futures' pool was tried: it can hang when a worker dies
+while another one is being started.)
 """
 
 import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, MutableSequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for_sentinel
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext, SpawnProcess
 
 from prep.receipts import Receipt
 from prep.units import Report, UnitJob, process_unit
 
 MAX_ATTEMPTS = 3
 POLL_SECONDS = 0.2
-# Counters of a unit: documents read, tokens written, bytes of text read.
+# Counters of a unit: documents read, tokens written, bytes of text read. They are shared with the
+# parent without a lock: each has one writer, and a reader that is late is no worse for it.
 NUM_COUNTERS = 3
 
-# In a worker: the counters of all units, shared with the parent without a lock. Each unit has
-# one writer, and a reader that sees a number half a second late is no worse for it.
-counters: MutableSequence[int] = []
-
+Counters = MutableSequence[int]
 NextJob = Callable[[set[int]], UnitJob | None]
-Tick = Callable[[MutableSequence[int]], None]
+Tick = Callable[[Counters], None]
 
 
 def run_jobs(next_job: NextJob, workers: int, num_units: int, tick: Tick) -> Iterator[Receipt]:
@@ -42,97 +43,131 @@ def run_jobs(next_job: NextJob, workers: int, num_units: int, tick: Tick) -> Ite
 
 def run_inline(next_job: NextJob, num_units: int, tick: Tick) -> Iterator[Receipt]:
     """Do the jobs one after the other in this process."""
-    shared = [0] * (NUM_COUNTERS * num_units)
+    counters = [0] * (NUM_COUNTERS * num_units)
     while (job := next_job(set())) is not None:
-        yield process_unit(job, make_report(shared, job.number, tick))
+        yield process_unit(job, make_report(counters, job.number, tick))
 
 
 def run_pool(next_job: NextJob, workers: int, num_units: int, tick: Tick) -> Iterator[Receipt]:
     """Do the jobs in worker processes, as many at a time as there are workers."""
     context = multiprocessing.get_context("spawn")  # Safe with threads, the same on all systems.
-    shared = context.RawArray("q", NUM_COUNTERS * num_units)
-    attempts: dict[int, int] = {}
-    retries: list[UnitJob] = []
-
-    def make_pool() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, context, start_worker, (shared,))
-
-    pool = make_pool()
-    in_work: dict[Future[Receipt], UnitJob] = {}
+    counters = context.RawArray("q", NUM_COUNTERS * num_units)
+    busy: list[Worker] = []
+    idle: list[Worker] = []
+    lost_jobs: list[UnitJob] = []
+    losses: Counter[int] = Counter()
     try:
         while True:
-            while len(in_work) < workers:
-                units = {job.number for job in in_work.values()}
-                job = retries.pop() if retries else next_job(units)
+            while len(busy) < workers:
+                in_work = {worker.job.number for worker in busy}
+                job = lost_jobs.pop() if lost_jobs else next_job(in_work)
                 if job is None:
                     break
-                in_work[pool.submit(run_in_worker, job)] = job
-            if not in_work:
+                worker = idle.pop() if idle else start_worker(context, counters, job)
+                worker.assign(job)
+                busy.append(worker)
+            if not busy:
                 return
-            done, _ = wait(in_work, POLL_SECONDS, FIRST_COMPLETED)
-            tick(shared)
-            lost = []
-            for future in done:
-                job = in_work.pop(future)
-                try:
-                    receipt = future.result()
-                except BrokenProcessPool:
-                    lost.append(job)
-                    continue
-                yield receipt
-            if lost:
-                lost += in_work.values()
-                in_work.clear()
-                for job in lost:
-                    count_attempt(attempts, job)
-                retries += lost
-                pool.shutdown(wait=True)
-                pool = make_pool()
+            ready = wait([worker.connection for worker in busy], POLL_SECONDS)
+            tick(counters)
+            for worker in [worker for worker in busy if worker.connection in ready]:
+                receipt = worker.receive()
+                busy.remove(worker)
+                if receipt is None:
+                    count_loss(losses, worker.job)
+                    lost_jobs.append(worker.job)
+                else:
+                    idle.append(worker)
+                    yield receipt
     finally:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+        for worker in busy + idle:
+            worker.stop()
 
 
-def count_attempt(attempts: dict[int, int], job: UnitJob) -> None:
-    """Note that a worker was lost during a job; ValueError when that happens again and again."""
-    attempts[job.number] = attempts.get(job.number, 0) + 1
-    if attempts[job.number] == MAX_ATTEMPTS:
+@dataclass
+class Worker:
+    """A worker process as its parent sees it, and the job that it has."""
+
+    process: SpawnProcess
+    connection: Connection
+    job: UnitJob
+
+    def assign(self, job: UnitJob) -> None:
+        """Give it its next job."""
+        self.job = job
+        with suppress(OSError):  # Where it was killed between two jobs, receive() will tell.
+            self.connection.send(job)
+
+    def receive(self) -> Receipt | None:
+        """Its job's receipt; None where it died. Raises what the job raised."""
+        try:
+            result = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            return None
+        if isinstance(result, Exception):
+            raise result
+        assert isinstance(result, Receipt)
+        return result
+
+    def stop(self) -> None:
+        """End the process, whatever it is at."""
+        self.process.terminate()
+        self.process.join()
+
+
+def start_worker(context: SpawnContext, counters: Counters, job: UnitJob) -> Worker:
+    """Start a worker process, for its first job."""
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, counters), daemon=True)
+    process.start()
+    theirs.close()  # So that the worker's death is seen as the end of the connection.
+    return Worker(process, ours, job)
+
+
+def count_loss(losses: Counter[int], job: UnitJob) -> None:
+    """Note that a worker died during a job; ValueError when that happens again and again."""
+    losses[job.number] += 1
+    if losses[job.number] == MAX_ATTEMPTS:
         raise ValueError(
             f"{job.pieces[0].name}: a worker was killed {MAX_ATTEMPTS} times while it was at this "
             "file, most likely for want of memory; try again with fewer --workers"
         )
 
 
-def start_worker(shared: MutableSequence[int]) -> None:
-    """Set up a worker process."""
-    global counters
-    counters = shared
+def work(connection: Connection, counters: Counters) -> None:
+    """A worker process: do jobs and send their receipts, or what went wrong."""
     # Ctrl-C reaches every process of the terminal; the parent alone decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=exit_with_parent, daemon=True).start()
+    while True:
+        job = connection.recv()
+        try:
+            connection.send(process_unit(job, make_report(counters, job.number)))
+        except Exception as error:
+            connection.send(error if isinstance(error, ValueError | OSError) else flatten(error))
+
+
+def flatten(error: Exception) -> Exception:
+    """An error that survives the way to the parent, whatever it held."""
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def exit_with_parent() -> None:
     """End this process when its parent has died, so that nobody writes for nobody."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait_for_sentinel([parent.sentinel])
+    wait([parent.sentinel])
     os._exit(1)
 
 
-def run_in_worker(job: UnitJob) -> Receipt:
-    """Do a job in a worker process."""
-    return process_unit(job, make_report(counters, job.number))
-
-
-def make_report(shared: MutableSequence[int], unit: int, tick: Tick | None = None) -> Report:
+def make_report(counters: Counters, unit: int, tick: Tick | None = None) -> Report:
     """What a unit's work calls to say how far it is."""
     first = unit * NUM_COUNTERS
 
     def report(documents: int, tokens: int, text_bytes: int) -> None:
-        shared[first], shared[first + 1], shared[first + 2] = documents, tokens, text_bytes
+        counters[first], counters[first + 1], counters[first + 2] = documents, tokens, text_bytes
         if tick:
-            tick(shared)
+            tick(counters)
 
     return report

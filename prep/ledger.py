@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from prep.budget import Budget
-from prep.receipts import Receipt, discard_unit, read_receipt
+from prep.receipts import Receipt, discard_unit, pending_path, read_receipt
 
 
 class Ledger:
@@ -24,6 +24,9 @@ class Ledger:
         self.settled = 0
         self.remaining = budget
         self.is_full = budget.is_spent
+        for unit in range(num_units):
+            if pending_path(folder, unit).exists():  # Killed while its shards got their names.
+                discard_unit(folder, unit)
         found = (read_receipt(folder, unit, plan_id) for unit in range(num_units))
         self.receipts = {receipt.unit: receipt for receipt in found if receipt}
         self._settle()
@@ -51,16 +54,15 @@ class Ledger:
         """The receipts of the finished set, in plan order; units behind its end are discarded."""
         assert self.is_complete
         for unit in range(self.settled, self.num_units):
-            receipt = read_receipt(self.folder, unit, self.plan_id)
-            if receipt:
-                discard_unit(self.folder, receipt)
+            discard_unit(self.folder, unit)
         return [self.receipts[unit] for unit in range(self.settled)]
 
     def _settle(self) -> None:
         while not self.is_complete and self.settled in self.receipts:
             receipt = self.receipts[self.settled]
             if not self._is_exact(receipt):
-                discard_unit(self.folder, self.receipts.pop(self.settled))
+                del self.receipts[self.settled]
+                discard_unit(self.folder, self.settled)
                 return
             self.remaining = self.remaining.minus(receipt.num_documents, receipt.num_tokens)
             self.settled += 1

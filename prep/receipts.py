@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from prep.budget import Budget
-from shards.durable import sync_folder, write_file
+from shards.durable import commit, sync_folder, write_file
 from shards.format import TOKEN_BYTES, Json, Shard, load_json
 
 
@@ -85,9 +85,19 @@ def receipt_path(folder: Path, unit: int) -> Path:
     return work_folder(folder) / "units" / f"{unit:05d}.json"
 
 
-def write_receipt(folder: Path, receipt: Receipt) -> None:
-    """Write a receipt durably: from here on the unit is done."""
-    write_file(receipt_path(folder, receipt.unit), json.dumps(asdict(receipt), indent=1) + "\n")
+def pending_path(folder: Path, unit: int) -> Path:
+    """Where a receipt lies until its shards have their names, so that none is without a receipt."""
+    return receipt_path(folder, unit).with_suffix(".pending")
+
+
+def write_pending(folder: Path, receipt: Receipt) -> None:
+    """Say, before they get their names, which shards a unit makes."""
+    write_file(pending_path(folder, receipt.unit), json.dumps(asdict(receipt), indent=1) + "\n")
+
+
+def confirm_pending(folder: Path, unit: int) -> None:
+    """Make the pending receipt the receipt: from here on the unit is done."""
+    commit(pending_path(folder, unit), receipt_path(folder, unit))
 
 
 def read_receipt(folder: Path, unit: int, plan_id: str) -> Receipt | None:
@@ -120,11 +130,15 @@ def has_files(folder: Path, shard: Shard) -> bool:
     return has_tokens and (folder / shard.sidecar).is_file()
 
 
-def discard_unit(folder: Path, receipt: Receipt) -> None:
-    """Take a unit back: its receipt first, so that it never names files that are gone."""
-    path = receipt_path(folder, receipt.unit)
-    path.unlink(missing_ok=True)
-    sync_folder(path.parent)
-    for shard in receipt.shards:
+def discard_unit(folder: Path, unit: int) -> None:
+    """Take a unit back, or what a kill left of it; its receipts first, as they promise files."""
+    paths = [
+        path for path in (receipt_path(folder, unit), pending_path(folder, unit)) if path.exists()
+    ]
+    receipts = [parse_receipt(load_json(path)) for path in paths]
+    for path in paths:
+        path.unlink()
+        sync_folder(path.parent)
+    for shard in [shard for receipt in receipts for shard in receipt.shards]:
         (folder / shard.name).unlink(missing_ok=True)
         (folder / shard.sidecar).unlink(missing_ok=True)

@@ -7,17 +7,27 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+
+from tokenizers import Tokenizer
 
 from prep.budget import Budget
 from prep.documents import Documents, Piece, read_documents
 from prep.encode import EncodedBatch, encode_batch
 from prep.hub import HubDataset, download
 from prep.plan import Policy
-from prep.receipts import Audit, Receipt, downloads_folder, temporary_folder, write_receipt
+from prep.receipts import (
+    Audit,
+    Receipt,
+    confirm_pending,
+    downloads_folder,
+    temporary_folder,
+    write_pending,
+)
 from shards.format import SPLITS, TOKENIZER
 from shards.tokenizer import load_tokenizer
-from shards.writer import ShardWriter, WrittenShard, commit_shards
+from shards.writer import ShardWriter, commit_shards
 
 # (documents read, tokens written, bytes of text read) of the unit so far.
 Report = Callable[[int, int, int], None]
@@ -42,29 +52,26 @@ def process_unit(job: UnitJob, report: Report) -> Receipt:
     temporary = Path(
         tempfile.mkdtemp(prefix=f"{job.number:05d}-", dir=temporary_folder(job.folder))
     )
+    work = UnitWork(job, temporary, report)
     try:
-        work = UnitWork(job, temporary, report)
-        for piece in job.pieces:
-            work.read_piece(piece)
-            if work.truncated:
-                break
-        written = work.finish()
-        commit_shards(written, job.folder)
-        receipt = Receipt(
-            job.plan_id,
-            job.number,
-            job.budget,
-            work.truncated,
-            tuple(entry.shard for entry in written),
-            {entry.shard.sidecar: entry.sidecar_sha256 for entry in written},
-            work.audit,
-        )
-        write_receipt(job.folder, receipt)
+        receipt = work.run()
+    except OSError as error:  # Sources name themselves in a ValueError: this is our own writing.
+        raise ValueError(
+            f"{job.folder}: unit {job.number} could not be written ({error.strerror or error}); "
+            "free some disk and run the same command again, what is committed stays"
+        ) from error
     finally:
+        work.close()
         shutil.rmtree(temporary, ignore_errors=True)
     for path in work.downloaded:
         path.unlink(missing_ok=True)
     return receipt
+
+
+@lru_cache(maxsize=1)
+def load_once(path: Path) -> Tokenizer:
+    """The set's tokenizer, loaded once a process."""
+    return load_tokenizer(path)
 
 
 class UnitWork:
@@ -73,7 +80,7 @@ class UnitWork:
     def __init__(self, job: UnitJob, temporary: Path, report: Report) -> None:
         self.job = job
         self.report = report
-        self.tokenizer = load_tokenizer(job.folder / TOKENIZER)
+        self.tokenizer = load_once(job.folder / TOKENIZER)
         self.threshold = job.policy.validation_threshold()
         self.writers = {
             split: ShardWriter(
@@ -87,6 +94,32 @@ class UnitWork:
         self.truncated = False
         self.downloaded: list[Path] = []
 
+    def run(self) -> Receipt:
+        """Read all pieces, commit their shards, and leave the receipt."""
+        for piece in self.job.pieces:
+            self.read_piece(piece)
+            if self.truncated:
+                break
+        written = [entry for split in SPLITS for entry in self.writers[split].finish()]
+        receipt = Receipt(
+            self.job.plan_id,
+            self.job.number,
+            self.job.budget,
+            self.truncated,
+            tuple(entry.shard for entry in written),
+            {entry.shard.sidecar: entry.sidecar_sha256 for entry in written},
+            self.audit,
+        )
+        write_pending(self.job.folder, receipt)
+        commit_shards(written, self.job.folder)
+        confirm_pending(self.job.folder, self.job.number)
+        return receipt
+
+    def close(self) -> None:
+        """Let go of files that are still open because the work failed."""
+        for writer in self.writers.values():
+            writer.close()
+
     def read_piece(self, piece: Piece) -> None:
         """Read a piece's documents to its end, or to the end of the budget."""
         self.audit.rows_by_source.setdefault(piece.name, 0)
@@ -97,10 +130,6 @@ class UnitWork:
             self.report(self.audit.documents_read, self.num_tokens, self.audit.text_bytes)
             if self.truncated:
                 return
-
-    def finish(self) -> list[WrittenShard]:
-        """Close the writers; train shards first."""
-        return [shard for split in SPLITS for shard in self.writers[split].finish()]
 
     def _fetch(self, piece: Piece) -> Piece:
         """The piece with a path to read: a file of the Hub is downloaded first."""

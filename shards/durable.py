@@ -24,7 +24,7 @@ def commit(temporary: Path, final: Path) -> None:
 
 def write_file(path: Path, content: str) -> None:
     """Write a small text file: under a temporary name first, then renamed onto `path`."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write(content)
         file.flush()

@@ -7,6 +7,7 @@ folder always means a whole file. How documents are dealt to batches does not ch
 import hashlib
 import os
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,12 @@ class ShardWriter:
         self._close_file()
         return self.written
 
+    def close(self) -> None:
+        """Let go of a file that will not be finished."""
+        if self.open_file is not None:
+            self.open_file.abandon()
+            self.open_file = None
+
     def _file_with_room_for(self, num_tokens: int) -> "OpenShard":
         file = self.open_file
         if file and file.num_tokens and file.num_tokens + num_tokens > self.shard_tokens:
@@ -178,6 +185,13 @@ class OpenShard:
             self.sha256.hexdigest(),
         )
         return WrittenShard(shard, hash_file(sidecar), self.folder)
+
+    def abandon(self) -> None:
+        """Close both files as they are."""
+        with suppress(OSError):
+            self.tokens_file.close()
+        with suppress(OSError):
+            self.sidecar_file.close()
 
     def _write_rows(self, whole_groups_only: bool) -> None:
         if not self.pending:

@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from model.checkpoint import CHECKSUMS, CheckpointError, list_checkpoints, seal, verify
+from safetensors import SafetensorError
+
+from model.seal import CHECKSUMS, CheckpointError, list_checkpoints, seal, verify
 from shards.durable import sync_folder
 from train.config import InfrastructureConfig
-from train.state import TRAINING_STATE
+from train.progress import TRAINING_STATE
 
 UNFINISHED = ".unfinished-"
 Say = Callable[[str], None]
@@ -25,8 +27,15 @@ def save_checkpoint(folder: Path, step: int, keep: int, fill: Callable[[Path], N
     folder.mkdir(parents=True, exist_ok=True)
     clear_unfinished(folder)
     unfinished.mkdir()
-    fill(unfinished)
-    seal(unfinished)
+    try:
+        fill(unfinished)
+        seal(unfinished)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished)
+        raise ValueError(
+            f"{final} could not be written ({error}); free some disk and run the same command "
+            "again, the checkpoints before it are whole"
+        ) from error
     if final.exists():  # A damaged one, or one that the run was rewound behind.
         remove_checkpoint(final)
     os.rename(unfinished, final)

@@ -21,7 +21,8 @@ from train.distributed import Rank
 from train.history import History, extend_history
 from train.optimizer import SkipCount, make_optimizer, make_scaler
 from train.precision import Autocast, check_precision, make_autocast
-from train.state import Progress, read_progress, read_run_config, restore_state, save_state
+from train.progress import Progress, read_progress, read_run_config
+from train.state import restore_state, save_state
 
 Say = Callable[[str], None]
 

@@ -9,7 +9,7 @@ and nothing in the model is random. torch's generator is kept all the same.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from shards.format import load_json
-from train.config import Config, config_from_dict, config_to_dict
-from train.history import History, Stretch
+from train.config import Config, config_to_dict
 from train.optimizer import SkipCount
+from train.progress import RUN_CONFIG, TRAINING_STATE, Progress, read_progress
 
 OPTIMIZER = "optimizer.safetensors"
-TRAINING_STATE = "training_state.json"
-RUN_CONFIG = "run_config.json"
 GENERATOR = "generator"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is."""
-
-    step: int  # steps that are done
-    samples_consumed: int
-    history: History
-    dataset_id: str
 
 
 def save_state(
@@ -112,20 +100,8 @@ def restore_moments(
                     f"{folder / OPTIMIZER}: no {name}.{key}, which the model's optimizer has; "
                     "the file belongs to another model"
                 )
-            state[key] = value.to(parameter.device)
+            # A copy: safetensors maps the file, which may be replaced while the run goes on.
+            state[key] = value.to(parameter.device, copy=True)
             expected += 1
         optimizer.state[parameter] = state
     assert expected == len(tensors), f"{folder / OPTIMIZER} holds more than the optimizer does"
-
-
-def read_progress(folder: Path) -> Progress:
-    """Where the run of a checkpoint was."""
-    raw = load_json(folder / TRAINING_STATE)
-    history = tuple(Stretch(**entry) for entry in raw["history"])
-    return Progress(raw["step"], raw["samples_consumed"], history, raw["dataset_id"])
-
-
-def read_run_config(folder: Path) -> Config:
-    """The settings that a checkpoint was made with."""
-    path = folder / RUN_CONFIG
-    return config_from_dict(load_json(path), str(path))

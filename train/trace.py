@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from model.checkpoint import list_checkpoints
+from model.seal import list_checkpoints
 from shards.order import SampleOrder
 from shards.reader import Shards
 from shards.show import choose_documents
 from shards.trace import Document, trace_document, trace_samples
 from train.config import Config
 from train.history import History, extend_history, samples_of_step, step_of_sample
-from train.state import TRAINING_STATE, read_progress, read_run_config
+from train.progress import TRAINING_STATE, read_progress, read_run_config
 
 
 @dataclass(frozen=True)

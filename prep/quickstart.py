@@ -1,0 +1,135 @@
+"""`velocity quickstart`: the three commands, on the Python documentation that is on this machine.
+
+    write_python_docs -> velocity prep -> torchrun -m train -> velocity sample
+
+Each command is printed before it runs, in the words that the user would type.
+"""
+
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from prep.python_docs import write_python_docs
+from shards.reader import Shards, open_shards
+
+PROMPT = "The list of"
+# How far below the unigram entropy the validation loss must come to count as learning.
+REQUIRED_NATS = 0.3
+
+
+def run_quickstart(out: Path) -> None:
+    """Run the pipeline in `out`; ValueError where a command fails or the model did not learn."""
+    text, shards, checkpoints = out / "python-docs.jsonl", out / "shards", out / "checkpoints"
+    out.mkdir(parents=True, exist_ok=True)
+    if not text.exists():
+        num_documents = write_python_docs(text)
+        print(f"{text}: {num_documents} documents from Python's own documentation\n", flush=True)
+    prep: list[str | Path] = [
+        "velocity",
+        "prep",
+        "--input",
+        text,
+        "--out",
+        shards,
+        "--validation-fraction",
+        "0.05",
+    ]
+    settings = {
+        "data.shards": shards,
+        "infrastructure.output_dir": checkpoints,
+        "infrastructure.logging_dir": out / "logs",
+    }
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    run_command(prep)
+    train: list[str | Path] = [
+        "torchrun",
+        "--nproc_per_node",
+        "1",
+        "-m",
+        "train",
+        "--config",
+        "tiny",
+        *overrides,
+    ]
+    run_command(train)
+    sample: list[str | Path] = [
+        "velocity",
+        "sample",
+        "--ckpt",
+        checkpoints,
+        "--prompt",
+        PROMPT,
+        "--seed",
+        "1",
+    ]
+    run_command(sample)
+    entropy = measure_unigram_entropy(open_shards(shards))
+    loss = read_validation_loss(out / "logs" / "metrics.jsonl")
+    print(describe_result(loss, entropy, checkpoints, shards), flush=True)
+    if not loss <= entropy - REQUIRED_NATS:
+        raise ValueError(
+            f"the validation loss {loss:.3f} is not {REQUIRED_NATS} below the unigram entropy "
+            f"{entropy:.3f}: the model learned nothing; please report this with {out / 'logs'}"
+        )
+
+
+def run_command(words: Sequence[str | Path]) -> None:
+    """Print a command and run it with this Python; ValueError where it fails."""
+    command = [str(word) for word in words]
+    print(
+        f"\033[1m$ {shlex.join(command)}\033[0m"
+        if sys.stdout.isatty()
+        else f"$ {shlex.join(command)}"
+    )
+    sys.stdout.flush()
+    modules = {"velocity": ["cli"], "torchrun": ["torch.distributed.run"]}
+    module = modules[command[0]]
+    # The working folder is the user's: no module of theirs may stand in for one of ours.
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    process = subprocess.run([sys.executable, "-m", *module, *command[1:]], env=environment)
+    print(flush=True)
+    if process.returncode:
+        raise ValueError(f"this command failed with exit code {process.returncode}")
+
+
+def measure_unigram_entropy(shards: Shards) -> float:
+    """The entropy of the train split's token frequencies, in nats.
+
+    The loss of the best model that knows how frequent each token is and nothing else.
+    """
+    stream = shards.stream("train")
+    counts = np.bincount(stream.read(0, stream.num_tokens), minlength=shards.manifest.vocab_size)
+    shares = counts[counts > 0] / stream.num_tokens
+    return float(-(shares * np.log(shares)).sum())
+
+
+def read_validation_loss(metrics: Path) -> float:
+    """The last validation loss of a run's log; not a number where there is none."""
+    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    losses = [record["validation_loss"] for record in records if "validation_loss" in record]
+    return float(losses[-1]) if losses else math.nan
+
+
+def describe_result(loss: float, entropy: float, checkpoints: Path, shards: Path) -> str:
+    """What was learned, and what to type next."""
+    return "\n".join(
+        [
+            f"validation loss        {loss:.3f} nats a token",
+            f"unigram entropy        {entropy:.3f}, what knowing only the frequencies gives",
+            f"                       {entropy - loss:+.3f} learned from the order of the words",
+            "",
+            "next:",
+            f'  velocity sample --ckpt {checkpoints} --prompt "Your words"',
+            f"  velocity shards info {shards}",
+            f"  velocity shards trace {shards} --run {checkpoints} --step 1",
+            "  velocity prep --input YOUR_TEXT.jsonl --text-column text --out shards/",
+            "  torchrun --nproc_per_node 4 -m train",
+        ]
+    )

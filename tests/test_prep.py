@@ -1,0 +1,404 @@
+"""Prep from local files: every token once, the same bytes whoever does the work, nothing lost."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prep.plan import Policy, Source, choose_unit_bytes, find_sources
+from prep.receipts import Audit
+from shards.format import Manifest, read_manifest
+from shards.reader import open_shards
+from shards.tokenizer import load_tokenizer
+from shards.trace import Sidecars
+from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
+
+
+def prep_command(out: Path, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", "cli", "prep", "--out", str(out), *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files in a folder: parquet, JSON lines, and text."""
+    folder = tmp_path_factory.mktemp("source")
+    texts: list[str | None] = [*make_texts(900)]
+    texts[5:5] = ["", None, "", texts[100]]
+    write_parquet(folder / "a.parquet", texts)
+    write_jsonl(folder / "b.jsonl", list(make_texts(700, seed=1)))
+    (folder / "c.txt").write_text("One document.\n\nIn two paragraphs.\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "shards"
+    prepare_quietly(out, source, unit_bytes=8000, validation_fraction="0.2", shard_tokens=5000)
+    return out
+
+
+def test_every_document_is_in_the_shards_exactly_once(source: Path, reference: Path) -> None:
+    shards = open_shards(reference)
+    tokenizer = load_tokenizer(reference / "tokenizer.json")
+    found: dict[tuple[str, int], str] = {}
+    num_tokens = 0
+    for split in ("train", "validation"):
+        stream = shards.stream(split)
+        for document in Sidecars(shards, split).between(0, stream.num_tokens):
+            ids = stream.read(document.start, document.num_tokens).tolist()
+            assert ids[-1] == 50256
+            assert 50256 not in ids[:-1]
+            key = (document.source_file, document.source_row)
+            assert key not in found
+            found[key] = tokenizer.decode(ids[:-1], skip_special_tokens=False)
+            num_tokens += len(ids)
+    assert num_tokens == sum(shard.num_tokens for shard in shards.manifest.shards)
+
+    a: list[str | None] = [*make_texts(900)]
+    a[5:5] = ["", None, "", a[100]]
+    expected = {("a.parquet", row): text for row, text in enumerate(a) if text}
+    expected |= {("b.jsonl", row): text for row, text in enumerate(make_texts(700, seed=1))}
+    expected["c.txt", 0] = "One document.\n\nIn two paragraphs.\n"
+    assert found == expected
+
+
+def test_the_audit_accounts_for_every_document(reference: Path) -> None:
+    audit = Audit(**read_manifest(reference).audit)
+    assert audit.documents_read == 904 + 700 + 1
+    assert audit.dropped == {"empty": 2, "null": 1}
+    assert audit.train + audit.validation + 3 == audit.documents_read
+    assert audit.rows_by_source == {"a.parquet": 904, "b.jsonl": 700, "c.txt": 1}
+    assert 0.15 < audit.validation / audit.documents_read < 0.25
+
+
+def test_exact_copies_fall_on_one_side_of_the_split(reference: Path) -> None:
+    shards = open_shards(reference)
+    hashes = []
+    for split in ("train", "validation"):
+        documents = Sidecars(shards, split).between(0, shards.stream(split).num_tokens)
+        hashes.append({document.doc_hash for document in documents})
+    assert not hashes[0] & hashes[1]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_number_of_workers_changes_no_byte(
+    source: Path, reference: Path, tmp_path: Path, workers: int
+) -> None:
+    manifest = prepare_quietly(
+        tmp_path / "shards",
+        source,
+        unit_bytes=8000,
+        validation_fraction="0.2",
+        shard_tokens=5000,
+        workers=workers,
+    )
+    assert manifest.dataset_id == read_manifest(reference).dataset_id
+    assert set_bytes(tmp_path / "shards") == set_bytes(reference)
+
+
+def test_where_the_files_lie_changes_no_byte(source: Path, reference: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for path in source.iterdir():
+        (moved / path.name).write_bytes(path.read_bytes())
+    manifest = prepare_quietly(
+        tmp_path / "shards", moved, unit_bytes=8000, validation_fraction="0.2", shard_tokens=5000
+    )
+    assert manifest.dataset_id == read_manifest(reference).dataset_id
+
+
+def test_killed_again_and_again_it_gives_the_same_bytes(
+    source: Path, reference: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at random moments, of the whole command or of one worker, then the same command."""
+    out = tmp_path / "shards"
+    command = prep_command(out, "--input", source, "--unit-bytes", 8000)
+    command += ["--validation-fraction", "0.2", "--shard-tokens", "5000"]
+    generator = random.Random(2026)
+    kills = 0
+    units_done = []
+    while kills < 20:
+        workers = generator.choice([1, 1, 2])
+        process = subprocess.Popen(
+            [*command, "--workers", str(workers)],
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(generator.uniform(0.35, 0.75) if workers == 1 else generator.uniform(0.7, 1.5))
+        if process.poll() is not None:
+            assert (out / "manifest.json").exists()
+            # Done before it was killed often enough: take the last steps back and kill again.
+            (out / "manifest.json").unlink()
+            for receipt in generator.sample(sorted((out / ".prep/units").iterdir()), 8):
+                receipt.unlink()
+            continue
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+        units_done.append(len(list((out / ".prep/units").glob("*.json"))))
+    subprocess.run([*command, "--workers", "2"], check=True, stderr=subprocess.DEVNULL)
+    assert max(units_done) > 0
+    assert read_manifest(out).dataset_id == read_manifest(reference).dataset_id
+    assert set_bytes(out) == set_bytes(reference)
+    assert list((out / ".prep/tmp").iterdir()) == []
+
+
+def test_a_worker_that_is_killed_is_replaced(source: Path, reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    command = prep_command(out, "--input", source, "--unit-bytes", 8000, "--workers", 2)
+    command += ["--validation-fraction", "0.2", "--shard-tokens", "5000"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    worker = find_worker(process.pid)
+    os.kill(worker, signal.SIGKILL)
+    assert process.wait(timeout=60) == 0
+    assert set_bytes(out) == set_bytes(reference)
+
+
+def find_worker(parent: int) -> int:
+    """A worker process of a prep command, as soon as it has one."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            for child in map(int, children.read_text().split()):
+                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return child
+        time.sleep(0.01)
+    raise AssertionError("no worker was started")
+
+
+def first_documents(source: Path, tmp_path: Path, **limits: int) -> tuple[Manifest, bytes]:
+    """What a limit gives, with one worker and with three; they must be equal."""
+    results = []
+    for workers in (1, 3):
+        out = tmp_path / f"shards-{workers}"
+        manifest = prepare_quietly(out, source, unit_bytes=8000, workers=workers, **limits)
+        named = {name for shard in manifest.shards for name in (shard.name, shard.sidecar)}
+        files = set_bytes(out)
+        assert set(files) == named | {"tokenizer.json"}
+        results.append((manifest, files))
+    assert results[0][0].dataset_id == results[1][0].dataset_id
+    assert results[0][1] == results[1][1]
+    stream = open_shards(tmp_path / "shards-1").stream("train")
+    return results[0][0], stream.read(0, stream.num_tokens).tobytes()
+
+
+def test_max_documents_takes_the_first_in_plan_order(source: Path, tmp_path: Path) -> None:
+    manifest, tokens = first_documents(source, tmp_path, max_documents=333, validation_fraction="0")
+    audit = Audit(**manifest.audit)
+    assert audit.train + audit.validation == 333
+    assert audit.documents_read == 333 + 3  # Three were dropped on the way.
+    everything = prepare_quietly(tmp_path / "all", source, validation_fraction="0")
+    stream = open_shards(tmp_path / "all").stream("train")
+    assert everything.num_tokens("train") > len(tokens) // 2
+    assert stream.read(0, len(tokens) // 2).tobytes() == tokens
+
+
+def test_max_tokens_stops_before_the_document_that_is_too_much(
+    source: Path, tmp_path: Path
+) -> None:
+    manifest, tokens = first_documents(source, tmp_path, max_tokens=40_000, validation_fraction="0")
+    assert 39_000 < manifest.num_tokens("train") <= 40_000
+    prepare_quietly(tmp_path / "all", source, validation_fraction="0")
+    stream = open_shards(tmp_path / "all").stream("train")
+    count = len(tokens) // 2
+    assert stream.read(0, count).tobytes() == tokens
+    following = Sidecars(open_shards(tmp_path / "all"), "train").between(count, count + 1)
+    assert count + following[0].num_tokens > 40_000
+
+
+def test_another_plan_over_an_unfinished_one_is_refused(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    prepare_quietly(out, source, validation_fraction="0.2")
+    (out / "manifest.json").unlink()
+    before = set_bytes(out)
+    with pytest.raises(
+        ValueError, match=r"unfinished set .* validation_fraction was 0.2, is now 0"
+    ):
+        prepare_quietly(out, source, validation_fraction="0")
+    (source / "new.txt").write_text("new")
+    try:
+        with pytest.raises(ValueError, match=r"new.txt is new"):
+            prepare_quietly(out, source, validation_fraction="0.2")
+    finally:
+        (source / "new.txt").unlink()
+    assert set_bytes(out) == before
+    prepare_quietly(out, source, validation_fraction="0.2")
+
+
+def test_the_same_command_over_a_finished_set_does_nothing(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    first = prepare_quietly(out, source)
+    changed = {path: path.stat().st_mtime_ns for path in out.glob("*.*")}
+    assert prepare_quietly(out, source) == first
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.*")} == changed
+
+
+def test_two_at_once_in_one_folder_are_refused(source: Path, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / ".prep").mkdir()
+    with (
+        FileLock(tmp_path / ".prep" / "lock"),
+        pytest.raises(ValueError, match="another velocity prep is at work there"),
+    ):
+        prepare_quietly(tmp_path, source)
+
+
+def test_foreign_shards_are_not_written_over(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "train-00000.bin").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="nothing is written over"):
+        prepare_quietly(tmp_path, source)
+    assert (tmp_path / "train-00000.bin").read_bytes() == b"precious"
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(source: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the kernel refuses the write."""
+    out = tmp_path / "shards"
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2_200_000, 2_200_000)); "
+        "from cli import main; main()"
+    )
+    big = write_jsonl(tmp_path / "big.jsonl", list(make_texts(20_000, seed=3, mean_words=150)))
+    arguments = prep_command(
+        out, "--input", source / "b.jsonl", "--input", big, "--unit-bytes", 90_000
+    )
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            script,
+            *arguments[3:],
+            "--workers",
+            "1",
+            "--unit-bytes",
+            "90000000",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith("velocity: ")
+    assert "File too large" in last
+    assert "run the same command again" in last
+    assert list((out / ".prep/tmp").iterdir()) == []
+
+
+def test_too_little_disk_is_refused_before_the_start(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prep.forecast.TOKENS_PER_TEXT_BYTE", 1e12)
+    with pytest.raises(ValueError, match=r"needs about .* of disk in .*, and .* are free"):
+        prepare_quietly(tmp_path, source)
+
+
+def test_a_stop_keeps_what_is_committed(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    command = prep_command(out, "--input", source, "--unit-bytes", 2000, "--workers", 1)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list((out / ".prep/units").glob("*.json")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "the same command goes on from there" in errors
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "nowhere"], "nowhere: no such file or folder, and as a pattern it matches"),
+        (["--input", "a.csv"], "a.csv: expected a file ending in .parquet, .jsonl"),
+        (["--input", "empty"], "empty: no file ending in"),
+        (["--input", "*.parquet", "--text-column", "text"], "no column 'text'"),
+        (["--input", "bad.jsonl"], "bad.jsonl, line 2: "),
+        (["--input", "b.jsonl", "--validation-fraction", "1.5"], "--validation-fraction is 1.5"),
+        (["--input", "b.jsonl", "--workers", "0"], "--workers is 0; expected at least 1"),
+        (["--input", "b.jsonl", "--max-tokens", "0"], "--max-tokens is 0"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    write_parquet(tmp_path / "a.parquet", list(make_texts(3)))
+    write_jsonl(tmp_path / "b.jsonl", list(make_texts(3)))
+    (tmp_path / "a.csv").write_text("content\nx\n")
+    (tmp_path / "bad.jsonl").write_text('{"content": "good"}\n{"content": oops}\n')
+    (tmp_path / "empty").mkdir()
+    process = subprocess.run(
+        prep_command(tmp_path / "shards", *arguments), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith("velocity: ")
+    assert message in process.stderr.splitlines()[-1]
+    assert "Traceback" not in process.stderr
+
+
+def test_a_bad_file_leaves_the_good_ones_committed(tmp_path: Path) -> None:
+    good = write_jsonl(tmp_path / "a.jsonl", list(make_texts(300)))
+    bad = tmp_path / "b.jsonl"
+    bad.write_text('{"content": "good"}\n{"content": oops}\n')
+    out = tmp_path / "shards"
+    with pytest.raises(ValueError, match=r"b.jsonl, line 2: "):
+        prepare_quietly(out, good, bad, unit_bytes=20_000, workers=1)
+    receipts = {path: path.stat().st_mtime_ns for path in (out / ".prep/units").iterdir()}
+    assert receipts
+    bad.write_text('{"content": "good"}\n{"content": "ok"}\n')
+    manifest = prepare_quietly(out, good, bad, unit_bytes=20_000)
+    assert manifest.audit["documents_read"] == 302
+    assert {path: path.stat().st_mtime_ns for path in receipts} == receipts
+
+
+def test_invalid_text_is_replaced_and_counted(tmp_path: Path) -> None:
+    lines = [b'{"content": "fine"}', b'{"content": "half \\ud83d"}', b'{"content": "latin \xe9"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    manifest = prepare_quietly(tmp_path / "shards", tmp_path / "a.jsonl", validation_fraction="0")
+    assert manifest.audit["texts_repaired"] == 2
+    stream = open_shards(tmp_path / "shards").stream("train")
+    tokenizer = load_tokenizer(tmp_path / "shards" / "tokenizer.json")
+    text = tokenizer.decode(stream.read(0, stream.num_tokens).tolist(), skip_special_tokens=False)
+    assert text == "fine<|endoftext|>half \ufffd<|endoftext|>latin \ufffd<|endoftext|>"
+
+
+def test_the_plan_cuts_large_files_and_groups_small_ones(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"small-{number:02}.txt").write_text("x" * 100)
+    write_jsonl(tmp_path / "large.jsonl", list(make_texts(500)))
+    prepare_quietly(tmp_path / "shards", tmp_path, unit_bytes=1000)
+    units = json.loads((tmp_path / "shards/.prep/plan.json").read_text())["content"]["units"]
+    pieces = [piece for unit in units for piece in unit]
+    assert len([piece for piece in pieces if piece[0] == "large.jsonl"]) > 10
+    assert any(len(unit) == 10 for unit in units)
+
+
+def test_units_grow_with_the_data() -> None:
+    sizes = [choose_unit_bytes(Policy(), total) for total in (1, 1 << 30, 1 << 40)]
+    assert sizes == [4 << 20, 4 << 20, 64 << 20]
+
+
+def test_names_are_paths_below_the_common_folder(tmp_path: Path) -> None:
+    for name in ("x/1.txt", "x/y/1.txt", "z/2.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    inputs = [str(tmp_path / "z"), str(tmp_path / "x"), str(tmp_path / "x/1.txt")]
+    expected = ["z/2.txt", "x/1.txt", "x/y/1.txt"]
+    assert [source.name for source in find_sources(inputs)] == expected
+    assert find_sources([str(tmp_path / "x/1.txt")]) == [
+        Source("1.txt", 4, path=str(tmp_path / "x/1.txt"))
+    ]
+
+
+def test_a_document_that_spells_the_end_of_text_is_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("before<|endoftext|>after")
+    prepare_quietly(tmp_path / "shards", tmp_path / "a.txt", validation_fraction="0", workers=2)
+    ids = open_shards(tmp_path / "shards").stream("train").read(0, 5).tolist()
+    assert np.count_nonzero(np.array(ids) == 50256) == 0
