@@ -5,7 +5,7 @@ Nothing heavy is imported before a command runs, so that --help is quick.
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -231,6 +231,87 @@ def trace(
         lines = tracing.describe_steps(tracer, url, doc_hash)
     for line in lines:
         typer.echo(line)
+
+
+@app.command()
+def sample(
+    ckpt: Annotated[
+        Path, typer.Option(help="A checkpoint, or a folder of them: the newest complete one.")
+    ],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="May be given several times. None: the beginning of a document."),
+    ] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option(help="A file that is one prompt; - for standard input.")
+    ] = None,
+    prompt_lines: Annotated[
+        str | None, typer.Option(help="A file with a prompt on each line; - for standard input.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of a text, its prompt's included. [150]")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens behind the prompt; instead of --max-length.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest token each time. [0.8]")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Only the k likeliest tokens; 0 = all. [50]")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Only the likeliest that make up p; 1 = all. [0.9]")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Only those at least p times as likely as the best. [0]")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1: tokens that were there are less likely. [1]")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text. May be given several times.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal texts.")] = None,
+    num_samples: Annotated[int | None, typer.Option(help="Texts for each prompt. [1]")] = None,
+    stream: Annotated[bool, typer.Option(help="Show a single text as it is generated.")] = True,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. [cuda if any]")] = None,
+) -> None:
+    """Write text from a checkpoint."""
+    from model.console import read_prompts, write_texts
+    from model.generate import Settings, load_generator
+    from prep.tokenizer import build_gpt2_json
+
+    given: dict[str, Any] = {
+        "max_length": max_length,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop,
+        "seed": seed,
+        "num_return_sequences": num_samples,
+    }
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    prompts = read_prompts(prompt or (), prompt_file, prompt_lines)
+    # A checkpoint brings its tokenizer; those of the original VelocityLM do not, and have GPT-2's.
+    generator = load_generator(ckpt, device, tokenizer_json=build_gpt2_json())
+    write_texts(generator, prompts, settings, sys.stdout, stream)
+
+
+@app.command()
+def convert(
+    ckpt: Annotated[Path, typer.Argument(help="A checkpoint of the original VelocityLM.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+) -> None:
+    """Turn a checkpoint of the original VelocityLM into a checkpoint folder of today."""
+    from model.seed import convert_seed
+    from prep.tokenizer import build_gpt2_json
+
+    convert_seed(ckpt, out, build_gpt2_json())
+    say(f"{out}: converted; try it with: velocity sample --ckpt {out}")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,9 @@ class Source:
 
     name: str
     num_bytes: int
+    # As the Hub states them; None for a local file.
     sha256: str | None = None
+    git_sha1: str | None = None
     # Where it lies; "" for a file of the Hub. No part of the plan's identity: data may move.
     path: str = ""
 
@@ -107,7 +109,7 @@ class Plan:
         return {
             "schema_version": PLAN_SCHEMA_VERSION,
             "hub": hub,
-            "sources": [[source.name, source.num_bytes, source.sha256] for source in self.sources],
+            "sources": [[s.name, s.num_bytes, s.sha256, s.git_sha1] for s in self.sources],
             "policy": asdict(self.policy),
             "tokenizer_sha256": self.tokenizer_sha256,
             "units": [
@@ -140,7 +142,7 @@ def plan_local_files(inputs: Sequence[str], policy: Policy, tokenizer_sha256: st
 
 def plan_hub_dataset(dataset: HubDataset, policy: Policy, tokenizer_sha256: str) -> Plan:
     """Plan a set from a resolved and pinned dataset of the Hub."""
-    sources = tuple(Source(file.name, file.num_bytes, file.sha256) for file in dataset.files)
+    sources = tuple(Source(f.name, f.num_bytes, f.sha256, f.git_sha1) for f in dataset.files)
     total_bytes = sum(source.num_bytes for source in sources)
     unit_bytes = choose_unit_bytes(policy, total_bytes)
     units = group_pieces([(Piece("", s.name), s.num_bytes) for s in sources], unit_bytes)

@@ -1,0 +1,1 @@
+"""From documents to token shards: sources, tokenizer, units of work, workers."""

@@ -1,0 +1,195 @@
+"""Text files as documents: .jsonl, plain or compressed, one a line; .txt, one a file or a block.
+
+What is not valid Unicode becomes U+FFFD and is marked, never skipped.
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import pyarrow as pa
+
+CODECS = {".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
+
+_CHUNK_BYTES = 4 << 20
+_MAX_KEYS_SHOWN = 20
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_UTF8_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_TYPE_NAMES = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+class Document(NamedTuple):
+    """One document as it stands in its file."""
+
+    text: str | None
+    url: str | None
+    row: int
+    repaired: bool
+
+
+def read_whole(path: Path) -> Iterator[Document]:
+    """Yield a .txt as one document, to the last byte."""
+    text, repaired = decode(_drop_mark(path.read_bytes(), path))
+    yield Document(text, None, 0, repaired)
+
+
+def read_blocks(path: Path) -> Iterator[Document]:
+    """Yield what stands between the blank lines of a .txt, without each block's last line end."""
+    row = 0
+    block: list[bytes] = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file):
+            content = line if number else _drop_mark(line, path)
+            if content.strip():
+                block.append(content)
+            elif block:
+                yield _join_block(block, row)
+                row, block = row + 1, []
+    if block:
+        yield _join_block(block, row)
+
+
+def read_json_lines(
+    path: Path, suffix: str, key: str, start: int = 0, stop: int | None = None, first_row: int = 0
+) -> Iterator[Document]:
+    """Yield the text under `key` of every line from byte `start` to byte `stop`.
+
+    Blank lines hold no document, but count as rows. Raises ValueError for a line that is not an
+    object with text (or null) under that key, and where the file was changed since it was cut.
+    """
+    row, position = first_row, start
+    with _open_lines(path, suffix) as file:
+        if start:
+            file.seek(start)
+        while stop is None or position < stop:
+            line = file.readline()
+            if not line:
+                break
+            content = line if position else _drop_mark(line, path)
+            if content.strip():
+                yield _parse_line(content, row, key, f"{path}, line {row + 1}")
+            position += len(line)
+            row += 1
+    if stop is not None and position != stop:
+        raise ValueError(
+            f"{path}: was changed since it was planned, when a line ended at byte {stop:,}; "
+            "put the old file back, or start anew"
+        )
+
+
+def split_lines(path: Path, num_parts: int) -> list[tuple[int, int, int]]:
+    """Cut a file at line starts into about equal parts: (first byte, end, lines before it)."""
+    size = path.stat().st_size
+    cuts: list[tuple[int, int, int]] = []
+    start = row = 0
+    with open(path, "rb") as file:
+        for number in range(1, num_parts + 1):
+            num_lines = _count_lines(file, size * number // num_parts - start)
+            num_lines += file.readline().endswith(b"\n")
+            if file.tell() > start:
+                cuts.append((start, file.tell(), row))
+            start, row = file.tell(), row + num_lines
+    return cuts
+
+
+def repair(text: str) -> tuple[str, bool]:
+    r"""Replace each lone surrogate by U+FFFD; also says whether there was one.
+
+    >>> repair("\ud83d!") == ("\ufffd!", True)
+    True
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return _SURROGATES.sub("\ufffd", text), True
+    return text, False
+
+
+def decode(data: bytes) -> tuple[str, bool]:
+    r"""Decode UTF-8, with U+FFFD for what is invalid; also says whether anything was.
+
+    >>> decode(b"caf\xe9") == ("caf\ufffd", True)
+    True
+    """
+    try:
+        return data.decode("utf-8"), False
+    except UnicodeDecodeError:
+        return data.decode("utf-8", errors="replace"), True
+
+
+def _drop_mark(start: bytes, path: Path) -> bytes:
+    """Drop the byte order mark from a file's first bytes; ValueError if it is UTF-16's."""
+    if start.startswith(_UTF16_MARKS):
+        raise ValueError(f"{path}: is in UTF-16; convert it with iconv -f UTF-16 -t UTF-8")
+    return start.removeprefix(_UTF8_MARK)
+
+
+def _join_block(lines: list[bytes], row: int) -> Document:
+    text, repaired = decode(b"".join(lines).removesuffix(b"\n").removesuffix(b"\r"))
+    return Document(text, None, row, repaired)
+
+
+def _open_lines(path: Path, suffix: str) -> BinaryIO:
+    """Open a .jsonl for reading, unpacked where it is compressed."""
+    if suffix not in CODECS:
+        return open(path, "rb")
+    # Arrow notices a stream that is cut short, where the reader of `zstandard` ends as if whole.
+    stream = pa.CompressedInputStream(pa.OSFile(str(path)), CODECS[suffix])
+    return cast(BinaryIO, io.BufferedReader(stream, _CHUNK_BYTES))
+
+
+def _parse_line(line: bytes, row: int, key: str, place: str) -> Document:
+    """Take the text and the url out of a line; `place` is what an error calls the line."""
+    source, line_repaired = decode(line)
+    found = _parse_object(source, place)
+    if key not in found:
+        keys = repair(", ".join(list(found)[:_MAX_KEYS_SHOWN]))[0] or "none"
+        raise ValueError(
+            f"{place}: no key {key!r}; the keys are {keys}; name the right one with --text-column"
+        )
+    text, url = found[key], found.get("url")
+    url = repair(url)[0] if isinstance(url, str) else None
+    if text is None:
+        return Document(None, url, row, False)
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{place}: {key!r} holds {_TYPE_NAMES[type(text)]}; expected text; "
+            "name the right key with --text-column"
+        )
+    text, text_repaired = repair(text)
+    return Document(text, url, row, text_repaired or (line_repaired and "\ufffd" in text))
+
+
+def _parse_object(source: str, place: str) -> dict[str, Any]:
+    try:
+        found = json.loads(source)
+    except json.JSONDecodeError as error:
+        reason = f"not JSON ({error.msg} at character {error.pos + 1})"
+    except (ValueError, RecursionError) as error:
+        reason = f"JSON that cannot be read ({error})"
+    else:
+        if isinstance(found, dict):
+            return found
+        reason = f"holds {_TYPE_NAMES[type(found)]}"
+    raise ValueError(f"{place}: {reason}; each line must be one JSON object")
+
+
+def _count_lines(file: BinaryIO, num_bytes: int) -> int:
+    """Read the next `num_bytes` of a file and count the line ends in them."""
+    num_lines = 0
+    while num_bytes > 0 and (chunk := file.read(min(num_bytes, _CHUNK_BYTES))):
+        num_lines += chunk.count(b"\n")
+        num_bytes -= len(chunk)
+    return num_lines

@@ -1,0 +1,103 @@
+"""GPT-2's byte-level BPE as one tokenizer.json, built from the packaged merge list alone.
+
+The file is what `tokenizers` and everything on top of it loads. It is written here rather than by
+that library, so that its bytes, and the sha256 that a dataset is known by, stay the same whatever
+version is installed.
+"""
+
+import hashlib
+import json
+from importlib.resources import files
+
+VOCAB_SIZE = 50257
+END_OF_TEXT = 50256
+END_OF_TEXT_TOKEN = "<|endoftext|>"
+
+_VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+
+
+def build_gpt2_json() -> str:
+    """Return the text of GPT-2's tokenizer.json, the same bytes on every machine.
+
+    Ids are GPT-2's: the 256 bytes, the 50,000 merges in order, then <|endoftext|> = 50256. Text
+    encodes to what tiktoken's `encode_ordinary` gives if the loader sets `encode_special_tokens`;
+    without it, text that spells <|endoftext|> would become the special token.
+
+    Raises ValueError if the packaged merge list is not the one that OpenAI published.
+    """
+    merges = _read_merges()
+    symbols = [*_byte_symbols(), *(merge.replace(" ", "") for merge in merges), END_OF_TEXT_TOKEN]
+    vocab = {symbol: i for i, symbol in enumerate(symbols)}
+    assert len(vocab) == VOCAB_SIZE
+    assert vocab[END_OF_TEXT_TOKEN] == END_OF_TEXT
+    return json.dumps(_describe(vocab, merges), ensure_ascii=False, indent=1) + "\n"
+
+
+def _read_merges() -> list[str]:
+    """Read the merges, "left right" each, most frequent first, from the packaged vocab.bpe."""
+    data = files("prep").joinpath("gpt2", "vocab.bpe").read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != _VOCAB_BPE_SHA256:
+        raise ValueError(
+            f"prep/gpt2/vocab.bpe: sha256 {found}, expected {_VOCAB_BPE_SHA256}; "
+            "the installation is damaged: install velocitylm again"
+        )
+    version, *merges = data.decode("utf-8").splitlines()
+    assert version == "#version: 0.2"
+    return merges
+
+
+def _byte_symbols() -> list[str]:
+    """List the characters that stand for bytes in vocab.bpe, in the order of their ids.
+
+    The 188 bytes that are visible characters of Latin-1 stand for themselves and come first; the
+    other 68, spaces and controls, follow as the characters from U+0100 on, in the order of bytes.
+
+    >>> symbols = _byte_symbols()
+    >>> symbols[0], symbols[64] == "a", len(set(symbols))
+    ('!', True, 256)
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    num_hidden = 256 - len(visible)
+    return [chr(code) for code in [*visible, *range(0x100, 0x100 + num_hidden)]]
+
+
+def _describe(vocab: dict[str, int], merges: list[str]) -> dict[str, object]:
+    """Lay the vocabulary and the merges out as the `tokenizers` library reads them."""
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    end_of_text = {
+        "id": END_OF_TEXT,
+        "content": END_OF_TEXT_TOKEN,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "vocab": vocab,
+        "merges": merges,
+    }
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [end_of_text],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": model,
+    }
