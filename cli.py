@@ -30,7 +30,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app()
+        app(prog_name="velocity")
     except (ValueError, OSError) as error:
         if debug:
             raise
@@ -63,11 +63,12 @@ def describe_options(
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("quickstart"),
+    overrides: Overrides = None,
 ) -> None:
     """Prep, train and sample in minutes, on text that is already on this machine."""
     from prep.quickstart import run_quickstart
 
-    run_quickstart(out)
+    run_quickstart(out, overrides or ())
 
 
 @app.command()

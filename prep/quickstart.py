@@ -24,76 +24,51 @@ PROMPT = "The list of"
 REQUIRED_NATS = 0.3
 
 
-def run_quickstart(out: Path) -> None:
-    """Run the pipeline in `out`; ValueError where a command fails or the model did not learn."""
-    text, shards, checkpoints = out / "python-docs.jsonl", out / "shards", out / "checkpoints"
+def run_quickstart(out: Path, overrides: Sequence[str] = ()) -> None:
+    """Run the pipeline in `out`; ValueError where a command fails or the model did not learn.
+
+    `overrides` are further settings of the run, as `section.key=value`.
+    """
+    text, shards = out / "python-docs.jsonl", out / "shards"
+    checkpoints, logs = out / "checkpoints", out / "logs"
     out.mkdir(parents=True, exist_ok=True)
     if not text.exists():
         num_documents = write_python_docs(text)
         print(f"{text}: {num_documents} documents from Python's own documentation\n", flush=True)
-    prep: list[str | Path] = [
-        "velocity",
-        "prep",
-        "--input",
-        text,
-        "--out",
-        shards,
-        "--validation-fraction",
-        "0.05",
-    ]
-    settings = {
-        "data.shards": shards,
-        "infrastructure.output_dir": checkpoints,
-        "infrastructure.logging_dir": out / "logs",
-    }
-    overrides = [f"{key}={value}" for key, value in settings.items()]
-    run_command(prep)
-    train: list[str | Path] = [
-        "torchrun",
-        "--nproc_per_node",
-        "1",
-        "-m",
-        "train",
-        "--config",
-        "tiny",
+    run_command(
+        *("velocity", "prep", "--input", text, "--out", shards),
+        *("--validation-fraction", "0.05"),
+    )
+    run_command(
+        *("torchrun", "--nproc_per_node", "1", "-m", "train", "--config", "tiny"),
+        f"data.shards={shards}",
+        f"infrastructure.output_dir={checkpoints}",
+        f"infrastructure.logging_dir={logs}",
         *overrides,
-    ]
-    run_command(train)
-    sample: list[str | Path] = [
-        "velocity",
-        "sample",
-        "--ckpt",
-        checkpoints,
-        "--prompt",
-        PROMPT,
-        "--seed",
-        "1",
-    ]
-    run_command(sample)
+    )
+    run_command(
+        *("velocity", "sample", "--ckpt", checkpoints, "--prompt", PROMPT),
+        *("--repetition-penalty", "1.2", "--seed", "1"),
+    )
     entropy = measure_unigram_entropy(open_shards(shards))
-    loss = read_validation_loss(out / "logs" / "metrics.jsonl")
+    loss = read_validation_loss(logs / "metrics.jsonl")
     print(describe_result(loss, entropy, checkpoints, shards), flush=True)
     if not loss <= entropy - REQUIRED_NATS:
         raise ValueError(
             f"the validation loss {loss:.3f} is not {REQUIRED_NATS} below the unigram entropy "
-            f"{entropy:.3f}: the model learned nothing; please report this with {out / 'logs'}"
+            f"{entropy:.3f}: the model learned nothing; please report this with {logs}"
         )
 
 
-def run_command(words: Sequence[str | Path]) -> None:
+def run_command(*words: str | Path) -> None:
     """Print a command and run it with this Python; ValueError where it fails."""
     command = [str(word) for word in words]
-    print(
-        f"\033[1m$ {shlex.join(command)}\033[0m"
-        if sys.stdout.isatty()
-        else f"$ {shlex.join(command)}"
-    )
-    sys.stdout.flush()
-    modules = {"velocity": ["cli"], "torchrun": ["torch.distributed.run"]}
-    module = modules[command[0]]
+    line = f"$ {shlex.join(command)}"
+    print(f"\033[1m{line}\033[0m" if sys.stdout.isatty() else line, flush=True)
+    module = {"velocity": "cli", "torchrun": "torch.distributed.run"}[command[0]]
     # The working folder is the user's: no module of theirs may stand in for one of ours.
     environment = os.environ | {"PYTHONSAFEPATH": "1"}
-    process = subprocess.run([sys.executable, "-m", *module, *command[1:]], env=environment)
+    process = subprocess.run([sys.executable, "-m", module, *command[1:]], env=environment)
     print(flush=True)
     if process.returncode:
         raise ValueError(f"this command failed with exit code {process.returncode}")

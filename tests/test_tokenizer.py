@@ -1,7 +1,6 @@
 """GPT-2's tokenizer, built from the merge list: token for token what tiktoken gives on any text."""
 
 import hashlib
-import json
 import random
 import sys
 from importlib.resources import files
@@ -9,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import tiktoken
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-from tiktoken_ext.openai_public import r50k_pat_str
 from tokenizers import Tokenizer
 
 from prep import tokenizer as prep_tokenizer
 from prep.tokenizer import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
+from tests.tiktoken_gpt2 import make_encoding
 
 SPECIAL = ["<|endoftext|>", "<|endofprompt|>", "<|fim_prefix|>", "<|im_start|>", "<s>", "[PAD]"]
 PIECES = [
@@ -36,23 +34,8 @@ def ours() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> tiktoken.Encoding:
-    """Made by tiktoken from the merges; it checks itself that our vocabulary is what they say."""
-    folder = tmp_path_factory.mktemp("gpt2")
-    vocab = json.loads(build_gpt2_json())["model"]["vocab"]
-    (folder / "encoder.json").write_text(json.dumps(vocab))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_CACHE_DIR", "")  # no cache, and none of another day
-        ranks = data_gym_to_mergeable_bpe_ranks(
-            str(files("prep") / "gpt2" / "vocab.bpe"), str(folder / "encoder.json")
-        )
-    return tiktoken.Encoding(
-        name="gpt2",
-        pat_str=r50k_pat_str,
-        mergeable_ranks=ranks,
-        special_tokens={"<|endoftext|>": END_OF_TEXT},
-        explicit_n_vocab=VOCAB_SIZE,
-    )
+def reference() -> tiktoken.Encoding:
+    return make_encoding()
 
 
 def check_parity(ours: Tokenizer, reference: tiktoken.Encoding, texts: list[str]) -> None:

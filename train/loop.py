@@ -37,11 +37,13 @@ def train(config: Config) -> Outcome:
 
     Raises ValueError or OSError with one line for what the user can mend.
     """
-    with listen_for_stop() as stop, join_ranks(config.distributed) as rank:
+    with join_ranks(config.distributed) as rank:
         run = build_run(config, rank, say_first if rank.is_first else say_nothing)
         report = Report(config, run.step) if rank.is_first else None
         try:
-            return run_steps(run, stop, report)
+            # Before this there is nothing to save, and a signal just ends the process.
+            with listen_for_stop() as stop:
+                return run_steps(run, stop, report)
         finally:
             run.batches.close()
             if report:

@@ -1,0 +1,166 @@
+"""The benchmarks run, compare what the engines made, and print one line of JSON."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.measure import (
+    OURS,
+    Engine,
+    Measured,
+    find_version,
+    make_parser,
+    summarize,
+    take_turns,
+)
+from benchmarks.prep import compare_tokens
+from benchmarks.train import compare_losses
+
+ROOT = Path(__file__).parent.parent
+ONE_ROUND = ("--rounds", "1", "--warmup-rounds", "0")
+PACKAGES = {
+    "tiktoken": ["tiktoken"],
+    "datasets": ["datasets"],
+    "transformers": ["transformers", "accelerate"],
+}
+SMALL_MODEL = ("--hidden-size", "32", "--layers", "2", "--heads", "2", "--intermediate-size", "64")
+
+
+def run_benchmark(name: str, *options: str) -> dict[str, Any]:
+    """What a benchmark printed: one line of JSON, and nothing else."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *ONE_ROUND, *options]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("\n") == 1
+    result: dict[str, Any] = json.loads(process.stdout)
+    assert result["benchmark"] == name
+    return result
+
+
+def check_result(result: dict[str, Any], peers: Sequence[str], figures: set[str]) -> None:
+    """Every engine has its figures, or the reason why it has none."""
+    measured = {OURS} | {peer for peer in peers if peer not in result["left_out"]}
+    for peer in result["left_out"]:
+        assert any(find_version(package) is None for package in PACKAGES[peer])
+    for engine, found in result["engines"].items():
+        assert (found is None) == (engine not in measured)
+    for engine in measured:
+        found = result["engines"][engine]
+        assert found.keys() == figures
+        for figure in found.values():
+            assert figure["rounds"] == [figure["median"]]
+            assert figure["median"] > 0
+        if engine != OURS:
+            assert result["ratios"][engine].keys() == figures
+    assert result["engines"].keys() == {OURS, *peers}
+    assert result["settings"]["rounds"] == 1
+    assert result["machine"]["cores"] >= 1
+    assert result["versions"]["python"]
+    assert result["date"].startswith("20")
+    assert str(ROOT) not in json.dumps(result)
+
+
+def test_prep_makes_the_tokens_of_its_peers(tmp_path: Path) -> None:
+    result = run_benchmark("prep", "--megabytes", "0.1")
+    figures = {"megabytes_per_second", "tokens_per_second"}
+    check_result(result, ["tiktoken", "datasets"], figures)
+    assert result["checks"]["tokens_equal"]
+    assert result["work"]["tokens"] > 10_000
+
+
+def test_prep_reads_other_text_as_often_as_it_needs(tmp_path: Path) -> None:
+    texts = ["one two", "", "<|endoftext|> is text", "\u5317\u4eac \U0001f642\n\n  x"]
+    lines = [json.dumps({"words": text}) + "\n" for text in [*texts, None]]
+    (tmp_path / "text.jsonl").write_text("".join(lines))
+    options = ("--input", str(tmp_path), "--text-column", "words", "--megabytes", "0.001")
+    result = run_benchmark("prep", *options)
+    assert result["settings"]["input"] == [tmp_path.name]
+    assert result["checks"]["tokens_equal"]
+    assert result["work"]["passes_over_the_input"] > 10
+    assert result["work"]["documents"] == 3 * result["work"]["passes_over_the_input"]
+
+
+def test_loader_reads_the_windows_of_its_peers() -> None:
+    result = run_benchmark("loader", "--tokens", "100000", "--seconds", "0.05")
+    check_result(result, ["nanogpt", "dataloader"], {"windows_per_second", "tokens_per_second"})
+    assert result["checks"]["windows_equal"]
+
+
+def test_train_has_the_losses_of_trainer() -> None:
+    options = ("--max-seq-length", "16", "--batch-size", "2", "--accumulation-steps", "2")
+    steps = ("--steps", "3", "--warmup-steps", "1", "--threads", "1")
+    result = run_benchmark("train", *SMALL_MODEL, *options, *steps)
+    figures = {
+        "tokens_per_second",
+        "cpu_seconds_per_million_tokens",
+        "peak_memory_bytes",
+        "memory_growth_bytes",
+    }
+    check_result(result, ["transformers"], figures)
+    if not result["left_out"]:
+        assert 0 <= result["checks"]["max_loss_difference"] < 1e-4
+    assert result["work"]["tokens_per_step"] == 64
+
+
+def test_sample_writes_the_tokens_of_transformers() -> None:
+    options = ("--prompt-tokens", "4", "--new-tokens", "12", "--batch-sizes", "1", "3")
+    result = run_benchmark("sample", *SMALL_MODEL, *options, "--threads", "1")
+    figures = {"tokens_per_second_at_batch_1", "tokens_per_second_at_batch_3"}
+    check_result(result, ["transformers"], figures)
+    assert result["checks"]["tokens_equal"]
+
+
+def test_engines_take_turns_and_ratios_are_taken_within_a_round() -> None:
+    turns: list[str] = []
+
+    def start(name: str, rates: Sequence[float]) -> Engine:
+        waiting = iter(rates)
+
+        def measure() -> Measured:
+            turns.append(name)
+            return Measured({"rate": next(waiting)}, name)
+
+        return Engine(name, (), lambda: measure)
+
+    missing = Engine("other", ("no-such-package",), lambda: pytest.fail("must not start"))
+    engines = [start(OURS, [1, 2, 30, 4]), start("peer", [1, 1, 10, 1]), missing]
+    options = make_parser("").parse_args([])
+    rounds: list[dict[str, Any]] = []
+    results = take_turns(engines, options, lambda outputs: rounds.append(dict(outputs)))
+    assert turns == [OURS, "peer"] * 4
+    assert rounds == [{OURS: OURS, "peer": "peer"}] * 4
+    assert results.reasons == {"other": "not installed: no-such-package"}
+    summary = summarize(results)
+    assert summary["engines"][OURS]["rate"] == {"median": 4, "rounds": [2, 30, 4]}
+    assert summary["ratios"]["peer"]["rate"] == {"median": 3, "rounds": [2, 3, 4]}
+    assert summary["engines"]["other"] is None
+    assert summary["left_out"] == results.reasons
+
+
+@pytest.mark.parametrize("number", ["0", "2", "-1", "x"])
+def test_the_number_of_rounds_is_odd(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make_parser("").parse_args(["--rounds", number])
+    assert "expected an odd number" in capsys.readouterr().err
+
+
+def test_other_tokens_are_an_error() -> None:
+    ours = np.array([1, 2, 3], np.uint16)
+    compare_tokens({OURS: ours, "peer": ours.copy()})
+    with pytest.raises(ValueError, match=r"peer made 3 tokens, velocity 3, .* from token 1 on"):
+        compare_tokens({OURS: ours, "peer": np.array([1, 9, 3], np.uint16)})
+    with pytest.raises(ValueError, match=r"peer made 2 tokens, velocity 3, .* from token 2 on"):
+        compare_tokens({OURS: ours, "peer": ours[:2]})
+
+
+def test_other_losses_are_an_error() -> None:
+    assert compare_losses([2.0, 1.0], [2.0, 1.0005], "fp32") == pytest.approx(5e-4)
+    for wrong in (1.01, float("nan")):
+        with pytest.raises(ValueError, match=r"step 2: Trainer's loss is .*, ours 1.0"):
+            compare_losses([2.0, wrong], [2.0, 1.0], "fp32")
