@@ -1,0 +1,143 @@
+"""The small files that make a checkpoint folder a Hugging Face model: the architecture in words.
+
+Readers fill in their own defaults for keys that are missing, often without a warning (another
+rms_norm_eps, an untied head, an end of text that never comes), so every key that matters is
+written, and read back with the meaning that transformers gives to its absence.
+"""
+
+import json
+from typing import Any
+
+from model.config import ModelConfig
+
+END_OF_TEXT = "<|endoftext|>"
+
+Json = dict[str, Any]
+
+
+def make_config_json(config: ModelConfig, end_of_text: int, dtype: str) -> Json:
+    """config.json: a LlamaForCausalLM, for transformers 4 and 5, vLLM and llama.cpp's converter.
+
+    There is no pad_token_id: transformers would freeze that row of the embedding in fine-tuning.
+    """
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_attention_heads,
+        "head_dim": config.head_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": config.initializer_range,
+        "rms_norm_eps": config.layer_norm_eps,
+        # transformers 5 reads rope_parameters, everyone else rope_theta.
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": True,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "torch_dtype": dtype,
+        "use_cache": True,
+    }
+
+
+def make_tokenizer_config_json(config: ModelConfig) -> Json:
+    """tokenizer_config.json: the ids of training, where spelled-out <|endoftext|> is plain text."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_position_embeddings,
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "unk_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left",
+        "split_special_tokens": True,
+    }
+
+
+def make_generation_config_json(end_of_text: int) -> Json:
+    """generation_config.json: the sampling defaults of model/generate.py, for other tools."""
+    return {
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_k": 50,
+        "top_p": 0.9,
+    }
+
+
+def find_end_of_text(tokenizer_json: str) -> int:
+    """The id of <|endoftext|> in a tokenizer.json; ValueError where it has no such token."""
+    tokenizer = json.loads(tokenizer_json)
+    for token in tokenizer.get("added_tokens", []):
+        if token["content"] == END_OF_TEXT:
+            return int(token["id"])
+    raise ValueError(f"the tokenizer has no special token {END_OF_TEXT}, which ends a document")
+
+
+def read_config_json(values: Json) -> ModelConfig:
+    """The architecture that a config.json describes; ValueError where it is not ours.
+
+    What would change the logits and is unknown here is refused, never ignored.
+    """
+    heads = _require(values, "num_attention_heads")
+    expected = {
+        "model_type": ("llama", None),
+        "tie_word_embeddings": (True, False),
+        "num_key_value_heads": (heads, heads),
+        "hidden_act": ("silu", "silu"),
+        "attention_bias": (False, False),
+        "mlp_bias": (False, False),
+        "quantization_config": (None, None),
+    }
+    for key, (ours, if_missing) in expected.items():
+        _expect(key, values.get(key, if_missing), ours)
+    config = ModelConfig(
+        vocab_size=_require(values, "vocab_size"),
+        hidden_size=_require(values, "hidden_size"),
+        num_hidden_layers=_require(values, "num_hidden_layers"),
+        num_attention_heads=heads,
+        intermediate_size=_require(values, "intermediate_size"),
+        max_position_embeddings=_require(values, "max_position_embeddings"),
+        initializer_range=values.get("initializer_range", 0.02),
+        layer_norm_eps=values.get("rms_norm_eps", 1e-6),
+        rope_theta=_read_rope_theta(values),
+    )
+    _expect("head_dim", values.get("head_dim") or config.head_size, config.head_size)
+    return config
+
+
+def _read_rope_theta(values: Json) -> float:
+    """The rotary base, from either place that it may stand in; scaled positions are refused."""
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    _expect("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
+    for place in (values, rope):
+        _expect("partial_rotary_factor", place.get("partial_rotary_factor", 1.0), 1.0)
+    theta: float = rope.get("rope_theta") or values.get("rope_theta", 10000.0)
+    _expect("rope_theta", values.get("rope_theta", theta), theta)
+    return theta
+
+
+def _require(values: Json, key: str) -> Any:
+    if key not in values:
+        raise ValueError(f"no key {key!r}; expected the config.json of a LlamaForCausalLM")
+    return values[key]
+
+
+def _expect(key: str, found: object, ours: object) -> None:
+    if found != ours:
+        raise ValueError(
+            f"{key} is {found!r}; velocity's architecture has {ours!r} there and computes no other"
+        )

@@ -1,0 +1,141 @@
+"""Chooses the next token from logits, in the order and with the definitions of transformers.
+
+    repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw
+
+B rows, V vocabulary, W candidates: the tokens that top-k leaves are kept sorted and by themselves,
+so that all that follows works on dozens of numbers instead of the whole vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. Raises ValueError, naming the setting, for a value without meaning."""
+
+    # False always takes the likeliest token; so does a temperature of 0.
+    do_sample: bool = True
+    # Divides the logits: below 1 makes the likely likelier.
+    temperature: float = 0.8
+    # Keeps this many of the likeliest tokens, and what ties with the last; None or 0 keeps all.
+    top_k: int | None = 50
+    # Keeps the likeliest tokens until their probabilities reach this sum; None or 1 keeps all.
+    top_p: float | None = 0.9
+    # Keeps tokens at least this many times as probable as the likeliest one; 0 keeps all.
+    min_p: float = 0.0
+    # Above 1, makes every token of the prompt and of the text so far less likely (CTRL, Keskar et
+    # al. 2019): positive logits are divided by it, negative ones multiplied.
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks = {
+            "temperature": (self.temperature >= 0, "from 0 (the likeliest token) up"),
+            "top_k": (self.top_k is None or self.top_k >= 0, "from 0 (off) up"),
+            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "above 0, up to 1 (off)"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 (off) to 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0; 1 is off"),
+        }
+        for name, (is_valid, expected) in checks.items():
+            value = getattr(self, name)
+            if not is_valid or value == math.inf:
+                raise ValueError(f"{name} is {value}; expected a number {expected}")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether nothing is drawn: the likeliest token is always taken."""
+        return not self.do_sample or self.temperature == 0
+
+
+@torch.inference_mode()
+def choose_tokens(
+    logits: Tensor,
+    histories: Sequence[Sequence[int]],
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+) -> list[int]:
+    """The next token of each row, from its logits (B, V) and the tokens that it already holds.
+
+    Row b draws from generators[b] alone, so it does not depend on the rows beside it. Raises
+    ValueError where the logits are no finite numbers.
+    """
+    if not bool(logits.amax().isfinite()):
+        raise ValueError(
+            "the model's logits are not finite; its training diverged or its weights are damaged, "
+            "use an earlier checkpoint"
+        )
+    logits = penalize_repetition(logits.float(), histories, sampling.repetition_penalty)
+    if sampling.is_greedy:
+        chosen = logits.argmax(-1)
+    else:
+        scores, tokens = find_candidates(logits, sampling)
+        draws = torch.stack([torch.rand(1, generator=generator) for generator in generators])
+        chosen = draw_candidates(scores, tokens, draws.to(logits.device))
+    return cast(list[int], chosen.tolist())
+
+
+def penalize_repetition(
+    logits: Tensor, histories: Sequence[Sequence[int]], penalty: float
+) -> Tensor:
+    """Logits (B, V) where each token of a row's history, once, is divided by the penalty.
+
+    Negative logits are multiplied by it instead.
+    """
+    if penalty == 1:
+        return logits
+    logits = logits.clone()
+    for row, history in zip(logits, histories, strict=True):
+        seen = torch.tensor(sorted(set(history)), device=logits.device)
+        found = row[seen]
+        row[seen] = torch.where(found < 0, found * penalty, found / penalty)
+    return logits
+
+
+def find_candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """The tokens (B, W) that may be drawn and their scores, both by falling score.
+
+    Scores are logits over temperature; a row with fewer than W candidates ends with -inf.
+    """
+    scores, tokens = _keep_top_k(logits / sampling.temperature, sampling.top_k or 0)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        # Summed from the least probable up, as in transformers, so that roundings agree too.
+        rising = torch.softmax(scores, -1).flip(-1).cumsum(-1).flip(-1)
+        scores = _remove(scores, rising <= 1 - sampling.top_p)
+    if sampling.min_p > 0:
+        probs = torch.softmax(scores, -1)
+        scores = _remove(scores, probs < sampling.min_p * probs[:, :1])
+    return scores, tokens
+
+
+def draw_candidates(scores: Tensor, tokens: Tensor, draws: Tensor) -> Tensor:
+    """The token (B,) at which a row's probabilities, added up from the left, pass its draw (B, 1).
+
+    `draws` are uniform in [0, 1). Should rounding leave none above, the likeliest is taken.
+    """
+    rising = torch.softmax(scores, -1).cumsum(-1)
+    passed = rising > draws * rising[:, -1:]
+    return tokens.gather(1, passed.int().argmax(-1, keepdim=True)).squeeze(1)
+
+
+def _keep_top_k(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The top_k highest scores of each row and all that tie with the lowest of them, sorted."""
+    if not 0 < top_k < scores.shape[-1]:
+        return scores.sort(dim=-1, descending=True)
+    best = scores.topk(top_k, dim=-1)
+    lowest = best.values[:, -1:]
+    num_kept = int((scores >= lowest).sum(-1).max())
+    if num_kept > top_k:
+        best = scores.topk(num_kept, dim=-1)
+    return best.values.masked_fill(best.values < lowest, -torch.inf), best.indices
+
+
+def _remove(scores: Tensor, removed: Tensor) -> Tensor:
+    """Scores with -inf where removed; the first of a row, its likeliest, always stays."""
+    keeps_first = removed.clone()
+    keeps_first[:, 0] = False
+    return scores.masked_fill(keeps_first, -torch.inf)

@@ -1,0 +1,197 @@
+"""The model on one page: norm, rotation, attention, feed-forward part, block, decoder, head.
+
+Llama's architecture (Touvron et al. 2023): RMSNorm before each part, rotary positions, SwiGLU, no
+biases, and the embedding is also the head. The names of the weights are those of transformers'
+LlamaForCausalLM, so a state dict of one is a state dict of the other.
+
+B batch, T tokens, D hidden, H heads, K head size (D = H * K), F intermediate, V vocabulary.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.cache import KVCache, LayerCache
+from model.config import ModelConfig
+from model.loss import chunked_cross_entropy
+from model.products import linear
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, K / 2)
+
+
+class Linear(nn.Linear):
+    """x @ weight.T."""
+
+    def __init__(self, in_size: int, out_size: int) -> None:
+        super().__init__(in_size, out_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, in fp32 inside (Zhang and Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (normed * self.weight).to(x.dtype)
+
+
+def make_rotation(positions: Tensor, config: ModelConfig) -> Rotation:
+    """The rotary embedding's angles as cosines and sines (RoFormer, Su et al. 2021, section 3.2).
+
+    Pair i of a head turns by positions / theta^(2i / K). Computed from the positions (B or 1, T)
+    each time, in fp32: there is no table to go stale when a model is cast or moved.
+    """
+    pairs = torch.arange(0, config.head_size, 2, device=positions.device, dtype=torch.float32)
+    frequencies = 1.0 / (config.rope_theta ** (pairs / config.head_size))
+    angles = positions[:, None, :, None].float() * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn each pair (x[i], x[i + K/2]) of x (B, H, T, K) by its angle: the half-split layout."""
+    cos, sin = rotation
+    left, right = x.chunk(2, dim=-1)
+    turned = torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+    return turned.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with H heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.head_size = config.head_size
+        self.q_proj = Linear(size, size)
+        self.k_proj = Linear(size, size)
+        self.v_proj = Linear(size, size)
+        self.o_proj = Linear(size, size)
+
+    def forward(self, x: Tensor, rotation: Rotation, cache: LayerCache | None = None) -> Tensor:
+        heads = (*x.shape[:2], -1, self.head_size)
+        q = rotate(self.q_proj(x).view(heads).transpose(1, 2), rotation)  # (B, H, T, K)
+        k = rotate(self.k_proj(x).view(heads).transpose(1, 2), rotation)
+        v = self.v_proj(x).view(heads).transpose(1, 2)
+        mask = None
+        if cache is not None:
+            k, v, mask = cache.append(k, v)
+        # Several tokens are a window or a prompt, each seeing itself and those before it; a single
+        # one sees all that its row holds.
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=x.shape[1] > 1)
+        return cast(Tensor, self.o_proj(y.transpose(1, 2).reshape(x.shape)))  # (B, T, D)
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x)): SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.silu(self.gate_proj(x)) * self.up_proj(x)  # (B, T, F)
+        return cast(Tensor, self.down_proj(inner))  # (B, T, D)
+
+
+class Block(nn.Module):
+    """Attention, then the MLP, each reading a normed copy of the stream and adding to it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotation: Rotation, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, cache)
+        return x + cast(Tensor, self.mlp(self.post_attention_layernorm(x)))
+
+
+class Decoder(nn.Module):
+    """Tokens (B, T) to hidden states (B, T, D): embedding, blocks, norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(
+        self, tokens: Tensor, cache: KVCache | None = None, recompute_blocks: bool = False
+    ) -> Tensor:
+        x = self.embed_tokens(tokens)
+        if torch.is_autocast_enabled(x.device.type):
+            # Else the residual stream would stay in the embedding's fp32, at twice the memory.
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if cache is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        else:
+            positions = cache.positions(tokens.shape[1])
+        rotation = make_rotation(positions, self.config)
+        for layer, block in enumerate(self.layers):
+            if recompute_blocks:
+                # No block draws random numbers, so their state need not be kept.
+                x = checkpoint(block, x, rotation, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, rotation, cache.layer(layer) if cache is not None else None)
+        return cast(Tensor, self.norm(x))
+
+
+class Transformer(nn.Module):
+    """The language model: a decoder and its head, which is the embedding again.
+
+    Weights start as N(0, initializer_range), norms as 1. `gradient_checkpointing` may be set at
+    any time: training then keeps only the blocks' inputs and computes their insides twice.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.model = Decoder(config)
+        with torch.device("meta"):  # Its own weight is never made.
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head.weight = self.model.embed_tokens.weight
+        for weight in self.parameters():
+            if weight.dim() == 2:
+                nn.init.normal_(weight, std=config.initializer_range)
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, grad_scale: float = 1.0
+    ) -> Tensor:
+        """Logits (B, T, V) of tokens (B, T); with targets (B, T), their mean loss, 0-dim fp32.
+
+        `grad_scale` is what the caller multiplies the loss by before backward; the loss itself
+        does not depend on it (see `chunked_cross_entropy`).
+        """
+        hidden = self.model(tokens, recompute_blocks=self.gradient_checkpointing and self.training)
+        if targets is None:
+            return cast(Tensor, self.lm_head(hidden))
+        return chunked_cross_entropy(hidden, self.lm_head.weight, targets, grad_scale)
+
+    @torch.inference_mode()
+    def predict(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """The next token's logits (B, V) in fp32 after tokens (B, T), which join the cache."""
+        hidden = self.model(tokens, cache)
+        cache.set_lengths([length + tokens.shape[1] for length in cache.lengths])
+        return cast(Tensor, self.lm_head(hidden[:, -1]).float())
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile every block in place: one graph for all, names kept, gradients block by block."""
+        for block in self.model.layers:
+            block.compile(backend=backend)
