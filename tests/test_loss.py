@@ -5,7 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.loss import MAX_LOGITS_BYTES, choose_chunk_tokens, chunked_cross_entropy
+from model.loss import (
+    MAX_LOGITS_BYTES,
+    VOCABULARY_MULTIPLE,
+    choose_chunk_tokens,
+    chunked_cross_entropy,
+)
 
 LOSS_SCALE = 65536.0
 
@@ -142,6 +147,16 @@ def test_batches_of_rows_are_taken_as_one_row() -> None:
     flat = chunked_cross_entropy(hidden, weight, targets)
     rows = chunked_cross_entropy(hidden.view(3, 20, 8), weight, targets.view(3, 20))
     assert torch.equal(flat, rows)
+
+
+def test_padding_the_vocabulary_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make_inputs(300, 32, 1001)
+    expected = run_plain(*inputs)
+    monkeypatch.setitem(VOCABULARY_MULTIPLE, "cpu", 64)
+    found = run_chunked(*inputs, LOSS_SCALE, 77)
+    assert found[2].shape == (1001, 32)
+    for ours, plain in zip(found, expected, strict=True):
+        assert relative_error(ours, plain) < 1e-6
 
 
 @pytest.mark.parametrize("num_tokens", [1, 127, 2048, 16_384, 1_000_003])

@@ -86,5 +86,5 @@ def test_the_permutation_looks_random() -> None:
 
 
 def test_too_few_tokens_are_refused() -> None:
-    with pytest.raises(ValueError, match="the split has 199 tokens; windows of data.max_seq_len"):
+    with pytest.raises(ValueError, match="the split has 199 tokens; windows of"):
         SampleOrder(199, 100, seed=0)

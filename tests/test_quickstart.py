@@ -1,4 +1,4 @@
-"""`velocity quickstart`, cut short: every command runs, and a model that learned nothing is told."""
+"""`velocity quickstart`, cut short: its commands run, and that nothing was learned is told."""
 
 import math
 import subprocess

@@ -82,6 +82,14 @@ def test_top_k_keeps_ties() -> None:
     ]
 
 
+def test_top_p_that_is_met_exactly_is_enough() -> None:
+    logits = torch.zeros(1, 4)
+    history = torch.zeros(1, 1, dtype=torch.int64)
+    sampling = Sampling(temperature=1.0, top_k=None, top_p=0.75)
+    for cut in (process, process_as_transformers):
+        assert cut(logits, history, sampling).isfinite().sum() == 3
+
+
 def test_each_repeated_token_is_penalized_once() -> None:
     logits = torch.tensor([[2.0, -2.0, 4.0], [2.0, -2.0, 4.0]])
     found = penalize_repetition(logits, [[0, 1, 0, 0], [2]], 2.0)

@@ -11,7 +11,11 @@ from prep.plan import Policy
 from prep.run import Request, prepare
 from shards.format import Manifest
 
-WORDS = ["the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he", "his", "but", "at", "are", "this", "have", "from", "or", "had", "an", "they", "which", "one", "you", "were", "her", "all", "she", "there", "would", "their", "we", "him", "been", "has", "when", "who", "will", "more", "no", "if", "out", "so", "said", "what", "up", "its", "about", "into", "than", "them", "can", "only", "other", "new", "some", "could", "naïve", "café", "北京", "Привет", "🙂", "3.14159", "don't", "we'll", "<|endoftext|>", "x=1;\n\n\t"]
+COMMON = """the of and to in a is that for it as was with be by on not he his but at are this have
+from or had an they which one you were her all she there would their we him been has when who will
+more no if out so said what up its about into than them can only other new some could naïve café
+北京 Привет 🙂 3.14159 don't we'll <|endoftext|>"""
+WORDS = [*COMMON.split(), "x=1;\n\n\t"]
 
 
 def make_texts(count: int, seed: int = 0, mean_words: int = 60) -> list[str]:
