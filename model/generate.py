@@ -157,8 +157,10 @@ class Generator:
     def stream(self, prompt: str, settings: Settings) -> Iterator[str]:
         """The pieces of one text as they are generated; joined, they are all but its prompt.
 
-        for piece in generator.stream("Once upon a time", Settings(max_length=300)):
-            print(piece, end="", flush=True)
+            for piece in generator.stream("Once upon a time", Settings(max_length=300)):
+                print(piece, end="", flush=True)
+
+        Raises ValueError at once, before the first piece, for what `generate` refuses.
         """
         drafts = self._start_drafts([prompt], replace(settings, num_return_sequences=1))
         return (piece for _, piece in self._write(drafts, settings))
@@ -276,15 +278,14 @@ def _choose_dtype(device: torch.device) -> torch.dtype:
 def _load_tokenizer(folder: Path, tokenizer_json: str | None) -> Tokenizer:
     """The folder's tokenizer, else the given one; CheckpointError unless it is byte-level."""
     path = folder / TOKENIZER
-    if path.is_file():
-        tokenizer_json = path.read_text(encoding="utf-8")
-    if tokenizer_json is None:
+    content = path.read_bytes() if path.is_file() else (tokenizer_json or "").encode()
+    if not content:
         raise CheckpointError(f"{folder}: no {TOKENIZER}; put the model's tokenizer there")
     try:
-        tokenizer = Tokenizer.from_str(tokenizer_json)
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # The library raises bare Exception for any fault.
         raise CheckpointError(f"{path}: no tokenizer can be read from it ({error})") from None
-    decoder = (json.loads(tokenizer_json).get("decoder") or {}).get("type")
+    decoder = (json.loads(content).get("decoder") or {}).get("type")
     if decoder != "ByteLevel" or tokenizer.token_to_id(END_OF_TEXT) is None:
         raise CheckpointError(
             f"{path}: expected a byte-level tokenizer with the token {END_OF_TEXT}, like GPT-2's"

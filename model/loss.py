@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from model.products import as_factor, multiply
 
@@ -20,9 +21,9 @@ from model.products import as_factor, multiply
 # the fastest; a GPU wants thousands of tokens to be busy.
 MAX_LOGITS_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 
-# Matrix products like their sides in multiples of these.
+# Matrix products like their sides in multiples: a chunk's tokens, and on CUDA the vocabulary.
 CHUNK_TOKENS_MULTIPLE = 128
-CUDA_VOCABULARY_MULTIPLE = 64
+VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 
 
 def chunked_cross_entropy(
@@ -53,7 +54,7 @@ def chunked_cross_entropy(
 
 def choose_chunk_tokens(num_tokens: int, weight: Tensor) -> int:
     """C: chunks of about equal size, as few as the bound on a chunk's logits allows."""
-    max_bytes = MAX_LOGITS_BYTES["cpu" if weight.device.type == "cpu" else "cuda"]
+    max_bytes = MAX_LOGITS_BYTES.get(weight.device.type, MAX_LOGITS_BYTES["cpu"])
     max_multiples = max(1, max_bytes // (len(weight) * 4 * CHUNK_TOKENS_MULTIPLE))
     num_multiples = math.ceil(num_tokens / CHUNK_TOKENS_MULTIPLE)
     num_chunks = max(1, math.ceil(num_multiples / max_multiples))
@@ -90,15 +91,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _compute(
     hidden: Tensor, weight: Tensor, targets: Tensor, grad_scale: float | None, chunk_tokens: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and, unless grad_scale is None, its gradients (N, D) and (V, D) times grad_scale."""
+    """The loss and its gradients (N, D) and (V, D) times grad_scale; None leaves them unmade."""
     num_tokens, num_words = len(targets), len(weight)
     dtype = _choose_dtype(hidden)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        inputs, head = as_factor(hidden, dtype), as_factor(_pad_vocabulary(weight), dtype)
+        inputs, head = as_factor(hidden, dtype), _pad_vocabulary(as_factor(weight, dtype))
         losses = torch.empty(num_tokens, dtype=torch.float32, device=hidden.device)
         probs_space = losses.new_empty(min(chunk_tokens, num_tokens), len(head))
         dhidden = torch.empty_like(hidden)
-        dhead = losses.new_zeros(head.T.shape)  # (D, V): its products are faster that way around.
+        # (D, V), because the products that it sums are faster that way around.
+        dhead = losses.new_zeros(head.T.shape if grad_scale is not None else (0, 0))
         for start in range(0, num_tokens, chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             logits = multiply(inputs[chunk], head.T)
@@ -140,8 +142,6 @@ def _choose_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def _pad_vocabulary(weight: Tensor) -> Tensor:
-    """On CUDA, weight with rows of zeros up to a multiple of 64; nothing outside sees them."""
-    if not weight.is_cuda:
-        return weight
-    num_missing = -len(weight) % CUDA_VOCABULARY_MULTIPLE
-    return torch.nn.functional.pad(weight, (0, 0, 0, num_missing))
+    """weight (V, D) with rows of zeros up to the device's multiple; nothing outside sees them."""
+    num_missing = -len(weight) % VOCABULARY_MULTIPLE.get(weight.device.type, 1)
+    return pad(weight, (0, 0, 0, num_missing)) if num_missing else weight

@@ -57,7 +57,7 @@ def _find_onednn_linear() -> Callable[[Tensor, Tensor], Tensor] | None:
     x, weight = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
     try:
         works = torch.equal(onednn_linear(x, weight), F.linear(x, weight))
-    except (AttributeError, RuntimeError, NotImplementedError):
+    except Exception:  # Whatever a build or a release may say instead of computing.
         return None
     return onednn_linear if works else None
 

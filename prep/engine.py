@@ -139,6 +139,8 @@ def work(connection: Connection, counters: Counters) -> None:
     """A worker process: do jobs and send their receipts, or what went wrong."""
     # Ctrl-C reaches every process of the terminal; the parent alone decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One core a worker: else each of N workers would start a thread of `tokenizers` a core.
+    os.environ["RAYON_NUM_THREADS"] = "1"
     threading.Thread(target=exit_with_parent, daemon=True).start()
     while True:
         job = connection.recv()

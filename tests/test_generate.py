@@ -336,9 +336,10 @@ def test_folders_that_cannot_be_sampled_are_refused(tmp_path: Path) -> None:
         load_generator(tmp_path)
     path = tmp_path / "checkpoint-1"
     save_model(path, make_model(), TOKENIZER_JSON)
-    (path / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: no tokenizer can be read"):
-        load_generator(path)
+    for broken in (b"{}", b"{", b"\xff"):
+        (path / "tokenizer.json").write_bytes(broken)
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json: no tokenizer can be read"):
+            load_generator(path)
     other = TOKENIZER_JSON.replace('"decoder":{"type":"ByteLevel"', '"decoder":{"type":"Fuse"')
     (path / "tokenizer.json").write_text(other)
     with pytest.raises(CheckpointError, match="expected a byte-level tokenizer"):

@@ -5,10 +5,10 @@ Chowdhery et al. 2022, appendix B), against the dense peak of the vendor's data 
 """
 
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -59,8 +59,11 @@ def measure_peak_memory(device: torch.device) -> int:
     """The most bytes this process has had: of GPU memory, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the launching process had, too.
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # In bytes on macOS.
 
 
 class Speed:

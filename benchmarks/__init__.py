@@ -1,0 +1,1 @@
+"""Scripts that measure this project beside its peers; each prints one line of JSON."""

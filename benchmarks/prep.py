@@ -1,0 +1,256 @@
+"""Text to token shards: our whole pipeline against tiktoken alone and against datasets.map.
+
+velocity   prep.run.prepare, one worker: parquet -> committed shards with sidecar, sha256s, fsync
+tiktoken   parquet -> encode_ordinary -> one .bin, and nothing else of what ours does
+datasets   load_dataset -> map with `tokenizers`, batched -> one .bin, as nanoGPT's prepare does
+
+All read the same parquet file on the same number of threads, and must give the same tokens. What
+the peers make ready only once (tiktoken's encoding, the map's tokenizer) is not timed; ours is.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.measure import (
+    OURS,
+    Engine,
+    Measured,
+    make_parser,
+    print_result,
+    run_script,
+    say,
+    take_turns,
+)
+from prep.documents import Piece, read_documents
+from prep.plan import Policy, find_files
+from prep.python_docs import write_python_docs
+from prep.run import Request, prepare
+from prep.tokenizer import END_OF_TEXT, build_gpt2_json
+from shards.reader import open_shards
+from shards.tokenizer import load_tokenizer
+
+COLUMN = "content"
+BATCH_DOCUMENTS = 1000
+PACKAGES = ("tokenizers", "tiktoken", "datasets", "numpy", "pyarrow")
+
+Tokens = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text that every engine reads, as one parquet file."""
+
+    path: Path
+    num_documents: int
+    num_bytes: int
+    # How often the same documents come; repeated words are easy for an engine with a cache.
+    num_passes: int
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("Text to token shards, beside tiktoken and datasets.map.")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        action="append",
+        help="text instead of Python's documentation: a file or folder that prep reads",
+    )
+    parser.add_argument("--text-column", default=COLUMN, help="of the input, as for prep")
+    parser.add_argument("--megabytes", type=float, default=4.0, help="of text, about")
+    parser.add_argument("--threads", type=int, default=1, help="of every engine's tokenizer")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, compare the tokens, print the line."""
+    options = parse_arguments()
+    # Read by `tokenizers` when its first batch comes.
+    os.environ["RAYON_NUM_THREADS"] = str(options.threads)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    pa.set_cpu_count(options.threads)
+    with tempfile.TemporaryDirectory(prefix="benchmark-prep-") as name:
+        scratch = Path(name)
+        text = write_text(scratch, options)
+        say(f"{text.num_documents:,} documents, {text.num_bytes / 1e6:.1f} MB of text")
+        engines = [
+            Engine(OURS, (), lambda: start_velocity(text, scratch)),
+            Engine("tiktoken", ("tiktoken",), lambda: start_tiktoken(text, scratch, options)),
+            Engine("datasets", ("datasets",), lambda: start_datasets(text, scratch)),
+        ]
+        num_tokens: list[int] = []
+
+        def check(outputs: Mapping[str, Tokens]) -> None:
+            compare_tokens(outputs)
+            num_tokens.append(len(outputs[OURS]))
+
+        results = take_turns(engines, options, check)
+    work = {
+        "documents": text.num_documents,
+        "text_bytes": text.num_bytes,
+        "tokens": num_tokens[0],
+        "passes_over_the_input": text.num_passes,
+    }
+    # A difference would have ended the run.
+    checks = {"tokens_equal": True if len(results.rounds) > 1 else None}
+    print_result("prep", options, work, results, checks, PACKAGES)
+
+
+def write_text(scratch: Path, options: argparse.Namespace) -> Text:
+    """Write the input's documents to one parquet file, as often as it takes to be large enough."""
+    paths = [path for entry in options.input or () for path in find_files(str(entry))]
+    if not paths:
+        paths = [scratch / "python-docs.jsonl"]
+        write_python_docs(paths[0])
+    column = options.text_column if options.input else COLUMN
+    path = scratch / "text.parquet"
+    num_documents = num_bytes = num_passes = 0
+    with pq.ParquetWriter(path, pa.schema([(COLUMN, pa.string())])) as writer:
+        while num_bytes < options.megabytes * 1e6:
+            num_passes += 1
+            before = num_bytes
+            for texts in read_batches(paths, column):
+                writer.write_table(pa.table({COLUMN: pa.array(texts, pa.string())}))
+                num_documents += len(texts)
+                num_bytes += sum(len(text.encode("utf-8")) for text in texts)
+                if num_bytes >= options.megabytes * 1e6:
+                    break
+            if num_bytes == before:
+                raise ValueError(f"{paths[0]}: no text in it; give --input files with text")
+    return Text(path, num_documents, num_bytes, num_passes)
+
+
+def read_batches(paths: Iterable[Path], column: str) -> Iterator[list[str]]:
+    """The texts of the files, a small batch at a time; null and empty ones are left out."""
+    for path in paths:
+        for documents in read_documents(Piece(str(path), path.name), column):
+            texts = [text for text in documents.texts if text]
+            for start in range(0, len(texts), 100):
+                yield texts[start : start + 100]
+
+
+def start_velocity(text: Text, scratch: Path) -> Callable[[], Measured]:
+    """Our pipeline; everything goes to train, so that the order is the documents'."""
+    out = scratch / "shards"
+    request = Request(out, Policy(validation_fraction="0"), (str(text.path),), workers=1)
+
+    def work() -> None:
+        prepare(request, say=lambda line: None)
+
+    def read() -> Tokens:
+        stream = open_shards(out).stream("train")
+        return stream.read(0, stream.num_tokens)
+
+    return lambda: time_work(text, work, read, out)
+
+
+def start_tiktoken(
+    text: Text, scratch: Path, options: argparse.Namespace
+) -> Callable[[], Measured]:
+    """tiktoken, and as little around it as possible."""
+    from tests.tiktoken_gpt2 import make_encoding
+
+    encoding = make_encoding()
+    out = scratch / "tiktoken.bin"
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        if options.threads == 1:
+            return [encoding.encode_ordinary(text) for text in texts]
+        return encoding.encode_ordinary_batch(texts, num_threads=options.threads)
+
+    def work() -> None:
+        with open(out, "wb") as file, pq.ParquetFile(text.path) as parquet:
+            for batch in parquet.iter_batches(BATCH_DOCUMENTS, columns=[COLUMN], use_threads=False):
+                join_documents(encode(batch.column(COLUMN).to_pylist())).tofile(file)
+
+    return lambda: time_work(text, work, lambda: np.fromfile(out, np.uint16), out)
+
+
+def join_documents(documents: Sequence[list[int]]) -> Tokens:
+    """The documents one behind the other, each followed by <|endoftext|>."""
+    for document in documents:
+        document.append(END_OF_TEXT)
+    num_tokens = sum(map(len, documents))
+    return np.fromiter(chain.from_iterable(documents), np.uint16, num_tokens)
+
+
+def start_datasets(text: Text, scratch: Path) -> Callable[[], Measured]:
+    """load_dataset, map, and the ids copied into one array on disk."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    (scratch / "tokenizer.json").write_text(build_gpt2_json(), encoding="utf-8")
+    tokenizer = load_tokenizer(scratch / "tokenizer.json")
+    cache = scratch / "datasets"
+    out = scratch / "datasets.bin"
+
+    def encode(batch: Mapping[str, list[str]]) -> dict[str, list[list[int]] | list[int]]:
+        encodings = tokenizer.encode_batch_fast(batch[COLUMN], add_special_tokens=False)
+        ids = [[*encoding.ids, END_OF_TEXT] for encoding in encodings]
+        return {"ids": ids, "len": [len(document) for document in ids]}
+
+    def work() -> None:
+        dataset = datasets.load_dataset(
+            "parquet", data_files=str(text.path), split="train", cache_dir=str(cache)
+        )
+        encoded = dataset.map(encode, batched=True, remove_columns=[COLUMN])
+        tokens = np.memmap(out, np.uint16, "w+", shape=(sum(encoded["len"]),))
+        position = 0
+        for batch in encoded.with_format("numpy").iter(BATCH_DOCUMENTS):
+            ids = np.concatenate(batch["ids"])
+            tokens[position : position + len(ids)] = ids
+            position += len(ids)
+        tokens.flush()
+
+    return lambda: time_work(text, work, lambda: np.fromfile(out, np.uint16), out, cache)
+
+
+def time_work(
+    text: Text, work: Callable[[], None], read: Callable[[], Tokens], *made: Path
+) -> Measured:
+    """Time the work, read the tokens that it made, and remove what it left on disk."""
+    started = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - started
+    tokens = read()
+    for path in made:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    figures = {
+        "megabytes_per_second": text.num_bytes / 1e6 / seconds,
+        "tokens_per_second": len(tokens) / seconds,
+    }
+    return Measured(figures, tokens)
+
+
+def compare_tokens(outputs: Mapping[str, Tokens]) -> None:
+    """ValueError with the first place where a peer's tokens are not ours."""
+    ours = outputs[OURS]
+    for name, tokens in outputs.items():
+        if np.array_equal(tokens, ours):
+            continue
+        shared = min(len(tokens), len(ours))
+        different = np.flatnonzero(tokens[:shared] != ours[:shared])
+        place = int(different[0]) if len(different) else shared
+        raise ValueError(
+            f"{name} made {len(tokens):,} tokens, {OURS} {len(ours):,}, and they differ from token "
+            f"{place:,} on; one of them encodes wrongly, so no figures are given"
+        )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,171 @@
+"""Training steps: our run against transformers' Trainer with the same model and the same samples.
+
+velocity       train.run.build_run and train.loop.take_step
+transformers   Trainer, LlamaForCausalLM, fused AdamW; no logging, no saving
+
+Both start from the same weights and see the same windows in the same order, with the same AdamW,
+the same clipping and the same constant learning rate, so that their losses must agree step by
+step. Each round of an engine is a process of its own, which gives it a memory peak of its own;
+importing, building and the first steps (compiling, warming up) are not timed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import (
+    OURS,
+    Engine,
+    Json,
+    Measured,
+    make_parser,
+    print_result,
+    run_script,
+    take_turns,
+)
+from benchmarks.train_round import make_config, measure_transformers, measure_velocity
+from model.checkpoint import save_model
+from model.transformer import Transformer
+from shards.format import TOKENIZER
+from train.config import Config
+
+PACKAGES = ("torch", "transformers", "accelerate", "numpy")
+TRANSFORMERS = "transformers"
+# How far the losses of a step may be apart; half precision rounds differently on the two sides.
+MAX_DIFFERENCES = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 5e-2}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("Training steps, beside transformers' Trainer.")
+    parser.set_defaults(warmup_rounds=0)
+    parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--intermediate-size", type=int, default=1024)
+    parser.add_argument("--max-seq-length", type=int, default=256, help="tokens of a sample")
+    parser.add_argument("--batch-size", type=int, default=4, help="samples of a micro-step")
+    parser.add_argument("--accumulation-steps", type=int, default=1, help="micro-steps of a step")
+    parser.add_argument("--precision", choices=list(MAX_DIFFERENCES), default="fp32")
+    parser.add_argument("--learning-rate", type=float, default=6e-4, help="constant")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="on both sides")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of a round")
+    parser.add_argument("--warmup-steps", type=int, default=2, help="steps before, not timed")
+    parser.add_argument("--threads", type=int, help="of torch; else as many as it takes")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order")
+    # How this script calls itself for one engine's round.
+    parser.add_argument("--engine", choices=[OURS, TRANSFORMERS], help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.steps < 1 or options.warmup_steps < 1:
+        parser.error("--steps and --warmup-steps: expected at least 1")
+    return options
+
+
+def main() -> None:
+    """Measure, or do one engine's round for the process that measures."""
+    options = parse_arguments()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.engine:
+        measure = {OURS: measure_velocity, TRANSFORMERS: measure_transformers}[options.engine]
+        print(json.dumps(measure(options, options.scratch)), flush=True)
+        return
+    del options.engine, options.scratch
+    with tempfile.TemporaryDirectory(prefix="benchmark-train-") as name:
+        compare_engines(options, Path(name))
+
+
+def compare_engines(options: argparse.Namespace, scratch: Path) -> None:
+    """Make shards and weights, measure, compare the losses, print the line."""
+    config = make_config(options, scratch)
+    make_shards(scratch)
+    make_weights(config, scratch)
+    differences: list[float] = []
+
+    def check(outputs: Mapping[str, list[float]]) -> None:
+        differences.extend(
+            compare_losses(outputs[name], outputs[OURS], options.precision)
+            for name in outputs.keys() - {OURS}
+        )
+
+    engines = [
+        Engine(OURS, (), lambda: partial(run_process, OURS, scratch)),
+        Engine(
+            TRANSFORMERS,
+            ("transformers", "accelerate"),
+            lambda: partial(run_process, TRANSFORMERS, scratch),
+        ),
+    ]
+    results = take_turns(engines, options, check)
+    work = {
+        "num_parameters": config.model.num_parameters(),
+        "flops_per_token": config.model.flops_per_token(config.data.max_seq_length),
+        "tokens_per_step": options.batch_size * options.accumulation_steps * options.max_seq_length,
+    }
+    checks = {"max_loss_difference": max(differences, default=None)}
+    print_result("train", options, work, results, checks, PACKAGES)
+
+
+def make_shards(scratch: Path) -> None:
+    """Python's documentation as shards, all of it to train on."""
+    from prep.plan import Policy
+    from prep.python_docs import write_python_docs
+    from prep.run import Request, prepare
+
+    text = scratch / "python-docs.jsonl"
+    write_python_docs(text)
+    policy = Policy(validation_fraction="0")
+    prepare(Request(scratch / "shards", policy, (str(text),)), say=lambda line: None)
+
+
+def make_weights(config: Config, scratch: Path) -> None:
+    """The random weights that both begin with, as a checkpoint folder."""
+    torch.manual_seed(config.infrastructure.seed)
+    tokenizer_json = (scratch / "shards" / TOKENIZER).read_text(encoding="utf-8")
+    save_model(scratch / "weights", Transformer(config.model), tokenizer_json)
+
+
+def run_process(engine: str, scratch: Path) -> Measured:
+    """Do an engine's round in a process of its own; its last line says what came out."""
+    command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:]]
+    command += ["--engine", engine, "--scratch", str(scratch)]
+    # Trainer would take every GPU that it sees.
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": gpu,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    process = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, env=environment, check=False
+    )
+    if process.returncode:
+        raise ValueError(f"{engine} failed with exit code {process.returncode}; see above")
+    result: Json = json.loads(process.stdout.splitlines()[-1])
+    return Measured(result["figures"], result["losses"])
+
+
+def compare_losses(theirs: list[float], ours: list[float], precision: str) -> float:
+    """The largest difference of a step's losses; ValueError where it is too large."""
+    differences = [abs(one - other) for one, other in zip(theirs, ours, strict=True)]
+    for step, difference in enumerate(differences):
+        if not difference <= MAX_DIFFERENCES[precision]:
+            raise ValueError(
+                f"step {step + 1}: Trainer's loss is {theirs[step]:.6f}, ours {ours[step]:.6f}; "
+                "they do not train the same model, so no figures are given"
+            )
+    return max(differences)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,231 @@
+"""One engine's round of benchmarks.train, in the process that it has for itself.
+
+What only one side needs is imported where it is used, so that the other's memory has nothing of it.
+"""
+
+import argparse
+import importlib
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.measure import Figures, Json, say
+from model.transformer import Transformer
+from shards.order import SampleOrder
+from shards.reader import open_shards
+from train.batches import read_samples
+from train.config import Config, load_config
+from train.distributed import choose_device, join_ranks
+from train.throughput import compute_mfu, find_device_peak, measure_peak_memory
+
+
+def make_config(options: argparse.Namespace, scratch: Path) -> Config:
+    """Our settings of the run, with a constant learning rate."""
+    settings = {
+        "model.hidden_size": options.hidden_size,
+        "model.num_hidden_layers": options.layers,
+        "model.num_attention_heads": options.heads,
+        "model.intermediate_size": options.intermediate_size,
+        "model.max_position_embeddings": options.max_seq_length,
+        "data.shards": scratch / "shards",
+        "data.max_seq_length": options.max_seq_length,
+        "training.batch_size_per_device": options.batch_size,
+        "training.gradient_accumulation_steps": options.accumulation_steps,
+        "training.precision": options.precision,
+        "training.learning_rate": options.learning_rate,
+        "training.min_learning_rate": options.learning_rate,
+        "training.warmup_steps": 0,
+        "training.num_training_steps": options.warmup_steps + options.steps,
+        "training.gradient_checkpointing": options.gradient_checkpointing,
+        "training.compile": options.compile,
+        "infrastructure.seed": options.seed,
+        "infrastructure.output_dir": scratch / "checkpoints",
+    }
+    return load_config(None, [f"{name}={value}" for name, value in settings.items()])
+
+
+class Stopwatch:
+    """Times the steps behind the warmup; made when all is imported and nothing is built."""
+
+    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
+        self.warmup_steps = options.warmup_steps
+        self.last_step = options.warmup_steps + options.steps
+        self.device = device
+        self.step = 0
+        self.seconds = self.cpu_seconds = 0.0
+        importlib.import_module("torch._dynamo")  # Or the optimizer would, at the first step.
+        self.memory_before = measure_memory(device)
+
+    def tick(self) -> None:
+        """A step is done."""
+        self.step += 1
+        if self.step not in (self.warmup_steps, self.last_step):
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        sign = 1 if self.step == self.last_step else -1
+        self.seconds += sign * time.perf_counter()
+        self.cpu_seconds += sign * time.process_time()
+
+
+def measure_memory(device: torch.device) -> int:
+    """The most bytes that this process has had, of GPU memory or resident on a CPU.
+
+    Of a process that another one started, Linux' getrusage tells at least what that one had.
+    """
+    status = Path("/proc/self/status")
+    if device.type == "cuda" or not status.exists():
+        return measure_peak_memory(device)
+    [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
+def describe_round(
+    config: Config, options: argparse.Namespace, watch: Stopwatch, losses: list[float]
+) -> Json:
+    """The figures and the losses of a round."""
+    tokens_per_step = options.batch_size * options.accumulation_steps * options.max_seq_length
+    num_tokens = options.steps * tokens_per_step
+    peak_memory = measure_memory(watch.device)
+    figures: Figures = {
+        "tokens_per_second": num_tokens / watch.seconds,
+        "cpu_seconds_per_million_tokens": watch.cpu_seconds / num_tokens * 1e6,
+        "peak_memory_bytes": peak_memory,
+        "memory_growth_bytes": peak_memory - watch.memory_before,
+    }
+    flops_per_token = config.model.flops_per_token(options.max_seq_length)
+    peak_flops = find_device_peak(watch.device, config.training.precision)
+    mfu = compute_mfu(figures["tokens_per_second"], flops_per_token, peak_flops)
+    if mfu is not None:
+        figures["mfu"] = mfu
+    return {"figures": figures, "losses": losses}
+
+
+def measure_velocity(options: argparse.Namespace, scratch: Path) -> Json:
+    """Our round."""
+    from train.loop import take_step
+    from train.run import build_run
+
+    config = make_config(options, scratch)
+    with join_ranks(config.distributed) as rank:
+        watch = Stopwatch(options, rank.device)
+        run = build_run(config, rank, say)
+        load_weights(run.model, scratch)
+        losses = []
+        while run.step < config.training.num_training_steps:
+            losses.append(take_step(run)[0])
+            watch.tick()
+        run.batches.close()
+    return describe_round(config, options, watch, losses)
+
+
+def load_weights(model: Transformer, scratch: Path) -> None:
+    """Begin with the common weights instead of those that this device's generator drew."""
+    weights = load_file(scratch / "weights" / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights)
+
+
+def measure_transformers(options: argparse.Namespace, scratch: Path) -> Json:
+    """Trainer's round. All windows lie in memory before it begins."""
+    from transformers import LlamaForCausalLM, PrinterCallback, Trainer
+
+    config = make_config(options, scratch)
+    watch = Stopwatch(options, choose_device(0, "auto"))
+    model: Any = LlamaForCausalLM.from_pretrained(scratch / "weights", dtype=torch.float32)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    micro_losses: list[torch.Tensor] = []
+    trainer = make_ordered(Trainer, micro_losses)(
+        model,
+        make_trainer_arguments(config, options, watch.device, scratch),
+        train_dataset=read_windows(config, scratch),
+        callbacks=[make_ticking(watch)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    losses = torch.stack(micro_losses).view(-1, options.accumulation_steps).sum(1)
+    return describe_round(config, options, watch, losses.tolist())
+
+
+def make_ordered(trainer: Any, micro_losses: list[torch.Tensor]) -> Any:
+    """The Trainer, but that it keeps the order of the samples, and notes the losses."""
+    from torch.utils.data import SequentialSampler
+
+    class OrderedTrainer(trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+            return SequentialSampler(train_dataset or self.train_dataset)
+
+        def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+            micro_losses.append(super().training_step(*arguments, **named))
+            return micro_losses[-1]
+
+    return OrderedTrainer
+
+
+def make_ticking(watch: Stopwatch) -> Any:
+    """A callback that ticks at the end of a step."""
+    from transformers import TrainerCallback
+
+    class Tick(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            watch.tick()
+
+    return Tick()
+
+
+def make_trainer_arguments(
+    config: Config, options: argparse.Namespace, device: torch.device, scratch: Path
+) -> Any:
+    """Our settings in Trainer's words; nothing is logged or saved."""
+    from transformers import TrainingArguments
+
+    training, on_gpu = config.training, device.type == "cuda"
+    return TrainingArguments(
+        output_dir=str(scratch / "trainer"),
+        max_steps=training.num_training_steps,
+        per_device_train_batch_size=training.batch_size_per_device,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=training.weight_decay,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_epsilon=training.adam_epsilon,
+        max_grad_norm=training.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=training.precision == "bf16",
+        fp16=training.precision == "fp16",
+        torch_compile=options.compile,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def read_windows(config: Config, scratch: Path) -> list[dict[str, torch.Tensor]]:
+    """The samples of our run, in its order, as Trainer's batches are made of them.
+
+    Each has T tokens and their T targets; `shift_labels` says that the targets are shifted already.
+    """
+    stream = open_shards(scratch / "shards").stream("train")
+    training = config.training
+    order = SampleOrder(stream.num_tokens, config.data.max_seq_length, config.infrastructure.seed)
+    num_samples = (
+        training.num_training_steps
+        * training.gradient_accumulation_steps
+        * training.batch_size_per_device
+    )
+    windows = torch.from_numpy(read_samples(stream, order, np.arange(num_samples)))
+    return [
+        {"input_ids": window[:-1], "labels": window[1:], "shift_labels": window[1:]}
+        for window in windows
+    ]
