@@ -4,6 +4,10 @@ import argparse
 import os
 import sys
 
+# On a CPU, threads that wait should sleep: by default they spin, and beside one busy process the
+# run takes ten times as long (docs/log.md). It must be set before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from train.config import Config, list_named_configs, load_config
