@@ -32,13 +32,16 @@ class CheckpointError(ValueError):
 
 def seal(folder: Path) -> None:
     """Make every file in `folder` durable, then write the list: the mark of completeness."""
+    temporary = folder / f"{CHECKSUMS}.tmp"
+    temporary.touch()
     files = {}
     for path in sorted(folder.iterdir()):
         if not path.name.startswith(CHECKSUMS):
             assert path.is_file(), f"{path} is not a plain file; a checkpoint folder is flat"
+            # safetensors makes files that only their owner may read.
+            path.chmod(temporary.stat().st_mode)
             _sync(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
-    temporary = folder / f"{CHECKSUMS}.tmp"
     temporary.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
     _sync(temporary)
     os.replace(temporary, folder / CHECKSUMS)

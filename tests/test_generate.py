@@ -41,6 +41,14 @@ def generator(folder: Path) -> Generator:
     return load_generator(folder, device="cpu")
 
 
+@pytest.fixture(scope="module")
+def exact_generator(folder: Path) -> Generator:
+    """In fp64: a batch is summed in another order than a row, and in fp32 a draw may tip over."""
+    generator = load_generator(folder, device="cpu")
+    generator.model.double()
+    return generator
+
+
 def make_scripted(tokens: Iterable[int]) -> Generator:
     """A generator whose model has nothing to say: what it writes is given."""
     generator, script = Generator(make_model(), make_tokenizer()), iter(tokens)
@@ -87,12 +95,14 @@ def test_greedy_tokens_equal_transformers(
     assert num_different > 40
 
 
-def test_prompts_of_different_lengths_write_what_they_write_alone(generator: Generator) -> None:
+def test_prompts_of_different_lengths_write_what_they_write_alone(
+    exact_generator: Generator,
+) -> None:
     for settings in (GREEDY, RANDOM, replace(RANDOM, num_return_sequences=3)):
-        together = generator.complete(PROMPTS, settings)
-        alone = [c for prompt in PROMPTS for c in generator.complete([prompt], settings)]
+        together = exact_generator.complete(PROMPTS, settings)
+        alone = [c for prompt in PROMPTS for c in exact_generator.complete([prompt], settings)]
         assert together == alone
-        assert generator.complete(PROMPTS, replace(settings, batch_size=3)) == together
+        assert exact_generator.complete(PROMPTS, replace(settings, batch_size=3)) == together
 
 
 def test_rows_go_on_when_others_have_ended(generator: Generator) -> None:

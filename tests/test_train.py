@@ -173,6 +173,8 @@ def test_only_the_newest_checkpoints_stay(small_shards: Path, tmp_path: Path) ->
     run_small(small_shards, tmp_path, training__save_steps=1, training__save_total_limit=2)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["checkpoint-7", "checkpoint-8"]
+    modes = {path.stat().st_mode for path in (tmp_path / "checkpoints/checkpoint-8").iterdir()}
+    assert len(modes) == 1  # Whoever may read config.json may read the weights.
 
 
 def flip_byte(path: Path) -> None:
