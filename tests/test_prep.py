@@ -117,7 +117,7 @@ def test_where_the_files_lie_changes_no_byte(source: Path, reference: Path, tmp_
 def test_killed_again_and_again_it_gives_the_same_bytes(
     source: Path, reference: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL at random moments, of the whole command or of one worker, then the same command."""
+    """SIGKILL of the command and its workers at random moments, then the same command."""
     out = tmp_path / "shards"
     command = prep_command(out, "--input", source, "--unit-bytes", 8000)
     command += ["--validation-fraction", "0.2", "--shard-tokens", "5000"]
@@ -131,7 +131,8 @@ def test_killed_again_and_again_it_gives_the_same_bytes(
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        time.sleep(generator.uniform(0.35, 0.75) if workers == 1 else generator.uniform(0.7, 1.5))
+        wait_for_units(process, out, count_units(out) + generator.randint(0, 2))
+        time.sleep(generator.uniform(0, 0.1))
         if process.poll() is not None:
             assert (out / "manifest.json").exists()
             # Done before it was killed often enough: take the last steps back and kill again.
@@ -142,12 +143,25 @@ def test_killed_again_and_again_it_gives_the_same_bytes(
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         kills += 1
-        units_done.append(len(list((out / ".prep/units").glob("*.json"))))
+        units_done.append(count_units(out))
     subprocess.run([*command, "--workers", "2"], check=True, stderr=subprocess.DEVNULL)
     assert max(units_done) > 0
     assert read_manifest(out).dataset_id == read_manifest(reference).dataset_id
     assert set_bytes(out) == set_bytes(reference)
     assert list((out / ".prep/tmp").iterdir()) == []
+
+
+def count_units(out: Path) -> int:
+    return len(list((out / ".prep/units").glob("*.json")))
+
+
+def wait_for_units(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
+    """Return when the command has begun a unit and so many are done, or when it has ended."""
+    while process.poll() is None:
+        begun = (out / ".prep/tmp").is_dir() and any((out / ".prep/tmp").iterdir())
+        if begun and count_units(out) >= count:
+            return
+        time.sleep(0.002)
 
 
 def test_a_worker_that_is_killed_is_replaced(source: Path, reference: Path, tmp_path: Path) -> None:

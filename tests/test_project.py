@@ -23,7 +23,7 @@ NO_TORCH = {"shards", "prep"}
 
 
 def python_files() -> list[Path]:
-    return [ROOT / "cli.py"] + [path for room in ROOMS for path in (ROOT / room).glob("*.py")]
+    return sorted([ROOT / "cli.py", *(path for r in ROOMS for path in (ROOT / r).glob("*.py"))])
 
 
 def imported_packages(path: Path) -> Iterator[str]:
