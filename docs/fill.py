@@ -61,7 +61,6 @@ def read_fields(path: Path, class_name: str) -> Iterator[tuple[str, str, str]]:
         for node in ast.parse(source).body
         if isinstance(node, ast.ClassDef) and node.name == class_name
     ]
-    comment = ""
     for node in definition.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
             above = []
@@ -69,8 +68,9 @@ def read_fields(path: Path, class_name: str) -> Iterator[tuple[str, str, str]]:
             while lines[line].strip().startswith("#"):
                 above.insert(0, lines[line].strip().removeprefix("# "))
                 line -= 1
-            # Fields without a comment of their own share the one above them.
-            comment = " ".join(above) or comment
+            if not above:
+                sys.exit(f"{path}: {class_name}.{node.target.id} has no comment above it")
+            comment = " ".join(above)
             value = ast.literal_eval(node.value)
             yield node.target.id, format_default(value), comment.replace("|", "\\|")
 

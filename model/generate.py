@@ -266,6 +266,8 @@ def _choose_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"device {device!r} is unknown; name cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: torch sees no GPU; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device}: torch sees {torch.cuda.device_count()} GPUs, from 0 on")
     return device
 
 

@@ -43,7 +43,9 @@ def convert_seed(folder: Path, out: Path, tokenizer_json: str) -> None:
 
 
 def _read_config(path: Path) -> ModelConfig:
-    section: dict[str, Any] = read_json(path).get("model", {})
+    section: Any = read_json(path).get("model", {})
+    if not isinstance(section, dict):
+        raise CheckpointError(f"{path}: model is no section; expected VelocityLM's settings")
     activation = section.get("hidden_act", "silu")
     if activation != "silu":
         raise CheckpointError(f"{path}: model.hidden_act is {activation!r}; only 'silu' is known")

@@ -116,7 +116,7 @@ def _naming_errors(path: Path) -> Iterator[None]:
     try:
         path.open("rb").close()
     except OSError as error:
-        raise type(error)(f"{path}: cannot be opened ({error.strerror})") from None
+        raise ValueError(f"{path}: cannot be opened ({error.strerror})") from None
     try:
         yield
     except (OSError, pa.ArrowException) as error:

@@ -211,7 +211,13 @@ def find_files(entry: str) -> list[Path]:
         if not entry.endswith(SUFFIXES):
             raise ValueError(f"{entry}: expected a file ending in {', '.join(SUFFIXES)}")
     elif path.is_dir():
-        found = [file for file in path.rglob("*") if file.is_file()]
+        # A set of shards below it, with prep's own folder, is no source.
+        sets = [folder.parent for folder in path.rglob(".prep")]
+        found = [
+            file
+            for file in path.rglob("*")
+            if file.is_file() and not any(folder in file.parents for folder in sets)
+        ]
     else:
         found = [Path(match) for match in glob.glob(entry, recursive=True)]
         if not found:

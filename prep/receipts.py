@@ -131,14 +131,18 @@ def has_files(folder: Path, shard: Shard) -> bool:
 
 
 def discard_unit(folder: Path, unit: int) -> None:
-    """Take a unit back, or what a kill left of it; its receipts first, as they promise files."""
-    paths = [
-        path for path in (receipt_path(folder, unit), pending_path(folder, unit)) if path.exists()
-    ]
-    receipts = [parse_receipt(load_json(path)) for path in paths]
-    for path in paths:
-        path.unlink()
-        sync_folder(path.parent)
-    for shard in [shard for receipt in receipts for shard in receipt.shards]:
+    """Take a unit back, or what a kill left of it.
+
+    Its receipt becomes a pending one first, so that a kill on the way leaves no shard without a
+    name in a receipt; whoever finds a pending receipt takes its unit back.
+    """
+    pending = pending_path(folder, unit)
+    if receipt_path(folder, unit).exists():
+        commit(receipt_path(folder, unit), pending)
+    if not pending.exists():
+        return
+    for shard in parse_receipt(load_json(pending)).shards:
         (folder / shard.name).unlink(missing_ok=True)
         (folder / shard.sidecar).unlink(missing_ok=True)
+    pending.unlink()
+    sync_folder(pending.parent)

@@ -80,7 +80,7 @@ def prepare(request: Request, say: Say) -> Manifest:
 
 def prepare_locked(request: Request, say: Say, started: float) -> Manifest:
     """`prepare`, as the only process in the folder."""
-    clear_temporary(request.out)
+    clear_folder(temporary_folder(request.out))
     tokenizer_sha256 = write_tokenizer(request.out)
     plan = settle_plan(request, tokenizer_sha256, say)
     if (request.out / MANIFEST).exists():
@@ -92,15 +92,25 @@ def prepare_locked(request: Request, say: Say, started: float) -> Manifest:
     run_units(request, plan, ledger)
     seconds = time.monotonic() - started
     manifest = write_manifest(request.out, plan, ledger.close(), request.workers, seconds)
+    clear_leftovers(request.out)
     for line in summarize(manifest, request.out):
         say(line)
     return manifest
 
 
-def clear_temporary(out: Path) -> None:
-    """Remove what a killed run left half-written."""
-    for leftover in temporary_folder(out).iterdir():
-        shutil.rmtree(leftover)
+def clear_leftovers(out: Path) -> None:
+    """Remove what workers left that were stopped because the set was full."""
+    for folder in (temporary_folder(out), downloads_folder(out)):
+        clear_folder(folder)
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove all that lies in a folder of prep's own."""
+    for leftover in folder.iterdir():
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def write_tokenizer(out: Path) -> str:
@@ -120,15 +130,18 @@ def write_tokenizer(out: Path) -> str:
 def settle_plan(request: Request, tokenizer_sha256: str, say: Say) -> Plan:
     """The plan of this folder: the stored one if the request still means it, else a new one."""
     path = work_folder(request.out) / "plan.json"
-    stored = load_json(path)["content"] if path.exists() else None
+    # A plan under which nothing was done yet binds nobody: the next command may mend its options.
+    has_begun = any((work_folder(request.out) / "units").iterdir())
+    has_begun = has_begun or (request.out / MANIFEST).exists()
+    stored = load_json(path)["content"] if path.exists() and has_begun else None
     plan = make_plan(request, tokenizer_sha256, stored, say)
     if stored is None:
         refuse_foreign_files(request.out)
         write_file(path, json.dumps({"plan_id": plan.plan_id, "content": plan.content}) + "\n")
     elif plan.content != stored:
-        state = "finished set" if (request.out / MANIFEST).exists() else "unfinished set"
+        state = "a finished" if (request.out / MANIFEST).exists() else "an unfinished"
         raise ValueError(
-            f"{request.out}: holds a {state} made with another plan: "
+            f"{request.out}: holds {state} set made with another plan: "
             f"{describe_difference(stored, plan.content)}; run the command it was made with, "
             "or choose another --out"
         )

@@ -1,4 +1,4 @@
-"""The settings that say what the shards are made of and where they lie: `data` and `tokenizer`."""
+"""The settings of what a run reads: sections `data` and `tokenizer`."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,6 @@ class DataConfig:
     shards: str = "shards/"
     # Tokens a sample feeds the model; a window is one token longer.
     max_seq_length: int = 2048
-    # What `velocity prep` takes from the Hub when no --input or --dataset is given.
-    dataset_name: str = "tiiuae/falcon-refinedweb"
-    dataset_config: str = "default"
-    # The column (parquet) or key (JSON lines) that holds a document's text.
-    text_column: str = "content"
 
     def __post_init__(self) -> None:
         if self.max_seq_length < 1:

@@ -134,8 +134,13 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: its content does not hash to its dataset_id, so it was edited or damaged; "
             "restore the file, or remove it and run the same prep command to write it again"
         )
-    manifest = Manifest(raw["dataset_id"], content, raw.get("audit", {}), raw["environment"])
-    check_names(path, manifest)
+    manifest = Manifest(
+        raw["dataset_id"], content, raw.get("audit", {}), raw.get("environment", {})
+    )
+    try:
+        check_names(path, manifest)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its list of shards cannot be read ({error})") from None
     return manifest
 
 

@@ -33,7 +33,7 @@ class TokenStream:
     def read(self, start: int, count: int) -> Tokens:
         """`count` ids from position `start` on, as an array of its own.
 
-        Raises IndexError where the stream has no such tokens.
+        Raises ValueError where the stream has no such tokens.
         """
         tokens = np.empty(count, np.uint16)
         self._fill(tokens, start)
@@ -48,7 +48,7 @@ class TokenStream:
 
     def _fill(self, out: Tokens, start: int) -> None:
         if start < 0 or start + len(out) > self.num_tokens:
-            raise IndexError(
+            raise ValueError(
                 f"{self.folder}: tokens {start} to {start + len(out)} were asked for; "
                 f"the split has {self.num_tokens}"
             )

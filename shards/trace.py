@@ -145,11 +145,3 @@ def match_hash(doc_hash: str) -> Callable[[pa.Table], pa.Array]:
     if len(digest) != 16:
         raise ValueError(f"doc hash {doc_hash!r}: expected 32 hexadecimal digits")
     return lambda table: pc.equal(table["doc_hash"], pa.scalar(digest, pa.binary(16)))
-
-
-def match_source(source_file: str, source_row: int) -> Callable[[pa.Table], pa.Array]:
-    """Marks the document that was this row of this source file."""
-    return lambda table: pc.and_(
-        pc.equal(table["source_file"], source_file),
-        pc.equal(table["source_row"], pa.scalar(source_row, pa.uint64())),
-    )

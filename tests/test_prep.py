@@ -246,6 +246,21 @@ def test_another_plan_over_an_unfinished_one_is_refused(source: Path, tmp_path: 
     prepare_quietly(out, source, validation_fraction="0.2")
 
 
+def test_options_can_be_mended_before_anything_was_done(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a document"}\n')
+    with pytest.raises(ValueError, match="no key 'content'"):
+        prepare_quietly(tmp_path / "shards", tmp_path / "a.jsonl")
+    manifest = prepare_quietly(tmp_path / "shards", tmp_path / "a.jsonl", text_column="text")
+    assert manifest.audit["documents_read"] == 1
+
+
+def test_shards_inside_the_input_folder_are_no_source(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [*make_texts(30)])
+    first = prepare_quietly(tmp_path / "shards", tmp_path)
+    assert prepare_quietly(tmp_path / "shards", tmp_path) == first
+    assert prepare_quietly(tmp_path / "more", tmp_path).dataset_id == first.dataset_id
+
+
 def test_the_same_command_over_a_finished_set_does_nothing(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     first = prepare_quietly(out, source)

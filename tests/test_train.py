@@ -177,6 +177,18 @@ def test_only_the_newest_checkpoints_stay(small_shards: Path, tmp_path: Path) ->
     assert len(modes) == 1  # Whoever may read config.json may read the weights.
 
 
+def test_a_run_that_left_a_damaged_checkpoint_behind_keeps_its_own(
+    small_shards: Path, tmp_path: Path
+) -> None:
+    """Damaged ones of later steps are not among the newest that are kept."""
+    run_small(small_shards, tmp_path, training__save_steps=4)
+    flip_byte(tmp_path / "checkpoints" / "checkpoint-8" / "model.safetensors")
+    settings = {"training__num_training_steps": 6, "training__save_total_limit": 1}
+    outcome = run_small(small_shards, tmp_path, **settings)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-6"]
+    assert outcome.checkpoint == tmp_path / "checkpoints" / "checkpoint-6"
+
+
 def flip_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -255,6 +267,15 @@ def test_the_log_drops_what_lies_behind_the_step_it_goes_on_from(
     run_small(small_shards, tmp_path, training__save_steps=5)
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8, 8]  # The last one is the validation loss.
+
+
+def test_another_run_does_not_write_over_a_log(small_shards: Path, tmp_path: Path) -> None:
+    run_small(small_shards, tmp_path)
+    log = (tmp_path / "logs" / "metrics.jsonl").read_text()
+    settings = {"infrastructure__output_dir": tmp_path / "other", "infrastructure__seed": 1}
+    run_small(small_shards, tmp_path, **settings)
+    assert (tmp_path / "logs" / "earlier-1" / "metrics.jsonl").read_text() == log
+    assert read_metrics(tmp_path).keys() == set(range(1, 9))
 
 
 def test_tensorboard_shows_the_curves(small_shards: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 # run takes ten times as long (docs/log.md). It must be set before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from train.config import Config, list_named_configs, load_config
@@ -44,6 +45,11 @@ def load_settings(arguments: argparse.Namespace) -> Config:
 def describe_error(error: Exception) -> str:
     """The one line that the user is told."""
     rank = int(os.environ.get("RANK", "0"))
+    if isinstance(error, torch.OutOfMemoryError):
+        error = ValueError(
+            "the GPU's memory is full; set a smaller training.batch_size_per_device (and more "
+            "training.gradient_accumulation_steps), or training.gradient_checkpointing=true"
+        )
     return f"velocity: {f'rank {rank}: ' if rank else ''}{error}"
 
 
@@ -56,7 +62,7 @@ def main() -> None:
 
     try:
         outcome = train(config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if arguments.debug:
             raise
         sys.exit(describe_error(error))

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from model.seal import CHECKSUMS, CheckpointError, list_checkpoints, seal, verify
 from shards.durable import sync_folder
 from train.config import InfrastructureConfig
+from train.distributed import Rank
 from train.progress import TRAINING_STATE
 
 UNFINISHED = ".unfinished-"
@@ -40,9 +41,19 @@ def save_checkpoint(folder: Path, step: int, keep: int, fill: Callable[[Path], N
         remove_checkpoint(final)
     os.rename(unfinished, final)
     sync_folder(folder)
-    for old in list_checkpoints(folder)[keep:]:
+    for old in choose_superseded(list_checkpoints(folder), final, keep):
         remove_checkpoint(old)
     return final
+
+
+def choose_superseded(checkpoints: list[Path], newest: Path, keep: int) -> list[Path]:
+    """What is removed once `newest` is saved, so that it and those before it make `keep`.
+
+    Checkpoints of later steps belong to a line that the run has left, because they were damaged;
+    they go as well, or the next start would find them first.
+    """
+    place = checkpoints.index(newest)
+    return checkpoints[:place] + checkpoints[place + keep :]
 
 
 def clear_unfinished(folder: Path) -> None:
@@ -56,6 +67,20 @@ def remove_checkpoint(checkpoint: Path) -> None:
     (checkpoint / CHECKSUMS).unlink(missing_ok=True)
     sync_folder(checkpoint)
     shutil.rmtree(checkpoint)
+
+
+def agree_on_start(config: InfrastructureConfig, rank: Rank, say: Say) -> Path | None:
+    """What `find_start` gives on the first rank, for all: one reads and checks, all go on alike."""
+    start = find_start(config, say) if rank.is_first else None
+    in_folder = start is not None and start.parent == Path(config.output_dir)
+    step = int(start.name.removeprefix("checkpoint-")) if start and in_folder else 0
+    is_found, is_named, step = (
+        int(value)
+        for value in rank.sum(start is not None, start is not None and not in_folder, step)
+    )
+    if is_named:
+        return Path(str(config.resume_from_checkpoint))
+    return Path(config.output_dir) / f"checkpoint-{step}" if is_found else None
 
 
 def find_start(config: InfrastructureConfig, say: Say) -> Path | None:

@@ -6,6 +6,7 @@ Order: the defaults below, then the file, then the overrides. Keys are the origi
 """
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -31,8 +32,9 @@ class TrainingConfig:
     batch_size_per_device: int = 4
     # Micro-steps of a step; a step's samples are batch x accumulation x ranks.
     gradient_accumulation_steps: int = 8
-    # Peak and floor of the cosine cycles.
+    # Peak of the cosine cycles.
     learning_rate: float = 6e-4
+    # Floor of the cosine cycles.
     min_learning_rate: float = 6e-5
     # Linear warmup from 0 to the peak.
     warmup_steps: int = 2000
@@ -40,11 +42,15 @@ class TrainingConfig:
     cycle_steps: int | None = None
     # Each cycle is so many times as long as the one before it.
     cycle_multiplier: int = 2
+    # Steps of the whole run.
     num_training_steps: int = 100_000
     # Decay of matrices and embeddings; norms have none.
     weight_decay: float = 0.1
+    # AdamW's decay of the mean gradient.
     adam_beta1: float = 0.9
+    # AdamW's decay of the mean squared gradient.
     adam_beta2: float = 0.95
+    # Added to AdamW's denominator.
     adam_epsilon: float = 1e-8
     # Gradients are clipped to this global norm.
     max_grad_norm: float = 1.0
@@ -56,9 +62,11 @@ class TrainingConfig:
     gradient_checkpointing: bool = True
     # torch.compile of each block; null = on GPU only.
     compile: bool | None = None
-    # In steps.
+    # Log every so many steps.
     logging_steps: int = 10
+    # Save a checkpoint every so many steps.
     save_steps: int = 1000
+    # Take the validation loss every so many steps.
     eval_steps: int = 500
     # Windows of the validation split that the validation loss is taken over.
     eval_windows: int = 256
@@ -87,10 +95,12 @@ class TrainingConfig:
                 f"training.min_learning_rate is {self.min_learning_rate}; expected a number from 0 "
                 f"to training.learning_rate={self.learning_rate}"
             )
-        if self.warmup_steps < 0 or self.max_grad_norm <= 0:
+        for name in ("warmup_steps", "eval_windows", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; expected at least 0")
+        if self.max_grad_norm <= 0:
             raise ValueError(
-                f"training.warmup_steps={self.warmup_steps} and training.max_grad_norm="
-                f"{self.max_grad_norm}; expected no negative warmup and a positive norm"
+                f"training.max_grad_norm is {self.max_grad_norm}; expected a number above 0"
             )
 
 
@@ -107,6 +117,10 @@ class InfrastructureConfig:
     # "auto" = the newest complete checkpoint in output_dir, or a start from scratch where there
     # is none; a path = the checkpoint to start from while output_dir has none; null = from scratch.
     resume_from_checkpoint: str | None = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"infrastructure.seed is {self.seed}; expected 0 to 2**63 - 1")
 
 
 @dataclass(frozen=True)
@@ -146,6 +160,9 @@ KEYS_WITHOUT_MEANING: dict[str, tuple[tuple[object, ...], str]] = {
     "model.use_cache": ((), "sampling always uses a KV cache, training never does"),
     "model.attention_dropout": ((0,), "the model has no dropout"),
     "model.hidden_dropout": ((0,), "the model has no dropout"),
+    "data.dataset_name": (("tiiuae/falcon-refinedweb",), "velocity prep --dataset decides"),
+    "data.dataset_config": (("default",), "velocity prep --dataset-config decides"),
+    "data.text_column": (("content",), "velocity prep --text-column decides"),
     "data.num_workers": ((), "one thread reads the shards ahead; the number changes nothing"),
     "data.preprocessing_num_workers": ((), "velocity prep --workers decides"),
     "infrastructure.num_gpus": ((), "torchrun --nproc_per_node decides"),
@@ -245,7 +262,7 @@ def check_key(section: str, key: str, value: Any, origin: str) -> tuple[str, Any
     """The key and value in this project's terms; an empty key is to be left out."""
     name = f"{section}.{key}"
     if name == "training.fp16":
-        return "precision", "fp16" if value else "fp32"
+        return "precision", "fp16" if convert(value, bool, name, origin) else "fp32"
     if name in KEYS_WITHOUT_MEANING:
         harmless, reason = KEYS_WITHOUT_MEANING[name]
         if harmless and value not in harmless:
@@ -263,7 +280,10 @@ def convert(value: Any, wanted: Any, name: str, origin: str) -> Any:
         # pydantic would take true for the number 1.
         if isinstance(value, bool) and bool not in expand_union(wanted):
             raise TypeError
-        return TypeAdapter(wanted).validate_python(value)
+        converted = TypeAdapter(wanted).validate_python(value)
+        if isinstance(converted, float) and not math.isfinite(converted):
+            raise TypeError
+        return converted
     except (TypeError, ValidationError):
         raise ValueError(f"{origin}: {name} is {value!r}; expected {describe(wanted)}") from None
 
@@ -295,7 +315,7 @@ def describe(wanted: Any) -> str:
 def suggest(name: str, known: Mapping[str, Any], section: str = "") -> str:
     """A hint at the nearest known name."""
     prefix = f"{section}." if section else ""
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     if nearest:
         return f"; did you mean {prefix}{nearest[0]}?"
     return f"; known are {', '.join(prefix + key for key in known)}"

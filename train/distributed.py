@@ -4,11 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from train.config import DistributedConfig
+
+# How long ranks wait for each other: above all for the first one, while it saves.
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,14 @@ class Rank:
         dist.all_reduce(totals)
         return [float(total) for total in totals.tolist()]
 
+    def max(self, value: int) -> int:
+        """The largest value of all ranks."""
+        if self.world_size == 1:
+            return value
+        largest = torch.tensor(value, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
         if self.world_size > 1:
@@ -52,7 +64,9 @@ def join_ranks(config: DistributedConfig) -> Iterator[Rank]:
     backend = config.backend
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
+    dist.init_process_group(
+        backend, timeout=PATIENCE, device_id=device if backend == "nccl" else None
+    )
     try:
         yield Rank(rank, world_size, local_rank, device)
     finally:

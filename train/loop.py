@@ -55,28 +55,29 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     training = run.config.training
     validation = run.shards.stream("validation")
     speed = make_speed(run)
-    checkpoint, validation_loss, stopping = None, None, False
-    while run.step < training.num_training_steps and not stopping:
+    checkpoint, validation_loss, signal_number = None, None, 0
+    while run.step < training.num_training_steps and not signal_number:
         with speed.measure_step():
             loss, norm = take_step(run)
-        [loss_sum, num_stopping] = run.rank.sum(loss, stop.signal_number != 0)
-        stopping = num_stopping > 0
+        [loss_sum] = run.rank.sum(loss)
+        signal_number = run.rank.max(stop.signal_number)
         is_last = run.step == training.num_training_steps
 
         speed.add_loss(loss_sum / run.rank.world_size)
-        if report and (run.step % training.logging_steps == 0 or is_last or stopping):
+        if report and (run.step % training.logging_steps == 0 or is_last or signal_number):
             report.log_step(run.step, describe_step(run, norm) | speed.take())
         # Saved before anything else that may fail, an evaluation for instance.
-        if run.step % training.save_steps == 0 or is_last or stopping:
+        is_saved = run.step % training.save_steps == 0 or is_last or signal_number > 0
+        if is_saved:
             checkpoint = run.save()
-        if (run.step % training.eval_steps == 0 or is_last) and not stopping:
+        if (run.step % training.eval_steps == 0 or is_last) and not signal_number:
             validation_loss = take_validation_loss(run, validation, stop)
             if report and validation_loss is not None:
                 report.log_validation(run.step, validation_loss)
-            stopping = run.rank.sum(stop.signal_number != 0)[0] > 0
-            if stopping and not is_last:
+            signal_number = run.rank.max(stop.signal_number)
+            if signal_number and not is_saved:
                 checkpoint = run.save()
-    return Outcome(run.step, checkpoint, validation_loss, stop.signal_number if stopping else 0)
+    return Outcome(run.step, checkpoint, validation_loss, signal_number)
 
 
 def take_step(run: Run) -> tuple[float, float]:

@@ -70,5 +70,6 @@ def update(
     if math.isfinite(norm):
         scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad()
+    # Kept and zeroed: under DDP they are views into its buckets, which None would make it lose.
+    optimizer.zero_grad(set_to_none=False)
     return norm

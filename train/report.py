@@ -5,6 +5,7 @@ Curves survive a restart: what was written behind the step that a run goes on fr
 
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from train.config import Config, config_to_dict
 
 METRICS = "metrics.jsonl"
+WANDB_ID = "wandb-run-id"
 # By name; None = not known, as the MFU of a device whose peak is unknown.
 Metrics = Mapping[str, float | None]
 # TensorBoard's name of each metric; those that are not named here go to metrics.jsonl only.
@@ -46,6 +48,8 @@ class Report:
         self.first_step = first_step
         self.started = time.monotonic()
         path = folder / METRICS
+        if first_step == 0:
+            set_aside(folder)
         cut_metrics(path, first_step)
         self.metrics_file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self.board = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
@@ -72,7 +76,11 @@ class Report:
             self.wandb_run.finish()
 
     def _record(self, step: int, metrics: Metrics) -> None:
-        known = {name: value for name, value in metrics.items() if value is not None}
+        known = {
+            name: value
+            for name, value in metrics.items()
+            if value is not None and math.isfinite(value)
+        }
         self.metrics_file.write(json.dumps({"step": step, **known}) + "\n")
         self.metrics_file.flush()
         charted = {CHARTS[name]: value for name, value in known.items() if name in CHARTS}
@@ -141,6 +149,17 @@ def describe_progress(
     return "  ".join(parts)
 
 
+def set_aside(folder: Path) -> None:
+    """Move what another run logged here to earlier-1, ...; TensorBoard shows it apart."""
+    left = [folder / METRICS, folder / WANDB_ID, *folder.glob("events.out.tfevents.*")]
+    left = [path for path in left if path.exists()]
+    if left:
+        number = len(list(folder.glob("earlier-*"))) + 1
+        (folder / f"earlier-{number}").mkdir()
+        for path in left:
+            os.replace(path, folder / f"earlier-{number}" / path.name)
+
+
 def cut_metrics(path: Path, first_step: int) -> None:
     """Drop the lines of metrics.jsonl that lie behind `first_step`, and a half-written last one."""
     if not path.exists():
@@ -163,7 +182,7 @@ def start_wandb(folder: Path, settings: Mapping[str, Any]) -> Any:
         return None
     import wandb
 
-    id_file = folder / "wandb-run-id"
+    id_file = folder / WANDB_ID
     if not id_file.exists():
         id_file.write_text(wandb.util.generate_id())
     return wandb.init(

@@ -15,7 +15,7 @@ from shards.order import SampleOrder
 from shards.reader import Shards, open_shards
 from shards.tokenizer import load_checked_tokenizer
 from train.batches import Batches, Dealing
-from train.checkpoints import find_start, save_checkpoint
+from train.checkpoints import agree_on_start, save_checkpoint
 from train.config import Config
 from train.distributed import Rank
 from train.history import History, extend_history
@@ -78,7 +78,7 @@ def build_run(config: Config, rank: Rank, say: Say) -> Run:
     """The run that the settings describe, at its beginning or where its checkpoint left it."""
     check_precision(rank.device, config.training.precision)
     shards = open_checked_shards(config)
-    start = find_start(config.infrastructure, say)
+    start = agree_on_start(config.infrastructure, rank, say)
     if start:
         check_same_run(config, shards, start, say)
     model = build_model(config, rank, start)
@@ -132,6 +132,8 @@ def build_model(config: Config, rank: Rank, start: Path | None) -> Transformer:
     model.gradient_checkpointing = config.training.gradient_checkpointing
     compiles = config.training.compile
     if compiles or (compiles is None and rank.device.type == "cuda"):
+        # DDP's own cuts would take blocks apart; uncut, each hands over its gradients when done.
+        torch._dynamo.config.optimize_ddp = False
         model.compile_blocks()
     return model.train()
 

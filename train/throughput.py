@@ -4,6 +4,7 @@ MFU counts 6 FLOPs a matrix weight and token plus 12 L D T for attention, the wh
 Chowdhery et al. 2022, appendix B), against the dense peak of the vendor's data sheet.
 """
 
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -91,14 +92,16 @@ class Speed:
         self.num_steps += 1
 
     def add_loss(self, loss: float) -> None:
-        """Add a step's loss to the mean."""
-        self.total_loss += loss
+        """Add a step's loss to the mean; those that are not finite are left out of it."""
+        if math.isfinite(loss):
+            self.total_loss += loss
+            self.num_losses += 1
 
     def take(self) -> dict[str, float | None]:
         """The figures since the last call; checkpoints and evaluations are not in them."""
         tokens_per_second = compute_rate(self.num_steps * self.tokens_per_step, self.seconds)
         figures: dict[str, float | None] = {
-            "loss": self.total_loss / max(self.num_steps, 1),
+            "loss": self.total_loss / self.num_losses if self.num_losses else None,
             "tokens_per_second": tokens_per_second,
             "mfu": compute_mfu(tokens_per_second, self.flops_per_token, self.peak_flops),
             "step_seconds": self.seconds / max(self.num_steps, 1),
@@ -108,7 +111,8 @@ class Speed:
         return figures
 
     def _reset(self) -> None:
-        self.num_steps, self.seconds, self.total_loss = 0, 0.0, 0.0
+        self.num_steps, self.seconds = 0, 0.0
+        self.num_losses, self.total_loss = 0, 0.0
 
 
 def compute_rate(count: float, seconds: float) -> float:
