@@ -103,7 +103,8 @@ def read_config_json(values: Json) -> ModelConfig:
         "quantization_config": (None, None),
     }
     for key, (ours, if_missing) in expected.items():
-        _expect(key, values.get(key, if_missing), ours)
+        found = values.get(key)  # null, too, is the default.
+        _expect(key, if_missing if found is None else found, ours)
     config = ModelConfig(
         vocab_size=_require(values, "vocab_size"),
         hidden_size=_require(values, "hidden_size"),
