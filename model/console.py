@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TextIO
 
 from model.draft import Completion
-from model.generate import Generator, Settings
+from model.generate import LONE_SURROGATES, Generator, Settings
+from model.text_stream import REPLACEMENT
 
 STANDARD_INPUT = "-"
 
@@ -49,7 +50,7 @@ def write_texts(
     num_texts = len(prompts) * settings.num_return_sequences
     if num_texts == 1 and streams:
         pieces = generator.stream(prompts[0], settings)
-        out.write(prompts[0])
+        out.write(LONE_SURROGATES.sub(REPLACEMENT, prompts[0]))
         for piece in pieces:
             out.write(piece)
             out.flush()

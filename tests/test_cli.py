@@ -60,6 +60,9 @@ def test_sample_takes_prompts_from_words_files_and_standard_input(
     assert one.startswith("the one")
     _, same, _ = velocity("sample", *options, "--prompt-file", "-", stdin="the one\n")
     assert same == one
+    code, bytes_text, _ = velocity("sample", *options, "--prompt", "caf\udce9")  # Not UTF-8.
+    assert code == 0
+    assert bytes_text.startswith("caf\ufffd")
     _, lines, _ = velocity("sample", *options, "--prompt-lines", tmp_path / "prompts.txt")
     assert "--- prompt 1, sample 1: 3 tokens, ended by length ---\n" + one in lines
     assert "--- prompt 2, sample 1: 3 tokens, ended by length ---\nthe other" in lines

@@ -1,5 +1,6 @@
 """The training loop. Each verb is a function elsewhere; here is how they follow each other."""
 
+import gc
 import math
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -48,6 +49,9 @@ def train(config: Config) -> Outcome:
             run.batches.close()
             if report:
                 report.close()
+            # DDP must be gone before the group is: gloo may otherwise abort when the process ends.
+            run.parallel_model = run.model
+            gc.collect()
 
 
 def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
