@@ -32,6 +32,14 @@ def assert_equal_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tenso
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
+def set_loss_scale(checkpoint: Path, scale: float) -> None:
+    """Give a checkpoint another loss scale, sealed as if it had been saved so."""
+    path = checkpoint / "training_state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps(state | {"scaler": state["scaler"] | {"scale": scale}}))
+    seal(checkpoint)
+
+
 def test_twenty_steps_give_the_golden_losses(small_shards: Path, tmp_path: Path) -> None:
     """A change of the arithmetic shows here; docs/log.md says why where the file moves."""
     run_small(small_shards, tmp_path, training__num_training_steps=20)
@@ -59,12 +67,8 @@ def test_going_on_equals_never_having_stopped(
 def test_a_resumed_run_keeps_its_loss_scale(small_shards: Path, tmp_path: Path) -> None:
     settings = {"training__precision": "fp16", "training__num_training_steps": 4}
     run_small(small_shards, tmp_path, **settings)
-    checkpoint = tmp_path / "checkpoints" / "checkpoint-4"
-    path = checkpoint / "training_state.json"
-    state = json.loads(path.read_text())
-    assert state["scaler"]["scale"] == 65536.0
-    path.write_text(json.dumps(state | {"scaler": state["scaler"] | {"scale": 1024.0}}))
-    seal(checkpoint)
+    assert read_metrics(tmp_path, "loss_scale")[4] == 65536.0
+    set_loss_scale(tmp_path / "checkpoints" / "checkpoint-4", 1024.0)
     run_small(small_shards, tmp_path, **settings | {"training__num_training_steps": 6})
     assert read_metrics(tmp_path, "loss_scale")[6] == 1024.0
 
@@ -75,11 +79,7 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale(
     """A loss scale far too large makes fp16 gradients infinite until it has come down."""
     settings = {"training__precision": "fp16", "training__num_training_steps": 2}
     run_small(small_shards, tmp_path, **settings)
-    checkpoint = tmp_path / "checkpoints" / "checkpoint-2"
-    path = checkpoint / "training_state.json"
-    state = json.loads(path.read_text())
-    path.write_text(json.dumps(state | {"scaler": state["scaler"] | {"scale": 2.0**40}}))
-    seal(checkpoint)
+    set_loss_scale(tmp_path / "checkpoints" / "checkpoint-2", 2.0**40)
     before = checkpoint_tensors(tmp_path, 2)
     run_small(small_shards, tmp_path, **settings | {"training__num_training_steps": 3})
     after = checkpoint_tensors(tmp_path, 3)
@@ -95,11 +95,7 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale(
 def test_many_skips_in_a_row_end_the_run_with_a_report(small_shards: Path, tmp_path: Path) -> None:
     settings = {"training__num_training_steps": 2, "training__precision": "fp16"}
     run_small(small_shards, tmp_path, **settings)
-    checkpoint = tmp_path / "checkpoints" / "checkpoint-2"
-    path = checkpoint / "training_state.json"
-    state = json.loads(path.read_text())
-    path.write_text(json.dumps(state | {"scaler": state["scaler"] | {"scale": 2.0**60}}))
-    seal(checkpoint)
+    set_loss_scale(tmp_path / "checkpoints" / "checkpoint-2", 2.0**60)
     settings |= {"training__num_training_steps": 30, "training__max_skipped_steps": 3}
     with pytest.raises(ValueError, match=r"step 5: the gradients were not finite in 3 steps in a"):
         run_small(small_shards, tmp_path, **settings)

@@ -72,14 +72,13 @@ def remove_checkpoint(checkpoint: Path) -> None:
 def agree_on_start(config: InfrastructureConfig, rank: Rank, say: Say) -> Path | None:
     """What `find_start` gives on the first rank, for all: one reads and checks, all go on alike."""
     start = find_start(config, say) if rank.is_first else None
-    in_folder = start is not None and start.parent == Path(config.output_dir)
-    step = int(start.name.removeprefix("checkpoint-")) if start and in_folder else 0
-    is_found, is_named, step = (
-        int(value)
-        for value in rank.sum(start is not None, start is not None and not in_folder, step)
-    )
-    if is_named:
-        return Path(str(config.resume_from_checkpoint))
+    named = Path(str(config.resume_from_checkpoint))
+    is_numbered = start is not None and start != named
+    step = int(start.name.removeprefix("checkpoint-")) if start and is_numbered else 0
+    shared = rank.sum(start is not None, is_numbered, step)
+    is_found, has_number, step = (int(value) for value in shared)
+    if is_found and not has_number:
+        return named
     return Path(config.output_dir) / f"checkpoint-{step}" if is_found else None
 
 
