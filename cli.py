@@ -9,6 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from prep.command import prep
+from shards.commands import app as shards_app
+
 app = typer.Typer(
     name="velocity",
     help="Pretrain a language model: prep the data first, then train, then sample.",
@@ -17,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-shards_app = typer.Typer(help="Look at shards.", no_args_is_help=True, rich_markup_mode=None)
+app.command()(prep)
 app.add_typer(shards_app, name="shards")
 
 Overrides = Annotated[
@@ -69,135 +72,6 @@ def quickstart(
     from prep.quickstart import run_quickstart
 
     run_quickstart(out, overrides or ())
-
-
-@app.command()
-def prep(
-    out: Annotated[Path, typer.Option(help="The folder for the shards.")],
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            help="Local text instead of the Hub's: a file, folder or glob of .parquet, .jsonl, "
-            ".jsonl.gz, .jsonl.zst, .txt. May be given several times.",
-        ),
-    ] = None,
-    dataset: Annotated[
-        str, typer.Option(help="A dataset of the Hub.")
-    ] = "tiiuae/falcon-refinedweb",
-    dataset_config: Annotated[
-        str | None, typer.Option(help="The dataset's configuration, where it has several.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="The dataset's split.")] = "train",
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit; it is pinned to a commit.")
-    ] = None,
-    text_column: Annotated[
-        str, typer.Option(help="The column or JSON key that holds the text.")
-    ] = "content",
-    blank_line_documents: Annotated[
-        bool, typer.Option(help="In .txt files, blank lines separate documents.")
-    ] = False,
-    validation_fraction: Annotated[
-        str, typer.Option(help="Share of the documents that goes to validation.")
-    ] = "0.001",
-    max_documents: Annotated[int | None, typer.Option(help="Stop after so many documents.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Stop before so many tokens.")] = None,
-    shard_tokens: Annotated[
-        int, typer.Option(help="Most tokens of a shard; a longer document stays whole.")
-    ] = 1 << 28,
-    unit_bytes: Annotated[
-        int | None,
-        typer.Option(help="Source bytes that a worker does at a time; default: by the total."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; default: one a core. Changes no byte.")
-    ] = None,
-) -> None:
-    """Turn documents into token shards, once, offline. The same command again goes on."""
-    from prep.plan import Policy
-    from prep.run import Request, count_cores, prepare
-
-    policy = Policy(
-        text_column=text_column,
-        blank_line_documents=blank_line_documents,
-        validation_fraction=validation_fraction,
-        shard_tokens=shard_tokens,
-        max_documents=max_documents,
-        max_tokens=max_tokens,
-        unit_bytes=unit_bytes,
-    )
-    request = Request(
-        out=out,
-        policy=policy,
-        inputs=tuple(inputs or ()),
-        dataset=dataset,
-        dataset_config=dataset_config,
-        split=split,
-        revision=revision,
-        workers=count_cores() if workers is None else workers,
-    )
-    try:
-        prepare(request, say)
-    except KeyboardInterrupt:
-        say(f"stopped; what is committed in {out} stays, and the same command goes on from there")
-        raise typer.Exit(130) from None
-    option = "" if out == Path("shards") else f" data.shards={out}"
-    say(f"next: torchrun --nproc_per_node 1 -m train{option}")
-
-
-@shards_app.command()
-def info(folder: Annotated[Path, typer.Argument()] = Path("shards")) -> None:
-    """What a set of shards holds."""
-    from shards.format import read_manifest
-    from shards.show import describe_set
-
-    for line in describe_set(read_manifest(folder)):
-        typer.echo(line)
-
-
-@shards_app.command()
-def verify(folder: Annotated[Path, typer.Argument()] = Path("shards")) -> None:
-    """Read everything again; name each damaged file and where it is damaged."""
-    from shards.verify import verify_shards
-
-    num_files, num_damaged = 0, 0
-    for name, fault in verify_shards(folder):
-        num_files += 1
-        num_damaged += fault is not None
-        if fault is not None:
-            typer.echo(f"{folder / name}: {fault}")
-    if num_damaged:
-        raise ValueError(
-            f"{folder}: {num_damaged} of {num_files} files are damaged; restore them from a copy, "
-            "or run the same prep command into a new folder"
-        )
-    typer.echo(f"{folder}: {num_files} files are whole")
-
-
-@shards_app.command()
-def show(
-    folder: Annotated[Path, typer.Argument()] = Path("shards"),
-    document: Annotated[int | None, typer.Option(help="By its number in the split.")] = None,
-    url: Annotated[str | None, typer.Option(help="By its URL.")] = None,
-    doc_hash: Annotated[str | None, typer.Option(help="By its hash.")] = None,
-    start: Annotated[
-        int | None, typer.Option(help="Tokens instead: from this place in the split on.")
-    ] = None,
-    tokens: Annotated[int, typer.Option(help="With --start: how many.")] = 256,
-    split: Annotated[str, typer.Option(help="train or validation.")] = "train",
-) -> None:
-    """Print a document, or a window of tokens, as text."""
-    from shards.reader import open_shards
-    from shards.show import choose_documents, decode_document, decode_tokens
-
-    shards = open_shards(folder)
-    if start is not None:
-        typer.echo(decode_tokens(shards, split, start, tokens))
-        return
-    for found_split, found in choose_documents(shards, split, document, url, doc_hash):
-        say(f"{found_split}, {found}")
-        typer.echo(decode_document(shards, found_split, found))
 
 
 @shards_app.command()
