@@ -34,10 +34,9 @@ class Budget:
 
     def count_fitting(self, batch: EncodedBatch) -> int:
         """How many of a batch's documents, from its first on, may still be added."""
-        count = len(batch.rows.num_tokens)
+        count = len(batch.rows)
         if self.documents is not None:
             count = min(count, self.documents)
         if self.tokens is not None:
-            ends = np.cumsum(batch.rows.num_tokens)
-            count = min(count, int(np.searchsorted(ends, self.tokens, side="right")))
+            count = min(count, int(np.searchsorted(batch.ends, self.tokens, side="right")))
         return count

@@ -44,6 +44,31 @@ def prep(
         int | None,
         typer.Option(help="Source bytes that a worker does at a time; default: by the total."),
     ] = None,
+    min_chars: Annotated[
+        int | None, typer.Option(help="Drop documents with fewer characters.")
+    ] = None,
+    max_chars: Annotated[
+        int | None, typer.Option(help="Drop documents with more characters.")
+    ] = None,
+    keep_url: Annotated[
+        str | None, typer.Option(help="Keep only documents whose URL has this regular expression.")
+    ] = None,
+    drop_url: Annotated[
+        str | None, typer.Option(help="Drop documents whose URL has this regular expression.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Keep only documents with such a column, as in language=en or "
+            "'language_score>=0.65'. May be given several times."
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="fastokens or tokenizers; default: the fastest installed. Changes no byte."
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes; default: one a core. Changes no byte.")
     ] = None,
@@ -60,6 +85,11 @@ def prep(
         max_documents=max_documents,
         max_tokens=max_tokens,
         unit_bytes=unit_bytes,
+        min_chars=min_chars,
+        max_chars=max_chars,
+        keep_url=keep_url,
+        drop_url=drop_url,
+        where=tuple(where or ()),
     )
     request = Request(
         out=out,
@@ -69,6 +99,7 @@ def prep(
         dataset_config=dataset_config,
         split=split,
         revision=revision,
+        encoder=encoder,
         workers=count_cores() if workers is None else workers,
     )
     try:

@@ -5,21 +5,25 @@ names the file and says what to do.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prep.lines import CODECS, Document, read_blocks, read_json_lines, read_whole, split_lines
-from prep.parquet import measure_column, read_columns, split_row_groups
+from prep.parquet import make_valid, measure_column, read_columns, split_row_groups
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 
 MAX_BATCH_DOCUMENTS = 1000
 MAX_BATCH_BYTES = 8 << 20
+MAX_ROW_GROUPS = 1 << 31
 # Compressed text is about a quarter of its size.
 COMPRESSION_RATIO = 4
 
@@ -36,28 +40,51 @@ class Piece:
 
 
 class Documents(NamedTuple):
-    """A batch of documents, in the order of their file."""
+    """A batch of documents, in the order of their file: as Arrow arrays, never a list of texts."""
 
-    texts: list[str | None]  # valid Unicode; None = null in the source
-    urls: list[str | None]
-    rows: list[int]  # parquet: row; .jsonl: line; .txt: block; all counted from 0
-    repaired: list[bool]  # whether U+FFFD stands for something that was invalid in the text
-    num_bytes: int  # of the texts in UTF-8
+    texts: pa.Array  # large_string, valid UTF-8; null = null in the source
+    urls: pa.Array  # string, or null
+    rows: npt.NDArray[np.int64]  # parquet: row; .jsonl: line; .txt: block; all counted from 0
+    repaired: npt.NDArray[np.bool_]  # whether U+FFFD stands for what was invalid in the text
+    columns: dict[str, pa.Array]  # what else was asked for
 
     @property
-    def num_repaired(self) -> int:
-        """How many texts were not valid as they stood."""
-        return sum(self.repaired)
+    def num_bytes(self) -> npt.NDArray[np.int64]:
+        """The size of each text in UTF-8; 0 for null."""
+        sizes: npt.NDArray[np.int64] = pc.binary_length(self.texts).fill_null(0).to_numpy()
+        return sizes
+
+    def filter(self, kept: npt.NDArray[np.bool_]) -> "Documents":
+        """The documents that `kept` marks."""
+        mask = pa.array(kept)
+        return Documents(
+            self.texts.filter(mask),
+            self.urls.filter(mask),
+            self.rows[kept],
+            self.repaired[kept],
+            {name: values.filter(mask) for name, values in self.columns.items()},
+        )
+
+    def first(self, count: int) -> "Documents":
+        """The first `count` documents."""
+        return Documents(
+            self.texts[:count],
+            self.urls[:count],
+            self.rows[:count],
+            self.repaired[:count],
+            {name: values[:count] for name, values in self.columns.items()},
+        )
 
 
 def read_documents(
-    piece: Piece, text_column: str, blank_line_documents: bool = False
+    piece: Piece, text_column: str, blank_line_documents: bool = False, columns: Sequence[str] = ()
 ) -> Iterator[Documents]:
     """Yield a piece's documents, at most 1000 at a time, and fewer once they make 8 MB.
 
     `text_column` is a parquet file's column, or the key in the object on each line; `url` beside it
-    is taken along where it is text. A .txt is one document, or with `blank_line_documents` one for
-    each block between blank lines. A byte order mark at the start of a .jsonl or .txt is dropped.
+    is taken along where it is text, and `columns` whatever they hold. A .txt is one document, or
+    with `blank_line_documents` one for each block between blank lines. A byte order mark at the
+    start of a .jsonl or .txt is dropped.
 
     Raises ValueError or OSError, in one line that names the file (and the line), for a file that is
     missing, cut short, damaged, or does not hold what its name or `text_column` says.
@@ -66,12 +93,14 @@ def read_documents(
     suffix = find_suffix(path)
     with _naming_errors(path):
         if suffix == ".parquet":
-            yield from _read_parquet(piece, text_column)
+            yield from _read_parquet(piece, text_column, columns)
         elif suffix == ".txt":
+            if columns:
+                raise ValueError(f"{path}: is text without columns, so there is no {columns[0]!r}")
             yield from _batch(read_blocks(path) if blank_line_documents else read_whole(path))
         else:
             place = (piece.start, piece.stop, piece.first_row)
-            yield from _batch(read_json_lines(path, suffix, text_column, *place))
+            yield from _batch(read_json_lines(path, suffix, text_column, columns, *place), columns)
 
 
 def split_file(path: Path, name: str, max_bytes: int) -> list[Piece]:
@@ -127,34 +156,43 @@ def _naming_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_parquet(piece: Piece, text_column: str) -> Iterator[Documents]:
+def _read_parquet(piece: Piece, text_column: str, columns: Sequence[str]) -> Iterator[Documents]:
     row = piece.first_row
-    for texts, urls in read_columns(
-        Path(piece.path), text_column, piece.start, piece.stop, MAX_BATCH_DOCUMENTS, MAX_BATCH_BYTES
+    for texts, urls, others in read_columns(
+        Path(piece.path),
+        text_column,
+        columns,
+        range(piece.start, MAX_ROW_GROUPS if piece.stop is None else piece.stop),
+        MAX_BATCH_DOCUMENTS,
+        MAX_BATCH_BYTES,
     ):
-        rows = list(range(row, row + len(texts.values)))
+        rows = np.arange(row, row + len(texts))
         row += len(rows)
-        yield Documents(texts.values, urls.values, rows, texts.repaired, texts.num_bytes)
+        valid_texts, repaired = make_valid(texts)
+        valid_urls = make_valid(urls)[0].cast(pa.string())
+        yield Documents(valid_texts, valid_urls, rows, repaired, others)
 
 
-def _batch(documents: Iterable[Document]) -> Iterator[Documents]:
+def _batch(documents: Iterable[Document], columns: Sequence[str] = ()) -> Iterator[Documents]:
     """Collect documents into batches."""
     batch: list[Document] = []
-    num_bytes = 0
+    num_chars = 0
     for document in documents:
         batch.append(document)
-        num_bytes += _count_utf8_bytes(document.text or "")
-        if len(batch) == MAX_BATCH_DOCUMENTS or num_bytes >= MAX_BATCH_BYTES:
-            yield _transpose(batch, num_bytes)
-            batch, num_bytes = [], 0
+        num_chars += len(document.text or "")
+        if len(batch) == MAX_BATCH_DOCUMENTS or num_chars >= MAX_BATCH_BYTES:
+            yield _transpose(batch, columns)
+            batch, num_chars = [], 0
     if batch:
-        yield _transpose(batch, num_bytes)
+        yield _transpose(batch, columns)
 
 
-def _transpose(batch: list[Document], num_bytes: int) -> Documents:
-    texts, urls, rows, repaired = map(list, zip(*batch, strict=True))
-    return Documents(texts, urls, rows, repaired, num_bytes)
-
-
-def _count_utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8"))
+def _transpose(batch: list[Document], columns: Sequence[str]) -> Documents:
+    texts, urls, rows, repaired, others = zip(*batch, strict=True)
+    return Documents(
+        pa.array(texts, pa.large_string()),
+        pa.array(urls, pa.string()),
+        np.array(rows, np.int64),
+        np.array(repaired, np.bool_),
+        {name: pa.array([values[i] for values in others]) for i, name in enumerate(columns)},
+    )

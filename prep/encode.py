@@ -1,114 +1,151 @@
-"""A batch of texts -> uint16 tokens with <|endoftext|> behind every document, and its rows."""
+"""A batch of documents -> uint16 tokens with <|endoftext|> behind each, and the sidecar's rows."""
 
 import hashlib
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+import pyarrow as pa
 
 from prep.documents import Documents
-from shards.writer import DocumentRows, Tokens
+from prep.encoder import Encoder, find_offsets
+from shards.writer import ROWS_SCHEMA, Tokens
 
 HASH_BYTES = 16
+# One document in so many is encoded again with the reference.
+CHECKED_ONE_IN = 2048
+SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """The kept documents of a batch, in order; `tokens` is their concatenation."""
+    """Documents with their tokens, in order; `tokens` is their concatenation."""
 
     tokens: Tokens
-    rows: DocumentRows
+    rows: pa.RecordBatch  # of ROWS_SCHEMA
+    # Where each document's tokens end in `tokens`.
+    ends: npt.NDArray[np.int64]
     is_validation: npt.NDArray[np.bool_]
-    # Of each kept document's text, in UTF-8.
+    # Of each document's text, in UTF-8.
     num_bytes: npt.NDArray[np.int64]
-    # How many documents of the batch had been read when each kept one had; for exact stops.
-    num_read: npt.NDArray[np.int64]
 
     def first(self, num_documents: int) -> "EncodedBatch":
         """The batch cut behind its first `num_documents` kept documents."""
-        num_tokens = int(self.rows.num_tokens[:num_documents].sum())
+        ends = self.ends[:num_documents]
         return EncodedBatch(
-            self.tokens[:num_tokens],
+            self.tokens[: ends[-1] if num_documents else 0],
             self.rows.slice(0, num_documents),
+            ends,
             self.is_validation[:num_documents],
             self.num_bytes[:num_documents],
-            self.num_read[:num_documents],
         )
 
-    def split(self, validation: bool) -> tuple[Tokens, DocumentRows]:
+    def choose_checked(self, unchecked_sides: Collection[bool]) -> list[int]:
+        """Documents to encode again: some by their hash, and the first of each side named."""
+        hashes = np.frombuffer(self.rows.column("doc_hash").buffers()[1], ">u8")
+        chosen = hashes[1 : 2 * len(self.rows) : 2] < (1 << 64) // CHECKED_ONE_IN
+        for side in unchecked_sides:
+            chosen[np.flatnonzero(self.is_validation == side)[:1]] = True
+        return np.flatnonzero(chosen).tolist()
+
+    def split(self, validation: bool) -> tuple[Tokens, pa.RecordBatch]:
         """The tokens and rows of the documents on one side of the train-validation split."""
         chosen = self.is_validation == validation
         if chosen.all():
             return self.tokens, self.rows
-        rows = self.rows
-        places = np.flatnonzero(chosen).tolist()
-        return self.tokens[np.repeat(chosen, rows.num_tokens)], DocumentRows(
-            rows.num_tokens[chosen],
-            [rows.source_file[place] for place in places],
-            [rows.source_row[place] for place in places],
-            [rows.url[place] for place in places],
-            [rows.doc_hash[place] for place in places],
-        )
+        # Neighbours are copied together: nearly all documents go to train.
+        changes = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
+        bounds = np.append(0, self.ends)[changes].tolist()
+        runs = [
+            self.tokens[start:stop] for start, stop in zip(bounds[::2], bounds[1::2], strict=True)
+        ]
+        tokens = np.concatenate(runs) if runs else self.tokens[:0]
+        return tokens, self.rows.filter(pa.array(chosen))
 
 
 def encode_batch(
-    tokenizer: Tokenizer,
+    encoder: Encoder,
     documents: Documents,
     source_file: str,
     validation_threshold: int,
     end_of_text: int,
 ) -> EncodedBatch:
-    """Tokenize a batch; null and empty texts are left out (the caller counts them)."""
-    places = [place for place, text in enumerate(documents.texts) if text]
-    texts = [text for text in documents.texts if text]
-    contents = [text.encode("utf-8") for text in texts]
-    hashes = [hash_content(content) for content in contents]
-    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
-    num_tokens = np.fromiter((len(document) + 1 for document in ids), np.int64, len(ids))
-    rows = DocumentRows(
-        num_tokens,
-        [source_file] * len(texts),
-        [documents.rows[place] for place in places],
-        [documents.urls[place] for place in places],
-        hashes,
+    """Tokenize a batch of documents that all have text."""
+    texts = documents.texts
+    hashes = hash_texts(texts)
+    ids, sizes = encoder.encode(texts)
+    ends = np.cumsum(sizes + 1)
+    rows = pa.RecordBatch.from_arrays(
+        [
+            pa.array((sizes + 1).astype(np.uint64)),
+            pa.repeat(pa.scalar(source_file, pa.string()), len(texts)),
+            pa.array(documents.rows.astype(np.uint64)),
+            documents.urls,
+            pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(HASH_BYTES), len(texts), [None, pa.py_buffer(hashes)]
+            ),
+        ],
+        schema=ROWS_SCHEMA,
     )
     return EncodedBatch(
-        join_documents(ids, num_tokens, tokenizer.get_vocab_size(), end_of_text),
+        join_documents(ids, ends, end_of_text),
         rows,
+        ends,
         choose_validation(hashes, validation_threshold),
-        np.fromiter(map(len, contents), np.int64, len(contents)),
-        np.array(places, np.int64) + 1,
+        documents.num_bytes,
     )
 
 
-def join_documents(
-    ids: list[list[int]], num_tokens: npt.NDArray[np.int64], vocab_size: int, end_of_text: int
-) -> Tokens:
-    """Concatenate documents with <|endoftext|> behind each; ids are range-checked, then cast."""
-    tokens = np.full(int(num_tokens.sum()), end_of_text, np.int64)
-    is_text = np.ones(len(tokens), np.bool_)
-    is_text[np.cumsum(num_tokens) - 1] = False
-    if ids:
-        tokens[is_text] = np.concatenate([np.array(document, np.int64) for document in ids])
-    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < min(vocab_size, 1 << 16):
-        raise ValueError(
-            f"the tokenizer gave the id {int(tokens.max())}; expected 0 to {vocab_size - 1}, "
-            "which must fit in 16 bits"
+def check_encoding(
+    encoder: Encoder, texts: pa.Array, batch: EncodedBatch, chosen: Iterable[int]
+) -> None:
+    """Encode the chosen documents of a batch again, with the reference; `texts` are theirs.
+
+    Raises ValueError, with the document, where the ids are not the same.
+    """
+    starts = np.append(0, batch.ends)
+    for index in chosen:
+        content = texts[index].as_buffer()
+        place = encoder.find_difference(
+            content, batch.tokens[starts[index] : batch.ends[index] - 1]
         )
-    return tokens.astype(np.uint16)
+        if place is not None:
+            row = batch.rows.slice(index, 1).to_pylist()[0]
+            shown = content.to_pybytes().decode("utf-8")[:SHOWN_CHARACTERS]
+            raise ValueError(
+                f"{row['source_file']}, row {row['source_row']}: {encoder.name} does not give the "
+                f"tokens of `tokenizers`, from token {place:,} on, for the document {shown!r}; "
+                "nothing of it was kept: run the same command with --encoder tokenizers, and "
+                "report it"
+            )
 
 
-def hash_content(content: bytes) -> bytes:
-    """A document's doc_hash: the first half of the sha256 of its text in UTF-8."""
-    return hashlib.sha256(content).digest()[:HASH_BYTES]
+def join_documents(ids: Tokens, ends: npt.NDArray[np.int64], end_of_text: int) -> Tokens:
+    """The documents' ids with <|endoftext|> behind each document, so that they end at `ends`."""
+    tokens = np.full(len(ids) + len(ends), end_of_text, np.uint16)
+    is_text = np.ones(len(tokens), np.bool_)
+    is_text[ends - 1] = False
+    tokens[is_text] = ids
+    return tokens
 
 
-def choose_validation(hashes: list[bytes], threshold: int) -> npt.NDArray[np.bool_]:
+def hash_texts(texts: pa.Array) -> bytes:
+    """The doc_hash of each text: the first half of the sha256 of its UTF-8, one after the other."""
+    data = memoryview(texts.buffers()[2] or b"")
+    hashes = [
+        hashlib.sha256(data[start:stop]).digest()[:HASH_BYTES]
+        for start, stop in pairwise(find_offsets(texts).tolist())
+    ]
+    return b"".join(hashes)
+
+
+def choose_validation(hashes: bytes, threshold: int) -> npt.NDArray[np.bool_]:
     """Which documents belong to validation: by their text alone, so copies never part.
 
-    >>> choose_validation([bytes(16), b"\\xff" * 16], threshold=2**63).tolist()
+    >>> choose_validation(bytes(16) + b"\\xff" * 16, threshold=2**63).tolist()
     [True, False]
     """
-    first_bits = np.frombuffer(b"".join(hashes), ">u8")[::2]
+    first_bits = np.frombuffer(hashes, ">u8")[::2]
     return first_bits < np.uint64(threshold)

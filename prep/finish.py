@@ -83,7 +83,7 @@ def describe_content(plan: Plan, out: Path, audit: Audit) -> Json:
             "end_of_text": END_OF_TEXT,
             "self_test": make_self_test(tokenizer),
         },
-        "policy": asdict(plan.policy),
+        "policy": plan.policy.content,
     }
 
 

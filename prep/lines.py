@@ -6,7 +6,7 @@ What is not valid Unicode becomes U+FFFD and is marked, never skipped.
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -37,6 +37,7 @@ class Document(NamedTuple):
     url: str | None
     row: int
     repaired: bool
+    values: tuple[Any, ...] = ()  # of the other keys that were asked for
 
 
 def read_whole(path: Path) -> Iterator[Document]:
@@ -62,9 +63,15 @@ def read_blocks(path: Path) -> Iterator[Document]:
 
 
 def read_json_lines(
-    path: Path, suffix: str, key: str, start: int = 0, stop: int | None = None, first_row: int = 0
+    path: Path,
+    suffix: str,
+    key: str,
+    keys: Sequence[str] = (),
+    start: int = 0,
+    stop: int | None = None,
+    first_row: int = 0,
 ) -> Iterator[Document]:
-    """Yield the text under `key` of every line from byte `start` to byte `stop`.
+    """Yield the text under `key`, and what is under `keys`, of the lines in bytes [start, stop).
 
     Blank lines hold no document, but count as rows. Raises ValueError for a line that is not an
     object with text (or null) under that key, and where the file was changed since it was cut.
@@ -79,7 +86,7 @@ def read_json_lines(
                 break
             content = line if position else _drop_mark(line, path)
             if content.strip():
-                yield _parse_line(content, row, key, f"{path}, line {row + 1}")
+                yield _parse_line(content, row, key, keys, f"{path}, line {row + 1}")
             position += len(line)
             row += 1
     if stop is not None and position != stop:
@@ -150,7 +157,7 @@ def _open_lines(path: Path, suffix: str) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(stream, _CHUNK_BYTES))
 
 
-def _parse_line(line: bytes, row: int, key: str, place: str) -> Document:
+def _parse_line(line: bytes, row: int, key: str, keys: Sequence[str], place: str) -> Document:
     """Take the text and the url out of a line; `place` is what an error calls the line."""
     source, line_repaired = decode(line)
     found = _parse_object(source, place)
@@ -161,15 +168,17 @@ def _parse_line(line: bytes, row: int, key: str, place: str) -> Document:
         )
     text, url = found[key], found.get("url")
     url = repair(url)[0] if isinstance(url, str) else None
+    values = tuple(found.get(name) for name in keys)
     if text is None:
-        return Document(None, url, row, False)
+        return Document(None, url, row, False, values)
     if not isinstance(text, str):
         raise ValueError(
             f"{place}: {key!r} holds {_TYPE_NAMES[type(text)]}; expected text; "
             "name the right key with --text-column"
         )
     text, text_repaired = repair(text)
-    return Document(text, url, row, text_repaired or (line_repaired and "\ufffd" in text))
+    text_repaired = text_repaired or (line_repaired and "\ufffd" in text)
+    return Document(text, url, row, text_repaired, values)
 
 
 def _parse_object(source: str, place: str) -> dict[str, Any]:

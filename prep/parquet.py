@@ -1,11 +1,12 @@
 """Text columns of parquet files, read through pyarrow alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prep.lines import decode
@@ -15,56 +16,58 @@ from prep.lines import decode
 _BUFFER_BYTES = 1 << 20
 
 
-class Texts(NamedTuple):
-    """A column of a batch as Python strings."""
-
-    values: list[str | None]
-    repaired: list[bool]  # whether U+FFFD stands for invalid bytes in the value
-    num_bytes: int  # of the values in UTF-8
-
-
 def read_columns(
     path: Path,
     text_column: str,
-    start: int,
-    stop: int | None,
+    columns: Sequence[str],
+    groups: range,
     max_rows: int,
     max_bytes: int,
-) -> Iterator[tuple[Texts, Texts]]:
-    """Yield the texts, and the urls beside them, of the row groups from `start` to `stop`.
+) -> Iterator[tuple[pa.Array, pa.Array, dict[str, pa.Array]]]:
+    """Yield the texts of the row groups, the urls beside them, and the other `columns`.
 
-    A batch has at most `max_rows` rows, and `max_bytes` bytes unless a single row has more.
+    A batch has at most `max_rows` rows, and `max_bytes` bytes unless a single row has more. Texts
+    and urls are large strings whose bytes were not checked yet.
     """
     with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
         check_text_column(file, path, text_column)
-        groups = range(start, file.num_row_groups if stop is None else stop)
+        check_columns(file, path, columns)
+        groups = groups[: file.num_row_groups - groups.start]
         has_url = "url" in file.schema_arrow.names and _is_text(file.schema_arrow.field("url").type)
+        wanted = dict.fromkeys([text_column, *columns, *(["url"] if has_url else [])])
         for batch in file.iter_batches(
             _choose_rows(file, groups, text_column, max_rows, max_bytes),
             row_groups=groups,
-            columns=list({text_column: None, "url": None} if has_url else {text_column: None}),
+            columns=list(wanted),
             use_threads=False,
         ):
             texts = _unify(batch.column(text_column))
-            urls = _unify(batch.column("url")) if has_url else pa.nulls(len(texts), pa.string())
+            no_urls = pa.nulls(len(texts), pa.large_string())
+            urls = _unify(batch.column("url")) if has_url else no_urls
             for rows in _halve(texts, max_bytes):
-                yield _convert(texts[rows]), _convert(urls[rows])
+                yield texts[rows], urls[rows], {name: batch.column(name)[rows] for name in columns}
 
 
 def check_text_column(file: pq.ParquetFile, path: Path, text_column: str) -> None:
     """Raise ValueError if a file has no such column, or no text in it."""
-    names = file.schema_arrow.names
-    if text_column not in names:
-        raise ValueError(
-            f"{path}: no column {text_column!r}; the columns are {', '.join(names)}; "
-            "name the right one with --text-column"
-        )
+    check_columns(file, path, [text_column], "; name the right one with --text-column")
     found = file.schema_arrow.field(text_column).type
     if not _is_text(found):
         raise ValueError(
             f"{path}: the column {text_column!r} holds {found}; expected text; "
             "name the right one with --text-column"
         )
+
+
+def check_columns(
+    file: pq.ParquetFile, path: Path, columns: Sequence[str], advice: str = ""
+) -> None:
+    """Raise ValueError for the first of the columns that a file does not have."""
+    names = file.schema_arrow.names
+    for column in columns:
+        if column not in names:
+            known = ", ".join(names)
+            raise ValueError(f"{path}: no column {column!r}; the columns are {known}{advice}")
 
 
 def split_row_groups(path: Path, max_bytes: int) -> list[tuple[int, int, int]]:
@@ -121,13 +124,11 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _unify(column: pa.Array) -> pa.Array:
-    """Turn every kind of text column into plain strings, without a look at their bytes."""
+    """Turn every kind of text column into large strings, without a look at their bytes."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if column.type in (pa.string(), pa.large_string()):
-        return column
-    if column.type == pa.null():
-        return column.cast(pa.string())
+    if column.type in (pa.string(), pa.large_string(), pa.null()):
+        return column.cast(pa.large_string())
     return column.cast(pa.large_binary()).view(pa.large_string())
 
 
@@ -141,13 +142,13 @@ def _halve(column: pa.Array, max_bytes: int, start: int = 0) -> Iterator[slice]:
     yield from _halve(column[middle:], max_bytes, start + middle)
 
 
-def _convert(column: pa.Array) -> Texts:
-    """Make Python strings; Arrow does not check UTF-8 when it reads, so that is done here."""
+def make_valid(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+    """Replace what is not UTF-8 by U+FFFD, as Arrow does not check it; also says in which rows."""
     try:
-        num_bytes = pc.sum(pc.binary_length(column)).as_py() or 0
-        return Texts(column.to_pylist(), [False] * len(column), num_bytes)
-    except UnicodeDecodeError:
+        column.validate(full=True)
+        return column, np.zeros(len(column), np.bool_)
+    except pa.ArrowInvalid:
         found = column.cast(pa.large_binary()).to_pylist()
     pairs = [(None, False) if data is None else decode(data) for data in found]
-    values, repaired = map(list, zip(*pairs, strict=True))
-    return Texts(values, repaired, sum(len(text.encode("utf-8")) for text in values if text))
+    values, repaired = zip(*pairs, strict=True)
+    return pa.array(values, pa.large_string()), np.array(repaired, np.bool_)

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from prep.documents import SUFFIXES, Piece, estimate_text_bytes, split_file
+from prep.filters import Filter
 from prep.hub import HubDataset, HubFile
 from shards.format import Json, hash_canonical
 
@@ -41,14 +42,32 @@ class Policy:
     max_tokens: int | None = None
     # Source bytes a unit; None = chosen from the total.
     unit_bytes: int | None = None
+    # Which documents are kept; prep/filters.py says how.
+    min_chars: int | None = None
+    max_chars: int | None = None
+    keep_url: str | None = None
+    drop_url: str | None = None
+    where: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("shard_tokens", "max_documents", "max_tokens", "unit_bytes"):
+        for name in ("shard_tokens", "max_documents", "max_tokens", "unit_bytes", "max_chars"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 option = "--" + name.replace("_", "-")
                 raise ValueError(f"{option} is {value}; expected a number of at least 1")
         self.validation_threshold()
+        self.make_filter()
+
+    @property
+    def content(self) -> Json:
+        """The options that are set: an option that is added later changes no older set's id."""
+        return {key: value for key, value in asdict(self).items() if value not in (None, ())}
+
+    def make_filter(self) -> Filter:
+        """What chooses the documents."""
+        return Filter(
+            self.min_chars, self.max_chars, self.keep_url, self.drop_url, self.where
+        )
 
     def validation_threshold(self) -> int:
         """A document goes to validation if the first 64 bits of its hash are below this.
@@ -110,7 +129,7 @@ class Plan:
             "schema_version": PLAN_SCHEMA_VERSION,
             "hub": hub,
             "sources": [[s.name, s.num_bytes, s.sha256, s.git_sha1] for s in self.sources],
-            "policy": asdict(self.policy),
+            "policy": self.policy.content,
             "tokenizer_sha256": self.tokenizer_sha256,
             "units": [
                 [[p.name, p.start, p.stop, p.first_row] for p in unit.pieces] for unit in self.units

@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from prep.budget import Budget
+from prep.encoder import choose_encoder
 from prep.engine import run_jobs
 from prep.finish import summarize, write_manifest
 from prep.forecast import check_disk, forecast_run, format_bytes, format_count
@@ -54,6 +55,8 @@ class Request:
     split: str = "train"
     revision: str | None = None
     workers: int = 1
+    # One of prep.encoder.ENCODERS; None = the fastest that is installed. Changes no byte.
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -198,6 +201,7 @@ def announce(request: Request, plan: Plan, ledger: Ledger, say: Say) -> None:
 
 def run_units(request: Request, plan: Plan, ledger: Ledger) -> None:
     """Do the units that are not done."""
+    encoder = choose_encoder(request.encoder)
 
     def next_job(in_work: set[int]) -> UnitJob | None:
         number = ledger.next_unit(in_work)
@@ -209,6 +213,7 @@ def run_units(request: Request, plan: Plan, ledger: Ledger) -> None:
             request.out,
             ledger.plan_id,
             plan.policy,
+            encoder,
             END_OF_TEXT,
             ledger.remaining,
             plan.hub,

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from tokenizers import Tokenizer
+import numpy as np
 
 from prep.budget import Budget
 from prep.documents import Documents, Piece, read_documents
-from prep.encode import EncodedBatch, encode_batch
+from prep.encode import EncodedBatch, check_encoding, encode_batch
+from prep.encoder import Encoder
 from prep.hub import HubDataset, download
 from prep.plan import Policy
 from prep.receipts import (
@@ -26,7 +27,6 @@ from prep.receipts import (
     write_pending,
 )
 from shards.format import SPLITS, TOKENIZER
-from shards.tokenizer import load_tokenizer
 from shards.writer import ShardWriter, commit_shards
 
 # (documents read, tokens written, bytes of text read) of the unit so far.
@@ -42,6 +42,7 @@ class UnitJob:
     folder: Path
     plan_id: str
     policy: Policy
+    encoder: str
     end_of_text: int
     budget: Budget
     hub: HubDataset | None
@@ -69,9 +70,9 @@ def process_unit(job: UnitJob, report: Report) -> Receipt:
 
 
 @lru_cache(maxsize=1)
-def load_once(path: Path) -> Tokenizer:
+def load_once(tokenizer_json: Path, encoder: str) -> Encoder:
     """The set's tokenizer, loaded once a process."""
-    return load_tokenizer(path)
+    return Encoder(tokenizer_json, encoder)
 
 
 class UnitWork:
@@ -80,7 +81,8 @@ class UnitWork:
     def __init__(self, job: UnitJob, temporary: Path, report: Report) -> None:
         self.job = job
         self.report = report
-        self.tokenizer = load_once(job.folder / TOKENIZER)
+        self.encoder = load_once(job.folder / TOKENIZER, job.encoder)
+        self.filter = job.policy.make_filter()
         self.threshold = job.policy.validation_threshold()
         self.writers = {
             split: ShardWriter(
@@ -88,6 +90,8 @@ class UnitWork:
             )
             for split in SPLITS
         }
+        # The sides of the split of which no document was encoded again yet.
+        self.unchecked = {False, True}
         self.audit = Audit()
         self.budget = job.budget
         self.num_tokens = 0
@@ -125,7 +129,9 @@ class UnitWork:
         self.audit.rows_by_source.setdefault(piece.name, 0)
         policy = self.job.policy
         piece = self._fetch(piece)
-        for documents in read_documents(piece, policy.text_column, policy.blank_line_documents):
+        for documents in read_documents(
+            piece, policy.text_column, policy.blank_line_documents, self.filter.columns
+        ):
             self._add(documents, piece.name)
             self.report(self.audit.documents_read, self.num_tokens, self.audit.text_bytes)
             if self.truncated:
@@ -141,33 +147,45 @@ class UnitWork:
         return replace(piece, path=str(path))
 
     def _add(self, documents: Documents, source_file: str) -> None:
+        kept, dropped = self.filter.choose(documents)
+        wanted = documents if kept.all() else documents.filter(kept)
         batch = encode_batch(
-            self.tokenizer, documents, source_file, self.threshold, self.job.end_of_text
+            self.encoder, wanted, source_file, self.threshold, self.job.end_of_text
         )
+        self._check(wanted, batch)
         fitting = self.budget.count_fitting(batch)
-        num_read = len(documents.texts)
-        if fitting < len(batch.rows.num_tokens):
+        if fitting < len(batch.rows):
             self.truncated = True
             batch = batch.first(fitting)
-            num_read = int(batch.num_read[-1]) if fitting else 0
+            # What stands behind the last document that fits was not read.
+            num_read = int(np.flatnonzero(kept)[fitting - 1]) + 1 if fitting else 0
+            documents = documents.first(num_read)
+            _, dropped = self.filter.choose(documents)
         for split, is_validation in (("train", False), ("validation", True)):
             self.writers[split].append(*batch.split(is_validation))
         self.budget = self.budget.minus(fitting, len(batch.tokens))
         self.num_tokens += len(batch.tokens)
-        self._count(documents, num_read, batch, source_file)
+        self._count(documents, dropped, batch, source_file)
+
+    def _check(self, documents: Documents, batch: EncodedBatch) -> None:
+        """Encode some documents again with the reference."""
+        if self.encoder.fast is not None:
+            chosen = batch.choose_checked(self.unchecked)
+            check_encoding(self.encoder, documents.texts, batch, chosen)
+            self.unchecked.difference_update(batch.is_validation.tolist())
 
     def _count(
-        self, documents: Documents, num_read: int, batch: EncodedBatch, source_file: str
+        self, documents: Documents, dropped: dict[str, int], batch: EncodedBatch, source_file: str
     ) -> None:
-        texts = documents.texts[:num_read]
         num_validation = int(batch.is_validation.sum())
+        num_read = len(documents.rows)
         self.audit.add(
             Audit(
                 documents_read=num_read,
-                train=len(batch.is_validation) - num_validation,
+                train=len(batch.rows) - num_validation,
                 validation=num_validation,
-                dropped={"empty": texts.count(""), "null": texts.count(None)},
-                texts_repaired=sum(documents.repaired[:num_read]),
+                dropped=dropped,
+                texts_repaired=int(documents.repaired.sum()),
                 text_bytes=int(batch.num_bytes.sum()),
                 rows_by_source={source_file: num_read},
             )

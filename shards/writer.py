@@ -32,33 +32,14 @@ SIDECAR_SCHEMA = pa.schema(
         ("doc_hash", pa.binary(16)),  # the first half of the sha256 of the text's UTF-8
     ]
 )
+# What the writer is given of each document: all but where its tokens come to lie.
+ROWS_SCHEMA = SIDECAR_SCHEMA.remove(0)
 # Rows a row group: what trace reads to find one document. Also the unit of writing, so that
 # the file's bytes do not depend on how the documents came.
 ROW_GROUP_DOCUMENTS = 65_536
 # A checksum for each MiB of a .bin lies in the sidecar's metadata, so verify can say where.
 BLOCK_BYTES = 1 << 20
 BLOCK_CHECKSUMS = b"crc32_per_mib"
-
-
-@dataclass(frozen=True)
-class DocumentRows:
-    """What the sidecar says of each document of a batch, one entry a document."""
-
-    num_tokens: npt.NDArray[np.int64]
-    source_file: list[str]
-    source_row: list[int]
-    url: list[str | None]
-    doc_hash: list[bytes]
-
-    def slice(self, start: int, stop: int) -> "DocumentRows":
-        """The rows from `start` to before `stop`."""
-        return DocumentRows(
-            self.num_tokens[start:stop],
-            self.source_file[start:stop],
-            self.source_row[start:stop],
-            self.url[start:stop],
-            self.doc_hash[start:stop],
-        )
 
 
 @dataclass(frozen=True)
@@ -86,10 +67,10 @@ class ShardWriter:
         self.written: list[WrittenShard] = []
         self.open_file: OpenShard | None = None
 
-    def append(self, tokens: Tokens, rows: DocumentRows) -> None:
-        """Add whole documents; `tokens` is their concatenation, in the rows' order."""
-        ends = np.cumsum(rows.num_tokens)
-        assert len(ends) == 0 or ends[-1] == len(tokens)
+    def append(self, tokens: Tokens, rows: pa.RecordBatch) -> None:
+        """Add whole documents, one of `rows` (of ROWS_SCHEMA) each, in the order of `tokens`."""
+        ends = np.cumsum(count_tokens(rows))
+        assert len(tokens) == (ends[-1] if len(ends) else 0)
         document, position = 0, 0
         while document < len(ends):
             file = self._file_with_room_for(int(ends[document]) - position)
@@ -97,7 +78,7 @@ class ShardWriter:
             last = int(np.searchsorted(ends, position + room, side="right"))
             last = max(last, document + 1)  # A document over the limit still goes in whole.
             stop = int(ends[last - 1])
-            file.append(tokens[position:stop], rows.slice(document, last))
+            file.append(tokens[position:stop], rows.slice(document, last - document))
             document, position = last, stop
 
     def finish(self) -> list[WrittenShard]:
@@ -143,25 +124,18 @@ class OpenShard:
         self.pending: list[pa.Table] = []
         self.num_pending = 0
 
-    def append(self, tokens: Tokens, rows: DocumentRows) -> None:
+    def append(self, tokens: Tokens, rows: pa.RecordBatch) -> None:
         """Add documents' tokens and rows."""
-        content = tokens.astype("<u2", copy=False).tobytes()
+        content = np.ascontiguousarray(tokens, "<u2").data.cast("B")
         self.tokens_file.write(content)
         self.sha256.update(content)
         self.blocks.update(content)
-        starts = self.num_tokens + np.cumsum(rows.num_tokens) - rows.num_tokens
-        columns = [
-            pa.array(starts.astype(np.uint64)),
-            pa.array(rows.num_tokens.astype(np.uint64)),
-            pa.array(rows.source_file, pa.string()),
-            pa.array(rows.source_row, pa.uint64()),
-            pa.array(rows.url, pa.string()),
-            pa.array(rows.doc_hash, pa.binary(16)),
-        ]
-        self.pending.append(pa.Table.from_arrays(columns, schema=SIDECAR_SCHEMA))
-        self.num_pending += len(starts)
+        sizes = count_tokens(rows)
+        starts = pa.array((self.num_tokens + np.cumsum(sizes) - sizes).astype(np.uint64))
+        self.pending.append(pa.Table.from_arrays([starts, *rows.columns], schema=SIDECAR_SCHEMA))
+        self.num_pending += len(rows)
         self.num_tokens += len(tokens)
-        self.num_documents += len(starts)
+        self.num_documents += len(rows)
         if self.num_pending >= ROW_GROUP_DOCUMENTS:
             self._write_rows(whole_groups_only=True)
 
@@ -214,9 +188,8 @@ class BlockChecksums:
         self.current = 0
         self.filled = 0
 
-    def update(self, content: bytes) -> None:
+    def update(self, view: memoryview) -> None:
         """Add the next bytes."""
-        view = memoryview(content)
         while view:
             piece = view[: BLOCK_BYTES - self.filled]
             self.current = zlib.crc32(piece, self.current)
@@ -234,6 +207,12 @@ class BlockChecksums:
     def _end_block(self) -> None:
         self.checksums.append(self.current)
         self.current, self.filled = 0, 0
+
+
+def count_tokens(rows: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """The tokens of each document, <|endoftext|> included."""
+    sizes: npt.NDArray[np.int64] = rows.column("num_tokens").to_numpy().astype(np.int64)
+    return sizes
 
 
 def commit_shards(written: list[WrittenShard], folder: Path) -> None:

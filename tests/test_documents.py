@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +18,6 @@ import zstandard
 from prep import documents
 from prep.documents import (
     SUFFIXES,
-    Documents,
     Piece,
     estimate_text_bytes,
     read_documents,
@@ -34,18 +33,29 @@ TEXTS = [
 ]
 
 
-def read(path: Path, column: str = "content", **options: Any) -> Documents:
+class Found(NamedTuple):
+    """Documents as lists."""
+
+    texts: list[str | None]
+    urls: list[str | None]
+    rows: list[int]
+    repaired: list[bool]
+    num_bytes: int
+
+
+def read(path: Path, column: str = "content", **options: Any) -> Found:
     """All documents of a file as one batch."""
     return join([Piece(str(path), path.name)], column, **options)
 
 
-def join(pieces: list[Piece], column: str = "content", **options: Any) -> Documents:
+def join(pieces: list[Piece], column: str = "content", **options: Any) -> Found:
     """All documents of several pieces as one batch."""
-    whole = Documents([], [], [], [], 0)
+    whole = Found([], [], [], [], 0)
     for piece in pieces:
         for batch in read_documents(piece, column, **options):
-            lists = [have + more for have, more in zip(whole[:4], batch[:4], strict=True)]
-            whole = Documents(*lists, whole.num_bytes + batch.num_bytes)
+            batch.texts.validate(full=True)
+            lists = [have + more.tolist() for have, more in zip(whole[:4], batch[:4], strict=True)]
+            whole = Found(*lists, whole.num_bytes + int(batch.num_bytes.sum()))
     return whole
 
 
@@ -93,7 +103,7 @@ def test_a_text_file_is_a_document_to_the_last_byte(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     content = "  One.\r\n\r\nTwo, \u4f60.\n\n\n"
     path.write_bytes(content.encode())
-    assert read(path) == Documents([content], [None], [0], [False], len(content.encode()))
+    assert read(path) == Found([content], [None], [0], [False], len(content.encode()))
     path.write_bytes(b"")
     assert read(path).texts == [""]
 
@@ -165,7 +175,7 @@ def test_invalid_text_is_replaced_and_counted(tmp_path: Path) -> None:
     ]
     assert found.urls[0] == "\ufffd"
     assert found.repaired == [False, True, True, False, False, False]
-    assert found.num_repaired == 2
+    assert sum(found.repaired) == 2
     assert found.num_bytes == count_bytes(found.texts)
 
 
@@ -184,7 +194,7 @@ def test_invalid_bytes_in_parquet_are_replaced_and_counted(tmp_path: Path, kind:
 def test_invalid_bytes_in_a_text_file_are_replaced_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"one\n\ncaf\xe9\n\ntwo")
-    assert read(path).num_repaired == 1
+    assert sum(read(path).repaired) == 1
     found = read(path, blank_line_documents=True)
     assert (found.texts, found.repaired) == (["one", "caf\ufffd", "two"], [False, True, False])
 
@@ -217,7 +227,7 @@ def test_every_kind_of_text_column_is_read(tmp_path: Path, kind: pa.DataType) ->
 
 def test_a_column_of_nulls_and_a_url_that_is_no_text(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", pa.nulls(3), url=[1, 2, 3])
-    assert read(path) == Documents([None] * 3, [None] * 3, [0, 1, 2], [False] * 3, 0)
+    assert read(path) == Found([None] * 3, [None] * 3, [0, 1, 2], [False] * 3, 0)
 
 
 def test_the_text_may_be_the_url_column(tmp_path: Path) -> None:
@@ -241,12 +251,14 @@ def test_batches_are_bounded_by_count_and_bytes(
     else:
         write_parquet(path, pa.array(texts), url=[str(row) for row in range(len(texts))])
     batches = list(read_documents(Piece(str(path), "a"), "content"))
-    assert [text for batch in batches for text in batch.texts] == texts
+    assert [text for batch in batches for text in batch.texts.tolist()] == texts
     assert [row for batch in batches for row in batch.rows] == list(range(len(texts)))
     assert max(len(batch.texts) for batch in batches) == 1000
     if suffix == ".parquet":
-        assert [url for batch in batches for url in batch.urls] == [*map(str, range(len(texts)))]
-    assert max(batch.num_bytes for batch in batches) < 15_000
+        assert [url for batch in batches for url in batch.urls.tolist()] == [
+            *map(str, range(len(texts)))
+        ]
+    assert max(batch.num_bytes.sum() for batch in batches) < 15_000
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.zst", ".parquet", ".txt"])

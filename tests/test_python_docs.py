@@ -36,7 +36,7 @@ def test_the_documents_are_many_distinct_and_named(docs: Path) -> None:
 def test_prep_reads_them(docs: Path) -> None:
     batches = list(read_documents(Piece(str(docs), "docs.jsonl"), "content"))
     assert sum(len(batch.texts) for batch in batches) > 400
-    assert sum(batch.num_repaired for batch in batches) == 0
+    assert sum(batch.repaired.sum() for batch in batches) == 0
 
 
 def test_another_process_writes_the_same_bytes_and_imports_nothing_it_reads(

@@ -5,13 +5,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from shards.format import read_manifest
 from shards.reader import TokenStream, open_shards
 from shards.verify import verify_shards
-from shards.writer import DocumentRows, ShardWriter, commit_shards
+from shards.writer import ROWS_SCHEMA, ShardWriter, commit_shards
 from tests.texts import make_texts, prepare_quietly, write_parquet
 
 
@@ -28,10 +29,12 @@ def shards_copy(finished_set: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_set, tmp_path / "shards"))
 
 
-def make_rows(sizes: list[int]) -> DocumentRows:
-    count = len(sizes)
-    hashes = [bytes([n % 256] * 16) for n in range(count)]
-    return DocumentRows(np.array(sizes), ["f"] * count, list(range(count)), [None] * count, hashes)
+def make_rows(sizes: list[int]) -> pa.RecordBatch:
+    rows = [
+        {"num_tokens": size, "source_file": "f", "source_row": n, "doc_hash": bytes([n % 256] * 16)}
+        for n, size in enumerate(sizes)
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema=ROWS_SCHEMA)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])

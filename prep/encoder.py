@@ -1,0 +1,132 @@
+"""Texts -> ids, on `fastokens` where it is installed, else on `tokenizers`, which is the reference.
+
+Both read the set's tokenizer.json. A long text is encoded in pieces that give the same ids as the
+whole, so that no text, however long, takes much memory.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shards.tokenizer import load_tokenizer
+from shards.writer import Tokens
+
+ENCODERS = ("fastokens", "tokenizers")
+
+# Texts longer than this are encoded in pieces of about this size.
+PIECE_BYTES = 4 << 20
+# GPT-2's pattern splits between a letter and a space in front of another letter, whatever stands
+# around them: only letters, or a space and letters, make such a word. ASCII, to be found in bytes.
+SAFE_CUT = re.compile(rb"[A-Za-z](?= [A-Za-z])")
+# A safe cut that is not found in so many bytes is looked for no further; the piece is longer then.
+SEARCH_BYTES = 1 << 20
+
+
+def choose_encoder(wanted: str | None) -> str:
+    """The encoder to use: the one that --encoder names, else the fastest that is installed."""
+    if wanted not in (None, *ENCODERS):
+        raise ValueError(f"--encoder is {wanted!r}; expected {' or '.join(ENCODERS)}")
+    if wanted:
+        return wanted
+    try:
+        metadata.version("fastokens")
+    except metadata.PackageNotFoundError:
+        return "tokenizers"
+    return "fastokens"
+
+
+class Encoder:
+    """Encodes Arrow arrays of texts with one of ENCODERS; text that spells a token stays text."""
+
+    def __init__(self, tokenizer_json: Path, name: str) -> None:
+        self.name = name
+        self.reference = load_tokenizer(tokenizer_json)
+        self.vocab_size = int(self.reference.get_vocab_size())
+        self.fast = load_fastokens(tokenizer_json) if name == "fastokens" else None
+
+    def encode(self, texts: pa.Array) -> tuple[Tokens, npt.NDArray[np.int64]]:
+        """The ids of non-null `texts` one behind the other, and how many each text has."""
+        num_bytes = np.diff(find_offsets(texts))
+        is_long = num_bytes > PIECE_BYTES
+        if not is_long.any():
+            return self._encode_strings(texts.to_pylist())
+        ids: list[Tokens] = []
+        sizes = np.zeros(len(texts), np.int64)
+        for index in range(len(texts)):
+            for piece in (
+                cut_text(texts[index].as_buffer()) if is_long[index] else [texts[index].as_py()]
+            ):
+                found, _ = self._encode_strings([piece])
+                ids.append(found)
+                sizes[index] += len(found)
+        return np.concatenate(ids), sizes
+
+    def _encode_strings(self, texts: list[str]) -> tuple[Tokens, npt.NDArray[np.int64]]:
+        if self.fast is None:
+            lists = [encoding.ids for encoding in self.reference.encode_batch_fast(texts)]
+            ids = np.concatenate([np.array(document, np.uint32) for document in lists])
+            sizes = np.fromiter(map(len, lists), np.int64, len(lists))
+        else:
+            id_bytes, offset_bytes = self.fast.encode_batch_flat(texts, split_special_tokens=True)
+            ids = np.frombuffer(id_bytes, "<u4")
+            offsets = np.frombuffer(offset_bytes, "<u8").astype(np.int64)
+            sizes = offsets[1:] - offsets[:-1]
+        check_range(ids, self.vocab_size)
+        return ids.astype(np.uint16), sizes
+
+    def find_difference(self, text: bytes, ids: Tokens) -> int | None:
+        """The first of a text's ids that the reference gives otherwise, if there is one.
+
+        Of a long text the first piece is compared.
+        """
+        piece = next(cut_text(text))
+        expected = np.array(self.reference.encode(piece).ids, np.int64)
+        whole = len(piece.encode("utf-8")) == len(text)
+        if len(ids) == len(expected) or (len(ids) > len(expected) and not whole):
+            ids = ids[: len(expected)]
+            return None if (ids == expected).all() else int((ids != expected).argmax())
+        shared = min(len(ids), len(expected))
+        return int(np.append(ids[:shared] != expected[:shared], True).argmax())
+
+
+def load_fastokens(tokenizer_json: Path) -> Any:
+    """Load the fast encoder, on one thread: a worker has one core."""
+    os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
+    from fastokens import Tokenizer
+
+    return Tokenizer.from_file(str(tokenizer_json))
+
+
+def cut_text(text: bytes) -> Iterator[str]:
+    """Yield a UTF-8 text in pieces whose ids, one behind the other, are those of the whole."""
+    view = memoryview(text)
+    start = 0
+    while len(view) - start > PIECE_BYTES:
+        found = SAFE_CUT.search(view, start + PIECE_BYTES - SEARCH_BYTES)
+        if found is None:
+            break
+        yield str(view[start : found.end()], "utf-8")
+        start = found.end()
+    yield str(view[start:], "utf-8")
+
+
+def check_range(ids: npt.NDArray[np.uint32], vocab_size: int) -> None:
+    """Raise ValueError for an id that the vocabulary, or 16 bits, cannot hold."""
+    if len(ids) and int(ids.max()) >= min(vocab_size, 1 << 16):
+        raise ValueError(
+            f"the tokenizer gave the id {int(ids.max())}; expected 0 to {vocab_size - 1}, "
+            "which must fit in 16 bits"
+        )
+
+
+def find_offsets(texts: pa.Array) -> npt.NDArray[np.int64]:
+    """Where each text begins in the array's buffer of bytes, and where the last one ends."""
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)
+    return offsets[texts.offset : texts.offset + len(texts) + 1]
