@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -148,6 +148,8 @@ def _naming_errors(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be opened ({error.strerror})") from None
     try:
         yield
+    except _MixedTypesError as error:
+        raise ValueError(f"{path}: {error}; expected one, to compare it with --where") from None
     except (OSError, pa.ArrowException) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise ValueError(
@@ -194,5 +196,17 @@ def _transpose(batch: list[Document], columns: Sequence[str]) -> Documents:
         pa.array(urls, pa.string()),
         np.array(rows, np.int64),
         np.array(repaired, np.bool_),
-        {name: pa.array([values[i] for values in others]) for i, name in enumerate(columns)},
+        {name: _unite(name, [row[i] for row in others]) for i, name in enumerate(columns)},
     )
+
+
+def _unite(name: str, values: list[Any]) -> pa.Array:
+    """The values of a key as an array of one type."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        raise _MixedTypesError(f"the key {name!r} holds values of several types") from None
+
+
+class _MixedTypesError(ValueError):
+    """Values of a key that have no type in common."""

@@ -22,11 +22,9 @@ ENCODERS = ("fastokens", "tokenizers")
 
 # Texts longer than this are encoded in pieces of about this size.
 PIECE_BYTES = 4 << 20
-# GPT-2's pattern splits between a letter and a space in front of another letter, whatever stands
-# around them: only letters, or a space and letters, make such a word. ASCII, to be found in bytes.
-SAFE_CUT = re.compile(rb"[A-Za-z](?= [A-Za-z])")
-# A safe cut that is not found in so many bytes is looked for no further; the piece is longer then.
-SEARCH_BYTES = 1 << 20
+# GPT-2's pattern always splits between a letter and a space: a word of it has a space at its start
+# or nowhere, or is white space alone, which alone looks at what follows. ASCII, to be found in bytes.
+SAFE_CUT = re.compile(rb"[A-Za-z](?= )")
 
 
 def choose_encoder(wanted: str | None) -> str:
@@ -109,7 +107,7 @@ def cut_text(text: bytes) -> Iterator[str]:
     view = memoryview(text)
     start = 0
     while len(view) - start > PIECE_BYTES:
-        found = SAFE_CUT.search(view, start + PIECE_BYTES - SEARCH_BYTES)
+        found = SAFE_CUT.search(view, start + PIECE_BYTES)
         if found is None:
             break
         yield str(view[start : found.end()], "utf-8")

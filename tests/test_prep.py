@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from prep import encoder, units
 from prep.plan import Policy, Source, choose_unit_bytes, find_sources
 from prep.receipts import Audit
+from prep.run import Request, prepare
 from shards.format import Manifest, read_manifest
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
@@ -431,3 +435,57 @@ def test_a_document_that_spells_the_end_of_text_is_text(tmp_path: Path) -> None:
     prepare_quietly(tmp_path / "shards", tmp_path / "a.txt", validation_fraction="0", workers=2)
     ids = open_shards(tmp_path / "shards").stream("train").read(0, 5).tolist()
     assert np.count_nonzero(np.array(ids) == 50256) == 0
+
+
+class WrongOnce:
+    """A fast encoder that gives one wrong id in a document that has a certain word."""
+
+    def __init__(self, right: Any) -> None:
+        self.right = right
+
+    def encode_batch_flat(self, texts: list[str], **options: bool) -> tuple[bytes, bytes]:
+        ids, offsets = self.right.encode_batch_flat(texts, **options)
+        found = np.frombuffer(ids, np.uint32).copy()
+        for index, text in enumerate(texts):
+            if "zebra" in text:
+                found[np.frombuffer(offsets, np.uint64)[index]] += 1
+        return found.tobytes(), offsets
+
+
+@pytest.mark.parametrize("place", [0, 7])
+def test_an_encoder_that_differs_from_the_reference_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    pytest.importorskip("fastokens")
+    load = encoder.load_fastokens
+    monkeypatch.setattr(encoder, "load_fastokens", lambda path: WrongOnce(load(path)))
+    units.load_once.cache_clear()
+    texts = make_texts(20)
+    texts[place] = "a zebra"
+    path = write_jsonl(tmp_path / "a.jsonl", [*texts])
+    if place:  # Not the first of its side, so it is drawn by its hash.
+        monkeypatch.setattr("prep.encode.CHECKED_ONE_IN", 1)
+    with pytest.raises(ValueError, match=rf"a.jsonl, row {place}: .* from token 0 on.*'a zebra'"):
+        prepare_quietly(tmp_path / "shards", path, validation_fraction="0")
+    assert not list((tmp_path / "shards").glob("*.bin"))
+    units.load_once.cache_clear()
+    prepare_quietly(tmp_path / "shards", path, validation_fraction="0", encoder="tokenizers")
+
+
+def test_both_encoders_give_the_same_set(source: Path, reference: Path, tmp_path: Path) -> None:
+    options = {"unit_bytes": 8000, "validation_fraction": "0.2", "shard_tokens": 5000}
+    prepare_quietly(tmp_path / "shards", source, encoder="tokenizers", **options)
+    assert set_bytes(tmp_path / "shards") == set_bytes(reference)
+
+
+def test_where_fastokens_is_not_installed_it_is_said(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_none(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("prep.encoder.metadata.version", find_none)
+    said: list[str] = []
+    prepare(Request(tmp_path / "shards", Policy(), (str(source),)), said.append)
+    assert any("fastokens is not installed" in line and "tokenizers" in line for line in said)
+    assert read_manifest(tmp_path / "shards").environment["encoder"] == "tokenizers"

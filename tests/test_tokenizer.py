@@ -6,11 +6,14 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import tiktoken
-from tokenizers import Tokenizer
 
+from prep import encoder
 from prep import tokenizer as prep_tokenizer
+from prep.encoder import ENCODERS, Encoder, cut_text
 from prep.tokenizer import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
 from tests.tiktoken_gpt2 import make_encoding
 
@@ -26,11 +29,13 @@ PIECES = [
 SURROGATES = range(0xD800, 0xE000)
 
 
-@pytest.fixture(scope="module")
-def ours() -> Tokenizer:
-    tokenizer = Tokenizer.from_str(build_gpt2_json())
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+@pytest.fixture(scope="module", params=ENCODERS)
+def ours(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    """Each of the encoders that prep can use."""
+    pytest.importorskip(request.param)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(build_gpt2_json(), encoding="utf-8")
+    return Encoder(path, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +43,23 @@ def reference() -> tiktoken.Encoding:
     return make_encoding()
 
 
-def check_parity(ours: Tokenizer, reference: tiktoken.Encoding, texts: list[str]) -> None:
+def check_parity(ours: Encoder, reference: tiktoken.Encoding, texts: list[str]) -> None:
     """Compare the ids of each text, and see that they decode to it."""
     found = check_ids(ours, reference, texts)
-    assert ours.decode_batch(found, skip_special_tokens=False) == texts
+    assert ours.reference.decode_batch(found, skip_special_tokens=False) == texts
 
 
-def check_ids(ours: Tokenizer, reference: tiktoken.Encoding, texts: list[str]) -> list[list[int]]:
-    found = ours.encode_batch_fast(texts, add_special_tokens=False)
+def check_ids(ours: Encoder, reference: tiktoken.Encoding, texts: list[str]) -> list[list[int]]:
+    ids, sizes = ours.encode(pa.array(texts, pa.large_string()))
+    found = np.split(ids, np.cumsum(sizes)[:-1])
     expected = reference.encode_ordinary_batch(texts, num_threads=2)
-    for text, encoding, ids in zip(texts, found, expected, strict=True):
-        assert encoding.ids == ids, ascii(text[:200])
+    for text, document, wanted in zip(texts, found, expected, strict=True):
+        assert document.tolist() == wanted, ascii(text[:200])
     return expected
 
 
 def test_every_code_point_alone_after_a_space_and_inside_a_word(
-    ours: Tokenizer, reference: tiktoken.Encoding
+    ours: Encoder, reference: tiktoken.Encoding
 ) -> None:
     every = [chr(i) for i in range(sys.maxunicode + 1) if i not in SURROGATES]
     for start in range(0, len(every), 1 << 16):
@@ -61,7 +67,7 @@ def test_every_code_point_alone_after_a_space_and_inside_a_word(
         check_ids(ours, reference, ["\n".join(some), " ".join(some), "a".join(some)])
 
 
-def test_random_texts(ours: Tokenizer, reference: tiktoken.Encoding) -> None:
+def test_random_texts(ours: Encoder, reference: tiktoken.Encoding) -> None:
     draw = random.Random(0)
     texts = ["".join(draw.choices(PIECES, k=draw.randrange(20))) for _ in range(5000)]
     alphabet = [chr(i) for i in range(0x3000) if i not in SURROGATES]
@@ -71,31 +77,71 @@ def test_random_texts(ours: Tokenizer, reference: tiktoken.Encoding) -> None:
 
 
 @pytest.mark.parametrize("unit", ["a", "ab", " ", "\n", "\t ", "!", "0", "'s", "\u00e9", "\u4f60"])
-def test_long_runs_without_spaces(ours: Tokenizer, reference: tiktoken.Encoding, unit: str) -> None:
+def test_long_runs_without_spaces(ours: Encoder, reference: tiktoken.Encoding, unit: str) -> None:
     run = unit * (100_000 // len(unit))
     check_parity(ours, reference, [run, "x" + run, run + " x"])
 
 
-def test_a_long_random_word(ours: Tokenizer, reference: tiktoken.Encoding) -> None:
+def test_a_long_random_word(ours: Encoder, reference: tiktoken.Encoding) -> None:
     draw = random.Random(1)
     check_parity(ours, reference, ["".join(draw.choices("abcdefgh", k=100_000))])
 
 
 def test_text_that_spells_a_special_token_is_text(
-    ours: Tokenizer, reference: tiktoken.Encoding
+    ours: Encoder, reference: tiktoken.Encoding
 ) -> None:
     texts = [*SPECIAL, *(f"before{name}after {name}" for name in SPECIAL), "<|endoftext|>" * 100]
     check_parity(ours, reference, texts)
-    assert END_OF_TEXT not in ours.encode("<|endoftext|>").ids
-    assert ours.token_to_id("<|endoftext|>") == END_OF_TEXT
-    assert ours.decode([END_OF_TEXT], skip_special_tokens=False) == "<|endoftext|>"
+    assert ours.reference.token_to_id("<|endoftext|>") == END_OF_TEXT
+    assert ours.reference.decode([END_OF_TEXT], skip_special_tokens=False) == "<|endoftext|>"
 
 
-def test_known_ids(ours: Tokenizer) -> None:
-    assert ours.encode("Hello, world! It's 2019.").ids == [
-        15496, 11, 995, 0, 632, 338, 13130, 13,
-    ]  # fmt: skip
-    assert ours.get_vocab_size() == VOCAB_SIZE
+def test_known_ids(ours: Encoder) -> None:
+    ids, sizes = ours.encode(pa.array(["Hello, world!", "", " It's 2019."], pa.large_string()))
+    assert ids.tolist() == [15496, 11, 995, 0, 632, 338, 13130, 13]
+    assert sizes.tolist() == [4, 0, 4]
+    assert ours.vocab_size == VOCAB_SIZE
+
+
+def test_a_slice_of_an_array_is_encoded_as_what_it_shows(ours: Encoder) -> None:
+    texts = pa.array(["one", "two two", "three", "four"], pa.large_string())
+    assert (
+        ours.encode(texts[1:3])[0].tolist()
+        == ours.encode(pa.array(texts[1:3].to_pylist(), pa.large_string()))[0].tolist()
+    )
+
+
+PROSE = "It's 3 o'clock, said they; caf\u00e9s 1st \u4f60 \n\n  don't <|endoftext|> \U0001f600 a b "
+
+
+@pytest.mark.parametrize("piece_bytes", [30, 64, 100, 999])
+def test_a_long_text_in_pieces_has_the_ids_of_the_whole(
+    ours: Encoder, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    draw = random.Random(2)
+    words = PROSE.split(" ")
+    texts = [" ".join(draw.choices(words, k=400)) for _ in range(20)]
+    texts += ["short", "".join(draw.choices(PIECES, k=800)), "x" * 5000, " a" * 3000]
+    texts += ["".join(draw.choices("ab1 \n'st", k=2000)) for _ in range(20)]
+    array = pa.array(texts, pa.large_string())
+    ids, sizes = ours.encode(array)
+    monkeypatch.setattr(encoder, "PIECE_BYTES", piece_bytes)
+    assert max(len(list(cut_text(text.encode()))) for text in texts) > 5
+    in_pieces, sizes_in_pieces = ours.encode(array)
+    assert (in_pieces == ids).all()
+    assert (sizes_in_pieces == sizes).all()
+
+
+def test_a_difference_from_the_reference_is_found(ours: Encoder) -> None:
+    text = b"It's a text of some length"
+    ids, _ = ours.encode(pa.array([text.decode()], pa.large_string()))
+    assert ours.find_difference(text, ids) is None
+    wrong = ids.copy()
+    wrong[3] += 1
+    assert ours.find_difference(text, wrong) == 3
+    assert ours.find_difference(text, ids[:-1]) == len(ids) - 1
+    assert ours.find_difference(text, np.append(ids, ids[0])) == len(ids)
+    assert ours.find_difference(b"", ids[:0]) is None
 
 
 def test_the_file_is_the_same_bytes_every_time() -> None:

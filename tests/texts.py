@@ -43,13 +43,16 @@ def write_jsonl(path: Path, texts: list[str | None]) -> Path:
     return path
 
 
-def prepare_quietly(out: Path, *inputs: Path, workers: int = 1, **policy: object) -> Manifest:
+def prepare_quietly(
+    out: Path, *inputs: Path, workers: int = 1, encoder: str | None = None, **policy: object
+) -> Manifest:
     """Make a set; what prep says goes nowhere."""
     request = Request(
         out,
         Policy(**policy),  # type: ignore[arg-type]
         tuple(str(path) for path in inputs),
         workers=workers,
+        encoder=encoder,
     )
     return prepare(request, say=lambda line: None)
 
