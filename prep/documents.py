@@ -16,7 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prep.lines import CODECS, Document, read_blocks, read_json_lines, read_whole, split_lines
+from prep.lines import (
+    CODECS,
+    Document,
+    check_size,
+    read_blocks,
+    read_json_lines,
+    read_whole,
+    split_lines,
+)
 from prep.parquet import make_valid, measure_column, read_columns, split_row_groups
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
@@ -172,19 +180,28 @@ def _read_parquet(piece: Piece, text_column: str, columns: Sequence[str]) -> Ite
         row += len(rows)
         valid_texts, repaired = make_valid(texts)
         valid_urls = make_valid(urls)[0].cast(pa.string())
-        yield Documents(valid_texts, valid_urls, rows, repaired, others)
+        documents = Documents(valid_texts, valid_urls, rows, repaired, others)
+        largest = int(documents.num_bytes.argmax())
+        advice = f"in {text_column!r} a row is a document"
+        check_size(int(documents.num_bytes[largest]), f"{piece.path}, row {rows[largest]}", advice)
+        yield documents
 
 
 def _batch(documents: Iterable[Document], columns: Sequence[str] = ()) -> Iterator[Documents]:
     """Collect documents into batches."""
     batch: list[Document] = []
-    num_chars = 0
+    size = 0
     for document in documents:
         batch.append(document)
-        num_chars += len(document.text or "")
-        if len(batch) == MAX_BATCH_DOCUMENTS or num_chars >= MAX_BATCH_BYTES:
-            yield _transpose(batch, columns)
-            batch, num_chars = [], 0
+        text = document.text
+        # Characters or bytes: either keeps a batch from growing without end.
+        size += text.as_buffer().size if isinstance(text, pa.Scalar) else len(text or "")
+        if len(batch) == MAX_BATCH_DOCUMENTS or size >= MAX_BATCH_BYTES:
+            transposed = _transpose(batch, columns)
+            del document, text  # Large texts are not held twice while they are encoded.
+            batch, size = [], 0
+            yield transposed
+            del transposed
     if batch:
         yield _transpose(batch, columns)
 

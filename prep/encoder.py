@@ -22,9 +22,17 @@ ENCODERS = ("fastokens", "tokenizers")
 
 # Texts longer than this are encoded in pieces of about this size.
 PIECE_BYTES = 4 << 20
-# GPT-2's pattern always splits between a letter and a space: a word of it has a space at its start
-# or nowhere, or is white space alone, which alone looks at what follows. ASCII, to be found in bytes.
-SAFE_CUT = re.compile(rb"[A-Za-z](?= )")
+# Of a text that is encoded again so much is compared, unless it can only be cut later.
+CHECKED_BYTES = 64 << 10
+# Where GPT-2's pattern splits whatever else stands around: behind a letter or a digit in front of
+# (ASCII) another kind of character, and behind what is no white space in front of white space. The
+# last row is Chinese, Japanese and Korean. Only white space looks at what follows it.
+SAFE_CUT = re.compile(
+    rb"[A-Za-z](?=[^A-Za-z\x80-\xff])"
+    rb"|[0-9](?=[^0-9\x80-\xff])"
+    rb"|[!-~](?=[ \t\r\n])"
+    rb"|[\xe4-\xef][\x80-\xbf]{2}(?=[ \t\r\n])"
+)
 
 
 def choose_encoder(wanted: str | None) -> str:
@@ -51,16 +59,12 @@ class Encoder:
 
     def encode(self, texts: pa.Array) -> tuple[Tokens, npt.NDArray[np.int64]]:
         """The ids of non-null `texts` one behind the other, and how many each text has."""
-        num_bytes = np.diff(find_offsets(texts))
-        is_long = num_bytes > PIECE_BYTES
-        if not is_long.any():
+        if (np.diff(find_offsets(texts)) <= PIECE_BYTES).all():
             return self._encode_strings(texts.to_pylist())
         ids: list[Tokens] = []
         sizes = np.zeros(len(texts), np.int64)
-        for index in range(len(texts)):
-            for piece in (
-                cut_text(texts[index].as_buffer()) if is_long[index] else [texts[index].as_py()]
-            ):
+        for index, text in enumerate(texts):
+            for piece in cut_text(text.as_buffer(), PIECE_BYTES):
                 found, _ = self._encode_strings([piece])
                 ids.append(found)
                 sizes[index] += len(found)
@@ -82,16 +86,20 @@ class Encoder:
     def find_difference(self, text: bytes, ids: Tokens) -> int | None:
         """The first of a text's ids that the reference gives otherwise, if there is one.
 
-        Of a long text the first piece is compared.
+        Of a long text its beginning is compared; of one that cannot be cut, nothing.
         """
-        piece = next(cut_text(text))
+        piece = next(cut_text(text, CHECKED_BYTES))
+        num_bytes = len(piece.encode("utf-8"))
+        if num_bytes > 2 * CHECKED_BYTES:
+            return None
         expected = np.array(self.reference.encode(piece).ids, np.int64)
-        whole = len(piece.encode("utf-8")) == len(text)
-        if len(ids) == len(expected) or (len(ids) > len(expected) and not whole):
+        if num_bytes < len(text):
             ids = ids[: len(expected)]
-            return None if (ids == expected).all() else int((ids != expected).argmax())
         shared = min(len(ids), len(expected))
-        return int(np.append(ids[:shared] != expected[:shared], True).argmax())
+        different = np.flatnonzero(ids[:shared] != expected[:shared])
+        if len(different):
+            return int(different[0])
+        return None if len(ids) == len(expected) else shared
 
 
 def load_fastokens(tokenizer_json: Path) -> Any:
@@ -102,12 +110,12 @@ def load_fastokens(tokenizer_json: Path) -> Any:
     return Tokenizer.from_file(str(tokenizer_json))
 
 
-def cut_text(text: bytes) -> Iterator[str]:
+def cut_text(text: bytes, piece_bytes: int) -> Iterator[str]:
     """Yield a UTF-8 text in pieces whose ids, one behind the other, are those of the whole."""
     view = memoryview(text)
     start = 0
-    while len(view) - start > PIECE_BYTES:
-        found = SAFE_CUT.search(view, start + PIECE_BYTES)
+    while len(view) - start > piece_bytes:
+        found = SAFE_CUT.search(view, start + piece_bytes)
         if found is None:
             break
         yield str(view[start : found.end()], "utf-8")

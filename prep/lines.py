@@ -7,14 +7,21 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
+import pyarrow.json
 
 CODECS = {".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
 
+# A longer document is most likely a file that is not what it should be; and what is done with one
+# in memory stays below a few times its size.
+MAX_DOCUMENT_BYTES = 256 << 20
+
 _CHUNK_BYTES = 4 << 20
+_LONG_LINE_BYTES = 16 << 20
 _MAX_KEYS_SHOWN = 20
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _UTF8_MARK = b"\xef\xbb\xbf"
@@ -33,7 +40,7 @@ _TYPE_NAMES = {
 class Document(NamedTuple):
     """One document as it stands in its file."""
 
-    text: str | None
+    text: str | pa.LargeStringScalar | None  # Arrow's for a very long one
     url: str | None
     row: int
     repaired: bool
@@ -42,22 +49,25 @@ class Document(NamedTuple):
 
 def read_whole(path: Path) -> Iterator[Document]:
     """Yield a .txt as one document, to the last byte."""
+    check_size(path.stat().st_size, str(path), "for many documents use --blank-line-documents")
     text, repaired = decode(_drop_mark(path.read_bytes(), path))
     yield Document(text, None, 0, repaired)
 
 
 def read_blocks(path: Path) -> Iterator[Document]:
     """Yield what stands between the blank lines of a .txt, without each block's last line end."""
-    row = 0
+    row = num_bytes = 0
     block: list[bytes] = []
     with open(path, "rb") as file:
-        for number, line in enumerate(file):
+        for number, line in enumerate(iter(partial(file.readline, MAX_DOCUMENT_BYTES + 1), b"")):
             content = line if number else _drop_mark(line, path)
             if content.strip():
                 block.append(content)
+                num_bytes += len(content)
+                check_size(num_bytes, f"{path}, block {row}", "blank lines separate documents")
             elif block:
                 yield _join_block(block, row)
-                row, block = row + 1, []
+                row, block, num_bytes = row + 1, [], 0
     if block:
         yield _join_block(block, row)
 
@@ -81,14 +91,18 @@ def read_json_lines(
         if start:
             file.seek(start)
         while stop is None or position < stop:
-            line = file.readline()
+            line = file.readline(MAX_DOCUMENT_BYTES + 1)
             if not line:
                 break
+            check_size(len(line), f"{path}, line {row + 1}", "expected a document on each line")
             content = line if position else _drop_mark(line, path)
-            if content.strip():
-                yield _parse_line(content, row, key, keys, f"{path}, line {row + 1}")
             position += len(line)
             row += 1
+            if content.strip():
+                document = _parse_line(content, row - 1, key, keys, f"{path}, line {row}")
+                del line, content  # A large one is not held while its document is at work.
+                yield document
+                del document
     if stop is not None and position != stop:
         raise ValueError(
             f"{path}: was changed since it was planned, when a line ended at byte {stop:,}; "
@@ -111,12 +125,23 @@ def split_lines(path: Path, num_parts: int) -> list[tuple[int, int, int]]:
     return cuts
 
 
+def check_size(num_bytes: int, place: str, advice: str) -> None:
+    """Raise ValueError for a document that is too large."""
+    if num_bytes > MAX_DOCUMENT_BYTES:
+        raise ValueError(
+            f"{place}: a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB; {advice}; "
+            "split it, or leave it out"
+        )
+
+
 def repair(text: str) -> tuple[str, bool]:
     r"""Replace each lone surrogate by U+FFFD; also says whether there was one.
 
     >>> repair("\ud83d!") == ("\ufffd!", True)
     True
     """
+    if text.isascii():
+        return text, False
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -159,6 +184,8 @@ def _open_lines(path: Path, suffix: str) -> BinaryIO:
 
 def _parse_line(line: bytes, row: int, key: str, keys: Sequence[str], place: str) -> Document:
     """Take the text and the url out of a line; `place` is what an error calls the line."""
+    if len(line) > _LONG_LINE_BYTES and not keys and (found := _parse_long_line(line, row, key)):
+        return found
     source, line_repaired = decode(line)
     found = _parse_object(source, place)
     if key not in found:
@@ -179,6 +206,27 @@ def _parse_line(line: bytes, row: int, key: str, keys: Sequence[str], place: str
     text, text_repaired = repair(text)
     text_repaired = text_repaired or (line_repaired and "\ufffd" in text)
     return Document(text, url, row, text_repaired, values)
+
+
+def _parse_long_line(line: bytes, row: int, key: str) -> Document | None:
+    """Parse a line of many megabytes without Python's strings, up to 4 bytes a character.
+
+    None where anything is unusual, for the usual way to tell what it is.
+    """
+    schema = pa.schema(dict.fromkeys((key, "url"), pa.string()))
+    try:
+        table = pa.json.read_json(
+            pa.BufferReader(line),
+            pa.json.ReadOptions(use_threads=False, block_size=len(line) + 1),
+            pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
+        table.validate(full=True)
+        [text], [url] = table[key], table["url"]
+    except (pa.ArrowException, ValueError):
+        return None
+    return (
+        Document(text.cast(pa.large_string()), url.as_py(), row, False) if text.is_valid else None
+    )
 
 
 def _parse_object(source: str, place: str) -> dict[str, Any]:

@@ -276,6 +276,48 @@ def test_a_document_of_100_mb_is_read(tmp_path: Path, suffix: str) -> None:
     assert len(found.texts) == (1 if suffix == ".txt" else 3)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"content": "caf\\u00e9 \xf0\x9f\x99\x82 \\n", "url": "u", "n": [1, {"a": 2}]}',
+        b'{"content": "no url"}',
+        b'{"content": "bad \xff bytes", "url": "u"}',
+        b'{"content": "a surrogate \\ud83d alone"}',
+        b'{"content": "a url that is no text", "url": 5}',
+        b'{"content": null}',
+        b'{"content": "twice", "content": "then"}',
+        b'{"content": ""}',
+    ],
+)
+def test_a_long_line_is_read_like_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(line + b"\n" + line)
+    short = read(path)
+    monkeypatch.setattr("prep.lines._LONG_LINE_BYTES", 1)
+    assert read(path) == short
+
+
+def test_a_document_that_is_too_large_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prep.lines.MAX_DOCUMENT_BYTES", 3 << 20)
+    text = "word " * (1 << 20)
+    paths = {
+        "line 2: a document of more than 3 MiB": write_lines(tmp_path / "a.jsonl", ["a", text]),
+        "row 1: a document of more": write_parquet(tmp_path / "a.parquet", pa.array(["a", text])),
+        "use --blank-line-documents": tmp_path / "a.txt",
+    }
+    paths["use --blank-line-documents"].write_text(text)
+    for message, path in paths.items():
+        with pytest.raises(ValueError, match=message):
+            read(path)
+    paths["use --blank-line-documents"].write_text("word\n" * (1 << 20))
+    with pytest.raises(ValueError, match="block 0: a document of more"):
+        read(paths["use --blank-line-documents"], blank_line_documents=True)
+
+
 # Pieces
 
 

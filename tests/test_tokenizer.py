@@ -122,11 +122,18 @@ def test_a_long_text_in_pieces_has_the_ids_of_the_whole(
     words = PROSE.split(" ")
     texts = [" ".join(draw.choices(words, k=400)) for _ in range(20)]
     texts += ["short", "".join(draw.choices(PIECES, k=800)), "x" * 5000, " a" * 3000]
-    texts += ["".join(draw.choices("ab1 \n'st", k=2000)) for _ in range(20)]
+    alphabets = [
+        "ab1 \n'st",
+        "abc0123456789",
+        "a!? \t\r\n",
+        "\u4f60\u597d\u3002 \n\u3000",
+        " \u2002\xa0\na\u0301",
+    ]
+    texts += ["".join(draw.choices(alphabet, k=2000)) for alphabet in alphabets * 8]
     array = pa.array(texts, pa.large_string())
     ids, sizes = ours.encode(array)
     monkeypatch.setattr(encoder, "PIECE_BYTES", piece_bytes)
-    assert max(len(list(cut_text(text.encode()))) for text in texts) > 5
+    assert max(len(list(cut_text(text.encode(), piece_bytes))) for text in texts) > 5
     in_pieces, sizes_in_pieces = ours.encode(array)
     assert (in_pieces == ids).all()
     assert (sizes_in_pieces == sizes).all()
