@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from prep.lines import (
     CODECS,
@@ -59,7 +58,10 @@ class Documents(NamedTuple):
     @property
     def num_bytes(self) -> npt.NDArray[np.int64]:
         """The size of each text in UTF-8; 0 for null."""
-        sizes: npt.NDArray[np.int64] = pc.binary_length(self.texts).fill_null(0).to_numpy()
+        offsets = find_offsets(self.texts)
+        sizes = offsets[1:] - offsets[:-1]
+        if self.texts.null_count:
+            sizes[self.texts.is_null().to_numpy(zero_copy_only=False)] = 0
         return sizes
 
     def filter(self, kept: npt.NDArray[np.bool_]) -> "Documents":
@@ -82,6 +84,12 @@ class Documents(NamedTuple):
             self.repaired[:count],
             {name: values[:count] for name, values in self.columns.items()},
         )
+
+
+def find_offsets(texts: pa.Array) -> npt.NDArray[np.int64]:
+    """Where each text begins in the array's buffer of bytes, and where the last one ends."""
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)
+    return offsets[texts.offset : texts.offset + len(texts) + 1]
 
 
 def read_documents(

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from prep.documents import Documents
-from prep.encoder import Encoder, find_offsets
+from prep.documents import Documents, find_offsets
+from prep.encoder import Encoder
 from shards.writer import ROWS_SCHEMA, Tokens
 
 HASH_BYTES = 16

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from prep.documents import find_offsets
 from shards.tokenizer import load_tokenizer
 from shards.writer import Tokens
 
@@ -130,9 +131,3 @@ def check_range(ids: npt.NDArray[np.uint32], vocab_size: int) -> None:
             f"the tokenizer gave the id {int(ids.max())}; expected 0 to {vocab_size - 1}, "
             "which must fit in 16 bits"
         )
-
-
-def find_offsets(texts: pa.Array) -> npt.NDArray[np.int64]:
-    """Where each text begins in the array's buffer of bytes, and where the last one ends."""
-    offsets = np.frombuffer(texts.buffers()[1], np.int64)
-    return offsets[texts.offset : texts.offset + len(texts) + 1]
