@@ -1,8 +1,9 @@
-"""Text to token shards: our whole pipeline against tiktoken alone and against datasets.map.
+"""Text to token shards: our whole pipeline against tiktoken in it, tiktoken alone, datasets.map.
 
-velocity   prep.run.prepare, one worker: parquet -> committed shards with sidecar, sha256s, fsync
-tiktoken   parquet -> encode_ordinary -> one .bin, and nothing else of what ours does
-datasets   load_dataset -> map with `tokenizers`, batched -> one .bin, as nanoGPT's prepare does
+velocity            prep.run.prepare, one worker: parquet -> committed shards with all they have
+tiktoken_pipeline   the same with tiktoken where ours has its encoder
+tiktoken            parquet -> encode_ordinary -> one .bin, and nothing else of what ours does
+datasets            load_dataset -> map with `tokenizers`, batched -> one .bin, as nanoGPT does it
 
 All read the same parquet file on the same number of threads, and must give the same tokens. What
 the peers make ready only once (tiktoken's encoding, the map's tokenizer) is not timed; ours is.
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +36,9 @@ from benchmarks.measure import (
     say,
     take_turns,
 )
+from prep import units
 from prep.documents import Piece, read_documents
+from prep.encoder import Encoder
 from prep.plan import Policy, find_files
 from prep.python_docs import write_python_docs
 from prep.run import Request, prepare
@@ -43,7 +48,7 @@ from shards.tokenizer import load_tokenizer
 
 COLUMN = "content"
 BATCH_DOCUMENTS = 1000
-PACKAGES = ("tokenizers", "tiktoken", "datasets", "numpy", "pyarrow")
+PACKAGES = ("fastokens", "tokenizers", "tiktoken", "datasets", "numpy", "pyarrow")
 
 Tokens = npt.NDArray[np.uint16]
 
@@ -87,6 +92,9 @@ def main() -> None:
         say(f"{text.num_documents:,} documents, {text.num_bytes / 1e6:.1f} MB of text")
         engines = [
             Engine(OURS, (), lambda: start_velocity(text, scratch)),
+            Engine(
+                "tiktoken_pipeline", ("tiktoken",), lambda: start_tiktoken_pipeline(text, scratch)
+            ),
             Engine("tiktoken", ("tiktoken",), lambda: start_tiktoken(text, scratch, options)),
             Engine("datasets", ("datasets",), lambda: start_datasets(text, scratch)),
         ]
@@ -136,24 +144,47 @@ def read_batches(paths: Iterable[Path], column: str) -> Iterator[list[str]]:
     """The texts of the files, a small batch at a time; null and empty ones are left out."""
     for path in paths:
         for documents in read_documents(Piece(str(path), path.name), column):
-            texts = [text for text in documents.texts if text]
+            texts = [text for text in documents.texts.to_pylist() if text]
             for start in range(0, len(texts), 100):
                 yield texts[start : start + 100]
 
 
-def start_velocity(text: Text, scratch: Path) -> Callable[[], Measured]:
+def start_velocity(
+    text: Text, scratch: Path, load: Callable[[Path, str], Any] = Encoder
+) -> Callable[[], Measured]:
     """Our pipeline; everything goes to train, so that the order is the documents'."""
     out = scratch / "shards"
     request = Request(out, Policy(validation_fraction="0"), (str(text.path),), workers=1)
 
     def work() -> None:
-        prepare(request, say=lambda line: None)
+        # A run begins without what an encoder remembers of the words that it has seen.
+        units.load_once.cache_clear()
+        with mock.patch.object(units, "Encoder", load):
+            prepare(request, say=lambda line: None)
+        units.load_once.cache_clear()
 
     def read() -> Tokens:
         stream = open_shards(out).stream("train")
         return stream.read(0, stream.num_tokens)
 
     return lambda: time_work(text, work, read, out)
+
+
+def start_tiktoken_pipeline(text: Text, scratch: Path) -> Callable[[], Measured]:
+    """Our pipeline with tiktoken, and nothing else changed."""
+    from tests.tiktoken_gpt2 import make_encoding
+
+    encoding = make_encoding()
+
+    class TiktokenEncoder(Encoder):
+        def __init__(self, tokenizer_json: Path, name: str) -> None:
+            super().__init__(tokenizer_json, "tokenizers")
+
+        def _encode_strings(self, texts: list[str]) -> tuple[Tokens, npt.NDArray[np.int64]]:
+            ids = [np.array(encoding.encode_ordinary(text), np.uint16) for text in texts]
+            return np.concatenate(ids), np.fromiter(map(len, ids), np.int64, len(ids))
+
+    return start_velocity(text, scratch, TiktokenEncoder)
 
 
 def start_tiktoken(

@@ -15,7 +15,7 @@ from shards.writer import ROWS_SCHEMA, Tokens
 
 HASH_BYTES = 16
 # One document in so many is encoded again with the reference.
-CHECKED_ONE_IN = 2048
+CHECKED_ONE_IN = 8192
 SHOWN_CHARACTERS = 200
 
 

@@ -8,6 +8,7 @@ version is installed.
 import hashlib
 import json
 from importlib.resources import files
+from typing import Any
 
 VOCAB_SIZE = 50257
 END_OF_TEXT = 50256
@@ -30,7 +31,7 @@ def build_gpt2_json() -> str:
     vocab = {symbol: i for i, symbol in enumerate(symbols)}
     assert len(vocab) == VOCAB_SIZE
     assert vocab[END_OF_TEXT_TOKEN] == END_OF_TEXT
-    return json.dumps(_describe(vocab, merges), ensure_ascii=False, indent=1) + "\n"
+    return _write(_describe(vocab, merges)) + "\n"
 
 
 def _read_merges() -> list[str]:
@@ -62,7 +63,23 @@ def _byte_symbols() -> list[str]:
     return [chr(code) for code in [*visible, *range(0x100, 0x100 + num_hidden)]]
 
 
-def _describe(vocab: dict[str, int], merges: list[str]) -> dict[str, object]:
+def _write(description: dict[str, Any]) -> str:
+    """What json.dumps(description, indent=1) writes, in a fifth of the time.
+
+    json falls back to Python code where it has to indent; so the two long parts are written without
+    it, their separators carrying the line ends.
+    """
+    model = description["model"]
+    text = json.dumps(description | {"model": model | {"vocab": {}, "merges": []}}, indent=1)
+    for key, empty in (("vocab", "{}"), ("merges", "[]")):
+        long = json.dumps(model[key], ensure_ascii=False, separators=(",\n   ", ": "))
+        text = text.replace(
+            f'"{key}": {empty}', f'"{key}": {long[0]}\n   {long[1:-1]}\n  {long[-1]}'
+        )
+    return text
+
+
+def _describe(vocab: dict[str, int], merges: list[str]) -> dict[str, Any]:
     """Lay the vocabulary and the merges out as the `tokenizers` library reads them."""
     byte_level = {
         "type": "ByteLevel",
