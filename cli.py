@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from prep.command import prep
+from prep.import_command import import_shards
 from shards.commands import app as shards_app
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(prep)
 app.add_typer(shards_app, name="shards")
+shards_app.command("import")(import_shards)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Settings of the run.")
@@ -46,9 +48,12 @@ def describe_error(error: Exception) -> str:
     >>> describe_error(FileNotFoundError(2, "No such file or directory", "a.txt"))
     'a.txt: No such file or directory'
     """
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    from shards.durable import advise_writing
+
+    parts = [f"{error.filename}: {error.strerror}" if error.filename else error.strerror]
+    return "; ".join([*parts, *filter(None, [advise_writing(error)])])
 
 
 def say(text: str) -> None:
@@ -105,6 +110,38 @@ def trace(
     else:
         lines = tracing.describe_steps(tracer, url, doc_hash)
     for line in lines:
+        typer.echo(line)
+
+
+@shards_app.command()
+def remove(
+    folder: Annotated[Path, typer.Argument()] = Path("shards"),
+    url: Annotated[
+        list[str] | None, typer.Option(help="Its URL, exactly. May be given several times.")
+    ] = None,
+    url_file: Annotated[Path | None, typer.Option(help="A file with a URL on each line.")] = None,
+    doc_hash: Annotated[
+        list[str] | None, typer.Option(help="Its hash: every copy of the text.")
+    ] = None,
+    hash_file: Annotated[Path | None, typer.Option(help="A file with a hash on each line.")] = None,
+    keep_places: Annotated[
+        bool,
+        typer.Option(
+            "--keep-places/--cut",
+            help="<|endoftext|> in place of the tokens, so that runs can go on; or cut them out.",
+        ),
+    ] = True,
+    run: Annotated[
+        Path | None, typer.Option(help="A run's checkpoints; default: checkpoints/ if it is there.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Report, and change nothing.")] = False,
+) -> None:
+    """Take documents out: a new version of the set, and the steps of a run that saw them."""
+    from shards.remove import collect_wanted
+    from train.takedown import Takedown, take_down
+
+    wanted = collect_wanted(url or (), url_file, doc_hash or (), hash_file)
+    for line in take_down(Takedown(folder, wanted, keep_places, run, dry_run), say):
         typer.echo(line)
 
 

@@ -7,7 +7,9 @@ import typer
 
 
 def prep(
-    out: Annotated[Path, typer.Option(help="The folder for the shards.")],
+    out: Annotated[
+        Path, typer.Option(help="The folder for the shards, or a URL: s3://bucket/prefix, gs://.")
+    ],
     inputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,20 +65,65 @@ def prep(
             "'language_score>=0.65'. May be given several times."
         ),
     ] = None,
+    dedup: Annotated[
+        str | None,
+        typer.Option(
+            help="exact: of documents with the same text keep only the first. --max-documents and "
+            "--max-tokens count before copies go."
+        ),
+    ] = None,
     encoder: Annotated[
         str | None,
         typer.Option(
             help="fastokens or tokenizers; default: the fastest installed. Changes no byte."
         ),
     ] = None,
+    sample: Annotated[
+        str | None,
+        typer.Option(help="Take this share of the source files, the same every time, as 0.01."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes; default: one a core. Changes no byte.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: the machines of a Ray cluster. Changes no byte.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="The cluster, as head:6379 or auto; default: RAY_ADDRESS, or a new one."),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(help="Do only part i of n, as 0/4, beside processes that do the others."),
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Check what the parts did, and make it one set.")
+    ] = False,
+    append: Annotated[
+        bool,
+        typer.Option("--append", help="Add these sources to the finished set in --out."),
+    ] = False,
+    staging: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the set is made if --out is a URL; default: a folder of its last name here."
+        ),
+    ] = None,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="If --out is a URL: store .bin files as .bin.zst.")
+    ] = False,
 ) -> None:
     """Turn documents into token shards, once, offline. The same command again goes on."""
+    from prep.append import append_sources
+    from prep.gather import finish_parts
+    from prep.part import parse_part
     from prep.plan import Policy
-    from prep.run import Request, count_cores, prepare
+    from prep.request import Request
+    from prep.run import count_cores, prepare
+    from prep.run_part import prepare_part
+    from prep.upload import sending, split_out
 
+    url, out = split_out(out, staging, compress)
     policy = Policy(
         text_column=text_column,
         blank_line_documents=blank_line_documents,
@@ -85,11 +132,13 @@ def prep(
         max_documents=max_documents,
         max_tokens=max_tokens,
         unit_bytes=unit_bytes,
+        sample=sample,
         min_chars=min_chars,
         max_chars=max_chars,
         keep_url=keep_url,
         drop_url=drop_url,
         where=tuple(where or ()),
+        dedup=dedup,
     )
     request = Request(
         out=out,
@@ -100,10 +149,27 @@ def prep(
         split=split,
         revision=revision,
         encoder=encoder,
-        workers=count_cores() if workers is None else workers,
+        workers=workers,
+        engine=engine,
+        ray_address=ray_address,
+        part=parse_part(part) if part else None,
     )
+    if finish and part:
+        raise ValueError("--finish comes when all parts are done; run it without --part")
+    if append and (finish or part):
+        raise ValueError("--append is no work for --part and --finish; --engine ray shares it")
+    in_one_go = not (finish or append or part)
     try:
-        prepare(request, tell)
+        with sending(url, request, tell, compress, in_one_go):
+            if finish:
+                finish_parts(out, workers or count_cores(), tell)
+            elif append:
+                append_sources(request, tell)
+            elif request.part:
+                prepare_part(request, tell)
+                return
+            else:
+                prepare(request, tell)
     except KeyboardInterrupt:
         tell(f"stopped; what is committed in {out} stays, and the same command goes on from there")
         raise typer.Exit(130) from None

@@ -7,7 +7,7 @@ names the file and says what to do.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from prep.lines import (
     split_lines,
 )
 from prep.parquet import make_valid, measure_column, read_columns, split_row_groups
+from prep.stamp import Stamp
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 
@@ -44,6 +45,8 @@ class Piece:
     start: int = 0  # parquet: first row group; .jsonl: first byte, where a line starts; else 0
     stop: int | None = None  # the end, exclusive, in the same unit; None = to the end
     first_row: int = 0  # the source row of the piece's first document
+    # What the file looks like as long as it is the one that was planned; None = of no interest.
+    stamp: Stamp | None = field(default=None, compare=False)
 
 
 class Documents(NamedTuple):

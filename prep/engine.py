@@ -1,5 +1,11 @@
 """Units on this machine's cores: one process a worker, nothing shared but their counters.
 
+An engine is a function like `run_jobs`; `run_tasks` of prep/ray_engine.py is another. It takes
+jobs from `next_job(units in work)` until that gives none, does them in any order and on any
+machine, and yields their receipts. While a unit is in work, none may also mean that the next one's
+files are still on their way: it asks again. Where a worker is lost it does the job again; what a
+job raises, it raises.
+
 A worker that is killed is replaced and its unit is done again; the others work on. A worker whose
 parent is gone ends itself. (concurrent.futures' pool was tried: it can hang when a worker dies
 while another one is being started.)
@@ -15,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Protocol
 
 from prep.receipts import Receipt
 from prep.units import Report, UnitJob, process_unit
@@ -30,11 +37,17 @@ NextJob = Callable[[set[int]], UnitJob | None]
 Tick = Callable[[Counters], None]
 
 
-def run_jobs(next_job: NextJob, workers: int, num_units: int, tick: Tick) -> Iterator[Receipt]:
-    """Do the jobs that `next_job(units in work)` gives until it gives none; yields receipts.
+class RunJobs(Protocol):
+    """An engine that is told where and how wide it works: yields the receipts of `next_job`'s jobs.
 
-    `tick` is called with the counters a few times a second. One worker works in this process.
+    `tick` is called with the counters of all units a few times a second.
     """
+
+    def __call__(self, next_job: NextJob, *, num_units: int, tick: Tick) -> Iterator[Receipt]: ...
+
+
+def run_jobs(next_job: NextJob, workers: int, num_units: int, tick: Tick) -> Iterator[Receipt]:
+    """Do the jobs in `workers` processes; one worker works in this process."""
     if workers == 1:
         yield from run_inline(next_job, num_units, tick)
     else:
@@ -74,7 +87,7 @@ def run_pool(next_job: NextJob, workers: int, num_units: int, tick: Tick) -> Ite
                 receipt = worker.receive()
                 busy.remove(worker)
                 if receipt is None:
-                    count_loss(losses, worker.job)
+                    count_loss(losses, worker.job, worker.process.exitcode)
                     lost_jobs.append(worker.job)
                 else:
                     idle.append(worker)
@@ -125,22 +138,37 @@ def start_worker(context: SpawnContext, counters: Counters, job: UnitJob) -> Wor
     return Worker(process, ours, job)
 
 
-def count_loss(losses: Counter[int], job: UnitJob) -> None:
+def count_loss(losses: Counter[int], job: UnitJob, exit_code: int | None) -> None:
     """Note that a worker died during a job; ValueError when that happens again and again."""
     losses[job.number] += 1
     if losses[job.number] == MAX_ATTEMPTS:
         raise ValueError(
-            f"{job.pieces[0].name}: a worker was killed {MAX_ATTEMPTS} times while it was at this "
-            "file, most likely for want of memory; try again with fewer --workers"
+            f"{job.pieces[0].name}: {MAX_ATTEMPTS} workers in a row {describe_death(exit_code)}; "
+            "what is committed stays"
         )
+
+
+def describe_death(exit_code: int | None) -> str:
+    """How the last of the workers ended, why most likely, and what to do."""
+    if exit_code is None or exit_code >= 0:
+        return (
+            f"ended with exit code {exit_code} while at this file; "
+            "what they said stands above, and --workers 1 does without them"
+        )
+    if exit_code == -9:
+        return (
+            "were killed while at this file, most likely for want of memory; "
+            "try again with fewer --workers"
+        )
+    name = signal.strsignal(-exit_code)
+    return f"died while at this file ({name}); leave the file out, or try --workers 1"
 
 
 def work(connection: Connection, counters: Counters) -> None:
     """A worker process: do jobs and send their receipts, or what went wrong."""
     # Ctrl-C reaches every process of the terminal; the parent alone decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # One core a worker: else each of N workers would start a thread of `tokenizers` a core.
-    os.environ["RAYON_NUM_THREADS"] = "1"
+    keep_to_one_core()
     threading.Thread(target=exit_with_parent, daemon=True).start()
     while True:
         job = connection.recv()
@@ -148,6 +176,12 @@ def work(connection: Connection, counters: Counters) -> None:
             connection.send(process_unit(job, make_report(counters, job.number)))
         except Exception as error:
             connection.send(error if isinstance(error, ValueError | OSError) else flatten(error))
+
+
+def keep_to_one_core() -> None:
+    """Let the encoders start no threads: each of N workers would start one for every core."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["FASTOKENS_BPE_THREADS"] = "1"
 
 
 def flatten(error: Exception) -> Exception:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
+from prep.dedup import DUPLICATE, PlacedShard, drop_copies
 from prep.forecast import format_bytes, format_count, format_seconds
 from prep.plan import Plan
 from prep.receipts import Audit, Receipt
@@ -23,14 +24,36 @@ from shards.format import (
 )
 from shards.tokenizer import load_tokenizer, make_self_test
 
-PACKAGES = ("velocitylm", "tokenizers", "pyarrow", "numpy", "datasets", "huggingface_hub")
+PACKAGES = (
+    "velocitylm",
+    "fastokens",
+    "tokenizers",
+    "pyarrow",
+    "numpy",
+    "datasets",
+    "huggingface_hub",
+)
 
 
 def write_manifest(
-    out: Path, plan: Plan, receipts: list[Receipt], workers: int, seconds: float
+    out: Path,
+    plan: Plan,
+    receipts: list[Receipt],
+    workers: int,
+    seconds: float | None,
+    after: Path | None = None,
 ) -> Manifest:
-    """Write manifest.json: from here on the set is complete."""
+    """Drop what --dedup asks for, and write manifest.json: from here on the set is complete.
+
+    `seconds` is what the run took, None where nobody knows because it was many. Copies of
+    documents in `after`, a finished set, are dropped as well.
+    """
     audit = Audit()
+    if plan.policy.dedup:
+        audit.dropped[DUPLICATE] = 0
+        shards = read_manifest(after).shards if after else []
+        earlier = [PlacedShard(after or out, shard) for shard in shards]
+        receipts = drop_copies(out, receipts, END_OF_TEXT, earlier, workers)
     for receipt in receipts:
         audit.add(receipt.audit)
     check_conservation(audit)
@@ -87,7 +110,7 @@ def describe_content(plan: Plan, out: Path, audit: Audit) -> Json:
     }
 
 
-def describe_environment(receipts: list[Receipt], workers: int, seconds: float) -> Json:
+def describe_environment(receipts: list[Receipt], workers: int, seconds: float | None) -> Json:
     """Who made the set, when and with what: nothing that decides a token."""
     return {
         "versions": {name: find_version(name) for name in PACKAGES},
@@ -95,7 +118,7 @@ def describe_environment(receipts: list[Receipt], workers: int, seconds: float) 
         "platform": platform.platform(),
         "workers": workers,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": round(seconds, 1),
+        "seconds": None if seconds is None else round(seconds, 1),
         "sidecar_sha256": {
             name: sha256 for receipt in receipts for name, sha256 in receipt.sidecar_sha256.items()
         },
@@ -115,14 +138,17 @@ def summarize(manifest: Manifest, out: Path) -> list[str]:
     audit, environment = Audit(**manifest.audit), manifest.environment
     train, validation = manifest.num_tokens("train"), manifest.num_tokens("validation")
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in audit.dropped.items())
-    seconds = max(environment["seconds"], 0.1)
+    rate = ""
+    if environment["seconds"] is not None:
+        seconds = max(environment["seconds"], 0.1)
+        tokens_per_second = format_count((train + validation) / seconds)
+        rate = f" in {format_seconds(seconds)}: {tokens_per_second} tokens/s"
     lines = [
         f"{out}: {len(manifest.shards):,} shards, {train:,} train tokens, "
         f"{validation:,} validation tokens",
         f"documents: {audit.documents_read:,} read = {audit.train:,} train + "
         f"{audit.validation:,} validation + {sum(audit.dropped.values()):,} dropped ({dropped})",
-        f"{format_bytes(audit.text_bytes)} of text in {format_seconds(seconds)}: "
-        f"{format_count((train + validation) / seconds)} tokens/s",
+        f"{format_bytes(audit.text_bytes)} of text{rate}",
         f"dataset_id {manifest.dataset_id}",
     ]
     if audit.texts_repaired:

@@ -118,7 +118,7 @@ def download(
     path = folder / choose_local_name(file.name)
     if path.is_file() and find_fault(path, file) is None:
         return path
-    private = folder / f".{path.name}.part"
+    private = _private_folder(path)
     try:
         with explaining(dataset.repo, dataset.revision):
             fetched = ask(
@@ -137,6 +137,14 @@ def download(
     finally:
         shutil.rmtree(private, ignore_errors=True)
     return path
+
+
+def remove_files(dataset: HubDataset, folder: Path) -> None:
+    """Remove the files of a (part of a) dataset, whole or begun, from the folder of downloads."""
+    for file in dataset.files:
+        path = folder / choose_local_name(file.name)
+        path.unlink(missing_ok=True)
+        shutil.rmtree(_private_folder(path), ignore_errors=True)
 
 
 def choose_local_name(name: str) -> str:
@@ -193,6 +201,11 @@ def choose_files(
             "with --input"
         )
     return [url.removeprefix(prefix) for url in urls]
+
+
+def _private_folder(path: Path) -> Path:
+    """Where a file lies until it is whole and checked."""
+    return path.with_name(f".{path.name}.part")
 
 
 def _find_commit(repo: str, revision: str | None) -> Any:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -46,6 +46,8 @@ class Retry:
     tries: int = 8
     first_delay_seconds: float = 1.0
     max_delay_seconds: float = 60.0
+    # How it waits; a thread that may have to end meanwhile brings its own way.
+    pause: Callable[[float], None] = field(default=time.sleep, compare=False)
 
     def choose_delay(self, attempt: int) -> float:
         """Return the seconds to wait after failure number `attempt`, drawn at random below a cap.
@@ -93,7 +95,7 @@ def ask(request: Callable[[], Answer], what: str, retry: Retry, report: Report) 
                 ) from error
         delay = retry.choose_delay(attempt) + min(fault.asked_seconds, MAX_ASKED_SECONDS)
         report(f"{what}: {fault.reason}; try {attempt + 1} of {retry.tries} in {delay:.1f} s")
-        time.sleep(delay)
+        retry.pause(delay)
     raise AssertionError("unreachable")
 
 

@@ -6,7 +6,7 @@ them take. So a unit gets what is left as far as is known, which may be too much
 through the receipts in plan order and lets such a unit be done again with exactly what is left.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from prep.budget import Budget
@@ -14,27 +14,37 @@ from prep.receipts import Receipt, discard_unit, pending_path, read_receipt
 
 
 class Ledger:
-    """The receipts of a plan's units in `folder`, and how far they settle what the set is."""
+    """The receipts of a plan's units in `folder`, and how far they settle what the set is.
 
-    def __init__(self, folder: Path, plan_id: str, num_units: int, budget: Budget) -> None:
+    `units` are all of the plan's, in their order, or those of a part; no others are touched.
+    """
+
+    def __init__(self, folder: Path, plan_id: str, units: Sequence[int], budget: Budget) -> None:
         self.folder = folder
         self.plan_id = plan_id
-        self.num_units = num_units
-        # The units before `settled` are done for good, and `remaining` is left behind them.
+        self.units = units
+        # So many of the units are done for good, and `remaining` is left behind them.
         self.settled = 0
         self.remaining = budget
         self.is_full = budget.is_spent
-        for unit in range(num_units):
+        for unit in units:
             if pending_path(folder, unit).exists():  # Killed while its shards got their names.
                 discard_unit(folder, unit)
-        found = (read_receipt(folder, unit, plan_id) for unit in range(num_units))
+        found = (read_receipt(folder, unit, plan_id) for unit in units)
         self.receipts = {receipt.unit: receipt for receipt in found if receipt}
         self._settle()
 
     @property
     def is_complete(self) -> bool:
         """Whether every unit of the set is done."""
-        return self.is_full or self.settled == self.num_units
+        return self.is_full or self.settled == len(self.units)
+
+    @property
+    def undone(self) -> list[int]:
+        """The units that have no receipt; none once the set is complete."""
+        if self.is_complete:
+            return []
+        return [unit for unit in self.units if unit not in self.receipts]
 
     def add(self, receipt: Receipt) -> None:
         """Take in the receipt of a unit that was just done."""
@@ -45,7 +55,7 @@ class Ledger:
         """The first unit that is neither done nor in work; it may add `remaining` at most."""
         if self.is_full:
             return None
-        for unit in range(self.settled, self.num_units):
+        for unit in self.units[self.settled :]:
             if unit not in self.receipts and unit not in in_work:
                 return unit
         return None
@@ -53,16 +63,19 @@ class Ledger:
     def close(self) -> list[Receipt]:
         """The receipts of the finished set, in plan order; units behind its end are discarded."""
         assert self.is_complete
-        for unit in range(self.settled, self.num_units):
+        for unit in self.units[self.settled :]:
             discard_unit(self.folder, unit)
-        return [self.receipts[unit] for unit in range(self.settled)]
+        return [self.receipts[unit] for unit in self.units[: self.settled]]
 
     def _settle(self) -> None:
-        while not self.is_complete and self.settled in self.receipts:
-            receipt = self.receipts[self.settled]
+        while not self.is_complete:
+            unit = self.units[self.settled]
+            receipt = self.receipts.get(unit)
+            if receipt is None:
+                return
             if not self._is_exact(receipt):
-                del self.receipts[self.settled]
-                discard_unit(self.folder, self.settled)
+                del self.receipts[unit]
+                discard_unit(self.folder, unit)
                 return
             self.remaining = self.remaining.minus(receipt.num_documents, receipt.num_tokens)
             self.settled += 1

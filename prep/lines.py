@@ -184,8 +184,8 @@ def _open_lines(path: Path, suffix: str) -> BinaryIO:
 
 def _parse_line(line: bytes, row: int, key: str, keys: Sequence[str], place: str) -> Document:
     """Take the text and the url out of a line; `place` is what an error calls the line."""
-    if len(line) > _LONG_LINE_BYTES and not keys and (found := _parse_long_line(line, row, key)):
-        return found
+    if len(line) > _LONG_LINE_BYTES and not keys and (long := _parse_long_line(line, row, key)):
+        return long
     source, line_repaired = decode(line)
     found = _parse_object(source, place)
     if key not in found:

@@ -7,13 +7,16 @@ named after its number, so the output is the same whoever does the work and in w
 import glob
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 from prep.documents import SUFFIXES, Piece, estimate_text_bytes, split_file
 from prep.filters import Filter
 from prep.hub import HubDataset, HubFile
+from prep.sample import choose_sample, parse_fraction
+from prep.stamp import Stamp, take_stamp
 from shards.format import Json, hash_canonical
 
 PLAN_SCHEMA_VERSION = 1
@@ -48,6 +51,10 @@ class Policy:
     keep_url: str | None = None
     drop_url: str | None = None
     where: tuple[str, ...] = ()
+    # Share of the source files that is taken, by a hash of their names; a decimal number.
+    sample: str | None = None
+    # "exact": of documents with the same text, only the first stays. The limits count them all.
+    dedup: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("shard_tokens", "max_documents", "max_tokens", "unit_bytes", "max_chars"):
@@ -55,7 +62,10 @@ class Policy:
             if value is not None and value < 1:
                 option = "--" + name.replace("_", "-")
                 raise ValueError(f"{option} is {value}; expected a number of at least 1")
+        if self.dedup not in (None, "exact"):
+            raise ValueError(f"--dedup is {self.dedup}; expected exact, or no such option")
         self.validation_threshold()
+        parse_fraction(self.sample)
         self.make_filter()
 
     @property
@@ -98,6 +108,8 @@ class Source:
     git_sha1: str | None = None
     # Where it lies; "" for a file of the Hub. No part of the plan's identity: data may move.
     path: str = ""
+    # What it looks like there; None for a file of the Hub. It decides nothing either.
+    stamp: Stamp | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -141,17 +153,28 @@ class Plan:
         """Binds receipts to the plan they were made under."""
         return hash_canonical(self.content)
 
+    def hub_part(self, unit: int) -> HubDataset:
+        """The Hub's dataset with the files of one unit alone."""
+        assert self.hub is not None
+        files = tuple(self._hub_files[piece.name] for piece in self.units[unit].pieces)
+        return replace(self.hub, files=files)
+
+    @cached_property
+    def _hub_files(self) -> dict[str, HubFile]:
+        return {file.name: file for file in self.hub.files} if self.hub else {}
+
 
 def plan_local_files(inputs: Sequence[str], policy: Policy, tokenizer_sha256: str) -> Plan:
     """Plan a set from files on this machine: paths, folders and globs."""
-    sources = find_sources(inputs)
+    sources = choose_sample(find_sources(inputs), policy.sample)
     unit_bytes = choose_unit_bytes(policy, sum(source.num_bytes for source in sources))
     sized_pieces: list[tuple[Piece, int]] = []
     for source in sources:
         pieces = [Piece(source.path, source.name)]
         if source.num_bytes > SPLIT_FROM_UNITS * unit_bytes:
             pieces = split_file(Path(source.path), source.name, unit_bytes)
-        sized_pieces += [(piece, source.num_bytes // len(pieces)) for piece in pieces]
+        size = source.num_bytes // len(pieces)
+        sized_pieces += [(replace(piece, stamp=source.stamp), size) for piece in pieces]
     text_bytes = sum(
         estimate_text_bytes(Path(source.path), policy.text_column) for source in sources
     )
@@ -168,6 +191,17 @@ def plan_hub_dataset(dataset: HubDataset, policy: Policy, tokenizer_sha256: str)
     # Where the card does not say: parquet of web text holds about twice its size in text.
     text_bytes = dataset.num_text_bytes or 2 * total_bytes
     return Plan(sources, units, policy, tokenizer_sha256, dataset, text_bytes)
+
+
+def restore_plan(content: Json) -> Plan:
+    """The plan with this content, without what decides nothing: where files lie, and estimates."""
+    policy = Policy(**content["policy"] | {"where": tuple(content["policy"].get("where", ()))})
+    units = tuple(
+        Unit(tuple(Piece("", *piece) for piece in pieces), 0) for pieces in content["units"]
+    )
+    sources = tuple(Source(*entry) for entry in content["sources"])
+    dataset = stored_hub_dataset(content)
+    return Plan(sources, units, policy, content["tokenizer_sha256"], dataset, 0)
 
 
 def stored_hub_dataset(content: Json) -> HubDataset | None:
@@ -216,9 +250,10 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
         root = paths[0].parent
     else:
         root = Path(os.path.commonpath([path.parent for path in paths]))
+    stamps = [(path, take_stamp(path)) for path in paths]
     return [
-        Source(path.relative_to(root).as_posix(), path.stat().st_size, path=str(path))
-        for path in paths
+        Source(path.relative_to(root).as_posix(), stamp.num_bytes, path=str(path), stamp=stamp)
+        for path, stamp in stamps
     ]
 
 

@@ -2,10 +2,12 @@
 
 .prep/plan.json            the plan, written first
 .prep/units/00000.json     the receipt of unit 0: it exists = the unit's shards are whole
+.prep/dedup/               units that are written again without copies (prep/dedup.py)
 .prep/tmp/                 files that are being written; .prep/downloads/ files of the Hub
 """
 
 import json
+import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -53,16 +55,19 @@ class Receipt:
     shards: tuple[Shard, ...]
     sidecar_sha256: dict[str, str]
     audit: Audit
+    # What --dedup took out of its shards again.
+    cut_documents: int = 0
+    cut_tokens: int = 0
 
     @property
     def num_documents(self) -> int:
-        """Documents in its shards."""
-        return sum(shard.num_documents for shard in self.shards)
+        """Documents that it took of the budget: those in its shards, and the copies cut later."""
+        return sum(shard.num_documents for shard in self.shards) + self.cut_documents
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in its shards."""
-        return sum(shard.num_tokens for shard in self.shards)
+        """Tokens that it took of the budget."""
+        return sum(shard.num_tokens for shard in self.shards) + self.cut_tokens
 
 
 def work_folder(folder: Path) -> Path:
@@ -80,6 +85,18 @@ def downloads_folder(folder: Path) -> Path:
     return work_folder(folder) / "downloads"
 
 
+def make_folders(folder: Path) -> None:
+    """Make the folders that prep works in."""
+    for inner in (work_folder(folder) / "units", temporary_folder(folder)):
+        inner.mkdir(parents=True, exist_ok=True)
+    downloads_folder(folder).mkdir(exist_ok=True)
+
+
+def plan_path(folder: Path) -> Path:
+    """Where the plan lies."""
+    return work_folder(folder) / "plan.json"
+
+
 def receipt_path(folder: Path, unit: int) -> Path:
     """Where a unit's receipt lies."""
     return work_folder(folder) / "units" / f"{unit:05d}.json"
@@ -92,12 +109,27 @@ def pending_path(folder: Path, unit: int) -> Path:
 
 def write_pending(folder: Path, receipt: Receipt) -> None:
     """Say, before they get their names, which shards a unit makes."""
-    write_file(pending_path(folder, receipt.unit), json.dumps(asdict(receipt), indent=1) + "\n")
+    own = temporary_folder(folder) / f"{receipt.unit:05d}-{secrets.token_hex(8)}"
+    write_file(own, json.dumps(asdict(receipt), indent=1) + "\n")
+    commit(own, pending_path(folder, receipt.unit))
 
 
 def confirm_pending(folder: Path, unit: int) -> None:
-    """Make the pending receipt the receipt: from here on the unit is done."""
-    commit(pending_path(folder, unit), receipt_path(folder, unit))
+    """Make the pending receipt the receipt: from here on the unit is done.
+
+    Where Ray holds a machine for dead that is not, a unit is done twice, with the same bytes, and
+    the other one may have done this already.
+    """
+    try:
+        commit(pending_path(folder, unit), receipt_path(folder, unit))
+    except FileNotFoundError:
+        if not has_receipt(folder, unit):
+            raise
+
+
+def has_receipt(folder: Path, unit: int) -> bool:
+    """Whether a unit has a receipt, whatever it says."""
+    return receipt_path(folder, unit).is_file()
 
 
 def read_receipt(folder: Path, unit: int, plan_id: str) -> Receipt | None:
@@ -120,6 +152,8 @@ def parse_receipt(raw: Json) -> Receipt:
         tuple(Shard(**entry) for entry in raw["shards"]),
         raw["sidecar_sha256"],
         Audit(**raw["audit"]),
+        raw.get("cut_documents", 0),
+        raw.get("cut_tokens", 0),
     )
 
 

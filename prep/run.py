@@ -7,60 +7,30 @@ prepare(request)
     manifest    written last
 """
 
-import json
 import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from prep.budget import Budget
-from prep.encoder import choose_encoder
-from prep.engine import run_jobs
+from prep.dedup import finish_units
+from prep.encoder import ENCODERS, choose_encoder
+from prep.engine import RunJobs, run_jobs
 from prep.finish import summarize, write_manifest
-from prep.forecast import check_disk, forecast_run, format_bytes, format_count
-from prep.hub import HubDataset, resolve
+from prep.forecast import Forecast, check_disk, forecast_run, format_bytes, format_count
 from prep.ledger import Ledger
-from prep.plan import (
-    Plan,
-    Policy,
-    describe_difference,
-    plan_hub_dataset,
-    plan_local_files,
-    stored_hub_dataset,
-)
+from prep.part import hold_whole
+from prep.plan import Plan
+from prep.prefetch import prefetch_units
 from prep.progress import Goal, ProgressLine
-from prep.receipts import downloads_folder, temporary_folder, work_folder
-from prep.tokenizer import END_OF_TEXT, build_gpt2_json
+from prep.receipts import downloads_folder, has_receipt, make_folders, temporary_folder
+from prep.request import Request, Say
+from prep.settle import settle_plan
+from prep.tokenizer import END_OF_TEXT
 from prep.units import UnitJob
-from shards.durable import hash_file, write_file
-from shards.format import MANIFEST, TOKENIZER, Json, Manifest, load_json, read_manifest
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for."""
-
-    out: Path
-    policy: Policy
-    # Local files, folders and globs; empty = take `dataset` from the Hub.
-    inputs: tuple[str, ...] = ()
-    dataset: str = "tiiuae/falcon-refinedweb"
-    dataset_config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    workers: int = 1
-    # One of prep.encoder.ENCODERS; None = the fastest that is installed. Changes no byte.
-    encoder: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"--workers is {self.workers}; expected at least 1")
+from shards.format import MANIFEST, Manifest, read_manifest
 
 
 def prepare(request: Request, say: Say) -> Manifest:
@@ -69,35 +39,29 @@ def prepare(request: Request, say: Say) -> Manifest:
     Raises ValueError or OSError for what the user can mend; what was committed stays.
     """
     started = time.monotonic()
-    for folder in (work_folder(request.out) / "units", temporary_folder(request.out)):
-        folder.mkdir(parents=True, exist_ok=True)
-    downloads_folder(request.out).mkdir(exist_ok=True)
-    try:
-        with FileLock(work_folder(request.out) / "lock", timeout=0):
-            return prepare_locked(request, say, started)
-    except Timeout:
-        raise ValueError(
-            f"{request.out}: another velocity prep is at work there; wait for it, or stop it"
-        ) from None
+    make_folders(request.out)
+    with hold_whole(request.out):
+        return prepare_locked(request, say, started)
 
 
 def prepare_locked(request: Request, say: Say, started: float) -> Manifest:
     """`prepare`, as the only process in the folder."""
     clear_folder(temporary_folder(request.out))
-    tokenizer_sha256 = write_tokenizer(request.out)
-    plan = settle_plan(request, tokenizer_sha256, say)
+    finish_units(request.out)
+    plan = settle_plan(request, say)
     if (request.out / MANIFEST).exists():
         say(f"{request.out}: this set is finished already; nothing was done")
         return read_manifest(request.out)
     budget = Budget(plan.policy.max_documents, plan.policy.max_tokens)
-    ledger = Ledger(request.out, plan.plan_id, len(plan.units), budget)
-    announce(request, plan, ledger, say)
-    run_units(request, plan, ledger)
+    ledger = Ledger(request.out, plan.plan_id, range(len(plan.units)), budget)
+    workers = do_units(request, plan, ledger, say)
     seconds = time.monotonic() - started
-    manifest = write_manifest(request.out, plan, ledger.close(), request.workers, seconds)
+    receipts = ledger.close()
+    manifest = write_manifest(request.out, plan, receipts, workers, seconds, request.after)
     clear_leftovers(request.out)
-    for line in summarize(manifest, request.out):
-        say(line)
+    if request.after is None:
+        for line in summarize(manifest, request.out):
+            say(line)
     return manifest
 
 
@@ -110,86 +74,53 @@ def clear_leftovers(out: Path) -> None:
 def clear_folder(folder: Path) -> None:
     """Remove all that lies in a folder of prep's own."""
     for leftover in folder.iterdir():
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
+        remove(leftover)
 
 
-def write_tokenizer(out: Path) -> str:
-    """Put tokenizer.json into the set; returns its sha256."""
-    content = build_gpt2_json()
-    path = out / TOKENIZER
-    if not path.exists():
-        write_file(path, content)
-    elif path.read_text(encoding="utf-8") != content:
-        raise ValueError(
-            f"{path}: there is another tokenizer here than the one this velocity makes shards "
-            "with; choose another --out"
-        )
-    return hash_file(path)
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)  # A download may be on its last breath there.
+    else:
+        path.unlink(missing_ok=True)
 
 
-def settle_plan(request: Request, tokenizer_sha256: str, say: Say) -> Plan:
-    """The plan of this folder: the stored one if the request still means it, else a new one."""
-    path = work_folder(request.out) / "plan.json"
-    # A plan under which nothing was done yet binds nobody: the next command may mend its options.
-    has_begun = any((work_folder(request.out) / "units").iterdir())
-    has_begun = has_begun or (request.out / MANIFEST).exists()
-    stored = load_json(path)["content"] if path.exists() and has_begun else None
-    plan = make_plan(request, tokenizer_sha256, stored, say)
-    if stored is None:
-        refuse_foreign_files(request.out)
-        write_file(path, json.dumps({"plan_id": plan.plan_id, "content": plan.content}) + "\n")
-    elif plan.content != stored:
-        state = "a finished" if (request.out / MANIFEST).exists() else "an unfinished"
-        raise ValueError(
-            f"{request.out}: holds {state} set made with another plan: "
-            f"{describe_difference(stored, plan.content)}; run the command it was made with, "
-            "or choose another --out"
-        )
-    return plan
+def do_units(request: Request, plan: Plan, ledger: Ledger, say: Say) -> int:
+    """Say what will be done, and do it; returns how many workers did it."""
+    run, workers = choose_engine(request)
+    # Parts do their units on one disk: what is said and checked is what they need together.
+    undone, num_parts = ledger.undone, 1
+    if request.part:
+        undone = [unit for unit in range(len(plan.units)) if not has_receipt(request.out, unit)]
+        num_parts = request.part.count
+    announce(request, plan, undone, forecast_run(plan, undone, workers, num_parts), say)
+    encoder = choose_encoder(request.encoder)
+    if encoder != ENCODERS[0] and request.encoder is None:
+        say(f"{ENCODERS[0]} is not installed; {encoder} encodes instead, the same ids, more slowly")
+    units_on_disk = forecast_run(plan, ledger.undone, workers).units_on_disk
+    run_units(request, plan, ledger, encoder, run, units_on_disk)
+    return workers
 
 
-def make_plan(request: Request, tokenizer_sha256: str, stored: Json | None, say: Say) -> Plan:
-    """What the request means now; a revision of the Hub stays the one that was pinned."""
-    if request.inputs:
-        return plan_local_files(request.inputs, request.policy, tokenizer_sha256)
-    dataset = stored_hub_dataset(stored) if stored else None
-    if dataset is None or not is_requested(dataset, request):
-        say(f"asking the Hub for the files of {request.dataset}")
-        dataset = resolve(request.dataset, request.dataset_config, request.split, request.revision)
-    return plan_hub_dataset(dataset, request.policy, tokenizer_sha256)
+def choose_engine(request: Request) -> tuple[RunJobs, int]:
+    """What does the units, and how many it does at a time."""
+    if request.engine == "local":
+        workers = request.workers or count_cores()
+        return partial(run_jobs, workers=workers), workers
+    from prep.ray_engine import connect, run_tasks
+
+    cores = connect(request.ray_address)
+    return partial(run_tasks, workers=request.workers), request.workers or cores
 
 
-def is_requested(dataset: HubDataset, request: Request) -> bool:
-    """Whether a pinned dataset is the one that the request names."""
-    wanted = (request.dataset, request.dataset_config, request.split, request.revision)
-    found = (dataset.repo, dataset.config, dataset.split, dataset.requested_revision)
-    return found == wanted
-
-
-def refuse_foreign_files(out: Path) -> None:
-    """Do not write over shards that no plan of ours made."""
-    foreign = [path.name for path in sorted(out.glob("*.bin"))] + [
-        name for name in (MANIFEST,) if (out / name).exists()
-    ]
-    if foreign:
-        raise ValueError(
-            f"{out / foreign[0]}: was not made by a plan in {work_folder(out)}; "
-            "nothing is written over, so choose another --out"
-        )
-
-
-def announce(request: Request, plan: Plan, ledger: Ledger, say: Say) -> None:
+def announce(request: Request, plan: Plan, undone: list[int], forecast: Forecast, say: Say) -> None:
     """Say what will be done and what it needs; refuse where the disk is short."""
-    undone = [unit for unit in range(len(plan.units)) if unit not in ledger.receipts]
-    forecast = forecast_run(plan, undone, request.workers)
     num_done = len(plan.units) - len(undone)
     origin = f"{plan.hub.repo} at {plan.hub.revision[:12]}" if plan.hub else "local files"
     say(
-        f"{origin}: {len(plan.sources):,} files, "
-        f"{format_bytes(sum(source.num_bytes for source in plan.sources))}, "
+        f"{origin}: {len(plan.sources):,} files"
+        + (f" (a sample, {plan.policy.sample} of all)" if plan.policy.sample else "")
+        + f", {format_bytes(sum(source.num_bytes for source in plan.sources))}, "
         f"about {format_bytes(plan.num_text_bytes)} of text, in {len(plan.units):,} units"
         + (f", {num_done:,} of them done" if num_done else "")
     )
@@ -199,12 +130,16 @@ def announce(request: Request, plan: Plan, ledger: Ledger, say: Say) -> None:
     )
 
 
-def run_units(request: Request, plan: Plan, ledger: Ledger) -> None:
+def run_units(
+    request: Request, plan: Plan, ledger: Ledger, encoder: str, run: RunJobs, units_on_disk: int
+) -> None:
     """Do the units that are not done."""
-    encoder = choose_encoder(request.encoder)
+    prefetch = None
+    if request.engine == "local":  # Elsewhere each worker fetches its units' files itself.
+        prefetch = prefetch_units(plan, ledger, downloads_folder(request.out), units_on_disk)
 
     def next_job(in_work: set[int]) -> UnitJob | None:
-        number = ledger.next_unit(in_work)
+        number = prefetch.take(ledger, in_work) if prefetch else ledger.next_unit(in_work)
         if number is None:
             return None
         return UnitJob(
@@ -216,18 +151,20 @@ def run_units(request: Request, plan: Plan, ledger: Ledger) -> None:
             encoder,
             END_OF_TEXT,
             ledger.remaining,
-            plan.hub,
+            plan.hub_part(number) if plan.hub else None,
         )
 
-    undone = [unit for unit in range(len(plan.units)) if unit not in ledger.receipts]
     total = sum(unit.num_bytes for unit in plan.units)
-    share = sum(plan.units[unit].num_bytes for unit in undone) / max(total, 1)
+    share = sum(plan.units[unit].num_bytes for unit in ledger.undone) / max(total, 1)
     line = ProgressLine(Goal(int(plan.num_text_bytes * share), ledger.remaining.tokens))
     try:
-        for receipt in run_jobs(next_job, request.workers, len(plan.units), line.tick):
-            ledger.add(receipt)
-            if ledger.is_complete:
-                break
+        with prefetch or nullcontext():
+            for receipt in run(next_job, num_units=len(plan.units), tick=line.tick):
+                ledger.add(receipt)
+                if ledger.is_complete:
+                    break
+                if prefetch:
+                    prefetch.release(receipt.unit)
     finally:
         line.finish()
 

@@ -3,6 +3,7 @@
 Everything is made under temporary names and renamed when it is whole; the receipt comes last.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from prep.budget import Budget
 from prep.documents import Documents, Piece, read_documents
 from prep.encode import EncodedBatch, check_encoding, encode_batch
 from prep.encoder import Encoder
-from prep.hub import HubDataset, download
+from prep.hub import HubDataset, download, remove_files
 from prep.plan import Policy
 from prep.receipts import (
     Audit,
@@ -26,6 +27,8 @@ from prep.receipts import (
     temporary_folder,
     write_pending,
 )
+from prep.stamp import expect_unchanged
+from shards.durable import advise_writing
 from shards.format import SPLITS, TOKENIZER
 from shards.writer import ShardWriter, commit_shards
 
@@ -45,7 +48,7 @@ class UnitJob:
     encoder: str
     end_of_text: int
     budget: Budget
-    hub: HubDataset | None
+    hub: HubDataset | None  # with the files of this unit alone
 
 
 def process_unit(job: UnitJob, report: Report) -> Receipt:
@@ -57,15 +60,17 @@ def process_unit(job: UnitJob, report: Report) -> Receipt:
     try:
         receipt = work.run()
     except OSError as error:  # Sources name themselves in a ValueError: this is our own writing.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        advice = advise_writing(error) or "mend that and run the same command again"
         raise ValueError(
-            f"{job.folder}: unit {job.number} could not be written ({error.strerror or error}); "
-            "free some disk and run the same command again, what is committed stays"
+            f"{job.folder}: unit {job.number} could not be written ({reason}); "
+            f"{advice}; what is committed stays"
         ) from error
     finally:
         work.close()
         shutil.rmtree(temporary, ignore_errors=True)
-    for path in work.downloaded:
-        path.unlink(missing_ok=True)
+    if job.hub:
+        remove_files(job.hub, downloads_folder(job.folder))
     return receipt
 
 
@@ -96,7 +101,7 @@ class UnitWork:
         self.budget = job.budget
         self.num_tokens = 0
         self.truncated = False
-        self.downloaded: list[Path] = []
+        self.hub_files = {file.name: file for file in job.hub.files} if job.hub else {}
 
     def run(self) -> Receipt:
         """Read all pieces, commit their shards, and leave the receipt."""
@@ -129,21 +134,21 @@ class UnitWork:
         self.audit.rows_by_source.setdefault(piece.name, 0)
         policy = self.job.policy
         piece = self._fetch(piece)
-        for documents in read_documents(
-            piece, policy.text_column, policy.blank_line_documents, self.filter.columns
-        ):
-            self._add(documents, piece.name)
-            self.report(self.audit.documents_read, self.num_tokens, self.audit.text_bytes)
-            if self.truncated:
-                return
+        with expect_unchanged(piece.path, piece.stamp):
+            for documents in read_documents(
+                piece, policy.text_column, policy.blank_line_documents, self.filter.columns
+            ):
+                self._add(documents, piece.name)
+                self.report(self.audit.documents_read, self.num_tokens, self.audit.text_bytes)
+                if self.truncated:
+                    return
 
     def _fetch(self, piece: Piece) -> Piece:
-        """The piece with a path to read: a file of the Hub is downloaded first."""
+        """The piece with a path to read: a file of the Hub is downloaded if it is not there."""
         if self.job.hub is None:
             return piece
-        file = next(file for file in self.job.hub.files if file.name == piece.name)
+        file = self.hub_files[piece.name]
         path = download(self.job.hub, file, downloads_folder(self.job.folder))
-        self.downloaded.append(path)
         return replace(piece, path=str(path))
 
     def _add(self, documents: Documents, source_file: str) -> None:

@@ -1,4 +1,4 @@
-"""`velocity shards info`, `verify`, `show`: the commands that look at a set, parsed and called."""
+"""`velocity shards ...`: the commands that look at a set and carry it about, parsed and called."""
 
 from pathlib import Path
 from typing import Annotated
@@ -60,3 +60,86 @@ def show(
     for found_split, found in choose_documents(shards, split, document, url, doc_hash):
         typer.echo(f"{found_split}, {found}", err=True)
         typer.echo(decode_document(shards, found_split, found))
+
+
+@app.command()
+def stats(
+    folder: Annotated[Path, typer.Argument()] = Path("shards"),
+    split: Annotated[str | None, typer.Option(help="Only train, or only validation.")] = None,
+    top: Annotated[int, typer.Option(help="How many of the most frequent tokens.")] = 20,
+    duplicates: Annotated[bool, typer.Option(help="Count exact copies.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines, on one line.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also a picture: a .png file. Needs velocitylm[plot].")
+    ] = None,
+) -> None:
+    """Documents, tokens, lengths, frequent tokens and copies of a set."""
+    import json
+
+    from shards.reader import open_shards
+    from shards.stats import describe_json, measure_set
+    from shards.stats_table import describe_stats
+
+    if plot is not None:
+        from shards.plot import check_plot, plot_stats
+
+        check_plot(plot)
+    counted = measure_set(open_shards(folder), split, duplicates)
+    if plot is not None:
+        plot_stats(counted, plot)
+    lines = [json.dumps(describe_json(counted, top))] if as_json else describe_stats(counted, top)
+    for line in lines:
+        typer.echo(line)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A finished set.")],
+    prefix: Annotated[Path, typer.Argument(help="What the new files' names begin with.")],
+    format: Annotated[str, typer.Option(help="megatron: PREFIX.bin and PREFIX.idx.")] = "megatron",
+    split: Annotated[str, typer.Option(help="train or validation.")] = "train",
+) -> None:
+    """Write a split as other trainers read it."""
+    from shards.export import export_megatron
+    from shards.reader import open_shards
+
+    if format != "megatron":
+        raise ValueError(f"--format is {format!r}; expected megatron")
+    say(export_megatron(open_shards(folder), split, prefix))
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A finished set.")],
+    url: Annotated[str, typer.Argument(help="s3://bucket/prefix, gs://, file://, or a folder.")],
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Store .bin files as .bin.zst; pull unpacks them.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Files at a time.")] = 8,
+) -> None:
+    """Send a set to object storage. The same command again goes on."""
+    from shards.push import push_shards
+
+    push_shards(folder, url, say, compress, workers)
+
+
+@app.command()
+def pull(
+    url: Annotated[str, typer.Argument(help="s3://bucket/prefix, gs://, file://, or a folder.")],
+    folder: Annotated[Path, typer.Argument(help="Where the set shall lie.")],
+    split: Annotated[str | None, typer.Option(help="Only train, or only validation.")] = None,
+    part: Annotated[
+        str | None, typer.Option(help="i/n: every n-th shard, from number i on; 0/4 to 3/4.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Files at a time.")] = 8,
+) -> None:
+    """Bring a set from object storage to the local disk, verified. The same again goes on."""
+    from shards.part import parse_part
+    from shards.pull import pull_shards
+
+    pull_shards(url, folder, say, split, parse_part(part) if part else None, workers)
+
+
+def say(text: str) -> None:
+    """Tell the user something that is not the command's output."""
+    typer.echo(text, err=True)

@@ -1,8 +1,20 @@
 """Writes that survive a kill or a power cut: a file is there whole, or not at all."""
 
+import errno
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+# What to do about an error of writing; the first words of each are the error's own.
+FREE_SOME = "free some disk and run the same command again"
+WRITING_ADVICE = {
+    errno.ENOSPC: FREE_SOME,
+    errno.EDQUOT: FREE_SOME,
+    errno.EFBIG: "raise that limit (ulimit -f) and run the same command again",
+    errno.EROFS: "make it writable and run the same command again, or choose another folder",
+}
 
 
 def sync_folder(folder: Path) -> None:
@@ -25,11 +37,31 @@ def commit(temporary: Path, final: Path) -> None:
 def write_file(path: Path, content: str) -> None:
     """Write a small text file: under a temporary name first, then renamed onto `path`."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with naming(path), open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     commit(temporary, path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the name of the file into an error of writing it, which the system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def advise_writing(error: OSError) -> str:
+    """What to do about an error of writing; "" where nothing general can be said."""
+    return WRITING_ADVICE.get(error.errno or 0, "")
 
 
 def hash_file(path: Path) -> str:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from shards.url import refuse_url
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -61,6 +63,14 @@ class Manifest:
     def num_tokens(self, split: str) -> int:
         """How many tokens a split holds."""
         return sum(shard.num_tokens for shard in self.split(split))
+
+    @property
+    def same_places(self) -> list[str]:
+        """The dataset_ids of earlier versions in which every token that stayed lay where it lies.
+
+        A run over one of these may go on over this version: its order of samples is the same.
+        """
+        return list(self.content.get("same_places", []))
 
     @property
     def vocab_size(self) -> int:
@@ -121,8 +131,16 @@ def read_manifest(folder: Path) -> Manifest:
     Raises ValueError with one line where the folder holds no finished set, or the manifest
     is damaged, of another schema, or was edited.
     """
+    refuse_url(folder)
     path = folder / MANIFEST
-    raw = load_json(path, missing=describe_unfinished(folder))
+    return parse_manifest(load_json(path, missing=describe_unfinished(folder)), path)
+
+
+def parse_manifest(raw: Json, path: Path | str) -> Manifest:
+    """Check the JSON of a manifest; `path` is what an error calls it.
+
+    Raises ValueError with one line where it is damaged, of another schema, or was edited.
+    """
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
             f"{path}: schema_version is {raw.get('schema_version')!r}; this velocity reads "
@@ -153,23 +171,37 @@ def describe_unfinished(folder: Path) -> str:
             f"{folder}: prep has not finished here (no {MANIFEST}); "
             "run the same prep command again, it goes on where it stopped"
         )
+    if (folder / ".pull").is_dir():
+        return (
+            f"{folder}: velocity shards pull has not finished here (no {MANIFEST}); "
+            "run the same command again, it goes on where it stopped"
+        )
     return f"{folder}: no {MANIFEST} here, so these are no shards; make them with: velocity prep"
 
 
 def load_json(path: Path, missing: str | None = None) -> Json:
     """Read a JSON object; ValueError with one line where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ValueError(missing or f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: no valid JSON ({error})") from None
+    return parse_json(text, path)
+
+
+def parse_json(text: str, path: Path | str) -> Json:
+    """A JSON object from its text; `path` is what an error calls it."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path}: no valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: a JSON object was expected, not a {type(value).__name__}")
     return cast(Json, value)
 
 
-def check_names(path: Path, manifest: Manifest) -> None:
+def check_names(path: Path | str, manifest: Manifest) -> None:
     """Refuse a manifest whose shard names would lead out of its folder."""
     for shard in manifest.shards:
         plain = shard.name == Path(shard.name).name and "\\" not in shard.name

@@ -35,6 +35,11 @@ class Document:
         """The stream's position behind the document's last token."""
         return self.start + self.num_tokens
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it was removed, and its place kept."""
+        return not any(bytes.fromhex(self.doc_hash))
+
 
 class Sidecars:
     """The documents of one split, looked up by place or by what they are."""
@@ -138,10 +143,16 @@ def match_url(url: str) -> Callable[[pa.Table], pa.Array]:
 
 def match_hash(doc_hash: str) -> Callable[[pa.Table], pa.Array]:
     """Marks the documents with this doc_hash, in hexadecimal."""
+    digest = parse_hash(doc_hash)
+    return lambda table: pc.equal(table["doc_hash"], pa.scalar(digest, pa.binary(16)))
+
+
+def parse_hash(doc_hash: str) -> bytes:
+    """The 16 bytes of a doc_hash in hexadecimal; ValueError where it is none."""
     try:
         digest = bytes.fromhex(doc_hash)
     except ValueError:
         digest = b""
     if len(digest) != 16:
         raise ValueError(f"doc hash {doc_hash!r}: expected 32 hexadecimal digits")
-    return lambda table: pc.equal(table["doc_hash"], pa.scalar(digest, pa.binary(16)))
+    return digest

@@ -12,8 +12,8 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -79,6 +79,8 @@ class HubServer:
         self.repos: dict[str, Repo] = {}
         self.faults: list[PlannedFault] = []
         self.requests: list[Request] = []
+        # Called with each request before it is answered.
+        self.watch: Callable[[Request], None] = lambda request: None
         self.lock = threading.Lock()
         self.closing = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), make_handler(self))
@@ -272,7 +274,9 @@ def make_handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             self.handle_request(parse_qs(posted.decode()))
 
         def handle_request(self, form: dict[str, list[str]]) -> None:
-            hub.requests.append(Request(self.command, unquote(self.path), dict(self.headers)))
+            request = Request(self.command, unquote(self.path), dict(self.headers))
+            hub.requests.append(request)
+            hub.watch(request)
             fault = hub.take_fault(self.command, unquote(self.path))
             authorized = "Authorization" in self.headers
             if fault.status:
@@ -299,7 +303,8 @@ def make_handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command != "HEAD":
-                self.send_content(content, fault)
+                with suppress(ConnectionError):  # Who asked may be gone.
+                    self.send_content(content, fault)
 
         def send_content(self, content: bytes, fault: Fault) -> None:
             limits = [n for n in (fault.cut_after, fault.stall_after) if n is not None]

@@ -488,4 +488,4 @@ def test_where_fastokens_is_not_installed_it_is_said(
     said: list[str] = []
     prepare(Request(tmp_path / "shards", Policy(), (str(source),)), said.append)
     assert any("fastokens is not installed" in line and "tokenizers" in line for line in said)
-    assert read_manifest(tmp_path / "shards").environment["encoder"] == "tokenizers"
+    assert read_manifest(tmp_path / "shards").audit["documents_read"] > 0

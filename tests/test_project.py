@@ -139,15 +139,15 @@ def test_data_in_the_current_folder_does_not_shadow_the_package(tmp_path: Path) 
 
 
 def test_no_function_or_file_outgrows_its_idea() -> None:
-    """60 lines a function, 330 a file; the command line's options are a long list by nature."""
+    """60 lines a function's body, 330 a file."""
     too_long = []
     for path in python_files():
         source = path.read_text(encoding="utf-8")
-        if len(source.splitlines()) > 330 and path.name != "cli.py":
+        if len(source.splitlines()) > 330:
             too_long.append(str(path))
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.FunctionDef) and path.name != "cli.py":
-                length = (node.end_lineno or 0) - node.lineno + 1
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.body[0].lineno + 1
                 if length > 60:
                     too_long.append(f"{path}: {node.name} has {length} lines")
     assert too_long == []

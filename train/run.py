@@ -165,7 +165,7 @@ def check_same_run(config: Config, shards: Shards, start: Path, say: Say) -> Non
     fixed = [
         ("data.max_seq_length", before.data.max_seq_length, config.data.max_seq_length),
         ("infrastructure.seed", before.infrastructure.seed, config.infrastructure.seed),
-        ("dataset_id", read_progress(start).dataset_id, shards.manifest.dataset_id),
+        ("dataset_id", find_own_id(shards, start, say), shards.manifest.dataset_id),
     ]
     for entry in fields(config.model):
         old, new = getattr(before.model, entry.name), getattr(config.model, entry.name)
@@ -180,3 +180,19 @@ def check_same_run(config: Config, shards: Shards, start: Path, say: Say) -> Non
         old, new = getattr(before.training, entry.name), getattr(config.training, entry.name)
         if old != new:
             say(f"training.{entry.name} was {old}, is now {new}")
+
+
+def find_own_id(shards: Shards, start: Path, say: Say) -> str:
+    """The dataset_id of a checkpoint; the set's own where all tokens that stayed kept their places.
+
+    The order of samples is then the same, and only what was removed reads as <|endoftext|>.
+    """
+    dataset_id = read_progress(start).dataset_id
+    if dataset_id not in shards.manifest.same_places:
+        return dataset_id
+    say(
+        f"{shards.folder}: documents were removed since {start} was written (dataset_id "
+        f"{dataset_id[:12]} became {shards.manifest.dataset_id[:12]}); every other token kept its "
+        "place, so the run goes on"
+    )
+    return shards.manifest.dataset_id

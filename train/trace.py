@@ -3,7 +3,7 @@
 The log calls the first update step 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from shards.trace import Document, trace_document, trace_samples
 from train.config import Config
 from train.history import History, extend_history, samples_of_step, step_of_sample
 from train.progress import TRAINING_STATE, read_progress, read_run_config
+
+# Steps that are listed for each of many documents.
+MAX_LISTED_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def trace_run(shards: Shards, folder: Path) -> Tracer:
             )
         checkpoint = checkpoints[0]
     progress = read_progress(checkpoint)
-    if progress.dataset_id != shards.manifest.dataset_id:
+    if progress.dataset_id not in (shards.manifest.dataset_id, *shards.manifest.same_places):
         raise ValueError(
             f"{checkpoint}: was trained on dataset_id {progress.dataset_id}, "
             f"{shards.folder} is {shards.manifest.dataset_id}"
@@ -84,8 +87,9 @@ def describe_documents(tracer: Tracer, step: int) -> Iterator[str]:
         yield f"sample {sample}: tokens {start} to {stop} of train"
         for document in documents:
             first, last = max(start, document.start), min(stop, document.stop)
+            state = "removed" if document.is_blank else document.doc_hash
             yield (
-                f"  {last - first} tokens of {document.doc_hash} {document.source_file} "
+                f"  {last - first} tokens of {state} {document.source_file} "
                 f"row {document.source_row} {document.url or ''}".rstrip()
             )
 
@@ -100,3 +104,22 @@ def describe_steps(tracer: Tracer, url: str | None, doc_hash: str | None) -> Ite
         steps = tracer.steps_of_document(document)
         seen = f"steps {', '.join(map(str, steps))}" if steps else "no step"
         yield f"{name}: {seen} of 1 to {tracer.num_steps}"
+
+
+def describe_sightings(tracer: Tracer, documents: Iterable[Document]) -> Iterator[str]:
+    """For each document of the train split the steps that saw it, and how much that is in all."""
+    num_documents, num_seen = 0, 0
+    all_steps: set[int] = set()
+    for document in documents:
+        steps = tracer.steps_of_document(document)
+        num_documents += 1
+        num_seen += bool(steps)
+        all_steps.update(steps)
+        seen = "steps " + ", ".join(map(str, steps[:MAX_LISTED_STEPS])) if steps else "no step"
+        if len(steps) > MAX_LISTED_STEPS:
+            seen += f" and {len(steps) - MAX_LISTED_STEPS:,} more"
+        yield f"{document.doc_hash} {document.source_file} row {document.source_row}: {seen}"
+    yield (
+        f"{num_seen:,} of {num_documents:,} documents were seen, "
+        f"in {len(all_steps):,} of {tracer.num_steps:,} steps"
+    )

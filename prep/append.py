@@ -1,0 +1,207 @@
+"""`velocity prep --append`: more sources for a finished set, as a new version of it.
+
+.prep/append/      the new sources as a set of their own, made as any other is
+
+When that set is whole its shards get the names behind the last ones of the old set, by a rename,
+and a manifest that names both takes the place of the old one. No file of the old set is touched.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from prep.finish import check_conservation
+from prep.plan import Plan
+from prep.receipts import Audit, make_folders, plan_path
+from prep.request import Request, Say
+from prep.run import prepare
+from prep.settle import has_begun, settle_plan
+from prep.tokenizer import build_gpt2_json
+from shards.format import SPLITS, Json, Manifest, Shard, load_json, make_manifest, read_manifest
+from shards.versions import (
+    NextVersion,
+    append_folder,
+    commit_version,
+    finish_version,
+    lock_set,
+)
+
+# How the new sources are read and how many of them, which may differ from append to append.
+OWN_OPTIONS = {
+    "text_column",
+    "blank_line_documents",
+    "max_documents",
+    "max_tokens",
+    "unit_bytes",
+    "sample",
+}
+NUMBERED = re.compile(r"(train|validation)-(\d+)(.*\.bin)")
+
+
+def append_sources(request: Request, say: Say) -> Manifest:
+    """Add the request's sources to the set in `request.out`; returns the new version's manifest.
+
+    Raises ValueError or OSError for what the user can mend; the set stays as it was until the new
+    version takes its place, and the same call goes on after a kill.
+    """
+    out = request.out
+    read_manifest(out)  # So that a folder without a set is told as such, and left as it is.
+    with lock_set(out):
+        if finish_version(out):
+            say(f"{out}: finished a version whose command was stopped")
+        manifest = read_manifest(out)
+        check_policy(manifest, request)
+        folder = append_folder(out)
+        request = replace(request, out=folder, after=out)
+        make_folders(folder)
+        if has_begun(folder):
+            say(f"{out}: going on with the append in {folder}; remove that folder to give it up")
+        plan = settle_plan(request, lambda line: None)
+        if is_appended(manifest, plan):
+            shutil.rmtree(folder)
+            say(f"{out}: these sources are in the set already; nothing was done")
+            return manifest
+        check_sources(manifest, plan)
+        addition = prepare(request, say)
+        following = join(manifest, addition, load_json(plan_path(folder))["plan_id"])
+        manifest = commit_version(out, plan_version(out, manifest, addition, following))
+    for line in summarize(out, manifest):
+        say(line)
+    return manifest
+
+
+def check_policy(manifest: Manifest, request: Request) -> None:
+    """ValueError where the new documents would be treated unlike those that are there."""
+    tokenizer = hashlib.sha256(build_gpt2_json().encode()).hexdigest()
+    if manifest.content["tokenizer"]["sha256"] != tokenizer:
+        raise ValueError(
+            f"{request.out}: was made with another tokenizer than the one that this velocity "
+            "encodes with, so nothing can be appended to it"
+        )
+    before = manifest.content["policy"]
+    wanted = json.loads(json.dumps(request.policy.content))
+    differences = [
+        f"{name} was {before.get(name)}, is now {wanted.get(name)}"
+        for name in sorted({*before, *wanted} - OWN_OPTIONS)
+        if before.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{request.out}: was made with other options: {'; '.join(differences)}; "
+            "append with the options that it was made with"
+        )
+
+
+def is_appended(manifest: Manifest, plan: Plan) -> bool:
+    """Whether an append with this very plan is in the set."""
+    return any(entry["plan_id"] == plan.plan_id for entry in list_appended(manifest))
+
+
+def list_appended(manifest: Manifest) -> list[Json]:
+    """What was appended so far, the first one first."""
+    return list(manifest.content.get("appended", []))
+
+
+def check_sources(manifest: Manifest, plan: Plan) -> None:
+    """ValueError where a source is in the set already, or would be taken for one that is."""
+    here = plan.hub.repo if plan.hub else None
+    known = list_sources(manifest)
+    present = [source.name for source in plan.sources if (here, source.name) in known]
+    if present:
+        more = f" (and {len(present) - 1:,} more)" if len(present) > 1 else ""
+        raise ValueError(
+            f"{present[0]}{more}: the set has a source of this name already; leave it out, or if "
+            "it is another file, give it another name (a link will do)"
+        )
+
+
+def list_sources(manifest: Manifest) -> set[tuple[str | None, str]]:
+    """The sources of a set: the Hub's repository, None for local files, and the name."""
+    sources, appended = manifest.content["sources"], list_appended(manifest)
+    files = sources["files"]
+    num_first = len(files) - sum(entry["files"] for entry in appended)
+    groups = [(sources["hub"], num_first)] + [(e["hub"], e["files"]) for e in appended]
+    repositories = [hub["repo"] if hub else None for hub, count in groups for _ in range(count)]
+    names = [file["name"] for file in files]
+    return set(zip(repositories, names, strict=True))
+
+
+def join(manifest: Manifest, addition: Manifest, plan_id: str) -> str:
+    """The manifest of the new version: the old set's shards first in each split."""
+    renamed = rename_shards(manifest, addition)
+    sources, more = manifest.content["sources"], addition.content["sources"]
+    shards = [
+        shard
+        for split in SPLITS
+        for shard in [*manifest.split(split), *(renamed[new] for new in addition.split(split))]
+    ]
+    content = {
+        **{key: value for key, value in manifest.content.items() if key != "same_places"},
+        "sources": sources | {"files": [*sources["files"], *more["files"]]},
+        "appended": [
+            *list_appended(manifest),
+            {
+                "hub": more["hub"],
+                "files": len(more["files"]),
+                "policy": addition.content["policy"],
+                "plan_id": plan_id,
+            },
+        ],
+        "parent": {
+            "dataset_id": manifest.dataset_id,
+            "change": "append",
+            "documents": sum(shard.num_documents for shard in addition.shards),
+            "tokens": sum(shard.num_tokens for shard in addition.shards),
+        },
+    }
+    audit = Audit(**manifest.audit)
+    audit.add(Audit(**addition.audit))
+    check_conservation(audit)
+    hashes = addition.environment["sidecar_sha256"]
+    environment = manifest.environment | {
+        "sidecar_sha256": manifest.environment.get("sidecar_sha256", {})
+        | {shard.sidecar: hashes[old.sidecar] for old, shard in renamed.items()},
+        "changed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    return make_manifest(content, shards, asdict(audit), environment)
+
+
+def rename_shards(manifest: Manifest, addition: Manifest) -> dict[Shard, Shard]:
+    """The new shards under the names that they get: their units' numbers go on."""
+    matches = [NUMBERED.fullmatch(shard.name) for shard in manifest.shards]
+    first = 1 + max((int(match[2]) for match in matches if match), default=-1)
+
+    def rename(shard: Shard) -> Shard:
+        match = NUMBERED.fullmatch(shard.name)
+        assert match is not None
+        return replace(shard, name=f"{match[1]}-{first + int(match[2]):05d}{match[3]}")
+
+    return {shard: rename(shard) for shard in addition.shards}
+
+
+def plan_version(out: Path, manifest: Manifest, addition: Manifest, text: str) -> NextVersion:
+    """The new shards' way into the set's folder; what they were made in goes."""
+    folder = append_folder(out).relative_to(out)
+    names: list[Callable[[Shard], str]] = [lambda s: s.sidecar, lambda s: s.name]
+    moves = tuple(
+        ((folder / name(old)).as_posix(), name(new))
+        for old, new in rename_shards(manifest, addition).items()
+        for name in names
+    )
+    return NextVersion(text, moves, deletes=(), clears=(folder.as_posix(),))
+
+
+def summarize(out: Path, manifest: Manifest) -> list[str]:
+    """What came to the set."""
+    parent = manifest.content["parent"]
+    return [
+        f"{out}: appended {parent['documents']:,} documents, {parent['tokens']:,} tokens; the set "
+        f"has {manifest.num_tokens('train'):,} train tokens now, "
+        f"{manifest.num_tokens('validation'):,} validation tokens",
+        f"dataset_id {parent['dataset_id']} became {manifest.dataset_id}",
+    ]

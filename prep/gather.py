@@ -1,0 +1,146 @@
+"""`velocity prep --finish`: what the parts left -> one set, if nothing is missing or damaged."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from prep.budget import Budget
+from prep.dedup import finish_units
+from prep.finish import summarize, write_manifest
+from prep.forecast import format_bytes
+from prep.ledger import Ledger
+from prep.part import find_parts, hold_whole
+from prep.plan import Plan, restore_plan
+from prep.receipts import Receipt, discard_unit, make_folders, plan_path, temporary_folder
+from prep.request import Say
+from prep.run import clear_folder, clear_leftovers
+from shards.durable import hash_file
+from shards.format import MANIFEST, TOKEN_BYTES, TOKENIZER, Manifest, load_json, read_manifest
+
+MAX_NAMED = 8
+
+
+def finish_parts(out: Path, workers: int, say: Say) -> Manifest:
+    """Check that every unit is there and whole, and write the manifest.
+
+    Raises ValueError naming what is missing or damaged, and the parts to run again; a damaged
+    unit is taken back, so that its part makes it anew.
+    """
+    if not plan_path(out).exists():
+        raise ValueError(
+            f"{out}: no plan here, so no part was begun; "
+            f"begin with: velocity prep --out {out} --part 0/N ..., and so on to N - 1"
+        )
+    make_folders(out)
+    with hold_whole(out):
+        plan = load_plan(out)
+        if (out / MANIFEST).exists():
+            say(f"{out}: this set is finished already; nothing was done")
+            return read_manifest(out)
+        clear_folder(temporary_folder(out))
+        finish_units(out)
+        budget = Budget(plan.policy.max_documents, plan.policy.max_tokens)
+        ledger = Ledger(out, plan.plan_id, range(len(plan.units)), budget)
+        if not ledger.is_complete:
+            undone = ledger.undone
+            raise ValueError(
+                f"{out}: {len(undone):,} of {len(plan.units):,} units are not done "
+                f"({list_numbers(undone)}); {advise(out, undone)}"
+            )
+        receipts = ledger.close()
+        check_bytes(out, plan, receipts, workers, say)
+        manifest = write_manifest(out, plan, receipts, workers, None)
+        clear_leftovers(out)
+    for line in summarize(manifest, out):
+        say(line)
+    return manifest
+
+
+def load_plan(out: Path) -> Plan:
+    """The plan that the parts were done under."""
+    path = plan_path(out)
+    raw = load_json(path)
+    try:
+        plan = restore_plan(raw["content"])
+        is_whole = plan.plan_id == raw["plan_id"]
+    except (KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(
+            f"{path}: is damaged, or of another version of velocity; finish with the version "
+            "that did the parts, or choose another --out and start again"
+        )
+    return plan
+
+
+def check_bytes(out: Path, plan: Plan, receipts: Sequence[Receipt], workers: int, say: Say) -> None:
+    """Hash every file again; ValueError naming those that are not what their receipts say."""
+    if hash_file(out / TOKENIZER) != plan.tokenizer_sha256:
+        raise ValueError(
+            f"{out / TOKENIZER}: is not the plan's any more; remove it and run any part again, "
+            "which writes it"
+        )
+    num_tokens = sum(shard.num_tokens for receipt in receipts for shard in receipt.shards)
+    size = format_bytes(num_tokens * TOKEN_BYTES)
+    say(f"all {len(plan.units):,} units are there; reading {size} of shards")
+    damaged: dict[int, str] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        for receipt, name in zip(
+            receipts, pool.map(lambda receipt: find_damage(out, receipt), receipts), strict=True
+        ):
+            if name:
+                damaged[receipt.unit] = name
+    for unit in damaged:
+        discard_unit(out, unit)
+    if damaged:
+        names = list(damaged.values())
+        more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
+        raise ValueError(
+            f"{out}: {', '.join(names[:MAX_NAMED])}{more}: not what was written there (sha256); "
+            f"taken back, so that it is made anew; {advise(out, list(damaged))}"
+        )
+
+
+def find_damage(out: Path, receipt: Receipt) -> str | None:
+    """The first of a unit's files whose bytes are not those that were written."""
+    for shard in receipt.shards:
+        for name, sha256 in (
+            (shard.name, shard.sha256),
+            (shard.sidecar, receipt.sidecar_sha256[shard.sidecar]),
+        ):
+            if hash_file(out / name) != sha256:
+                return name
+    return None
+
+
+def advise(out: Path, units: list[int]) -> str:
+    """What to run again for units that are missing."""
+    parts = find_parts(out)
+    if not parts:
+        return "run the same velocity prep command again"
+    count = parts[-1].count
+    numbers = sorted({unit % count for unit in units})
+    return (
+        f"run again of the {count} parts: {list_numbers(numbers)} "
+        f"(sbatch --array={','.join(find_ranges(numbers))}), then --finish"
+    )
+
+
+def list_numbers(numbers: list[int]) -> str:
+    """Numbers as people write them, cut where they are many."""
+    ranges = list(find_ranges(numbers))
+    return ", ".join(ranges[:MAX_NAMED]) + (", ..." if len(ranges) > MAX_NAMED else "")
+
+
+def find_ranges(numbers: list[int]) -> Iterator[str]:
+    """Ascending numbers as ranges.
+
+    >>> list(find_ranges([0, 2, 3, 4, 9]))
+    ['0', '2-4', '9']
+    """
+    start = 0
+    for place in range(1, len(numbers) + 1):
+        if place == len(numbers) or numbers[place] != numbers[place - 1] + 1:
+            first, last = numbers[start], numbers[place - 1]
+            yield str(first) if first == last else f"{first}-{last}"
+            start = place

@@ -1,0 +1,52 @@
+"""`velocity prep --part i/n`: the units of one part, beside processes that do the others.
+
+All parts make or find the same plan; each touches nothing but its own units, their temporary
+files among it, so it may be killed and started again at any time. prep/gather.py ends the run.
+"""
+
+from prep.budget import Budget
+from prep.dedup import dedup_folder
+from prep.ledger import Ledger
+from prep.part import Part, hold_part
+from prep.receipts import make_folders, temporary_folder
+from prep.request import Request, Say
+from prep.run import do_units, remove
+from prep.settle import share_plan
+from shards.format import MANIFEST
+
+
+def prepare_part(request: Request, say: Say) -> None:
+    """Do the units of `request.part`, those that are not done.
+
+    Raises ValueError or OSError for what the user can mend; what was committed stays.
+    """
+    part, out = request.part, request.out
+    assert part is not None
+    make_folders(out)
+    with hold_part(out, part):
+        plan = share_plan(request, say)
+        if (out / MANIFEST).exists():
+            say(f"{out}: this set is finished already; nothing was done")
+            return
+        if dedup_folder(out).exists():
+            raise ValueError(
+                f"{out}: all units are done, and --finish was interrupted; "
+                f"run it again: velocity prep --out {out} --finish"
+            )
+        clear_part(request, part)
+        ledger = Ledger(out, plan.plan_id, part.choose_units(len(plan.units)), Budget())
+        num_units, num_done = len(ledger.units), len(ledger.receipts)
+        say(f"part {part}: {num_units:,} of the units, {num_done:,} of them done")
+        do_units(request, plan, ledger, say)
+    say(
+        f"part {part} is done; when all parts 0 to {part.count - 1} are: "
+        f"velocity prep --out {out} --finish"
+    )
+
+
+def clear_part(request: Request, part: Part) -> None:
+    """Remove the unfinished files that a killed process of this part left."""
+    for leftover in temporary_folder(request.out).iterdir():
+        unit = leftover.name.partition("-")[0]
+        if unit.isdigit() and int(unit) % part.count == part.number:
+            remove(leftover)

@@ -1,0 +1,195 @@
+"""`velocity prep --out s3://...`: a set made in a folder of this disk, and sent as it comes about.
+
+The folder ("staging") is an ordinary --out, in which all goes on as always. A thread looks for new
+receipts and sends their shards. When the set is finished, `push_shards` compares what lies at the
+URL with the manifest, sends what is missing, and writes the manifest there, last.
+"""
+
+import io
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from prep.plan import Policy
+from prep.receipts import parse_receipt, plan_path, work_folder
+from prep.request import Request, Say
+from shards.format import MANIFEST, Shard, load_json
+from shards.push import (
+    UPLOAD,
+    LocalFile,
+    Note,
+    is_there,
+    list_shard,
+    name_plan,
+    push_shards,
+    read_note,
+    refuse,
+    send_file,
+    write_note,
+)
+from shards.storage import Storage, StorageError, open_storage
+from shards.transfer import Meter, Stopped, keep_trying, transfer_all
+from shards.url import is_url, restore_url, show_url
+
+LOOK_SECONDS = 1.0
+FAULT_SECONDS = 60.0
+# The cores are the encoders': a few files at a time keep the line busy.
+NUM_FILES = 4
+
+
+def split_out(out: Path, staging: Path | None, compress: bool) -> tuple[str | None, Path]:
+    """The URL of --out, where it is one, and the folder in which the set is made."""
+    if not is_url(out):
+        for option, given in (("--staging", staging is not None), ("--compress", compress)):
+            if given:
+                raise ValueError(f"{option} is for an --out that is a URL, and {out} is a folder")
+        return None, out
+    url = restore_url(out)
+    return url, staging or Path(show_url(url).rsplit("/", 1)[-1])
+
+
+def sends_units(policy: Policy) -> bool:
+    """Whether a unit's shards are the set's as soon as they are committed.
+
+    With limits a unit may be done again, and with --dedup it is cut when all are there.
+    """
+    limits = (policy.max_documents, policy.max_tokens, policy.dedup)
+    return all(limit is None for limit in limits)
+
+
+def check_url(url: str, folder: Path) -> None:
+    """Ask the storage before hours are spent: ValueError where the URL is not free for this set."""
+    storage = open_storage(url)
+    listed = storage.list_files()
+    if MANIFEST in listed and not (folder / MANIFEST).exists():
+        refuse(storage, f"holds a finished set, and {folder} none")
+    if UPLOAD in listed and not plan_path(folder).exists():
+        refuse(
+            storage, f"holds an upload that has not finished, and that {folder} knows nothing of"
+        )
+
+
+@contextmanager
+def sending(
+    url: str | None, request: Request, say: Say, compress: bool, in_one_go: bool
+) -> Iterator[None]:
+    """Send to `url`, if any, what is made inside; a part's shards are sent by --finish."""
+    if url is None:
+        yield
+        return
+    check_url(url, request.out)
+    say(f"the set is made in {request.out} and sent to {show_url(url)}")
+    if in_one_go and sends_units(request.policy):
+        with upload_beside(url, request.out, compress, say):
+            yield
+    else:
+        yield
+    if request.part is None:
+        push_shards(request.out, url, say, compress)
+
+
+@contextmanager
+def upload_beside(url: str, folder: Path, compress: bool, say: Say) -> Iterator[None]:
+    """Send what is committed in `folder` while the set is being made."""
+    upload = Upload(open_storage(url), folder, compress, say)
+    upload.start()
+    try:
+        yield
+    finally:
+        upload.stop()
+
+
+class Upload:
+    """A thread that sends the shards of each new receipt."""
+
+    def __init__(self, storage: Storage, folder: Path, compress: bool, say: Say) -> None:
+        self.storage = storage
+        self.folder = folder
+        self.compress = compress
+        self.say = say
+        self.sent: set[str] = set()
+        self.listed: dict[str, int] | None = None
+        self.ending = threading.Event()
+        self.meter = make_meter()
+        self.thread = threading.Thread(target=self.run, name="upload", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self.thread.start()
+
+    def stop(self) -> None:
+        """End at the next piece; what is left is sent when the set is finished."""
+        self.ending.set()
+        self.meter.stopping.set()
+        self.thread.join()
+
+    def run(self) -> None:
+        """Send what is new, again and again. A fault is told, and ends no prep."""
+        seconds = LOOK_SECONDS
+        while not self.ending.wait(seconds):
+            try:
+                self.send_new()
+                seconds = LOOK_SECONDS
+            except Stopped:
+                return
+            except StorageError as error:
+                self.say(f"{error}; the upload is tried again beside the work")
+                self.meter, self.listed = make_meter(), None
+                seconds = FAULT_SECONDS
+            except (ValueError, OSError) as error:
+                self.say(f"{error}; the upload waits until the set is finished in {self.folder}")
+                return
+
+    def send_new(self) -> None:
+        """Send the shards of the receipts that were not there before."""
+        receipts = sorted((work_folder(self.folder) / "units").glob("*.json"))
+        for path in receipts:
+            if path.name not in self.sent:
+                receipt = parse_receipt(load_json(path))
+                sidecars = receipt.sidecar_sha256
+                self.send_shards(receipt.plan_id, receipt.shards, sidecars)
+                self.sent.add(path.name)
+
+    def send_shards(
+        self, plan_id: str, shards: Sequence[Shard], sidecar_sha256: dict[str, str]
+    ) -> None:
+        """Send the files of a unit, those that do not lie there from an earlier run."""
+        listed = self.claim(plan_id)
+        files = [
+            file
+            for shard in shards
+            for file in list_shard(self.folder, shard, sidecar_sha256.get(shard.sidecar))
+        ]
+
+        def work(file: LocalFile, meter: Meter) -> str | None:
+            if not is_there(self.storage, listed, file):
+                keep_trying(lambda: send_file(self.storage, file, self.compress, meter), meter)
+            return None
+
+        for _ in transfer_all(files, work, self.meter, NUM_FILES):
+            raise AssertionError
+
+    def claim(self, plan_id: str) -> dict[str, int]:
+        """What lies at the URL, once it is known to be this plan's."""
+        if self.listed is None:
+            self.listed = self.storage.list_files()
+            owner = name_plan(plan_id)
+            if UPLOAD not in self.listed:
+                refuse_files(self.storage, self.listed)
+                write_note(self.storage, Note(owner, []))
+            elif read_note(self.storage).owner != owner:
+                refuse(self.storage, "holds an upload of another set that has not finished")
+        return self.listed
+
+
+def make_meter() -> Meter:
+    """One that shows nothing: prep has a progress line of its own."""
+    return Meter(0, 0, io.StringIO())
+
+
+def refuse_files(storage: Storage, listed: dict[str, int]) -> None:
+    """ValueError where files of another origin lie that look like a set's."""
+    taken = [name for name in listed if name.endswith((".bin", ".bin.zst", ".docs.parquet"))]
+    if MANIFEST in listed or taken:
+        refuse(storage, f"holds a file {(taken or [MANIFEST])[0]} of another origin")

@@ -1,0 +1,209 @@
+"""Exact copies in a set, counted by doc_hash in memory that does not grow with the set.
+
+The hashes are read several times, each time a range of their first 64 bits: once for each
+52 M documents, to find the values that repeat, and once more to look at those documents whole.
+That takes 0.5 GiB, and at most 2 GiB where nearly every document has a copy.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.format import Shard
+from shards.progress import ReadProgress
+from shards.writer import count_tokens
+
+Keys = npt.NDArray[np.uint64]
+Counts = npt.NDArray[np.int64]
+
+# Hashes in memory at a time, 8 bytes each; a range is chosen to fill four fifths of it.
+CAPACITY = 1 << 26
+# So many repeated values, 32 bytes each, are looked at before more are searched for.
+MAX_REPEATED = 1 << 23
+BLOCK = 1 << 20
+
+
+@dataclass
+class Duplicates:
+    """What of a set is a copy of something else in it."""
+
+    # Texts that occur more than once.
+    texts: int = 0
+    # Documents beyond the first of each text, and their tokens.
+    documents: int = 0
+    tokens: int = 0
+    # Documents of validation whose text is in train too.
+    validation_documents_in_train: int = 0
+
+
+def count_duplicates(folder: Path, shards: list[Shard], capacity: int = CAPACITY) -> Duplicates:
+    """Count the exact copies among the shards' documents."""
+    total = sum(shard.num_documents for shard in shards)
+    capacity = max(min(total, capacity), 1)
+    num_ranges = 1 if total <= capacity else -(-total * 5 // (capacity * 4))
+    bounds = [2**64 * place // num_ranges for place in range(num_ranges + 1)]
+    found = Duplicates()
+    repeated: Keys = np.empty(0, np.uint64)
+    progress = ReadProgress("hashes", total * (num_ranges + 1))
+    finder = RepeatFinder(capacity)
+    for start, stop in pairwise(bounds):
+        for batch in read_hashes(folder, shards):
+            progress.add(len(batch.keys))
+            finder.add(choose_range(batch.keys, start, stop))
+        repeated = np.concatenate([repeated, finder.finish()])
+        if len(repeated) > MAX_REPEATED or (len(repeated) and stop == bounds[-1]):
+            if stop < bounds[-1]:  # One reading more than there would be with fewer copies.
+                progress.total += total
+            count_copies(folder, shards, repeated, found, progress)
+            repeated = repeated[:0]
+    progress.finish()
+    return found
+
+
+def choose_range(keys: Keys, start: int, stop: int) -> Keys:
+    """The keys from `start` to below `stop`."""
+    if stop - start == 2**64:
+        return keys
+    return keys[(keys >= np.uint64(start)) & (keys <= np.uint64(stop - 1))]
+
+
+class HashBatch(NamedTuple):
+    """Documents of one shard: both halves of their hashes, and their sizes in tokens."""
+
+    keys: Keys
+    rest: Keys
+    sizes: Counts
+    is_validation: bool
+
+
+def read_hashes(folder: Path, shards: list[Shard]) -> Iterator[HashBatch]:
+    """The hashes of all documents, in order."""
+    for shard in shards:
+        with pq.ParquetFile(folder / shard.sidecar) as file:
+            for batch in file.iter_batches(columns=["num_tokens", "doc_hash"]):
+                (keys, rest), sizes = split_hashes(batch.column("doc_hash")), count_tokens(batch)
+                is_document = (keys != 0) | (rest != 0)
+                if not is_document.all():
+                    keys, rest, sizes = keys[is_document], rest[is_document], sizes[is_document]
+                yield HashBatch(keys, rest, sizes, shard.split == "validation")
+
+
+def split_hashes(column: pa.Array) -> tuple[Keys, Keys]:
+    """Both halves of each doc_hash; where both are 0, `velocity shards remove` took it out."""
+    halves = np.frombuffer(column.buffers()[1], np.uint64)
+    halves = halves[2 * column.offset :][: 2 * len(column)]
+    return halves[::2], halves[1::2]
+
+
+class RepeatFinder:
+    """Finds the keys that were added more than once."""
+
+    def __init__(self, capacity: int) -> None:
+        self.keys: Keys = np.empty(capacity, np.uint64)
+        self.num_keys = 0
+        self.repeated: Keys = np.empty(0, np.uint64)
+
+    def add(self, keys: Keys) -> None:
+        """Add keys, in any order."""
+        while len(keys):
+            if self.num_keys == len(self.keys):
+                self._drop_repeated()
+            if self.num_keys == len(self.keys):  # Hashes that are not spread evenly.
+                self.keys = np.concatenate([self.keys, np.empty_like(self.keys)])
+            piece = keys[: len(self.keys) - self.num_keys]
+            self.keys[self.num_keys : self.num_keys + len(piece)] = piece
+            self.num_keys += len(piece)
+            keys = keys[len(piece) :]
+
+    def finish(self) -> Keys:
+        """The repeated keys, sorted; the finder is empty again."""
+        self._drop_repeated()
+        repeated, self.repeated = self.repeated, self.repeated[:0]
+        self.num_keys = 0
+        return repeated
+
+    def _drop_repeated(self) -> None:
+        """Sort the keys and keep one of each, noting which there were several of."""
+        keys = self.keys[: self.num_keys]
+        keys.sort()
+        found = [self.repeated]
+        num_kept = 0
+        for start in range(0, len(keys), BLOCK):
+            block = keys[start : start + BLOCK].copy()
+            is_repeat = np.empty(len(block), np.bool_)
+            is_repeat[1:] = block[1:] == block[:-1]
+            # The block before was moved to the front; its last key is the last one kept.
+            is_repeat[0] = num_kept > 0 and block[0] == keys[num_kept - 1]
+            found.append(np.unique(block[is_repeat]))
+            kept = block[~is_repeat]
+            keys[num_kept : num_kept + len(kept)] = kept
+            num_kept += len(kept)
+        self.num_keys = num_kept
+        self.repeated = np.unique(np.concatenate(found))
+
+
+def count_copies(
+    folder: Path, shards: list[Shard], repeated: Keys, found: Duplicates, progress: ReadProgress
+) -> None:
+    """Look at the documents whose first 64 bits repeat (sorted), and add their copies to `found`.
+
+    Two texts may share 64 bits without being equal. The first one of a key stands for it; the
+    others of another text, of which a set of 10^9 documents has none, are counted one by one.
+    """
+    rest = np.zeros(len(repeated), np.uint64)
+    num_train, num_validation = (np.zeros(len(repeated), np.int32) for _ in range(2))
+    others: dict[tuple[int, int], list[tuple[int, bool]]] = {}
+    for batch in read_hashes(folder, shards):
+        progress.add(len(batch.keys))
+        places = np.searchsorted(repeated, batch.keys)
+        places[places == len(repeated)] = 0
+        chosen = np.flatnonzero(repeated[places] == batch.keys)
+        places = places[chosen]
+        # Backwards, so that of several documents of a new key the first one is written last.
+        new = np.flatnonzero(num_train[places] + num_validation[places] == 0)[::-1]
+        rest[places[new]] = batch.rest[chosen[new]]
+        is_same = rest[places] == batch.rest[chosen]
+        is_first = find_first(places, num_train, num_validation)
+        found.tokens += int(batch.sizes[chosen[is_same & ~is_first]].sum())
+        counts = num_validation if batch.is_validation else num_train
+        np.add.at(counts, places[is_same], 1)
+        for place in np.flatnonzero(~is_same).tolist():
+            document = chosen[place]
+            text = int(batch.keys[document]), int(batch.rest[document])
+            size = int(batch.sizes[document])
+            others.setdefault(text, []).append((size, batch.is_validation))
+    num_documents = num_train.astype(np.int64) + num_validation
+    found.texts += int((num_documents > 1).sum())
+    found.documents += int((num_documents - 1).sum())
+    found.validation_documents_in_train += int(num_validation[num_train > 0].sum())
+    for copies in others.values():
+        add_copies(found, copies)
+
+
+def find_first(
+    places: npt.NDArray[np.intp],
+    num_train: npt.NDArray[np.int32],
+    num_validation: npt.NDArray[np.int32],
+) -> npt.NDArray[np.bool_]:
+    """Which of a batch's documents are the first of their key."""
+    is_first = np.zeros(len(places), np.bool_)
+    is_first[np.unique(places, return_index=True)[1]] = True
+    is_first &= num_train[places] + num_validation[places] == 0
+    return is_first
+
+
+def add_copies(found: Duplicates, documents: list[tuple[int, bool]]) -> None:
+    """Add the documents of one text, as (tokens, whether in validation)."""
+    num_validation = sum(is_validation for _, is_validation in documents)
+    found.texts += len(documents) > 1
+    found.documents += len(documents) - 1
+    found.tokens += sum(size for size, _ in documents[1:])
+    if num_validation < len(documents):
+        found.validation_documents_in_train += num_validation

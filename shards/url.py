@@ -1,0 +1,52 @@
+"""Names of folders that may be URLs: told from paths, and shown without what is secret in them.
+
+Command lines turn their arguments into Path, which makes `s3:/bucket/set` of `s3://bucket/set`;
+`restore_url` undoes that.
+"""
+
+import re
+from pathlib import Path
+
+# Two letters at least, so that C:/ is a path.
+SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/+")
+
+
+def is_url(name: str | Path) -> bool:
+    """Whether a folder's name is a URL.
+
+    >>> is_url("s3://bucket/set"), is_url(Path("gs://bucket/set")), is_url("data/shards")
+    (True, True, False)
+    """
+    return SCHEME.match(str(name)) is not None
+
+
+def restore_url(name: str | Path) -> str:
+    """The URL that a Path was made of.
+
+    >>> restore_url(Path("s3://bucket/set")), restore_url(Path("file:///mnt/set"))
+    ('s3://bucket/set', 'file:///mnt/set')
+    """
+    return SCHEME.sub(lambda found: found[1] + (":///" if found[1] == "file" else "://"), str(name))
+
+
+def show_url(url: str) -> str:
+    """A URL as it may be printed: without credentials and query.
+
+    >>> show_url("s3://key:secret@bucket/set/?region=eu-west-1")
+    's3://bucket/set'
+    """
+    # A secret that was not encoded may hold any sign.
+    url = re.sub(r"://[^/@:]*:.*@", "://", url.partition("?")[0])
+    return re.sub(r"://[^/@]*@", "://", url).rstrip("/")
+
+
+def refuse_url(name: str | Path) -> None:
+    """ValueError with the command to type, where a folder of the local disk is needed."""
+    if not is_url(name):
+        return
+    url = show_url(restore_url(name))
+    folder = url.rsplit("/", 1)[-1] or "shards"
+    raise ValueError(
+        f"{url}: shards are read from the local disk; bring them there with: "
+        f"velocity shards pull {url} {folder}/ and name {folder}/ instead"
+    )
