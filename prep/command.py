@@ -1,9 +1,12 @@
 """`velocity prep`: its options, and what becomes of them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from prep.request import Request
 
 
 def prep(
@@ -114,14 +117,10 @@ def prep(
     ] = False,
 ) -> None:
     """Turn documents into token shards, once, offline. The same command again goes on."""
-    from prep.append import append_sources
-    from prep.gather import finish_parts
     from prep.part import parse_part
     from prep.plan import Policy
     from prep.request import Request
-    from prep.run import count_cores, prepare
-    from prep.run_part import prepare_part
-    from prep.upload import sending, split_out
+    from prep.upload import split_out
 
     url, out = split_out(out, staging, compress)
     policy = Policy(
@@ -158,23 +157,34 @@ def prep(
         raise ValueError("--finish comes when all parts are done; run it without --part")
     if append and (finish or part):
         raise ValueError("--append is no work for --part and --finish; --engine ray shares it")
-    in_one_go = not (finish or append or part)
     try:
-        with sending(url, request, tell, compress, in_one_go):
-            if finish:
-                finish_parts(out, workers or count_cores(), tell)
-            elif append:
-                append_sources(request, tell)
-            elif request.part:
-                prepare_part(request, tell)
-                return
-            else:
-                prepare(request, tell)
+        work(request, finish, append, url, compress)
     except KeyboardInterrupt:
         tell(f"stopped; what is committed in {out} stays, and the same command goes on from there")
         raise typer.Exit(130) from None
-    option = "" if out == Path("shards") else f" data.shards={out}"
-    tell(f"next: torchrun --nproc_per_node 1 -m train{option}")
+    if part is None:
+        option = "" if out == Path("shards") else f" data.shards={out}"
+        tell(f"next: torchrun --nproc_per_node 1 -m train{option}")
+
+
+def work(request: "Request", finish: bool, append: bool, url: str | None, compress: bool) -> None:
+    """Do what was asked for: a set, a part of it, its finish, or an addition; and send it."""
+    from prep.append import append_sources
+    from prep.gather import finish_parts
+    from prep.run import count_cores, prepare
+    from prep.run_part import prepare_part
+    from prep.upload import sending
+
+    in_one_go = not (finish or append or request.part)
+    with sending(url, request, tell, compress, in_one_go):
+        if finish:
+            finish_parts(request.out, request.workers or count_cores(), tell)
+        elif append:
+            append_sources(request, tell)
+        elif request.part:
+            prepare_part(request, tell)
+        else:
+            prepare(request, tell)
 
 
 def tell(text: str) -> None:
