@@ -34,7 +34,7 @@ from prep.receipts import (
     temporary_folder,
     work_folder,
 )
-from shards.durable import commit, sync_folder, write_file
+from shards.durable import commit, naming, sync_folder, write_file
 from shards.format import Shard, load_json
 from shards.rewrite import BLANK_HASH, Rewriter, Rewritten, make_rewriter
 
@@ -83,7 +83,8 @@ def find_copies(shards: Sequence[PlacedShard], temporary: Path) -> Copies:
     num_documents = sum(placed.shard.num_documents for placed in shards)
     num_files = min(1 << (num_documents // SORTED_HASHES).bit_length(), MAX_FILES)
     paths = [temporary / f"hashes-{place:03d}" for place in range(num_files)]
-    deal_hashes(read_hashes(shards), paths)
+    with naming(temporary):
+        deal_hashes(read_hashes(shards), paths)
     copies = Copies(num_documents)
     for path in paths:
         for numbers in find_repeated(path):
@@ -200,8 +201,9 @@ def drop_copies(
             following = list(threads.map(drop, receipts, firsts[:-1]))
     except OSError as error:
         raise ValueError(
-            f"{out}: a unit could not be written again ({error.strerror or error}); "
-            "free some disk and run the same command again, what is committed stays"
+            f"{out}: a unit could not be written again "
+            f"({os.strerror(error.errno) if error.errno else error}); "
+            "free some disk and run the same command again; what is committed stays"
         ) from error
     finish_units(out)
     return following

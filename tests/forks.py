@@ -10,20 +10,28 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from tests.killed import import_all, run_velocity
 
 
 def warm(tokenizer_json: Path) -> None:
     """Import and load what every run needs; the tokenizer is the same one in all of them."""
     import_all()
+    import prep.dedup
+    import prep.finish
     import prep.gather
     import prep.run_part
     import prep.settle
     import prep.units
     from prep.encoder import Encoder, choose_encoder
 
+    pa.array(["Arrow looks for pandas once."])
+
     prep.settle.build_gpt2_json = cache(prep.settle.build_gpt2_json)
     prep.settle.build_gpt2_json()
+    tokenizer = prep.finish.load_tokenizer(tokenizer_json)
+    prep.finish.load_tokenizer = lambda path: tokenizer
     encoder = Encoder(tokenizer_json, choose_encoder(None))
     prep.units.load_once = lambda path, name: encoder  # type: ignore[assignment]
 

@@ -45,8 +45,8 @@ def try_inodes(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def try_bytes(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Two more pages each time, from what the tokenizer needs, until they are enough."""
     tokenizer_bytes = Path(request["tokenizer"]).stat().st_size
-    first = -(-tokenizer_bytes // PAGE) * PAGE
-    for num_bytes in [PAGE, PAGE * 8, *range(first, first + 400 * PAGE, 2 * PAGE)]:
+    first = -(-tokenizer_bytes // PAGE) * PAGE + 2 * PAGE
+    for num_bytes in [PAGE, *range(first, first + 400 * PAGE, 2 * PAGE)]:
         found = try_disk(request, f"size={num_bytes}", "size=64m")
         yield found | {"limit": num_bytes}
         if found["code"] == 0:
@@ -67,7 +67,7 @@ def try_disk(request: dict[str, Any], small: str, large: str) -> dict[str, Any]:
 def try_limits(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """No file may be longer than so many bytes; the tokenizer is there before."""
     out = Path(request["folder"]) / "shards"
-    for limit in (0, 200, 1000, 1500, 3000, 4000, 5000, 8000, 12_000, 20_000):
+    for limit in (0, 200, *request["limits"]):
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         shutil.copy(request["tokenizer"], out / "tokenizer.json")

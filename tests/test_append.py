@@ -151,7 +151,7 @@ def stop_before_the_join(out: Path, source: Path, monkeypatch: pytest.MonkeyPatc
             append(out, source)
 
 
-@pytest.mark.parametrize(("begun", "num_kills"), [(False, 3), (True, 10)])
+@pytest.mark.parametrize(("begun", "num_kills"), [(False, 2), (True, 8)])
 def test_killed_at_any_moment_the_set_is_whole(
     pristine: Path,
     folders: tuple[Path, Path],
