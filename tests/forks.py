@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tests.killed import import_all, run_velocity
+from tests.killed import arm, import_all, run_velocity
 
 
 def warm(tokenizer_json: Path) -> None:
@@ -36,8 +36,11 @@ def warm(tokenizer_json: Path) -> None:
     prep.units.load_once = lambda path, name: encoder  # type: ignore[assignment]
 
 
-def start(command: list[str], said: Path | None = None) -> int:
-    """Start a command in a fork that leads a process group; what it says goes to a file."""
+def start(command: list[str], said: Path | None = None, moment: int | None = None) -> int:
+    """Start a command in a fork that leads a process group; what it says goes to a file.
+
+    With a `moment` it kills itself before that one of the calls that change the disk.
+    """
     child = os.fork()
     if child:
         return child
@@ -47,6 +50,8 @@ def start(command: list[str], said: Path | None = None) -> int:
         output = os.open(said or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(output, stream)
+        if moment is not None:
+            arm(moment)
         code = run_velocity(command)
     except BaseException:
         sys.excepthook(*sys.exc_info())

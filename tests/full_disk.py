@@ -43,10 +43,10 @@ def try_inodes(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def try_bytes(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Two more pages each time, from what the tokenizer needs, until they are enough."""
+    """Some more pages each time, from what the tokenizer needs, until they are enough."""
     tokenizer_bytes = Path(request["tokenizer"]).stat().st_size
     first = -(-tokenizer_bytes // PAGE) * PAGE + 2 * PAGE
-    for num_bytes in [PAGE, *range(first, first + 400 * PAGE, 2 * PAGE)]:
+    for num_bytes in [PAGE, *range(first, first + 400 * PAGE, request["pages"] * PAGE)]:
         found = try_disk(request, f"size={num_bytes}", "size=64m")
         yield found | {"limit": num_bytes}
         if found["code"] == 0:

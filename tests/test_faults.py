@@ -52,6 +52,7 @@ def try_full_disk(folder: Path, source: Path, kind: str, **options: object) -> l
         "folder": str(folder / "disk"),
         "tokenizer": str(reference / "tokenizer.json"),
         "kind": kind,
+        "pages": 3 if "dedup" in options else 2,
         "limits": [plan_bytes, (plan_bytes + manifest_bytes) // 2, manifest_bytes - 1],
         "command": ["--input", str(source), "--workers", "1", *as_arguments(**options)],
         "rewrites": "dedup" in options,
