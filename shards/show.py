@@ -13,6 +13,10 @@ from shards.trace import Document, Sidecars, match_hash, match_url
 def describe_set(manifest: Manifest) -> Iterator[str]:
     """What a set holds and where it came from, line by line."""
     yield f"dataset_id  {manifest.dataset_id}"
+    parent = manifest.content.get("parent")
+    if parent:
+        details = ", ".join(f"{k}={v}" for k, v in parent.items() if k != "dataset_id")
+        yield f"version     made of {parent['dataset_id'][:12]}: {details}"
     hub = manifest.content["sources"]["hub"]
     files = manifest.content["sources"]["files"]
     origin = f"{hub['repo']} at {hub['revision']}" if hub else "local files"

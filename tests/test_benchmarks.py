@@ -21,11 +21,13 @@ from benchmarks.measure import (
 )
 from benchmarks.prep import compare_tokens
 from benchmarks.train import compare_losses
+from tests.texts import make_texts, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 ONE_ROUND = ("--rounds", "1", "--warmup-rounds", "0")
 PACKAGES = {
     "tiktoken": ["tiktoken"],
+    "tiktoken_pipeline": ["tiktoken"],
     "datasets": ["datasets"],
     "transformers": ["transformers", "accelerate"],
 }
@@ -69,7 +71,7 @@ def check_result(result: dict[str, Any], peers: Sequence[str], figures: set[str]
 def test_prep_makes_the_tokens_of_its_peers(tmp_path: Path) -> None:
     result = run_benchmark("prep", "--megabytes", "0.1")
     figures = {"megabytes_per_second", "tokens_per_second"}
-    check_result(result, ["tiktoken", "datasets"], figures)
+    check_result(result, ["tiktoken_pipeline", "tiktoken", "datasets"], figures)
     assert result["checks"]["tokens_equal"]
     assert result["work"]["tokens"] > 10_000
 
@@ -84,6 +86,16 @@ def test_prep_reads_other_text_as_often_as_it_needs(tmp_path: Path) -> None:
     assert result["checks"]["tokens_equal"]
     assert result["work"]["passes_over_the_input"] > 10
     assert result["work"]["documents"] == 3 * result["work"]["passes_over_the_input"]
+
+
+def test_prep_parts_account_for_the_whole_time(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [*make_texts(300)])
+    result = run_benchmark("prep_parts", "--input", str(tmp_path))
+    parts = {name: found["median"] for name, found in result["engines"][OURS].items()}
+    whole = parts.pop("whole")
+    assert sum(parts.values()) == pytest.approx(whole, rel=1e-3)
+    assert min(parts.values()) >= 0
+    assert parts["encode"] > 0
 
 
 def test_loader_reads_the_windows_of_its_peers() -> None:
