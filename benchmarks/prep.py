@@ -41,7 +41,8 @@ from prep.documents import Piece, read_documents
 from prep.encoder import Encoder
 from prep.plan import Policy, find_files
 from prep.python_docs import write_python_docs
-from prep.run import Request, prepare
+from prep.request import Request
+from prep.run import prepare
 from prep.tokenizer import END_OF_TEXT, build_gpt2_json
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer

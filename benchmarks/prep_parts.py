@@ -31,7 +31,8 @@ from benchmarks.measure import (
 )
 from prep.encoder import Encoder
 from prep.plan import Policy
-from prep.run import Request, prepare
+from prep.request import Request
+from prep.run import prepare
 from shards.writer import OpenShard, ShardWriter
 
 PARTS = ("read", "encode", "hash", "join", "check", "write", "commit", "start")

@@ -98,6 +98,16 @@ def test_prep_parts_account_for_the_whole_time(tmp_path: Path) -> None:
     assert parts["encode"] > 0
 
 
+def test_prep_long_tells_rate_and_memory_by_tenths(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [*make_texts(100)])
+    options = ("--input", str(tmp_path / "a.jsonl"), "--passes", "1600")
+    result = run_benchmark("prep_long", *options)
+    figures = {name: found["median"] for name, found in result["engines"][OURS].items()}
+    assert len([name for name in figures if name.startswith("tokens_per_second_")]) == 10
+    assert min(figures.values()) > 0
+    assert result["work"]["units"] >= 10
+
+
 def test_loader_reads_the_windows_of_its_peers() -> None:
     result = run_benchmark("loader", "--tokens", "100000", "--seconds", "0.05")
     check_result(result, ["nanogpt", "dataloader"], {"windows_per_second", "tokens_per_second"})

@@ -1,0 +1,93 @@
+"""Does a long run of `velocity prep` slow down, or grow? Its rate and memory, tenth by tenth.
+
+The input is linked into a folder as often as asked for. One worker, in this process; memory is what
+the process holds at the end of each tenth.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+import prep.engine
+from benchmarks.measure import (
+    OURS,
+    Engine,
+    Measured,
+    make_parser,
+    print_result,
+    run_script,
+    take_turns,
+)
+from prep.plan import Policy, find_files
+from prep.receipts import Receipt
+from prep.request import Request
+from prep.run import prepare
+
+TENTHS = 10
+PAGE_BYTES = 4096
+
+
+def main() -> None:
+    """Measure, and print the line."""
+    parser = make_parser("The rate and memory of a long run of prep, by tenths.")
+    parser.add_argument("--input", type=Path, action="append", required=True, help="as for prep")
+    parser.add_argument("--passes", type=int, default=30, help="how often the input is read")
+    options = parser.parse_args()
+    work: dict[str, int] = {}
+
+    def measure() -> Measured:
+        figures, sizes = run_long(options.input, options.passes)
+        work.update(sizes)
+        return Measured(figures)
+
+    results = take_turns([Engine(OURS, (), lambda: measure)], options, lambda outputs: None)
+    print_result("prep_long", options, work, results, {}, ("fastokens", "pyarrow", "numpy"))
+
+
+def run_long(inputs: list[Path], passes: int) -> tuple[dict[str, float], dict[str, int]]:
+    """Tokens a second and resident bytes in each tenth of a run, and the size of its work."""
+    done: list[tuple[float, int, int]] = []
+
+    def record(*arguments: object) -> Receipt:
+        receipt: Receipt = process_unit(*arguments)
+        done.append((time.perf_counter(), receipt.num_tokens, read_resident_bytes()))
+        return receipt
+
+    process_unit = prep.engine.process_unit
+    prep.units.load_once.cache_clear()
+    with tempfile.TemporaryDirectory() as name, mock.patch("prep.engine.process_unit", record):
+        folder = Path(name)
+        link_files(inputs, folder / "input", passes)
+        request = Request(folder / "shards", Policy(), (str(folder / "input"),))
+        started = time.perf_counter()
+        manifest = prepare(request, say=lambda line: None)
+    seconds, tokens, resident = (np.array(column) for column in zip(*done, strict=True))
+    ends = np.concatenate([[started], seconds])
+    counts = np.concatenate([[0], np.cumsum(tokens)])
+    cuts = np.linspace(0, len(done), TENTHS + 1).astype(int)
+    rates = np.diff(counts[cuts]) / np.diff(ends[cuts])
+    figures = {f"tokens_per_second_{i + 1}": float(rate) for i, rate in enumerate(rates)}
+    figures |= {f"resident_bytes_{i + 1}": float(resident[cuts[i + 1] - 1]) for i in range(TENTHS)}
+    figures["last_over_first"] = float(rates[-1] / rates[0])
+    figures["last_over_second"] = float(rates[-1] / rates[1])
+    return figures, {"text_bytes": int(manifest.audit["text_bytes"]), "units": len(done)}
+
+
+def link_files(inputs: list[Path], folder: Path, passes: int) -> None:
+    """Links to the input's files, under a new name for each pass."""
+    folder.mkdir()
+    for number in range(passes):
+        for path in (file for entry in inputs for file in find_files(str(entry))):
+            (folder / f"{number:04d}-{path.name}").symlink_to(path)
+
+
+def read_resident_bytes() -> int:
+    """What this process holds in memory now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+
+
+if __name__ == "__main__":
+    run_script(main)
