@@ -117,10 +117,10 @@ def prep(
     ] = False,
 ) -> None:
     """Turn documents into token shards, once, offline. The same command again goes on."""
-    from prep.part import parse_part
     from prep.plan import Policy
     from prep.request import Request
     from prep.upload import split_out
+    from shards.part import parse_part
 
     url, out = split_out(out, staging, compress)
     policy = Policy(
@@ -158,17 +158,20 @@ def prep(
     if append and (finish or part):
         raise ValueError("--append is no work for --part and --finish; --engine ray shares it")
     try:
-        work(request, finish, append, url, compress)
+        num_tokens = work(request, finish, append, url, compress)
     except KeyboardInterrupt:
         tell(f"stopped; what is committed in {out} stays, and the same command goes on from there")
         raise typer.Exit(130) from None
-    if part is None:
+    if num_tokens:
         option = "" if out == Path("shards") else f" data.shards={out}"
         tell(f"next: torchrun --nproc_per_node 1 -m train{option}")
 
 
-def work(request: "Request", finish: bool, append: bool, url: str | None, compress: bool) -> None:
-    """Do what was asked for: a set, a part of it, its finish, or an addition; and send it."""
+def work(request: "Request", finish: bool, append: bool, url: str | None, compress: bool) -> int:
+    """Do what was asked for: a set, a part of it, its finish, or an addition; and send it.
+
+    Returns the train tokens that are there; 0 where the set is not finished.
+    """
     from prep.append import append_sources
     from prep.gather import finish_parts
     from prep.run import count_cores, prepare
@@ -178,13 +181,15 @@ def work(request: "Request", finish: bool, append: bool, url: str | None, compre
     in_one_go = not (finish or append or request.part)
     with sending(url, request, tell, compress, in_one_go):
         if finish:
-            finish_parts(request.out, request.workers or count_cores(), tell)
+            manifest = finish_parts(request.out, request.workers or count_cores(), tell)
         elif append:
-            append_sources(request, tell)
+            manifest = append_sources(request, tell)
         elif request.part:
             prepare_part(request, tell)
+            return 0
         else:
-            prepare(request, tell)
+            manifest = prepare(request, tell)
+        return manifest.num_tokens("train")
 
 
 def tell(text: str) -> None:

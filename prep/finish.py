@@ -7,7 +7,6 @@ from importlib import metadata
 from pathlib import Path
 
 from prep.dedup import DUPLICATE, PlacedShard, drop_copies
-from prep.forecast import format_bytes, format_count, format_seconds
 from prep.plan import Plan
 from prep.receipts import Audit, Receipt
 from prep.tokenizer import END_OF_TEXT
@@ -22,6 +21,7 @@ from shards.format import (
     make_manifest,
     read_manifest,
 )
+from shards.screen import format_bytes, format_count, format_seconds
 from shards.tokenizer import load_tokenizer, make_self_test
 
 PACKAGES = (
@@ -156,6 +156,11 @@ def summarize(manifest: Manifest, out: Path) -> list[str]:
             f"{audit.texts_repaired:,} texts had invalid UTF-8 or lone surrogates, "
             "replaced by U+FFFD"
         )
-    if not validation:
+    if not train + validation:
+        lines.append(
+            "no document was kept, so there is nothing to train on; "
+            "look at the sources, the filters and --text-column"
+        )
+    elif not validation:
         lines.append("no document fell into validation; --validation-fraction can be larger")
     return lines

@@ -3,11 +3,11 @@
 import math
 import shutil
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 from prep.plan import Plan
 from shards.format import TOKEN_BYTES
+from shards.screen import format_bytes
 
 # GPT-2 tokens a byte of English web text: 0.239 over 414 MB of it; a little more, to be safe.
 TOKENS_PER_TEXT_BYTE = 0.25
@@ -84,38 +84,3 @@ def check_disk(folder: Path, forecast: Forecast) -> str:
             "or take less with --max-tokens"
         )
     return f"{needed}; {format_bytes(free)} are free"
-
-
-def format_bytes(count: float) -> str:
-    """A size as people read it.
-
-    >>> format_bytes(2_766_953_721_769)
-    '2.77 TB'
-    """
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def format_count(count: float) -> str:
-    """A number of tokens or documents as people read it.
-
-    >>> format_count(600_000_000_000)
-    '600 G'
-    """
-    for unit in ("", " K", " M", " G"):
-        if count < 1000:
-            return f"{count:.0f}{unit}" if not unit else f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g} T"
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration as people read it.
-
-    >>> format_seconds(3725)
-    '1:02:05'
-    """
-    return str(timedelta(seconds=round(seconds)))

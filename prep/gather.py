@@ -7,7 +7,6 @@ from pathlib import Path
 from prep.budget import Budget
 from prep.dedup import finish_units
 from prep.finish import summarize, write_manifest
-from prep.forecast import format_bytes
 from prep.ledger import Ledger
 from prep.part import find_parts, hold_whole
 from prep.plan import Plan, restore_plan
@@ -16,6 +15,7 @@ from prep.request import Say
 from prep.run import clear_folder, clear_leftovers
 from shards.durable import hash_file
 from shards.format import MANIFEST, TOKEN_BYTES, TOKENIZER, Manifest, load_json, read_manifest
+from shards.screen import format_bytes
 
 MAX_NAMED = 8
 

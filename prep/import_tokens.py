@@ -19,7 +19,7 @@ import pyarrow as pa
 from prep.budget import Budget
 from prep.encode import HASH_BYTES, EncodedBatch, choose_validation
 from prep.finish import check_conservation, describe_content, describe_environment, summarize
-from prep.forecast import SIDECAR_SHARE, format_bytes
+from prep.forecast import SIDECAR_SHARE
 from prep.import_documents import FoundDocuments, Int64, Notes, read_documents
 from prep.import_files import ForeignFile, find_files
 from prep.import_text import OriginCheck, TextReader
@@ -38,6 +38,7 @@ from shards.format import (
     read_manifest,
 )
 from shards.progress import ReadProgress
+from shards.screen import format_bytes
 from shards.versions import lock_set
 from shards.writer import ROWS_SCHEMA, ShardWriter, Tokens, WrittenShard, commit_shards
 

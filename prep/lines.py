@@ -118,7 +118,7 @@ def split_lines(path: Path, num_parts: int) -> list[tuple[int, int, int]]:
     with open(path, "rb") as file:
         for number in range(1, num_parts + 1):
             num_lines = _count_lines(file, size * number // num_parts - start)
-            num_lines += file.readline().endswith(b"\n")
+            num_lines += _skip_line(file)
             if file.tell() > start:
                 cuts.append((start, file.tell(), row))
             start, row = file.tell(), row + num_lines
@@ -241,6 +241,14 @@ def _parse_object(source: str, place: str) -> dict[str, Any]:
             return found
         reason = f"holds {_TYPE_NAMES[type(found)]}"
     raise ValueError(f"{place}: {reason}; each line must be one JSON object")
+
+
+def _skip_line(file: BinaryIO) -> bool:
+    """Read to behind the next line end, however far it is; whether there is one."""
+    while piece := file.readline(_CHUNK_BYTES):
+        if piece.endswith(b"\n"):
+            return True
+    return False
 
 
 def _count_lines(file: BinaryIO, num_bytes: int) -> int:

@@ -29,7 +29,7 @@ def read_columns(
     A batch has at most `max_rows` rows, and `max_bytes` bytes unless a single row has more. Texts
     and urls are large strings whose bytes were not checked yet.
     """
-    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
+    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, page_checksum_verification=True) as file:
         check_text_column(file, path, text_column)
         check_columns(file, path, columns)
         groups = groups[: file.num_row_groups - groups.start]

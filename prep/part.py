@@ -8,48 +8,13 @@ Runs of the whole keep parts out, and the other way round: each takes its own lo
 looks at the others', so that of two that start at once one at least sees the other.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from prep.lock import describe_holder, hold, is_held
 from prep.receipts import work_folder
-
-
-@dataclass(frozen=True)
-class Part:
-    """One of `count` processes that share a plan: it does the units number, number + count, ..."""
-
-    number: int
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-    def choose_units(self, num_units: int) -> range:
-        """The units of this part.
-
-        >>> list(Part(1, 3).choose_units(8))
-        [1, 4, 7]
-        """
-        return range(self.number, num_units, self.count)
-
-
-def parse_part(text: str) -> Part:
-    """A part from its form on the command line.
-
-    >>> parse_part("3/8")
-    Part(number=3, count=8)
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    part = Part(int(match[1]), int(match[2])) if match else None
-    if part is None or part.number >= part.count:
-        raise ValueError(
-            f"--part is {text}; expected i/n with i from 0 to n - 1, such as 0/4, 1/4, 2/4, 3/4"
-        )
-    return part
+from shards.part import Part
 
 
 def whole_lock(out: Path) -> Path:

@@ -75,9 +75,7 @@ class Policy:
 
     def make_filter(self) -> Filter:
         """What chooses the documents."""
-        return Filter(
-            self.min_chars, self.max_chars, self.keep_url, self.drop_url, self.where
-        )
+        return Filter(self.min_chars, self.max_chars, self.keep_url, self.drop_url, self.where)
 
     def validation_threshold(self) -> int:
         """A document goes to validation if the first 64 bits of its hash are below this.

@@ -1,16 +1,10 @@
 """The progress line of a prep run: rate, share done, time left."""
 
-import sys
-import time
 from collections.abc import MutableSequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from prep.forecast import format_bytes, format_count, format_seconds
-
-# How often the line is drawn: on a terminal in place, in a log as a line of its own.
-TERMINAL_SECONDS = 0.5
-LOG_SECONDS = 15.0
+from shards.screen import ScreenLine, format_bytes, format_count, format_seconds
 
 
 @dataclass(frozen=True)
@@ -36,21 +30,14 @@ def share_done(goal: Goal, tokens: int, text_bytes: int) -> float:
 class ProgressLine:
     """Draws the line from the counters of the units (documents, tokens, bytes of text each)."""
 
-    def __init__(self, goal: Goal, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, goal: Goal, stream: TextIO | None = None) -> None:
         self.goal = goal
-        self.stream = stream
-        self.on_terminal = stream.isatty()
-        self.started = time.monotonic()
-        self.drawn = self.started
-        self.width = 0
+        self.line = ScreenLine(stream)
 
     def tick(self, counters: MutableSequence[int]) -> None:
         """Draw the line, if the last one is old enough."""
-        now = time.monotonic()
-        if now - self.drawn < (TERMINAL_SECONDS if self.on_terminal else LOG_SECONDS):
-            return
-        self.drawn = now
-        self._draw(self.describe(counters, now - self.started))
+        if self.line.is_due():
+            self.line.draw(self.describe(counters, self.line.seconds))
 
     def describe(self, counters: MutableSequence[int], seconds: float) -> str:
         """The line for counters that took `seconds` to get where they are."""
@@ -65,14 +52,4 @@ class ProgressLine:
 
     def finish(self) -> None:
         """Leave the line."""
-        if self.on_terminal and self.width:
-            self.stream.write("\r" + " " * self.width + "\r")
-            self.stream.flush()
-
-    def _draw(self, line: str) -> None:
-        if self.on_terminal:
-            self.stream.write("\r" + line.ljust(self.width))
-            self.width = len(line)
-        else:
-            self.stream.write(line + "\n")
-        self.stream.flush()
+        self.line.clear()

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from prep.part import Part
 from prep.plan import Policy
+from shards.part import Part
 
 Say = Callable[[str], None]
 ENGINES = ("local", "ray")

@@ -19,7 +19,7 @@ from prep.dedup import finish_units
 from prep.encoder import ENCODERS, choose_encoder
 from prep.engine import RunJobs, run_jobs
 from prep.finish import summarize, write_manifest
-from prep.forecast import Forecast, check_disk, forecast_run, format_bytes, format_count
+from prep.forecast import Forecast, check_disk, forecast_run
 from prep.ledger import Ledger
 from prep.part import hold_whole
 from prep.plan import Plan
@@ -31,6 +31,7 @@ from prep.settle import settle_plan
 from prep.tokenizer import END_OF_TEXT
 from prep.units import UnitJob
 from shards.format import MANIFEST, Manifest, read_manifest
+from shards.screen import format_bytes, format_count
 
 
 def prepare(request: Request, say: Say) -> Manifest:

@@ -7,12 +7,13 @@ files among it, so it may be killed and started again at any time. prep/gather.p
 from prep.budget import Budget
 from prep.dedup import dedup_folder
 from prep.ledger import Ledger
-from prep.part import Part, hold_part
+from prep.part import hold_part
 from prep.receipts import make_folders, temporary_folder
 from prep.request import Request, Say
 from prep.run import do_units, remove
 from prep.settle import share_plan
 from shards.format import MANIFEST
+from shards.part import Part
 
 
 def prepare_part(request: Request, say: Say) -> None:
@@ -34,7 +35,7 @@ def prepare_part(request: Request, say: Say) -> None:
                 f"run it again: velocity prep --out {out} --finish"
             )
         clear_part(request, part)
-        ledger = Ledger(out, plan.plan_id, part.choose_units(len(plan.units)), Budget())
+        ledger = Ledger(out, plan.plan_id, part.choose(len(plan.units)), Budget())
         num_units, num_done = len(ledger.units), len(ledger.receipts)
         say(f"part {part}: {num_units:,} of the units, {num_done:,} of them done")
         do_units(request, plan, ledger, say)

@@ -13,28 +13,36 @@ from shards.format import SPLITS, Json, Manifest, make_manifest
 
 @dataclass(frozen=True)
 class Part:
-    """Every `count`-th shard of each split, from number `index` on."""
+    """Every `count`-th of what is numbered from 0 on, from `number` on."""
 
-    index: int
+    number: int
     count: int
 
     def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
+        return f"{self.number}/{self.count}"
+
+    def choose(self, total: int) -> range:
+        """Its numbers below `total`.
+
+        >>> list(Part(1, 3).choose(8))
+        [1, 4, 7]
+        """
+        return range(self.number, total, self.count)
 
 
 def parse_part(text: str) -> Part:
-    """A part as the command line has it, counted from 0.
+    """A part from its form on the command line.
 
-    >>> parse_part("0/4")
-    Part(index=0, count=4)
+    >>> parse_part("3/8")
+    Part(number=3, count=8)
     """
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or int(found[1]) >= int(found[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    part = Part(int(match[1]), int(match[2])) if match else None
+    if part is None or part.number >= part.count:
         raise ValueError(
-            f"--part is {text!r}; expected i/n with i from 0 to n - 1, such as 0/4 for the first "
-            "of four parts"
+            f"--part is {text}; expected i/n with i from 0 to n - 1, such as 0/4, 1/4, 2/4, 3/4"
         )
-    return Part(int(found[1]), int(found[2]))
+    return part
 
 
 def cut_manifest(manifest: Manifest, split: str | None, part: Part | None) -> str:
@@ -49,7 +57,7 @@ def cut_manifest(manifest: Manifest, split: str | None, part: Part | None) -> st
         shard
         for name in SPLITS
         if split in (name, None)
-        for shard in manifest.split(name)[step.index :: step.count]
+        for shard in manifest.split(name)[step.number :: step.count]
     ]
     if not shards:
         counts = ", ".join(f"{len(manifest.split(name)):,} {name}" for name in SPLITS)

@@ -33,8 +33,9 @@ from shards.lineage import list_ancestors, list_replaced
 from shards.packing import PACKED, DamagedError, read_chunks, unpack
 from shards.part import Part, cut_manifest
 from shards.push import DEFAULT_WORKERS, UPLOAD, read_text
+from shards.screen import format_bytes
 from shards.storage import Storage, StorageError, open_storage
-from shards.transfer import Meter, check_workers, format_bytes, keep_trying, transfer_all
+from shards.transfer import Meter, check_workers, keep_trying, transfer_all
 from shards.url import refuse_url
 from shards.versions import NextVersion, commit_version, finish_version, lock_set
 

@@ -31,8 +31,9 @@ from shards.format import (
 )
 from shards.lineage import list_ancestors, list_replaced
 from shards.packing import PACKED, TRAILER_BYTES, make_trailer, pack, read_chunks
+from shards.screen import format_bytes
 from shards.storage import Storage, open_storage
-from shards.transfer import Meter, check_workers, format_bytes, keep_trying, transfer_all
+from shards.transfer import Meter, check_workers, keep_trying, transfer_all
 
 Say = Callable[[str], None]
 

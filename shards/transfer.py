@@ -1,20 +1,18 @@
 """Many files on their way at once: threads, a progress line, and what stops them."""
 
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from datetime import timedelta
 from typing import TextIO, TypeVar
 
+from shards.screen import ScreenLine, format_bytes, format_seconds
 from shards.storage import StorageError
 
 T = TypeVar("T")
 
 MAX_ATTEMPTS = 5
 FIRST_WAIT_SECONDS = 1.0
-TERMINAL_SECONDS, LOG_SECONDS = 0.2, 10.0
+POLL_SECONDS = 0.2
 
 
 class Stopped(Exception):
@@ -27,13 +25,10 @@ class Meter:
     def __init__(self, num_files: int, num_bytes: int, stream: TextIO | None = None) -> None:
         self.num_files = num_files
         self.num_bytes = num_bytes
-        self.stream = stream or sys.stderr
-        self.on_terminal = self.stream.isatty()
+        self.line = ScreenLine(stream)
         self.lock = threading.Lock()
         self.stopping = threading.Event()
         self.files_done = self.bytes_done = self.bytes_moved = 0
-        self.started = self.drawn = time.monotonic()
-        self.width = 0
 
     def add(self, num_bytes: int, moved: bool = True) -> None:
         """Count bytes that are done; `moved` = now, not in an earlier run. Raises Stopped."""
@@ -66,26 +61,17 @@ class Meter:
         return (
             f"{share:4.0%}  {self.files_done:,} of {self.num_files:,} files, "
             f"{format_bytes(self.bytes_done)} of {format_bytes(self.num_bytes)}  "
-            f"{format_bytes(speed)}/s  {timedelta(seconds=round(max(left, 0)))} left"
+            f"{format_bytes(speed)}/s  {format_seconds(max(left, 0))} left"
         )
 
     def draw(self) -> None:
         """Draw the line, if the last one is old enough."""
-        now = time.monotonic()
-        if now - self.drawn < (TERMINAL_SECONDS if self.on_terminal else LOG_SECONDS):
-            return
-        self.drawn = now
-        line = self.describe(now - self.started)
-        ending = "" if self.on_terminal else "\n"
-        self.stream.write(("\r" if self.on_terminal else "") + line.ljust(self.width) + ending)
-        self.stream.flush()
-        self.width = len(line) if self.on_terminal else 0
+        if self.line.is_due():
+            self.line.draw(self.describe(self.line.seconds))
 
     def erase(self) -> None:
         """Leave no half line on a terminal."""
-        if self.on_terminal and self.width:
-            self.stream.write("\r" + " " * self.width + "\r")
-            self.stream.flush()
+        self.line.clear()
 
 
 def transfer_all(
@@ -100,7 +86,7 @@ def transfer_all(
     try:
         pending = {pool.submit(work, entry, meter) for entry in entries}
         while pending:
-            done, pending = wait(pending, timeout=TERMINAL_SECONDS, return_when=FIRST_COMPLETED)
+            done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             for future in done:
                 fault = future.result()
                 meter.end_file()
@@ -131,16 +117,3 @@ def check_workers(workers: int) -> None:
     """ValueError for a number of files at a time that makes no sense."""
     if workers < 1:
         raise ValueError(f"--workers is {workers}; expected at least 1")
-
-
-def format_bytes(count: float) -> str:
-    """A size as people read it.
-
-    >>> format_bytes(1_204_000_000)
-    '1.2 GB'
-    """
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -1,4 +1,4 @@
-"""`velocity prep` in forks of a process that has all imported and loaded: a start takes milliseconds.
+"""`velocity prep` in forks of a process that has all imported and loaded: it starts at once.
 
 Whoever imports this is a process of its own (`python -m tests.full_disk`), which must not have
 started threads: pytest's may have.

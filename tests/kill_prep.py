@@ -22,8 +22,8 @@ from typing import Any
 from tests.forks import assert_kept, finish, list_committed, start, warm
 from tests.killed import count_calls, hash_files, run_child
 
-# Longer than any run takes; one that hangs is a failure.
-MAX_SECONDS = 30.0
+# Of the parts of one set; without an end to it they might never come to theirs.
+KILLS_OF_A_SET = 20
 
 
 class Killer:
@@ -157,26 +157,29 @@ def kill_parts(killer: Killer, num_kills: int) -> None:
     seconds = measure(killer)
     while killer.kills < num_kills:
         running = {part: start_part(killer, part) for part in range(3)}
-        deadline = time.monotonic() + MAX_SECONDS
+        before = killer.kills
         while running:
-            assert time.monotonic() < deadline
-            time.sleep(killer.random.uniform(0, seconds / 2))
+            may_kill = killer.kills < before + KILLS_OF_A_SET
             part = killer.random.choice([*running])
-            with suppress(ProcessLookupError):
+            if may_kill:
+                time.sleep(killer.random.uniform(0, seconds / 2))
                 os.kill(running[part], signal.SIGKILL)
             code = finish(running.pop(part))
             assert code in (0, -signal.SIGKILL), code
             if code != 0:
                 look_while_stopped(killer, [*running.values()])
-                running[part] = start_part(killer, part)
-        while (code := run_child(finish_command(killer), killer.random.randint(1, 12))) != 0:
+                running[part] = start_part(killer, part, may_kill)
+        moment = 1  # Of --finish each call that changes the disk, one after the other.
+        while (code := run_child(finish_command(killer), moment)) != 0:
             end_or_look(killer, code)
+            moment += 1
         killer.complete()
 
 
-def start_part(killer: Killer, part: int) -> int:
-    """A process that does one part, and most of the times kills itself."""
-    moment = killer.random.randint(1, 30) if killer.random.random() < 0.7 else None
+def start_part(killer: Killer, part: int, may_die: bool = True) -> int:
+    """A process that does one part, and most of the times kills itself if it may."""
+    dies = may_die and killer.random.random() < 0.7
+    moment = killer.random.randint(1, 30) if dies else None
     return start(killer.command("--workers", "1", "--part", f"{part}/3"), moment=moment)
 
 

@@ -17,11 +17,12 @@ from filelock import FileLock, SoftFileLock
 from prep import settle
 from prep.gather import finish_parts
 from prep.lock import acquire, hold
-from prep.part import Part, hold_part, hold_whole, parse_part
+from prep.part import hold_part, hold_whole
 from prep.plan import Policy, plan_local_files, restore_plan
 from prep.request import Request
 from prep.run_part import prepare_part
 from shards.format import Manifest, read_manifest
+from shards.part import Part, parse_part
 from tests.hub_server import HubServer
 from tests.test_hub_prep import NAMES, hub, run_prep
 from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet

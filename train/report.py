@@ -12,10 +12,11 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from shards.screen import ScreenLine
 from train.config import Config, config_to_dict
 
 METRICS = "metrics.jsonl"
@@ -88,36 +89,6 @@ class Report:
             self.board.add_scalar(name, value, step)
         if self.wandb_run:
             self.wandb_run.log(charted, step=step)
-
-
-class ScreenLine:
-    """One line that is drawn over on a terminal, and follows the last one in a log."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self.on_terminal = stream.isatty()
-        self.width = 0
-
-    def draw(self, text: str) -> None:
-        """Show `text` in place of the last line."""
-        if self.on_terminal:
-            self.stream.write("\r" + text.ljust(self.width))
-            self.width = len(text)
-        else:
-            self.stream.write(text + "\n")
-        self.stream.flush()
-
-    def say(self, text: str) -> None:
-        """Print `text` so that it stays."""
-        self.clear()
-        self.stream.write(text + "\n")
-        self.stream.flush()
-
-    def clear(self) -> None:
-        """Remove the line from the terminal."""
-        if self.on_terminal and self.width:
-            self.stream.write("\r" + " " * self.width + "\r")
-            self.width = 0
 
 
 def describe_progress(

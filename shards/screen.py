@@ -1,0 +1,88 @@
+"""The progress line of a long job, and numbers as people read them."""
+
+import sys
+import time
+from datetime import timedelta
+from typing import TextIO
+
+# How often the line is drawn: on a terminal in place, in a log as a line of its own.
+TERMINAL_SECONDS = 0.5
+LOG_SECONDS = 15.0
+
+
+class ScreenLine:
+    """One line that is drawn over on a terminal, and follows the last one in a log."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.on_terminal = self.stream.isatty()
+        self.started = self.drawn = time.monotonic()
+        self.width = 0
+
+    @property
+    def seconds(self) -> float:
+        """The time since the line was made."""
+        return time.monotonic() - self.started
+
+    def is_due(self) -> bool:
+        """Whether the last line is old enough for another one; a short job draws none."""
+        age = time.monotonic() - self.drawn
+        return age >= (TERMINAL_SECONDS if self.on_terminal else LOG_SECONDS)
+
+    def draw(self, text: str) -> None:
+        """Show `text` in place of the last line."""
+        self.drawn = time.monotonic()
+        if self.on_terminal:
+            self.stream.write("\r" + text.ljust(self.width))
+            self.width = len(text)
+        else:
+            self.stream.write(text + "\n")
+        self.stream.flush()
+
+    def say(self, text: str) -> None:
+        """Print `text` so that it stays."""
+        self.clear()
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
+    def clear(self) -> None:
+        """Leave no line on the terminal."""
+        if self.on_terminal and self.width:
+            self.stream.write("\r" + " " * self.width + "\r")
+            self.stream.flush()
+            self.width = 0
+
+
+def format_bytes(count: float) -> str:
+    """A size as people read it.
+
+    >>> format_bytes(2_766_953_721_769)
+    '2.77 TB'
+    """
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def format_count(count: float) -> str:
+    """A number of tokens or documents as people read it.
+
+    >>> format_count(600_000_000_000)
+    '600 G'
+    """
+    for unit in ("", " K", " M", " G"):
+        if count < 1000:
+            return f"{count:.0f}{unit}" if not unit else f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} T"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration as people read it.
+
+    >>> format_seconds(3725)
+    '1:02:05'
+    """
+    return str(timedelta(seconds=round(seconds)))
