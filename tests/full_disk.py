@@ -83,7 +83,8 @@ def try_command(
         said = Path(folder) / "said"
         code, lines = run_limited(command, said, limit)
         committed = list_committed(out)
-        left = sorted(path.name for path in out.rglob("*.tmp"))
+        unfinished = [*out.rglob("*.tmp"), *out.glob(".prep/tmp/0*")]
+        left = sorted(path.name for path in unfinished)
         if then:
             subprocess.run(then, check=True)
         last_code, last_lines = run(command, said)
