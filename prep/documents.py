@@ -232,7 +232,9 @@ def _unite(name: str, values: list[Any]) -> pa.Array:
     """The values of a key as an array of one type."""
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        if {type(value) for value in values} <= {int, float, type(None)}:  # Beyond 64 bits.
+            return pa.array([None if value is None else float(value) for value in values])
         raise _MixedTypesError(f"the key {name!r} holds values of several types") from None
 
 

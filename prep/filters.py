@@ -49,6 +49,8 @@ class Condition:
         if pa.types.is_null(values.type):
             return pa.repeat(True, len(values))
         try:
+            if pa.types.is_integer(values.type) and not self.value.lstrip("+-").isdigit():
+                values = values.cast(pa.float64(), safe=False)  # score>=0.65, where all are 0 or 1
             wanted = pa.scalar(self.value).cast(values.type)
             return pc.invert(COMPARISONS[self.comparison](values, wanted).fill_null(False))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -122,6 +124,7 @@ def search_url(option: str, pattern: str) -> Mark:
         pc.match_substring_regex(pa.array([""]), pattern)
     except pa.ArrowInvalid as error:
         raise ValueError(
-            f"{option} is {pattern!r}, no regular expression as RE2 reads them ({error})"
+            f"{option} is {pattern!r}, no regular expression as RE2 reads them "
+            f"({' '.join(str(error).split())})"
         ) from None
     return lambda d: pc.match_substring_regex(d.urls, pattern).fill_null(False)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from shards.shape import MANIFEST_SHAPE, find_misshape
 from shards.url import refuse_url
 
 SCHEMA_VERSION = 1
@@ -152,13 +153,11 @@ def parse_manifest(raw: Json, path: Path | str) -> Manifest:
             f"{path}: its content does not hash to its dataset_id, so it was edited or damaged; "
             "restore the file, or remove it and run the same prep command to write it again"
         )
-    manifest = Manifest(
-        raw["dataset_id"], content, raw.get("audit", {}), raw.get("environment", {})
-    )
-    try:
-        check_names(path, manifest)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: its list of shards cannot be read ({error})") from None
+    fault = find_misshape(raw, MANIFEST_SHAPE)
+    if fault:
+        raise ValueError(f"{path}: {fault}; restore the file from where the set was made")
+    manifest = Manifest(raw["dataset_id"], content, raw["audit"], raw["environment"])
+    check_names(path, [(shard.name, shard.split) for shard in manifest.shards])
     return manifest
 
 
@@ -201,12 +200,14 @@ def parse_json(text: str, path: Path | str) -> Json:
     return cast(Json, value)
 
 
-def check_names(path: Path | str, manifest: Manifest) -> None:
-    """Refuse a manifest whose shard names would lead out of its folder."""
-    for shard in manifest.shards:
-        plain = shard.name == Path(shard.name).name and "\\" not in shard.name
-        if not plain or not shard.name.endswith(".bin") or shard.split not in SPLITS:
+def check_names(path: Path | str, shards: list[tuple[str, str]]) -> None:
+    """Refuse names of shards that lead out of their folder, or stand there twice."""
+    for name, split in shards:
+        plain = name == Path(name).name and "\\" not in name
+        if not plain or not name.endswith(".bin") or name == ".bin" or split not in SPLITS:
             raise ValueError(
-                f"{path}: {shard.name!r} is no shard's name; "
+                f"{path}: {name!r} is no shard's name; "
                 "expected a plain file name such as train-00000.bin"
             )
+    if len({name for name, _ in shards}) < len(shards):
+        raise ValueError(f"{path}: names a shard twice; restore the file from where it was made")

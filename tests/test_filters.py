@@ -166,6 +166,15 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
         prepare_quietly(tmp_path / "other", tmp_path / "a.txt", where=("language=en",))
 
 
+def test_whole_and_decimal_numbers_are_compared_as_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    scores: list[float | None] = [0.7] * 1000 + [1, 0, None] + [10**30, 0.65]
+    lines = [json.dumps({"content": "a", "score": score}) + "\n" for score in scores]
+    path.write_text("".join(lines))
+    prepare_quietly(tmp_path / "shards", path, where=("score>=0.65",))
+    assert read_rows(tmp_path / "shards") == {*range(1001), 1003, 1004}
+
+
 def test_columns_of_several_types_on_the_lines_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"content": "a", "score": 1}\n{"content": "b", "score": "high"}\n')

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.format import read_manifest
+from shards.format import hash_canonical, read_manifest
 from shards.reader import TokenStream, open_shards
 from shards.verify import verify_shards
 from shards.writer import ROWS_SCHEMA, ShardWriter, commit_shards
@@ -142,3 +144,32 @@ def test_folders_without_a_set_say_what_they_are(tmp_path: Path) -> None:
     (tmp_path / ".prep").mkdir()
     with pytest.raises(ValueError, match="prep has not finished here"):
         open_shards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["content"].pop("tokenizer"), "content.tokenizer is missing"),
+        (
+            lambda m: m["content"]["shards"][0].update(num_tokens="5"),
+            r"shards\[0\].num_tokens is '5'",
+        ),
+        (lambda m: m["content"]["shards"][1].update(num_documents=-1), "is -1; expected a number"),
+        (lambda m: m["content"]["shards"].append(m["content"]["shards"][0]), "names a shard twice"),
+        (lambda m: m["content"]["shards"][0].update(name="../x.bin"), "is no shard's name"),
+        (lambda m: m["content"].update(parent="x"), "content.parent is 'x'; expected an object"),
+        (lambda m: m.update(audit={}), "audit.dropped is missing"),
+        (lambda m: m["environment"].update(sidecar_sha256=[]), "sidecar_sha256 is .*an object"),
+    ],
+)
+def test_a_manifest_of_another_shape_is_one_line(
+    shards_copy: Path, change: Callable[[Any], object], message: str
+) -> None:
+    path = shards_copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    manifest["dataset_id"] = hash_canonical(manifest["content"])
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_manifest(shards_copy)
+    assert "\n" not in str(caught.value)
