@@ -57,7 +57,8 @@ class Policy:
     dedup: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("shard_tokens", "max_documents", "max_tokens", "unit_bytes", "min_chars", "max_chars"):
+        limits = ("shard_tokens", "max_documents", "max_tokens", "unit_bytes")
+        for name in (*limits, "min_chars", "max_chars"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 option = "--" + name.replace("_", "-")
