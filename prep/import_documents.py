@@ -72,7 +72,7 @@ def read_documents(files: list[ForeignFile], notes: Notes) -> Iterator[FoundDocu
                 yield from read_nanogpt(reader, cutter, notes)
             notes.sha256[file.name] = reader.finish()
         if file.index is not None:
-            notes.sha256[f"{file.name[:-4]}.idx"] = hash_file(file.index_path)
+            notes.sha256[file.index_name] = hash_file(file.index_path)
     yield from cutter.finish()
 
 

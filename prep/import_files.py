@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,11 @@ class ForeignFile:
     def index_path(self) -> Path:
         """Where Megatron's index lies."""
         return self.path.with_suffix(".idx")
+
+    @property
+    def index_name(self) -> str:
+        """What the manifest calls Megatron's index."""
+        return PurePosixPath(self.name).with_suffix(".idx").as_posix()
 
 
 def find_files(

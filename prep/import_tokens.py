@@ -271,9 +271,9 @@ def describe_set(
         sha256 = work.notes.sha256
         sources.append(Source(file.name, file.path.stat().st_size, sha256[file.name]))
         if file.index is not None:
-            name = f"{file.name[:-4]}.idx"
-            sources.append(Source(name, file.index_path.stat().st_size, sha256[name]))
-            rows_by_source[name] = 0
+            num_bytes = file.index_path.stat().st_size
+            sources.append(Source(file.index_name, num_bytes, sha256[file.index_name]))
+            rows_by_source[file.index_name] = 0
     work.audit.rows_by_source = rows_by_source
     plan = Plan(tuple(sources), (), request.policy, hash_file(work.temporary / TOKENIZER), None, 0)
     content = describe_content(plan, work.temporary, work.audit) | {

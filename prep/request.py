@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from prep.encoder import ENCODERS
 from prep.plan import Policy
 from shards.part import Part
 
@@ -42,6 +43,9 @@ class Request:
             raise ValueError(f"--engine is {self.engine}; expected {' or '.join(ENGINES)}")
         if self.ray_address is not None and self.engine != "ray":
             raise ValueError("--ray-address is for --engine ray; give both, or none")
+        if self.encoder not in (None, *ENCODERS):
+            expected = " or ".join(ENCODERS)
+            raise ValueError(f"--encoder is {self.encoder}; expected {expected}")
         if self.part is not None:
             self._check_part()
 

@@ -66,7 +66,7 @@ def show(
 def stats(
     folder: Annotated[Path, typer.Argument()] = Path("shards"),
     split: Annotated[str | None, typer.Option(help="Only train, or only validation.")] = None,
-    top: Annotated[int, typer.Option(help="How many of the most frequent tokens.")] = 20,
+    top: Annotated[int, typer.Option(min=0, help="How many of the most frequent tokens.")] = 20,
     duplicates: Annotated[bool, typer.Option(help="Count exact copies.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="For machines, on one line.")] = False,
     plot: Annotated[

@@ -53,7 +53,9 @@ def decode_tokens(shards: Shards, split: str, start: int, count: int) -> str:
 
 
 def decode_document(shards: Shards, split: str, document: Document) -> str:
-    """A document's text, as it was before prep."""
+    """A document's text, as it was before prep; nothing is left of one that was removed."""
+    if document.is_blank:
+        return "(removed)"
     return decode_tokens(shards, split, document.start, document.num_tokens - 1)
 
 
