@@ -13,21 +13,25 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
 
 from prep.finish import check_conservation
 from prep.plan import Plan
 from prep.receipts import Audit, make_folders, plan_path
 from prep.request import Request, Say
 from prep.run import prepare
-from prep.settle import has_begun, settle_plan
+from prep.settle import settle_plan
 from prep.tokenizer import build_gpt2_json
 from shards.format import SPLITS, Json, Manifest, Shard, load_json, make_manifest, read_manifest
+from shards.lineage import name_ancestors
 from shards.versions import (
     NextVersion,
     append_folder,
     commit_version,
     finish_version,
+    has_begun_append,
+    list_versions,
     lock_set,
 )
 
@@ -57,44 +61,75 @@ def append_sources(request: Request, say: Say) -> Manifest:
         manifest = read_manifest(out)
         check_policy(manifest, request)
         folder = append_folder(out)
-        request = replace(request, out=folder, after=out)
-        make_folders(folder)
-        if has_begun(folder):
+        if has_begun_append(out):
             say(f"{out}: going on with the append in {folder}; remove that folder to give it up")
-        plan = settle_plan(request, lambda line: None)
-        if is_appended(manifest, plan):
+        try:
+            make_folders(folder)
+            addition = make_addition(replace(request, out=folder, after=out), manifest, say)
+        except BaseException:
+            if not has_begun_append(out):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if addition is None:
             shutil.rmtree(folder)
-            say(f"{out}: these sources are in the set already; nothing was done")
             return manifest
-        check_sources(manifest, plan)
-        addition = prepare(request, say)
-        following = join(manifest, addition, load_json(plan_path(folder))["plan_id"])
+        following = join(out, manifest, addition, load_json(plan_path(folder))["plan_id"])
         manifest = commit_version(out, plan_version(out, manifest, addition, following))
     for line in summarize(out, manifest):
         say(line)
     return manifest
 
 
+def make_addition(request: Request, manifest: Manifest, say: Say) -> Manifest | None:
+    """The new sources as a set of their own in `request.out`; None where nothing would come."""
+    plan = settle_plan(request, lambda line: None)
+    if is_appended(manifest, plan):
+        say(f"{request.after}: these sources are in the set already; nothing was done")
+        return None
+    check_sources(manifest, plan)
+    addition = prepare(request, say)
+    if not any(shard.num_documents for shard in addition.shards):
+        dropped = ", ".join(f"{n:,} {why}" for why, n in addition.audit["dropped"].items() if n)
+        say(
+            f"{request.after}: nothing to append: no document of these sources is kept "
+            f"({dropped or 'they have none'}); the set stays as it is"
+        )
+        return None
+    return addition
+
+
 def check_policy(manifest: Manifest, request: Request) -> None:
     """ValueError where the new documents would be treated unlike those that are there."""
+    before = manifest.content["policy"]
+    if "imported" in before:
+        raise ValueError(
+            f"{request.out}: is an imported set, and imported sets cannot be appended to; import "
+            "all files again into another --out, or train on a set that prep made of the text"
+        )
     tokenizer = hashlib.sha256(build_gpt2_json().encode()).hexdigest()
     if manifest.content["tokenizer"]["sha256"] != tokenizer:
         raise ValueError(
             f"{request.out}: was made with another tokenizer than the one that this velocity "
             "encodes with, so nothing can be appended to it"
         )
-    before = manifest.content["policy"]
     wanted = json.loads(json.dumps(request.policy.content))
     differences = [
         f"{name} was {before.get(name)}, is now {wanted.get(name)}"
         for name in sorted({*before, *wanted} - OWN_OPTIONS)
-        if before.get(name) != wanted.get(name)
+        if not is_same(name, before.get(name), wanted.get(name))
     ]
     if differences:
         raise ValueError(
             f"{request.out}: was made with other options: {'; '.join(differences)}; "
             "append with the options that it was made with"
         )
+
+
+def is_same(name: str, before: object, wanted: object) -> bool:
+    """Whether two values of an option mean the same, as 0.05 and 0.050 do."""
+    if name == "validation_fraction" and before and wanted:
+        return Fraction(str(before)) == Fraction(str(wanted))
+    return before == wanted
 
 
 def is_appended(manifest: Manifest, plan: Plan) -> bool:
@@ -118,6 +153,27 @@ def check_sources(manifest: Manifest, plan: Plan) -> None:
             f"{present[0]}{more}: the set has a source of this name already; leave it out, or if "
             "it is another file, give it another name (a link will do)"
         )
+    if here is None:
+        check_copies(manifest, plan, {name for repo, name in known if repo is None})
+
+
+def check_copies(manifest: Manifest, plan: Plan, known: set[str]) -> None:
+    """ValueError where a local source looks like one that the set has under another folder."""
+    files = manifest.content["sources"]["files"]
+    looks = {look(f["name"], f["num_bytes"]): f["name"] for f in files if f["name"] in known}
+    for source in plan.sources:
+        twin = looks.get(look(source.name, source.num_bytes))
+        if twin is not None:
+            raise ValueError(
+                f"{source.name}: looks like {twin}, which the set has already (the same name and "
+                f"{source.num_bytes:,} bytes); give only the new files, or if it is another file, "
+                "give it another name (a link will do)"
+            )
+
+
+def look(name: str, num_bytes: int) -> tuple[str, int]:
+    """What a file looks like wherever it lies."""
+    return PurePosixPath(name).name, num_bytes
 
 
 def list_sources(manifest: Manifest) -> set[tuple[str | None, str]]:
@@ -131,9 +187,9 @@ def list_sources(manifest: Manifest) -> set[tuple[str | None, str]]:
     return set(zip(repositories, names, strict=True))
 
 
-def join(manifest: Manifest, addition: Manifest, plan_id: str) -> str:
+def join(out: Path, manifest: Manifest, addition: Manifest, plan_id: str) -> str:
     """The manifest of the new version: the old set's shards first in each split."""
-    renamed = rename_shards(manifest, addition)
+    renamed = rename_shards(out, manifest, addition)
     sources, more = manifest.content["sources"], addition.content["sources"]
     shards = [
         shard
@@ -142,6 +198,7 @@ def join(manifest: Manifest, addition: Manifest, plan_id: str) -> str:
     ]
     content = {
         **{key: value for key, value in manifest.content.items() if key != "same_places"},
+        "ancestors": name_ancestors(manifest),
         "sources": sources | {"files": [*sources["files"], *more["files"]]},
         "appended": [
             *list_appended(manifest),
@@ -171,9 +228,13 @@ def join(manifest: Manifest, addition: Manifest, plan_id: str) -> str:
     return make_manifest(content, shards, asdict(audit), environment)
 
 
-def rename_shards(manifest: Manifest, addition: Manifest) -> dict[Shard, Shard]:
-    """The new shards under the names that they get: their units' numbers go on."""
-    matches = [NUMBERED.fullmatch(shard.name) for shard in manifest.shards]
+def rename_shards(out: Path, manifest: Manifest, addition: Manifest) -> dict[Shard, Shard]:
+    """The new shards under the names that they get: their units' numbers go on.
+
+    Behind those of every version, so that no name ever means two contents.
+    """
+    known = [shard for version in list_versions(out, manifest) for shard in version.shards]
+    matches = [NUMBERED.fullmatch(shard.name) for shard in known]
     first = 1 + max((int(match[2]) for match in matches if match), default=-1)
 
     def rename(shard: Shard) -> Shard:
@@ -190,7 +251,7 @@ def plan_version(out: Path, manifest: Manifest, addition: Manifest, text: str) -
     names: list[Callable[[Shard], str]] = [lambda s: s.sidecar, lambda s: s.name]
     moves = tuple(
         ((folder / name(old)).as_posix(), name(new))
-        for old, new in rename_shards(manifest, addition).items()
+        for old, new in rename_shards(out, manifest, addition).items()
         for name in names
     )
     return NextVersion(text, moves, deletes=(), clears=(folder.as_posix(),))

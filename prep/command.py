@@ -121,6 +121,7 @@ def prep(
     from prep.request import Request
     from prep.upload import split_out
     from shards.part import parse_part
+    from shards.url import show_url
 
     url, out = split_out(out, staging, compress)
     policy = Policy(
@@ -152,9 +153,12 @@ def prep(
         engine=engine,
         ray_address=ray_address,
         part=parse_part(part) if part else None,
+        url=show_url(url) if url else None,
     )
     if finish and part:
         raise ValueError("--finish comes when all parts are done; run it without --part")
+    if finish:
+        refuse_choices(request)
     if append and (finish or part):
         raise ValueError("--append is no work for --part and --finish; --engine ray shares it")
     try:
@@ -165,6 +169,24 @@ def prep(
     if num_tokens:
         option = "" if out == Path("shards") else f" data.shards={out}"
         tell(f"next: torchrun --nproc_per_node 1 -m train{option}")
+
+
+def refuse_choices(request: "Request") -> None:
+    """ValueError where --finish came with a choice that the parts have made already."""
+    from prep.plan import Policy
+    from prep.request import Request
+
+    default = Request(request.out, Policy())
+    names = ["inputs", "dataset", "dataset_config", "split", "revision"]
+    chosen = [name for name in names if getattr(request, name) != getattr(default, name)]
+    policy, usual = request.policy, default.policy
+    chosen += [name for name in vars(usual) if getattr(policy, name) != getattr(usual, name)]
+    if chosen:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in chosen)
+        raise ValueError(
+            f"{options.replace('--inputs', '--input')}: --finish takes the sources and options "
+            "that the parts were run with; leave this out"
+        )
 
 
 def work(request: "Request", finish: bool, append: bool, url: str | None, compress: bool) -> int:
@@ -179,9 +201,10 @@ def work(request: "Request", finish: bool, append: bool, url: str | None, compre
     from prep.upload import sending
 
     in_one_go = not (finish or append or request.part)
-    with sending(url, request, tell, compress, in_one_go):
+    with sending(url, request, tell, compress, in_one_go, append):
         if finish:
-            manifest = finish_parts(request.out, request.workers or count_cores(), tell)
+            workers = request.workers or count_cores()
+            manifest = finish_parts(request.out, workers, tell, request.place)
         elif append:
             manifest = append_sources(request, tell)
         elif request.part:

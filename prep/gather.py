@@ -13,6 +13,7 @@ from prep.plan import Plan, restore_plan
 from prep.receipts import Receipt, discard_unit, make_folders, plan_path, temporary_folder
 from prep.request import Say
 from prep.run import clear_folder, clear_leftovers
+from prep.settle import refuse_lost_version
 from shards.durable import hash_file
 from shards.format import MANIFEST, TOKEN_BYTES, TOKENIZER, Manifest, load_json, read_manifest
 from shards.screen import format_bytes
@@ -20,8 +21,10 @@ from shards.screen import format_bytes
 MAX_NAMED = 8
 
 
-def finish_parts(out: Path, workers: int, say: Say) -> Manifest:
+def finish_parts(out: Path, workers: int, say: Say, place: str | None = None) -> Manifest:
     """Check that every unit is there and whole, and write the manifest.
+
+    `place` is what --out was, where that is not `out`.
 
     Raises ValueError naming what is missing or damaged, and the parts to run again; a damaged
     unit is taken back, so that its part makes it anew.
@@ -29,10 +32,11 @@ def finish_parts(out: Path, workers: int, say: Say) -> Manifest:
     if not plan_path(out).exists():
         raise ValueError(
             f"{out}: no plan here, so no part was begun; "
-            f"begin with: velocity prep --out {out} --part 0/N ..., and so on to N - 1"
+            f"begin with: velocity prep --out {place or out} --part 0/N ..., and so on to N - 1"
         )
     make_folders(out)
     with hold_whole(out):
+        refuse_lost_version(out)
         plan = load_plan(out)
         if (out / MANIFEST).exists():
             say(f"{out}: this set is finished already; nothing was done")

@@ -35,6 +35,13 @@ class Request:
     part: Part | None = None
     # A finished set that this one will be appended to: its documents come first for --dedup.
     after: Path | None = None
+    # Where the set is sent, as it may be printed; `out` is then where it is made.
+    url: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The set's place as a command line names it, behind --out."""
+        return f"{self.url} --staging {self.out}" if self.url else str(self.out)
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:

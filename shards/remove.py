@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.format import SPLITS, TOKEN_BYTES, Json, Manifest, Shard, make_manifest
+from shards.lineage import name_ancestors
 from shards.reader import Shards
 from shards.rewrite import BLANK_HASH, Rewriter, Rewritten, find_sidecar_hash, make_rewriter
 from shards.trace import Document, parse_hash
@@ -186,6 +187,7 @@ def describe_removal(
     num_documents = sum(entry.num_documents for entry in rewritten.values())
     content = {
         **{key: value for key, value in manifest.content.items() if key != "same_places"},
+        "ancestors": name_ancestors(manifest),
         "parent": {
             "dataset_id": manifest.dataset_id,
             "change": "remove",

@@ -167,9 +167,7 @@ class SetCounter:
 
 def read_stretches(shards: Shards, shard: Shard) -> Iterator[tuple[str, Counts]]:
     """A shard's documents in order, as stretches of one source: its name, and their sizes."""
-    # Only a set that keeps the places of removed documents has rows without a document.
-    has_removed = bool(shards.manifest.same_places)
-    columns = ["num_tokens", "source_file", *["doc_hash"] * has_removed]
+    columns = ["num_tokens", "source_file", "doc_hash"]
     path = shards.folder / shard.sidecar
     with pq.ParquetFile(path, read_dictionary=["source_file"]) as file:
         for batch in file.iter_batches(columns=columns):
@@ -177,10 +175,9 @@ def read_stretches(shards: Shards, shard: Shard) -> Iterator[tuple[str, Counts]]
             column = batch.column("source_file")
             names = [*column.dictionary.to_pylist(), REMOVED]
             codes = column.indices.to_numpy()
-            if has_removed:
-                first_half, second_half = split_hashes(batch.column("doc_hash"))
-                is_removed = (first_half == 0) & (second_half == 0)
-                codes = np.where(is_removed, len(names) - 1, codes)
+            first_half, second_half = split_hashes(batch.column("doc_hash"))
+            is_removed = (first_half == 0) & (second_half == 0)
+            codes = np.where(is_removed, len(names) - 1, codes)
             bounds = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
             for first, last in pairwise(bounds):
                 if first < last:

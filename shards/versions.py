@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from shards.durable import sync_folder, write_file
-from shards.format import MANIFEST, Json, Manifest, load_json, read_manifest
+from shards.format import MANIFEST, Json, Manifest, load_json, parse_manifest, read_manifest
 
 VERSIONS = "versions"
 WORK = ".prep"
@@ -49,6 +49,12 @@ def version_folder(folder: Path) -> Path:
 def append_folder(folder: Path) -> Path:
     """Where sources that will be appended are made into a set first."""
     return folder / WORK / "append"
+
+
+def has_begun_append(folder: Path) -> bool:
+    """Whether any of the sources that will be appended are shards already."""
+    inner = append_folder(folder)
+    return (inner / MANIFEST).exists() or any((inner / WORK / "units").glob("*"))
 
 
 @contextmanager
@@ -131,6 +137,30 @@ def keep_manifests(folder: Path, following: str) -> None:
 def version_path(folder: Path, dataset_id: str) -> Path:
     """Where a copy of a version's manifest lies."""
     return folder / VERSIONS / f"{dataset_id[:12]}.json"
+
+
+def find_version(folder: Path, manifest: Manifest, dataset_id: str) -> Manifest | None:
+    """The version with the train tokens of `dataset_id`, all of which lie where they lay.
+
+    None where it is no earlier version, or where documents were cut out since. What is appended
+    comes behind each split's tokens and moves none of them.
+    """
+    while dataset_id not in (manifest.dataset_id, *manifest.same_places):
+        parent = manifest.content.get("parent", {})
+        keeps_places = parent.get("change") == "append" or parent.get("mode") == "keep-places"
+        if not keeps_places or not version_path(folder, parent["dataset_id"]).exists():
+            return None
+        path = version_path(folder, parent["dataset_id"])
+        manifest = parse_manifest(load_json(path), path)
+        if manifest.dataset_id != parent["dataset_id"]:
+            return None
+    return manifest
+
+
+def list_versions(folder: Path, manifest: Manifest) -> list[Manifest]:
+    """The manifests of all versions that are known here, the set's own first."""
+    kept = sorted((folder / VERSIONS).glob("*.json"))
+    return [manifest, *(parse_manifest(load_json(path), path) for path in kept)]
 
 
 def parse_next(path: Path, raw: Json) -> NextVersion:

@@ -10,14 +10,16 @@ from prep.append import append_sources
 from prep.plan import Policy
 from prep.receipts import Audit
 from prep.request import Request
-from shards.format import Manifest, read_manifest
+from shards.format import Manifest, make_manifest, read_manifest
 from shards.reader import open_shards
+from shards.remove import Wanted, find_documents
 from shards.verify import verify_shards
 from tests.killed import hash_files, kill_often
 from tests.runs import run_small
 from tests.test_dedup import keep_first, read_documents
 from tests.test_remove import remove
 from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
+from train.trace import trace_run
 
 OPTIONS = {"validation_fraction": "0.2", "unit_bytes": 8000, "shard_tokens": 3000}
 Texts = list[str | None]
@@ -268,6 +270,120 @@ def test_a_run_over_the_old_version_is_refused(
         run_small(shards_copy, tmp_path, training__num_training_steps=2)
     stream = open_shards(shards_copy).stream("train")
     assert stream.read(0, 10).tolist()
+
+
+def test_the_steps_of_a_run_over_the_old_version_are_known(
+    shards_copy: Path, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Old tokens keep their places in an append, so a takedown can say which steps saw them."""
+    run_small(shards_copy, tmp_path, training__num_training_steps=20)
+    run = tmp_path / "checkpoints"
+    before = trace_run(open_shards(shards_copy), run)
+    windows = [before.documents_of_step(step) for step in range(1, 21)]
+    seen = [[(number, start) for number, start, _ in window] for window in windows]
+    document = next(iter(before.documents_of_step(7)))[2][-1]
+    steps = before.steps_of_document(document)
+    remove(shards_copy, "https://example.com/a1/9")
+    append(shards_copy, folders[1])
+    remove(shards_copy, "https://example.com/b1/3")
+
+    after = trace_run(open_shards(shards_copy), run)
+    windows = [after.documents_of_step(step) for step in range(1, 21)]
+    assert [[(number, start) for number, start, _ in window] for window in windows] == seen
+    assert after.steps_of_document(document) == steps
+    assert 7 in steps
+    assert document.url
+    wanted = Wanted(frozenset(f"https://example.com/b1/{row}" for row in range(9)))
+    found = find_documents(open_shards(shards_copy), wanted)
+    [new, *_] = [entry.document for entry in found if entry.shard.split == "train"]
+    assert new.url
+    report = remove(shards_copy, document.url, new.url, run=run)
+    listed = ", ".join(map(str, steps[:20]))
+    assert any(f"row {document.source_row}: steps {listed}" in line for line in report)
+    assert any(line.endswith(f"b1.parquet row {new.source_row}: no step") for line in report)
+
+    remove(shards_copy, "https://example.com/a0/3", keeps_places=False)
+    with pytest.raises(ValueError, match="was trained on dataset_id"):
+        trace_run(open_shards(shards_copy), run)
+
+
+def test_a_failed_append_leaves_nothing_in_the_way(
+    shards_copy: Path,
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises((ValueError, OSError), match=r"nowhere.parquet"):
+        append(shards_copy, tmp_path / "nowhere.parquet")
+    assert not (shards_copy / ".prep/append").exists()
+    with pytest.raises(ValueError, match="has a source of this name"):
+        append(shards_copy, folders[0])
+    assert not (shards_copy / ".prep/append").exists()
+    # A kill leaves the folder, in which nothing has begun.
+    with monkeypatch.context() as patch:
+        patch.setattr("prep.append.shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(ValueError, match="has a source of this name"):
+            append(shards_copy, folders[0])
+    assert (shards_copy / ".prep/append").exists()
+    assert remove(shards_copy, "https://example.com/a0/3")[0].startswith("found 1 of 1")
+
+
+def test_known_files_under_another_folder_are_refused(
+    shards_copy: Path, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """All inputs and a new one: their common folder, and so their names, are other ones."""
+    write_parquet(tmp_path / "d.parquet", ["a new one"])
+    before = read_manifest(shards_copy)
+    found = r"/a0.parquet: looks like a0.parquet, which .* [\d,]+ bytes\); give only the new files"
+    with pytest.raises(ValueError, match=found):
+        append(shards_copy, folders[0], tmp_path / "d.parquet")
+    assert read_manifest(shards_copy) == before
+    append(shards_copy, tmp_path / "d.parquet")
+    check_whole(shards_copy)
+
+
+def test_no_name_means_two_contents(shards_copy: Path, tmp_path: Path) -> None:
+    """Also where the last shards of a version are gone in a later one."""
+    for name in ("c", "d"):
+        write_parquet(tmp_path / f"{name}.parquet", [f"{name} {row}" for row in range(20)])
+    first, _ = append(shards_copy, tmp_path / "c.parquet")
+    urls = [f"https://example.com/c/{row}" for row in range(20)]
+    remove(shards_copy, *urls, keeps_places=False)
+    assert len(read_manifest(shards_copy).shards) < len(first.shards)
+    second, _ = append(shards_copy, tmp_path / "d.parquet")
+    check_whole(shards_copy)
+    hashes = {shard.name: shard.sha256 for shard in first.shards}
+    for shard in second.shards:
+        assert hashes.get(shard.name, shard.sha256) == shard.sha256
+
+
+def test_nothing_to_append_makes_no_version(
+    pristine: Path, shards_copy: Path, old: dict[str, Texts], tmp_path: Path
+) -> None:
+    write_parquet(tmp_path / "c.parquet", [*old["a0.parquet"][:9], "", None])
+    manifest, said = append(shards_copy, tmp_path / "c.parquet")
+    assert manifest == read_manifest(shards_copy) == read_manifest(pristine)
+    assert "nothing to append: no document of these sources is kept (1 empty, 1 null, 9 dup" in said
+    check_whole(shards_copy)
+    assert not (shards_copy / "versions").exists()
+
+
+def test_an_imported_set_cannot_be_appended_to(
+    shards_copy: Path, folders: tuple[Path, Path]
+) -> None:
+    manifest = read_manifest(shards_copy)
+    content = manifest.content | {"policy": {"imported": "raw"}}
+    text = make_manifest(content, manifest.shards, manifest.audit, manifest.environment)
+    (shards_copy / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match="imported sets cannot be appended to"):
+        append(shards_copy, folders[1])
+    assert not (shards_copy / ".prep/append").exists()
+
+
+def test_a_fraction_may_be_written_in_another_way(shards_copy: Path, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "c.jsonl", ["another one"])
+    manifest, _ = append(shards_copy, source, validation_fraction="0.200")
+    assert manifest.content["policy"]["validation_fraction"] == "0.2"
 
 
 def test_an_unfinished_append_is_told_and_can_be_given_up(

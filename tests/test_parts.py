@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock, SoftFileLock
+from typer.testing import CliRunner
 
+from cli import app
 from prep import settle
 from prep.gather import finish_parts
 from prep.lock import acquire, hold
@@ -190,6 +192,28 @@ def test_finish_needs_no_sources_and_is_done_once(three_parts: Path, source: Pat
     assert finish_parts(three_parts, 1, said.append) == first
     assert "finished already" in said[-1]
     assert "finished already" in run_part(three_parts, source, "0/3")[-1]
+
+
+def test_finish_does_not_make_the_first_version_again(three_parts: Path) -> None:
+    """Where a later version's manifest was lost, what was removed would return."""
+    finish(three_parts)
+    (three_parts / "versions").mkdir()
+    (three_parts / "manifest.json").rename(three_parts / "versions/0123456789ab.json")
+    with pytest.raises(ValueError, match=r"has several versions and no manifest.json; copy the"):
+        finish(three_parts)
+    assert not (three_parts / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--input=a.parquet", "--dedup=exact", "--max-documents=5", "--min-chars=3", "--dataset=a/b"],
+)
+def test_finish_takes_no_options_of_the_parts(tmp_path: Path, option: str) -> None:
+    arguments = ["prep", "--out", str(tmp_path), "--finish", "--workers", "2", option]
+    error = CliRunner().invoke(app, arguments).exception
+    assert isinstance(error, ValueError)
+    expected = f"{option.split('=')[0]}: --finish takes the sources and options that the parts"
+    assert str(error).startswith(expected)
 
 
 def test_finish_without_parts_says_how_to_begin(tmp_path: Path) -> None:

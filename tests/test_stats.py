@@ -13,6 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
+from prep.append import append_sources
+from prep.plan import Policy
+from prep.request import Request
 from shards import duplicates, lengths, stats
 from shards.duplicates import RepeatFinder, count_duplicates
 from shards.format import Shard, read_manifest
@@ -195,6 +198,23 @@ def test_removed_documents_are_told_apart(finished_set: Path, tmp_path: Path) ->
     assert counted.duplicates is not None
     assert counted.duplicates.documents == before.duplicates.documents - 2
     assert counted.total.text_bytes == read_manifest(folder).audit["text_bytes"]
+
+
+def test_removed_documents_are_told_apart_in_later_versions(
+    finished_set: Path, tmp_path: Path
+) -> None:
+    """An append keeps no list of versions with the same places, but the blank documents."""
+    folder = Path(shutil.copytree(finished_set, tmp_path / "shards"))
+    digest = hashlib.sha256(COPIES[0].encode()).digest()[:16]
+    found = find_documents(open_shards(folder), Wanted(hashes=frozenset({digest})))
+    remove_documents(open_shards(folder), found, keeps_places=True)
+    source = write_parquet(tmp_path / "third.parquet", make_texts(20, seed=2))
+    policy = Policy(shard_tokens=20_000, validation_fraction="0.2")
+    before = measure_set(open_shards(folder))
+    append_sources(Request(folder, policy, (str(source),)), lambda line: None)
+    counted = measure_set(open_shards(folder))
+    assert counted.sources[REMOVED].documents == 3
+    assert counted.lengths.num_documents == before.lengths.num_documents + 20
 
 
 def test_a_damaged_set_is_not_counted(finished_set: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shards.reader import Shards, open_shards
 from shards.remove import Found, Wanted, find_documents, find_missing, remove_documents
-from shards.versions import append_folder, finish_version, lock_set
+from shards.versions import append_folder, finish_version, has_begun_append, lock_set
 from train.trace import Tracer, describe_sightings, trace_run
 
 DEFAULT_RUN = Path("checkpoints")
@@ -35,7 +35,7 @@ def take_down(takedown: Takedown, say: Say) -> Iterator[str]:
     with lock_set(folder):
         if finish_version(folder):
             say(f"{folder}: finished a version whose command was stopped")
-        if append_folder(folder).exists():
+        if has_begun_append(folder):
             raise ValueError(
                 f"{folder}: an append was not finished, and what is removed may be in it; run the "
                 f"same prep command again, or remove {append_folder(folder)}"

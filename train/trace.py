@@ -14,6 +14,7 @@ from shards.order import SampleOrder
 from shards.reader import Shards
 from shards.show import choose_documents
 from shards.trace import Document, trace_document, trace_samples
+from shards.versions import find_version
 from train.config import Config
 from train.history import History, extend_history, samples_of_step, step_of_sample
 from train.progress import TRAINING_STATE, read_progress, read_run_config
@@ -57,12 +58,14 @@ def trace_run(shards: Shards, folder: Path) -> Tracer:
             )
         checkpoint = checkpoints[0]
     progress = read_progress(checkpoint)
-    if progress.dataset_id not in (shards.manifest.dataset_id, *shards.manifest.same_places):
+    version = find_version(shards.folder, shards.manifest, progress.dataset_id)
+    if version is None:
         raise ValueError(
             f"{checkpoint}: was trained on dataset_id {progress.dataset_id}, "
             f"{shards.folder} is {shards.manifest.dataset_id}"
         )
-    return make_tracer(shards, read_run_config(checkpoint), progress.history, progress.step)
+    config, num_tokens = read_run_config(checkpoint), version.num_tokens("train")
+    return make_tracer(shards, config, progress.history, progress.step, num_tokens)
 
 
 def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
@@ -73,9 +76,15 @@ def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
     return make_tracer(shards, config, history, training.num_training_steps)
 
 
-def make_tracer(shards: Shards, config: Config, history: History, num_steps: int) -> Tracer:
-    """A tracer over the train split."""
-    num_tokens = shards.manifest.num_tokens("train")
+def make_tracer(
+    shards: Shards,
+    config: Config,
+    history: History,
+    num_steps: int,
+    num_tokens: int | None = None,
+) -> Tracer:
+    """A tracer over the train split, or the first `num_tokens` of it where the run had no more."""
+    num_tokens = shards.manifest.num_tokens("train") if num_tokens is None else num_tokens
     order = SampleOrder(num_tokens, config.data.max_seq_length, config.infrastructure.seed)
     return Tracer(shards, order, history, num_steps)
 
