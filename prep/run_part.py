@@ -32,7 +32,7 @@ def prepare_part(request: Request, say: Say) -> None:
         if dedup_folder(out).exists():
             raise ValueError(
                 f"{out}: all units are done, and --finish was interrupted; "
-                f"run it again: velocity prep --out {out} --finish"
+                f"run it again: velocity prep --out {request.place} --finish"
             )
         clear_part(request, part)
         ledger = Ledger(out, plan.plan_id, part.choose(len(plan.units)), Budget())
@@ -41,7 +41,7 @@ def prepare_part(request: Request, say: Say) -> None:
         do_units(request, plan, ledger, say)
     say(
         f"part {part} is done; when all parts 0 to {part.count - 1} are: "
-        f"velocity prep --out {out} --finish"
+        f"velocity prep --out {request.place} --finish"
     )
 
 

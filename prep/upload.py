@@ -58,11 +58,16 @@ def sends_units(policy: Policy) -> bool:
     return all(limit is None for limit in limits)
 
 
-def check_url(url: str, folder: Path) -> None:
+def check_url(url: str, folder: Path, appends: bool) -> None:
     """Ask the storage before hours are spent: ValueError where the URL is not free for this set."""
     storage = open_storage(url)
     listed = storage.list_files()
     if MANIFEST in listed and not (folder / MANIFEST).exists():
+        if appends:
+            raise ValueError(
+                f"{folder}: no set here to append to; bring it there with: "
+                f"velocity shards pull {show_url(url)} {folder}"
+            )
         refuse(storage, f"holds a finished set, and {folder} none")
     if UPLOAD in listed and not plan_path(folder).exists():
         refuse(
@@ -72,13 +77,18 @@ def check_url(url: str, folder: Path) -> None:
 
 @contextmanager
 def sending(
-    url: str | None, request: Request, say: Say, compress: bool, in_one_go: bool
+    url: str | None,
+    request: Request,
+    say: Say,
+    compress: bool,
+    in_one_go: bool,
+    appends: bool = False,
 ) -> Iterator[None]:
     """Send to `url`, if any, what is made inside; a part's shards are sent by --finish."""
     if url is None:
         yield
         return
-    check_url(url, request.out)
+    check_url(url, request.out, appends)
     say(f"the set is made in {request.out} and sent to {show_url(url)}")
     if in_one_go and sends_units(request.policy):
         with upload_beside(url, request.out, compress, say):

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from shards.format import SPLITS, Json, Manifest, make_manifest
+from shards.lineage import list_ancestors
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,15 @@ def cut_manifest(manifest: Manifest, split: str | None, part: Part | None) -> st
         parent["split"] = split
     if part is not None:
         parent["part"] = str(part)
+    if ancestors := sorted(list_ancestors(manifest)):  # Whose same part this one may replace.
+        parent["ancestors"] = ancestors
     here = {shard.sidecar for shard in shards}
     sidecars = manifest.environment.get("sidecar_sha256", {})
     environment = manifest.environment | {
         "sidecar_sha256": {name: sha256 for name, sha256 in sidecars.items() if name in here}
     }
-    content = {key: value for key, value in manifest.content.items() if key != "same_places"}
+    gone = ("same_places", "ancestors")
+    content = {key: value for key, value in manifest.content.items() if key not in gone}
     content["parent"] = parent
     if part is None:  # A split that is whole has its tokens where the whole set has them.
         content["same_places"] = [*manifest.same_places, manifest.dataset_id]

@@ -10,10 +10,11 @@ checked manifest and never leave the folder.
 """
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +26,11 @@ from shards.format import (
     TOKEN_BYTES,
     TOKENIZER,
     Manifest,
+    load_json,
     parse_json,
     parse_manifest,
-    read_manifest,
 )
-from shards.lineage import list_ancestors, list_replaced
+from shards.lineage import find_replaced, is_replaceable
 from shards.packing import PACKED, DamagedError, read_chunks, unpack
 from shards.part import Part, cut_manifest
 from shards.push import DEFAULT_WORKERS, UPLOAD, read_text
@@ -37,12 +38,14 @@ from shards.screen import format_bytes
 from shards.storage import Storage, StorageError, open_storage
 from shards.transfer import Meter, check_workers, keep_trying, transfer_all
 from shards.url import refuse_url
-from shards.versions import NextVersion, commit_version, finish_version, lock_set
+from shards.versions import NextVersion, commit_version, lock_set
 
 Say = Callable[[str], None]
 
 # Where files lie that are on their way.
 WORK = ".pull"
+# In it: which files get a name in the folder before the manifest is there.
+NAMES = "names.json"
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,30 @@ def pull_shards(
         text = cut_manifest(manifest, split, part)
         manifest = parse_manifest(parse_json(text, MANIFEST), MANIFEST)
     wanted = list_wanted(storage, manifest, listed)
-    replaced = find_replaced(folder, manifest)
+    has_set = (folder / MANIFEST).exists()
+    with lock_set(folder) if has_set else nullcontext():
+        replaced = find_replaced(folder, manifest)
+        check_free(folder, wanted)
+        fetched = pull_locked(storage, folder, say, (text, manifest), wanted, replaced, workers)
+    say(f"{folder}: {len(wanted):,} files are whole, {fetched:,} of them fetched now")
+    say(f"dataset_id {manifest.dataset_id}")
+    return manifest
+
+
+def pull_locked(
+    storage: Storage,
+    folder: Path,
+    say: Say,
+    described: tuple[str, Manifest],
+    wanted: list[Wanted],
+    replaced: list[str] | None,
+    workers: int,
+) -> int:
+    """Fetch the files, and make the manifest the folder's; returns how many were fetched."""
+    text, manifest = described
     with lock_folder(folder) as temporary:
         check_space(folder, wanted)
+        names = note_names(folder, wanted)
         say(
             f"{storage.name}: {len(manifest.shards):,} shards, "
             f"{format_bytes(sum(file.num_bytes for file in wanted))}, to {folder}"
@@ -95,11 +119,10 @@ def pull_shards(
         if replaced is None:
             write_file(folder / MANIFEST, text)
         else:
-            with lock_set(folder):
-                commit_version(folder, NextVersion(text, (), tuple(replaced)))
-    say(f"{folder}: {len(wanted):,} files are whole, {fetched:,} of them fetched now")
-    say(f"dataset_id {manifest.dataset_id}")
-    return manifest
+            commit_version(folder, NextVersion(text, (), tuple(replaced)))
+        for name in names - {file.name for file in wanted}:
+            (folder / name).unlink(missing_ok=True)
+    return fetched
 
 
 def read_remote(storage: Storage, listed: dict[str, int]) -> tuple[str, Manifest]:
@@ -143,28 +166,26 @@ def list_wanted(storage: Storage, manifest: Manifest, listed: dict[str, int]) ->
     return wanted
 
 
-def find_replaced(folder: Path, manifest: Manifest) -> list[str] | None:
-    """The files that go where an earlier version of the set lies in `folder`; None: no version.
-
-    Raises ValueError where another set lies there, or prep is making one.
-    """
-    if not (folder / MANIFEST).exists():
-        if (folder / ".prep").exists():
+def check_free(folder: Path, wanted: list[Wanted]) -> None:
+    """ValueError where a file of another origin would be written over."""
+    if (folder / MANIFEST).exists() or (folder / WORK).exists():
+        return
+    for file in wanted:
+        if (folder / file.name).exists() and not is_whole(folder, file):
             raise ValueError(
-                f"{folder}: velocity prep is making a set there, or was stopped; "
-                "choose a new folder"
+                f"{folder / file.name}: is there already and no file of this set; nothing is "
+                "written over, so choose a new folder, or move it away"
             )
-        return None
-    finish_version(folder)
-    found = read_manifest(folder)
-    if found.dataset_id == manifest.dataset_id:
-        return None
-    if found.dataset_id in list_ancestors(manifest):
-        return list_replaced(found, manifest)
-    raise ValueError(
-        f"{folder}: holds another set (dataset_id {found.dataset_id[:16]}, "
-        f"not {manifest.dataset_id[:16]}); choose a new folder"
-    )
+
+
+def note_names(folder: Path, wanted: list[Wanted]) -> set[str]:
+    """Note which files get a name, so that none is left over; with those of killed pulls."""
+    path = folder / WORK / NAMES
+    earlier = load_json(path).get("names", []) if path.exists() else []
+    names = {name for name in earlier if is_replaceable(name)}
+    names.update(file.name for file in wanted if is_replaceable(file.name))
+    write_file(path, json.dumps({"names": sorted(names)}) + "\n")
+    return names
 
 
 @contextmanager
@@ -202,6 +223,11 @@ def has_size(folder: Path, file: Wanted) -> bool:
     return path.is_file() and path.stat().st_size == file.num_bytes
 
 
+def is_whole(folder: Path, file: Wanted) -> bool:
+    """Whether a file lies there whole, as far as the manifest says."""
+    return has_size(folder, file) and file.sha256 in (None, hash_file(folder / file.name))
+
+
 def fetch_files(
     storage: Storage, folder: Path, temporary: Path, wanted: list[Wanted], workers: int
 ) -> int:
@@ -213,7 +239,7 @@ def fetch_files(
     fetched = []
 
     def work(file: Wanted, meter: Meter) -> str | None:
-        if has_size(folder, file) and file.sha256 in (None, hash_file(folder / file.name)):
+        if is_whole(folder, file):
             meter.add(file.num_bytes, moved=False)
             return None
         fault = fetch_file(storage, file, temporary / file.name, meter)

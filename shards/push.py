@@ -12,7 +12,10 @@ Objects appear when they are whole: by the storage's own rule, and by a rename i
 """
 
 import json
-from collections.abc import Callable, Iterator
+import os
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -29,11 +32,12 @@ from shards.format import (
     parse_manifest,
     read_manifest,
 )
-from shards.lineage import list_ancestors, list_replaced
+from shards.lineage import ENDINGS, is_later, is_replaceable, list_replaced, read_earlier
 from shards.packing import PACKED, TRAILER_BYTES, make_trailer, pack, read_chunks
 from shards.screen import format_bytes
 from shards.storage import Storage, open_storage
 from shards.transfer import Meter, check_workers, keep_trying, transfer_all
+from shards.versions import WORK, lock_set
 
 Say = Callable[[str], None]
 
@@ -78,11 +82,36 @@ def push_shards(
     Raises ValueError or OSError with one line; what was sent whole stays, and is not sent again.
     """
     check_workers(workers)
-    manifest = read_manifest(folder)
+    read_manifest(folder)  # So that a folder without a set is told as such, and left as it is.
     storage = open_storage(url)
     listed = storage.list_files()
+    with lock_source(folder):
+        return push_locked(folder, storage, listed, say, compress, workers)
+
+
+@contextmanager
+def lock_source(folder: Path) -> Iterator[None]:
+    """Keep other commands from changing the set that is sent, where one may write beside it."""
+    lock = folder / WORK / "lock"
+    places = [place for place in (lock, lock.parent, folder) if place.exists()]
+    if os.access(places[0], os.W_OK):
+        with lock_set(folder):
+            yield
+    else:
+        yield
+
+
+def push_locked(
+    folder: Path, storage: Storage, listed: dict[str, int], say: Say, compress: bool, workers: int
+) -> Manifest:
+    """Send the set, and at last the very manifest that was read at first."""
+    text = (folder / MANIFEST).read_bytes()
+    manifest = parse_manifest(
+        parse_json(text.decode("utf-8"), folder / MANIFEST), folder / MANIFEST
+    )
     files = list_local(folder, manifest)
-    replaced = claim(storage, listed, manifest, find_plan(folder))
+    replaced = claim(storage, listed, manifest, folder)
+    clear_temporaries(storage, listed)
     meter = Meter(len(files), sum(file.num_bytes for file in files))
     size = format_bytes(meter.num_bytes)
     say(f"{folder}: {len(manifest.shards):,} shards, {size}, to {storage.name}")
@@ -98,7 +127,7 @@ def push_shards(
 
     for _ in transfer_all(files, work, meter, workers):
         raise AssertionError
-    complete(storage, (folder / MANIFEST).read_bytes(), replaced)
+    complete(storage, text, replaced)
     say(f"{storage.name}: {len(files):,} files are there, {len(sent):,} of them sent now")
     say(f"dataset_id {manifest.dataset_id}")
     return manifest
@@ -143,34 +172,46 @@ def find_plan(folder: Path) -> str | None:
     return name_plan(load_json(path)["plan_id"]) if path.exists() else None
 
 
-def claim(
-    storage: Storage, listed: dict[str, int], manifest: Manifest, plan: str | None
-) -> list[str]:
+def claim(storage: Storage, listed: dict[str, int], manifest: Manifest, folder: Path) -> list[str]:
     """Make the URL this set's own, before the first of its files is sent.
 
-    `plan` is the owner's name that prep gave while the set was being made. Returns the objects
-    that go when the set is complete: those of an earlier version that lay there. Raises ValueError
-    where another set lies there, or is on its way there.
+    Returns the objects that go when the set is complete: those of an earlier version that lay
+    there, or was on its way there. Raises ValueError where another set lies there, or is on its
+    way there.
     """
-    note = read_note(storage) if UPLOAD in listed else None
-    if note is not None and note.owner in (manifest.dataset_id, plan):
-        return note.replaced
+    names = {name for shard in manifest.shards for name in (shard.name, shard.sidecar)}
+    note = read_note(storage, names) if UPLOAD in listed else None
+    earlier: list[Manifest] = []
     if note is not None:
-        refuse(storage, "holds an upload of another set that has not finished")
-    names = [name for shard in manifest.shards for name in (shard.name, shard.sidecar)]
-    replaced: list[str] = []
+        earlier, plan = read_earlier(folder, manifest), find_plan(folder)
+        if note.owner == manifest.dataset_id or (note.owner == plan and not earlier):
+            return note.replaced
+        if note.owner not in (plan, *(version.dataset_id for version in earlier)):
+            refuse(storage, "holds an upload of another set that has not finished")
     if MANIFEST in listed:
         found = read_remote_manifest(storage)
         if found.dataset_id == manifest.dataset_id:
-            return []
-        if found.dataset_id not in list_ancestors(manifest):
+            if note is None:
+                return []
+        elif not is_later(manifest, found):
             refuse(storage, f"holds another set (dataset_id {found.dataset_id[:16]})")
-        old = list_replaced(found, manifest)
-        replaced = [form for name in old for form in (name, name + PACKED) if form in listed]
-    elif taken := [name for name in names if name in listed or name + PACKED in listed]:
-        refuse(storage, f"holds a file {taken[0]} of another origin")
+        earlier.append(found)
+    elif note is None:
+        for name in names & {form.removesuffix(PACKED) for form in listed}:
+            refuse(storage, f"holds a file {name} of another origin")
+    old = {name for version in earlier for name in list_replaced(version, manifest)}
+    forms = {form for name in old for form in (name, name + PACKED) if form in listed}
+    replaced = sorted(forms.union(note.replaced if note is not None else ()))
     write_note(storage, Note(manifest.dataset_id, replaced))
     return replaced
+
+
+def clear_temporaries(storage: Storage, listed: dict[str, int]) -> None:
+    """Remove what killed uploads left in a plain folder: files that never got their names."""
+    for name in listed:
+        found = re.fullmatch(r"\.(.+)\.\d+\.tmp", name)
+        if found and found[1].endswith((*ENDINGS, MANIFEST, TOKENIZER, UPLOAD)):
+            storage.delete(name)
 
 
 def refuse(storage: Storage, state: str) -> NoReturn:
@@ -195,11 +236,21 @@ def read_text(storage: Storage, name: str) -> str:
         raise ValueError(f"{storage.name}/{name}: no valid JSON ({error})") from None
 
 
-def read_note(storage: Storage) -> Note:
-    """What upload.json says; names in it that are none of a set's count for nothing."""
+def read_note(storage: Storage, kept: Collection[str] = ()) -> Note:
+    """What upload.json says; ValueError where a file is to go that is `kept`, or no set's."""
     where = f"{storage.name}/{UPLOAD}"
     raw = parse_json(read_text(storage, UPLOAD), where)
-    replaced = [name for name in raw.get("replaced", []) if name == Path(name).name]
+    replaced = raw.get("replaced", [])
+    wrong = [
+        name
+        for name in (replaced if isinstance(replaced, list) else [replaced])
+        if not is_replaceable(name) or name.removesuffix(PACKED) in kept
+    ]
+    if wrong or not isinstance(replaced, list):
+        raise ValueError(
+            f"{where}: says that {[*wrong, replaced][0]!r} is to be deleted, which no upload does; "
+            "it was edited or damaged, so remove it and push again"
+        )
     return Note(str(raw.get("owner")), replaced)
 
 
