@@ -68,4 +68,6 @@ def test_killed_at_random_moments_it_gives_the_same_set(
     found: dict[str, Any] = json.loads(process.stdout)
     assert found["kills"] >= KILLS[engine]
     assert found["sets"] >= 3
-    assert set(MOMENTS[engine]) <= found["moments"].keys(), found
+    # Which of the short moments are hit is chance; that they are of several kinds is not.
+    assert found["moments"]["encode"] > 0, found
+    assert len(found["moments"].keys() & set(MOMENTS[engine])) >= 2, found
