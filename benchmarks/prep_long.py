@@ -21,6 +21,7 @@ from benchmarks.measure import (
     run_script,
     take_turns,
 )
+from benchmarks.prep import forget_encoders
 from prep.plan import Policy, find_files
 from prep.receipts import Receipt
 from prep.request import Request
@@ -57,11 +58,12 @@ def run_long(inputs: list[Path], passes: int) -> tuple[dict[str, float], dict[st
         return receipt
 
     process_unit = prep.engine.process_unit
-    prep.units.load_once.cache_clear()
+    forget_encoders()
     with tempfile.TemporaryDirectory() as name, mock.patch("prep.engine.process_unit", record):
         folder = Path(name)
         link_files(inputs, folder / "input", passes)
-        request = Request(folder / "shards", Policy(), (str(folder / "input"),))
+        policy = Policy(unit_bytes=1)  # Each file a unit.
+        request = Request(folder / "shards", policy, (str(folder / "input"),))
         started = time.perf_counter()
         manifest = prepare(request, say=lambda line: None)
     seconds, tokens, resident = (np.array(column) for column in zip(*done, strict=True))

@@ -29,6 +29,7 @@ from benchmarks.measure import (
     run_script,
     take_turns,
 )
+from benchmarks.prep import forget_encoders
 from prep.encoder import Encoder
 from prep.plan import Policy
 from prep.request import Request
@@ -121,9 +122,9 @@ def measure_parts(inputs: tuple[str, ...]) -> tuple[dict[str, float], int]:
         ("commit", prep.units, "write_pending", clock.wrap),
         ("commit", prep.units, "commit_shards", clock.wrap),
         ("commit", prep.units, "confirm_pending", clock.wrap),
-        ("start", prep.units, "load_once", clock.wrap),
+        ("start", prep.units, "load_encoder", clock.wrap),
     ]
-    prep.units.load_once.cache_clear()
+    forget_encoders()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for part, owner, name, wrap in patches:
             stack.enter_context(mock.patch.object(owner, name, wrap(part, getattr(owner, name))))

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
+from prep.encoder import load_reference
 from prep.dedup import DUPLICATE, PlacedShard, drop_copies
 from prep.plan import Plan
 from prep.receipts import Audit, Receipt
@@ -22,7 +23,7 @@ from shards.format import (
     read_manifest,
 )
 from shards.screen import format_bytes, format_count, format_seconds
-from shards.tokenizer import load_tokenizer, make_self_test
+from shards.tokenizer import make_self_test
 
 PACKAGES = (
     "velocitylm",
@@ -79,7 +80,7 @@ def check_conservation(audit: Audit) -> None:
 
 def describe_content(plan: Plan, out: Path, audit: Audit) -> Json:
     """The part of the manifest that decides the dataset_id, but for the shards."""
-    tokenizer = load_tokenizer(out / TOKENIZER)
+    tokenizer = load_reference(out / TOKENIZER)
     return {
         "format": {
             "schema_version": SCHEMA_VERSION,

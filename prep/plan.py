@@ -22,11 +22,11 @@ from shards.format import Json, hash_canonical
 PLAN_SCHEMA_VERSION = 1
 # Source bytes of a unit where the user names none: small enough to keep all workers busy and to
 # lose little when one dies, large enough that a set has thousands of shards and not millions.
-MIN_UNIT_BYTES = 4 << 20
+MIN_UNIT_BYTES = 16 << 20
 MAX_UNIT_BYTES = 64 << 20
 AIMED_UNITS = 1024
 # A file is cut only when it is this many units long, so that ordinary files stay whole.
-SPLIT_FROM_UNITS = 4
+SPLIT_FROM_UNITS = 2
 
 
 @dataclass(frozen=True)

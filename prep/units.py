@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from prep.budget import Budget
 from prep.documents import Documents, Piece, read_documents
 from prep.encode import EncodedBatch, check_encoding, encode_batch
-from prep.encoder import Encoder
+from prep.encoder import load_encoder
 from prep.hub import HubDataset, download, remove_files
 from prep.plan import Policy
 from prep.receipts import (
@@ -74,19 +73,13 @@ def process_unit(job: UnitJob, report: Report) -> Receipt:
     return receipt
 
 
-@lru_cache(maxsize=1)
-def load_once(tokenizer_json: Path, encoder: str) -> Encoder:
-    """The set's tokenizer, loaded once a process."""
-    return Encoder(tokenizer_json, encoder)
-
-
 class UnitWork:
     """A unit while it is being done: its writers, counts and what is left of its budget."""
 
     def __init__(self, job: UnitJob, temporary: Path, report: Report) -> None:
         self.job = job
         self.report = report
-        self.encoder = load_once(job.folder / TOKENIZER, job.encoder)
+        self.encoder = load_encoder(job.folder / TOKENIZER, job.encoder)
         self.filter = job.policy.make_filter()
         self.threshold = job.policy.validation_threshold()
         self.writers = {

@@ -24,16 +24,16 @@ def warm(tokenizer_json: Path) -> None:
     import prep.run_part
     import prep.settle
     import prep.units
-    from prep.encoder import Encoder, choose_encoder
+    from prep.encoder import choose_encoder, load_encoder, load_reference
 
     pa.array(["Arrow looks for pandas once."])
 
     prep.settle.build_gpt2_json = cache(prep.settle.build_gpt2_json)
     prep.settle.build_gpt2_json()
-    tokenizer = prep.finish.load_tokenizer(tokenizer_json)
-    prep.finish.load_tokenizer = lambda path: tokenizer
-    encoder = Encoder(tokenizer_json, choose_encoder(None))
-    prep.units.load_once = lambda path, name: encoder  # type: ignore[assignment]
+    reference = load_reference(tokenizer_json)
+    prep.finish.load_reference = lambda path: reference  # type: ignore[assignment]
+    encoder = load_encoder(tokenizer_json, choose_encoder(None))
+    prep.units.load_encoder = lambda path, name: encoder  # type: ignore[assignment]
 
 
 def start(command: list[str], said: Path | None = None, moment: int | None = None) -> int:

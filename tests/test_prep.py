@@ -414,8 +414,8 @@ def test_the_plan_cuts_large_files_and_groups_small_ones(tmp_path: Path) -> None
 
 
 def test_units_grow_with_the_data() -> None:
-    sizes = [choose_unit_bytes(Policy(), total) for total in (1, 1 << 30, 1 << 40)]
-    assert sizes == [4 << 20, 4 << 20, 64 << 20]
+    sizes = [choose_unit_bytes(Policy(), total) for total in (1, 1 << 34, 1 << 40)]
+    assert sizes == [16 << 20, 16 << 20, 64 << 20]
 
 
 def test_names_are_paths_below_the_common_folder(tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ def test_an_encoder_that_differs_from_the_reference_stops_the_run(
     pytest.importorskip("fastokens")
     load = encoder.load_fastokens
     monkeypatch.setattr(encoder, "load_fastokens", lambda path: WrongOnce(load(path)))
-    units.load_once.cache_clear()
+    encoder.load_encoder.cache_clear()
     texts = make_texts(20)
     texts[place] = "a zebra"
     path = write_jsonl(tmp_path / "a.jsonl", [*texts])
@@ -468,7 +468,7 @@ def test_an_encoder_that_differs_from_the_reference_stops_the_run(
     with pytest.raises(ValueError, match=rf"a.jsonl, row {place}: .* from token 0 on.*'a zebra'"):
         prepare_quietly(tmp_path / "shards", path, validation_fraction="0")
     assert not list((tmp_path / "shards").glob("*.bin"))
-    units.load_once.cache_clear()
+    encoder.load_encoder.cache_clear()
     prepare_quietly(tmp_path / "shards", path, validation_fraction="0", encoder="tokenizers")
 
 
