@@ -14,12 +14,6 @@ from tests.texts import make_texts, prepare_quietly, write_jsonl, write_parquet
 # tests/test_prep.py, test_parts.py, test_ray.py, test_hub_prep.py, test_dedup.py, test_append.py
 # and test_remove.py kill more, the command as it is typed among them.
 KILLS = {"local": 80, "pool": 60, "parts": 60}
-# What some of the kills certainly hit; the others depend on the machine's speed.
-MOMENTS = {
-    "local": ["encode", "commit"],
-    "pool": ["encode"],
-    "parts": ["encode", "commit", "manifest"],
-}
 OPTIONS = {"unit_bytes": 4000, "validation_fraction": "0.2", "shard_tokens": 3000}
 
 
@@ -68,6 +62,7 @@ def test_killed_at_random_moments_it_gives_the_same_set(
     found: dict[str, Any] = json.loads(process.stdout)
     assert found["kills"] >= KILLS[engine]
     assert found["sets"] >= 3
-    # Which of the short moments are hit is chance; that they are of several kinds is not.
+    # Which of the short moments are hit depends on the machine's speed; that a unit's work is hit,
+    # and what is not a unit's work, does not.
     assert found["moments"]["encode"] > 0, found
-    assert len(found["moments"].keys() & set(MOMENTS[engine])) >= 2, found
+    assert len(found["moments"]) >= 2, found
