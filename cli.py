@@ -98,6 +98,8 @@ def trace(
     from shards.reader import open_shards
     from train import trace as tracing
 
+    if [step, url, doc_hash].count(None) != 2:
+        raise ValueError("what is to be traced? give one of --step, --url and --doc-hash")
     shards = open_shards(folder)
     if config or overrides:
         from train.config import load_config

@@ -28,6 +28,7 @@ from prep.request import Request
 from prep.run import prepare
 
 TENTHS = 10
+MAX_UNIT_BYTES = 8 << 20
 PAGE_BYTES = 4096
 
 
@@ -62,7 +63,9 @@ def run_long(inputs: list[Path], passes: int) -> tuple[dict[str, float], dict[st
     with tempfile.TemporaryDirectory() as name, mock.patch("prep.engine.process_unit", record):
         folder = Path(name)
         link_files(inputs, folder / "input", passes)
-        policy = Policy(unit_bytes=1)  # Each file a unit.
+        # Small units, so that there are tenths of a short run too.
+        sizes = [path.stat().st_size for path in find_files(str(folder / "input"))]
+        policy = Policy(unit_bytes=min(*sizes, MAX_UNIT_BYTES))
         request = Request(folder / "shards", policy, (str(folder / "input"),))
         started = time.perf_counter()
         manifest = prepare(request, say=lambda line: None)

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from prep.encoder import load_reference
 from prep.dedup import DUPLICATE, PlacedShard, drop_copies
+from prep.encoder import load_reference
 from prep.plan import Plan
 from prep.receipts import Audit, Receipt
 from prep.tokenizer import END_OF_TEXT

@@ -33,6 +33,8 @@ def export_megatron(shards: Shards, split: str, prefix: Path) -> str:
 
     Raises ValueError where a file is in the way or a shard is damaged.
     """
+    if not prefix.name:
+        raise ValueError(f"{prefix}: is a folder; expected what the files' names begin with")
     chosen = choose_shards(shards, split)
     bin_path, idx_path = (prefix.with_name(f"{prefix.name}.{end}") for end in ("bin", "idx"))
     for path in (bin_path, idx_path):

@@ -151,6 +151,8 @@ def open_storage(url: str | Path) -> Storage:
         return Storage(fs.LocalFileSystem(), str(folder), str(url).rstrip("/"))
     url = restore_url(url)
     name = show_url(url)
+    if name.endswith(":"):
+        raise ValueError(f"{url}: names no bucket; expected such as s3://bucket/prefix")
     if re.match(r"gc?s://", url) and "retry_limit_seconds" not in url:
         url += f"{'&' if '?' in url else '?'}retry_limit_seconds={GCS_RETRY_SECONDS}"
     try:

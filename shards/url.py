@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 # Two letters at least, so that C:/ is a path.
-SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/+")
+SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):(?:/+|$)")
 
 
 def is_url(name: str | Path) -> bool:
@@ -16,6 +16,8 @@ def is_url(name: str | Path) -> bool:
 
     >>> is_url("s3://bucket/set"), is_url(Path("gs://bucket/set")), is_url("data/shards")
     (True, True, False)
+    >>> is_url(Path("s3://"))
+    True
     """
     return SCHEME.match(str(name)) is not None
 

@@ -135,6 +135,12 @@ def test_shards_commands(small_shards: Path, checkpoints: Path) -> None:
         "shards", "trace", small_shards, "--config", "tiny", "--ranks", 2, "--step", 1
     )
     assert planned.count("sample ") == 16
+    for choices in ((), ("--step", 1, "--doc-hash", doc_hash)):
+        code, _, errors = velocity("shards", "trace", small_shards, "--run", checkpoints, *choices)
+        assert (code, errors) == (
+            1,
+            "velocity: what is to be traced? give one of --step, --url and --doc-hash\n",
+        )
 
 
 def test_verify_fails_on_damage(tmp_path: Path) -> None:

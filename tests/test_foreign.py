@@ -545,6 +545,11 @@ def test_export_takes_one_split_of_many_shards_without_what_was_removed(
     assert read_megatron(tmp_path / "train-left") == left
 
 
+def test_export_wants_a_name_and_not_a_folder(prepared: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder; expected what the files' names begin"):
+        export_megatron(open_shards(prepared), "train", Path("."))
+
+
 def test_a_damaged_shard_is_not_exported(tmp_path: Path, prepared: Path) -> None:
     folder = Path(shutil.copytree(prepared, tmp_path / "shards"))
     damage(folder / "train-00000.bin", lambda content: content.__setitem__(100, content[100] ^ 1))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prep import encoder, units
+from prep import encoder
 from prep.plan import Policy, Source, choose_unit_bytes, find_sources
 from prep.receipts import Audit
 from prep.run import Request, prepare
@@ -470,6 +470,16 @@ def test_an_encoder_that_differs_from_the_reference_stops_the_run(
     assert not list((tmp_path / "shards").glob("*.bin"))
     encoder.load_encoder.cache_clear()
     prepare_quietly(tmp_path / "shards", path, validation_fraction="0", encoder="tokenizers")
+
+
+@pytest.mark.parametrize("name", encoder.ENCODERS)
+def test_a_batch_without_a_document_to_keep_is_no_error(tmp_path: Path, name: str) -> None:
+    if name == "fastokens":
+        pytest.importorskip("fastokens")
+    path = write_jsonl(tmp_path / "a.jsonl", ["", None])
+    manifest = prepare_quietly(tmp_path / "shards", path, encoder=name)
+    assert not manifest.shards
+    assert manifest.audit["dropped"] == {"null": 1, "empty": 1}
 
 
 def test_both_encoders_give_the_same_set(source: Path, reference: Path, tmp_path: Path) -> None:

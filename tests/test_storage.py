@@ -370,6 +370,8 @@ def test_places_without_a_set_say_what_they_are(finished_set: Path, tmp_path: Pa
         pull_shards("s3://no-such-one/set", tmp_path / "a", ignore)
     with pytest.raises(ValueError, match="s3://no-such-one/set: there is no such bucket; check"):
         push_shards(finished_set, "s3://no-such-one/set", ignore)
+    with pytest.raises(ValueError, match="s3://: names no bucket; expected such as s3://bucket"):
+        pull_shards("s3://", tmp_path / "a", ignore)
     with pytest.raises(ValueError, match="https://host/set: is no URL of a folder"):
         pull_shards("https://host/set", tmp_path / "a", ignore)
 
