@@ -12,6 +12,7 @@ import typer
 from prep.command import prep
 from prep.import_command import import_shards
 from shards.commands import app as shards_app
+from shards.screen import say
 
 app = typer.Typer(
     name="velocity",
@@ -54,11 +55,6 @@ def describe_error(error: Exception) -> str:
 
     parts = [f"{error.filename}: {error.strerror}" if error.filename else error.strerror]
     return "; ".join([*parts, *filter(None, [advise_writing(error)])])
-
-
-def say(text: str) -> None:
-    """Tell the user something that is not the command's output."""
-    typer.echo(text, err=True)
 
 
 @app.callback()

@@ -19,12 +19,13 @@ from pathlib import Path, PurePosixPath
 from prep.finish import check_conservation
 from prep.plan import Plan
 from prep.receipts import Audit, make_folders, plan_path
-from prep.request import Request, Say
+from prep.request import Request
 from prep.run import prepare
 from prep.settle import settle_plan
 from prep.tokenizer import build_gpt2_json
 from shards.format import SPLITS, Json, Manifest, Shard, load_json, make_manifest, read_manifest
 from shards.lineage import name_ancestors
+from shards.screen import Say
 from shards.versions import (
     NextVersion,
     append_folder,

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.screen import say
+
 if TYPE_CHECKING:
     from prep.request import Request
 
@@ -164,11 +166,11 @@ def prep(
     try:
         num_tokens = work(request, finish, append, url, compress)
     except KeyboardInterrupt:
-        tell(f"stopped; what is committed in {out} stays, and the same command goes on from there")
+        say(f"stopped; what is committed in {out} stays, and the same command goes on from there")
         raise typer.Exit(130) from None
     if num_tokens:
         option = "" if out == Path("shards") else f" data.shards={out}"
-        tell(f"next: torchrun --nproc_per_node 1 -m train{option}")
+        say(f"next: torchrun --nproc_per_node 1 -m train{option}")
 
 
 def refuse_choices(request: "Request") -> None:
@@ -178,6 +180,7 @@ def refuse_choices(request: "Request") -> None:
 
     default = Request(request.out, Policy())
     names = ["inputs", "dataset", "dataset_config", "split", "revision"]
+    names += ["encoder", "engine", "ray_address"]
     chosen = [name for name in names if getattr(request, name) != getattr(default, name)]
     policy, usual = request.policy, default.policy
     chosen += [name for name in vars(usual) if getattr(policy, name) != getattr(usual, name)]
@@ -201,20 +204,15 @@ def work(request: "Request", finish: bool, append: bool, url: str | None, compre
     from prep.upload import sending
 
     in_one_go = not (finish or append or request.part)
-    with sending(url, request, tell, compress, in_one_go, append):
+    with sending(url, request, say, compress, in_one_go, append):
         if finish:
             workers = request.workers or count_cores()
-            manifest = finish_parts(request.out, workers, tell, request.place)
+            manifest = finish_parts(request.out, workers, say, request.place)
         elif append:
-            manifest = append_sources(request, tell)
+            manifest = append_sources(request, say)
         elif request.part:
-            prepare_part(request, tell)
+            prepare_part(request, say)
             return 0
         else:
-            manifest = prepare(request, tell)
+            manifest = prepare(request, say)
         return manifest.num_tokens("train")
-
-
-def tell(text: str) -> None:
-    """Tell the user something that is not the command's output."""
-    typer.echo(text, err=True)

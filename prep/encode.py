@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from prep.documents import Documents, find_offsets
 from prep.encoder import Encoder
-from shards.writer import ROWS_SCHEMA, Tokens
+from shards.writer import ROWS_SCHEMA, Tokens, join_runs
 
 HASH_BYTES = 16
 # One document in so many is encoded again with the reference.
@@ -53,16 +53,8 @@ class EncodedBatch:
     def split(self, validation: bool) -> tuple[Tokens, pa.RecordBatch]:
         """The tokens and rows of the documents on one side of the train-validation split."""
         chosen = self.is_validation == validation
-        if chosen.all():
-            return self.tokens, self.rows
-        # Neighbours are copied together: nearly all documents go to train.
-        changes = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
-        bounds = np.append(0, self.ends)[changes].tolist()
-        runs = [
-            self.tokens[start:stop] for start, stop in zip(bounds[::2], bounds[1::2], strict=True)
-        ]
-        tokens = np.concatenate(runs) if runs else self.tokens[:0]
-        return tokens, self.rows.filter(pa.array(chosen))
+        rows = self.rows if chosen.all() else self.rows.filter(pa.array(chosen))
+        return join_runs(self.tokens, self.ends, chosen), rows
 
 
 def encode_batch(
@@ -77,25 +69,33 @@ def encode_batch(
     hashes = hash_texts(texts)
     ids, sizes = encoder.encode(texts)
     ends = np.cumsum(sizes + 1)
-    rows = pa.RecordBatch.from_arrays(
-        [
-            pa.array((sizes + 1).astype(np.uint64)),
-            pa.repeat(pa.scalar(source_file, pa.string()), len(texts)),
-            pa.array(documents.rows.astype(np.uint64)),
-            documents.urls,
-            pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(HASH_BYTES), len(texts), [None, pa.py_buffer(hashes)]
-            ),
-        ],
-        schema=ROWS_SCHEMA,
-    )
     return EncodedBatch(
         join_documents(ids, ends, end_of_text),
-        rows,
+        make_rows(sizes + 1, source_file, documents.rows, documents.urls, hashes),
         ends,
         choose_validation(hashes, validation_threshold),
         documents.num_bytes,
     )
+
+
+def make_rows(
+    sizes: npt.NDArray[np.int64],
+    source_file: str,
+    source_rows: npt.NDArray[np.int64],
+    urls: pa.Array,
+    hashes: bytes,
+) -> pa.RecordBatch:
+    """The sidecar's rows of documents of one file; `sizes` with <|endoftext|> included."""
+    columns = [
+        pa.array(sizes.astype(np.uint64)),
+        pa.repeat(pa.scalar(source_file, pa.string()), len(sizes)),
+        pa.array(source_rows.astype(np.uint64)),
+        urls,
+        pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(HASH_BYTES), len(sizes), [None, pa.py_buffer(hashes)]
+        ),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=ROWS_SCHEMA)
 
 
 def check_encoding(

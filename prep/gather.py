@@ -11,12 +11,11 @@ from prep.ledger import Ledger
 from prep.part import find_parts, hold_whole
 from prep.plan import Plan, restore_plan
 from prep.receipts import Receipt, discard_unit, make_folders, plan_path, temporary_folder
-from prep.request import Say
 from prep.run import clear_folder, clear_leftovers
 from prep.settle import refuse_lost_version
 from shards.durable import hash_file
 from shards.format import MANIFEST, TOKEN_BYTES, TOKENIZER, Manifest, load_json, read_manifest
-from shards.screen import format_bytes
+from shards.screen import Say, format_bytes
 
 MAX_NAMED = 8
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from shards.screen import say
+
 
 def import_shards(
     out: Annotated[Path, typer.Option(help="The folder for the shards.")],
@@ -44,4 +46,4 @@ def import_shards(
         shard_tokens=shard_tokens,
         add_end_of_text=add_end_of_text,
     )
-    import_tokens(request, lambda line: typer.echo(line, err=True))
+    import_tokens(request, say)

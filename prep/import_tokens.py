@@ -9,7 +9,6 @@ shards     written in .prep/import, named in .prep/import.json, renamed; the man
 import json
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from prep.budget import Budget
-from prep.encode import HASH_BYTES, EncodedBatch, choose_validation
+from prep.encode import EncodedBatch, choose_validation, make_rows
 from prep.finish import check_conservation, describe_content, describe_environment, summarize
 from prep.forecast import SIDECAR_SHARE
 from prep.import_documents import FoundDocuments, Int64, Notes, read_documents
@@ -38,11 +37,9 @@ from shards.format import (
     read_manifest,
 )
 from shards.progress import ReadProgress
-from shards.screen import format_bytes
+from shards.screen import Say, format_bytes
 from shards.versions import lock_set
-from shards.writer import ROWS_SCHEMA, ShardWriter, Tokens, WrittenShard, commit_shards
-
-Say = Callable[[str], None]
+from shards.writer import ShardWriter, Tokens, WrittenShard, commit_shards
 
 
 @dataclass(frozen=True)
@@ -204,7 +201,13 @@ class ImportWork:
             is_validation = choose_validation(facts.hashes, self.threshold)
         batch = EncodedBatch(
             tokens,
-            make_rows(ends, found.file.name, rows, facts.hashes),
+            make_rows(
+                np.diff(ends, prepend=0),
+                found.file.name,
+                rows,
+                pa.nulls(len(ends), pa.string()),
+                facts.hashes,
+            ),
             ends,
             is_validation,
             facts.num_bytes,
@@ -229,20 +232,6 @@ def drop_empty(tokens: Tokens, sizes: Int64, rows: Int64) -> tuple[Tokens, Int64
     """The documents that have a token beside <|endoftext|>: their tokens, ends and numbers."""
     kept = sizes > 1
     return tokens[np.repeat(kept, sizes)], np.cumsum(sizes[kept]), rows[kept]
-
-
-def make_rows(ends: Int64, name: str, rows: Int64, hashes: bytes) -> pa.RecordBatch:
-    """The sidecar's rows of documents without a URL."""
-    columns = [
-        pa.array(np.diff(ends, prepend=0).astype(np.uint64)),
-        pa.repeat(pa.scalar(name, pa.string()), len(ends)),
-        pa.array(rows.astype(np.uint64)),
-        pa.nulls(len(ends), pa.string()),
-        pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(HASH_BYTES), len(ends), [None, pa.py_buffer(hashes)]
-        ),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=ROWS_SCHEMA)
 
 
 def finish(

@@ -1,6 +1,5 @@
 """What `velocity prep` was asked for."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,6 @@ from prep.encoder import ENCODERS
 from prep.plan import Policy
 from shards.part import Part
 
-Say = Callable[[str], None]
 ENGINES = ("local", "ray")
 
 

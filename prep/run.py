@@ -26,12 +26,12 @@ from prep.plan import Plan
 from prep.prefetch import prefetch_units
 from prep.progress import Goal, ProgressLine
 from prep.receipts import downloads_folder, has_receipt, make_folders, temporary_folder
-from prep.request import Request, Say
+from prep.request import Request
 from prep.settle import settle_plan
 from prep.tokenizer import END_OF_TEXT
 from prep.units import UnitJob
 from shards.format import MANIFEST, Manifest, read_manifest
-from shards.screen import format_bytes, format_count
+from shards.screen import Say, format_bytes, format_count
 
 
 def prepare(request: Request, say: Say) -> Manifest:

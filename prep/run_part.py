@@ -9,11 +9,12 @@ from prep.dedup import dedup_folder
 from prep.ledger import Ledger
 from prep.part import hold_part
 from prep.receipts import make_folders, temporary_folder
-from prep.request import Request, Say
+from prep.request import Request
 from prep.run import do_units, remove
 from prep.settle import share_plan
 from shards.format import MANIFEST
 from shards.part import Part
+from shards.screen import Say
 
 
 def prepare_part(request: Request, say: Say) -> None:

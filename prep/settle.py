@@ -16,11 +16,12 @@ from prep.plan import (
     stored_hub_dataset,
 )
 from prep.receipts import plan_path, temporary_folder, work_folder
-from prep.request import Request, Say
+from prep.request import Request
 from prep.sample import sample_dataset
 from prep.tokenizer import build_gpt2_json
 from shards.durable import commit, hash_file, sync_folder, write_file
 from shards.format import MANIFEST, TOKENIZER, Json, hash_canonical, load_json
+from shards.screen import Say
 from shards.versions import VERSIONS
 
 

@@ -10,6 +10,8 @@ import json
 from importlib.resources import files
 from typing import Any
 
+from shards.token_bytes import map_characters
+
 VOCAB_SIZE = 50257
 END_OF_TEXT = 50256
 END_OF_TEXT_TOKEN = "<|endoftext|>"
@@ -27,7 +29,7 @@ def build_gpt2_json() -> str:
     Raises ValueError if the packaged merge list is not the one that OpenAI published.
     """
     merges = _read_merges()
-    symbols = [*_byte_symbols(), *(merge.replace(" ", "") for merge in merges), END_OF_TEXT_TOKEN]
+    symbols = [*map_characters(), *(merge.replace(" ", "") for merge in merges), END_OF_TEXT_TOKEN]
     vocab = {symbol: i for i, symbol in enumerate(symbols)}
     assert len(vocab) == VOCAB_SIZE
     assert vocab[END_OF_TEXT_TOKEN] == END_OF_TEXT
@@ -46,21 +48,6 @@ def _read_merges() -> list[str]:
     version, *merges = data.decode("utf-8").splitlines()
     assert version == "#version: 0.2"
     return merges
-
-
-def _byte_symbols() -> list[str]:
-    """List the characters that stand for bytes in vocab.bpe, in the order of their ids.
-
-    The 188 bytes that are visible characters of Latin-1 stand for themselves and come first; the
-    other 68, spaces and controls, follow as the characters from U+0100 on, in the order of bytes.
-
-    >>> symbols = _byte_symbols()
-    >>> symbols[0], symbols[64] == "a", len(set(symbols))
-    ('!', True, 256)
-    """
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    num_hidden = 256 - len(visible)
-    return [chr(code) for code in [*visible, *range(0x100, 0x100 + num_hidden)]]
 
 
 def _write(description: dict[str, Any]) -> str:

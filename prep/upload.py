@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prep.plan import Policy
 from prep.receipts import parse_receipt, plan_path, work_folder
-from prep.request import Request, Say
+from prep.request import Request
 from shards.format import MANIFEST, Shard, load_json
 from shards.push import (
     UPLOAD,
@@ -28,6 +28,7 @@ from shards.push import (
     send_file,
     write_note,
 )
+from shards.screen import Say
 from shards.storage import Storage, StorageError, open_storage
 from shards.transfer import Meter, Stopped, keep_trying, transfer_all
 from shards.url import is_url, restore_url, show_url

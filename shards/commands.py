@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from shards.screen import say
+
 app = typer.Typer(help="Look at shards.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -138,8 +140,3 @@ def pull(
     from shards.pull import pull_shards
 
     pull_shards(url, folder, say, split, parse_part(part) if part else None, workers)
-
-
-def say(text: str) -> None:
-    """Tell the user something that is not the command's output."""
-    typer.echo(text, err=True)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +34,11 @@ from shards.lineage import find_replaced, is_replaceable
 from shards.packing import PACKED, DamagedError, read_chunks, unpack
 from shards.part import Part, cut_manifest
 from shards.push import DEFAULT_WORKERS, UPLOAD, read_text
-from shards.screen import format_bytes
+from shards.screen import Say, format_bytes
 from shards.storage import Storage, StorageError, open_storage
 from shards.transfer import Meter, check_workers, keep_trying, transfer_all
 from shards.url import refuse_url
 from shards.versions import NextVersion, commit_version, lock_set
-
-Say = Callable[[str], None]
 
 # Where files lie that are on their way.
 WORK = ".pull"

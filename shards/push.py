@@ -14,7 +14,7 @@ Objects appear when they are whole: by the storage's own rule, and by a rename i
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,12 +34,10 @@ from shards.format import (
 )
 from shards.lineage import ENDINGS, is_later, is_replaceable, list_replaced, read_earlier
 from shards.packing import PACKED, TRAILER_BYTES, make_trailer, pack, read_chunks
-from shards.screen import format_bytes
+from shards.screen import Say, format_bytes
 from shards.storage import Storage, open_storage
 from shards.transfer import Meter, check_workers, keep_trying, transfer_all
 from shards.versions import WORK, lock_set
-
-Say = Callable[[str], None]
 
 # Where an upload that has not finished says whose it is.
 UPLOAD = "upload.json"

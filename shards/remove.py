@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,7 @@ from shards.format import SPLITS, TOKEN_BYTES, Json, Manifest, Shard, make_manif
 from shards.lineage import name_ancestors
 from shards.reader import Shards
 from shards.rewrite import BLANK_HASH, Rewriter, Rewritten, find_sidecar_hash, make_rewriter
-from shards.trace import Document, parse_hash
+from shards.trace import Document, make_document, parse_hash
 from shards.versions import NextVersion, begin_version, commit_version, name_next, version_folder
 
 KEEP_PLACES = "keep-places"
@@ -107,13 +106,6 @@ def find_in_shard(folder: Path, shard: Shard, start: int, wanted: Wanted) -> Ite
                 for row, entry in zip((rows + first).tolist(), table.to_pylist(), strict=True):
                     yield Found(shard, row, make_document(shard, start, entry))
             first += len(marks)
-
-
-def make_document(shard: Shard, start: int, row: dict[str, Any]) -> Document:
-    """A document from its row; `start` is its shard's place in the split's stream."""
-    place = (start + row["start"], row["num_tokens"])
-    origin = (row["source_file"], row["source_row"], row["url"])
-    return Document(shard.name, *place, *origin, row["doc_hash"].hex())
 
 
 def find_missing(wanted: Wanted, found: list[Found]) -> list[str]:

@@ -29,6 +29,7 @@ from shards.writer import (
     Tokens,
     WrittenShard,
     count_tokens,
+    join_runs,
 )
 
 Int64 = npt.NDArray[np.int64]
@@ -82,12 +83,14 @@ class Rewriter:
                     continue
                 is_removed = np.zeros(len(batch), np.bool_)
                 is_removed[rows[low:high] - first] = True
-                taken = join_runs(tokens, batch, is_removed)
+                ends = np.cumsum(count_tokens(batch))
+                taken = join_runs(tokens, ends, is_removed)
                 counts += np.bincount(taken, minlength=len(counts))
                 if self.keeps_places:
                     writer.append(*blank(tokens, batch, is_removed, self.end_of_text))
                 else:
-                    writer.append(join_runs(tokens, batch, ~is_removed), keep(batch, ~is_removed))
+                    kept = ~is_removed
+                    writer.append(join_runs(tokens, ends, kept), batch.filter(pa.array(kept)))
             if sha256.hexdigest() != shard.sha256:
                 raise make_damage_error(self.folder, shard.name)
             written = writer.finish()
@@ -134,21 +137,6 @@ def read_pieces(folder: Path, shard: Shard) -> Iterator[tuple[int, Tokens, pa.Re
             position += before
     if (row, position) != (shard.num_documents, shard.num_tokens):
         raise make_damage_error(folder, shard.sidecar)
-
-
-def join_runs(tokens: Tokens, rows: pa.RecordBatch, chosen: npt.NDArray[np.bool_]) -> Tokens:
-    """The tokens of the chosen documents; those that lie side by side are copied in one go."""
-    ends = np.cumsum(count_tokens(rows))
-    bounds = np.concatenate([[0], ends])
-    edges = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
-    places = bounds[edges].tolist()
-    pieces = [tokens[a:b] for a, b in zip(places[::2], places[1::2], strict=True)]
-    return np.concatenate(pieces) if pieces else tokens[:0]
-
-
-def keep(rows: pa.RecordBatch, chosen: npt.NDArray[np.bool_]) -> pa.RecordBatch:
-    """The chosen rows."""
-    return rows.filter(pa.array(chosen))
 
 
 def blank(

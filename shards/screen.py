@@ -1,13 +1,22 @@
-"""The progress line of a long job, and numbers as people read them."""
+"""What people read while a command works: lines, the progress of a long job, and numbers."""
 
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TextIO
+
+# What takes a line for the user.
+Say = Callable[[str], None]
 
 # How often the line is drawn: on a terminal in place, in a log as a line of its own.
 TERMINAL_SECONDS = 0.5
 LOG_SECONDS = 15.0
+
+
+def say(text: str) -> None:
+    """Tell the user something that is not the command's output."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class ScreenLine:

@@ -4,12 +4,16 @@ Such a tokenizer writes each byte as one visible character; the bytes of a text 
 tokens, one behind the other, whatever the cuts between them.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
-def read_token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+def read_token_bytes(tokenizer: "Tokenizer") -> list[bytes]:
     """The bytes of each id; special tokens, such as <|endoftext|>, stand for none.
 
     Raises ValueError where the vocabulary is not one of byte-level BPE.
@@ -31,7 +35,7 @@ def read_token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def map_characters() -> dict[str, int]:
-    """Which character stands for which byte.
+    """Which character stands for which byte, in the order of GPT-2's first 256 ids.
 
     Visible characters of Latin-1 stand for themselves; the other 68 bytes are, in order, the
     characters from U+0100 on.

@@ -6,6 +6,7 @@ directions are computed; nothing was stored during training.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,18 +92,15 @@ class Sidecars:
 
     def _to_documents(self, index: int, table: pa.Table) -> list[Document]:
         offset = int(self.stream.shard_starts[index])
-        return [
-            Document(
-                self.stream.shards[index].name,
-                offset + row["start"],
-                row["num_tokens"],
-                row["source_file"],
-                row["source_row"],
-                row["url"],
-                row["doc_hash"].hex(),
-            )
-            for row in table.to_pylist()
-        ]
+        shard = self.stream.shards[index]
+        return [make_document(shard, offset, row) for row in table.to_pylist()]
+
+
+def make_document(shard: Shard, start: int, row: dict[str, Any]) -> Document:
+    """A document from its sidecar's row; `start` is its shard's place in the split's stream."""
+    place = (start + row["start"], row["num_tokens"])
+    origin = (row["source_file"], row["source_row"], row["url"])
+    return Document(shard.name, *place, *origin, row["doc_hash"].hex())
 
 
 def overlapping_row_groups(file: pq.ParquetFile, start: int, stop: int) -> list[int]:

@@ -215,6 +215,16 @@ def count_tokens(rows: pa.RecordBatch) -> npt.NDArray[np.int64]:
     return sizes
 
 
+def join_runs(tokens: Tokens, ends: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> Tokens:
+    """The tokens of the chosen documents, which end at `ends`; neighbours are copied in one go."""
+    if chosen.all():
+        return tokens
+    edges = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
+    places = np.append(0, ends)[edges].tolist()
+    pieces = [tokens[a:b] for a, b in zip(places[::2], places[1::2], strict=True)]
+    return np.concatenate(pieces) if pieces else tokens[:0]
+
+
 def commit_shards(written: list[WrittenShard], folder: Path) -> None:
     """Rename written shards into the set's folder, sidecars first, and make it durable."""
     for entry in written:

@@ -9,12 +9,12 @@ from safetensors import SafetensorError
 
 from model.seal import CHECKSUMS, CheckpointError, list_checkpoints, seal, verify
 from shards.durable import sync_folder
+from shards.screen import Say
 from train.config import InfrastructureConfig
 from train.distributed import Rank
 from train.progress import TRAINING_STATE
 
 UNFINISHED = ".unfinished-"
-Say = Callable[[str], None]
 
 
 def save_checkpoint(folder: Path, step: int, keep: int, fill: Callable[[Path], None]) -> Path:

@@ -1,6 +1,5 @@
 """A run's parts, put together: from scratch, or where a checkpoint left it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from model.transformer import Transformer
 from shards.format import TOKENIZER
 from shards.order import SampleOrder
 from shards.reader import Shards, open_shards
+from shards.screen import Say
 from shards.tokenizer import load_checked_tokenizer
 from train.batches import Batches, Dealing
 from train.checkpoints import agree_on_start, save_checkpoint
@@ -23,8 +23,6 @@ from train.optimizer import SkipCount, make_optimizer, make_scaler
 from train.precision import Autocast, check_precision, make_autocast
 from train.progress import Progress, read_progress, read_run_config
 from train.state import restore_state, save_state
-
-Say = Callable[[str], None]
 
 
 @dataclass

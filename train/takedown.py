@@ -3,17 +3,17 @@
 Steps are computed over the version that still has the documents, and told before it goes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards.reader import Shards, open_shards
 from shards.remove import Found, Wanted, find_documents, find_missing, remove_documents
+from shards.screen import Say
 from shards.versions import append_folder, finish_version, has_begun_append, lock_set
 from train.trace import Tracer, describe_sightings, trace_run
 
 DEFAULT_RUN = Path("checkpoints")
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
