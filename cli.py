@@ -77,7 +77,7 @@ def quickstart(
 
 @shards_app.command()
 def trace(
-    folder: Annotated[Path, typer.Argument()] = Path("shards"),
+    folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
     step: Annotated[int | None, typer.Option(help="Which documents did this step see?")] = None,
     url: Annotated[str | None, typer.Option(help="Which steps saw this document?")] = None,
     doc_hash: Annotated[str | None, typer.Option(help="The same, by the document's hash.")] = None,
@@ -113,7 +113,7 @@ def trace(
 
 @shards_app.command()
 def remove(
-    folder: Annotated[Path, typer.Argument()] = Path("shards"),
+    folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
     url: Annotated[
         list[str] | None, typer.Option(help="Its URL, exactly. May be given several times.")
     ] = None,

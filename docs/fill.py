@@ -24,8 +24,8 @@ LEAVES = {
 
 
 def make_help() -> str:
-    """What `velocity prep --help` and `velocity sample --help` print."""
-    return "\n".join(f"```\n{show_help(command)}\n```\n" for command in ("prep", "sample")).rstrip()
+    """What `velocity prep --help`, `sample --help` and `shards --help` print."""
+    return "\n".join(f"```\n{show_help(command)}\n```\n" for command in ("prep", "sample", "shards")).rstrip()
 
 
 def show_help(command: str) -> str:

@@ -215,7 +215,7 @@ def choose_unit_bytes(policy: Policy, total_bytes: int) -> int:
     """How many source bytes make a unit.
 
     >>> choose_unit_bytes(Policy(), 10 << 30) >> 20
-    10
+    16
     """
     if policy.unit_bytes is not None:
         return policy.unit_bytes

@@ -7,11 +7,11 @@ import typer
 
 from shards.screen import say
 
-app = typer.Typer(help="Look at shards.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Look at a set, change it, carry it about.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command()
-def info(folder: Annotated[Path, typer.Argument()] = Path("shards")) -> None:
+def info(folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards")) -> None:
     """What a set of shards holds."""
     from shards.format import read_manifest
     from shards.show import describe_set
@@ -21,7 +21,7 @@ def info(folder: Annotated[Path, typer.Argument()] = Path("shards")) -> None:
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument()] = Path("shards")) -> None:
+def verify(folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards")) -> None:
     """Read everything again; name each damaged file and where it is damaged."""
     from shards.verify import verify_shards
 
@@ -34,14 +34,14 @@ def verify(folder: Annotated[Path, typer.Argument()] = Path("shards")) -> None:
     if num_damaged:
         raise ValueError(
             f"{folder}: {num_damaged} of {num_files} files are damaged; restore them from a copy, "
-            "or run the same prep command into a new folder"
+            "or make the set again, with the command that made it, in a new folder"
         )
     typer.echo(f"{folder}: {num_files} files are whole")
 
 
 @app.command()
 def show(
-    folder: Annotated[Path, typer.Argument()] = Path("shards"),
+    folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
     document: Annotated[int | None, typer.Option(help="By its number in the split.")] = None,
     url: Annotated[str | None, typer.Option(help="By its URL.")] = None,
     doc_hash: Annotated[str | None, typer.Option(help="By its hash.")] = None,
@@ -66,7 +66,7 @@ def show(
 
 @app.command()
 def stats(
-    folder: Annotated[Path, typer.Argument()] = Path("shards"),
+    folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
     split: Annotated[str | None, typer.Option(help="Only train, or only validation.")] = None,
     top: Annotated[int, typer.Option(min=0, help="How many of the most frequent tokens.")] = 20,
     duplicates: Annotated[bool, typer.Option(help="Count exact copies.")] = True,

@@ -151,7 +151,8 @@ def parse_manifest(raw: Json, path: Path | str) -> Manifest:
     if not isinstance(content, dict) or hash_canonical(content) != raw.get("dataset_id"):
         raise ValueError(
             f"{path}: its content does not hash to its dataset_id, so it was edited or damaged; "
-            "restore the file, or remove it and run the same prep command to write it again"
+            "restore the file from a copy (versions/ may have one), or make the set again with the "
+            "command that made it"
         )
     fault = find_misshape(raw, MANIFEST_SHAPE)
     if fault:

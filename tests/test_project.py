@@ -4,6 +4,7 @@ import ast
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,7 +122,9 @@ def test_a_wheel_holds_the_code_and_no_data(tmp_path: Path) -> None:
     [wheel] = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"cli.py", "prep", "train", "model", "shards", "velocitylm-0.1.0.dist-info"}
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    info = f"velocitylm-{version}.dist-info"
+    assert tops == {"cli.py", "prep", "train", "model", "shards", info}
     assert {name for name in names if name.startswith("shards/")} == {
         f"shards/{path.name}" for path in (ROOT / "shards").glob("*.py")
     }
