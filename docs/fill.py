@@ -25,7 +25,8 @@ LEAVES = {
 
 def make_help() -> str:
     """What `velocity prep --help`, `sample --help` and `shards --help` print."""
-    return "\n".join(f"```\n{show_help(command)}\n```\n" for command in ("prep", "sample", "shards")).rstrip()
+    blocks = [f"```\n{show_help(command)}\n```\n" for command in ("prep", "sample", "shards")]
+    return "\n".join(blocks).rstrip()
 
 
 def show_help(command: str) -> str:

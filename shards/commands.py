@@ -7,11 +7,15 @@ import typer
 
 from shards.screen import say
 
-app = typer.Typer(help="Look at a set, change it, carry it about.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Look at a set, change it, carry it about.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.command()
-def info(folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards")) -> None:
+def info(
+    folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
+) -> None:
     """What a set of shards holds."""
     from shards.format import read_manifest
     from shards.show import describe_set
@@ -21,7 +25,9 @@ def info(folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Pat
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards")) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
+) -> None:
     """Read everything again; name each damaged file and where it is damaged."""
     from shards.verify import verify_shards
 
