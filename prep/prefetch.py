@@ -16,6 +16,7 @@ from prep.hub_requests import PATIENT, Retry
 from prep.ledger import Ledger
 from prep.plan import Plan
 
+# Downloads at a time on one machine.
 MAX_THREADS = 16
 POLL_SECONDS = 0.2
 # How long the end of a run waits for its threads. One that is in the middle of an answer may take
@@ -24,6 +25,8 @@ STOP_SECONDS = 1.0
 
 # Fetches the files of a unit, and waits between tries as it is told.
 Fetch = Callable[[int, Retry], None]
+# Fetches all files of a (part of a) dataset into a folder.
+FetchFiles = Callable[[HubDataset, Path, Retry], None]
 
 
 class StoppedError(Exception):
@@ -33,7 +36,9 @@ class StoppedError(Exception):
 class Prefetch:
     """The units whose files are wanted, on their way, here, and in work."""
 
-    def __init__(self, units: Iterable[int], fetch: Fetch, max_units: int) -> None:
+    def __init__(
+        self, units: Iterable[int], fetch: Fetch, max_units: int, max_threads: int = MAX_THREADS
+    ) -> None:
         assert max_units > 0
         self.fetch = fetch
         self.max_units = max_units
@@ -46,7 +51,7 @@ class Prefetch:
         # Held for every look at what is above.
         self.changed = threading.Condition()
         self.retry = replace(PATIENT, pause=self._pause)
-        num_threads = min(max_units, MAX_THREADS)
+        num_threads = min(max_units, max_threads)
         self.threads = [
             threading.Thread(target=self._work, name=f"prefetch-{number}", daemon=True)
             for number in range(num_threads)
@@ -139,7 +144,14 @@ class Prefetch:
             raise StoppedError
 
 
-def prefetch_units(plan: Plan, ledger: Ledger, folder: Path, max_units: int) -> Prefetch | None:
+def prefetch_units(
+    plan: Plan,
+    ledger: Ledger,
+    folder: Path,
+    max_units: int,
+    fetch_files: FetchFiles,
+    max_threads: int,
+) -> Prefetch | None:
     """What fetches the files of the units that are not done; None for files of this machine."""
     if plan.hub is None:
         return None
@@ -150,6 +162,7 @@ def prefetch_units(plan: Plan, ledger: Ledger, folder: Path, max_units: int) -> 
         ledger.undone,
         lambda unit, retry: fetch_files(plan.hub_part(unit), folder, retry),
         max_units,
+        max_threads,
     )
 
 

@@ -23,6 +23,9 @@ from prep.engine import (
     flatten,
     keep_to_one_core,
 )
+from prep.hub import HubDataset
+from prep.hub_requests import PATIENT, Retry
+from prep.prefetch import fetch_files
 from prep.receipts import Receipt, read_receipt, temporary_folder
 from prep.units import UnitJob, process_unit
 
@@ -112,7 +115,8 @@ def run_tasks(
                 return
             ready, _ = ray.wait(list(in_work), num_returns=1, timeout=POLL_SECONDS)
             for reference in ready:
-                receipt = take_receipt(reference, in_work.pop(reference))
+                receipt = take_result(reference, in_work.pop(reference).pieces[0].name)
+                assert isinstance(receipt, Receipt)
                 count_unit(counters, receipt)
                 yield receipt
             tick(counters)
@@ -123,8 +127,34 @@ def run_tasks(
         ray.shutdown()
 
 
-def take_receipt(reference: Any, job: UnitJob) -> Receipt:
-    """What a task returned; raises what the unit's work raised, and ValueError for a lost task."""
+def fetch_by_task(dataset: HubDataset, folder: Path, retry: Retry) -> None:
+    """Fetch the files of a (part of a) dataset into `folder`, on any machine of the cluster.
+
+    It takes no core from the units in work. The task waits between tries by its own `Retry`.
+    """
+    import ray
+
+    task = ray.remote(fetch_unit).options(
+        num_cpus=0, max_retries=MAX_ATTEMPTS - 1, scheduling_strategy="SPREAD"
+    )
+    take_result(task.remote(dataset, folder.absolute()), dataset.files[0].name)
+
+
+def fetch_unit(dataset: HubDataset, folder: Path) -> Exception | None:
+    """The task: fetch, and tell what went wrong, which Ray would otherwise wrap."""
+    try:
+        check_folder(folder, folder)
+        fetch_files(dataset, folder, PATIENT)
+    except Exception as error:
+        return error if isinstance(error, ValueError | OSError) else flatten(error)
+    return None
+
+
+def take_result(reference: Any, name: str) -> Any:
+    """What a task returned; raises what its work raised, and ValueError for a lost task.
+
+    `name` is that of the file it was at.
+    """
     import ray
     from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
@@ -132,18 +162,17 @@ def take_receipt(reference: Any, job: UnitJob) -> Receipt:
         result = ray.get(reference)
     except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
         raise ValueError(
-            f"{job.pieces[0].name}: a worker or its machine died {MAX_ATTEMPTS} times while it was "
+            f"{name}: a worker or its machine died {MAX_ATTEMPTS} times while it was "
             f"at this file, at last: {first_line(error)}; where it was for want of memory, try "
             "again with fewer --workers"
         ) from None
     except (ray.exceptions.RayError, RuntimeError) as error:
         raise ValueError(
-            f"{job.pieces[0].name}: Ray could not have it done ({first_line(error)}); every "
+            f"{name}: Ray could not have it done ({first_line(error)}); every "
             "machine needs the same velocitylm with its packages; then run the same command again"
         ) from error
     if isinstance(result, Exception):
         raise result
-    assert isinstance(result, Receipt)
     return result
 
 
@@ -195,9 +224,14 @@ def check_machine(job: UnitJob, mark: RunMark) -> None:
             f"{platform.node()}: has velocitylm {version}, the command has {mark.version}; "
             "install the same version on all machines of the cluster"
         )
-    if not mark.path.exists():
+    check_folder(mark.path, job.folder)
+
+
+def check_folder(inside: Path, folder: Path) -> None:
+    """ValueError where this machine does not see what lies in a folder."""
+    if not inside.exists():
         raise ValueError(
-            f"{platform.node()}: does not see {job.folder} of the machine that runs the command; "
+            f"{platform.node()}: does not see {folder} of the machine that runs the command; "
             "give --out on a file system that all machines of the cluster share"
         )
 

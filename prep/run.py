@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from prep.forecast import Forecast, check_disk, forecast_run
 from prep.ledger import Ledger
 from prep.part import hold_whole
 from prep.plan import Plan
-from prep.prefetch import prefetch_units
+from prep.prefetch import MAX_THREADS, FetchFiles, fetch_files, prefetch_units
 from prep.progress import Goal, ProgressLine
 from prep.receipts import downloads_folder, has_receipt, make_folders, temporary_folder
 from prep.request import Request
@@ -86,32 +87,42 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What does the units and what fetches their files, and how many of each at a time."""
+
+    run: RunJobs
+    workers: int
+    fetch: FetchFiles = fetch_files
+    max_fetches: int = MAX_THREADS
+
+
 def do_units(request: Request, plan: Plan, ledger: Ledger, say: Say) -> int:
     """Say what will be done, and do it; returns how many workers did it."""
-    run, workers = choose_engine(request)
+    engine = choose_engine(request)
     # Parts do their units on one disk: what is said and checked is what they need together.
     undone, num_parts = ledger.undone, 1
     if request.part:
         undone = [unit for unit in range(len(plan.units)) if not has_receipt(request.out, unit)]
         num_parts = request.part.count
-    announce(request, plan, undone, forecast_run(plan, undone, workers, num_parts), say)
+    announce(request, plan, undone, forecast_run(plan, undone, engine.workers, num_parts), say)
     encoder = choose_encoder(request.encoder)
     if encoder != ENCODERS[0] and request.encoder is None:
         say(f"{ENCODERS[0]} is not installed; {encoder} encodes instead, the same ids, more slowly")
-    units_on_disk = forecast_run(plan, ledger.undone, workers).units_on_disk
-    run_units(request, plan, ledger, encoder, run, units_on_disk)
-    return workers
+    run_units(request, plan, ledger, encoder, engine)
+    return engine.workers
 
 
-def choose_engine(request: Request) -> tuple[RunJobs, int]:
-    """What does the units, and how many it does at a time."""
+def choose_engine(request: Request) -> Engine:
+    """What was asked for, ready to work."""
     if request.engine == "local":
         workers = request.workers or count_cores()
-        return partial(run_jobs, workers=workers), workers
-    from prep.ray_engine import connect, run_tasks
+        return Engine(partial(run_jobs, workers=workers), workers)
+    from prep.ray_engine import connect, fetch_by_task, run_tasks
 
     cores = connect(request.ray_address)
-    return partial(run_tasks, workers=request.workers), request.workers or cores
+    workers = request.workers or cores
+    return Engine(partial(run_tasks, workers=request.workers), workers, fetch_by_task, workers + 2)
 
 
 def announce(request: Request, plan: Plan, undone: list[int], forecast: Forecast, say: Say) -> None:
@@ -131,13 +142,16 @@ def announce(request: Request, plan: Plan, undone: list[int], forecast: Forecast
     )
 
 
-def run_units(
-    request: Request, plan: Plan, ledger: Ledger, encoder: str, run: RunJobs, units_on_disk: int
-) -> None:
+def run_units(request: Request, plan: Plan, ledger: Ledger, encoder: str, engine: Engine) -> None:
     """Do the units that are not done."""
-    prefetch = None
-    if request.engine == "local":  # Elsewhere each worker fetches its units' files itself.
-        prefetch = prefetch_units(plan, ledger, downloads_folder(request.out), units_on_disk)
+    prefetch = prefetch_units(
+        plan,
+        ledger,
+        downloads_folder(request.out),
+        forecast_run(plan, ledger.undone, engine.workers).units_on_disk,
+        engine.fetch,
+        engine.max_fetches,
+    )
 
     def next_job(in_work: set[int]) -> UnitJob | None:
         number = prefetch.take(ledger, in_work) if prefetch else ledger.next_unit(in_work)
@@ -160,7 +174,7 @@ def run_units(
     line = ProgressLine(Goal(int(plan.num_text_bytes * share), ledger.remaining.tokens))
     try:
         with prefetch or nullcontext():
-            for receipt in run(next_job, num_units=len(plan.units), tick=line.tick):
+            for receipt in engine.run(next_job, num_units=len(plan.units), tick=line.tick):
                 ledger.add(receipt)
                 if ledger.is_complete:
                     break

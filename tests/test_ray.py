@@ -19,6 +19,8 @@ from prep.plan import Policy
 from prep.request import Request
 from prep.run import prepare
 from shards.format import read_manifest
+from tests.hub_server import HubServer
+from tests.hub_server import Request as HubRequest
 from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
@@ -142,6 +144,41 @@ def test_a_command_and_a_machine_are_killed_and_the_set_is_the_same(
     assert manifest.dataset_id == read_manifest(reference).dataset_id
     assert set_bytes(out) == set_bytes(reference)
     assert list((out / ".prep/tmp").iterdir()) == []
+
+
+@needs_ray
+def test_files_of_the_hub_arrive_while_others_are_in_work_each_once(tmp_path: Path) -> None:
+    names = [f"data/train-{number:05d}.parquet" for number in range(6)]
+    paths = [
+        write_parquet(tmp_path / f"{number}.parquet", [*make_texts(100, seed=number)])
+        for number in range(len(names))
+    ]
+    units = tmp_path / "shards/.prep/units"
+    done_at_request: list[int] = []
+
+    def watch(request: HubRequest) -> None:
+        if request.method == "GET" and "/resolve/" in request.path and "data/" in request.path:
+            done_at_request.append(len([*units.glob("*.json")]))
+
+    with HubServer() as hub:
+        hub.commit("owner/corpus", {n: p.read_bytes() for n, p in zip(names, paths, strict=True)})
+        for out, options in (("local", []), ("shards", ["--engine", "ray"])):
+            hub.watch = watch if options else hub.watch
+            command = [sys.executable, "-m", "cli", "prep", "--out", str(tmp_path / out)]
+            command += ["--dataset", "owner/corpus", "--unit-bytes", "100", "--workers", "1"]
+            environment = {**os.environ, **hub.environment(tmp_path / "home")}
+            environment.pop("RAY_ADDRESS", None)
+            process = subprocess.run(
+                [*command, *options], env=environment, capture_output=True, text=True, timeout=120
+            )
+            assert process.returncode == 0, process.stderr
+    assert set_bytes(tmp_path / "shards") == set_bytes(tmp_path / "local")
+    assert len(done_at_request) == len(names)
+    # One at a time, each would be asked for when all before it are done.
+    assert done_at_request[2] < 2
+    # One is in work, and no more than three others lie there.
+    assert done_at_request[5] >= 2
+    assert list((tmp_path / "shards/.prep/downloads").iterdir()) == []
 
 
 @needs_ray
