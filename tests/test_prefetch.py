@@ -66,6 +66,7 @@ def test_the_next_files_arrive_while_one_is_in_work_and_their_number_is_bounded(
     with Prefetch(range(6), gates.fetch, max_units=3) as prefetch:
         gates.open(*range(6))
         for done in range(6):
+            wait_until(lambda done=done: done in prefetch.ready)  # type: ignore[misc]
             assert prefetch.take(ledger, set()) == done
             wait_until(lambda done=done: len(gates.begun) == min(done + 3, 6))  # type: ignore[misc]
             time.sleep(0.02)
@@ -77,8 +78,9 @@ def test_the_next_files_arrive_while_one_is_in_work_and_their_number_is_bounded(
 def test_a_slow_file_holds_up_no_other(tmp_path: Path) -> None:
     gates, ledger = Gates(3), make_ledger(tmp_path, 3)
     with Prefetch(range(3), gates.fetch, max_units=3) as prefetch:
-        gates.open(1, 2)
+        gates.open(1)
         assert prefetch.take(ledger, set()) == 1
+        gates.open(2)
         wait_until(lambda: 2 in prefetch.ready)
         assert prefetch.take(ledger, {1}) == 2
         assert prefetch.take(ledger, {1, 2}) is None  # nothing yet; the engine asks again
@@ -99,7 +101,7 @@ def test_a_failure_is_raised_when_all_that_is_here_is_done(tmp_path: Path) -> No
 
     ledger = make_ledger(tmp_path, 50)
     with Prefetch(range(50), fetch, max_units=3) as prefetch:
-        wait_until(lambda: prefetch.failure is not None and 2 in prefetch.ready)
+        wait_until(lambda: prefetch.failure is not None and prefetch.ready == {0, 2})
         assert prefetch.take(ledger, set()) == 0
         assert prefetch.take(ledger, {0}) == 2
         assert prefetch.take(ledger, {0, 2}) is None
@@ -119,7 +121,7 @@ def test_a_failure_that_the_set_does_not_need_is_none(tmp_path: Path) -> None:
 
     ledger = make_ledger(tmp_path, 3, Budget(None, 5))
     with Prefetch(range(3), fetch, max_units=3) as prefetch:
-        wait_until(lambda: prefetch.failure is not None)
+        wait_until(lambda: prefetch.failure is not None and 0 in prefetch.ready)
         assert prefetch.take(ledger, set()) == 0
         ledger.is_full = True
         assert prefetch.take(ledger, set()) is None
@@ -129,6 +131,7 @@ def test_a_unit_that_must_be_done_again_is_fetched_again(tmp_path: Path) -> None
     gates, ledger = Gates(3), make_ledger(tmp_path, 3)
     gates.open(0, 1, 2)
     with Prefetch(range(3), gates.fetch, max_units=2) as prefetch:
+        wait_until(lambda: prefetch.ready == {0, 1})
         assert prefetch.take(ledger, set()) == 0
         prefetch.release(0)  # its receipt came, and the ledger took it back
         wait_until(lambda: prefetch.ready == {1, 2})
