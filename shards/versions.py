@@ -11,6 +11,7 @@ version, a kill after it leaves one of the two, and the next command goes on to 
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,7 +136,9 @@ def keep_manifests(folder: Path, following: str) -> None:
 
 
 def version_path(folder: Path, dataset_id: str) -> Path:
-    """Where a copy of a version's manifest lies."""
+    """Where a copy of a version's manifest lies; ValueError for what is no dataset_id."""
+    if not re.fullmatch(r"[0-9a-f]{64}", dataset_id):
+        raise ValueError(f"{folder}: {dataset_id!r} is no dataset_id of 64 hexadecimal digits")
     return folder / VERSIONS / f"{dataset_id[:12]}.json"
 
 
@@ -145,16 +148,32 @@ def find_version(folder: Path, manifest: Manifest, dataset_id: str) -> Manifest 
     None where it is no earlier version, or where documents were cut out since. What is appended
     comes behind each split's tokens and moves none of them.
     """
-    while dataset_id not in (manifest.dataset_id, *manifest.same_places):
+    while dataset_id != manifest.dataset_id and not keeps_places(folder, manifest, dataset_id):
         parent = manifest.content.get("parent", {})
-        keeps_places = parent.get("change") == "append" or parent.get("mode") == "keep-places"
-        if not keeps_places or not version_path(folder, parent["dataset_id"]).exists():
+        moves_none = parent.get("change") == "append" or parent.get("mode") == "keep-places"
+        if not moves_none or not version_path(folder, parent["dataset_id"]).exists():
             return None
         path = version_path(folder, parent["dataset_id"])
         manifest = parse_manifest(load_json(path), path)
         if manifest.dataset_id != parent["dataset_id"]:
             return None
     return manifest
+
+
+def keeps_places(folder: Path, manifest: Manifest, dataset_id: str) -> bool:
+    """Whether `dataset_id` is an earlier version whose tokens, those that stayed, lie as they lay.
+
+    A node may have the train split alone. What it has of an earlier version is known by its
+    manifest in versions/, and keeps its places where the versions do.
+    """
+    path = version_path(folder, dataset_id)
+    if dataset_id in manifest.same_places or not path.exists():
+        return dataset_id in manifest.same_places
+    earlier = parse_manifest(load_json(path), path)
+    was, now = earlier.content.get("parent", {}), manifest.content.get("parent", {})
+    same_cut = all(was.get(key) == now.get(key) for key in ("change", "split", "part"))
+    is_part = was.get("change") == "part" and earlier.dataset_id == dataset_id
+    return is_part and same_cut and was["dataset_id"] in manifest.same_places
 
 
 def list_versions(folder: Path, manifest: Manifest) -> list[Manifest]:

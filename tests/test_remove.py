@@ -9,6 +9,8 @@ import pytest
 
 from prep.receipts import Audit
 from shards.format import read_manifest
+from shards.pull import pull_shards
+from shards.push import push_shards
 from shards.reader import open_shards
 from shards.remove import Wanted, collect_wanted, find_documents, remove_documents
 from shards.tokenizer import load_tokenizer
@@ -238,6 +240,33 @@ def test_a_run_goes_on_where_places_are_kept(shards_copy: Path, tmp_path: Path) 
         run_small(shards_copy, tmp_path, training__num_training_steps=28)
     with pytest.raises(ValueError, match="was trained on dataset_id"):
         remove(shards_copy, URLS[3], run=tmp_path / "checkpoints")
+
+
+def test_a_run_on_a_node_that_has_one_split_goes_on_over_a_later_version(
+    shards_copy: Path, tmp_path: Path
+) -> None:
+    bucket, node = tmp_path / "bucket", tmp_path / "node"
+
+    def bring() -> str:
+        push_shards(shards_copy, str(bucket), lambda line: None)
+        pull_shards(str(bucket), node, lambda line: None, split="train")
+        return open_shards(node).manifest.dataset_id
+
+    first = bring()
+    run_small(node, tmp_path, training__num_training_steps=20)
+    tracer = trace_run(open_shards(node), tmp_path / "checkpoints")
+    seen = list(tracer.documents_of_step(7))
+    assert seen[0][2][-1].url
+    remove(shards_copy, seen[0][2][-1].url)
+    assert bring() != first
+    run_small(node, tmp_path, training__num_training_steps=24)
+    new = trace_run(open_shards(node), tmp_path / "checkpoints")
+    assert [start for _, start, _ in new.documents_of_step(7)] == [start for _, start, _ in seen]
+
+    remove(shards_copy, URLS[2], keeps_places=False)
+    bring()
+    with pytest.raises(ValueError, match="was trained with dataset_id="):
+        run_small(node, tmp_path, training__num_training_steps=28)
 
 
 def test_every_step_that_is_reported_saw_it(shards_copy: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from shards.reader import open_shards
 from shards.show import choose_documents, decode_document
 from shards.trace import Sidecars
+from shards.versions import find_version
 from tests.runs import make_config, run_small
 from tests.texts import make_texts, prepare_quietly, write_parquet
 from train.config import load_config
@@ -104,6 +105,11 @@ def test_documents_are_found_by_number_url_and_hash(traced: Path) -> None:
         choose_documents(shards, "train", None, None, None)
     with pytest.raises(ValueError, match="no document 100000; the split has"):
         choose_documents(shards, "train", 100_000, None, None)
+
+
+def test_a_checkpoint_names_no_file_outside_the_set(traced: Path) -> None:
+    with pytest.raises(ValueError, match="is no dataset_id of 64 hexadecimal digits"):
+        find_version(traced, open_shards(traced).manifest, "../" * 4 + "secret")
 
 
 def test_a_run_on_other_shards_is_refused(traced: Path, small_shards: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from shards.order import SampleOrder
 from shards.reader import Shards, open_shards
 from shards.screen import Say
 from shards.tokenizer import load_checked_tokenizer
+from shards.versions import keeps_places
 from train.batches import Batches, Dealing
 from train.checkpoints import agree_on_start, save_checkpoint
 from train.config import Config
@@ -186,7 +187,7 @@ def find_own_id(shards: Shards, start: Path, say: Say) -> str:
     The order of samples is then the same, and only what was removed reads as <|endoftext|>.
     """
     dataset_id = read_progress(start).dataset_id
-    if dataset_id not in shards.manifest.same_places:
+    if not keeps_places(shards.folder, shards.manifest, dataset_id):
         return dataset_id
     say(
         f"{shards.folder}: documents were removed since {start} was written (dataset_id "
