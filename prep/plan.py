@@ -22,7 +22,7 @@ from shards.format import Json, hash_canonical
 PLAN_SCHEMA_VERSION = 1
 # Source bytes of a unit where the user names none: small enough to keep all workers busy and to
 # lose little when one dies, large enough that a set has thousands of shards and not millions.
-MIN_UNIT_BYTES = 16 << 20
+MIN_UNIT_BYTES = 8 << 20
 MAX_UNIT_BYTES = 64 << 20
 AIMED_UNITS = 1024
 # A file is cut only when it is this many units long, so that ordinary files stay whole.
@@ -215,7 +215,7 @@ def choose_unit_bytes(policy: Policy, total_bytes: int) -> int:
     """How many source bytes make a unit.
 
     >>> choose_unit_bytes(Policy(), 10 << 30) >> 20
-    16
+    10
     """
     if policy.unit_bytes is not None:
         return policy.unit_bytes

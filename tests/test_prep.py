@@ -415,7 +415,7 @@ def test_the_plan_cuts_large_files_and_groups_small_ones(tmp_path: Path) -> None
 
 def test_units_grow_with_the_data() -> None:
     sizes = [choose_unit_bytes(Policy(), total) for total in (1, 1 << 34, 1 << 40)]
-    assert sizes == [16 << 20, 16 << 20, 64 << 20]
+    assert sizes == [8 << 20, 16 << 20, 64 << 20]
 
 
 def test_names_are_paths_below_the_common_folder(tmp_path: Path) -> None:
