@@ -99,6 +99,12 @@ def take_turns(engines: Sequence[Engine], options: argparse.Namespace, check: Ch
     return Results(rounds, reasons)
 
 
+def measure_alone(measure: Callable[[], Figures], options: argparse.Namespace) -> Results:
+    """The rounds of ours where there is no peer."""
+    engine = Engine(OURS, (), lambda: lambda: Measured(measure()))
+    return take_turns([engine], options, lambda outputs: None)
+
+
 def find_missing(packages: Iterable[str]) -> str:
     """Which of the packages are not installed, in words; empty where all are."""
     missing = [name for name in packages if find_version(name) is None]

@@ -12,15 +12,7 @@ from unittest import mock
 import numpy as np
 
 import prep.engine
-from benchmarks.measure import (
-    OURS,
-    Engine,
-    Measured,
-    make_parser,
-    print_result,
-    run_script,
-    take_turns,
-)
+from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
 from benchmarks.prep import forget_encoders
 from prep.plan import Policy, find_files
 from prep.receipts import Receipt
@@ -40,12 +32,12 @@ def main() -> None:
     options = parser.parse_args()
     work: dict[str, int] = {}
 
-    def measure() -> Measured:
+    def measure() -> Figures:
         figures, sizes = run_long(options.input, options.passes)
         work.update(sizes)
-        return Measured(figures)
+        return figures
 
-    results = take_turns([Engine(OURS, (), lambda: measure)], options, lambda outputs: None)
+    results = measure_alone(measure, options)
     print_result("prep_long", options, work, results, {}, ("fastokens", "pyarrow", "numpy"))
 
 
@@ -65,7 +57,7 @@ def run_long(inputs: list[Path], passes: int) -> tuple[dict[str, float], dict[st
         link_files(inputs, folder / "input", passes)
         # Small units, so that there are tenths of a short run too.
         sizes = [path.stat().st_size for path in find_files(str(folder / "input"))]
-        policy = Policy(unit_bytes=min(*sizes, MAX_UNIT_BYTES))
+        policy = Policy(unit_bytes=min(sum(sizes) // (2 * TENTHS), MAX_UNIT_BYTES))
         request = Request(folder / "shards", policy, (str(folder / "input"),))
         started = time.perf_counter()
         manifest = prepare(request, say=lambda line: None)

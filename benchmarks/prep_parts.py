@@ -20,15 +20,7 @@ from unittest import mock
 import prep.documents
 import prep.encode
 import prep.units
-from benchmarks.measure import (
-    OURS,
-    Engine,
-    Measured,
-    make_parser,
-    print_result,
-    run_script,
-    take_turns,
-)
+from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
 from benchmarks.prep import forget_encoders
 from prep.encoder import Encoder
 from prep.plan import Policy
@@ -98,12 +90,12 @@ def main() -> None:
     inputs = tuple(map(str, options.input))
     sizes: list[int] = []
 
-    def measure() -> Measured:
+    def measure() -> Figures:
         figures, text_bytes = measure_parts(inputs)
         sizes.append(text_bytes)
-        return Measured(figures)
+        return figures
 
-    results = take_turns([Engine(OURS, (), lambda: measure)], options, lambda outputs: None)
+    results = measure_alone(measure, options)
     work = {"text_bytes": sizes[0], "unit": "milliseconds per 100 MB of text"}
     print_result("prep_parts", options, work, results, {}, ("fastokens", "pyarrow", "numpy"))
 

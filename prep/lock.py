@@ -24,13 +24,13 @@ PROBE_SECONDS = 2.0
 
 
 @contextmanager
-def hold(path: Path, found: str, seconds: float = PROBE_SECONDS) -> Iterator[None]:
+def hold(path: Path, found: str, seconds: float | None = None) -> Iterator[None]:
     """Hold a lock; ValueError saying what was `found` where another process keeps holding it.
 
-    `seconds` is how long to wait for it; -1 waits for as long as it takes.
+    `seconds` is how long to wait for it, if not for those who only look; -1 = as long as it takes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = acquire(path, seconds)
+    lock = acquire(path, PROBE_SECONDS if seconds is None else seconds)
     if not lock.is_locked:
         remove = ""
         if isinstance(lock, SoftFileLock):

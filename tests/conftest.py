@@ -11,6 +11,33 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from tests.texts import make_texts, prepare_quietly, write_jsonl
 
 
+# The files that take longest. They come first, so that no process is left with one at the end.
+SLOW_FILES = (
+    "test_processes.py",
+    "test_cli.py",
+    "test_prep.py",
+    "test_kills.py",
+    "test_readme.py",
+    "test_hub_faults.py",
+    "test_faults.py",
+    "test_train.py",
+    "test_benchmarks.py",
+    "test_storage.py",
+    "test_parts.py",
+    "test_ray.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the slow files to the front; all others keep their order."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.name
+        return SLOW_FILES.index(name) if name in SLOW_FILES else len(SLOW_FILES)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished set of about 30,000 tokens, a tenth of them for validation."""

@@ -84,6 +84,7 @@ def kill_local(killer: Killer, num_kills: int) -> None:
     seconds = measure(killer)
     num_calls = count_calls(killer.command("--workers", "1"))
     killer.complete()
+    killer.sets = 0
     while killer.kills < num_kills:
         if killer.random.random() < 0.5:
             code = run_child(killer.command("--workers", "1"), killer.random.randint(1, num_calls))
@@ -112,6 +113,7 @@ def measure(killer: Killer) -> float:
     assert finish(start(killer.command("--workers", "1"))) == 0
     seconds = time.monotonic() - started
     killer.complete()
+    killer.sets = 0
     return seconds
 
 

@@ -13,11 +13,16 @@ from prep.dedup import ENTRY, Copies, PlacedShard, find_copies, mark_copies
 from prep.receipts import Audit
 from shards.format import Manifest, read_manifest
 from shards.reader import open_shards
-from shards.tokenizer import load_tokenizer
-from shards.trace import Sidecars
 from shards.verify import verify_shards
 from tests.killed import hash_files, kill_often
-from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
+from tests.texts import (
+    make_texts,
+    prepare_quietly,
+    read_texts,
+    set_bytes,
+    write_jsonl,
+    write_parquet,
+)
 
 OPTIONS = {"validation_fraction": "0.2", "unit_bytes": 14000, "shard_tokens": 3000}
 
@@ -62,16 +67,8 @@ def straight(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_documents(folder: Path) -> dict[tuple[str, int], str]:
-    shards = open_shards(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
-    found = {}
-    for split in ("train", "validation"):
-        stream = shards.stream(split)
-        for document in Sidecars(shards, split).between(0, stream.num_tokens):
-            ids = stream.read(document.start, document.num_tokens - 1).tolist()
-            text = tokenizer.decode(ids, skip_special_tokens=False)
-            found[document.source_file, document.source_row] = text
-    return found
+    """Every document by file and row."""
+    return {(file, row): text for (_, file, row), text in read_texts(folder).items()}
 
 
 def keep_first(files: dict[str, list[str | None]]) -> dict[tuple[str, int], str]:

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -211,7 +212,8 @@ def test_a_source_that_changes_during_the_run_is_told_and_put_back_it_goes_on(
     message: str,
     moment: str,
 ) -> None:
-    reference = prepare_quietly(tmp_path / "reference", two_files, unit_bytes=4000)
+    # Files of one piece each, so that only the look behind the last read can find the second.
+    reference = prepare_quietly(tmp_path / "reference", two_files, unit_bytes=8000)
     path, out = two_files / "b.jsonl", tmp_path / "shards"
     content, times = path.read_bytes(), path.stat()
 
@@ -224,12 +226,12 @@ def test_a_source_that_changes_during_the_run_is_told_and_put_back_it_goes_on(
 
     monkeypatch.setattr("prep.units.read_documents", read_and_change)
     with pytest.raises(ValueError, match=rf"b.jsonl: {message}"):
-        prepare_quietly(out, two_files, unit_bytes=4000)
+        prepare_quietly(out, two_files, unit_bytes=8000)
     committed = list_committed(out)
     assert len(committed) >= 2
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert prepare_quietly(out, two_files, unit_bytes=4000).dataset_id == reference.dataset_id
+    assert prepare_quietly(out, two_files, unit_bytes=8000).dataset_id == reference.dataset_id
     assert_kept(committed, list_committed(out))
 
 
@@ -324,11 +326,8 @@ def test_a_truncated_parquet_file_is_one_line_and_the_others_are_kept(tmp_path: 
 # What documents may hold
 
 
-def test_a_line_of_a_billion_characters_is_refused_with_little_memory(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    with open(path, "wb") as file:
-        file.write(b'{"content": "a document"}\n{"content": "')
-        file.truncate(1_000_000_000)  # A hole, which takes no disk.
+def measure_memory(source: Path, out: Path) -> tuple[subprocess.CompletedProcess[str], int]:
+    """`velocity prep` of a file in a process of its own, and the MiB that it held at most."""
     script = (
         "import re, sys; from tests.killed import run_velocity; "
         "code = run_velocity(sys.argv[1:]); "
@@ -336,16 +335,40 @@ def test_a_line_of_a_billion_characters_is_refused_with_little_memory(tmp_path: 
         "status = open('/proc/self/status').read(); "
         "print(int(re.search(r'VmHWM:\\s*(\\d+)', status)[1]) // 1024); sys.exit(code)"
     )
-    arguments = ["prep", "--out", tmp_path / "shards", "--input", path, "--workers", "1"]
+    arguments = ["prep", "--out", out, "--input", source, "--workers", "1"]
     process = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True
     )
+    return process, int(process.stdout)
+
+
+def test_a_line_of_a_billion_characters_is_refused_with_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with open(path, "wb") as file:
+        file.write(b'{"content": "a document"}\n{"content": "')
+        file.truncate(1_000_000_000)  # A hole, which takes no disk.
+    process, num_mebibytes = measure_memory(path, tmp_path / "shards")
     assert process.returncode == 1
     assert process.stderr.splitlines()[-1] == (
         f"velocity: {path}, line 2: a document of more than 256 MiB; "
         "expected a document on each line; split it, or leave it out"
     )
-    assert int(process.stdout) < 1000  # MiB
+    assert num_mebibytes < 1000
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".txt"])
+def test_documents_of_100_mb_take_less_than_a_gibibyte(tmp_path: Path, suffix: str) -> None:
+    text = "Some words, again and again. " * 3_500_000
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        write_parquet(path, [text, text])
+    elif suffix == ".jsonl":
+        write_jsonl(path, [text, text])
+    else:
+        path.write_text(text)
+    process, num_mebibytes = measure_memory(path, tmp_path / "shards")
+    assert process.returncode == 0, process.stderr
+    assert num_mebibytes < 1024
 
 
 STRANGE = "nul \0 bell \a escape \x1b del \x7f next line \x85 \u2028 mark \ufeff \u202e last \ufffe"
@@ -413,20 +436,35 @@ def test_nothing_measures_with_a_clock_that_can_jump() -> None:
 
 
 def test_of_two_commands_on_one_output_the_second_is_refused(tmp_path: Path, rare: Path) -> None:
-    """Both at the same moment, again and again; whoever comes first makes the right set."""
+    """Both at the same moment, and one behind the other; the first makes the right set."""
     reference = prepare_quietly(tmp_path / "reference", rare, **OPTIONS)
     out = tmp_path / "shards"
     command = ["prep", "--out", str(out), "--input", str(rare), *as_arguments(**OPTIONS)]
-    processes = [
-        subprocess.Popen([*VELOCITY, *command, "--workers", "1"], stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    for process in processes:
+
+    def begin() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*VELOCITY, *command, "--workers", "1"], stderr=subprocess.PIPE, text=True
+        )
+
+    def assert_refused(process: subprocess.Popen[str]) -> None:
         last = process.communicate()[1].splitlines()[-1]
-        assert process.returncode in (0, 1)
+        found = r": another velocity prep is at work there \(.*, process \d+, since .*\); wait"
+        assert process.returncode == 1
+        assert re.search(found, last)
+
+    first = begin()
+    while not (out / ".prep/plan.json").exists():
+        assert first.poll() is None
+        time.sleep(0.002)
+    first.send_signal(signal.SIGSTOP)
+    assert_refused(begin())
+    first.kill()
+    first.communicate()
+    processes = [begin() for _ in range(2)]
+    for process in processes:
+        process.wait()
         if process.returncode:
-            found = r": another velocity prep is at work there \(.*, process \d+, since .*\); wait"
-            assert re.search(found, last)
+            assert_refused(process)
     assert 0 in [process.returncode for process in processes]
     assert read_manifest(out).dataset_id == reference.dataset_id
     assert hash_files(out) == hash_files(tmp_path / "reference")

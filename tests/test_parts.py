@@ -27,7 +27,13 @@ from shards.format import Manifest, read_manifest
 from shards.part import Part, parse_part
 from tests.hub_server import HubServer
 from tests.test_hub_prep import NAMES, hub, run_prep
-from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
+from tests.texts import (
+    make_texts,
+    prepare_quietly,
+    set_bytes,
+    write_jsonl,
+    write_sources,
+)
 
 # A fixture of its own file.
 __all__ = ["hub"]
@@ -36,10 +42,7 @@ OPTIONS = {"unit_bytes": 6000, "validation_fraction": "0.2", "shard_tokens": 500
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    write_parquet(folder / "a.parquet", [*make_texts(600)])
-    write_jsonl(folder / "b.jsonl", [*make_texts(600, seed=1)])
-    return folder
+    return write_sources(tmp_path_factory.mktemp("source"), 600)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,12 @@ def reference(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("reference") / "shards"
     prepare_quietly(out, source, **OPTIONS)
     return out
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process a lock that is held stays held."""
+    monkeypatch.setattr("prep.lock.PROBE_SECONDS", 0.05)
 
 
 def run_part(out: Path, source: Path, part: str, **options: object) -> list[str]:
@@ -350,12 +359,13 @@ def test_parts_fetch_their_own_files_of_the_hub(
     tmp_path: Path,
 ) -> None:
     """Each file is fetched once, by the part whose unit it is, and removed."""
-    whole = run_prep(hub, tmp_path, "--unit-bytes", "100")
+    whole = run_prep(hub, tmp_path, "--unit-bytes", "100", "--workers", "1")
     assert whole.returncode == 0, whole.stderr
     (tmp_path / "shards").rename(tmp_path / "whole")
     hub.requests.clear()
     for number in (1, 0):
-        process = run_prep(hub, tmp_path, "--unit-bytes", "100", "--part", f"{number}/2")
+        options = ("--unit-bytes", "100", "--workers", "1", "--part", f"{number}/2")
+        process = run_prep(hub, tmp_path, *options)
         assert process.returncode == 0, process.stderr
         fetched = [name for name in NAMES if any(name in r.path for r in hub.requests)]
         assert fetched == (NAMES[1:] if number else NAMES)

@@ -339,6 +339,7 @@ def test_a_stop_keeps_what_is_committed(source: Path, tmp_path: Path) -> None:
     command = prep_command(out, "--input", source, "--unit-bytes", 2000, "--workers", 1)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not list((out / ".prep/units").glob("*.json")):
+        assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
@@ -495,6 +496,8 @@ def test_where_fastokens_is_not_installed_it_is_said(
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr("prep.encoder.metadata.version", find_none)
+    monkeypatch.setattr("prep.encoder.load_fastokens", find_none)
+    encoder.load_encoder.cache_clear()
     said: list[str] = []
     prepare(Request(tmp_path / "shards", Policy(), (str(source),)), said.append)
     assert any("fastokens is not installed" in line and "tokenizers" in line for line in said)

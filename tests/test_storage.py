@@ -1,92 +1,45 @@
 """Sets on object storage: what comes back is what was sent, or it does not come back at all."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from shutil import copytree
 from threading import Thread
 
 import pytest
+from typer.testing import CliRunner
 
-from shards import transfer
-from shards.durable import write_file
+from cli import app
 from shards.format import hash_canonical, read_manifest
 from shards.packing import DamagedError, pack, unpack
 from shards.part import Part, parse_part
 from shards.pull import pull_shards
 from shards.push import push_shards
 from shards.reader import open_shards
-from shards.remove import Wanted, find_documents, remove_documents
 from shards.storage import open_storage
 from shards.url import restore_url, show_url
 from shards.verify import verify_shards
-from shards.versions import lock_set
-from tests.s3_server import S3Server, run_s3_server
-from tests.texts import make_texts, prepare_quietly, write_parquet
+from tests.s3_server import S3Server
+from tests.stored import (
+    BUCKET,
+    change_object,
+    environment,
+    files_of,
+    finished_set,
+    flip_byte,
+    ignore,
+    read_shards,
+    run_command,
+    server,
+    url,
+)
 
-BUCKET = "sets"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with run_s3_server(tmp_path_factory.mktemp("s3"), BUCKET) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server is found as users name one, and retries do not wait."""
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(transfer, "FIRST_WAIT_SECONDS", 0.01)
-
-
-@pytest.fixture(scope="module")
-def finished_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """25 shards: 22 of train, 3 of validation."""
-    folder = tmp_path_factory.mktemp("set")
-    source = write_parquet(folder / "source.parquet", [*make_texts(1500)])
-    prepare_quietly(folder / "shards", source, shard_tokens=5000, validation_fraction="0.1")
-    return folder / "shards"
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """A folder of the bucket that no other test uses."""
-    return f"s3://{BUCKET}/{tmp_path.name}"
-
-
-def ignore(line: str) -> None:
-    """What the commands say goes nowhere."""
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def change_object(url: str, name: str, change: object) -> None:
-    assert callable(change)
-    storage = open_storage(url)
-    storage.write(name, [change(storage.read_bytes(name))])
-
-
-def flip_byte(content: bytes) -> bytes:
-    return content[:100] + bytes([content[100] ^ 1]) + content[101:]
-
-
-def run_command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cli", *map(str, arguments)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
+# Fixtures of all tests of storage.
+__all__ = ["environment", "finished_set", "server", "url"]
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -102,10 +55,6 @@ def test_what_is_pushed_is_pulled_byte_for_byte(
     pull_shards(url, tmp_path / "pulled", ignore)
     assert files_of(tmp_path / "pulled") == files_of(finished_set)
     assert [path.name for path in (tmp_path / "pulled").iterdir() if path.is_dir()] == []
-
-
-def read_shards(folder: Path) -> list[object]:
-    return list(read_manifest(folder).shards)
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
@@ -279,6 +228,17 @@ def test_one_split_keeps_its_order_and_says_so(
         pull_shards(url, tmp_path / "none", ignore, "validation", Part(5, 9))
 
 
+def test_a_part_is_chosen_on_the_command_line(finished_set: Path, tmp_path: Path) -> None:
+    wanted = [("--split", "validation"), ("--part", "1/4"), ("--split", "train", "--part", "0/3")]
+    cuts = [("validation", None), (None, Part(1, 4)), ("train", Part(0, 3))]
+    for number, (options, cut) in enumerate(zip(wanted, cuts, strict=True)):
+        place = str(tmp_path / f"typed-{number}")
+        result = CliRunner().invoke(app, ["shards", "pull", str(finished_set), place, *options])
+        assert result.exit_code == 0, result.output
+        called = pull_shards(str(finished_set), tmp_path / f"called-{number}", ignore, *cut)
+        assert read_manifest(Path(place)).dataset_id == called.dataset_id
+
+
 @pytest.mark.parametrize("text", ["3", "1/0", "2/2", "-1/2", "a/b"])
 def test_a_part_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=f"--part is {text}; expected i/n with i from 0"):
@@ -434,259 +394,3 @@ def test_a_packed_file_ends_with_what_it_unpacks_to(tmp_path: Path) -> None:
     (tmp_path / "x.bin.zst").write_bytes(packed[:50] + bytes([packed[50] ^ 255]) + packed[51:])
     with open(tmp_path / "x.bin.zst", "rb") as file, pytest.raises(DamagedError):
         list(unpack(file))
-
-
-@pytest.mark.parametrize("keeps_places", [True, False])
-def test_a_later_version_takes_the_place_of_an_earlier_one(
-    finished_set: Path, tmp_path: Path, url: str, server: S3Server, keeps_places: bool
-) -> None:
-    """A takedown reaches the bucket and the nodes, and only the changed shards travel."""
-    folder = Path(copytree(finished_set, tmp_path / "origin"))
-    push_shards(folder, url, ignore, compress=True)
-    pull_shards(url, tmp_path / "node", ignore)
-    shards = open_shards(folder)
-    wanted = Wanted(frozenset(["https://example.com/source/7"]))
-    changed = remove_documents(shards, find_documents(shards, wanted), keeps_places)
-
-    before = len(server.requests("PUT"))
-    push_shards(folder, url, ignore)
-    sent = {path.rsplit("/", 1)[1] for path in server.requests("PUT")[before:]}
-    assert len({name for name in sent if name.endswith(".bin")}) == 1
-    names = {name.removesuffix(".zst") for name in open_storage(url).list_files()}
-    assert names == set(files_of(folder))
-
-    before = len(server.requests("GET"))
-    pull_shards(url, tmp_path / "node", ignore)
-    assert len([path for path in server.requests("GET")[before:] if path.endswith(".bin")]) == 1
-    assert files_of(tmp_path / "node") == files_of(folder)
-    assert read_manifest(tmp_path / "node") == changed
-    with pytest.raises(ValueError, match="holds another set"):  # Not back to the earlier one.
-        push_shards(finished_set, url, ignore)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """Text of six units."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for number in range(6):
-        write_parquet(folder / f"{number}.parquet", [*make_texts(400, seed=number)])
-    return folder
-
-
-def prep_to(url: str, source: Path, staging: Path, *options: object) -> list[str]:
-    """The command that makes a set of `source` at `url`."""
-    command = [sys.executable, "-m", "cli", "prep", "--out", url, "--staging", str(staging)]
-    command += ["--input", str(source), "--validation-fraction", "0.1", "--unit-bytes", "20000"]
-    return [*command, "--workers", "1", *map(str, options)]
-
-
-def test_prep_sends_what_it_commits_and_goes_on_after_a_kill(
-    source: Path, tmp_path: Path, url: str, server: S3Server
-) -> None:
-    staging = tmp_path / "staging"
-    command = prep_to(url, source, staging, "--compress")
-    slow = [sys.executable, "-c", SLOW_PREP, *command[3:]]
-    process = subprocess.Popen(slow, stderr=subprocess.DEVNULL)
-    storage = open_storage(url)
-    while process.poll() is None and len(storage.list_files()) < 5:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    there = set(storage.list_files())
-    assert "manifest.json" not in there
-    assert not (staging / "manifest.json").exists()
-
-    before = len(server.requests("PUT"))
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    sent = [path.rsplit("/", 1)[1] for path in server.requests("PUT")[before:]]
-    sent = [name for name in sent if name]  # pyarrow leaves a folder's mark where it deletes.
-    assert not set(sent) & there
-    assert sorted(sent) == sorted(set(sent))
-    assert sent[-1] == "manifest.json"
-    assert "upload.json" not in storage.list_files()
-    assert any(name.endswith(".bin.zst") for name in storage.list_files())
-    manifest = pull_shards(url, tmp_path / "pulled", ignore)
-    straight = prepare_quietly(
-        tmp_path / "straight", source, validation_fraction="0.1", unit_bytes=20000
-    )
-    assert manifest.dataset_id == straight.dataset_id
-    assert files_of(tmp_path / "pulled") == files_of(staging)
-
-
-# Units that take a while, so that shards are sent before the set is finished.
-SLOW_PREP = """
-import time, cli, prep.engine, prep.upload
-process_unit = prep.engine.process_unit
-prep.engine.process_unit = lambda *a, **k: (time.sleep(0.7), process_unit(*a, **k))[1]
-prep.upload.LOOK_SECONDS = 0.1
-cli.main()
-"""
-
-
-def test_what_is_not_final_is_sent_when_the_set_is_finished(
-    source: Path, tmp_path: Path, url: str
-) -> None:
-    command = prep_to(url, source, tmp_path / "staging", "--max-documents", 900, "--dedup", "exact")
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    pull_shards(url, tmp_path / "pulled", ignore)
-    assert files_of(tmp_path / "pulled") == files_of(tmp_path / "staging")
-
-
-def test_prep_asks_the_storage_before_it_begins(
-    finished_set: Path, source: Path, tmp_path: Path, url: str
-) -> None:
-    wanted = "s3://no-such-one/set: there is no such bucket"
-    push_shards(finished_set, url, ignore)
-    for place, message in ((url, "holds a finished set"), ("s3://no-such-one/set", wanted)):
-        run = subprocess.run(
-            prep_to(place, source, tmp_path / "staging"), capture_output=True, text=True
-        )
-        assert run.returncode == 1
-        assert message in run.stderr
-        assert not (tmp_path / "staging").exists()
-    run = run_command("prep", "--out", tmp_path / "local", "--input", source, "--compress")
-    assert "--compress is for an --out that is a URL" in run.stderr
-
-
-def remove_url(folder: Path, number: int, keeps_places: bool = False) -> None:
-    """A later version of the set, without one document."""
-    shards = open_shards(folder)
-    wanted = Wanted(frozenset([f"https://example.com/source/{number}"]))
-    remove_documents(shards, find_documents(shards, wanted), keeps_places)
-
-
-def test_a_push_sends_the_manifest_that_it_read_at_first(
-    finished_set: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from shards import push
-
-    folder = Path(copytree(finished_set, tmp_path / "origin"))
-    complete, before = push.complete, files_of(folder)
-
-    def complete_late(*arguments: object) -> None:
-        with pytest.raises(ValueError, match="another velocity command"), lock_set(folder):
-            pass
-        remove_url(folder, 7)
-        complete(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(push, "complete", complete_late)
-    push_shards(folder, url, ignore)
-    pull_shards(url, tmp_path / "pulled", ignore)
-    assert files_of(tmp_path / "pulled") == before
-
-
-def test_a_version_reaches_places_that_are_two_behind(
-    finished_set: Path, tmp_path: Path, url: str
-) -> None:
-    folder = Path(copytree(finished_set, tmp_path / "origin"))
-    push_shards(folder, url, ignore, compress=True)
-    for node, split in (("whole", None), ("train", "train")):
-        pull_shards(url, tmp_path / node, ignore, split)
-    remove_url(folder, 7)
-    remove_url(folder, 400)
-    push_shards(folder, url, ignore)
-    assert {name.removesuffix(".zst") for name in open_storage(url).list_files()} == set(
-        files_of(folder)
-    )
-    pull_shards(url, tmp_path / "whole", ignore)
-    assert files_of(tmp_path / "whole") == files_of(folder)
-    pull_shards(url, tmp_path / "train", ignore, "train")
-    assert open_shards(tmp_path / "train").manifest.shards == read_manifest(folder).split("train")
-    with pytest.raises(ValueError, match="holds another set"):
-        pull_shards(url, tmp_path / "train", ignore, "validation")
-
-
-def test_a_version_goes_on_where_the_push_of_an_earlier_one_was_killed(
-    finished_set: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from shards import push
-
-    folder = Path(copytree(finished_set, tmp_path / "origin"))
-    push_shards(folder, url, ignore)
-    remove_url(folder, 7)
-    with monkeypatch.context() as patch:
-        patch.setattr(push, "complete", lambda *_: (_ for _ in ()).throw(OSError("killed")))
-        with pytest.raises(OSError, match="killed"):
-            push_shards(folder, url, ignore)
-    remove_url(folder, 8)  # In the same shard: what was sent of the version between is no one's.
-    push_shards(folder, url, ignore)
-    assert set(open_storage(url).list_files()) == set(files_of(folder))
-
-
-@pytest.mark.parametrize("name", ["../x.bin", "notes.txt", "train-00000-001.bin.zst", 7, None])
-def test_an_edited_note_deletes_nothing(finished_set: Path, tmp_path: Path, name: object) -> None:
-    storage = open_storage(tmp_path / "set")
-    owner = read_manifest(finished_set).dataset_id
-    replaced = name if name is None else [name]
-    storage.write("upload.json", [json.dumps({"owner": owner, "replaced": replaced}).encode()])
-    storage.write("notes.txt", [b"mine"])
-    with pytest.raises(ValueError, match=r"upload.json: says that .* is to be deleted, which no"):
-        push_shards(finished_set, str(tmp_path / "set"), ignore)
-    assert set(storage.list_files()) == {"upload.json", "notes.txt"}
-
-
-def test_a_killed_push_to_a_plain_folder_leaves_nothing_behind(
-    finished_set: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "set"
-    folder.mkdir()
-    (folder / ".train-00000-000.bin.123.tmp").write_bytes(b"half")
-    (folder / ".mine.123.tmp").write_bytes(b"mine")
-    push_shards(finished_set, str(folder), ignore)
-    assert set(files_of(folder)) == {*files_of(finished_set), ".mine.123.tmp"}
-
-
-def test_a_pull_takes_no_place_of_others(finished_set: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "node"
-    folder.mkdir()
-    (folder / "tokenizer.json").write_text("mine")
-    with pytest.raises(ValueError, match=r"tokenizer.json: is there already and no file of this"):
-        pull_shards(str(finished_set), folder, ignore)
-    assert files_of(folder) == {"tokenizer.json": b"mine"}
-
-
-def test_a_pull_waits_for_no_version_that_is_being_made(finished_set: Path, tmp_path: Path) -> None:
-    folder = Path(copytree(finished_set, tmp_path / "node"))
-    work = folder / ".prep" / "version"
-    with lock_set(folder):
-        work.mkdir()
-        with pytest.raises(ValueError, match="another velocity command is changing this set"):
-            pull_shards(str(finished_set), folder, ignore)
-        assert work.exists()
-
-
-def test_a_killed_pull_of_an_earlier_version_leaves_no_shards(
-    finished_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from shards import pull
-
-    origin = Path(copytree(finished_set, tmp_path / "origin"))
-    with monkeypatch.context() as patch:
-        patch.setattr(pull, "write_file", stop_at_manifest)
-        with pytest.raises(OSError, match="killed"):
-            pull_shards(str(origin), tmp_path / "node", ignore)
-    remove_url(origin, 7)
-    pull_shards(str(origin), tmp_path / "node", ignore)
-    assert files_of(tmp_path / "node") == files_of(origin)
-
-
-def stop_at_manifest(path: Path, content: str) -> None:
-    if path.name == "manifest.json":
-        raise OSError("killed")
-    write_file(path, content)
-
-
-def test_prep_names_the_url_in_what_is_to_be_run_next(
-    finished_set: Path, source: Path, tmp_path: Path, url: str
-) -> None:
-    staging = tmp_path / "staging"
-    command = prep_to(url, source, staging, "--part", "0/2")
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert f"velocity prep --out {url} --staging {staging} --finish" in run.stderr
-    push_shards(finished_set, f"{url}/whole", ignore)
-    command = prep_to(f"{url}/whole", source, tmp_path / "gone", "--append")
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert f"velocity shards pull {url}/whole {tmp_path / 'gone'}" in run.stderr

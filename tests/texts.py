@@ -8,8 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prep.plan import Policy
-from prep.run import Request, prepare
+from prep.request import Request
+from prep.run import prepare
 from shards.format import Manifest
+from shards.reader import open_shards
+from shards.tokenizer import load_tokenizer
+from shards.trace import Sidecars
 
 COMMON = """the of and to in a is that for it as was with be by on not he his but at are this have
 from or had an they which one you were her all she there would their we him been has when who will
@@ -64,3 +68,24 @@ def set_bytes(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name != "manifest.json"
     }
+
+
+def write_sources(folder: Path, num_texts: int) -> Path:
+    """A parquet and a JSON lines file of so many texts each; returns their folder."""
+    write_parquet(folder / "a.parquet", [*make_texts(num_texts)])
+    write_jsonl(folder / "b.jsonl", [*make_texts(num_texts, seed=1)])
+    return folder
+
+
+def read_texts(folder: Path) -> dict[tuple[str, str, int], str]:
+    """Every document by split, file and row; a blanked one as its tokens decode."""
+    shards = open_shards(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    texts = {}
+    for split in ("train", "validation"):
+        stream = shards.stream(split)
+        for document in Sidecars(shards, split).between(0, stream.num_tokens):
+            ids = stream.read(document.start, document.num_tokens - 1).tolist()
+            text = tokenizer.decode(ids, skip_special_tokens=document.is_blank)
+            texts[split, document.source_file, document.source_row] = text
+    return texts

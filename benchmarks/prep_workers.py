@@ -1,0 +1,75 @@
+"""`velocity prep` with several workers beside one: how much a second core is worth.
+
+The input is linked into a folder as often as asked for, so that the start of the workers, half a
+second, does not decide. Both make the same set.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks.measure import (
+    OURS,
+    Engine,
+    Measured,
+    make_parser,
+    print_result,
+    run_script,
+    take_turns,
+)
+from benchmarks.prep import forget_encoders
+from benchmarks.prep_long import link_files
+from prep.plan import Policy
+from prep.request import Request
+from prep.run import prepare
+from shards.format import Manifest
+
+
+def main() -> None:
+    """Measure, compare the sets, print the line."""
+    parser = make_parser("prep with several workers, beside one.")
+    parser.add_argument("--input", type=Path, action="append", required=True, help="as for prep")
+    parser.add_argument("--passes", type=int, default=32, help="how often the input is read")
+    parser.add_argument("--workers", type=int, default=2, help="beside one")
+    options = parser.parse_args()
+    sizes: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="benchmark-prep-") as name:
+        folder = Path(name)
+        link_files(options.input, folder / "input", options.passes)
+
+        def check(outputs: Mapping[str, Manifest]) -> None:
+            sizes.append(int(outputs[OURS].audit["text_bytes"]))
+            if len({manifest.dataset_id for manifest in outputs.values()}) != 1:
+                raise ValueError("the sets differ, so no figures are given")
+
+        engines = [
+            Engine(OURS, (), lambda: start(folder, options.workers)),
+            Engine("one_worker", (), lambda: start(folder, 1)),
+        ]
+        results = take_turns(engines, options, check)
+    checks = {"sets_equal": True}  # A difference would have ended the run.
+    packages = ("fastokens", "pyarrow", "numpy")
+    print_result("prep_workers", options, {"text_bytes": sizes[0]}, results, checks, packages)
+
+
+def start(folder: Path, workers: int) -> Callable[[], Measured]:
+    """A run with so many workers, from nothing to the finished set."""
+
+    def measure() -> Measured:
+        forget_encoders()
+        out = folder / "shards"
+        request = Request(out, Policy(), (str(folder / "input"),), workers=workers)
+        started = time.perf_counter()
+        manifest = prepare(request, say=lambda line: None)
+        seconds = time.perf_counter() - started
+        shutil.rmtree(out)
+        rate = manifest.audit["text_bytes"] / 1e6 / seconds
+        return Measured({"megabytes_per_second": rate}, manifest)
+
+    return measure
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,95 @@
+"""`velocity shards verify` on real shards; `info` and `trace` on a set as large as RefinedWeb.
+
+verify    in this process, one thread; the files lie in the page cache
+info      the whole command, its start included, on a set of --units shards a split
+trace     the same: `trace --config tiny --step 1`
+
+The large set is synthetic: the files of the small one, linked under as many names.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
+from benchmarks.prep_long import link_files
+from prep.plan import Policy
+from prep.request import Request
+from prep.run import prepare
+from shards.format import MANIFEST, SPLITS, TOKENIZER, Manifest, make_manifest
+from shards.verify import verify_shards
+
+
+def main() -> None:
+    """Measure, and print the line."""
+    parser = make_parser("verify, info and trace.")
+    parser.add_argument("--input", type=Path, action="append", required=True, help="as for prep")
+    parser.add_argument("--passes", type=int, default=8, help="how often the input is read")
+    parser.add_argument("--units", type=int, default=5534, help="of the large set, two shards each")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="benchmark-shards-") as name:
+        small, large = Path(name) / "small", Path(name) / "large"
+        link_files(options.input, Path(name) / "input", options.passes)
+        inputs = (str(Path(name) / "input"),)
+        policy = Policy(validation_fraction="0.1")
+        manifest = prepare(Request(small, policy, inputs), say=lambda line: None)
+        make_large(manifest, small, large, options.units)
+        num_bytes = sum(path.stat().st_size for path in small.glob("*.*"))
+
+        def measure() -> Figures:
+            return {
+                "verify_megabytes_per_second": num_bytes / 1e6 / time_verify(small),
+                "info_seconds": time_command("info", large),
+                "trace_seconds": time_command("trace", large, "--config", "tiny", "--step", "1"),
+            }
+
+        results = measure_alone(measure, options)
+    work = {"verified_bytes": num_bytes, "shards": len(SPLITS) * options.units}
+    print_result("shards", options, work, results, {}, ("pyarrow", "numpy"))
+
+
+def make_large(manifest: Manifest, small: Path, large: Path, num_units: int) -> None:
+    """A set of many shards, which are those of a small one under other names."""
+    large.mkdir()
+    shutil.copy(small / TOKENIZER, large)
+    shards = []
+    for split in SPLITS:
+        originals = manifest.split(split)
+        for unit in range(num_units):
+            original = originals[unit % len(originals)]
+            shard = replace(original, name=f"{split}-{unit:05d}.bin")
+            for old, new in ((original.name, shard.name), (original.sidecar, shard.sidecar)):
+                os.link(small / old, large / new)
+            shards.append(shard)
+    text = make_manifest(manifest.content, shards, manifest.audit, manifest.environment)
+    (large / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def time_verify(folder: Path) -> float:
+    """Seconds to read a set again; ValueError where anything is damaged."""
+    started = time.perf_counter()
+    damaged = [name for name, fault in verify_shards(folder) if fault]
+    seconds = time.perf_counter() - started
+    if damaged:
+        raise ValueError(f"{folder}: {damaged[0]} is damaged")
+    return seconds
+
+
+def time_command(command: str, folder: Path, *options: str) -> float:
+    """Seconds of a `velocity shards` command, from its start to its end."""
+    arguments = [sys.executable, "-m", "cli", "shards", command, str(folder), *options]
+    started = time.perf_counter()
+    process = subprocess.run(arguments, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    if process.returncode or not process.stdout:
+        raise ValueError(f"velocity shards {command} failed: {process.stderr.strip()}")
+    return seconds
+
+
+if __name__ == "__main__":
+    run_script(main)
