@@ -10,7 +10,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.texts import make_texts, prepare_quietly, write_jsonl
 
-
 # The files that take longest. They come first, so that no process is left with one at the end.
 SLOW_FILES = (
     "test_processes.py",

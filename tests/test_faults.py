@@ -446,25 +446,25 @@ def test_of_two_commands_on_one_output_the_second_is_refused(tmp_path: Path, rar
             [*VELOCITY, *command, "--workers", "1"], stderr=subprocess.PIPE, text=True
         )
 
-    def assert_refused(process: subprocess.Popen[str]) -> None:
-        last = process.communicate()[1].splitlines()[-1]
+    def assert_refused(process: subprocess.Popen[str], error: str) -> None:
         found = r": another velocity prep is at work there \(.*, process \d+, since .*\); wait"
         assert process.returncode == 1
-        assert re.search(found, last)
+        assert re.search(found, error.splitlines()[-1])
 
     first = begin()
     while not (out / ".prep/plan.json").exists():
         assert first.poll() is None
         time.sleep(0.002)
     first.send_signal(signal.SIGSTOP)
-    assert_refused(begin())
+    second = begin()
+    assert_refused(second, second.communicate()[1])
     first.kill()
     first.communicate()
     processes = [begin() for _ in range(2)]
     for process in processes:
-        process.wait()
+        error = process.communicate()[1]
         if process.returncode:
-            assert_refused(process)
+            assert_refused(process, error)
     assert 0 in [process.returncode for process in processes]
     assert read_manifest(out).dataset_id == reference.dataset_id
     assert hash_files(out) == hash_files(tmp_path / "reference")
