@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.texts import make_texts, prepare_quietly, write_jsonl
+
+# A shell's background job ignores Ctrl-C, and so would the commands that tests stop with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The files that take longest. They come first, so that no process is left with one at the end.
 SLOW_FILES = (
