@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from prep.command import prep
-from prep.import_command import import_shards
+from prep.foreign.command import import_shards
 from shards.commands import app as shards_app
 from shards.screen import say
 
@@ -51,7 +51,7 @@ def describe_error(error: Exception) -> str:
     """
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
-    from shards.durable import advise_writing
+    from shards.disk.durable import advise_writing
 
     parts = [f"{error.filename}: {error.strerror}" if error.filename else error.strerror]
     return "; ".join([*parts, *filter(None, [advise_writing(error)])])
@@ -92,7 +92,7 @@ def trace(
 ) -> None:
     """Which documents a step's samples came from, and which steps see a document."""
     from shards.reader import open_shards
-    from train import trace as tracing
+    from train.tracing import steps as tracing
 
     if [step, url, doc_hash].count(None) != 2:
         raise ValueError("what is to be traced? give one of --step, --url and --doc-hash")
@@ -135,8 +135,8 @@ def remove(
     dry_run: Annotated[bool, typer.Option(help="Report, and change nothing.")] = False,
 ) -> None:
     """Take documents out: a new version of the set, and the steps of a run that saw them."""
-    from shards.remove import collect_wanted
-    from train.takedown import Takedown, take_down
+    from shards.edit.remove import collect_wanted
+    from train.tracing.takedown import Takedown, take_down
 
     wanted = collect_wanted(url or (), url_file, doc_hash or (), hash_file)
     for line in take_down(Takedown(folder, wanted, keep_places, run, dry_run), say):
@@ -188,9 +188,9 @@ def sample(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. [cuda if any]")] = None,
 ) -> None:
     """Write text from a checkpoint."""
-    from model.console import read_prompts, write_texts
+    from model.decode.console import read_prompts, write_texts
     from model.generate import Settings, load_generator
-    from prep.tokenizer import build_gpt2_json
+    from prep.text.gpt2 import build_gpt2_json
 
     given: dict[str, Any] = {
         "max_length": max_length,
@@ -217,8 +217,8 @@ def convert(
     out: Annotated[Path, typer.Argument(help="A new folder.")],
 ) -> None:
     """Turn a checkpoint of the original VelocityLM into a checkpoint folder of today."""
-    from model.seed import convert_seed
-    from prep.tokenizer import build_gpt2_json
+    from model.checkpoints.original import convert_seed
+    from prep.text.gpt2 import build_gpt2_json
 
     convert_seed(ckpt, out, build_gpt2_json())
     say(f"{out}: converted; try it with: velocity sample --ckpt {out}")

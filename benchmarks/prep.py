@@ -36,14 +36,14 @@ from benchmarks.measure import (
     say,
     take_turns,
 )
-from prep import encoder
-from prep.documents import Piece, read_documents
-from prep.encoder import Encoder, Ids, load_encoder, load_reference
-from prep.plan import Policy, find_files
-from prep.python_docs import write_python_docs
+from prep.planning.plan import Policy, find_files
 from prep.request import Request
 from prep.run import prepare
-from prep.tokenizer import END_OF_TEXT, build_gpt2_json
+from prep.sources.documents import Piece, read_documents
+from prep.sources.python_docs import write_python_docs
+from prep.text import encoder
+from prep.text.encoder import Encoder, Ids, load_encoder, load_reference
+from prep.text.gpt2 import END_OF_TEXT, build_gpt2_json
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
 

@@ -11,13 +11,13 @@ from unittest import mock
 
 import numpy as np
 
-import prep.engine
+import prep.engines.local
 from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
 from benchmarks.prep import forget_encoders
-from prep.plan import Policy, find_files
-from prep.receipts import Receipt
+from prep.planning.plan import Policy, find_files
 from prep.request import Request
 from prep.run import prepare
+from prep.units.receipts import Receipt
 
 TENTHS = 10
 MAX_UNIT_BYTES = 8 << 20
@@ -50,9 +50,12 @@ def run_long(inputs: list[Path], passes: int) -> tuple[dict[str, float], dict[st
         done.append((time.perf_counter(), receipt.num_tokens, read_resident_bytes()))
         return receipt
 
-    process_unit = prep.engine.process_unit
+    process_unit = prep.engines.local.process_unit
     forget_encoders()
-    with tempfile.TemporaryDirectory() as name, mock.patch("prep.engine.process_unit", record):
+    with (
+        tempfile.TemporaryDirectory() as name,
+        mock.patch("prep.engines.local.process_unit", record),
+    ):
         folder = Path(name)
         link_files(inputs, folder / "input", passes)
         # Small units, so that there are tenths of a short run too.

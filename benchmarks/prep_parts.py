@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import prep.documents
-import prep.encode
-import prep.units
+import prep.sources.documents
+import prep.text.batch
+import prep.units.work
 from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
 from benchmarks.prep import forget_encoders
-from prep.encoder import Encoder
-from prep.plan import Policy
+from prep.planning.plan import Policy
 from prep.request import Request
 from prep.run import prepare
+from prep.text.encoder import Encoder
 from shards.writer import OpenShard, ShardWriter
 
 PARTS = ("read", "encode", "hash", "join", "check", "write", "commit", "start")
@@ -104,17 +104,17 @@ def measure_parts(inputs: tuple[str, ...]) -> tuple[dict[str, float], int]:
     """Milliseconds for 100 MB of text by part, and the bytes of text."""
     clock = Clock()
     patches = [
-        ("read", prep.units, "read_documents", clock.wrap_generator),
+        ("read", prep.units.work, "read_documents", clock.wrap_generator),
         ("encode", Encoder, "encode", clock.wrap),
         ("hash", prep.encode, "hash_texts", clock.wrap),
         ("join", prep.encode, "join_documents", clock.wrap),
-        ("check", prep.units, "check_encoding", clock.wrap),
+        ("check", prep.units.work, "check_encoding", clock.wrap),
         ("write", ShardWriter, "append", clock.wrap),
         ("commit", OpenShard, "close", clock.wrap),
-        ("commit", prep.units, "write_pending", clock.wrap),
-        ("commit", prep.units, "commit_shards", clock.wrap),
-        ("commit", prep.units, "confirm_pending", clock.wrap),
-        ("start", prep.units, "load_encoder", clock.wrap),
+        ("commit", prep.units.work, "write_pending", clock.wrap),
+        ("commit", prep.units.work, "commit_shards", clock.wrap),
+        ("commit", prep.units.work, "confirm_pending", clock.wrap),
+        ("start", prep.units.work, "load_encoder", clock.wrap),
     ]
     forget_encoders()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:

@@ -29,10 +29,10 @@ from benchmarks.measure import (
     say,
     take_turns,
 )
-from model.checkpoint import save_model, seal
+from model.checkpoints.folder import save_model, seal
 from model.config import ModelConfig
 from model.generate import Generator, Settings, load_generator
-from prep.tokenizer import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
+from prep.text.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
 from tests.tiny import make_model
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
 from benchmarks.prep_long import link_files
-from prep.plan import Policy
+from prep.planning.plan import Policy
 from prep.request import Request
 from prep.run import prepare
 from shards.format import MANIFEST, SPLITS, TOKENIZER, Manifest, make_manifest
-from shards.verify import verify_shards
+from shards.inspect.verify import verify_shards
 
 
 def main() -> None:

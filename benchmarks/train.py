@@ -32,7 +32,7 @@ from benchmarks.measure import (
     take_turns,
 )
 from benchmarks.train_round import make_config, measure_transformers, measure_velocity
-from model.checkpoint import save_model
+from model.checkpoints.folder import save_model
 from model.transformer import Transformer
 from shards.format import TOKENIZER
 from train.config import Config
@@ -118,9 +118,9 @@ def compare_engines(options: argparse.Namespace, scratch: Path) -> None:
 
 def make_shards(scratch: Path) -> None:
     """Python's documentation as shards, all of it to train on."""
-    from prep.plan import Policy
-    from prep.python_docs import write_python_docs
+    from prep.planning.plan import Policy
     from prep.run import Request, prepare
+    from prep.sources.python_docs import write_python_docs
 
     text = scratch / "python-docs.jsonl"
     write_python_docs(text)

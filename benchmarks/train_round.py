@@ -20,7 +20,7 @@ from shards.reader import open_shards
 from train.batches import read_samples
 from train.config import Config, load_config
 from train.distributed import choose_device, join_ranks
-from train.throughput import compute_mfu, find_device_peak, measure_peak_memory
+from train.reports.throughput import compute_mfu, find_device_peak, measure_peak_memory
 
 
 def make_config(options: argparse.Namespace, scratch: Path) -> Config:

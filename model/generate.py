@@ -18,13 +18,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.cache import KVCache, allocate_cache
-from model.checkpoint import CheckpointError, find_checkpoint, load_model
-from model.draft import Completion, Draft, FinishReason, make_random
-from model.hugging_face import END_OF_TEXT
-from model.sampler import Sampling, choose_tokens
-from model.seal import TOKENIZER
-from model.seed import is_seed_checkpoint, load_seed_model
-from model.text_stream import REPLACEMENT, TextStream
+from model.checkpoints.folder import CheckpointError, find_checkpoint, load_model
+from model.checkpoints.hugging_face import END_OF_TEXT
+from model.checkpoints.original import is_seed_checkpoint, load_seed_model
+from model.checkpoints.seal import TOKENIZER
+from model.decode.draft import Completion, Draft, FinishReason, make_random
+from model.decode.sampler import Sampling, choose_tokens
+from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
 
 # Characters that no UTF-8 text holds; a shell passes them on for bytes that are not UTF-8.

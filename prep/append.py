@@ -16,17 +16,15 @@ from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
-from prep.finish import check_conservation
-from prep.plan import Plan
-from prep.receipts import Audit, make_folders, plan_path
+from prep.manifest import check_conservation
+from prep.planning.plan import Plan
+from prep.planning.settle import settle_plan
 from prep.request import Request
 from prep.run import prepare
-from prep.settle import settle_plan
-from prep.tokenizer import build_gpt2_json
-from shards.format import SPLITS, Json, Manifest, Shard, load_json, make_manifest, read_manifest
-from shards.lineage import name_ancestors
-from shards.screen import Say
-from shards.versions import (
+from prep.text.gpt2 import build_gpt2_json
+from prep.units.receipts import Audit, make_folders, plan_path
+from shards.edit.lineage import name_ancestors
+from shards.edit.versions import (
     NextVersion,
     append_folder,
     commit_version,
@@ -35,6 +33,8 @@ from shards.versions import (
     list_versions,
     lock_set,
 )
+from shards.format import SPLITS, Json, Manifest, Shard, load_json, make_manifest, read_manifest
+from shards.screen import Say
 
 # How the new sources are read and how many of them, which may differ from append to append.
 OWN_OPTIONS = {

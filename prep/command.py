@@ -119,11 +119,11 @@ def prep(
     ] = False,
 ) -> None:
     """Turn documents into token shards, once, offline. The same command again goes on."""
-    from prep.plan import Policy
+    from prep.planning.plan import Policy
     from prep.request import Request
     from prep.upload import split_out
-    from shards.part import parse_part
-    from shards.url import show_url
+    from shards.disk.url import show_url
+    from shards.edit.part import parse_part
 
     url, out = split_out(out, staging, compress)
     policy = Policy(
@@ -175,7 +175,7 @@ def prep(
 
 def refuse_choices(request: "Request") -> None:
     """ValueError where --finish came with a choice that the parts have made already."""
-    from prep.plan import Policy
+    from prep.planning.plan import Policy
     from prep.request import Request
 
     default = Request(request.out, Policy())
@@ -199,8 +199,8 @@ def work(request: "Request", finish: bool, append: bool, url: str | None, compre
     """
     from prep.append import append_sources
     from prep.gather import finish_parts
+    from prep.part import prepare_part
     from prep.run import count_cores, prepare
-    from prep.run_part import prepare_part
     from prep.upload import sending
 
     in_one_go = not (finish or append or request.part)

@@ -4,16 +4,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from prep.budget import Budget
-from prep.dedup import finish_units
-from prep.finish import summarize, write_manifest
-from prep.ledger import Ledger
-from prep.part import find_parts, hold_whole
-from prep.plan import Plan, restore_plan
-from prep.receipts import Receipt, discard_unit, make_folders, plan_path, temporary_folder
+from prep.manifest import summarize, write_manifest
+from prep.planning.plan import Plan, restore_plan
+from prep.planning.settle import refuse_lost_version
 from prep.run import clear_folder, clear_leftovers
-from prep.settle import refuse_lost_version
-from shards.durable import hash_file
+from prep.text.copies import finish_units
+from prep.units.budget import Budget
+from prep.units.ledger import Ledger
+from prep.units.receipts import Receipt, discard_unit, make_folders, plan_path, temporary_folder
+from prep.units.workspace import find_parts, hold_whole
+from shards.disk.durable import hash_file
 from shards.format import MANIFEST, TOKEN_BYTES, TOKENIZER, Manifest, load_json, read_manifest
 from shards.screen import Say, format_bytes
 

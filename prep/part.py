@@ -1,78 +1,54 @@
-"""`--part i/n`: whose units are whose, and who may work in a folder at the same time.
+"""`velocity prep --part i/n`: the units of one part, beside processes that do the others.
 
-.prep/lock                   held by a run of the whole set, and by --finish
-.prep/parts/3-of-8.lock      held by a run of part 3/8
-.prep/parts/plan.lock        held by the part that makes the plan, while it does
-
-Runs of the whole keep parts out, and the other way round: each takes its own lock first and then
-looks at the others', so that of two that start at once one at least sees the other.
+All parts make or find the same plan; each touches nothing but its own units, their temporary
+files among it, so it may be killed and started again at any time. prep/gather.py ends the run.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-from prep.lock import describe_holder, hold, is_held
-from prep.receipts import work_folder
-from shards.part import Part
-
-
-def whole_lock(out: Path) -> Path:
-    """The lock of a run of the whole set."""
-    return work_folder(out) / "lock"
-
-
-def parts_folder(out: Path) -> Path:
-    """Where the parts' locks lie."""
-    return work_folder(out) / "parts"
+from prep.planning.settle import share_plan
+from prep.request import Request
+from prep.run import do_units, remove
+from prep.text.copies import dedup_folder
+from prep.units.budget import Budget
+from prep.units.ledger import Ledger
+from prep.units.receipts import make_folders, temporary_folder
+from prep.units.workspace import hold_part
+from shards.edit.part import Part
+from shards.format import MANIFEST
+from shards.screen import Say
 
 
-def part_lock(out: Path, part: Part) -> Path:
-    """The lock of a part."""
-    return parts_folder(out) / f"{part.number}-of-{part.count}.lock"
+def prepare_part(request: Request, say: Say) -> None:
+    """Do the units of `request.part`, those that are not done.
 
-
-def find_parts(out: Path) -> list[Part]:
-    """The parts that were ever started here, the last one last."""
-    notes = sorted(parts_folder(out).glob("*-of-*.holder"), key=lambda path: path.stat().st_mtime)
-    return [Part(*map(int, path.name.split(".")[0].split("-of-"))) for path in notes]
-
-
-@contextmanager
-def hold_whole(out: Path) -> Iterator[None]:
-    """Work in `out` alone; ValueError where somebody else is at work there."""
-    with hold(whole_lock(out), f"{out}: another velocity prep is at work there"):
-        refuse_parts(out, find_parts(out))
-        yield
-
-
-@contextmanager
-def hold_part(out: Path, part: Part) -> Iterator[None]:
-    """Work on a part, beside the others of the same count; ValueError where that cannot be."""
-    lock = part_lock(out, part)
-    with hold(lock, f"{out}: another process is at work on part {part}"):
-        if is_held(whole_lock(out)):
+    Raises ValueError or OSError for what the user can mend; what was committed stays.
+    """
+    part, out = request.part, request.out
+    assert part is not None
+    make_folders(out)
+    with hold_part(out, part):
+        plan = share_plan(request, say)
+        if (out / MANIFEST).exists():
+            say(f"{out}: this set is finished already; nothing was done")
+            return
+        if dedup_folder(out).exists():
             raise ValueError(
-                f"{out}: a velocity prep without --part is at work there"
-                f"{describe_holder(whole_lock(out))}; wait for it, or stop it"
+                f"{out}: all units are done, and --finish was interrupted; "
+                f"run it again: velocity prep --out {request.place} --finish"
             )
-        refuse_parts(out, [other for other in find_parts(out) if other.count != part.count])
-        yield
+        clear_part(request, part)
+        ledger = Ledger(out, plan.plan_id, part.choose(len(plan.units)), Budget())
+        num_units, num_done = len(ledger.units), len(ledger.receipts)
+        say(f"part {part}: {num_units:,} of the units, {num_done:,} of them done")
+        do_units(request, plan, ledger, say)
+    say(
+        f"part {part} is done; when all parts 0 to {part.count - 1} are: "
+        f"velocity prep --out {request.place} --finish"
+    )
 
 
-@contextmanager
-def hold_plan(out: Path) -> Iterator[None]:
-    """Be the one that makes the plan; waits while another does."""
-    with hold(parts_folder(out) / "plan.lock", "", seconds=-1):
-        yield
-
-
-def refuse_parts(out: Path, parts: list[Part]) -> None:
-    """ValueError where one of these parts is being worked on."""
-    for part in parts:
-        lock = part_lock(out, part)
-        if is_held(lock):
-            raise ValueError(
-                f"{out}: part {part} is at work there{describe_holder(lock)}; "
-                "wait for it, or stop it"
-            )
+def clear_part(request: Request, part: Part) -> None:
+    """Remove the unfinished files that a killed process of this part left."""
+    for leftover in temporary_folder(request.out).iterdir():
+        unit = leftover.name.partition("-")[0]
+        if unit.isdigit() and int(unit) % part.count == part.number:
+            remove(leftover)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from prep.encoder import ENCODERS
-from prep.plan import Policy
-from shards.part import Part
+from prep.planning.plan import Policy
+from prep.text.encoder import ENCODERS
+from shards.edit.part import Part
 
 ENGINES = ("local", "ray")
 

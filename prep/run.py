@@ -15,22 +15,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from prep.budget import Budget
-from prep.dedup import finish_units
-from prep.encoder import ENCODERS, choose_encoder
-from prep.engine import RunJobs, run_jobs
-from prep.finish import summarize, write_manifest
-from prep.forecast import Forecast, check_disk, forecast_run
-from prep.ledger import Ledger
-from prep.part import hold_whole
-from prep.plan import Plan
-from prep.prefetch import MAX_THREADS, FetchFiles, fetch_files, prefetch_units
-from prep.progress import Goal, ProgressLine
-from prep.receipts import downloads_folder, has_receipt, make_folders, temporary_folder
+from prep.engines.local import RunJobs, run_jobs
+from prep.engines.prefetch import MAX_THREADS, FetchFiles, fetch_files, prefetch_units
+from prep.engines.progress import Goal, ProgressLine
+from prep.manifest import summarize, write_manifest
+from prep.planning.forecast import Forecast, check_disk, forecast_run
+from prep.planning.plan import Plan
+from prep.planning.settle import settle_plan
 from prep.request import Request
-from prep.settle import settle_plan
-from prep.tokenizer import END_OF_TEXT
-from prep.units import UnitJob
+from prep.text.copies import finish_units
+from prep.text.encoder import ENCODERS, choose_encoder
+from prep.text.gpt2 import END_OF_TEXT
+from prep.units.budget import Budget
+from prep.units.ledger import Ledger
+from prep.units.receipts import downloads_folder, has_receipt, make_folders, temporary_folder
+from prep.units.work import UnitJob
+from prep.units.workspace import hold_whole
 from shards.format import MANIFEST, Manifest, read_manifest
 from shards.screen import Say, format_bytes, format_count
 
@@ -118,7 +118,7 @@ def choose_engine(request: Request) -> Engine:
     if request.engine == "local":
         workers = request.workers or count_cores()
         return Engine(partial(run_jobs, workers=workers), workers)
-    from prep.ray_engine import connect, fetch_by_task, run_tasks
+    from prep.engines.ray_cluster import connect, fetch_by_task, run_tasks
 
     cores = connect(request.ray_address)
     workers = request.workers or cores

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prep.plan import Policy
-from prep.receipts import parse_receipt, plan_path, work_folder
+from prep.planning.plan import Policy
 from prep.request import Request
-from shards.format import MANIFEST, Shard, load_json
-from shards.push import (
+from prep.units.receipts import parse_receipt, plan_path, work_folder
+from shards.disk.url import is_url, restore_url, show_url
+from shards.exchange.push import (
     UPLOAD,
     LocalFile,
     Note,
@@ -28,10 +28,10 @@ from shards.push import (
     send_file,
     write_note,
 )
+from shards.exchange.storage import Storage, StorageError, open_storage
+from shards.exchange.transfer import Meter, Stopped, keep_trying, transfer_all
+from shards.format import MANIFEST, Shard, load_json
 from shards.screen import Say
-from shards.storage import Storage, StorageError, open_storage
-from shards.transfer import Meter, Stopped, keep_trying, transfer_all
-from shards.url import is_url, restore_url, show_url
 
 LOOK_SECONDS = 1.0
 FAULT_SECONDS = 60.0

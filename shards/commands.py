@@ -18,7 +18,7 @@ def info(
 ) -> None:
     """What a set of shards holds."""
     from shards.format import read_manifest
-    from shards.show import describe_set
+    from shards.inspect.show import describe_set
 
     for line in describe_set(read_manifest(folder)):
         typer.echo(line)
@@ -29,7 +29,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
 ) -> None:
     """Read everything again; name each damaged file and where it is damaged."""
-    from shards.verify import verify_shards
+    from shards.inspect.verify import verify_shards
 
     num_files, num_damaged = 0, 0
     for name, fault in verify_shards(folder):
@@ -58,8 +58,8 @@ def show(
     split: Annotated[str, typer.Option(help="train or validation.")] = "train",
 ) -> None:
     """Print a document, or a window of tokens, as text."""
+    from shards.inspect.show import choose_documents, decode_document, decode_tokens
     from shards.reader import open_shards
-    from shards.show import choose_documents, decode_document, decode_tokens
 
     shards = open_shards(folder)
     if start is not None:
@@ -84,12 +84,12 @@ def stats(
     """Documents, tokens, lengths, frequent tokens and copies of a set."""
     import json
 
+    from shards.inspect.stats import describe_json, measure_set
+    from shards.inspect.table import describe_stats
     from shards.reader import open_shards
-    from shards.stats import describe_json, measure_set
-    from shards.stats_table import describe_stats
 
     if plot is not None:
-        from shards.plot import check_plot, plot_stats
+        from shards.inspect.plot import check_plot, plot_stats
 
         check_plot(plot)
     counted = measure_set(open_shards(folder), split, duplicates)
@@ -108,7 +108,7 @@ def export(
     split: Annotated[str, typer.Option(help="train or validation.")] = "train",
 ) -> None:
     """Write a split as other trainers read it."""
-    from shards.export import export_megatron
+    from shards.exchange.export import export_megatron
     from shards.reader import open_shards
 
     if format != "megatron":
@@ -126,7 +126,7 @@ def push(
     workers: Annotated[int, typer.Option(help="Files at a time.")] = 8,
 ) -> None:
     """Send a set to object storage. The same command again goes on."""
-    from shards.push import push_shards
+    from shards.exchange.push import push_shards
 
     push_shards(folder, url, say, compress, workers)
 
@@ -142,7 +142,7 @@ def pull(
     workers: Annotated[int, typer.Option(help="Files at a time.")] = 8,
 ) -> None:
     """Bring a set from object storage to the local disk, verified. The same again goes on."""
-    from shards.part import parse_part
-    from shards.pull import pull_shards
+    from shards.edit.part import parse_part
+    from shards.exchange.pull import pull_shards
 
     pull_shards(url, folder, say, split, parse_part(part) if part else None, workers)

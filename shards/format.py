@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from shards.disk.url import refuse_url
 from shards.shape import MANIFEST_SHAPE, find_misshape
-from shards.url import refuse_url
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.durable import hash_file, sync_folder
+from shards.disk.durable import hash_file, sync_folder
 from shards.format import Shard
 
 Tokens = npt.NDArray[np.uint16]

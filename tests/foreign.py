@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep import import_tokens
+from prep.foreign.run import ImportRequest, import_tokens
 from shards.format import Manifest, read_manifest
+from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
-from shards.verify import verify_shards
 from tests.texts import make_texts, prepare_quietly, write_parquet
 from tests.tiktoken_gpt2 import make_encoding
 
@@ -92,8 +92,8 @@ def read_megatron(prefix: Path) -> list[list[int]]:
 
 def bring_in(out: Path, *files: Path, **options: Any) -> Manifest:
     """Import files; what is said goes nowhere."""
-    request = import_tokens.ImportRequest(out, tuple(map(str, files)), **options)
-    return import_tokens.import_tokens(request, lambda line: None)
+    request = ImportRequest(out, tuple(map(str, files)), **options)
+    return import_tokens(request, lambda line: None)
 
 
 def read_documents(folder: Path, split: str = "train") -> list[dict[str, Any]]:

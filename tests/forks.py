@@ -18,22 +18,22 @@ from tests.killed import arm, import_all, run_velocity
 def warm(tokenizer_json: Path) -> None:
     """Import and load what every run needs; the tokenizer is the same one in all of them."""
     import_all()
-    import prep.dedup
-    import prep.finish
     import prep.gather
-    import prep.run_part
-    import prep.settle
-    import prep.units
-    from prep.encoder import choose_encoder, load_encoder, load_reference
+    import prep.manifest
+    import prep.part
+    import prep.planning.settle
+    import prep.text.copies
+    import prep.units.work.work
+    from prep.text.encoder import choose_encoder, load_encoder, load_reference
 
     pa.array(["Arrow looks for pandas once."])
 
-    prep.settle.build_gpt2_json = cache(prep.settle.build_gpt2_json)
-    prep.settle.build_gpt2_json()
+    prep.planning.settle.build_gpt2_json = cache(prep.planning.settle.build_gpt2_json)
+    prep.planning.settle.build_gpt2_json()
     reference = load_reference(tokenizer_json)
-    prep.finish.load_reference = lambda path: reference  # type: ignore[assignment]
+    prep.manifest.load_reference = lambda path: reference  # type: ignore[assignment]
     encoder = load_encoder(tokenizer_json, choose_encoder(None))
-    prep.units.load_encoder = lambda path, name: encoder  # type: ignore[assignment]
+    prep.units.work.load_encoder = lambda path, name: encoder  # type: ignore[assignment]
 
 
 def start(command: list[str], said: Path | None = None, moment: int | None = None) -> int:
@@ -77,7 +77,7 @@ def list_committed(out: Path) -> dict[str, tuple[int, int]]:
 
     Beside the shards of receipts, and of pending ones, nothing else looks like a shard.
     """
-    from prep.receipts import parse_receipt
+    from prep.units.work.receipts import parse_receipt
     from shards.format import load_json
 
     committed: dict[str, tuple[int, int]] = {}

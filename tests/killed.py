@@ -67,10 +67,10 @@ def import_all() -> None:
     import prep.append
     import prep.command
     import prep.gather
-    import prep.run_part  # noqa: F401
-    import shards.remove
-    import shards.verify  # noqa: F401
-    import train.takedown  # noqa: F401
+    import prep.part  # noqa: F401
+    import shards.edit.remove
+    import shards.inspect.verify  # noqa: F401
+    import train.tracing.takedown  # noqa: F401
 
 
 def reset(folder: Path, pristine: Path) -> None:
@@ -169,7 +169,7 @@ def find_whole_set(folder: Path) -> str | None:
 
 def hash_files(folder: Path) -> dict[str, str]:
     """The sha256 of every file, but for prep's own and the manifests, which tell the time."""
-    from shards.durable import hash_file
+    from shards.disk.durable import hash_file
 
     return {
         path.name: hash_file(path)

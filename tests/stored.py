@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from shards import transfer
+from shards.exchange import transfer
+from shards.exchange.storage import open_storage
 from shards.format import read_manifest
-from shards.storage import open_storage
 from tests.s3_server import S3Server, run_s3_server
 from tests.texts import make_texts, prepare_quietly, write_parquet
 

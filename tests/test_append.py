@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from prep.append import append_sources
-from prep.plan import Policy
-from prep.receipts import Audit
+from prep.planning.plan import Policy
 from prep.request import Request
+from prep.units.receipts import Audit
+from shards.edit.remove import Wanted, find_documents
 from shards.format import Manifest, make_manifest, read_manifest
+from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
-from shards.remove import Wanted, find_documents
-from shards.verify import verify_shards
 from tests.killed import hash_files, kill_often
 from tests.runs import run_small
 from tests.test_dedup import keep_first, read_documents
 from tests.test_remove import remove
 from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
-from train.trace import trace_run
+from train.tracing.steps import trace_run
 
 OPTIONS = {"validation_fraction": "0.2", "unit_bytes": 8000, "shard_tokens": 3000}
 Texts = list[str | None]

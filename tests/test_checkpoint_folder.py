@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from model.checkpoint import (
+from model.checkpoints.folder import (
     CheckpointError,
     find_checkpoint,
     list_checkpoints,
@@ -21,8 +21,8 @@ from model.checkpoint import (
     seal,
     verify,
 )
+from model.checkpoints.original import convert_seed, is_seed_checkpoint, load_seed_model
 from model.config import ModelConfig
-from model.seed import convert_seed, is_seed_checkpoint, load_seed_model
 from model.transformer import Transformer
 from tests.tiny import CONFIG, SENTENCES, TOKENIZER_JSON, make_model, make_tokenizer
 

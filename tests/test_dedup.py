@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prep.dedup import ENTRY, Copies, PlacedShard, find_copies, mark_copies
-from prep.receipts import Audit
+from prep.text.copies import ENTRY, Copies, PlacedShard, find_copies, mark_copies
+from prep.units.receipts import Audit
 from shards.format import Manifest, read_manifest
+from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
-from shards.verify import verify_shards
 from tests.killed import hash_files, kill_often
 from tests.texts import (
     make_texts,
@@ -142,7 +142,7 @@ def test_it_is_the_set_of_the_texts_that_stay(
 def stop_before_dedup(out: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A set whose units are done, and nothing else."""
     with monkeypatch.context() as patch:
-        patch.setattr("prep.finish.drop_copies", stop)
+        patch.setattr("prep.manifest.drop_copies", stop)
         with pytest.raises(RuntimeError, match="stopped here"):
             prepare_quietly(out, source, dedup="exact", **OPTIONS)
     assert len(list((out / ".prep/units").glob("*.json"))) > 5
@@ -175,12 +175,12 @@ def test_nothing_is_encoded_again_after_a_kill_in_the_middle(
     out = tmp_path / "shards"
     stop_before_dedup(out, source, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr("prep.dedup.sync_folder", stop_on(out))
+        patch.setattr("prep.text.copies.sync_folder", stop_on(out))
         with pytest.raises(RuntimeError, match="stopped here"):
             prepare_quietly(out, source, dedup="exact", **OPTIONS)
     assert list((out / ".prep/dedup").glob("*.json")) != []
     with monkeypatch.context() as patch:
-        patch.setattr("prep.units.encode_batch", stop)
+        patch.setattr("prep.units.work.encode_batch", stop)
         prepare_quietly(out, source, dedup="exact", **OPTIONS)
     assert set_bytes(out) == set_bytes(straight)
 
@@ -239,8 +239,8 @@ def test_copies_are_found_out_of_core(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_hashes: int
 ) -> None:
     """Few hashes at a time, so that a text with many copies fills its file several times over."""
-    monkeypatch.setattr("prep.dedup.SORTED_HASHES", num_hashes)
-    monkeypatch.setattr("prep.dedup.DEALT_HASHES", 100)
+    monkeypatch.setattr("prep.text.copies.SORTED_HASHES", num_hashes)
+    monkeypatch.setattr("prep.text.copies.DEALT_HASHES", 100)
     shards = read_manifest(straight).split("train")[:3]
     placed = [PlacedShard(straight, shard) for shard in [*shards, shards[0], *shards, shards[1]]]
     copies = find_copies(placed, tmp_path)

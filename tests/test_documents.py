@@ -15,14 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from prep import documents
-from prep.documents import (
-    SUFFIXES,
-    Piece,
-    estimate_text_bytes,
-    read_documents,
-    split_file,
-)
+from prep.sources import documents
+from prep.sources.documents import SUFFIXES, Piece, estimate_text_bytes, read_documents, split_file
 
 TEXTS = [
     "plain",
@@ -295,14 +289,14 @@ def test_a_long_line_is_read_like_a_short_one(
     path = tmp_path / "a.jsonl"
     path.write_bytes(line + b"\n" + line)
     short = read(path)
-    monkeypatch.setattr("prep.lines._LONG_LINE_BYTES", 1)
+    monkeypatch.setattr("prep.sources.lines._LONG_LINE_BYTES", 1)
     assert read(path) == short
 
 
 def test_a_document_that_is_too_large_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prep.lines.MAX_DOCUMENT_BYTES", 3 << 20)
+    monkeypatch.setattr("prep.sources.lines.MAX_DOCUMENT_BYTES", 3 << 20)
     text = "word " * (1 << 20)
     paths = {
         "line 2: a document of more than 3 MiB": write_lines(tmp_path / "a.jsonl", ["a", text]),

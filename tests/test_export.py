@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from shards.export import export_megatron
+from shards.edit.remove import Wanted, find_documents, remove_documents
+from shards.exchange.export import export_megatron
 from shards.reader import open_shards
-from shards.remove import Wanted, find_documents, remove_documents
 from tests.foreign import (
     END,
     TEXTS,

@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep.documents import Documents, Piece, read_documents
-from prep.plan import Source, find_sources
-from prep.stamp import check_stamp, take_stamp
+from prep.planning.plan import Source, find_sources
+from prep.sources.documents import Documents, Piece, read_documents
+from prep.sources.stamp import check_stamp, take_stamp
 from shards.format import read_manifest
+from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
-from shards.verify import verify_shards
 from tests.forks import assert_kept, list_committed
 from tests.kill_prep import find_children
 from tests.killed import hash_files
@@ -221,10 +221,10 @@ def test_a_source_that_changes_during_the_run_is_told_and_put_back_it_goes_on(
         """Change b.jsonl when the last piece of a.jsonl was read, or the first one of its own."""
         yield from read_documents(piece, *arguments)
         if piece.name == ("a.jsonl" if moment == "before it is read" else "b.jsonl"):
-            monkeypatch.setattr("prep.units.read_documents", read_documents)
+            monkeypatch.setattr("prep.units.work.read_documents", read_documents)
             change(path)
 
-    monkeypatch.setattr("prep.units.read_documents", read_and_change)
+    monkeypatch.setattr("prep.units.work.read_documents", read_and_change)
     with pytest.raises(ValueError, match=rf"b.jsonl: {message}"):
         prepare_quietly(out, two_files, unit_bytes=8000)
     committed = list_committed(out)
@@ -246,7 +246,7 @@ def test_a_file_that_is_garbage_because_it_changed_is_told_as_changed(
         path.write_text("no JSON\n")
         return found
 
-    monkeypatch.setattr("prep.plan.find_sources", find_and_change)
+    monkeypatch.setattr("prep.planning.plan.find_sources", find_and_change)
     with pytest.raises(ValueError, match=r"a.jsonl: was changed during the run \(had"):
         prepare_quietly(tmp_path / "shards", path)
 
@@ -482,8 +482,8 @@ def test_how_workers_died_is_told_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], message: str
 ) -> None:
     fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr("prep.engine.work", lambda connection, counters: end())
-    monkeypatch.setattr("prep.engine.multiprocessing.get_context", lambda method: fork)
+    monkeypatch.setattr("prep.engines.local.work", lambda connection, counters: end())
+    monkeypatch.setattr("prep.engines.local.multiprocessing.get_context", lambda method: fork)
     path = write_jsonl(tmp_path / "a.jsonl", [*make_texts(10)])
     with pytest.raises(ValueError, match=rf"a.jsonl: .*{message}.*what is committed stays$"):
         prepare_quietly(tmp_path / "shards", path, workers=2)

@@ -12,12 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from prep.filters import Filter
-from prep.plan import Policy
-from prep.receipts import Audit
+from prep.planning.plan import Policy
+from prep.text.filters import Filter
+from prep.units.receipts import Audit
 from shards.format import Manifest, read_manifest
+from shards.inspect.trace import Sidecars
 from shards.reader import open_shards
-from shards.trace import Sidecars
 from tests.texts import make_texts, prepare_quietly
 
 LANGUAGES = ["en", "de", None, "en", "fr"]

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from transformers import AutoModelForCausalLM
 
-from model.checkpoint import CheckpointError, save_model, seal
+from model.checkpoints.folder import CheckpointError, save_model, seal
+from model.decode.text_stream import TextStream
 from model.generate import Generator, Settings, load_generator
-from model.text_stream import TextStream
 from tests.test_checkpoint_folder import flip_byte, write_seed_checkpoint
 from tests.tiny import CONFIG, SENTENCES, TOKENIZER_JSON, make_model, make_tokenizer
 

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep import hub_requests
-from prep.hub import HubDataset, HubError, HubFile, download, resolve
-from prep.hub_requests import Retry, read_wait
+from prep.sources import hub_requests
+from prep.sources.hub import HubDataset, HubError, HubFile, download, resolve
+from prep.sources.hub_requests import Retry, read_wait
 from tests.hub_server import STALL_SECONDS, Fault, HubServer, changed_environment
 
 QUICK = Retry(tries=4, first_delay_seconds=0.01)

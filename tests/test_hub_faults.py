@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from prep.forecast import count_units_on_disk
-from prep.hub import choose_local_name
+from prep.planning.forecast import count_units_on_disk
+from prep.sources.hub import choose_local_name
 from shards.format import read_manifest
-from shards.verify import verify_shards
+from shards.inspect.verify import verify_shards
 from tests.hub_server import STALL_SECONDS, Fault, HubServer, Request
 from tests.texts import make_texts, set_bytes, write_parquet
 

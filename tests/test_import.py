@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prep import import_documents, import_text
-from prep.import_files import find_path
+from prep.foreign.files import find_path
 from shards.format import read_manifest
+from shards.inspect.show import decode_document
+from shards.inspect.trace import Sidecars
+from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
-from shards.show import decode_document
-from shards.trace import Sidecars
-from shards.verify import verify_shards
 from tests.foreign import (
     END,
     TEXTS,
@@ -36,9 +35,9 @@ __all__ = ["ids", "prepared"]
 @pytest.fixture(params=["large blocks", "small blocks"])
 def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "small blocks":
-        monkeypatch.setattr(import_documents, "BLOCK_TOKENS", 97)
-        monkeypatch.setattr(import_documents, "BLOCK_DOCUMENTS", 7)
-        monkeypatch.setattr(import_text, "PIECE_TOKENS", 50)
+        monkeypatch.setattr("prep.foreign.documents.BLOCK_TOKENS", 97)
+        monkeypatch.setattr("prep.foreign.documents.BLOCK_DOCUMENTS", 7)
+        monkeypatch.setattr("prep.foreign.text.PIECE_TOKENS", 50)
 
 
 @pytest.mark.usefixtures("_blocks")
@@ -128,7 +127,7 @@ def test_megatron_documents_are_parted_where_end_of_text_stands_inside(tmp_path:
     documents = [[[10, 11, END, 12, END]], [[]], [[13, END, END]], [[END, 14]], []]
     prefix = write_megatron(tmp_path / "web", documents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_text, "SAMPLED_DOCUMENTS", 0)  # No text of GPT-2's.
+        patch.setattr("prep.foreign.text.SAMPLED_DOCUMENTS", 0)  # No text of GPT-2's.
         manifest = bring_in(tmp_path / "shards", prefix)
     assert read_tokens(tmp_path / "shards") == [10, 11, END, 12, END, 13, END, 14, END]
     assert [row["source_row"] for row in read_documents(tmp_path / "shards")] == [0, 0, 2, 3]

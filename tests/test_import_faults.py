@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prep import import_documents, import_text, import_tokens
+from prep.foreign.documents import TokenReader
+from prep.foreign.text import TextReader
 from shards.format import read_manifest
 from tests.foreign import (
     END,
@@ -140,8 +141,8 @@ def test_a_file_without_its_last_end_is_taken_where_that_is_said(
 def test_a_text_without_end_is_refused_before_it_fills_the_memory(
     tmp_path: Path, ids: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_documents, "MAX_DOCUMENT_TOKENS", 2000)
-    monkeypatch.setattr(import_documents, "BLOCK_TOKENS", 500)
+    monkeypatch.setattr("prep.foreign.documents.MAX_DOCUMENT_TOKENS", 2000)
+    monkeypatch.setattr("prep.foreign.documents.BLOCK_TOKENS", 500)
     path = write_nanogpt(tmp_path / "data.bin", ids)
     with pytest.raises(ValueError, match=r"data.bin: has 2,000 ids in a row without"):
         bring_in(tmp_path / "shards", path)
@@ -154,15 +155,15 @@ def test_a_file_that_changes_meanwhile_is_noticed(
     tmp_path: Path, ids: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_nanogpt(tmp_path / "data.bin", ids)
-    read = import_documents.TokenReader.read
+    read = TokenReader.read
 
-    def read_and_change(reader: import_documents.TokenReader, count: int) -> Any:
+    def read_and_change(reader: TokenReader, count: int) -> Any:
         tokens = read(reader, count)
         with open(path, "ab") as file:
             file.write(b"\x50\xc4")
         return tokens
 
-    monkeypatch.setattr(import_documents.TokenReader, "read", read_and_change)
+    monkeypatch.setattr(TokenReader, "read", read_and_change)
     with pytest.raises(ValueError, match=r"data.bin: changed while it was read"):
         bring_in(tmp_path / "shards", path)
 
@@ -213,10 +214,10 @@ def test_a_killed_import_is_done_again_from_any_moment(
     path = write_nanogpt(tmp_path / "data.bin", ids)
     options: dict[str, Any] = {"validation_fraction": "0.2"}
     dataset_id = bring_in(tmp_path / "whole", path, **options).dataset_id
-    reader = import_text.TextReader(tmp_path / "whole" / "tokenizer.json")
-    monkeypatch.setattr(import_tokens, "TextReader", lambda path: reader)
+    reader = TextReader(tmp_path / "whole" / "tokenizer.json")
+    monkeypatch.setattr("prep.foreign.run.TextReader", lambda path: reader)
     text = (tmp_path / "whole" / "tokenizer.json").read_text()
-    monkeypatch.setattr(import_tokens, "build_gpt2_json", lambda: text)
+    monkeypatch.setattr("prep.foreign.run.build_gpt2_json", lambda: text)
     for moment in range(1, 1000):
         out = tmp_path / str(moment)
         with monkeypatch.context() as patch:

@@ -16,15 +16,15 @@ from filelock import FileLock, SoftFileLock
 from typer.testing import CliRunner
 
 from cli import app
-from prep import settle
 from prep.gather import finish_parts
-from prep.lock import acquire, hold
-from prep.part import hold_part, hold_whole
-from prep.plan import Policy, plan_local_files, restore_plan
+from prep.part import prepare_part
+from prep.planning import settle
+from prep.planning.plan import Policy, plan_local_files, restore_plan
 from prep.request import Request
-from prep.run_part import prepare_part
+from prep.units.workspace import hold_part, hold_whole
+from shards.disk.lock import acquire, hold
+from shards.edit.part import Part, parse_part
 from shards.format import Manifest, read_manifest
-from shards.part import Part, parse_part
 from tests.hub_server import HubServer
 from tests.test_hub_prep import NAMES, hub, run_prep
 from tests.texts import (
@@ -56,7 +56,7 @@ def reference(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process a lock that is held stays held."""
-    monkeypatch.setattr("prep.lock.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("shards.disk.lock.PROBE_SECONDS", 0.05)
 
 
 def run_part(out: Path, source: Path, part: str, **options: object) -> list[str]:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from prep.budget import Budget
-from prep.forecast import check_disk, count_units_on_disk, forecast_run
-from prep.hub import HubDataset, HubFile
-from prep.hub_requests import Retry, ask
-from prep.ledger import Ledger
-from prep.plan import Plan, Policy, plan_hub_dataset, stored_hub_dataset
-from prep.prefetch import Prefetch
-from prep.receipts import Audit, Receipt, make_folders
-from prep.sample import choose_sample, sample_dataset
+from prep.engines.prefetch import Prefetch
+from prep.planning.forecast import check_disk, count_units_on_disk, forecast_run
+from prep.planning.plan import Plan, Policy, plan_hub_dataset, stored_hub_dataset
+from prep.planning.sample import choose_sample, sample_dataset
+from prep.sources.hub import HubDataset, HubFile
+from prep.sources.hub_requests import Retry, ask
+from prep.units.budget import Budget
+from prep.units.ledger import Ledger
+from prep.units.receipts import Audit, Receipt, make_folders
 from tests.texts import make_texts, prepare_quietly, write_jsonl
 
 WAIT_SECONDS = 10.0

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prep import encoder
-from prep.plan import Policy, Source, choose_unit_bytes, find_sources
-from prep.receipts import Audit
+from prep.planning.plan import Policy, Source, choose_unit_bytes, find_sources
 from prep.run import Request, prepare
+from prep.text import encoder
+from prep.units.receipts import Audit
 from shards.format import Manifest, read_manifest
+from shards.inspect.trace import Sidecars
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
-from shards.trace import Sidecars
 from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
 
 
@@ -329,7 +329,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(source: Path, tmp_path: Path)
 def test_too_little_disk_is_refused_before_the_start(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prep.forecast.TOKENS_PER_TEXT_BYTE", 1e12)
+    monkeypatch.setattr("prep.planning.forecast.TOKENS_PER_TEXT_BYTE", 1e12)
     with pytest.raises(ValueError, match=r"needs about .* of disk in .*, and .* are free"):
         prepare_quietly(tmp_path, source)
 
@@ -465,7 +465,7 @@ def test_an_encoder_that_differs_from_the_reference_stops_the_run(
     texts[place] = "a zebra"
     path = write_jsonl(tmp_path / "a.jsonl", [*texts])
     if place:  # Not the first of its side, so it is drawn by its hash.
-        monkeypatch.setattr("prep.encode.CHECKED_ONE_IN", 1)
+        monkeypatch.setattr("prep.text.batch.CHECKED_ONE_IN", 1)
     with pytest.raises(ValueError, match=rf"a.jsonl, row {place}: .* from token 0 on.*'a zebra'"):
         prepare_quietly(tmp_path / "shards", path, validation_fraction="0")
     assert not list((tmp_path / "shards").glob("*.bin"))
@@ -495,8 +495,8 @@ def test_where_fastokens_is_not_installed_it_is_said(
     def find_none(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("prep.encoder.metadata.version", find_none)
-    monkeypatch.setattr("prep.encoder.load_fastokens", find_none)
+    monkeypatch.setattr("prep.text.encoder.metadata.version", find_none)
+    monkeypatch.setattr("prep.text.encoder.load_fastokens", find_none)
     encoder.load_encoder.cache_clear()
     said: list[str] = []
     prepare(Request(tmp_path / "shards", Policy(), (str(source),)), said.append)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.seal import list_checkpoints, verify
+from model.checkpoints.seal import list_checkpoints, verify
 from tests.runs import make_overrides, read_metrics, torchrun
-from train.checkpoints import UNFINISHED
+from train.checkpoints.folder import UNFINISHED
 
 
 def start(overrides: list[str], ranks: int = 1) -> subprocess.Popen[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prep.documents import Piece, read_documents
-from prep.python_docs import collect_docstrings, read_docstrings, write_python_docs
+from prep.sources.documents import Piece, read_documents
+from prep.sources.python_docs import collect_docstrings, read_docstrings, write_python_docs
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from prep import ray_engine
-from prep.plan import Policy
+from prep.engines import ray_cluster
+from prep.planning.plan import Policy
 from prep.request import Request
 from prep.run import prepare
 from shards.format import read_manifest
@@ -230,7 +230,7 @@ def test_without_the_package_it_says_what_to_install(
 @needs_ray
 def test_an_address_where_nobody_listens_is_told_at_once() -> None:
     with pytest.raises(ValueError, match=r"127.0.0.1:9: no Ray cluster lets this process in"):
-        ray_engine.connect("127.0.0.1:9")
+        ray_cluster.connect("127.0.0.1:9")
 
 
 def test_a_machine_that_cannot_do_the_work_says_so(
@@ -238,14 +238,14 @@ def test_a_machine_that_cannot_do_the_work_says_so(
 ) -> None:
     job: Any = type("Job", (), {"folder": tmp_path})
     (tmp_path / ".prep/tmp").mkdir(parents=True)
-    mark = ray_engine.write_mark(tmp_path)
-    ray_engine.check_machine(job, mark)
+    mark = ray_cluster.write_mark(tmp_path)
+    ray_cluster.check_machine(job, mark)
     mark.path.unlink()
     with pytest.raises(ValueError, match=r"does not see .*; give --out on a file system that all"):
-        ray_engine.check_machine(job, mark)
-    other = ray_engine.RunMark(mark.path, "0.0.1")
+        ray_cluster.check_machine(job, mark)
+    other = ray_cluster.RunMark(mark.path, "0.0.1")
     with pytest.raises(ValueError, match=r"has velocitylm .*, the command has 0.0.1; install the"):
-        ray_engine.check_machine(job, other)
+        ray_cluster.check_machine(job, other)
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,20 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from prep.receipts import Audit
+from prep.units.receipts import Audit
+from shards.edit.remove import Wanted, collect_wanted, find_documents, remove_documents
+from shards.edit.versions import begin_version, finish_version
+from shards.exchange.pull import pull_shards
+from shards.exchange.push import push_shards
 from shards.format import read_manifest
-from shards.pull import pull_shards
-from shards.push import push_shards
+from shards.inspect.trace import Sidecars
+from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
-from shards.remove import Wanted, collect_wanted, find_documents, remove_documents
-from shards.trace import Sidecars
-from shards.verify import verify_shards
-from shards.versions import begin_version, finish_version
 from tests.killed import hash_files, kill_often
 from tests.runs import make_config, run_small
 from tests.texts import make_texts, prepare_quietly, read_texts, write_parquet
-from train.takedown import Takedown, take_down
-from train.trace import describe_documents, trace_run, trace_settings
+from train.tracing.steps import describe_documents, trace_run, trace_settings
+from train.tracing.takedown import Takedown, take_down
 
 SECRET = "the secret of Mrs Miller's garden 北京"
 
@@ -258,7 +258,7 @@ def test_a_run_on_a_node_that_has_one_split_goes_on_over_a_later_version(
 
 def test_every_step_that_is_reported_saw_it(shards_copy: Path, tmp_path: Path) -> None:
     """The backward report against the forward direction, for documents of every length."""
-    from train.trace import describe_sightings
+    from train.tracing.steps import describe_sightings
 
     shards = open_shards(shards_copy)
     tracer = trace_settings(shards, make_config(shards_copy, tmp_path), 1)

@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from model.sampler import (
+from model.decode.sampler import (
     Sampling,
     choose_tokens,
     draw_candidates,

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.format import hash_canonical, read_manifest
+from shards.inspect.verify import verify_shards
 from shards.reader import TokenStream, open_shards
-from shards.verify import verify_shards
 from shards.writer import ROWS_SCHEMA, ShardWriter, commit_shards
 from tests.texts import make_texts, prepare_quietly, write_parquet
 

@@ -14,19 +14,19 @@ from typer.testing import CliRunner
 
 from cli import app
 from prep.append import append_sources
-from prep.plan import Policy
+from prep.planning.plan import Policy
 from prep.request import Request
-from shards import duplicates, lengths, stats
-from shards.duplicates import RepeatFinder, count_duplicates
+from shards.edit.remove import Wanted, find_documents, remove_documents
 from shards.format import Shard, read_manifest
-from shards.plot import check_plot, plot_stats
+from shards.inspect import duplicates, lengths, stats
+from shards.inspect.duplicates import RepeatFinder, count_duplicates
+from shards.inspect.plot import check_plot, plot_stats
+from shards.inspect.stats import REMOVED, describe_json, measure_set
+from shards.inspect.table import describe_stats
+from shards.inspect.trace import Sidecars
 from shards.reader import open_shards
-from shards.remove import Wanted, find_documents, remove_documents
-from shards.stats import REMOVED, describe_json, measure_set
-from shards.stats_table import describe_stats
 from shards.token_bytes import escape_token, read_token_bytes
 from shards.tokenizer import load_tokenizer
-from shards.trace import Sidecars
 from shards.writer import ROWS_SCHEMA, ShardWriter, commit_shards
 from tests.texts import make_texts, prepare_quietly, write_parquet
 

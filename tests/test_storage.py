@@ -14,15 +14,15 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
+from shards.disk.url import restore_url, show_url
+from shards.edit.part import Part, parse_part
+from shards.exchange.packing import DamagedError, pack, unpack
+from shards.exchange.pull import pull_shards
+from shards.exchange.push import push_shards
+from shards.exchange.storage import open_storage
 from shards.format import hash_canonical, read_manifest
-from shards.packing import DamagedError, pack, unpack
-from shards.part import Part, parse_part
-from shards.pull import pull_shards
-from shards.push import push_shards
+from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
-from shards.storage import open_storage
-from shards.url import restore_url, show_url
-from shards.verify import verify_shards
 from tests.s3_server import S3Server
 from tests.stored import (
     BUCKET,
@@ -290,8 +290,8 @@ def test_an_edited_manifest_or_one_that_leads_elsewhere_is_refused(
 def test_passing_faults_are_survived_and_lasting_ones_told(
     finished_set: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shards import pull
-    from shards.storage import StorageError
+    from shards.exchange import pull
+    from shards.exchange.storage import StorageError
 
     push_shards(finished_set, url, ignore)
     copy_file, faults = pull.copy_file, iter(range(10))
@@ -313,7 +313,7 @@ def test_passing_faults_are_survived_and_lasting_ones_told(
 def test_a_full_disk_is_noticed_before_the_start(
     finished_set: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shards import pull
+    from shards.exchange import pull
 
     push_shards(finished_set, url, ignore)
     usage = pull.shutil.disk_usage(tmp_path)._replace(free=1000)

@@ -6,14 +6,14 @@ from shutil import copytree
 
 import pytest
 
-from shards.durable import write_file
+from shards.disk.durable import write_file
+from shards.edit.remove import Wanted, find_documents, remove_documents
+from shards.edit.versions import lock_set
+from shards.exchange.pull import pull_shards
+from shards.exchange.push import push_shards
+from shards.exchange.storage import open_storage
 from shards.format import read_manifest
-from shards.pull import pull_shards
-from shards.push import push_shards
 from shards.reader import open_shards
-from shards.remove import Wanted, find_documents, remove_documents
-from shards.storage import open_storage
-from shards.versions import lock_set
 from tests.s3_server import S3Server
 from tests.stored import (
     environment,
@@ -66,7 +66,7 @@ def remove_url(folder: Path, number: int, keeps_places: bool = False) -> None:
 def test_a_push_sends_the_manifest_that_it_read_at_first(
     finished_set: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shards import push
+    from shards.exchange import push
 
     folder = Path(copytree(finished_set, tmp_path / "origin"))
     complete, before = push.complete, files_of(folder)
@@ -107,7 +107,7 @@ def test_a_version_reaches_places_that_are_two_behind(
 def test_a_version_goes_on_where_the_push_of_an_earlier_one_was_killed(
     finished_set: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shards import push
+    from shards.exchange import push
 
     folder = Path(copytree(finished_set, tmp_path / "origin"))
     push_shards(folder, url, ignore)
@@ -166,7 +166,7 @@ def test_a_pull_waits_for_no_version_that_is_being_made(finished_set: Path, tmp_
 def test_a_killed_pull_of_an_earlier_version_leaves_no_shards(
     finished_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shards import pull
+    from shards.exchange import pull
 
     origin = Path(copytree(finished_set, tmp_path / "origin"))
     with monkeypatch.context() as patch:

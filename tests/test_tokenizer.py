@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 import tiktoken
 
-from prep import encoder
-from prep import tokenizer as prep_tokenizer
-from prep.encoder import ENCODERS, Encoder, cut_text
-from prep.tokenizer import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
+from prep.text import encoder
+from prep.text import gpt2 as prep_tokenizer
+from prep.text.encoder import ENCODERS, Encoder, cut_text
+from prep.text.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
 from tests.tiktoken_gpt2 import make_encoding
 
 SPECIAL = ["<|endoftext|>", "<|endofprompt|>", "<|fim_prefix|>", "<|im_start|>", "<s>", "[PAD]"]

@@ -5,15 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.edit.versions import find_version
+from shards.inspect.show import choose_documents, decode_document
+from shards.inspect.trace import Sidecars
 from shards.reader import open_shards
-from shards.show import choose_documents, decode_document
-from shards.trace import Sidecars
-from shards.versions import find_version
 from tests.runs import make_config, run_small
 from tests.texts import make_texts, prepare_quietly, write_parquet
+from train.checkpoints.history import Stretch
 from train.config import load_config
-from train.history import Stretch
-from train.trace import describe_documents, describe_steps, make_tracer, trace_run, trace_settings
+from train.tracing.steps import (
+    describe_documents,
+    describe_steps,
+    make_tracer,
+    trace_run,
+    trace_settings,
+)
 
 
 @pytest.fixture(scope="module")

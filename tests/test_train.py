@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.seal import CheckpointError, seal
+from model.checkpoints.seal import CheckpointError, seal
 from tests.runs import make_config, make_overrides, read_metrics, run_small, torchrun
-from train.checkpoints import find_start
+from train.checkpoints.folder import find_start
+from train.checkpoints.state import OPTIMIZER
 from train.config import TrainingConfig
 from train.optimizer import SkipCount, make_scaler, update
-from train.state import OPTIMIZER
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from shards.pull import pull_shards
-from shards.push import push_shards
-from shards.storage import open_storage
+from shards.exchange.pull import pull_shards
+from shards.exchange.push import push_shards
+from shards.exchange.storage import open_storage
 from tests.s3_server import S3Server
 from tests.stored import (
     environment,

@@ -7,13 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prep.plan import Policy
+from prep.planning.plan import Policy
 from prep.request import Request
 from prep.run import prepare
 from shards.format import Manifest
+from shards.inspect.trace import Sidecars
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
-from shards.trace import Sidecars
 
 COMMON = """the of and to in a is that for it as was with be by on not he his but at are this have
 from or had an they which one you were her all she there would their we him been has when who will

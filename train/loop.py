@@ -15,11 +15,11 @@ from train.config import Config
 from train.distributed import join_ranks
 from train.evaluate import count_windows, evaluate
 from train.optimizer import update
-from train.report import Report
+from train.reports.report import Report
+from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run
 from train.schedule import learning_rate
 from train.stop import StopFlag, listen_for_stop
-from train.throughput import Speed, find_device_peak
 
 
 @dataclass(frozen=True)

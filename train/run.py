@@ -7,23 +7,23 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.checkpoint import load_model, save_model
+from model.checkpoints.folder import load_model, save_model
 from model.transformer import Transformer
+from shards.edit.versions import keeps_places
 from shards.format import TOKENIZER
 from shards.order import SampleOrder
 from shards.reader import Shards, open_shards
 from shards.screen import Say
 from shards.tokenizer import load_checked_tokenizer
-from shards.versions import keeps_places
 from train.batches import Batches, Dealing
-from train.checkpoints import agree_on_start, save_checkpoint
+from train.checkpoints.folder import agree_on_start, save_checkpoint
+from train.checkpoints.history import History, extend_history
+from train.checkpoints.position import Progress, read_progress, read_run_config
+from train.checkpoints.state import restore_state, save_state
 from train.config import Config
 from train.distributed import Rank
-from train.history import History, extend_history
 from train.optimizer import SkipCount, make_optimizer, make_scaler
 from train.precision import Autocast, check_precision, make_autocast
-from train.progress import Progress, read_progress, read_run_config
-from train.state import restore_state, save_state
 
 
 @dataclass

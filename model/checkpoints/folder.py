@@ -1,0 +1,144 @@
+"""A checkpoint folder's model: saved as a Hugging Face folder, loaded with every name checked.
+
+config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json
+...              whatever the trainer puts beside them
+checksums.json   the seal (model/checkpoints/seal.py)
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.checkpoints.hugging_face import (
+    Json,
+    find_end_of_text,
+    make_config_json,
+    make_generation_config_json,
+    make_tokenizer_config_json,
+    read_config_json,
+)
+from model.checkpoints.seal import (
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    WEIGHTS,
+    CheckpointError,
+    find_checkpoint,
+    list_checkpoints,
+    read_json,
+    seal,
+    verify,
+)
+from model.config import ModelConfig
+from model.transformer import Transformer
+
+__all__ = [
+    "CheckpointError",
+    "build_model",
+    "find_checkpoint",
+    "list_checkpoints",
+    "load_model",
+    "save_model",
+    "seal",
+    "verify",
+]
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"  # The embedding again, so it is not saved.
+
+
+def save_model(folder: Path, model: Transformer, tokenizer_json: str) -> None:
+    """Write the model's five files into `folder`, which is made if need be; `seal` comes last."""
+    config, dtype = model.config, model.lm_head.weight.dtype
+    end_of_text = find_end_of_text(tokenizer_json)
+    if end_of_text >= config.vocab_size:
+        raise ValueError(
+            f"the tokenizer ends a document with token {end_of_text}, the model's vocab_size is "
+            f"{config.vocab_size}; save it with the tokenizer that it was trained with"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: weight for name, weight in model.state_dict().items() if name != HEAD}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / TOKENIZER).write_bytes(tokenizer_json.encode())
+    dtype_name = str(dtype).removeprefix("torch.")
+    _write_json(folder / CONFIG, make_config_json(config, end_of_text, dtype_name))
+    _write_json(folder / TOKENIZER_CONFIG, make_tokenizer_config_json(config))
+    _write_json(folder / GENERATION_CONFIG, make_generation_config_json(end_of_text))
+
+
+def load_model(
+    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Transformer:
+    """The model that `save_model` wrote, or another tool for the same architecture.
+
+    Raises CheckpointError, naming the file and the key or weight, where one is missing, unreadable
+    or not what this architecture has.
+    """
+    values = read_json(folder / CONFIG)
+    try:
+        config = read_config_json(values)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: no {WEIGHTS}; expected all weights in that one file"
+        ) from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: damaged ({error})") from None
+    return build_model(config, weights, folder / WEIGHTS, device, dtype)
+
+
+def build_model(
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    origin: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Transformer:
+    """A model of copies of these weights; `origin` is the file that errors name."""
+    # torch.compile and DDP put these into names.
+    weights = {
+        name.replace("_orig_mod.", "").removeprefix("module."): weight
+        for name, weight in weights.items()
+    }
+    with torch.device("meta"):
+        model = Transformer(config)
+    head = weights.pop(HEAD, None)
+    shapes = {name: weight.shape for name, weight in model.state_dict().items() if name != HEAD}
+    _check_weights(weights, shapes, origin)
+    if head is not None and not torch.equal(head, weights[EMBEDDING]):
+        raise CheckpointError(
+            f"{origin}: {HEAD} differs from {EMBEDDING}; velocity's head is its embedding"
+        )
+    copies = {name: weight.to(device, dtype, copy=True) for name, weight in weights.items()}
+    model.load_state_dict(copies, strict=False, assign=True)
+    model.lm_head.weight = model.model.embed_tokens.weight
+    return model
+
+
+def _check_weights(weights: dict[str, Tensor], shapes: dict[str, torch.Size], origin: Path) -> None:
+    """Raise CheckpointError unless these are exactly the model's weights."""
+    missing, unknown = shapes.keys() - weights.keys(), weights.keys() - shapes.keys()
+    for names, fault in ((missing, "no weight"), (unknown, "an unknown weight")):
+        if names:
+            raise CheckpointError(
+                f"{origin}: {fault} {min(names)} ({len(names)} such); {CONFIG} beside it describes "
+                f"{len(shapes)} weights, the file holds {len(weights)}"
+            )
+    for name, shape in shapes.items():
+        if weights[name].shape != shape:
+            raise CheckpointError(
+                f"{origin}: {name} has shape {tuple(weights[name].shape)}; by {CONFIG} beside it "
+                f"that should be {tuple(shape)}"
+            )
+
+
+def _write_json(path: Path, values: Json) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

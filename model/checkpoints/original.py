@@ -1,0 +1,78 @@
+"""Reads the checkpoints of the original VelocityLM: pytorch_model.bin and its own config.json.
+
+Its weights have the names of ours; its config.json is the run's whole settings, with the model's
+in section "model".
+"""
+
+import pickle
+import zipfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.checkpoints.folder import CheckpointError, build_model, save_model, seal
+from model.checkpoints.seal import CONFIG, SEED_WEIGHTS, read_json
+from model.config import ModelConfig
+from model.transformer import Transformer
+
+
+def is_seed_checkpoint(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint of the original VelocityLM."""
+    files = (folder / SEED_WEIGHTS, folder / CONFIG)
+    return all(file.is_file() for file in files) and "model" in read_json(folder / CONFIG)
+
+
+def load_seed_model(
+    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Transformer:
+    """The model of an original checkpoint; CheckpointError, with the file, where it is not one."""
+    config = _read_config(folder / CONFIG)
+    weights = _read_weights(folder / SEED_WEIGHTS)
+    return build_model(config, weights, folder / SEED_WEIGHTS, device, dtype)
+
+
+def convert_seed(folder: Path, out: Path, tokenizer_json: str) -> None:
+    """Write an original checkpoint anew as a sealed checkpoint folder `out`, which must be new."""
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out}: not empty; name a new folder for the converted checkpoint")
+    save_model(out, load_seed_model(folder), tokenizer_json)
+    seal(out)
+
+
+def _read_config(path: Path) -> ModelConfig:
+    section: Any = read_json(path).get("model", {})
+    if not isinstance(section, dict):
+        raise CheckpointError(f"{path}: model is no section; expected VelocityLM's settings")
+    activation = section.get("hidden_act", "silu")
+    if activation != "silu":
+        raise CheckpointError(f"{path}: model.hidden_act is {activation!r}; only 'silu' is known")
+    names = [field.name for field in fields(ModelConfig)]
+    missing = [name for name in names if name not in section]
+    if missing:
+        raise CheckpointError(f"{path}: no key model.{missing[0]}; expected VelocityLM's settings")
+    try:
+        return ModelConfig(**{name: section[name] for name in names})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickled state dict, read without running any code that it asks for."""
+    try:
+        # Only the zip format, torch's since 2020, can be mapped into memory instead of read.
+        weights = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: asks to run code when loaded, or is no pickle of tensors; not loaded"
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: unreadable ({reason}); use another copy") from None
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise CheckpointError(f"{path}: not a state dict; expected names and their tensors")
+    return weights

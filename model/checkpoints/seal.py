@@ -1,0 +1,168 @@
+"""Which checkpoint folders are whole: the seal, a list of a folder's files, sizes and sha256s.
+
+A folder counts once it holds checksums.json, which is written last:
+
+    {"files": {"model.safetensors": {"bytes": 6854577496, "sha256": "9f86d0..."}, ...}}
+
+Nothing here imports torch.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+SEED_WEIGHTS = (
+    "pytorch_model.bin"  # Of the original VelocityLM; model/checkpoints/original.py reads it.
+)
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+GENERATION_CONFIG = "generation_config.json"
+MODEL_FILES = (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG)
+CHECKSUMS = "checksums.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, incomplete, damaged or of another architecture."""
+
+
+def seal(folder: Path) -> None:
+    """Make every file in `folder` durable, then write the list: the mark of completeness."""
+    temporary = folder / f"{CHECKSUMS}.tmp"
+    temporary.touch()
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(CHECKSUMS):
+            assert path.is_file(), f"{path} is not a plain file; a checkpoint folder is flat"
+            # safetensors makes files that only their owner may read.
+            path.chmod(temporary.stat().st_mode)
+            _sync(path)
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
+    temporary.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+    _sync(temporary)
+    os.replace(temporary, folder / CHECKSUMS)
+    _sync(folder)
+
+
+def verify(folder: Path, names: Collection[str] | None = None) -> None:
+    """Compare files (all, or only `names`) with the seal; CheckpointError names the first fault."""
+    sealed = _read_checksums(folder / CHECKSUMS)
+    for name in sealed if names is None else names:
+        path = folder / name
+        if name not in sealed:
+            raise CheckpointError(f"{path}: not listed in {CHECKSUMS}, so nothing vouches for it")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing, though {CHECKSUMS} lists it")
+        num_bytes, sealed_bytes = path.stat().st_size, sealed[name]["bytes"]
+        if num_bytes != sealed_bytes:
+            raise CheckpointError(f"{path}: damaged; {num_bytes:,} bytes, {sealed_bytes:,} sealed")
+        if _hash_file(path) != sealed[name]["sha256"]:
+            raise CheckpointError(f"{path}: damaged; its sha256 is not the one in {CHECKSUMS}")
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The sealed folders `checkpoint-<step>` in `folder`, the highest step first."""
+    if not folder.is_dir():
+        return []
+    sealed = {
+        int(match[1]): path
+        for path in folder.iterdir()
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / CHECKSUMS).is_file()
+    }
+    return [sealed[step] for step in sorted(sealed, reverse=True)]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint meant by `path`: that folder itself, or the newest undamaged one in it.
+
+    Passing over a damaged one is reported on stderr. A folder without a seal (from elsewhere) is
+    taken as it is. Raises CheckpointError, saying what was found, where there is no checkpoint.
+    """
+    if _is_checkpoint(path):
+        if (path / CHECKSUMS).is_file():
+            _verify_or_offer_another(path)
+        return path
+    complete = list_checkpoints(path)
+    for folder in complete:
+        try:
+            verify(folder, MODEL_FILES)
+        except CheckpointError as error:
+            print(f"velocity: {error}; passing over {folder.name}", file=sys.stderr)
+        else:
+            return folder
+    raise CheckpointError(f"{path}: {_describe(path, complete)}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint; CheckpointError where there is none."""
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; expected a checkpoint folder") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error}); use another checkpoint") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: a JSON {type(values).__name__}; expected an object")
+    return values
+
+
+def _is_checkpoint(path: Path) -> bool:
+    weights = (path / WEIGHTS, path / SEED_WEIGHTS)
+    return (path / CONFIG).is_file() and any(file.is_file() for file in weights)
+
+
+def _verify_or_offer_another(path: Path) -> None:
+    try:
+        verify(path, MODEL_FILES)
+    except CheckpointError as error:
+        siblings = list_checkpoints(path.parent)
+        earlier = siblings[siblings.index(path) + 1 :] if path in siblings else []
+        offer = f"; the one before is {earlier[0]}" if earlier else ""
+        raise CheckpointError(f"{error}{offer}") from None
+
+
+def _describe(path: Path, complete: list[Path]) -> str:
+    """Why `path` leads to no checkpoint."""
+    if complete:
+        return f"all {len(complete)} checkpoints are damaged"
+    if not path.is_dir():
+        return "no such folder; expected a checkpoint, or the folder of checkpoints"
+    names = sorted(child.name for child in path.iterdir())
+    found = ", ".join([*names[:5], "..."] if len(names) > 5 else names) or "nothing"
+    return (
+        f"no checkpoint; expected {CONFIG} and {WEIGHTS}, or folders checkpoint-<step> that hold "
+        f"{CHECKSUMS}, found {found}"
+    )
+
+
+def _read_checksums(path: Path) -> dict[str, dict[str, Any]]:
+    """The sealed files by name; no name leads out of the folder."""
+    files = read_json(path).get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(entry, dict) and entry.keys() >= {"bytes", "sha256"} for entry in files.values()
+    ):
+        raise CheckpointError(f"{path}: not a list of files with bytes and sha256")
+    for name in files:
+        if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+            raise CheckpointError(f"{path}: {name!r} is not a plain file name")
+    return files
+
+
+def _hash_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

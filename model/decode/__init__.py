@@ -1,0 +1,1 @@
+"""Texts from a model: one token a step, chosen, spelled, ended."""

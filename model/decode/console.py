@@ -1,0 +1,77 @@
+"""Prompts from the command line, files or standard input, and their texts on the screen."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from model.decode.draft import Completion
+from model.decode.text_stream import REPLACEMENT
+from model.generate import LONE_SURROGATES, Generator, Settings
+
+STANDARD_INPUT = "-"
+
+
+def read_prompts(
+    prompts: Sequence[str], prompt_file: str | None, prompt_lines: str | None
+) -> list[str]:
+    """The prompts given as words, as one whole file, and as the lines of a file; "-" reads stdin.
+
+    None at all means one empty prompt: the beginning of a document.
+    """
+    found = list(prompts)
+    if prompt_file is not None:
+        found.append(read_text(prompt_file).removesuffix("\n"))
+    if prompt_lines is not None:
+        found += [line for line in read_text(prompt_lines).splitlines() if line]
+        if not found:
+            raise ValueError(f"{prompt_lines}: no line with a prompt; expected one on each line")
+    return found or [""]
+
+
+def read_text(path: str) -> str:
+    """A file's text, or standard input's."""
+    data = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
+    return data.decode("utf-8", errors="replace")
+
+
+def write_texts(
+    generator: Generator,
+    prompts: Sequence[str],
+    settings: Settings,
+    out: TextIO,
+    streams: bool = True,
+) -> None:
+    """Write the texts that continue the prompts, the prompts included.
+
+    A single text appears as it is generated; of several, each has a heading and appears when all
+    are done.
+    """
+    num_texts = len(prompts) * settings.num_return_sequences
+    if num_texts == 1 and streams:
+        pieces = generator.stream(prompts[0], settings)
+        out.write(LONE_SURROGATES.sub(REPLACEMENT, prompts[0]))
+        for piece in pieces:
+            out.write(piece)
+            out.flush()
+        out.write("\n")
+        return
+    completions = generator.complete(prompts, settings)
+    for number, completion in enumerate(completions):
+        if num_texts > 1:
+            out.write(describe_place(number, settings.num_return_sequences, completion) + "\n")
+        out.write(completion.text + "\n")
+
+
+def describe_place(number: int, num_samples: int, completion: Completion) -> str:
+    """The heading of one of several texts.
+
+    >>> describe_place(3, 2, Completion("", (1, 2, 3), 1, "length"))
+    '--- prompt 2, sample 2: 2 tokens, ended by length ---'
+    """
+    prompt, sample = divmod(number, num_samples)
+    num_tokens = len(completion.tokens) - completion.num_prompt_tokens
+    reason = completion.finish_reason.replace("_", " ")
+    return (
+        f"--- prompt {prompt + 1}, sample {sample + 1}: {num_tokens} tokens, ended by {reason} ---"
+    )

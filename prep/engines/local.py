@@ -1,0 +1,209 @@
+"""Units on this machine's cores: one process a worker, nothing shared but their counters.
+
+An engine is a function like `run_jobs`; `run_tasks` of prep/engines/ray_cluster.py is another. It
+takes jobs from `next_job(units in work)` until that gives none, does them in any order and on any
+machine, and yields their receipts. While a unit is in work, none may also mean that the next one's
+files are still on their way: it asks again. Where a worker is lost it does the job again; what a
+job raises, it raises.
+
+A worker that is killed is replaced and its unit is done again; the others work on. A worker whose
+parent is gone ends itself. (concurrent.futures' pool was tried: it can hang when a worker dies
+while another one is being started.)
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, MutableSequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Protocol
+
+from prep.units.receipts import Receipt
+from prep.units.work import Report, UnitJob, process_unit
+
+MAX_ATTEMPTS = 3
+POLL_SECONDS = 0.2
+# Counters of a unit: documents read, tokens written, bytes of text read. They are shared with the
+# parent without a lock: each has one writer, and a reader that is late is no worse for it.
+NUM_COUNTERS = 3
+
+Counters = MutableSequence[int]
+NextJob = Callable[[set[int]], UnitJob | None]
+Tick = Callable[[Counters], None]
+
+
+class RunJobs(Protocol):
+    """An engine that is told where and how wide it works: yields the receipts of `next_job`'s jobs.
+
+    `tick` is called with the counters of all units a few times a second.
+    """
+
+    def __call__(self, next_job: NextJob, *, num_units: int, tick: Tick) -> Iterator[Receipt]: ...
+
+
+def run_jobs(next_job: NextJob, workers: int, num_units: int, tick: Tick) -> Iterator[Receipt]:
+    """Do the jobs in `workers` processes; one worker works in this process."""
+    if workers == 1:
+        yield from run_inline(next_job, num_units, tick)
+    else:
+        yield from run_pool(next_job, workers, num_units, tick)
+
+
+def run_inline(next_job: NextJob, num_units: int, tick: Tick) -> Iterator[Receipt]:
+    """Do the jobs one after the other in this process."""
+    counters = [0] * (NUM_COUNTERS * num_units)
+    while (job := next_job(set())) is not None:
+        yield process_unit(job, make_report(counters, job.number, tick))
+
+
+def run_pool(next_job: NextJob, workers: int, num_units: int, tick: Tick) -> Iterator[Receipt]:
+    """Do the jobs in worker processes, as many at a time as there are workers."""
+    context = multiprocessing.get_context("spawn")  # Safe with threads, the same on all systems.
+    counters = context.RawArray("q", NUM_COUNTERS * num_units)
+    busy: list[Worker] = []
+    idle: list[Worker] = []
+    lost_jobs: list[UnitJob] = []
+    losses: Counter[int] = Counter()
+    try:
+        while True:
+            while len(busy) < workers:
+                in_work = {worker.job.number for worker in busy}
+                job = lost_jobs.pop() if lost_jobs else next_job(in_work)
+                if job is None:
+                    break
+                worker = idle.pop() if idle else start_worker(context, counters, job)
+                worker.assign(job)
+                busy.append(worker)
+            if not busy:
+                return
+            ready = wait([worker.connection for worker in busy], POLL_SECONDS)
+            tick(counters)
+            for worker in [worker for worker in busy if worker.connection in ready]:
+                receipt = worker.receive()
+                busy.remove(worker)
+                if receipt is None:
+                    count_loss(losses, worker.job, worker.process.exitcode)
+                    lost_jobs.append(worker.job)
+                else:
+                    idle.append(worker)
+                    yield receipt
+    finally:
+        for worker in busy + idle:
+            worker.stop()
+
+
+@dataclass
+class Worker:
+    """A worker process as its parent sees it, and the job that it has."""
+
+    process: SpawnProcess
+    connection: Connection
+    job: UnitJob
+
+    def assign(self, job: UnitJob) -> None:
+        """Give it its next job."""
+        self.job = job
+        with suppress(OSError):  # Where it was killed between two jobs, receive() will tell.
+            self.connection.send(job)
+
+    def receive(self) -> Receipt | None:
+        """Its job's receipt; None where it died. Raises what the job raised."""
+        try:
+            result = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            return None
+        if isinstance(result, Exception):
+            raise result
+        assert isinstance(result, Receipt)
+        return result
+
+    def stop(self) -> None:
+        """End the process, whatever it is at."""
+        self.process.terminate()
+        self.process.join()
+
+
+def start_worker(context: SpawnContext, counters: Counters, job: UnitJob) -> Worker:
+    """Start a worker process, for its first job."""
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, counters), daemon=True)
+    process.start()
+    theirs.close()  # So that the worker's death is seen as the end of the connection.
+    return Worker(process, ours, job)
+
+
+def count_loss(losses: Counter[int], job: UnitJob, exit_code: int | None) -> None:
+    """Note that a worker died during a job; ValueError when that happens again and again."""
+    losses[job.number] += 1
+    if losses[job.number] == MAX_ATTEMPTS:
+        raise ValueError(
+            f"{job.pieces[0].name}: {MAX_ATTEMPTS} workers in a row {describe_death(exit_code)}; "
+            "what is committed stays"
+        )
+
+
+def describe_death(exit_code: int | None) -> str:
+    """How the last of the workers ended, why most likely, and what to do."""
+    if exit_code is None or exit_code >= 0:
+        return (
+            f"ended with exit code {exit_code} while at this file; "
+            "what they said stands above, and --workers 1 does without them"
+        )
+    if exit_code == -9:
+        return (
+            "were killed while at this file, most likely for want of memory; "
+            "try again with fewer --workers"
+        )
+    name = signal.strsignal(-exit_code)
+    return f"died while at this file ({name}); leave the file out, or try --workers 1"
+
+
+def work(connection: Connection, counters: Counters) -> None:
+    """A worker process: do jobs and send their receipts, or what went wrong."""
+    # Ctrl-C reaches every process of the terminal; the parent alone decides what follows.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_to_one_core()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    while True:
+        job = connection.recv()
+        try:
+            connection.send(process_unit(job, make_report(counters, job.number)))
+        except Exception as error:
+            connection.send(error if isinstance(error, ValueError | OSError) else flatten(error))
+
+
+def keep_to_one_core() -> None:
+    """Let the encoders start no threads: each of N workers would start one for every core."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["FASTOKENS_BPE_THREADS"] = "1"
+
+
+def flatten(error: Exception) -> Exception:
+    """An error that survives the way to the parent, whatever it held."""
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def exit_with_parent() -> None:
+    """End this process when its parent has died, so that nobody writes for nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def make_report(counters: Counters, unit: int, tick: Tick | None = None) -> Report:
+    """What a unit's work calls to say how far it is."""
+    first = unit * NUM_COUNTERS
+
+    def report(documents: int, tokens: int, text_bytes: int) -> None:
+        counters[first], counters[first + 1], counters[first + 2] = documents, tokens, text_bytes
+        if tick:
+            tick(counters)
+
+    return report

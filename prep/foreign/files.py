@@ -1,0 +1,203 @@
+"""Token files that others made: which kind each is, and whether it is whole.
+
+nanogpt    uint16 ids and nothing else; <|endoftext|> behind each document
+llmc       256 int32 (magic, version, number of ids, zeros), uint16 ids; <|endoftext|> before
+           each document, and documents go on in the next file where one is full
+megatron   ids in a .bin, and an .idx that says where sequences and documents lie
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from prep.text.gpt2 import END_OF_TEXT
+from shards.exchange.megatron import Index, read_index
+
+FORMATS = ("auto", "nanogpt", "llmc", "megatron")
+INSTEAD = "prepare the text itself with: velocity prep"
+
+UINT16 = np.dtype("<u2")
+LLMC_HEADER = np.dtype("<i4")
+LLMC_HEADER_BYTES = 256 * LLMC_HEADER.itemsize
+LLMC_MAGIC = 20240520
+LLMC_VERSION = 1
+# Magics of llm.c's other files, and what they hold.
+OTHER_MAGICS = {
+    20240801: "llm.c's ids of Llama 3's tokenizer",
+    20240522: "llm.c's examples of an evaluation",
+}
+
+
+@dataclass(frozen=True)
+class ForeignFile:
+    """A file of ids that was found whole, by its header and size."""
+
+    path: Path
+    # What the sidecar calls it.
+    name: str
+    split: str
+    format: str
+    num_tokens: int
+    # Where its ids begin, in bytes, and what they are.
+    offset: int = 0
+    dtype: np.dtype[Any] = UINT16
+    # Of Megatron's files alone.
+    index: Index | None = None
+
+    @property
+    def index_path(self) -> Path:
+        """Where Megatron's index lies."""
+        return self.path.with_suffix(".idx")
+
+    @property
+    def index_name(self) -> str:
+        """What the manifest calls Megatron's index."""
+        return PurePosixPath(self.name).with_suffix(".idx").as_posix()
+
+
+def find_files(
+    train: Sequence[str], validation: Sequence[str], format: str, add_end_of_text: bool
+) -> list[ForeignFile]:
+    """The files named, in order, each checked.
+
+    A file's name is its path below the folder that all of them share, so the same data gives the
+    same dataset_id wherever it lies. Raises ValueError naming the file and what is wrong with it.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"--format is {format!r}; expected one of {', '.join(FORMATS)}")
+    named = [(find_path(entry), "train") for entry in train]
+    named += [(find_path(entry), "validation") for entry in validation]
+    seen: set[Path] = set()
+    for path, _ in named:
+        if path.resolve() in seen:
+            raise ValueError(f"{path}: is named twice; name each file once")
+        seen.add(path.resolve())
+    if not named:
+        raise ValueError("no file to import; name at least one, or one with --validation")
+    root = os.path.commonpath([path.absolute().parent for path, _ in named])
+    return [
+        check_file(
+            path, path.absolute().relative_to(root).as_posix(), split, format, add_end_of_text
+        )
+        for path, split in named
+    ]
+
+
+def find_path(entry: str) -> Path:
+    """The file of ids that is meant: itself, by its .idx, or by Megatron's PREFIX of both."""
+    path = Path(entry)
+    if path.suffix == ".idx":
+        path = path.with_suffix(".bin")
+    if not path.exists() and path.with_name(f"{path.name}.idx").is_file():
+        path = path.with_name(f"{path.name}.bin")
+    if not path.is_file():
+        state = "is a folder; name the files in it" if path.is_dir() else "no such file"
+        raise ValueError(f"{path}: {state}")
+    return path
+
+
+def check_file(
+    path: Path, name: str, split: str, format: str, add_end_of_text: bool
+) -> ForeignFile:
+    """A file of the given kind, or of the kind that it seems to be, if it is whole."""
+    with open(path, "rb") as file:
+        head = file.read(LLMC_HEADER_BYTES)
+    if format == "auto":
+        format = guess_format(path, head)
+    if format == "megatron":
+        return check_megatron(path, name, split)
+    if format == "llmc":
+        return check_llmc(path, name, split, head)
+    return check_nanogpt(path, name, split, add_end_of_text)
+
+
+def guess_format(path: Path, head: bytes) -> str:
+    """The kind of a file, by what lies beside it and how it begins."""
+    if head.startswith(b"\x93NUMPY"):
+        raise ValueError(f"{path}: is numpy's .npy; expected ids of nanoGPT, llm.c or Megatron")
+    if path.with_suffix(".idx").is_file():
+        return "megatron"
+    # As ids, these magics would be beyond GPT-2's, so no nanoGPT file begins with one.
+    return "llmc" if read_magic(head) in (LLMC_MAGIC, *OTHER_MAGICS) else "nanogpt"
+
+
+def read_magic(head: bytes) -> int:
+    """The number that an llm.c file begins with; -1 where a file is too short for one."""
+    size = LLMC_HEADER.itemsize
+    return int.from_bytes(head[:size], "little", signed=True) if len(head) >= size else -1
+
+
+def check_nanogpt(path: Path, name: str, split: str, add_end_of_text: bool) -> ForeignFile:
+    """A file without header: of whole ids, the last of them <|endoftext|>."""
+    size = path.stat().st_size
+    if not size or size % UINT16.itemsize:
+        raise ValueError(
+            f"{path}: has {size:,} bytes; expected uint16 ids, two bytes each: it is cut, or no "
+            "file of nanoGPT's"
+        )
+    with open(path, "rb") as file:
+        file.seek(-UINT16.itemsize, os.SEEK_END)
+        last = int.from_bytes(file.read(), "little")
+    if last != END_OF_TEXT and not add_end_of_text:
+        raise ValueError(
+            f"{path}: ends in the id {last}; expected <|endoftext|> ({END_OF_TEXT}): it is cut, or "
+            "of another tokenizer; if it is whole, put one there with --add-end-of-text"
+        )
+    return ForeignFile(path, name, split, "nanogpt", size // UINT16.itemsize)
+
+
+def check_llmc(path: Path, name: str, split: str, head: bytes) -> ForeignFile:
+    """A file with llm.c's header, of the size that it says."""
+    magic = read_magic(head)
+    if magic in OTHER_MAGICS:
+        raise ValueError(
+            f"{path}: holds {OTHER_MAGICS[magic]} (magic {magic}); expected GPT-2's ids "
+            f"({LLMC_MAGIC}), so {INSTEAD}"
+        )
+    if magic != LLMC_MAGIC or len(head) < LLMC_HEADER_BYTES:
+        raise ValueError(
+            f"{path}: begins with the number {magic} and has a header of {len(head):,} bytes; "
+            f"expected {LLMC_MAGIC} and {LLMC_HEADER_BYTES:,}, as llm.c writes them"
+        )
+    version, num_tokens = np.frombuffer(head, LLMC_HEADER)[1:3].tolist()
+    if version != LLMC_VERSION:
+        raise ValueError(f"{path}: is of llm.c's version {version}; expected {LLMC_VERSION}")
+    expected = LLMC_HEADER_BYTES + num_tokens * UINT16.itemsize
+    size = path.stat().st_size
+    if size != expected or num_tokens < 1:
+        raise ValueError(
+            f"{path}: has {size:,} bytes; expected {expected:,} for the {num_tokens:,} ids of its "
+            "header: it is cut or damaged"
+        )
+    return ForeignFile(path, name, split, "llmc", num_tokens, LLMC_HEADER_BYTES)
+
+
+def check_megatron(path: Path, name: str, split: str) -> ForeignFile:
+    """A .bin with its .idx, which must fit together."""
+    index_path = path.with_suffix(".idx")
+    if not index_path.is_file():
+        raise ValueError(f"{path}: has no {index_path.name} beside it, which Megatron's files have")
+    index = read_index(index_path, path)
+    return ForeignFile(
+        path, name, split, "megatron", index.num_tokens, dtype=index.dtype, index=index
+    )
+
+
+def is_next(path: Path, following: Path) -> bool:
+    """Whether the last numbers in two names are a number and the next one.
+
+    >>> is_next(Path("fineweb_train_000009.bin"), Path("fineweb_train_000010.bin"))
+    True
+    >>> is_next(Path("fineweb_train_000001.bin"), Path("fineweb_train_000003.bin"))
+    False
+    """
+    before, after = (re.fullmatch(r"(.*?)(\d+)(\D*)", p.name, re.DOTALL) for p in (path, following))
+    if before is None or after is None:
+        return False
+    same = (before[1], before[3]) == (after[1], after[3]) and path.parent == following.parent
+    return same and int(after[2]) == int(before[2]) + 1

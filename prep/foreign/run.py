@@ -1,0 +1,296 @@
+"""`velocity shards import`: token files that others made become a set with a manifest.
+
+files      each checked by header and size                  prep/foreign/files.py
+documents  cut, ended, range-checked, block by block        prep/foreign/documents.py
+text       decoded for its hash and size                    prep/foreign/text.py
+shards     written in .prep/import, named in .prep/import.json, renamed; the manifest last
+"""
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from prep.foreign.documents import FoundDocuments, Int64, Notes, read_documents
+from prep.foreign.files import ForeignFile, find_files
+from prep.foreign.text import OriginCheck, TextReader
+from prep.manifest import check_conservation, describe_content, describe_environment, summarize
+from prep.planning.forecast import SIDECAR_SHARE
+from prep.planning.plan import Plan, Policy, Source
+from prep.text.batch import EncodedBatch, choose_validation, make_rows
+from prep.text.gpt2 import build_gpt2_json
+from prep.units.budget import Budget
+from prep.units.receipts import Audit, Receipt, work_folder
+from shards.disk.durable import commit, hash_file, sync_folder, write_file
+from shards.edit.versions import lock_set
+from shards.format import (
+    MANIFEST,
+    SPLITS,
+    TOKEN_BYTES,
+    TOKENIZER,
+    Manifest,
+    load_json,
+    make_manifest,
+    read_manifest,
+)
+from shards.progress import ReadProgress
+from shards.screen import Say, format_bytes
+from shards.writer import ShardWriter, Tokens, WrittenShard, commit_shards
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """What the user asked for."""
+
+    out: Path
+    train: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    format: str = "auto"
+    # Share of the documents of `train` that goes to validation, by their hash.
+    validation_fraction: str = "0"
+    shard_tokens: int = 1 << 28
+    add_end_of_text: bool = False
+
+    @property
+    def policy(self) -> Policy:
+        """The options that prep has as well; ValueError where one is out of range."""
+        return Policy(validation_fraction=self.validation_fraction, shard_tokens=self.shard_tokens)
+
+
+def import_tokens(request: ImportRequest, say: Say) -> Manifest:
+    """Make a set of token files; returns its manifest.
+
+    Raises ValueError or OSError with one line for what the user can mend; the folder then holds
+    no set, and the same command may be given again.
+    """
+    started = time.monotonic()
+    threshold = request.policy.validation_threshold()
+    if threshold and request.validation:
+        raise ValueError(
+            "--validation and --validation-fraction were given; "
+            "name the files of validation, or the share that goes there, not both"
+        )
+    files = find_files(request.train, request.validation, request.format, request.add_end_of_text)
+    refuse_taken(request.out)
+    request.out.mkdir(parents=True, exist_ok=True)
+    with lock_set(request.out):
+        refuse_taken(request.out)
+        clear_leftovers(request.out)
+        check_disk(request.out, files)
+        for file in files:
+            say(f"{file.path}: {file.format}, {file.num_tokens:,} tokens, for {file.split}")
+        temporary = import_folder(request.out)
+        temporary.mkdir()
+        work = ImportWork(temporary, threshold, request.shard_tokens)
+        try:
+            work.run(files)
+            manifest = finish(request, files, work, started)
+        finally:
+            work.close()
+            shutil.rmtree(temporary, ignore_errors=True)
+    for line in [*describe_notes(work.notes), *summarize(manifest, request.out)]:
+        say(line)
+    return manifest
+
+
+def import_folder(out: Path) -> Path:
+    """Where files lie until all of them are whole."""
+    return work_folder(out) / "import"
+
+
+def names_path(out: Path) -> Path:
+    """Where the names are noted that files are about to get."""
+    return work_folder(out) / "import.json"
+
+
+def refuse_taken(out: Path) -> None:
+    """ValueError where the folder holds what an import would write over."""
+    if (out / MANIFEST).exists():
+        raise ValueError(f"{out}: holds a set already; choose another --out")
+    if (work_folder(out) / "plan.json").exists():
+        raise ValueError(
+            f"{out}: holds the unfinished set of a velocity prep; choose another --out"
+        )
+    ours = set(load_json(names_path(out))["names"]) if names_path(out).exists() else set()
+    found = {path.name for end in ("bin", "docs.parquet") for path in out.glob(f"*.{end}")}
+    if (out / TOKENIZER).exists():
+        found.add(TOKENIZER)
+    if found - ours:
+        raise ValueError(
+            f"{out / min(found - ours)}: is there already; nothing is written over, so choose "
+            "another --out"
+        )
+
+
+def clear_leftovers(out: Path) -> None:
+    """Remove what an import that was killed left in the folder."""
+    if import_folder(out).exists():
+        shutil.rmtree(import_folder(out))
+    if names_path(out).exists():
+        for name in load_json(names_path(out))["names"]:
+            (out / Path(name).name).unlink(missing_ok=True)
+        sync_folder(out)
+        names_path(out).unlink()
+
+
+def check_disk(out: Path, files: list[ForeignFile]) -> None:
+    """ValueError where the disk is too small for the set."""
+    num_tokens = sum(file.num_tokens for file in files)
+    needed = int(num_tokens * TOKEN_BYTES * (1 + SIDECAR_SHARE))
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise ValueError(
+            f"{out}: about {format_bytes(needed)} are needed there and {format_bytes(free)} are "
+            "free; free some, or choose another --out"
+        )
+
+
+class ImportWork:
+    """An import while it is being done: its writers and its counts."""
+
+    def __init__(self, temporary: Path, threshold: int, shard_tokens: int) -> None:
+        write_file(temporary / TOKENIZER, build_gpt2_json())
+        self.temporary = temporary
+        self.threshold = threshold
+        self.writers = {
+            split: ShardWriter(temporary, split, f"{split}-00000", shard_tokens) for split in SPLITS
+        }
+        self.reader = TextReader(temporary / TOKENIZER)
+        self.origin = OriginCheck(self.reader)
+        self.audit = Audit(dropped={"empty": 0})
+        self.notes = Notes()
+        self.written: list[WrittenShard] = []
+
+    def run(self, files: list[ForeignFile]) -> None:
+        """Read all files and write their documents, under temporary names."""
+        for file in files:
+            self.audit.rows_by_source[file.name] = 0
+        progress = ReadProgress("tokens", sum(file.num_tokens for file in files))
+        for found in read_documents(files, self.notes):
+            self.origin.sample(found)
+            self.add(found)
+            progress.add(len(found.tokens))
+        progress.finish()
+        for file in files:
+            self.origin.judge(file.name, str(file.path))
+        self.written = [entry for split in SPLITS for entry in self.writers[split].finish()]
+        if not self.written:
+            raise ValueError(f"{files[0].path}: holds no document that is not empty")
+
+    def close(self) -> None:
+        """Let go of files that are still open because the work failed."""
+        for writer in self.writers.values():
+            writer.close()
+
+    def add(self, found: FoundDocuments) -> None:
+        """Write documents; those that are <|endoftext|> alone are empty and left out."""
+        num_read, num_empty = len(found.ends), 0
+        tokens, ends, rows = found.tokens, found.ends, found.rows
+        sizes = np.diff(ends, prepend=0)
+        if (sizes == 1).any():
+            tokens, ends, rows = drop_empty(tokens, sizes, rows)
+            num_empty = num_read - len(ends)
+        facts = self.reader.examine(tokens, ends)
+        if found.file.split == "validation":
+            is_validation = np.ones(len(ends), np.bool_)
+        else:
+            is_validation = choose_validation(facts.hashes, self.threshold)
+        batch = EncodedBatch(
+            tokens,
+            make_rows(
+                np.diff(ends, prepend=0),
+                found.file.name,
+                rows,
+                pa.nulls(len(ends), pa.string()),
+                facts.hashes,
+            ),
+            ends,
+            is_validation,
+            facts.num_bytes,
+        )
+        for split, side in (("train", False), ("validation", True)):
+            self.writers[split].append(*batch.split(side))
+        num_validation = int(is_validation.sum())
+        self.notes.not_utf8 += int((~facts.is_utf8).sum())
+        self.audit.add(
+            Audit(
+                documents_read=num_read,
+                train=len(ends) - num_validation,
+                validation=num_validation,
+                dropped={"empty": num_empty},
+                text_bytes=int(facts.num_bytes.sum()),
+                rows_by_source={found.file.name: num_read},
+            )
+        )
+
+
+def drop_empty(tokens: Tokens, sizes: Int64, rows: Int64) -> tuple[Tokens, Int64, Int64]:
+    """The documents that have a token beside <|endoftext|>: their tokens, ends and numbers."""
+    kept = sizes > 1
+    return tokens[np.repeat(kept, sizes)], np.cumsum(sizes[kept]), rows[kept]
+
+
+def finish(
+    request: ImportRequest, files: list[ForeignFile], work: ImportWork, started: float
+) -> Manifest:
+    """Give the files their names, and write the manifest: from here on the set is complete."""
+    out, written = request.out, work.written
+    text = describe_set(request, files, work, time.monotonic() - started)
+    names = [name for entry in written for name in (entry.shard.sidecar, entry.shard.name)]
+    write_file(names_path(out), json.dumps({"names": [*names, TOKENIZER]}) + "\n")
+    commit_shards(written, out)
+    commit(work.temporary / TOKENIZER, out / TOKENIZER)
+    write_file(out / MANIFEST, text)
+    names_path(out).unlink()
+    return read_manifest(out)
+
+
+def describe_set(
+    request: ImportRequest, files: list[ForeignFile], work: ImportWork, seconds: float
+) -> str:
+    """The text of the manifest."""
+    check_conservation(work.audit)
+    sources = []
+    rows_by_source = dict(work.audit.rows_by_source)
+    for file in files:
+        sha256 = work.notes.sha256
+        sources.append(Source(file.name, file.path.stat().st_size, sha256[file.name]))
+        if file.index is not None:
+            num_bytes = file.index_path.stat().st_size
+            sources.append(Source(file.index_name, num_bytes, sha256[file.index_name]))
+            rows_by_source[file.index_name] = 0
+    work.audit.rows_by_source = rows_by_source
+    plan = Plan(tuple(sources), (), request.policy, hash_file(work.temporary / TOKENIZER), None, 0)
+    content = describe_content(plan, work.temporary, work.audit) | {
+        "policy": {
+            "imported": ", ".join(sorted({file.format for file in files})),
+            "validation_files": [file.name for file in files if file.split == "validation"],
+            "validation_fraction": request.validation_fraction,
+            "shard_tokens": request.shard_tokens,
+            "add_end_of_text": request.add_end_of_text,
+        }
+    }
+    shards = tuple(entry.shard for entry in work.written)
+    sidecars = {entry.shard.sidecar: entry.sidecar_sha256 for entry in work.written}
+    receipt = Receipt("", 0, Budget(), False, shards, sidecars, work.audit)
+    environment = describe_environment([receipt], 1, seconds)
+    environment["import"] = {
+        key: value for key, value in asdict(work.notes).items() if key != "sha256"
+    }
+    return make_manifest(content, shards, asdict(work.audit), environment)
+
+
+def describe_notes(notes: Notes) -> list[str]:
+    """What the user should know of what was met on the way."""
+    lines = [
+        (notes.ends_added, "documents had no <|endoftext|> behind them and got one"),
+        (notes.parted, "documents more, where <|endoftext|> stood inside one"),
+        (notes.joined, "documents go on in the next file and were joined"),
+        (notes.without_beginning, "documents begin in a file that is not here, and are kept cut"),
+        (notes.not_utf8, "documents are no valid UTF-8 and are kept as they are"),
+    ]
+    return [f"{count:,} {what}" for count, what in lines if count]

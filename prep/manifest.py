@@ -1,0 +1,167 @@
+"""The end of a prep run: receipts -> manifest.json, and what the user is told."""
+
+import platform
+import time
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from prep.planning.plan import Plan
+from prep.text.copies import DUPLICATE, PlacedShard, drop_copies
+from prep.text.encoder import load_reference
+from prep.text.gpt2 import END_OF_TEXT
+from prep.units.receipts import Audit, Receipt
+from shards.disk.durable import write_file
+from shards.format import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    SPLITS,
+    TOKENIZER,
+    Json,
+    Manifest,
+    make_manifest,
+    read_manifest,
+)
+from shards.screen import format_bytes, format_count, format_seconds
+from shards.tokenizer import make_self_test
+
+PACKAGES = (
+    "velocitylm",
+    "fastokens",
+    "tokenizers",
+    "pyarrow",
+    "numpy",
+    "datasets",
+    "huggingface_hub",
+)
+
+
+def write_manifest(
+    out: Path,
+    plan: Plan,
+    receipts: list[Receipt],
+    workers: int,
+    seconds: float | None,
+    after: Path | None = None,
+) -> Manifest:
+    """Drop what --dedup asks for, and write manifest.json: from here on the set is complete.
+
+    `seconds` is what the run took, None where nobody knows because it was many. Copies of
+    documents in `after`, a finished set, are dropped as well.
+    """
+    audit = Audit()
+    if plan.policy.dedup:
+        audit.dropped[DUPLICATE] = 0
+        shards = read_manifest(after).shards if after else []
+        earlier = [PlacedShard(after or out, shard) for shard in shards]
+        receipts = drop_copies(out, receipts, END_OF_TEXT, earlier, workers)
+    for receipt in receipts:
+        audit.add(receipt.audit)
+    check_conservation(audit)
+    shards = [
+        shard
+        for split in SPLITS
+        for receipt in receipts
+        for shard in receipt.shards
+        if shard.split == split
+    ]
+    content = describe_content(plan, out, audit)
+    environment = describe_environment(receipts, workers, seconds)
+    write_file(out / MANIFEST, make_manifest(content, shards, asdict(audit), environment))
+    return read_manifest(out)
+
+
+def check_conservation(audit: Audit) -> None:
+    """Every document that was read is in the set or was dropped for a reason that is counted."""
+    accounted = audit.train + audit.validation + sum(audit.dropped.values())
+    assert audit.documents_read == accounted, audit
+    assert audit.documents_read == sum(audit.rows_by_source.values()), audit
+
+
+def describe_content(plan: Plan, out: Path, audit: Audit) -> Json:
+    """The part of the manifest that decides the dataset_id, but for the shards."""
+    tokenizer = load_reference(out / TOKENIZER)
+    return {
+        "format": {
+            "schema_version": SCHEMA_VERSION,
+            "token_dtype": "uint16",
+            "byte_order": "little",
+        },
+        "sources": {
+            "hub": plan.content["hub"],
+            "files": [
+                {
+                    "name": source.name,
+                    "num_bytes": source.num_bytes,
+                    "sha256": source.sha256,
+                    "rows": audit.rows_by_source[source.name],
+                }
+                for source in plan.sources
+                if source.name in audit.rows_by_source
+            ],
+        },
+        "tokenizer": {
+            "name": "gpt2",
+            "sha256": plan.tokenizer_sha256,
+            "vocab_size": tokenizer.get_vocab_size(),
+            "end_of_text": END_OF_TEXT,
+            "self_test": make_self_test(tokenizer),
+        },
+        "policy": plan.policy.content,
+    }
+
+
+def describe_environment(receipts: list[Receipt], workers: int, seconds: float | None) -> Json:
+    """Who made the set, when and with what: nothing that decides a token."""
+    return {
+        "versions": {name: find_version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "workers": workers,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": None if seconds is None else round(seconds, 1),
+        "sidecar_sha256": {
+            name: sha256 for receipt in receipts for name, sha256 in receipt.sidecar_sha256.items()
+        },
+    }
+
+
+def find_version(package: str) -> str | None:
+    """An installed package's version."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def summarize(manifest: Manifest, out: Path) -> list[str]:
+    """What was made, the audit, and what to type next."""
+    audit, environment = Audit(**manifest.audit), manifest.environment
+    train, validation = manifest.num_tokens("train"), manifest.num_tokens("validation")
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in audit.dropped.items())
+    rate = ""
+    if environment["seconds"] is not None:
+        seconds = max(environment["seconds"], 0.1)
+        tokens_per_second = format_count((train + validation) / seconds)
+        rate = f" in {format_seconds(seconds)}: {tokens_per_second} tokens/s"
+    lines = [
+        f"{out}: {len(manifest.shards):,} shards, {train:,} train tokens, "
+        f"{validation:,} validation tokens",
+        f"documents: {audit.documents_read:,} read = {audit.train:,} train + "
+        f"{audit.validation:,} validation + {sum(audit.dropped.values()):,} dropped ({dropped})",
+        f"{format_bytes(audit.text_bytes)} of text{rate}",
+        f"dataset_id {manifest.dataset_id}",
+    ]
+    if audit.texts_repaired:
+        lines.append(
+            f"{audit.texts_repaired:,} texts had invalid UTF-8 or lone surrogates, "
+            "replaced by U+FFFD"
+        )
+    if not train + validation:
+        lines.append(
+            "no document was kept, so there is nothing to train on; "
+            "look at the sources, the filters and --text-column"
+        )
+    elif not validation:
+        lines.append("no document fell into validation; --validation-fraction can be larger")
+    return lines

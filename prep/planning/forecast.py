@@ -1,0 +1,86 @@
+"""What a run will need, said before it starts: tokens to expect, disk for set and downloads."""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from prep.planning.plan import Plan
+from shards.format import TOKEN_BYTES
+from shards.screen import format_bytes
+
+# GPT-2 tokens a byte of English web text: 0.239 over 414 MB of it; a little more, to be safe.
+TOKENS_PER_TEXT_BYTE = 0.25
+# The sidecars' share beside the tokens: some 60 bytes a document of some 600 tokens.
+SIDECAR_SHARE = 0.06
+LONG_DOCUMENT_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Estimates for what is left of a run."""
+
+    source_bytes: int
+    num_tokens: int
+    set_bytes: int
+    # Units whose files of the Hub lie on the disk at one time, at most; 0 for local files.
+    units_on_disk: int
+    # What those files may make together.
+    download_bytes: int
+
+    @property
+    def disk_bytes(self) -> int:
+        """The most that the run adds to the disk."""
+        return self.set_bytes + self.download_bytes
+
+
+def forecast_run(plan: Plan, undone_units: list[int], workers: int, num_parts: int = 1) -> Forecast:
+    """Estimate what the units that are not done will need, for so many parts of equal workers."""
+    total_bytes = max(sum(unit.num_bytes for unit in plan.units), 1)
+    sizes = [plan.units[number].num_bytes for number in undone_units]
+    all_tokens = int(plan.num_text_bytes * TOKENS_PER_TEXT_BYTE * sum(sizes) / total_bytes)
+    num_tokens = all_tokens
+    policy = plan.policy
+    if policy.max_tokens is not None:
+        num_tokens = min(num_tokens, policy.max_tokens)
+    if policy.max_documents is not None:
+        # How long they are is not known yet: assume long ones.
+        num_tokens = min(num_tokens, policy.max_documents * LONG_DOCUMENT_TOKENS)
+    set_bytes = int(num_tokens * TOKEN_BYTES * (1 + SIDECAR_SHARE))
+    share = num_tokens / max(all_tokens, 1)
+    units_on_disk = 0
+    if plan.hub:
+        units_on_disk = num_parts * count_units_on_disk(workers, share * len(sizes))
+    download_bytes = sum(sorted(sizes, reverse=True)[:units_on_disk])
+    source_bytes = max(int(sum(sizes) * share), download_bytes)
+    return Forecast(source_bytes, num_tokens, set_bytes, units_on_disk, download_bytes)
+
+
+def count_units_on_disk(workers: int, expected_units: float) -> int:
+    """How many units may have files of the Hub on the disk at one time.
+
+    One in work and one behind it for each worker, and two on their way; no more than half as many
+    again as the run is expected to take where --max-tokens or --max-documents ends it early.
+
+    >>> count_units_on_disk(16, expected_units=5534), count_units_on_disk(16, expected_units=0.1)
+    (34, 1)
+    """
+    return min(2 * workers + 2, max(math.ceil(1.5 * expected_units), 1))
+
+
+def check_disk(folder: Path, forecast: Forecast) -> str:
+    """Say what the disk must hold and what is free; ValueError where it is too little."""
+    free = shutil.disk_usage(folder).free
+    needed = f"needs about {format_bytes(forecast.disk_bytes)} of disk in {folder}"
+    if forecast.download_bytes:
+        needed += (
+            f" (the set {format_bytes(forecast.set_bytes)}; at most "
+            f"{format_bytes(forecast.download_bytes)} of "
+            f"{format_bytes(forecast.source_bytes)} of downloads lie there at one time)"
+        )
+    if forecast.disk_bytes > free:
+        raise ValueError(
+            f"{needed}, and {format_bytes(free)} are free; free some, choose another --out, "
+            "or take less with --max-tokens"
+        )
+    return f"{needed}; {format_bytes(free)} are free"

@@ -1,0 +1,65 @@
+"""A part of the source files, the same one every time: `--sample FRACTION`.
+
+The files with the smallest hashes of their names are taken, so a larger fraction takes the same
+files and more, and where the data lies makes no difference.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Protocol, TypeVar
+
+from prep.sources.hub import HubDataset
+
+
+class Named(Protocol):
+    """A source file, here or in the Hub's repository."""
+
+    @property
+    def name(self) -> str: ...
+
+
+File = TypeVar("File", bound=Named)
+
+
+def parse_fraction(sample: str | None) -> Fraction:
+    """The fraction that --sample names; 1 where it is not given.
+
+    >>> parse_fraction("0.01")
+    Fraction(1, 100)
+    """
+    try:
+        fraction = Fraction(sample or 1)
+    except (ValueError, ZeroDivisionError):
+        fraction = Fraction(0)
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"--sample is {sample}; expected a number above 0 and up to 1, such as 0.01"
+        )
+    return fraction
+
+
+def choose_sample(files: Sequence[File], sample: str | None) -> list[File]:
+    """A fraction of the files, rounded to a number of at least one, in their order."""
+    count = max(round(parse_fraction(sample) * len(files)), 1)
+    ranked = sorted(range(len(files)), key=lambda place: hash_name(files[place].name))
+    return [files[place] for place in sorted(ranked[:count])]
+
+
+def sample_dataset(dataset: HubDataset, sample: str | None) -> HubDataset:
+    """A dataset of the Hub with a fraction of its files, and as much less text."""
+    if sample is None:
+        return dataset
+    files = tuple(choose_sample(dataset.files, sample))
+    text_bytes = dataset.num_text_bytes
+    if text_bytes is not None:
+        total_bytes = sum(file.num_bytes for file in dataset.files)
+        text_bytes = text_bytes * sum(file.num_bytes for file in files) // max(total_bytes, 1)
+    # How many rows these files have, the card does not say.
+    return replace(dataset, files=files, num_rows=None, num_text_bytes=text_bytes)
+
+
+def hash_name(name: str) -> bytes:
+    """What a file is chosen by."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,147 @@
+"""The plan of a folder: made, or found and compared; and the tokenizer that it names."""
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import NoReturn
+
+from prep.planning.plan import (
+    Plan,
+    describe_difference,
+    plan_hub_dataset,
+    plan_local_files,
+    stored_hub_dataset,
+)
+from prep.planning.sample import sample_dataset
+from prep.request import Request
+from prep.sources.hub import HubDataset, resolve
+from prep.text.gpt2 import build_gpt2_json
+from prep.units.receipts import plan_path, temporary_folder, work_folder
+from prep.units.workspace import hold_plan
+from shards.disk.durable import commit, hash_file, sync_folder, write_file
+from shards.edit.versions import VERSIONS
+from shards.format import MANIFEST, TOKENIZER, Json, hash_canonical, load_json
+from shards.screen import Say
+
+
+def write_tokenizer(out: Path) -> str:
+    """Put tokenizer.json into the set; returns its sha256."""
+    content = build_gpt2_json()
+    path = out / TOKENIZER
+    if not path.exists():
+        write_first(path, content, temporary_folder(out))
+    if path.read_text(encoding="utf-8") != content:
+        raise ValueError(
+            f"{path}: there is another tokenizer here than the one this velocity makes shards "
+            "with; choose another --out"
+        )
+    return hash_file(path)
+
+
+def share_plan(request: Request, say: Say) -> Plan:
+    """The plan of all parts: the first makes it, the others wait for it and compare."""
+    path = plan_path(request.out)
+    if not path.exists():
+        with hold_plan(request.out):
+            if not path.exists():
+                return settle_plan(request, say)
+    return settle_plan(request, say)
+
+
+def settle_plan(request: Request, say: Say) -> Plan:
+    """The plan of this folder: the stored one if the request still means it, else a new one."""
+    refuse_lost_version(request.out)
+    tokenizer_sha256 = write_tokenizer(request.out)
+    path = plan_path(request.out)
+    # A plan under which nothing was done yet binds nobody: the next command may mend its options.
+    # But a part's plan may be another part's, which is about to begin.
+    binds = request.part is not None or has_begun(request.out)
+    stored = load_json(path)["content"] if path.exists() and binds else None
+    plan = make_plan(request, tokenizer_sha256, stored, say)
+    if stored is None:
+        refuse_foreign_files(request.out)
+        content = json.dumps({"plan_id": plan.plan_id, "content": plan.content}) + "\n"
+        if request.part is None:
+            write_file(path, content)
+        elif not write_first(path, content, temporary_folder(request.out)):
+            return settle_plan(request, say)  # Another part was faster where locks do not hold.
+    elif plan.plan_id != hash_canonical(stored):
+        refuse_other_plan(request.out, stored, plan)
+    return plan
+
+
+def refuse_lost_version(out: Path) -> None:
+    """Do not make the first version again behind others: what was removed would return."""
+    if (out / VERSIONS).is_dir() and not (out / MANIFEST).exists():
+        raise ValueError(
+            f"{out}: has several versions and no {MANIFEST}; copy the newest of {out / VERSIONS} "
+            "there (or choose another --out), as prep would bring back what was removed"
+        )
+
+
+def has_begun(out: Path) -> bool:
+    """Whether anything was done under the plan of this folder."""
+    return any((work_folder(out) / "units").iterdir()) or (out / MANIFEST).exists()
+
+
+def refuse_other_plan(out: Path, stored: Json, plan: Plan) -> NoReturn:
+    """Say how the plan that was asked for differs from the one that is there."""
+    state = "a finished" if (out / MANIFEST).exists() else "an unfinished"
+    wanted = json.loads(json.dumps(plan.content))
+    remove = ""
+    if not has_begun(out):
+        remove = f", or remove {plan_path(out)}, as nothing was done under it"
+    raise ValueError(
+        f"{out}: holds {state} set made with another plan: "
+        f"{describe_difference(stored, wanted)}; run the command it was made with, "
+        f"or choose another --out{remove}"
+    )
+
+
+def make_plan(request: Request, tokenizer_sha256: str, stored: Json | None, say: Say) -> Plan:
+    """What the request means now; a revision of the Hub stays the one that was pinned."""
+    if request.inputs:
+        return plan_local_files(request.inputs, request.policy, tokenizer_sha256)
+    dataset = stored_hub_dataset(stored) if stored else None
+    if dataset is None or not is_requested(dataset, request):
+        say(f"asking the Hub for the files of {request.dataset}")
+        found = resolve(request.dataset, request.dataset_config, request.split, request.revision)
+        dataset = sample_dataset(found, request.policy.sample)
+    return plan_hub_dataset(dataset, request.policy, tokenizer_sha256)
+
+
+def is_requested(dataset: HubDataset, request: Request) -> bool:
+    """Whether a pinned dataset is the one that the request names."""
+    wanted = (request.dataset, request.dataset_config, request.split, request.revision)
+    found = (dataset.repo, dataset.config, dataset.split, dataset.requested_revision)
+    return found == wanted
+
+
+def refuse_foreign_files(out: Path) -> None:
+    """Do not write over shards that no plan of ours made."""
+    foreign = [path.name for path in sorted(out.glob("*.bin"))] + [
+        name for name in (MANIFEST,) if (out / name).exists()
+    ]
+    if foreign:
+        raise ValueError(
+            f"{out / foreign[0]}: was not made by a plan in {work_folder(out)}; "
+            "nothing is written over, so choose another --out"
+        )
+
+
+def write_first(path: Path, content: str, temporary: Path) -> bool:
+    """Write a file unless there is one, whoever else does so now; whether it was written."""
+    own = temporary / f"{path.name}-{secrets.token_hex(8)}"
+    write_file(own, content)
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        return False
+    except OSError:  # A file system without links. Of two that write at once the last one stays.
+        commit(own, path)
+        return True
+    finally:
+        own.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True

@@ -1,0 +1,151 @@
+"""A batch of documents -> uint16 tokens with <|endoftext|> behind each, and the sidecar's rows."""
+
+import hashlib
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from prep.sources.documents import Documents, find_offsets
+from prep.text.encoder import Encoder
+from shards.writer import ROWS_SCHEMA, Tokens, join_runs
+
+HASH_BYTES = 16
+# One document in so many is encoded again with the reference.
+CHECKED_ONE_IN = 8192
+SHOWN_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Documents with their tokens, in order; `tokens` is their concatenation."""
+
+    tokens: Tokens
+    rows: pa.RecordBatch  # of ROWS_SCHEMA
+    # Where each document's tokens end in `tokens`.
+    ends: npt.NDArray[np.int64]
+    is_validation: npt.NDArray[np.bool_]
+    # Of each document's text, in UTF-8.
+    num_bytes: npt.NDArray[np.int64]
+
+    def first(self, num_documents: int) -> "EncodedBatch":
+        """The batch cut behind its first `num_documents` kept documents."""
+        ends = self.ends[:num_documents]
+        return EncodedBatch(
+            self.tokens[: ends[-1] if num_documents else 0],
+            self.rows.slice(0, num_documents),
+            ends,
+            self.is_validation[:num_documents],
+            self.num_bytes[:num_documents],
+        )
+
+    def choose_checked(self, unchecked_sides: Collection[bool]) -> list[int]:
+        """Documents to encode again: some by their hash, and the first of each side named."""
+        hashes = np.frombuffer(self.rows.column("doc_hash").buffers()[1], ">u8")
+        chosen = hashes[1 : 2 * len(self.rows) : 2] < (1 << 64) // CHECKED_ONE_IN
+        for side in unchecked_sides:
+            chosen[np.flatnonzero(self.is_validation == side)[:1]] = True
+        return np.flatnonzero(chosen).tolist()
+
+    def split(self, validation: bool) -> tuple[Tokens, pa.RecordBatch]:
+        """The tokens and rows of the documents on one side of the train-validation split."""
+        chosen = self.is_validation == validation
+        rows = self.rows if chosen.all() else self.rows.filter(pa.array(chosen))
+        return join_runs(self.tokens, self.ends, chosen), rows
+
+
+def encode_batch(
+    encoder: Encoder,
+    documents: Documents,
+    source_file: str,
+    validation_threshold: int,
+    end_of_text: int,
+) -> EncodedBatch:
+    """Tokenize a batch of documents that all have text."""
+    texts = documents.texts
+    hashes = hash_texts(texts)
+    ids, sizes = encoder.encode(texts)
+    ends = np.cumsum(sizes + 1)
+    return EncodedBatch(
+        join_documents(ids, ends, end_of_text),
+        make_rows(sizes + 1, source_file, documents.rows, documents.urls, hashes),
+        ends,
+        choose_validation(hashes, validation_threshold),
+        documents.num_bytes,
+    )
+
+
+def make_rows(
+    sizes: npt.NDArray[np.int64],
+    source_file: str,
+    source_rows: npt.NDArray[np.int64],
+    urls: pa.Array,
+    hashes: bytes,
+) -> pa.RecordBatch:
+    """The sidecar's rows of documents of one file; `sizes` with <|endoftext|> included."""
+    columns = [
+        pa.array(sizes.astype(np.uint64)),
+        pa.repeat(pa.scalar(source_file, pa.string()), len(sizes)),
+        pa.array(source_rows.astype(np.uint64)),
+        urls,
+        pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(HASH_BYTES), len(sizes), [None, pa.py_buffer(hashes)]
+        ),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=ROWS_SCHEMA)
+
+
+def check_encoding(
+    encoder: Encoder, texts: pa.Array, batch: EncodedBatch, chosen: Iterable[int]
+) -> None:
+    """Encode the chosen documents of a batch again, with the reference; `texts` are theirs.
+
+    Raises ValueError, with the document, where the ids are not the same.
+    """
+    starts = np.append(0, batch.ends)
+    for index in chosen:
+        content = texts[index].as_buffer()
+        place = encoder.find_difference(
+            content, batch.tokens[starts[index] : batch.ends[index] - 1]
+        )
+        if place is not None:
+            row = batch.rows.slice(index, 1).to_pylist()[0]
+            shown = content.to_pybytes().decode("utf-8")[:SHOWN_CHARACTERS]
+            raise ValueError(
+                f"{row['source_file']}, row {row['source_row']}: {encoder.name} does not give the "
+                f"tokens of `tokenizers`, from token {place:,} on, for the document {shown!r}; "
+                "nothing of it was kept: run the same command with --encoder tokenizers, and "
+                "report it"
+            )
+
+
+def join_documents(ids: Tokens, ends: npt.NDArray[np.int64], end_of_text: int) -> Tokens:
+    """The documents' ids with <|endoftext|> behind each document, so that they end at `ends`."""
+    tokens = np.full(len(ids) + len(ends), end_of_text, np.uint16)
+    is_text = np.ones(len(tokens), np.bool_)
+    is_text[ends - 1] = False
+    tokens[is_text] = ids
+    return tokens
+
+
+def hash_texts(texts: pa.Array) -> bytes:
+    """The doc_hash of each text: the first half of the sha256 of its UTF-8, one after the other."""
+    data = memoryview(texts.buffers()[2] or b"")
+    hashes = [
+        hashlib.sha256(data[start:stop]).digest()[:HASH_BYTES]
+        for start, stop in pairwise(find_offsets(texts).tolist())
+    ]
+    return b"".join(hashes)
+
+
+def choose_validation(hashes: bytes, threshold: int) -> npt.NDArray[np.bool_]:
+    """Which documents belong to validation: by their text alone, so copies never part.
+
+    >>> choose_validation(bytes(16) + b"\\xff" * 16, threshold=2**63).tolist()
+    [True, False]
+    """
+    first_bits = np.frombuffer(hashes, ">u8")[::2]
+    return first_bits < np.uint64(threshold)

@@ -1,0 +1,182 @@
+"""What a finished unit leaves behind in shards/.prep: its receipt, and the counts of its audit.
+
+.prep/plan.json            the plan, written first
+.prep/units/00000.json     the receipt of unit 0: it exists = the unit's shards are whole
+.prep/dedup/               units that are written again without copies (prep/text/copies.py)
+.prep/tmp/                 files that are being written; .prep/downloads/ files of the Hub
+"""
+
+import json
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from prep.units.budget import Budget
+from shards.disk.durable import commit, sync_folder, write_file
+from shards.format import TOKEN_BYTES, Json, Shard, load_json
+
+
+@dataclass
+class Audit:
+    """What became of the documents of a unit, or of the whole set."""
+
+    documents_read: int = 0
+    train: int = 0
+    validation: int = 0
+    dropped: dict[str, int] = field(default_factory=lambda: {"empty": 0, "null": 0})
+    texts_repaired: int = 0
+    text_bytes: int = 0
+    rows_by_source: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: "Audit") -> None:
+        """Add another audit's counts to this one."""
+        self.documents_read += other.documents_read
+        self.train += other.train
+        self.validation += other.validation
+        self.texts_repaired += other.texts_repaired
+        self.text_bytes += other.text_bytes
+        for mine, theirs in (
+            (self.dropped, other.dropped),
+            (self.rows_by_source, other.rows_by_source),
+        ):
+            for key, count in theirs.items():
+                mine[key] = mine.get(key, 0) + count
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a finished unit left: its shards, its audit, and the budget it was done under."""
+
+    plan_id: str
+    unit: int
+    budget: Budget
+    # Whether the budget ended it before its last document.
+    truncated: bool
+    shards: tuple[Shard, ...]
+    sidecar_sha256: dict[str, str]
+    audit: Audit
+    # What --dedup took out of its shards again.
+    cut_documents: int = 0
+    cut_tokens: int = 0
+
+    @property
+    def num_documents(self) -> int:
+        """Documents that it took of the budget: those in its shards, and the copies cut later."""
+        return sum(shard.num_documents for shard in self.shards) + self.cut_documents
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that it took of the budget."""
+        return sum(shard.num_tokens for shard in self.shards) + self.cut_tokens
+
+
+def work_folder(folder: Path) -> Path:
+    """Where prep keeps what it needs to go on; not part of the set."""
+    return folder / ".prep"
+
+
+def temporary_folder(folder: Path) -> Path:
+    """Where unfinished files lie."""
+    return work_folder(folder) / "tmp"
+
+
+def downloads_folder(folder: Path) -> Path:
+    """Where files of the Hub lie until their unit is committed."""
+    return work_folder(folder) / "downloads"
+
+
+def make_folders(folder: Path) -> None:
+    """Make the folders that prep works in."""
+    for inner in (work_folder(folder) / "units", temporary_folder(folder)):
+        inner.mkdir(parents=True, exist_ok=True)
+    downloads_folder(folder).mkdir(exist_ok=True)
+
+
+def plan_path(folder: Path) -> Path:
+    """Where the plan lies."""
+    return work_folder(folder) / "plan.json"
+
+
+def receipt_path(folder: Path, unit: int) -> Path:
+    """Where a unit's receipt lies."""
+    return work_folder(folder) / "units" / f"{unit:05d}.json"
+
+
+def pending_path(folder: Path, unit: int) -> Path:
+    """Where a receipt lies until its shards have their names, so that none is without a receipt."""
+    return receipt_path(folder, unit).with_suffix(".pending")
+
+
+def write_pending(folder: Path, receipt: Receipt) -> None:
+    """Say, before they get their names, which shards a unit makes."""
+    own = temporary_folder(folder) / f"{receipt.unit:05d}-{secrets.token_hex(8)}"
+    write_file(own, json.dumps(asdict(receipt), indent=1) + "\n")
+    commit(own, pending_path(folder, receipt.unit))
+
+
+def confirm_pending(folder: Path, unit: int) -> None:
+    """Make the pending receipt the receipt: from here on the unit is done.
+
+    Where Ray holds a machine for dead that is not, a unit is done twice, with the same bytes, and
+    the other one may have done this already.
+    """
+    try:
+        commit(pending_path(folder, unit), receipt_path(folder, unit))
+    except FileNotFoundError:
+        if not has_receipt(folder, unit):
+            raise
+
+
+def has_receipt(folder: Path, unit: int) -> bool:
+    """Whether a unit has a receipt, whatever it says."""
+    return receipt_path(folder, unit).is_file()
+
+
+def read_receipt(folder: Path, unit: int, plan_id: str) -> Receipt | None:
+    """A unit's receipt, if it has one of this plan and its shards are all there, whole."""
+    path = receipt_path(folder, unit)
+    if not path.is_file():
+        return None
+    receipt = parse_receipt(load_json(path))
+    whole = all(has_files(folder, shard) for shard in receipt.shards)
+    return receipt if whole and receipt.plan_id == plan_id else None
+
+
+def parse_receipt(raw: Json) -> Receipt:
+    """A receipt from its JSON."""
+    return Receipt(
+        raw["plan_id"],
+        raw["unit"],
+        Budget(**raw["budget"]),
+        raw["truncated"],
+        tuple(Shard(**entry) for entry in raw["shards"]),
+        raw["sidecar_sha256"],
+        Audit(**raw["audit"]),
+        raw.get("cut_documents", 0),
+        raw.get("cut_tokens", 0),
+    )
+
+
+def has_files(folder: Path, shard: Shard) -> bool:
+    """Whether a shard's two files are there, the .bin with the right size."""
+    path = folder / shard.name
+    has_tokens = path.is_file() and path.stat().st_size == shard.num_tokens * TOKEN_BYTES
+    return has_tokens and (folder / shard.sidecar).is_file()
+
+
+def discard_unit(folder: Path, unit: int) -> None:
+    """Take a unit back, or what a kill left of it.
+
+    Its receipt becomes a pending one first, so that a kill on the way leaves no shard without a
+    name in a receipt; whoever finds a pending receipt takes its unit back.
+    """
+    pending = pending_path(folder, unit)
+    if receipt_path(folder, unit).exists():
+        commit(receipt_path(folder, unit), pending)
+    if not pending.exists():
+        return
+    for shard in parse_receipt(load_json(pending)).shards:
+        (folder / shard.name).unlink(missing_ok=True)
+        (folder / shard.sidecar).unlink(missing_ok=True)
+    pending.unlink()
+    sync_folder(pending.parent)

@@ -1,0 +1,89 @@
+"""Versions of a set: which ones another takes the place of, and which files go with them."""
+
+from pathlib import Path
+
+from shards.edit.versions import finish_version, version_path
+from shards.format import MANIFEST, Manifest, load_json, parse_manifest, read_manifest
+
+# How the files of a set end that versions replace.
+ENDINGS = (".bin", ".bin.zst", ".docs.parquet")
+
+
+def list_ancestors(manifest: Manifest) -> set[str]:
+    """The dataset_ids of which this set is a later version; a part of a set is none."""
+    parent = manifest.content.get("parent", {})
+    if not parent or parent.get("change") == "part":
+        return set()
+    return {parent["dataset_id"], *manifest.content.get("ancestors", manifest.same_places)}
+
+
+def name_ancestors(manifest: Manifest) -> list[str]:
+    """The ancestors that a new version made of this set names: this set is the last of them."""
+    older = manifest.content.get("ancestors") or sorted(list_ancestors(manifest))
+    return [*older, manifest.dataset_id]
+
+
+def is_later(new: Manifest, old: Manifest) -> bool:
+    """Whether `new` is a later version of `old`, or the same part of a later version."""
+    if old.dataset_id in list_ancestors(new):
+        return True
+    after, before = new.content.get("parent", {}), old.content.get("parent", {})
+    keys = ("change", "split", "part")
+    same_cut = all(after.get(key) == before.get(key) for key in keys)
+    wholes = {after.get("dataset_id"), *after.get("ancestors", [])}
+    return same_cut and after.get("change") == "part" and before["dataset_id"] in wholes
+
+
+def read_earlier(folder: Path, manifest: Manifest) -> list[Manifest]:
+    """The manifests of the earlier versions of the set in `folder`, those that are kept there."""
+    paths = [version_path(folder, ancestor) for ancestor in sorted(list_ancestors(manifest))]
+    return [parse_manifest(load_json(path), path) for path in paths if path.exists()]
+
+
+def is_replaceable(name: object) -> bool:
+    """Whether this is the plain name of a file that may go with a version."""
+    if not isinstance(name, str) or not name.isprintable() or not name.endswith(ENDINGS):
+        return False
+    return name == Path(name).name and "\\" not in name and ".." not in name
+
+
+def list_replaced(old: Manifest, new: Manifest) -> list[str]:
+    """The files of `old` that `new` does not have.
+
+    Raises ValueError where a file of one name differs: versions give a changed shard a new name.
+    """
+    kept = {shard.name: shard.sha256 for shard in new.shards}
+    replaced = []
+    for shard in old.shards:
+        if shard.name not in kept:
+            replaced += [shard.name, shard.sidecar]
+        elif kept[shard.name] != shard.sha256:
+            raise ValueError(
+                f"{shard.name} is another one in dataset_id {new.dataset_id[:16]} than in its "
+                f"earlier version {old.dataset_id[:16]}; choose a new place for it"
+            )
+    return replaced
+
+
+def find_replaced(folder: Path, manifest: Manifest) -> list[str] | None:
+    """The files that go where an earlier version of the set lies in `folder`; None: no version.
+
+    Raises ValueError where another set lies there, or prep is making one.
+    """
+    if not (folder / MANIFEST).exists():
+        if (folder / ".prep").exists():
+            raise ValueError(
+                f"{folder}: velocity prep is making a set there, or was stopped; "
+                "choose a new folder"
+            )
+        return None
+    finish_version(folder)
+    found = read_manifest(folder)
+    if found.dataset_id == manifest.dataset_id:
+        return None
+    if is_later(manifest, found):
+        return list_replaced(found, manifest)
+    raise ValueError(
+        f"{folder}: holds another set (dataset_id {found.dataset_id[:16]}, "
+        f"not {manifest.dataset_id[:16]}); choose a new folder"
+    )

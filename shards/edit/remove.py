@@ -1,0 +1,224 @@
+"""Documents taken out of a finished set: found by URL or hash, and a version without them."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shards.edit.lineage import name_ancestors
+from shards.edit.rewrite import BLANK_HASH, Rewriter, Rewritten, find_sidecar_hash, make_rewriter
+from shards.edit.versions import (
+    NextVersion,
+    begin_version,
+    commit_version,
+    name_next,
+    version_folder,
+)
+from shards.format import SPLITS, TOKEN_BYTES, Json, Manifest, Shard, make_manifest
+from shards.inspect.trace import Document, make_document, parse_hash
+from shards.reader import Shards
+
+KEEP_PLACES = "keep-places"
+CUT = "cut"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be taken out: the documents with one of these URLs or hashes."""
+
+    urls: frozenset[str] = frozenset()
+    # Of 16 bytes each.
+    hashes: frozenset[bytes] = frozenset()
+
+    def mark(self, table: pa.Table) -> pa.ChunkedArray:
+        """Which rows of a sidecar are wanted."""
+        marks = []
+        if self.urls:
+            urls = pa.array(sorted(self.urls), pa.string())
+            marks.append(pc.is_in(table["url"], value_set=urls))
+        if self.hashes:
+            hashes = pa.array(sorted(self.hashes), pa.binary(16))
+            marks.append(pc.is_in(table["doc_hash"], value_set=hashes))
+        return marks[0] if len(marks) == 1 else pc.or_(*marks)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of a sidecar that `mark` reads."""
+        return ["url"] * bool(self.urls) + ["doc_hash"] * bool(self.hashes)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A document that is to be taken out: its place in the manifest and in its shard."""
+
+    shard: Shard
+    row: int
+    document: Document
+
+
+def collect_wanted(
+    urls: Iterable[str], url_file: Path | None, hashes: Iterable[str], hash_file: Path | None
+) -> Wanted:
+    """What the options name; a file has one entry a line."""
+    all_urls = {*urls, *(read_lines(url_file) if url_file else ())}
+    all_hashes = {*hashes, *(read_lines(hash_file) if hash_file else ())}
+    digests = frozenset(parse_hash(entry) for entry in all_hashes)
+    if BLANK_HASH in digests:
+        raise ValueError(f"doc hash {BLANK_HASH.hex()} stands for documents that are removed")
+    if not all_urls and not digests:
+        raise ValueError(
+            "which documents? name them with --url, --url-file, --doc-hash or --hash-file"
+        )
+    return Wanted(frozenset(all_urls), digests)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty, without the space around them."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: no UTF-8 text ({error}); expected one entry a line") from None
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def find_documents(shards: Shards, wanted: Wanted) -> list[Found]:
+    """The documents of a set that are wanted, in manifest order."""
+    found: list[Found] = []
+    for split in SPLITS:
+        start = 0
+        for shard in shards.manifest.split(split):
+            found += find_in_shard(shards.folder, shard, start, wanted)
+            start += shard.num_tokens
+    return found
+
+
+def find_in_shard(folder: Path, shard: Shard, start: int, wanted: Wanted) -> Iterator[Found]:
+    """The wanted documents of a shard that begins at `start` of its split's stream."""
+    with pq.ParquetFile(folder / shard.sidecar) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            marks = wanted.mark(file.read_row_group(group, wanted.columns)).to_numpy()
+            if marks.any():
+                rows = np.flatnonzero(marks)
+                table = file.read_row_group(group).take(pa.array(rows))
+                for row, entry in zip((rows + first).tolist(), table.to_pylist(), strict=True):
+                    yield Found(shard, row, make_document(shard, start, entry))
+            first += len(marks)
+
+
+def find_missing(wanted: Wanted, found: list[Found]) -> list[str]:
+    """The URLs and hashes, in order, that no document has."""
+    urls = {entry.document.url for entry in found}
+    hashes = {entry.document.doc_hash for entry in found}
+    return sorted(wanted.urls - urls) + sorted({h.hex() for h in wanted.hashes} - hashes)
+
+
+def remove_documents(shards: Shards, found: list[Found], keeps_places: bool) -> Manifest:
+    """Make a version of the set without the documents; returns its manifest.
+
+    Raises ValueError or OSError where the disk is short or a file is damaged; the old version
+    then stays as it is.
+    """
+    changed: dict[Shard, list[int]] = {}
+    for entry in found:
+        changed.setdefault(entry.shard, []).append(entry.row)
+    check_disk(shards.folder, list(changed))
+    work = begin_version(shards.folder)
+    try:
+        rewriter = make_rewriter(shards.folder, work, shards.manifest.end_of_text, keeps_places)
+        rewritten = rewrite_shards(rewriter, shards.manifest, changed)
+    except BaseException:
+        shutil.rmtree(work)
+        raise
+    text = describe_removal(shards.manifest, rewritten, keeps_places)
+    return commit_version(shards.folder, plan_moves(shards.folder, rewritten, text))
+
+
+def check_disk(folder: Path, changed: list[Shard]) -> None:
+    """ValueError where the changed shards do not fit beside the old ones."""
+    needed = sum(shard.num_tokens * TOKEN_BYTES for shard in changed)
+    needed += sum((folder / shard.sidecar).stat().st_size for shard in changed)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"{folder}: {len(changed):,} shards are written again before the old ones go, which "
+            f"takes {needed:,} bytes; {free:,} are free, so free some or name fewer documents"
+        )
+
+
+def rewrite_shards(
+    rewriter: Rewriter, manifest: Manifest, changed: dict[Shard, list[int]]
+) -> dict[Shard, Rewritten]:
+    """Write each changed shard again, some side by side."""
+
+    def rewrite(shard: Shard) -> Rewritten:
+        rows = np.array(changed[shard], np.int64)
+        sidecar_hash = find_sidecar_hash(manifest, shard)
+        return rewriter.rewrite(shard, rows, name_next(shard.name), sidecar_hash)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return dict(zip(changed, threads.map(rewrite, changed), strict=True))
+
+
+def describe_removal(
+    manifest: Manifest, rewritten: dict[Shard, Rewritten], keeps_places: bool
+) -> str:
+    """The new version's manifest. It names its parent, and no document that was removed."""
+    shards, sidecar_hashes = [], dict(manifest.environment.get("sidecar_sha256", {}))
+    for shard in manifest.shards:
+        entry = rewritten.get(shard)
+        if entry is None:
+            shards.append(shard)
+            continue
+        sidecar_hashes.pop(shard.sidecar, None)
+        if entry.written:
+            shards.append(entry.written.shard)
+            sidecar_hashes[entry.written.shard.sidecar] = entry.written.sidecar_sha256
+    num_documents = sum(entry.num_documents for entry in rewritten.values())
+    content = {
+        **{key: value for key, value in manifest.content.items() if key != "same_places"},
+        "ancestors": name_ancestors(manifest),
+        "parent": {
+            "dataset_id": manifest.dataset_id,
+            "change": "remove",
+            "mode": KEEP_PLACES if keeps_places else CUT,
+            "documents": num_documents,
+            "tokens": sum(entry.num_tokens for entry in rewritten.values()),
+        },
+    }
+    if keeps_places:
+        content["same_places"] = [*manifest.same_places, manifest.dataset_id]
+    environment = manifest.environment | {
+        "sidecar_sha256": sidecar_hashes,
+        "changed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    return make_manifest(content, shards, count_removed(manifest, rewritten), environment)
+
+
+def count_removed(manifest: Manifest, rewritten: dict[Shard, Rewritten]) -> Json:
+    """The audit behind the removal: what was read is still what is there plus what is not."""
+    audit = dict(manifest.audit)
+    dropped = dict(audit.get("dropped", {}))
+    for shard, entry in rewritten.items():
+        audit[shard.split] = audit.get(shard.split, 0) - entry.num_documents
+        audit["text_bytes"] = audit.get("text_bytes", 0) - entry.text_bytes
+        dropped["removed"] = dropped.get("removed", 0) + entry.num_documents
+    return audit | {"dropped": dropped}
+
+
+def plan_moves(folder: Path, rewritten: dict[Shard, Rewritten], manifest: str) -> NextVersion:
+    """The new files' names, and the old files that go."""
+    work = version_folder(folder).relative_to(folder)
+    added = [entry.written.shard for entry in rewritten.values() if entry.written]
+    names = [name for shard in added for name in (shard.sidecar, shard.name)]
+    gone = [name for shard in rewritten for name in (shard.name, shard.sidecar)]
+    moves = tuple(((work / name).as_posix(), name) for name in names)
+    return NextVersion(manifest, moves, tuple(gone))

@@ -1,0 +1,175 @@
+"""A finished shard written again without some of its documents.
+
+    cut      their tokens go and what follows moves up
+    blank    their tokens become <|endoftext|>, so that every other token keeps its place
+
+A blanked document keeps its row, without URL and hash, so that rows still lie one behind the other.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shards.disk.durable import hash_file
+from shards.format import TOKENIZER, Manifest, Shard
+from shards.reader import map_shard
+from shards.token_bytes import count_token_bytes, read_token_bytes
+from shards.tokenizer import load_tokenizer
+from shards.writer import (
+    ROW_GROUP_DOCUMENTS,
+    ROWS_SCHEMA,
+    ShardWriter,
+    Tokens,
+    WrittenShard,
+    count_tokens,
+    join_runs,
+)
+
+Int64 = npt.NDArray[np.int64]
+
+# The doc_hash of a blanked document.
+BLANK_HASH = bytes(16)
+# Tokens that are copied at a time; a longer document makes a longer piece.
+PIECE_TOKENS = 1 << 21
+ONE_FILE = 1 << 62
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A shard written again, and what was taken out of it."""
+
+    # None where no document is left.
+    written: WrittenShard | None
+    num_documents: int
+    num_tokens: int
+    text_bytes: int
+
+
+@dataclass(frozen=True)
+class Rewriter:
+    """Writes shards of the set in `folder` again, into `temporary`."""
+
+    folder: Path
+    temporary: Path
+    end_of_text: int
+    # Bytes of text that each id stands for.
+    bytes_of_id: Int64
+    keeps_places: bool
+
+    def rewrite(
+        self, shard: Shard, rows: Int64, name: str, sidecar_sha256: str | None
+    ) -> Rewritten:
+        """Write `shard` as `name` without the documents `rows` (numbers in the shard, ascending).
+
+        Raises ValueError where the old shard is damaged, so that no damage gets a new checksum.
+        """
+        check_sidecar(self.folder, shard, sidecar_sha256)
+        writer = ShardWriter(self.temporary, shard.split, name.removesuffix(".bin"), ONE_FILE)
+        sha256 = hashlib.sha256()
+        counts = np.zeros(len(self.bytes_of_id), np.int64)
+        try:
+            for first, tokens, batch in read_pieces(self.folder, shard):
+                sha256.update(tokens.astype("<u2", copy=False).data)
+                low, high = np.searchsorted(rows, (first, first + len(batch)))
+                if low == high:
+                    writer.append(tokens, batch)
+                    continue
+                is_removed = np.zeros(len(batch), np.bool_)
+                is_removed[rows[low:high] - first] = True
+                ends = np.cumsum(count_tokens(batch))
+                taken = join_runs(tokens, ends, is_removed)
+                counts += np.bincount(taken, minlength=len(counts))
+                if self.keeps_places:
+                    writer.append(*blank(tokens, batch, is_removed, self.end_of_text))
+                else:
+                    kept = ~is_removed
+                    writer.append(join_runs(tokens, ends, kept), batch.filter(pa.array(kept)))
+            if sha256.hexdigest() != shard.sha256:
+                raise make_damage_error(self.folder, shard.name)
+            written = writer.finish()
+        finally:
+            writer.close()
+        return Rewritten(
+            written[0] if written else None,
+            len(rows),
+            int(counts.sum()),
+            int(counts @ self.bytes_of_id),
+        )
+
+
+def make_rewriter(folder: Path, temporary: Path, end_of_text: int, keeps_places: bool) -> Rewriter:
+    """A rewriter for a set whose tokenizer.json is in `folder`."""
+    return Rewriter(folder, temporary, end_of_text, measure_ids(folder, end_of_text), keeps_places)
+
+
+def measure_ids(folder: Path, end_of_text: int) -> Int64:
+    """How many bytes of text each id of uint16 stands for; none for <|endoftext|>."""
+    contents = read_token_bytes(load_tokenizer(folder / TOKENIZER))
+    sizes = np.zeros(1 << 16, np.int64)
+    sizes[: len(contents)] = count_token_bytes(contents)
+    sizes[end_of_text] = 0
+    return sizes
+
+
+def read_pieces(folder: Path, shard: Shard) -> Iterator[tuple[int, Tokens, pa.RecordBatch]]:
+    """A shard's documents in order, some at a time: the first one's number, tokens, rows."""
+    tokens = map_shard(folder, shard)
+    row, position = 0, 0
+    with pq.ParquetFile(folder / shard.sidecar) as file:
+        for batch in file.iter_batches(ROW_GROUP_DOCUMENTS, columns=ROWS_SCHEMA.names):
+            ends = np.cumsum(count_tokens(batch))
+            document, before = 0, 0
+            while document < len(batch):
+                last = int(np.searchsorted(ends, before + PIECE_TOKENS, side="right"))
+                last = max(last, document + 1)
+                after = int(ends[last - 1])
+                piece = tokens[position + before : position + after]
+                yield row + document, piece, batch.slice(document, last - document)
+                document, before = last, after
+            row += len(batch)
+            position += before
+    if (row, position) != (shard.num_documents, shard.num_tokens):
+        raise make_damage_error(folder, shard.sidecar)
+
+
+def blank(
+    tokens: Tokens, rows: pa.RecordBatch, chosen: npt.NDArray[np.bool_], end_of_text: int
+) -> tuple[Tokens, pa.RecordBatch]:
+    """The same with the chosen documents of <|endoftext|> alone, no URL, and hash zero."""
+    blanked = np.where(np.repeat(chosen, count_tokens(rows)), np.uint16(end_of_text), tokens)
+    mask = pa.array(chosen)
+    columns = dict(zip(rows.schema.names, rows.columns, strict=True))
+    nothing = {
+        "url": pa.scalar(None, pa.string()),
+        "doc_hash": pa.scalar(BLANK_HASH, pa.binary(16)),
+    }
+    columns |= {name: pc.if_else(mask, value, columns[name]) for name, value in nothing.items()}
+    return blanked, pa.RecordBatch.from_arrays(list(columns.values()), schema=ROWS_SCHEMA)
+
+
+def check_sidecar(folder: Path, shard: Shard, sha256: str | None) -> None:
+    """ValueError where a shard's sidecar is not the one that was written."""
+    path = folder / shard.sidecar
+    if not path.is_file() or (sha256 is not None and hash_file(path) != sha256):
+        raise make_damage_error(folder, shard.sidecar)
+
+
+def make_damage_error(folder: Path, name: str) -> ValueError:
+    """What is said where a file that should be copied is damaged."""
+    return ValueError(
+        f"{folder / name}: is missing or damaged, and nothing was changed; "
+        f"see what else is damaged with: velocity shards verify {folder}"
+    )
+
+
+def find_sidecar_hash(manifest: Manifest, shard: Shard) -> str | None:
+    """The sha256 that a manifest has of a shard's sidecar."""
+    value = manifest.environment.get("sidecar_sha256", {}).get(shard.sidecar)
+    return None if value is None else str(value)

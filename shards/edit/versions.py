@@ -1,0 +1,215 @@
+"""One version of a set takes the place of another: whole, or not at all.
+
+    .prep/version/             files of the version that is being made
+    .prep/version/next.json    written when they are whole: from here on nothing goes back
+    versions/<id>.json         the manifests of all versions, by 12 digits of their ids
+
+The files get their names, which no version had before; the manifest is replaced in one go; then
+the files that no version needs any more are deleted. A kill before next.json leaves the old
+version, a kill after it leaves one of the two, and the next command goes on to the end.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from shards.disk.durable import sync_folder, write_file
+from shards.format import MANIFEST, Json, Manifest, load_json, parse_manifest, read_manifest
+
+VERSIONS = "versions"
+WORK = ".prep"
+NEXT = "next.json"
+
+
+@dataclass(frozen=True)
+class NextVersion:
+    """All that is left to do once a version's files are whole."""
+
+    # The text of its manifest.json.
+    manifest: str
+    # Files that get a name in the set: (path below the set's folder, plain file name).
+    moves: tuple[tuple[str, str], ...]
+    # Files that the new version does not have.
+    deletes: tuple[str, ...]
+    # Folders below .prep that the version was made from, and that go at last.
+    clears: tuple[str, ...] = ()
+
+
+def version_folder(folder: Path) -> Path:
+    """Where the files of a version lie while it is being made."""
+    return folder / WORK / "version"
+
+
+def append_folder(folder: Path) -> Path:
+    """Where sources that will be appended are made into a set first."""
+    return folder / WORK / "append"
+
+
+def has_begun_append(folder: Path) -> bool:
+    """Whether any of the sources that will be appended are shards already."""
+    inner = append_folder(folder)
+    return (inner / MANIFEST).exists() or any((inner / WORK / "units").glob("*"))
+
+
+@contextmanager
+def lock_set(folder: Path) -> Iterator[None]:
+    """Be the only process that changes the set; ValueError where another one is at it."""
+    (folder / WORK).mkdir(exist_ok=True)
+    try:
+        with FileLock(folder / WORK / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(
+            f"{folder}: another velocity command is changing this set; wait for it, or stop it"
+        ) from None
+
+
+def begin_version(folder: Path) -> Path:
+    """An empty folder for a version's files; what a kill left of one is finished or cleared."""
+    finish_version(folder)
+    work = version_folder(folder)
+    work.mkdir(parents=True)
+    return work
+
+
+def commit_version(folder: Path, following: NextVersion) -> Manifest:
+    """Make `following` the set's version; its files must be whole and durable."""
+    for source, name in following.moves:
+        if (folder / name).exists():
+            raise ValueError(
+                f"{folder / name}: is in the way of a new version and no part of the set; "
+                "move it away and run the same command again"
+            )
+        if not (folder / source).is_file():
+            raise ValueError(
+                f"{folder / source}: is missing, so no version can be made of it; "
+                f"remove {(folder / source).parent} and run the same command again"
+            )
+    for parent in {(folder / source).parent for source, _ in following.moves}:
+        sync_folder(parent)
+    version_folder(folder).mkdir(parents=True, exist_ok=True)
+    write_file(version_folder(folder) / NEXT, json.dumps(asdict(following)) + "\n")
+    finish_version(folder)
+    return read_manifest(folder)
+
+
+def finish_version(folder: Path) -> bool:
+    """Do what is left of a version whose files are whole; False where there is none."""
+    path = version_folder(folder) / NEXT
+    if not path.exists():
+        if path.parent.exists():
+            shutil.rmtree(path.parent)
+        return False
+    following = parse_next(path, load_json(path))
+    for source, name in following.moves:
+        if (folder / source).exists():
+            os.replace(folder / source, folder / name)
+    sync_folder(folder)
+    keep_manifests(folder, following.manifest)
+    write_file(folder / MANIFEST, following.manifest)
+    for name in following.deletes:
+        (folder / name).unlink(missing_ok=True)
+    sync_folder(folder)
+    for name in following.clears:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    path.unlink()
+    sync_folder(path.parent)
+    shutil.rmtree(path.parent)
+    return True
+
+
+def keep_manifests(folder: Path, following: str) -> None:
+    """Put copies of the manifest that is about to be replaced, and of the new one, aside."""
+    (folder / VERSIONS).mkdir(exist_ok=True)
+    sync_folder(folder)
+    for text in ((folder / MANIFEST).read_text(encoding="utf-8"), following):
+        path = version_path(folder, json.loads(text)["dataset_id"])
+        if not path.exists():
+            write_file(path, text)
+
+
+def version_path(folder: Path, dataset_id: str) -> Path:
+    """Where a copy of a version's manifest lies; ValueError for what is no dataset_id."""
+    if not re.fullmatch(r"[0-9a-f]{64}", dataset_id):
+        raise ValueError(f"{folder}: {dataset_id!r} is no dataset_id of 64 hexadecimal digits")
+    return folder / VERSIONS / f"{dataset_id[:12]}.json"
+
+
+def find_version(folder: Path, manifest: Manifest, dataset_id: str) -> Manifest | None:
+    """The version with the train tokens of `dataset_id`, all of which lie where they lay.
+
+    None where it is no earlier version, or where documents were cut out since. What is appended
+    comes behind each split's tokens and moves none of them.
+    """
+    while dataset_id != manifest.dataset_id and not keeps_places(folder, manifest, dataset_id):
+        parent = manifest.content.get("parent", {})
+        moves_none = parent.get("change") == "append" or parent.get("mode") == "keep-places"
+        if not moves_none or not version_path(folder, parent["dataset_id"]).exists():
+            return None
+        path = version_path(folder, parent["dataset_id"])
+        manifest = parse_manifest(load_json(path), path)
+        if manifest.dataset_id != parent["dataset_id"]:
+            return None
+    return manifest
+
+
+def keeps_places(folder: Path, manifest: Manifest, dataset_id: str) -> bool:
+    """Whether `dataset_id` is an earlier version whose tokens, those that stayed, lie as they lay.
+
+    A node may have the train split alone. What it has of an earlier version is known by its
+    manifest in versions/, and keeps its places where the versions do.
+    """
+    path = version_path(folder, dataset_id)
+    if dataset_id in manifest.same_places or not path.exists():
+        return dataset_id in manifest.same_places
+    earlier = parse_manifest(load_json(path), path)
+    was, now = earlier.content.get("parent", {}), manifest.content.get("parent", {})
+    same_cut = all(was.get(key) == now.get(key) for key in ("change", "split", "part"))
+    is_part = was.get("change") == "part" and earlier.dataset_id == dataset_id
+    return is_part and same_cut and was["dataset_id"] in manifest.same_places
+
+
+def list_versions(folder: Path, manifest: Manifest) -> list[Manifest]:
+    """The manifests of all versions that are known here, the set's own first."""
+    kept = sorted((folder / VERSIONS).glob("*.json"))
+    return [manifest, *(parse_manifest(load_json(path), path) for path in kept)]
+
+
+def parse_next(path: Path, raw: Json) -> NextVersion:
+    """What was written by `commit_version`; ValueError where a name leads out of the folder."""
+    following = NextVersion(
+        raw["manifest"],
+        tuple((a, b) for a, b in raw["moves"]),
+        tuple(raw["deletes"]),
+        tuple(raw.get("clears", [])),
+    )
+    names = [name for _, name in following.moves] + list(following.deletes)
+    sources = [Path(source) for source, _ in following.moves]
+    sources += [Path(cleared) for cleared in following.clears]
+    plain = all(name == Path(name).name and "\\" not in name for name in names)
+    inside = all(
+        source.parts[:1] == (WORK,) and len(source.parts) > 1 and ".." not in source.parts
+        for source in sources
+    )
+    if not plain or not inside:
+        raise ValueError(f"{path}: names a file outside the set's folder; it was edited or damaged")
+    return following
+
+
+def name_next(name: str) -> str:
+    """The name of a shard that takes the place of `name`.
+
+    >>> name_next("train-00012.bin"), name_next("train-00012-001.r9.bin")
+    ('train-00012.r1.bin', 'train-00012-001.r10.bin')
+    """
+    stem, dot, number = name.removesuffix(".bin").rpartition(".r")
+    if dot and number.isdecimal():
+        return f"{stem}.r{int(number) + 1}.bin"
+    return f"{name.removesuffix('.bin')}.r1.bin"

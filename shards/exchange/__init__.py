@@ -1,0 +1,1 @@
+"""A set elsewhere: in object storage, and in other trainers' formats."""

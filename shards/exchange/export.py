@@ -1,0 +1,143 @@
+"""A split of a set as other trainers read it: Megatron's PREFIX.bin and PREFIX.idx."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.disk.durable import commit
+from shards.edit.rewrite import read_pieces
+from shards.exchange.megatron import HEADER, MAGIC, UINT16_CODE, VERSION
+from shards.format import SPLITS, TOKEN_BYTES, Shard
+from shards.inspect.duplicates import split_hashes
+from shards.progress import ReadProgress
+from shards.reader import Shards
+from shards.writer import count_tokens
+
+Counts = npt.NDArray[np.int64]
+
+
+def export_megatron(shards: Shards, split: str, prefix: Path) -> str:
+    """Write a split as PREFIX.bin and PREFIX.idx; returns a line for the user.
+
+    A document is one sequence, its <|endoftext|> included. Both files are written under
+    temporary names and get theirs when they are whole, the index last.
+
+    Raises ValueError where a file is in the way or a shard is damaged.
+    """
+    if not prefix.name:
+        raise ValueError(f"{prefix}: is a folder; expected what the files' names begin with")
+    chosen = choose_shards(shards, split)
+    bin_path, idx_path = (prefix.with_name(f"{prefix.name}.{end}") for end in ("bin", "idx"))
+    for path in (bin_path, idx_path):
+        if path.exists():
+            raise ValueError(f"{path}: is there already; nothing is written over, choose another")
+    check_disk(prefix, chosen)
+    temporary = [path.with_name(f"{path.name}.tmp") for path in (bin_path, idx_path)]
+    try:
+        with open(temporary[0], "wb") as file:
+            copy_tokens(shards, chosen, file)
+            sync(file)
+        with open(temporary[1], "wb") as file:
+            num_documents = write_index(shards, chosen, file)
+            sync(file)
+        commit(temporary[0], bin_path)
+        commit(temporary[1], idx_path)
+    finally:
+        for path in temporary:
+            with suppress(FileNotFoundError):
+                path.unlink()
+    num_tokens = bin_path.stat().st_size // TOKEN_BYTES
+    return f"{bin_path}, {idx_path.name}: {num_documents:,} documents, {num_tokens:,} tokens"
+
+
+def choose_shards(shards: Shards, split: str) -> list[Shard]:
+    """The split's shards; ValueError where there are none."""
+    if split not in SPLITS:
+        raise ValueError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}")
+    chosen = shards.manifest.split(split)
+    if not chosen:
+        raise ValueError(f"{shards.folder}: has no {split} tokens to export")
+    return chosen
+
+
+def check_disk(prefix: Path, chosen: list[Shard]) -> None:
+    """ValueError where the disk is too small for the two files."""
+    folder = prefix.absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; make it first")
+    needed = sum(TOKEN_BYTES * shard.num_tokens + 20 * shard.num_documents for shard in chosen)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(f"{folder}: {needed:,} bytes are needed there and {free:,} are free")
+
+
+def sync(file: BinaryIO) -> None:
+    """Make a file's bytes durable."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def copy_tokens(shards: Shards, chosen: list[Shard], file: BinaryIO) -> None:
+    """Copy the documents of each shard, checking its sha256 on the way."""
+    progress = ReadProgress("tokens", sum(shard.num_tokens for shard in chosen))
+    for shard in chosen:
+        sha256 = hashlib.sha256()
+        for _, tokens, rows in read_pieces(shards.folder, shard):
+            sha256.update(tokens.data.cast("B"))
+            kept = mark_documents(rows)
+            if not kept.all():
+                tokens = tokens[np.repeat(kept, count_tokens(rows))]
+            file.write(tokens.data.cast("B"))
+            progress.add(len(tokens))
+        if sha256.hexdigest() != shard.sha256:
+            raise ValueError(
+                f"{shards.folder / shard.name}: its sha256 is not the manifest's. See where it is "
+                f"damaged with: velocity shards verify {shards.folder}"
+            )
+    progress.finish()
+
+
+def write_index(shards: Shards, chosen: list[Shard], file: BinaryIO) -> int:
+    """Write the .idx list by list, each from another reading of the sidecars."""
+    num_documents = sum(len(sizes) for sizes in read_sizes(shards, chosen))
+    file.write(HEADER.pack(MAGIC, VERSION, UINT16_CODE, num_documents, num_documents + 1))
+    for sizes in read_sizes(shards, chosen):
+        if int(sizes.max(initial=0)) >= 1 << 31:
+            raise ValueError(
+                f"{shards.folder}: a document has {int(sizes.max()):,} tokens; "
+                "Megatron's index holds at most 2,147,483,647"
+            )
+        file.write(sizes.astype("<i4").tobytes())
+    position = 0
+    for sizes in read_sizes(shards, chosen):
+        ends = position + np.cumsum(sizes) * TOKEN_BYTES
+        file.write((ends - sizes * TOKEN_BYTES).astype("<i8").tobytes())
+        position = int(ends[-1]) if len(ends) else position
+    for start in range(0, num_documents + 1, 1 << 20):
+        stop = min(start + (1 << 20), num_documents + 1)
+        file.write(np.arange(start, stop, dtype="<i8").tobytes())
+    return num_documents
+
+
+def read_sizes(shards: Shards, chosen: list[Shard]) -> Iterator[Counts]:
+    """The sizes of all documents in tokens, in order; removed ones are no documents."""
+    for shard in chosen:
+        with pq.ParquetFile(shards.folder / shard.sidecar) as sidecar:
+            for batch in sidecar.iter_batches(columns=["num_tokens", "doc_hash"]):
+                yield count_tokens(batch)[mark_documents(batch)]
+
+
+def mark_documents(rows: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    """Which rows are documents: all but those that were removed and kept their places."""
+    first, rest = split_hashes(rows.column("doc_hash"))
+    marks: npt.NDArray[np.bool_] = (first != 0) | (rest != 0)
+    return marks

@@ -1,0 +1,213 @@
+"""A folder at a URL: s3:// and gs:// by pyarrow.fs, file:// and plain paths as well.
+
+    storage = open_storage("s3://bucket/prefix")
+    storage.list_files()                     # {"manifest.json": 6210, ...}
+    storage.read_bytes("manifest.json")
+
+What pyarrow takes from the environment counts: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ~/.aws,
+GOOGLE_APPLICATION_CREDENTIALS; and so do options in the URL's query. docs/storage.md has them.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from shards.disk.durable import commit
+from shards.disk.url import is_url, restore_url, show_url
+
+# S3 answers a request for each piece: large ones, so that the way there and back counts little.
+CHUNK_BYTES = 8 << 20
+# pyarrow's own limit for gs:// is a quarter of an hour, in which nothing is said.
+GCS_RETRY_SECONDS = 30
+
+DENIED = re.compile(
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN_ID"
+    r"|MISSING_AUTHENTICATION_TOKEN|HTTP status 40[13]|PERMISSION_DENIED|UNAUTHENTICATED"
+    r"|OAuth2 access token|ExpiredToken|InvalidToken|TokenRefreshRequired"
+)
+NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|Bucket '[^']*' not found|bucket does not exist")
+NO_NETWORK = re.compile(r"NETWORK_CONNECTION|CURL error|curlCode|Could not resolve|UNAVAILABLE")
+
+
+class StorageError(OSError):
+    """Something on the way that may pass: the same request may succeed later."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The files of one folder: those that lie directly in it."""
+
+    files: fs.FileSystem
+    root: str
+    # As it is printed: no credentials in it.
+    name: str
+
+    def list_files(self) -> dict[str, int]:
+        """The size of each file, by name; empty where there is no such folder."""
+        with self._telling(""):
+            try:
+                found = self.files.get_file_info(fs.FileSelector(self.root))
+            except FileNotFoundError:
+                return {}
+        return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
+
+    def size_of(self, name: str) -> int | None:
+        """A file's size, or None where there is no such file."""
+        with self._telling(name):
+            info = self.files.get_file_info(self._path(name))
+        return int(info.size) if info.type == fs.FileType.File else None
+
+    def read_bytes(self, name: str) -> bytes:
+        """A small file."""
+        with self.open(name) as file:
+            return bytes(file.read())
+
+    def read_tail(self, name: str, num_bytes: int) -> bytes:
+        """A file's last bytes."""
+        with self._telling(name), self.files.open_input_file(self._path(name)) as file:
+            start = max(file.size() - num_bytes, 0)
+            return bytes(file.read_at(num_bytes, start))
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[pa.NativeFile]:
+        """A file to be read from its beginning on, in pieces of CHUNK_BYTES.
+
+        It is read as it is: pyarrow on its own would unpack what ends in .zst.
+        """
+        with (
+            self._telling(name),
+            self.files.open_input_stream(self._path(name), compression=None) as file,
+        ):
+            yield file
+
+    def write(self, name: str, chunks: Iterable[bytes]) -> int:
+        """Write a file and return its size; it has its name when it is whole, not before."""
+        with self._telling(name):
+            if isinstance(self.files, fs.LocalFileSystem):
+                written = write_local(Path(self._path(name)), chunks)
+            else:
+                written = self._write_object(name, chunks)
+        found = self.size_of(name)
+        if found != written:
+            raise StorageError(f"{self.name}/{name}: has {found} bytes after {written} were sent")
+        return written
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with self._telling(name), suppress(FileNotFoundError):
+            self.files.delete_file(self._path(name))
+
+    def _write_object(self, name: str, chunks: Iterable[bytes]) -> int:
+        written = 0
+        file = self.files.open_output_stream(self._path(name), compression=None)
+        try:
+            for chunk in chunks:
+                file.write(chunk)
+                written += len(chunk)
+        except BaseException:
+            # Closing is all that pyarrow offers here, and it makes an object of what was sent.
+            with suppress(OSError):
+                file.close()
+            with suppress(OSError):
+                self.files.delete_file(self._path(name))
+            raise
+        file.close()
+        return written
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    @contextmanager
+    def _telling(self, name: str) -> Iterator[None]:
+        """Tell what goes wrong inside in one line."""
+        where = f"{self.name}/{name}".rstrip("/")
+        try:
+            yield
+        except StorageError:
+            raise
+        except FileNotFoundError as error:
+            if error.filename is not None:  # A file of ours, not of the storage.
+                raise
+            raise ValueError(f"{where}: no such file") from None
+        except (OSError, pa.ArrowException) as error:
+            if getattr(error, "errno", None) is not None:  # The local disk's, which tells it well.
+                raise
+            raise explain(where, error) from error
+
+
+def open_storage(url: str | Path) -> Storage:
+    """The folder at a URL or path; nothing is asked of it yet.
+
+    Raises ValueError with one line where the URL is none, StorageError where S3 cannot be asked.
+    """
+    if not is_url(url):
+        folder = Path(url).absolute()
+        return Storage(fs.LocalFileSystem(), str(folder), str(url).rstrip("/"))
+    url = restore_url(url)
+    name = show_url(url)
+    if name.endswith(":"):
+        raise ValueError(f"{url}: names no bucket; expected such as s3://bucket/prefix")
+    if re.match(r"gc?s://", url) and "retry_limit_seconds" not in url:
+        url += f"{'&' if '?' in url else '?'}retry_limit_seconds={GCS_RETRY_SECONDS}"
+    try:
+        files, root = fs.FileSystem.from_uri(url)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(
+            f"{name}: is no URL of a folder ({first_line(error)}); "
+            "expected such as s3://bucket/prefix or gs://bucket/prefix"
+        ) from None
+    except OSError as error:
+        raise explain(name, error) from error
+    return Storage(files, root.rstrip("/"), name)
+
+
+def write_local(path: Path, chunks: Iterable[bytes]) -> int:
+    """Write a file of a plain folder under another name, then rename it; returns its size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    written = 0
+    try:
+        with open(temporary, "wb") as file:
+            for chunk in chunks:
+                written += file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        commit(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return written
+
+
+def explain(where: str, error: Exception) -> Exception:
+    """A storage's error in one line: ValueError where only the user can mend it."""
+    text = first_line(error)
+    if NO_BUCKET.search(text):
+        return ValueError(f"{where}: there is no such bucket; check its name, and the endpoint")
+    if DENIED.search(text):
+        return ValueError(
+            f"{where}: access is denied ({text}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or AWS_PROFILE, for s3://, and GOOGLE_APPLICATION_CREDENTIALS for gs://"
+        )
+    if NO_NETWORK.search(text):
+        return StorageError(
+            f"{where}: cannot be reached ({text}); check the network, and AWS_ENDPOINT_URL if the "
+            "storage is not Amazon's; the same command goes on from here"
+        )
+    return StorageError(f"{where}: {text}")
+
+
+def first_line(error: Exception) -> str:
+    """What a storage says went wrong, without its repetitions.
+
+    >>> first_line(OSError("When listing: AWS Error SLOW_DOWN: wait (Request ID: 4Zq)"))
+    'When listing: AWS Error SLOW_DOWN: wait'
+    """
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = re.sub(r" \(Request ID: \S*\)| error_info=.*", "", line)
+    return line[:300]

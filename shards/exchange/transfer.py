@@ -1,0 +1,119 @@
+"""Many files on their way at once: threads, a progress line, and what stops them."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TextIO, TypeVar
+
+from shards.exchange.storage import StorageError
+from shards.screen import ScreenLine, format_bytes, format_seconds
+
+T = TypeVar("T")
+
+MAX_ATTEMPTS = 5
+FIRST_WAIT_SECONDS = 1.0
+POLL_SECONDS = 0.2
+
+
+class Stopped(Exception):
+    """Another file's transfer has failed, so this one is given up."""
+
+
+class Meter:
+    """How far a transfer is: files and bytes, counted by all threads, drawn by one."""
+
+    def __init__(self, num_files: int, num_bytes: int, stream: TextIO | None = None) -> None:
+        self.num_files = num_files
+        self.num_bytes = num_bytes
+        self.line = ScreenLine(stream)
+        self.lock = threading.Lock()
+        self.stopping = threading.Event()
+        self.files_done = self.bytes_done = self.bytes_moved = 0
+
+    def add(self, num_bytes: int, moved: bool = True) -> None:
+        """Count bytes that are done; `moved` = now, not in an earlier run. Raises Stopped."""
+        if self.stopping.is_set():
+            raise Stopped
+        with self.lock:
+            self.bytes_done += num_bytes
+            self.bytes_moved += num_bytes if moved else 0
+
+    def take_back(self, num_bytes: int) -> None:
+        """Count bytes as not done: they were wrong, or will come again."""
+        with self.lock:
+            self.bytes_done -= num_bytes
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but no longer than until the transfer is stopped; then raises Stopped."""
+        if self.stopping.wait(seconds):
+            raise Stopped
+
+    def end_file(self) -> None:
+        """Count a file as done."""
+        with self.lock:
+            self.files_done += 1
+
+    def describe(self, seconds: float) -> str:
+        """The line for what was done in `seconds`."""
+        share = min(self.bytes_done / max(self.num_bytes, 1), 1.0)
+        speed = self.bytes_moved / max(seconds, 1e-3)
+        left = (self.num_bytes - self.bytes_done) / speed if speed else 0
+        return (
+            f"{share:4.0%}  {self.files_done:,} of {self.num_files:,} files, "
+            f"{format_bytes(self.bytes_done)} of {format_bytes(self.num_bytes)}  "
+            f"{format_bytes(speed)}/s  {format_seconds(max(left, 0))} left"
+        )
+
+    def draw(self) -> None:
+        """Draw the line, if the last one is old enough."""
+        if self.line.is_due():
+            self.line.draw(self.describe(self.line.seconds))
+
+    def erase(self) -> None:
+        """Leave no half line on a terminal."""
+        self.line.clear()
+
+
+def transfer_all(
+    entries: Sequence[T], work: Callable[[T, Meter], str | None], meter: Meter, workers: int
+) -> Iterator[str]:
+    """Do `work` on every entry, `workers` at a time; yields what it finds wrong with one.
+
+    An exception in one of them ends the others at their next piece, and is raised.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="transfer")
+    pending: set[Future[str | None]] = set()
+    try:
+        pending = {pool.submit(work, entry, meter) for entry in entries}
+        while pending:
+            done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                fault = future.result()
+                meter.end_file()
+                if fault is not None:
+                    yield fault
+            meter.draw()
+    except BaseException:
+        meter.stopping.set()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        meter.erase()
+
+
+def keep_trying(attempt: Callable[[], T], meter: Meter) -> T:
+    """Call `attempt` again, after ever longer waits, where the storage's fault may pass."""
+    seconds = FIRST_WAIT_SECONDS
+    for _ in range(MAX_ATTEMPTS - 1):
+        try:
+            return attempt()
+        except StorageError:
+            meter.pause(seconds)
+            seconds *= 3
+    return attempt()
+
+
+def check_workers(workers: int) -> None:
+    """ValueError for a number of files at a time that makes no sense."""
+    if workers < 1:
+        raise ValueError(f"--workers is {workers}; expected at least 1")

@@ -1,0 +1,1 @@
+"""Look at a set and change nothing."""

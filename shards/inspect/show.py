@@ -1,0 +1,80 @@
+"""A set in words: what it holds, and its documents and windows as text."""
+
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+
+from shards.format import SPLITS, Manifest
+from shards.inspect.trace import Document, Sidecars, match_hash, match_url
+from shards.reader import Shards
+from shards.tokenizer import load_checked_tokenizer
+
+
+def describe_set(manifest: Manifest) -> Iterator[str]:
+    """What a set holds and where it came from, line by line."""
+    yield f"dataset_id  {manifest.dataset_id}"
+    parent = manifest.content.get("parent")
+    if parent:
+        details = ", ".join(f"{k}={v}" for k, v in parent.items() if k != "dataset_id")
+        yield f"version     made of {parent['dataset_id'][:12]}: {details}"
+    hub = manifest.content["sources"]["hub"]
+    files = manifest.content["sources"]["files"]
+    origin = f"{hub['repo']} at {hub['revision']}" if hub else "local files"
+    yield f"source      {origin}, {len(files):,} files, {sum(f['rows'] for f in files):,} rows"
+    tokenizer = manifest.content["tokenizer"]
+    yield f"tokenizer   {tokenizer['name']}, {tokenizer['vocab_size']:,} ids"
+    for split in SPLITS:
+        shards = manifest.split(split)
+        documents = sum(shard.num_documents for shard in shards)
+        yield (
+            f"{split:<11} {manifest.num_tokens(split):,} tokens, {documents:,} documents, "
+            f"{len(shards):,} shards"
+        )
+    dropped = ", ".join(f"{n:,} {reason}" for reason, n in manifest.audit["dropped"].items())
+    yield f"dropped     {dropped}"
+    policy = manifest.content["policy"]
+    yield "policy      " + ", ".join(f"{k}={v}" for k, v in policy.items() if v is not None)
+
+
+def find_documents(
+    shards: Shards, matches: Callable[[pa.Table], pa.Array]
+) -> Iterator[tuple[str, Document]]:
+    """The documents whose sidecar rows `matches` marks, each with its split."""
+    for split in SPLITS:
+        for document in Sidecars(shards, split).matching(matches):
+            yield split, document
+
+
+def decode_tokens(shards: Shards, split: str, start: int, count: int) -> str:
+    """Tokens of a split's stream as text; <|endoftext|> shows where documents end."""
+    tokenizer = load_checked_tokenizer(shards.folder, shards.manifest)
+    ids = shards.stream(split).read(start, count).tolist()
+    return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def decode_document(shards: Shards, split: str, document: Document) -> str:
+    """A document's text, as it was before prep; nothing is left of one that was removed."""
+    if document.is_blank:
+        return "(removed)"
+    return decode_tokens(shards, split, document.start, document.num_tokens - 1)
+
+
+def choose_documents(
+    shards: Shards, split: str, index: int | None, url: str | None, doc_hash: str | None
+) -> list[tuple[str, Document]]:
+    """The documents that one of number in the split, URL or hash means, each with its split.
+
+    Raises ValueError where none of the three is given, or no document is found.
+    """
+    if index is not None:
+        return [(split, Sidecars(shards, split).at_index(index))]
+    if url is not None:
+        wanted, matches = f"URL {url}", match_url(url)
+    elif doc_hash is not None:
+        wanted, matches = f"hash {doc_hash}", match_hash(doc_hash)
+    else:
+        raise ValueError("which document? name it with --document, --url or --doc-hash")
+    found = list(find_documents(shards, matches))
+    if not found:
+        raise ValueError(f"{shards.folder}: no document with the {wanted}")
+    return found

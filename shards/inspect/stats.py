@@ -1,0 +1,218 @@
+"""What a set is made of: documents, tokens and text by source, lengths, frequent tokens, copies.
+
+Shard by shard, each read once in blocks, so memory does not grow with the set
+(shards/inspect/duplicates.py says what counting the copies takes).
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from shards.format import SPLITS, Json, Shard
+from shards.inspect.duplicates import Duplicates, count_duplicates, split_hashes
+from shards.inspect.lengths import PERCENTILES, LengthCounter, Lengths
+from shards.progress import ReadProgress
+from shards.reader import Shards, Tokens, map_shard
+from shards.token_bytes import count_token_bytes, escape_token, read_token_bytes
+from shards.tokenizer import load_checked_tokenizer
+from shards.writer import count_tokens
+
+Counts = npt.NDArray[np.int64]
+
+# What stands for the source of documents that `velocity shards remove` left as <|endoftext|> alone.
+REMOVED = "(removed)"
+# Tokens counted at a time: as 64-bit numbers they still fit in a processor's cache.
+BLOCK_TOKENS = 1 << 20
+
+
+@dataclass
+class Amount:
+    """So much of a set; `text_bytes` is its text in UTF-8, `tokens` include <|endoftext|>."""
+
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+
+    @property
+    def bytes_per_token(self) -> float:
+        """How much text a token stands for, on average."""
+        return self.text_bytes / max(self.tokens, 1)
+
+    def add(self, other: "Amount") -> None:
+        """Add another amount to this one."""
+        self.documents += other.documents
+        self.tokens += other.tokens
+        self.text_bytes += other.text_bytes
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What was counted in the chosen splits of a set."""
+
+    dataset_id: str
+    splits: dict[str, Amount]
+    sources: dict[str, Amount]
+    lengths: Lengths
+    # How often each id occurs, and the bytes it stands for.
+    token_counts: Counts
+    token_bytes: list[bytes]
+    end_of_text: int
+    duplicates: Duplicates | None
+
+    @property
+    def total(self) -> Amount:
+        """All splits together."""
+        total = Amount()
+        for amount in self.splits.values():
+            total.add(amount)
+        return total
+
+    def frequent_tokens(self, count: int) -> list[tuple[int, int]]:
+        """The ids that occur most often, and how often."""
+        order = np.argsort(-self.token_counts, kind="stable")[:count]
+        return [(i, n) for i in order.tolist() if (n := int(self.token_counts[i]))]
+
+    def spell(self, token: int) -> str:
+        """A token as text that shows what is invisible."""
+        return (
+            "<|endoftext|>" if token == self.end_of_text else escape_token(self.token_bytes[token])
+        )
+
+    def largest_sources(self) -> list[tuple[str, Amount]]:
+        """The sources, those of most tokens first."""
+        return sorted(self.sources.items(), key=lambda entry: (-entry[1].tokens, entry[0]))
+
+
+def measure_set(shards: Shards, split: str | None = None, duplicates: bool = True) -> Stats:
+    """Read the sidecars and tokens of a set, or of one split, and count.
+
+    Raises ValueError naming the file where the set is not what its manifest says.
+    """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}")
+    manifest = shards.manifest
+    chosen = [shard for shard in manifest.shards if split in (None, shard.split)]
+    contents = read_token_bytes(load_checked_tokenizer(shards.folder, manifest))
+    counter = SetCounter(shards, contents, sum(shard.num_tokens for shard in chosen))
+    for shard in chosen:
+        counter.count_shard(shard)
+    counter.progress.finish()
+    return Stats(
+        manifest.dataset_id,
+        {name: counter.splits[name] for name in SPLITS if split in (None, name)},
+        counter.sources,
+        counter.lengths.finish(),
+        counter.token_counts,
+        contents,
+        manifest.end_of_text,
+        count_duplicates(shards.folder, chosen) if duplicates else None,
+    )
+
+
+@dataclass
+class SetCounter:
+    """Counts shard after shard."""
+
+    shards: Shards
+    token_bytes: list[bytes]
+    num_tokens: int
+    splits: dict[str, Amount] = field(default_factory=lambda: {s: Amount() for s in SPLITS})
+    sources: dict[str, Amount] = field(default_factory=dict)
+    lengths: LengthCounter = field(default_factory=LengthCounter)
+
+    def __post_init__(self) -> None:
+        self.bytes_of = count_token_bytes(self.token_bytes)
+        self.token_counts: Counts = np.zeros(len(self.bytes_of), np.int64)
+        self.progress = ReadProgress("tokens", self.num_tokens)
+
+    def count_shard(self, shard: Shard) -> None:
+        """Count a shard's documents and tokens, stretch by stretch of one source."""
+        tokens = map_shard(self.shards.folder, shard)
+        start = 0
+        for source, sizes in read_stretches(self.shards, shard):
+            stop = start + int(sizes.sum())
+            amount = Amount(len(sizes), stop - start)
+            for place in range(start, min(stop, len(tokens)), BLOCK_TOKENS):
+                block = tokens[place : min(place + BLOCK_TOKENS, stop)]
+                amount.text_bytes += self._count_tokens(shard, block)
+            if source != REMOVED:
+                self.lengths.add(sizes)
+            self.sources.setdefault(source, Amount()).add(amount)
+            self.splits[shard.split].add(amount)
+            start = stop
+        if start != len(tokens):
+            raise ValueError(
+                f"{self.shards.folder / shard.sidecar}: its documents have {start:,} tokens; "
+                f"expected {len(tokens):,}. See what is damaged with: "
+                f"velocity shards verify {self.shards.folder}"
+            )
+
+    def _count_tokens(self, shard: Shard, block: Tokens) -> int:
+        """Count a block's ids; the bytes of text that they stand for."""
+        counts = np.bincount(block, minlength=len(self.bytes_of))
+        if len(counts) > len(self.bytes_of):
+            raise ValueError(
+                f"{self.shards.folder / shard.name}: holds the id {len(counts) - 1}; the tokenizer "
+                f"has {len(self.bytes_of):,}. See what is damaged with: "
+                f"velocity shards verify {self.shards.folder}"
+            )
+        self.token_counts += counts
+        self.progress.add(len(block))
+        return int(counts @ self.bytes_of)
+
+
+def read_stretches(shards: Shards, shard: Shard) -> Iterator[tuple[str, Counts]]:
+    """A shard's documents in order, as stretches of one source: its name, and their sizes."""
+    columns = ["num_tokens", "source_file", "doc_hash"]
+    path = shards.folder / shard.sidecar
+    with pq.ParquetFile(path, read_dictionary=["source_file"]) as file:
+        for batch in file.iter_batches(columns=columns):
+            sizes = count_tokens(batch)
+            column = batch.column("source_file")
+            names = [*column.dictionary.to_pylist(), REMOVED]
+            codes = column.indices.to_numpy()
+            first_half, second_half = split_hashes(batch.column("doc_hash"))
+            is_removed = (first_half == 0) & (second_half == 0)
+            codes = np.where(is_removed, len(names) - 1, codes)
+            bounds = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
+            for first, last in pairwise(bounds):
+                if first < last:
+                    yield names[codes[first]], sizes[first:last]
+
+
+def describe_json(stats: Stats, top: int) -> Json:
+    """The counts for machines; `top` tokens, all sources."""
+    total = stats.total
+    lengths = stats.lengths
+    percentiles = {f"{percent:g}": lengths.percentile(percent) for percent in PERCENTILES}
+    return {
+        "dataset_id": stats.dataset_id,
+        "splits": {name: describe_amount(amount) for name, amount in stats.splits.items()},
+        "total": describe_amount(total),
+        "lengths": {
+            "min": lengths.percentile(0),
+            "mean": lengths.num_tokens / max(lengths.num_documents, 1),
+            "max": lengths.percentile(100),
+            "percentiles": percentiles,
+            "histogram": [asdict(part) for part in lengths.histogram()],
+        },
+        "sources": [
+            {"name": name, **describe_amount(amount)} for name, amount in stats.largest_sources()
+        ],
+        "ids_used": int((stats.token_counts > 0).sum()),
+        "ids": len(stats.token_counts),
+        "frequent_tokens": [
+            {"id": i, "text": stats.spell(i), "count": count, "share": count / total.tokens}
+            for i, count in stats.frequent_tokens(top)
+        ],
+        "duplicates": asdict(stats.duplicates) if stats.duplicates else None,
+    }
+
+
+def describe_amount(amount: Amount) -> Json:
+    """An amount for machines."""
+    return {**asdict(amount), "bytes_per_token": amount.bytes_per_token}

@@ -1,0 +1,34 @@
+"""Where a run is, as a checkpoint of it says; read without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.format import load_json
+from train.checkpoints.history import History, Stretch
+from train.config import Config, config_from_dict
+
+TRAINING_STATE = "training_state.json"
+RUN_CONFIG = "run_config.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is."""
+
+    step: int  # steps that are done
+    samples_consumed: int
+    history: History
+    dataset_id: str
+
+
+def read_progress(folder: Path) -> Progress:
+    """Where the run of a checkpoint was."""
+    raw = load_json(folder / TRAINING_STATE)
+    history = tuple(Stretch(**entry) for entry in raw["history"])
+    return Progress(raw["step"], raw["samples_consumed"], history, raw["dataset_id"])
+
+
+def read_run_config(folder: Path) -> Config:
+    """The settings that a checkpoint was made with."""
+    path = folder / RUN_CONFIG
+    return config_from_dict(load_json(path), str(path))

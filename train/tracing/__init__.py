@@ -1,0 +1,1 @@
+"""A finished or running run held against its documents: which step saw which. Needs no torch."""

@@ -1,0 +1,134 @@
+"""Which documents did a step see, and which steps saw a document? Steps are counted as in the log.
+
+The log calls the first update step 1.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model.checkpoints.seal import list_checkpoints
+from shards.edit.versions import find_version
+from shards.inspect.show import choose_documents
+from shards.inspect.trace import Document, trace_document, trace_samples
+from shards.order import SampleOrder
+from shards.reader import Shards
+from train.checkpoints.history import History, extend_history, samples_of_step, step_of_sample
+from train.checkpoints.position import TRAINING_STATE, read_progress, read_run_config
+from train.config import Config
+
+# Steps that are listed for each of many documents.
+MAX_LISTED_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Tracer:
+    """A run's order over its shards."""
+
+    shards: Shards
+    order: SampleOrder
+    history: History
+    num_steps: int
+
+    def documents_of_step(self, step: int) -> Iterator[tuple[int, int, list[Document]]]:
+        """For each sample of a step: its number, its window's start, its documents."""
+        if not 1 <= step <= self.num_steps:
+            raise ValueError(f"step {step}: the run has steps 1 to {self.num_steps:,}")
+        samples = np.array(samples_of_step(self.history, step - 1))
+        return trace_samples(self.shards, "train", self.order, samples)
+
+    def steps_of_document(self, document: Document) -> list[int]:
+        """The steps of the run, ascending, in which a sample held any token of the document."""
+        num_samples = samples_of_step(self.history, self.num_steps - 1).stop
+        samples = trace_document(self.order, document, num_samples)
+        return sorted({step_of_sample(self.history, sample) + 1 for sample in samples})
+
+
+def trace_run(shards: Shards, folder: Path) -> Tracer:
+    """The order of a run that left checkpoints, over the steps that its newest one has done."""
+    checkpoint = folder
+    if not (folder / TRAINING_STATE).is_file():
+        checkpoints = list_checkpoints(folder)
+        if not checkpoints:
+            raise ValueError(
+                f"{folder}: no checkpoint there; name a run's folder with --run, or give its "
+                "settings with --config and --ranks"
+            )
+        checkpoint = checkpoints[0]
+    progress = read_progress(checkpoint)
+    version = find_version(shards.folder, shards.manifest, progress.dataset_id)
+    if version is None:
+        raise ValueError(
+            f"{checkpoint}: was trained on dataset_id {progress.dataset_id}, "
+            f"{shards.folder} is {shards.manifest.dataset_id}"
+        )
+    config, num_tokens = read_run_config(checkpoint), version.num_tokens("train")
+    return make_tracer(shards, config, progress.history, progress.step, num_tokens)
+
+
+def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
+    """The order of a run with these settings, over all its steps."""
+    training = config.training
+    per_step = training.batch_size_per_device * training.gradient_accumulation_steps * num_ranks
+    history = extend_history((), 0, 0, per_step)
+    return make_tracer(shards, config, history, training.num_training_steps)
+
+
+def make_tracer(
+    shards: Shards,
+    config: Config,
+    history: History,
+    num_steps: int,
+    num_tokens: int | None = None,
+) -> Tracer:
+    """A tracer over the train split, or the first `num_tokens` of it where the run had no more."""
+    num_tokens = shards.manifest.num_tokens("train") if num_tokens is None else num_tokens
+    order = SampleOrder(num_tokens, config.data.max_seq_length, config.infrastructure.seed)
+    return Tracer(shards, order, history, num_steps)
+
+
+def describe_documents(tracer: Tracer, step: int) -> Iterator[str]:
+    """A step's documents, a line for each one that a sample holds tokens of."""
+    for sample, start, documents in tracer.documents_of_step(step):
+        stop = start + tracer.order.max_seq_length + 1
+        yield f"sample {sample}: tokens {start} to {stop} of train"
+        for document in documents:
+            first, last = max(start, document.start), min(stop, document.stop)
+            state = "removed" if document.is_blank else document.doc_hash
+            yield (
+                f"  {last - first} tokens of {state} {document.source_file} "
+                f"row {document.source_row} {document.url or ''}".rstrip()
+            )
+
+
+def describe_steps(tracer: Tracer, url: str | None, doc_hash: str | None) -> Iterator[str]:
+    """For each document that the URL or hash means: the steps that saw it."""
+    for split, document in choose_documents(tracer.shards, "train", None, url, doc_hash):
+        name = f"{document.doc_hash} {document.source_file} row {document.source_row}"
+        if split != "train":
+            yield f"{name}: in {split}, which no step sees"
+            continue
+        steps = tracer.steps_of_document(document)
+        seen = f"steps {', '.join(map(str, steps))}" if steps else "no step"
+        yield f"{name}: {seen} of 1 to {tracer.num_steps}"
+
+
+def describe_sightings(tracer: Tracer, documents: Iterable[Document]) -> Iterator[str]:
+    """For each document of the train split the steps that saw it, and how much that is in all."""
+    num_documents, num_seen = 0, 0
+    all_steps: set[int] = set()
+    for document in documents:
+        steps = tracer.steps_of_document(document)
+        num_documents += 1
+        num_seen += bool(steps)
+        all_steps.update(steps)
+        seen = "steps " + ", ".join(map(str, steps[:MAX_LISTED_STEPS])) if steps else "no step"
+        if len(steps) > MAX_LISTED_STEPS:
+            seen += f" and {len(steps) - MAX_LISTED_STEPS:,} more"
+        yield f"{document.doc_hash} {document.source_file} row {document.source_row}: {seen}"
+    yield (
+        f"{num_seen:,} of {num_documents:,} documents were seen, "
+        f"in {len(all_steps):,} of {tracer.num_steps:,} steps"
+    )

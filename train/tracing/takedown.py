@@ -1,0 +1,84 @@
+"""`velocity shards remove`: what was found, the steps of a run that saw it, and then the removal.
+
+Steps are computed over the version that still has the documents, and told before it goes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.edit.remove import Found, Wanted, find_documents, find_missing, remove_documents
+from shards.edit.versions import append_folder, finish_version, has_begun_append, lock_set
+from shards.reader import Shards, open_shards
+from shards.screen import Say
+from train.tracing.steps import Tracer, describe_sightings, trace_run
+
+DEFAULT_RUN = Path("checkpoints")
+
+
+@dataclass(frozen=True)
+class Takedown:
+    """What the user asked for."""
+
+    folder: Path
+    wanted: Wanted
+    keeps_places: bool
+    # A run's checkpoints; None = those in checkpoints/, if they are of this set.
+    run: Path | None = None
+    is_dry: bool = False
+
+
+def take_down(takedown: Takedown, say: Say) -> Iterator[str]:
+    """Remove the documents; yields the report, line by line. ValueError where nothing can be."""
+    folder = takedown.folder
+    open_shards(folder)  # So that a folder without a set is told as such, and left as it is.
+    with lock_set(folder):
+        if finish_version(folder):
+            say(f"{folder}: finished a version whose command was stopped")
+        if has_begun_append(folder):
+            raise ValueError(
+                f"{folder}: an append was not finished, and what is removed may be in it; run the "
+                f"same prep command again, or remove {append_folder(folder)}"
+            )
+        shards = open_shards(folder)
+        tracer = find_run(shards, takedown.run, say)
+        found = find_documents(shards, takedown.wanted)
+        yield from describe_found(takedown.wanted, found)
+        if not found:
+            say(f"{folder}: none of these documents is in it; nothing was changed")
+            return
+        if tracer:
+            in_train = (entry.document for entry in found if entry.shard.split == "train")
+            yield from describe_sightings(tracer, in_train)
+        if takedown.is_dry:
+            say(f"{folder}: nothing was changed, as --dry-run asks")
+            return
+        manifest = remove_documents(shards, found, takedown.keeps_places)
+        say(f"{folder}: dataset_id {shards.manifest.dataset_id} became {manifest.dataset_id}")
+
+
+def find_run(shards: Shards, folder: Path | None, say: Say) -> Tracer | None:
+    """The run whose steps are reported; None where none was named and none is of this set."""
+    if folder is not None:
+        return trace_run(shards, folder)
+    if not DEFAULT_RUN.is_dir():
+        return None
+    try:
+        return trace_run(shards, DEFAULT_RUN)
+    except ValueError as error:
+        say(f"{error}; so no steps are reported (name a run with --run)")
+        return None
+
+
+def describe_found(wanted: Wanted, found: list[Found]) -> Iterator[str]:
+    """How much was found in each split, and what was not."""
+    missing = find_missing(wanted, found)
+    num_wanted = len(wanted.urls) + len(wanted.hashes)
+    num_tokens = sum(entry.document.num_tokens for entry in found)
+    in_train = sum(entry.shard.split == "train" for entry in found)
+    yield (
+        f"found {num_wanted - len(missing):,} of {num_wanted:,}: {len(found):,} documents, "
+        f"{num_tokens:,} tokens ({in_train:,} in train, {len(found) - in_train:,} in validation)"
+    )
+    for entry in missing:
+        yield f"not found: {entry}"
