@@ -98,7 +98,7 @@ def trace(
         raise ValueError("what is to be traced? give one of --step, --url and --doc-hash")
     shards = open_shards(folder)
     if config or overrides:
-        from train.config import load_config
+        from train.settings import load_config
 
         tracer = tracing.trace_settings(shards, load_config(config, overrides or ()), ranks)
     else:
@@ -189,7 +189,8 @@ def sample(
 ) -> None:
     """Write text from a checkpoint."""
     from model.decode.console import read_prompts, write_texts
-    from model.generate import Settings, load_generator
+    from model.decode.generator import Settings
+    from model.generate import load_generator
     from prep.text.gpt2 import build_gpt2_json
 
     given: dict[str, Any] = {

@@ -31,10 +31,9 @@ from benchmarks.measure import (
     say,
     take_turns,
 )
-from shards.format import Shard
+from shards.format import Shard, Tokens
 from shards.order import SampleOrder
 from shards.reader import TokenStream
-from shards.writer import Tokens
 from train.batches import Batches, Dealing, read_samples
 
 VOCAB_SIZE = 50257

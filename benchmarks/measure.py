@@ -210,7 +210,7 @@ def describe_settings(options: argparse.Namespace) -> Json:
 
 def describe_machine() -> Json:
     """What the figures depend on, and nothing that tells whose machine it is."""
-    from prep.run import count_cores  # Here, as it loads what must not count in a peer's memory.
+    from prep.engines.choose import count_cores
 
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     machine: Json = {

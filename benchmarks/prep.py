@@ -36,10 +36,10 @@ from benchmarks.measure import (
     say,
     take_turns,
 )
-from prep.planning.plan import Policy, find_files
-from prep.request import Request
+from prep.request import Policy, Request
 from prep.run import prepare
 from prep.sources.documents import Piece, read_documents
+from prep.sources.local import find_files
 from prep.sources.python_docs import write_python_docs
 from prep.text import encoder
 from prep.text.encoder import Encoder, Ids, load_encoder, load_reference

@@ -29,9 +29,11 @@ from benchmarks.measure import (
     say,
     take_turns,
 )
-from model.checkpoints.folder import save_model, seal
+from model.checkpoints.folder import save_model
+from model.checkpoints.seal import seal
 from model.config import ModelConfig
-from model.generate import Generator, Settings, load_generator
+from model.decode.generator import Generator, Settings
+from model.generate import load_generator
 from prep.text.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
 from tests.tiny import make_model
 

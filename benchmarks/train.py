@@ -34,7 +34,7 @@ from benchmarks.measure import (
 from benchmarks.train_round import make_config, measure_transformers, measure_velocity
 from model.checkpoints.folder import save_model
 from model.transformer import Transformer
-from shards.format import TOKENIZER
+from shards.disk.layout import TOKENIZER
 from train.config import Config
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")
@@ -118,7 +118,7 @@ def compare_engines(options: argparse.Namespace, scratch: Path) -> None:
 
 def make_shards(scratch: Path) -> None:
     """Python's documentation as shards, all of it to train on."""
-    from prep.planning.plan import Policy
+    from prep.request import Policy
     from prep.run import Request, prepare
     from prep.sources.python_docs import write_python_docs
 

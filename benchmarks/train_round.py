@@ -18,9 +18,10 @@ from model.transformer import Transformer
 from shards.order import SampleOrder
 from shards.reader import open_shards
 from train.batches import read_samples
-from train.config import Config, load_config
+from train.config import Config
 from train.distributed import choose_device, join_ranks
 from train.reports.throughput import compute_mfu, find_device_peak, measure_peak_memory
+from train.settings import load_config
 
 
 def make_config(options: argparse.Namespace, scratch: Path) -> Config:

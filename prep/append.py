@@ -22,16 +22,17 @@ from prep.planning.settle import settle_plan
 from prep.request import Request
 from prep.run import prepare
 from prep.text.gpt2 import build_gpt2_json
-from prep.units.receipts import Audit, make_folders, plan_path
+from prep.units.receipts import Audit
+from prep.units.workspace import make_folders
+from shards.disk.layout import append_folder, plan_path
+from shards.disk.lock import lock_set
 from shards.edit.lineage import name_ancestors
 from shards.edit.versions import (
     NextVersion,
-    append_folder,
     commit_version,
     finish_version,
     has_begun_append,
     list_versions,
-    lock_set,
 )
 from shards.format import SPLITS, Json, Manifest, Shard, load_json, make_manifest, read_manifest
 from shards.screen import Say

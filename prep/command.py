@@ -119,11 +119,10 @@ def prep(
     ] = False,
 ) -> None:
     """Turn documents into token shards, once, offline. The same command again goes on."""
-    from prep.planning.plan import Policy
-    from prep.request import Request
+    from prep.request import Policy, Request
     from prep.upload import split_out
     from shards.disk.url import show_url
-    from shards.edit.part import parse_part
+    from shards.part import parse_part
 
     url, out = split_out(out, staging, compress)
     policy = Policy(
@@ -175,8 +174,7 @@ def prep(
 
 def refuse_choices(request: "Request") -> None:
     """ValueError where --finish came with a choice that the parts have made already."""
-    from prep.planning.plan import Policy
-    from prep.request import Request
+    from prep.request import Policy, Request
 
     default = Request(request.out, Policy())
     names = ["inputs", "dataset", "dataset_config", "split", "revision"]
@@ -198,9 +196,10 @@ def work(request: "Request", finish: bool, append: bool, url: str | None, compre
     Returns the train tokens that are there; 0 where the set is not finished.
     """
     from prep.append import append_sources
+    from prep.engines.choose import count_cores
     from prep.gather import finish_parts
     from prep.part import prepare_part
-    from prep.run import count_cores, prepare
+    from prep.run import prepare
     from prep.upload import sending
 
     in_one_go = not (finish or append or request.part)

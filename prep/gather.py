@@ -7,14 +7,14 @@ from pathlib import Path
 from prep.manifest import summarize, write_manifest
 from prep.planning.plan import Plan, restore_plan
 from prep.planning.settle import refuse_lost_version
-from prep.run import clear_folder, clear_leftovers
-from prep.text.copies import finish_units
 from prep.units.budget import Budget
+from prep.units.cut import finish_units
 from prep.units.ledger import Ledger
-from prep.units.receipts import Receipt, discard_unit, make_folders, plan_path, temporary_folder
-from prep.units.workspace import find_parts, hold_whole
+from prep.units.receipts import Receipt, discard_unit
+from prep.units.workspace import clear_folder, clear_leftovers, find_parts, hold_whole, make_folders
 from shards.disk.durable import hash_file
-from shards.format import MANIFEST, TOKEN_BYTES, TOKENIZER, Manifest, load_json, read_manifest
+from shards.disk.layout import MANIFEST, TOKENIZER, plan_path, temporary_folder
+from shards.format import TOKEN_BYTES, Manifest, load_json, read_manifest
 from shards.screen import Say, format_bytes
 
 MAX_NAMED = 8

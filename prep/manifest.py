@@ -7,21 +7,14 @@ from importlib import metadata
 from pathlib import Path
 
 from prep.planning.plan import Plan
-from prep.text.copies import DUPLICATE, PlacedShard, drop_copies
+from prep.text.copies import PlacedShard
 from prep.text.encoder import load_reference
 from prep.text.gpt2 import END_OF_TEXT
+from prep.units.cut import DUPLICATE, drop_copies
 from prep.units.receipts import Audit, Receipt
 from shards.disk.durable import write_file
-from shards.format import (
-    MANIFEST,
-    SCHEMA_VERSION,
-    SPLITS,
-    TOKENIZER,
-    Json,
-    Manifest,
-    make_manifest,
-    read_manifest,
-)
+from shards.disk.layout import MANIFEST, TOKENIZER
+from shards.format import SCHEMA_VERSION, SPLITS, Json, Manifest, make_manifest, read_manifest
 from shards.screen import format_bytes, format_count, format_seconds
 from shards.tokenizer import make_self_test
 

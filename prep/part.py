@@ -6,14 +6,11 @@ files among it, so it may be killed and started again at any time. prep/gather.p
 
 from prep.planning.settle import share_plan
 from prep.request import Request
-from prep.run import do_units, remove
-from prep.text.copies import dedup_folder
+from prep.run import do_units
 from prep.units.budget import Budget
 from prep.units.ledger import Ledger
-from prep.units.receipts import make_folders, temporary_folder
-from prep.units.workspace import hold_part
-from shards.edit.part import Part
-from shards.format import MANIFEST
+from prep.units.workspace import clear_part, hold_part, make_folders
+from shards.disk.layout import MANIFEST, dedup_folder
 from shards.screen import Say
 
 
@@ -44,11 +41,3 @@ def prepare_part(request: Request, say: Say) -> None:
         f"part {part} is done; when all parts 0 to {part.count - 1} are: "
         f"velocity prep --out {request.place} --finish"
     )
-
-
-def clear_part(request: Request, part: Part) -> None:
-    """Remove the unfinished files that a killed process of this part left."""
-    for leftover in temporary_folder(request.out).iterdir():
-        unit = leftover.name.partition("-")[0]
-        if unit.isdigit() and int(unit) % part.count == part.number:
-            remove(leftover)

@@ -7,31 +7,27 @@ prepare(request)
     manifest    written last
 """
 
-import os
-import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
-from prep.engines.local import RunJobs, run_jobs
-from prep.engines.prefetch import MAX_THREADS, FetchFiles, fetch_files, prefetch_units
+from prep.engines.choose import Engine, choose_engine
+from prep.engines.prefetch import prefetch_units
 from prep.engines.progress import Goal, ProgressLine
 from prep.manifest import summarize, write_manifest
 from prep.planning.forecast import Forecast, check_disk, forecast_run
 from prep.planning.plan import Plan
 from prep.planning.settle import settle_plan
-from prep.request import Request
-from prep.text.copies import finish_units
-from prep.text.encoder import ENCODERS, choose_encoder
+from prep.request import ENCODERS, Request
+from prep.text.encoder import choose_encoder
 from prep.text.gpt2 import END_OF_TEXT
 from prep.units.budget import Budget
+from prep.units.cut import finish_units
 from prep.units.ledger import Ledger
-from prep.units.receipts import downloads_folder, has_receipt, make_folders, temporary_folder
+from prep.units.receipts import has_receipt
 from prep.units.work import UnitJob
-from prep.units.workspace import hold_whole
-from shards.format import MANIFEST, Manifest, read_manifest
+from prep.units.workspace import clear_folder, clear_leftovers, hold_whole, make_folders
+from shards.disk.layout import MANIFEST, downloads_folder, temporary_folder
+from shards.format import Manifest, read_manifest
 from shards.screen import Say, format_bytes, format_count
 
 
@@ -67,36 +63,6 @@ def prepare_locked(request: Request, say: Say, started: float) -> Manifest:
     return manifest
 
 
-def clear_leftovers(out: Path) -> None:
-    """Remove what workers left that were stopped because the set was full."""
-    for folder in (temporary_folder(out), downloads_folder(out)):
-        clear_folder(folder)
-
-
-def clear_folder(folder: Path) -> None:
-    """Remove all that lies in a folder of prep's own."""
-    for leftover in folder.iterdir():
-        remove(leftover)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)  # A download may be on its last breath there.
-    else:
-        path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What does the units and what fetches their files, and how many of each at a time."""
-
-    run: RunJobs
-    workers: int
-    fetch: FetchFiles = fetch_files
-    max_fetches: int = MAX_THREADS
-
-
 def do_units(request: Request, plan: Plan, ledger: Ledger, say: Say) -> int:
     """Say what will be done, and do it; returns how many workers did it."""
     engine = choose_engine(request)
@@ -111,18 +77,6 @@ def do_units(request: Request, plan: Plan, ledger: Ledger, say: Say) -> int:
         say(f"{ENCODERS[0]} is not installed; {encoder} encodes instead, the same ids, more slowly")
     run_units(request, plan, ledger, encoder, engine)
     return engine.workers
-
-
-def choose_engine(request: Request) -> Engine:
-    """What was asked for, ready to work."""
-    if request.engine == "local":
-        workers = request.workers or count_cores()
-        return Engine(partial(run_jobs, workers=workers), workers)
-    from prep.engines.ray_cluster import connect, fetch_by_task, run_tasks
-
-    cores = connect(request.ray_address)
-    workers = request.workers or cores
-    return Engine(partial(run_tasks, workers=request.workers), workers, fetch_by_task, workers + 2)
 
 
 def announce(request: Request, plan: Plan, undone: list[int], forecast: Forecast, say: Say) -> None:
@@ -182,10 +136,3 @@ def run_units(request: Request, plan: Plan, ledger: Ledger, encoder: str, engine
                     prefetch.release(receipt.unit)
     finally:
         line.finish()
-
-
-def count_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -11,26 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prep.planning.plan import Policy
-from prep.request import Request
-from prep.units.receipts import parse_receipt, plan_path, work_folder
+from prep.request import Policy, Request
+from prep.units.receipts import parse_receipt
+from shards.disk.layout import MANIFEST, plan_path, receipts_folder
 from shards.disk.url import is_url, restore_url, show_url
-from shards.exchange.push import (
-    UPLOAD,
-    LocalFile,
-    Note,
-    is_there,
-    list_shard,
-    name_plan,
-    push_shards,
-    read_note,
-    refuse,
-    send_file,
-    write_note,
-)
+from shards.exchange.claim import UPLOAD, Note, name_plan, read_note, refuse, write_note
+from shards.exchange.push import LocalFile, is_there, list_shard, push_shards, send_file
 from shards.exchange.storage import Storage, StorageError, open_storage
 from shards.exchange.transfer import Meter, Stopped, keep_trying, transfer_all
-from shards.format import MANIFEST, Shard, load_json
+from shards.format import Shard, load_json
 from shards.screen import Say
 
 LOOK_SECONDS = 1.0
@@ -154,7 +143,7 @@ class Upload:
 
     def send_new(self) -> None:
         """Send the shards of the receipts that were not there before."""
-        receipts = sorted((work_folder(self.folder) / "units").glob("*.json"))
+        receipts = sorted(receipts_folder(self.folder).glob("*.json"))
         for path in receipts:
             if path.name not in self.sent:
                 receipt = parse_receipt(load_json(path))

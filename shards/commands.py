@@ -142,7 +142,7 @@ def pull(
     workers: Annotated[int, typer.Option(help="Files at a time.")] = 8,
 ) -> None:
     """Bring a set from object storage to the local disk, verified. The same again goes on."""
-    from shards.edit.part import parse_part
     from shards.exchange.pull import pull_shards
+    from shards.part import parse_part
 
     pull_shards(url, folder, say, split, parse_part(part) if part else None, workers)

@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shards.format import TOKEN_BYTES, Manifest, Shard, read_manifest
-
-Tokens = npt.NDArray[np.uint16]
+from shards.format import TOKEN_BYTES, Manifest, Shard, Tokens, read_manifest
 
 
 class TokenStream:

@@ -6,11 +6,9 @@ folder always means a whole file. How documents are dealt to batches does not ch
 
 import hashlib
 import os
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,28 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.disk.durable import hash_file, sync_folder
-from shards.format import Shard
-
-Tokens = npt.NDArray[np.uint16]
-
-SIDECAR_SCHEMA = pa.schema(
-    [
-        ("start", pa.uint64()),  # in tokens, of this .bin
-        ("num_tokens", pa.uint64()),  # <|endoftext|> included
-        ("source_file", pa.string()),
-        ("source_row", pa.uint64()),
-        ("url", pa.string()),
-        ("doc_hash", pa.binary(16)),  # the first half of the sha256 of the text's UTF-8
-    ]
+from shards.format import Shard, Tokens
+from shards.sidecar import (
+    BLOCK_CHECKSUMS,
+    ROW_GROUP_DOCUMENTS,
+    SIDECAR_SCHEMA,
+    BlockChecksums,
+    count_tokens,
 )
-# What the writer is given of each document: all but where its tokens come to lie.
-ROWS_SCHEMA = SIDECAR_SCHEMA.remove(0)
-# Rows a row group: what trace reads to find one document. Also the unit of writing, so that
-# the file's bytes do not depend on how the documents came.
-ROW_GROUP_DOCUMENTS = 65_536
-# A checksum for each MiB of a .bin lies in the sidecar's metadata, so verify can say where.
-BLOCK_BYTES = 1 << 20
-BLOCK_CHECKSUMS = b"crc32_per_mib"
 
 
 @dataclass(frozen=True)
@@ -180,41 +164,6 @@ class OpenShard:
         self.num_pending = size - stop
 
 
-class BlockChecksums:
-    """crc32 of each MiB of a byte stream that comes in pieces of any size."""
-
-    def __init__(self) -> None:
-        self.checksums: list[int] = []
-        self.current = 0
-        self.filled = 0
-
-    def update(self, view: memoryview) -> None:
-        """Add the next bytes."""
-        while view:
-            piece = view[: BLOCK_BYTES - self.filled]
-            self.current = zlib.crc32(piece, self.current)
-            self.filled += len(piece)
-            view = view[len(piece) :]
-            if self.filled == BLOCK_BYTES:
-                self._end_block()
-
-    def finish(self) -> str:
-        """The checksums, eight hexadecimal digits each, one after the other."""
-        if self.filled:
-            self._end_block()
-        return "".join(f"{checksum:08x}" for checksum in self.checksums)
-
-    def _end_block(self) -> None:
-        self.checksums.append(self.current)
-        self.current, self.filled = 0, 0
-
-
-def count_tokens(rows: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """The tokens of each document, <|endoftext|> included."""
-    sizes: npt.NDArray[np.int64] = rows.column("num_tokens").to_numpy().astype(np.int64)
-    return sizes
-
-
 def join_runs(tokens: Tokens, ends: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> Tokens:
     """The tokens of the chosen documents, which end at `ends`; neighbours are copied in one go."""
     if chosen.all():
@@ -231,9 +180,3 @@ def commit_shards(written: list[WrittenShard], folder: Path) -> None:
         for name in (entry.shard.sidecar, entry.shard.name):
             os.replace(entry.folder / name, folder / name)
     sync_folder(folder)
-
-
-def read_block_checksums(metadata: dict[bytes, Any]) -> list[int]:
-    """The crc32 of each MiB of a .bin, from its sidecar's metadata."""
-    digits = metadata[BLOCK_CHECKSUMS].decode("ascii")
-    return [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]

@@ -156,7 +156,8 @@ def arm(moment: int | None) -> list[int]:
 
 def find_whole_set(folder: Path) -> str | None:
     """The dataset_id of the set in `folder`, all of whose files have their sizes; None: no set."""
-    from shards.format import MANIFEST, read_manifest
+    from shards.disk.layout import MANIFEST
+    from shards.format import read_manifest
 
     if not (folder / MANIFEST).exists():
         return None

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.config import Config, load_config
+from train.config import Config
 from train.loop import Outcome, train
+from train.settings import load_config
 
 SMALL = {
     "model.hidden_size": 16,

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from prep.append import append_sources
-from prep.planning.plan import Policy
-from prep.request import Request
+from prep.request import Policy, Request
 from prep.units.receipts import Audit
 from shards.edit.remove import Wanted, find_documents
 from shards.format import Manifest, make_manifest, read_manifest

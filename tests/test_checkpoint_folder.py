@@ -12,16 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from model.checkpoints.folder import (
-    CheckpointError,
-    find_checkpoint,
-    list_checkpoints,
-    load_model,
-    save_model,
-    seal,
-    verify,
-)
+from model.checkpoints.folder import load_model, save_model
 from model.checkpoints.original import convert_seed, is_seed_checkpoint, load_seed_model
+from model.checkpoints.seal import CheckpointError, find_checkpoint, list_checkpoints, seal, verify
 from model.config import ModelConfig
 from model.transformer import Transformer
 from tests.tiny import CONFIG, SENTENCES, TOKENIZER_JSON, make_model, make_tokenizer

@@ -6,15 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from train.config import (
-    Config,
-    TrainingConfig,
-    config_from_dict,
-    config_to_dict,
-    list_named_configs,
-    load_config,
-)
+from train.config import Config, TrainingConfig
 from train.schedule import learning_rate
+from train.settings import config_from_dict, config_to_dict, list_named_configs, load_config
 
 # The original VelocityLM's settings file, key for key.
 SEED_YAML = """

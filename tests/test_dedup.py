@@ -175,7 +175,7 @@ def test_nothing_is_encoded_again_after_a_kill_in_the_middle(
     out = tmp_path / "shards"
     stop_before_dedup(out, source, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr("prep.text.copies.sync_folder", stop_on(out))
+        patch.setattr("prep.units.cut.sync_folder", stop_on(out))
         with pytest.raises(RuntimeError, match="stopped here"):
             prepare_quietly(out, source, dedup="exact", **OPTIONS)
     assert list((out / ".prep/dedup").glob("*.json")) != []

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep.planning.plan import Source, find_sources
 from prep.sources.documents import Documents, Piece, read_documents
+from prep.sources.local import Source, find_sources
 from prep.sources.stamp import check_stamp, take_stamp
 from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
@@ -246,7 +246,7 @@ def test_a_file_that_is_garbage_because_it_changed_is_told_as_changed(
         path.write_text("no JSON\n")
         return found
 
-    monkeypatch.setattr("prep.planning.plan.find_sources", find_and_change)
+    monkeypatch.setattr("prep.sources.local.find_sources", find_and_change)
     with pytest.raises(ValueError, match=r"a.jsonl: was changed during the run \(had"):
         prepare_quietly(tmp_path / "shards", path)
 

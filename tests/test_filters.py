@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from prep.planning.plan import Policy
+from prep.request import Policy
 from prep.text.filters import Filter
 from prep.units.receipts import Audit
+from shards.documents import Sidecars
 from shards.format import Manifest, read_manifest
-from shards.inspect.trace import Sidecars
 from shards.reader import open_shards
 from tests.texts import make_texts, prepare_quietly
 

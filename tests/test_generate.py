@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from transformers import AutoModelForCausalLM
 
-from model.checkpoints.folder import CheckpointError, save_model, seal
+from model.checkpoints.folder import save_model
+from model.checkpoints.seal import CheckpointError, seal
+from model.decode.generator import Generator, Settings
 from model.decode.text_stream import TextStream
-from model.generate import Generator, Settings, load_generator
+from model.generate import load_generator
 from tests.test_checkpoint_folder import flip_byte, write_seed_checkpoint
 from tests.tiny import CONFIG, SENTENCES, TOKENIZER_JSON, make_model, make_tokenizer
 

@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from prep.sources import hub_requests
-from prep.sources.hub import HubDataset, HubError, HubFile, download, resolve
+from prep.sources.hub import HubError, resolve
+from prep.sources.hub_files import HubDataset, HubFile, download
 from prep.sources.hub_requests import Retry, read_wait
 from tests.hub_server import STALL_SECONDS, Fault, HubServer, changed_environment
 

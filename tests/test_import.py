@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from prep.foreign.files import find_path
+from shards.documents import Sidecars
 from shards.format import read_manifest
 from shards.inspect.show import decode_document
-from shards.inspect.trace import Sidecars
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
 from tests.foreign import (

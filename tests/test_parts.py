@@ -19,12 +19,12 @@ from cli import app
 from prep.gather import finish_parts
 from prep.part import prepare_part
 from prep.planning import settle
-from prep.planning.plan import Policy, plan_local_files, restore_plan
-from prep.request import Request
+from prep.planning.plan import plan_local_files, restore_plan
+from prep.request import Policy, Request
 from prep.units.workspace import hold_part, hold_whole
 from shards.disk.lock import acquire, hold
-from shards.edit.part import Part, parse_part
 from shards.format import Manifest, read_manifest
+from shards.part import Part, parse_part
 from tests.hub_server import HubServer
 from tests.test_hub_prep import NAMES, hub, run_prep
 from tests.texts import (

@@ -9,13 +9,15 @@ import pytest
 
 from prep.engines.prefetch import Prefetch
 from prep.planning.forecast import check_disk, count_units_on_disk, forecast_run
-from prep.planning.plan import Plan, Policy, plan_hub_dataset, stored_hub_dataset
+from prep.planning.plan import Plan, plan_hub_dataset, stored_hub_dataset
 from prep.planning.sample import choose_sample, sample_dataset
-from prep.sources.hub import HubDataset, HubFile
+from prep.request import Policy
+from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.hub_requests import Retry, ask
 from prep.units.budget import Budget
 from prep.units.ledger import Ledger
-from prep.units.receipts import Audit, Receipt, make_folders
+from prep.units.receipts import Audit, Receipt
+from prep.units.workspace import make_folders
 from tests.texts import make_texts, prepare_quietly, write_jsonl
 
 WAIT_SECONDS = 10.0

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prep.planning.plan import Policy, Source, choose_unit_bytes, find_sources
+from prep.planning.plan import choose_unit_bytes
+from prep.request import ENCODERS, Policy
 from prep.run import Request, prepare
+from prep.sources.local import Source, find_sources
 from prep.text import encoder
 from prep.units.receipts import Audit
+from shards.documents import Sidecars
 from shards.format import Manifest, read_manifest
-from shards.inspect.trace import Sidecars
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
 from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
@@ -473,7 +475,7 @@ def test_an_encoder_that_differs_from_the_reference_stops_the_run(
     prepare_quietly(tmp_path / "shards", path, validation_fraction="0", encoder="tokenizers")
 
 
-@pytest.mark.parametrize("name", encoder.ENCODERS)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_a_batch_without_a_document_to_keep_is_no_error(tmp_path: Path, name: str) -> None:
     if name == "fastokens":
         pytest.importorskip("fastokens")

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from prep.engines import ray_cluster
-from prep.planning.plan import Policy
-from prep.request import Request
+from prep.request import Policy, Request
 from prep.run import prepare
 from shards.format import read_manifest
 from tests.hub_server import HubServer

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from cli import app
 from prep.units.receipts import Audit
+from shards.documents import Sidecars
 from shards.edit.remove import Wanted, collect_wanted, find_documents, remove_documents
 from shards.edit.versions import begin_version, finish_version
 from shards.exchange.pull import pull_shards
 from shards.exchange.push import push_shards
 from shards.format import read_manifest
-from shards.inspect.trace import Sidecars
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
 from tests.killed import hash_files, kill_often

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.edit.rewrite import BLANK_HASH, Rewriter, Rewritten, make_rewriter, read_pieces
+from shards.documents import read_pieces
+from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter
 from shards.format import Shard
 from shards.inspect.verify import verify_sidecar, verify_tokens
+from shards.sidecar import BLANK_HASH, ROWS_SCHEMA, SIDECAR_SCHEMA, count_tokens
 from shards.tokenizer import load_tokenizer
-from shards.writer import ROWS_SCHEMA, SIDECAR_SCHEMA, ShardWriter, WrittenShard, count_tokens
+from shards.writer import ShardWriter, WrittenShard
 from tests.texts import make_texts, prepare_quietly, write_parquet
 
 
@@ -62,7 +64,7 @@ def test_cut_and_blank_are_what_lists_give(
     kind: str,
     piece_tokens: int,
 ) -> None:
-    monkeypatch.setattr("shards.edit.rewrite.PIECE_TOKENS", piece_tokens)
+    monkeypatch.setattr("shards.documents.PIECE_TOKENS", piece_tokens)
     tokenizer = load_tokenizer(finished_set / "tokenizer.json")
     for keeps_places in (False, True):
         work = tmp_path / str(keeps_places)
@@ -174,8 +176,8 @@ def make_rows(sizes: np.ndarray) -> pa.RecordBatch:
 def test_a_damaged_shard_gets_no_new_checksum(
     finished_set: Path, tmp_path: Path, name: str
 ) -> None:
-    from shards.edit.rewrite import find_sidecar_hash
     from shards.format import read_manifest
+    from shards.sidecar import find_sidecar_hash
 
     folder = Path(shutil.copytree(finished_set, tmp_path / "shards"))
     content = bytearray((folder / name).read_bytes())

@@ -14,7 +14,8 @@ import pytest
 from shards.format import hash_canonical, read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import TokenStream, open_shards
-from shards.writer import ROWS_SCHEMA, ShardWriter, commit_shards
+from shards.sidecar import ROWS_SCHEMA
+from shards.writer import ShardWriter, commit_shards
 from tests.texts import make_texts, prepare_quietly, write_parquet
 
 

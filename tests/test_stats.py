@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from cli import app
 from prep.append import append_sources
-from prep.planning.plan import Policy
-from prep.request import Request
+from prep.request import Policy, Request
+from shards.documents import Sidecars
 from shards.edit.remove import Wanted, find_documents, remove_documents
 from shards.format import Shard, read_manifest
 from shards.inspect import duplicates, lengths, stats
@@ -23,11 +23,10 @@ from shards.inspect.duplicates import RepeatFinder, count_duplicates
 from shards.inspect.plot import check_plot, plot_stats
 from shards.inspect.stats import REMOVED, describe_json, measure_set
 from shards.inspect.table import describe_stats
-from shards.inspect.trace import Sidecars
 from shards.reader import open_shards
-from shards.token_bytes import escape_token, read_token_bytes
-from shards.tokenizer import load_tokenizer
-from shards.writer import ROWS_SCHEMA, ShardWriter, commit_shards
+from shards.sidecar import ROWS_SCHEMA
+from shards.tokenizer import escape_token, load_tokenizer, read_token_bytes
+from shards.writer import ShardWriter, commit_shards
 from tests.texts import make_texts, prepare_quietly, write_parquet
 
 COPIES = ["one text, several times 北京", "another"]

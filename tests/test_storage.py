@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from cli import app
 from shards.disk.url import restore_url, show_url
-from shards.edit.part import Part, parse_part
 from shards.exchange.packing import DamagedError, pack, unpack
 from shards.exchange.pull import pull_shards
 from shards.exchange.push import push_shards
 from shards.exchange.storage import open_storage
 from shards.format import hash_canonical, read_manifest
 from shards.inspect.verify import verify_shards
+from shards.part import Part, parse_part
 from shards.reader import open_shards
 from tests.s3_server import S3Server
 from tests.stored import (
@@ -290,22 +290,22 @@ def test_an_edited_manifest_or_one_that_leads_elsewhere_is_refused(
 def test_passing_faults_are_survived_and_lasting_ones_told(
     finished_set: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shards.exchange import pull
+    from shards.exchange import fetch
     from shards.exchange.storage import StorageError
 
     push_shards(finished_set, url, ignore)
-    copy_file, faults = pull.copy_file, iter(range(10))
+    copy_file, faults = fetch.copy_file, iter(range(10))
 
     def copy_with_faults(*arguments: object) -> str | None:
         if next(faults, None) is not None:
             raise StorageError("the line was cut")
         return copy_file(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pull, "copy_file", copy_with_faults)
+    monkeypatch.setattr(fetch, "copy_file", copy_with_faults)
     pull_shards(url, tmp_path / "pulled", ignore)
     assert files_of(tmp_path / "pulled") == files_of(finished_set)
 
-    monkeypatch.setattr(pull, "copy_file", lambda *_: (_ for _ in ()).throw(StorageError("cut")))
+    monkeypatch.setattr(fetch, "copy_file", lambda *_: (_ for _ in ()).throw(StorageError("cut")))
     with pytest.raises(StorageError, match="cut"):
         pull_shards(url, tmp_path / "again", ignore)
 

@@ -7,8 +7,8 @@ from shutil import copytree
 import pytest
 
 from shards.disk.durable import write_file
+from shards.disk.lock import lock_set
 from shards.edit.remove import Wanted, find_documents, remove_documents
-from shards.edit.versions import lock_set
 from shards.exchange.pull import pull_shards
 from shards.exchange.push import push_shards
 from shards.exchange.storage import open_storage

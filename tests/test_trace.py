@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.documents import Sidecars
 from shards.edit.versions import find_version
 from shards.inspect.show import choose_documents, decode_document
-from shards.inspect.trace import Sidecars
 from shards.reader import open_shards
 from tests.runs import make_config, run_small
 from tests.texts import make_texts, prepare_quietly, write_parquet
 from train.checkpoints.history import Stretch
-from train.config import load_config
+from train.settings import load_config
 from train.tracing.steps import (
     describe_documents,
     describe_steps,

@@ -7,11 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prep.planning.plan import Policy
-from prep.request import Request
+from prep.request import Policy, Request
 from prep.run import prepare
+from shards.documents import Sidecars
 from shards.format import Manifest
-from shards.inspect.trace import Sidecars
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
 

@@ -11,7 +11,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from train.config import Config, list_named_configs, load_config
+from train.config import Config
+from train.settings import list_named_configs, load_config
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:

@@ -9,8 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.checkpoints.folder import load_model, save_model
 from model.transformer import Transformer
+from shards.disk.layout import TOKENIZER
 from shards.edit.versions import keeps_places
-from shards.format import TOKENIZER
 from shards.order import SampleOrder
 from shards.reader import Shards, open_shards
 from shards.screen import Say

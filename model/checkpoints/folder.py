@@ -28,25 +28,10 @@ from model.checkpoints.seal import (
     TOKENIZER_CONFIG,
     WEIGHTS,
     CheckpointError,
-    find_checkpoint,
-    list_checkpoints,
     read_json,
-    seal,
-    verify,
 )
 from model.config import ModelConfig
 from model.transformer import Transformer
-
-__all__ = [
-    "CheckpointError",
-    "build_model",
-    "find_checkpoint",
-    "list_checkpoints",
-    "load_model",
-    "save_model",
-    "seal",
-    "verify",
-]
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"  # The embedding again, so it is not saved.

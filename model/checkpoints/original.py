@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoints.folder import CheckpointError, build_model, save_model, seal
-from model.checkpoints.seal import CONFIG, SEED_WEIGHTS, read_json
+from model.checkpoints.folder import build_model, save_model
+from model.checkpoints.seal import CONFIG, SEED_WEIGHTS, CheckpointError, read_json, seal
 from model.config import ModelConfig
 from model.transformer import Transformer
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TextIO
 
 from model.decode.draft import Completion
+from model.decode.generator import LONE_SURROGATES, Generator, Settings
 from model.decode.text_stream import REPLACEMENT
-from model.generate import LONE_SURROGATES, Generator, Settings
 
 STANDARD_INPUT = "-"
 

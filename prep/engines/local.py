@@ -16,34 +16,26 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import Protocol
 
+from prep.engines.contract import (
+    MAX_ATTEMPTS,
+    NUM_COUNTERS,
+    Counters,
+    NextJob,
+    Tick,
+    flatten,
+    keep_to_one_core,
+    make_report,
+)
 from prep.units.receipts import Receipt
-from prep.units.work import Report, UnitJob, process_unit
+from prep.units.work import UnitJob, process_unit
 
-MAX_ATTEMPTS = 3
 POLL_SECONDS = 0.2
-# Counters of a unit: documents read, tokens written, bytes of text read. They are shared with the
-# parent without a lock: each has one writer, and a reader that is late is no worse for it.
-NUM_COUNTERS = 3
-
-Counters = MutableSequence[int]
-NextJob = Callable[[set[int]], UnitJob | None]
-Tick = Callable[[Counters], None]
-
-
-class RunJobs(Protocol):
-    """An engine that is told where and how wide it works: yields the receipts of `next_job`'s jobs.
-
-    `tick` is called with the counters of all units a few times a second.
-    """
-
-    def __call__(self, next_job: NextJob, *, num_units: int, tick: Tick) -> Iterator[Receipt]: ...
 
 
 def run_jobs(next_job: NextJob, workers: int, num_units: int, tick: Tick) -> Iterator[Receipt]:
@@ -178,32 +170,9 @@ def work(connection: Connection, counters: Counters) -> None:
             connection.send(error if isinstance(error, ValueError | OSError) else flatten(error))
 
 
-def keep_to_one_core() -> None:
-    """Let the encoders start no threads: each of N workers would start one for every core."""
-    os.environ["RAYON_NUM_THREADS"] = "1"
-    os.environ["FASTOKENS_BPE_THREADS"] = "1"
-
-
-def flatten(error: Exception) -> Exception:
-    """An error that survives the way to the parent, whatever it held."""
-    return RuntimeError(f"{type(error).__name__}: {error}")
-
-
 def exit_with_parent() -> None:
     """End this process when its parent has died, so that nobody writes for nobody."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
-
-
-def make_report(counters: Counters, unit: int, tick: Tick | None = None) -> Report:
-    """What a unit's work calls to say how far it is."""
-    first = unit * NUM_COUNTERS
-
-    def report(documents: int, tokens: int, text_bytes: int) -> None:
-        counters[first], counters[first + 1], counters[first + 2] = documents, tokens, text_bytes
-        if tick:
-            tick(counters)
-
-    return report

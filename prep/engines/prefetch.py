@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from prep.planning.plan import Plan
-from prep.sources.hub import HubDataset, download, remove_files
+from prep.sources.hub_files import HubDataset, download, remove_files
 from prep.sources.hub_requests import PATIENT, Retry
 from prep.units.ledger import Ledger
 

@@ -15,12 +15,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
-from prep.engines.local import MAX_ATTEMPTS, NUM_COUNTERS, NextJob, Tick, flatten, keep_to_one_core
+from prep.engines.contract import (
+    MAX_ATTEMPTS,
+    NUM_COUNTERS,
+    NextJob,
+    Tick,
+    flatten,
+    keep_to_one_core,
+)
 from prep.engines.prefetch import fetch_files
-from prep.sources.hub import HubDataset
+from prep.sources.hub_files import HubDataset
 from prep.sources.hub_requests import PATIENT, Retry
-from prep.units.receipts import Receipt, read_receipt, temporary_folder
+from prep.units.receipts import Receipt, read_receipt
 from prep.units.work import UnitJob, process_unit
+from shards.disk.layout import temporary_folder
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 10.0

@@ -14,7 +14,7 @@ from prep.foreign.files import INSTEAD, ForeignFile, is_next
 from prep.text.gpt2 import END_OF_TEXT, VOCAB_SIZE
 from shards.disk.durable import hash_file
 from shards.exchange.megatron import Index
-from shards.writer import Tokens
+from shards.format import Tokens
 
 Int64 = npt.NDArray[np.int64]
 

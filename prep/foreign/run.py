@@ -20,26 +20,33 @@ from prep.foreign.files import ForeignFile, find_files
 from prep.foreign.text import OriginCheck, TextReader
 from prep.manifest import check_conservation, describe_content, describe_environment, summarize
 from prep.planning.forecast import SIDECAR_SHARE
-from prep.planning.plan import Plan, Policy, Source
+from prep.planning.plan import Plan
+from prep.request import Policy
+from prep.sources.local import Source
 from prep.text.batch import EncodedBatch, choose_validation, make_rows
 from prep.text.gpt2 import build_gpt2_json
 from prep.units.budget import Budget
-from prep.units.receipts import Audit, Receipt, work_folder
+from prep.units.receipts import Audit, Receipt
 from shards.disk.durable import commit, hash_file, sync_folder, write_file
-from shards.edit.versions import lock_set
-from shards.format import (
+from shards.disk.layout import (
     MANIFEST,
+    TOKENIZER,
+    import_folder,
+    import_names_path,
+    plan_path,
+)
+from shards.disk.lock import lock_set
+from shards.format import (
     SPLITS,
     TOKEN_BYTES,
-    TOKENIZER,
     Manifest,
+    Tokens,
     load_json,
     make_manifest,
     read_manifest,
 )
-from shards.progress import ReadProgress
-from shards.screen import Say, format_bytes
-from shards.writer import ShardWriter, Tokens, WrittenShard, commit_shards
+from shards.screen import ReadProgress, Say, format_bytes
+from shards.writer import ShardWriter, WrittenShard, commit_shards
 
 
 @dataclass(frozen=True)
@@ -97,25 +104,19 @@ def import_tokens(request: ImportRequest, say: Say) -> Manifest:
     return manifest
 
 
-def import_folder(out: Path) -> Path:
-    """Where files lie until all of them are whole."""
-    return work_folder(out) / "import"
-
-
-def names_path(out: Path) -> Path:
-    """Where the names are noted that files are about to get."""
-    return work_folder(out) / "import.json"
-
-
 def refuse_taken(out: Path) -> None:
     """ValueError where the folder holds what an import would write over."""
     if (out / MANIFEST).exists():
         raise ValueError(f"{out}: holds a set already; choose another --out")
-    if (work_folder(out) / "plan.json").exists():
+    if plan_path(out).exists():
         raise ValueError(
             f"{out}: holds the unfinished set of a velocity prep; choose another --out"
         )
-    ours = set(load_json(names_path(out))["names"]) if names_path(out).exists() else set()
+    ours = (
+        set(load_json(import_names_path(out))["names"])
+        if import_names_path(out).exists()
+        else set()
+    )
     found = {path.name for end in ("bin", "docs.parquet") for path in out.glob(f"*.{end}")}
     if (out / TOKENIZER).exists():
         found.add(TOKENIZER)
@@ -130,11 +131,11 @@ def clear_leftovers(out: Path) -> None:
     """Remove what an import that was killed left in the folder."""
     if import_folder(out).exists():
         shutil.rmtree(import_folder(out))
-    if names_path(out).exists():
-        for name in load_json(names_path(out))["names"]:
+    if import_names_path(out).exists():
+        for name in load_json(import_names_path(out))["names"]:
             (out / Path(name).name).unlink(missing_ok=True)
         sync_folder(out)
-        names_path(out).unlink()
+        import_names_path(out).unlink()
 
 
 def check_disk(out: Path, files: list[ForeignFile]) -> None:
@@ -241,11 +242,11 @@ def finish(
     out, written = request.out, work.written
     text = describe_set(request, files, work, time.monotonic() - started)
     names = [name for entry in written for name in (entry.shard.sidecar, entry.shard.name)]
-    write_file(names_path(out), json.dumps({"names": [*names, TOKENIZER]}) + "\n")
+    write_file(import_names_path(out), json.dumps({"names": [*names, TOKENIZER]}) + "\n")
     commit_shards(written, out)
     commit(work.temporary / TOKENIZER, out / TOKENIZER)
     write_file(out / MANIFEST, text)
-    names_path(out).unlink()
+    import_names_path(out).unlink()
     return read_manifest(out)
 
 

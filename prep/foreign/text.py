@@ -12,9 +12,8 @@ import pyarrow as pa
 from prep.foreign.documents import FoundDocuments, Int64
 from prep.foreign.files import INSTEAD
 from prep.text.batch import HASH_BYTES
-from shards.token_bytes import read_token_bytes
-from shards.tokenizer import load_tokenizer
-from shards.writer import Tokens
+from shards.format import Tokens
+from shards.tokenizer import load_tokenizer, read_token_bytes
 
 # Tokens that are turned into text at a time: more would leave the processor's cache.
 PIECE_TOKENS = 1 << 16

@@ -7,10 +7,10 @@ files and more, and where the data lies makes no difference.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 from typing import Protocol, TypeVar
 
-from prep.sources.hub import HubDataset
+from prep.request import parse_fraction
+from prep.sources.hub_files import HubDataset
 
 
 class Named(Protocol):
@@ -21,23 +21,6 @@ class Named(Protocol):
 
 
 File = TypeVar("File", bound=Named)
-
-
-def parse_fraction(sample: str | None) -> Fraction:
-    """The fraction that --sample names; 1 where it is not given.
-
-    >>> parse_fraction("0.01")
-    Fraction(1, 100)
-    """
-    try:
-        fraction = Fraction(sample or 1)
-    except (ValueError, ZeroDivisionError):
-        fraction = Fraction(0)
-    if not 0 < fraction <= 1:
-        raise ValueError(
-            f"--sample is {sample}; expected a number above 0 and up to 1, such as 0.01"
-        )
-    return fraction
 
 
 def choose_sample(files: Sequence[File], sample: str | None) -> list[File]:

@@ -1,27 +1,27 @@
 """The plan of a folder: made, or found and compared; and the tokenizer that it names."""
 
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import NoReturn
 
-from prep.planning.plan import (
-    Plan,
-    describe_difference,
-    plan_hub_dataset,
-    plan_local_files,
-    stored_hub_dataset,
-)
+from prep.planning.plan import Plan, plan_hub_dataset, plan_local_files, stored_hub_dataset
 from prep.planning.sample import sample_dataset
 from prep.request import Request
-from prep.sources.hub import HubDataset, resolve
+from prep.sources.hub import resolve
+from prep.sources.hub_files import HubDataset
 from prep.text.gpt2 import build_gpt2_json
-from prep.units.receipts import plan_path, temporary_folder, work_folder
-from prep.units.workspace import hold_plan
-from shards.disk.durable import commit, hash_file, sync_folder, write_file
-from shards.edit.versions import VERSIONS
-from shards.format import MANIFEST, TOKENIZER, Json, hash_canonical, load_json
+from prep.units.workspace import hold_plan, write_first
+from shards.disk.durable import hash_file, write_file
+from shards.disk.layout import (
+    MANIFEST,
+    TOKENIZER,
+    VERSIONS,
+    plan_path,
+    receipts_folder,
+    temporary_folder,
+    work_folder,
+)
+from shards.format import Json, hash_canonical, load_json
 from shards.screen import Say
 
 
@@ -82,7 +82,7 @@ def refuse_lost_version(out: Path) -> None:
 
 def has_begun(out: Path) -> bool:
     """Whether anything was done under the plan of this folder."""
-    return any((work_folder(out) / "units").iterdir()) or (out / MANIFEST).exists()
+    return any(receipts_folder(out).iterdir()) or (out / MANIFEST).exists()
 
 
 def refuse_other_plan(out: Path, stored: Json, plan: Plan) -> NoReturn:
@@ -130,18 +130,34 @@ def refuse_foreign_files(out: Path) -> None:
         )
 
 
-def write_first(path: Path, content: str, temporary: Path) -> bool:
-    """Write a file unless there is one, whoever else does so now; whether it was written."""
-    own = temporary / f"{path.name}-{secrets.token_hex(8)}"
-    write_file(own, content)
-    try:
-        os.link(own, path)
-    except FileExistsError:
-        return False
-    except OSError:  # A file system without links. Of two that write at once the last one stays.
-        commit(own, path)
-        return True
-    finally:
-        own.unlink(missing_ok=True)
-    sync_folder(path.parent)
-    return True
+def describe_difference(stored: Json, wanted: Json) -> str:
+    """In one line, how the stored plan differs from the one that the command asks for."""
+    differences = []
+    for key in sorted(stored["policy"].keys() | wanted["policy"].keys()):
+        before, now = stored["policy"].get(key), wanted["policy"].get(key)
+        if before != now:
+            differences.append(f"{key} was {before}, is now {now}")
+    if (stored["hub"] or {}).get("repo") != (wanted["hub"] or {}).get("repo"):
+        before, now = ((plan["hub"] or {}).get("repo", "local files") for plan in (stored, wanted))
+        differences.append(f"source was {before}, is now {now}")
+    else:
+        differences += describe_sources_difference(stored, wanted)
+    if stored["tokenizer_sha256"] != wanted["tokenizer_sha256"]:
+        differences.append("the tokenizer is another one")
+    return "; ".join(differences) or "the units are cut differently"
+
+
+def describe_sources_difference(stored: Json, wanted: Json) -> list[str]:
+    """Which source files came, went or changed their size."""
+    before = {entry[0]: entry[1] for entry in stored["sources"]}
+    now = {entry[0]: entry[1] for entry in wanted["sources"]}
+    differences = [f"{name} is new" for name in now if name not in before]
+    differences += [f"{name} is gone" for name in before if name not in now]
+    differences += [
+        f"{name} had {before[name]:,} bytes, has {now[name]:,}"
+        for name in now
+        if name in before and before[name] != now[name]
+    ]
+    if len(differences) > 3:
+        differences = [*differences[:3], f"and {len(differences) - 3} more files differ"]
+    return differences

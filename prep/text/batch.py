@@ -11,7 +11,9 @@ import pyarrow as pa
 
 from prep.sources.documents import Documents, find_offsets
 from prep.text.encoder import Encoder
-from shards.writer import ROWS_SCHEMA, Tokens, join_runs
+from shards.format import Tokens
+from shards.sidecar import ROWS_SCHEMA
+from shards.writer import join_runs
 
 HASH_BYTES = 16
 # One document in so many is encoded again with the reference.

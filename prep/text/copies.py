@@ -13,12 +13,8 @@ beside them says so, and from there on they only get their names. A copy that is
 the next time, so a killed command begins again and comes to the same end.
 """
 
-import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,17 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from prep.units.receipts import (
-    Audit,
-    Receipt,
-    parse_receipt,
-    receipt_path,
-    temporary_folder,
-    work_folder,
-)
-from shards.disk.durable import commit, naming, sync_folder, write_file
-from shards.edit.rewrite import BLANK_HASH, Rewriter, Rewritten, make_rewriter
-from shards.format import Shard, load_json
+from shards.disk.durable import naming
+from shards.format import Shard
+from shards.sidecar import BLANK_HASH
 
 Int64 = npt.NDArray[np.int64]
 
@@ -48,8 +36,6 @@ DEALT_HASHES = 1 << 20
 ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u8")])
 Entries = np.ndarray[tuple[int], np.dtype[np.void]]
 COLUMN = "doc_hash"
-# The audit's reason.
-DUPLICATE = "duplicate"
 
 
 @dataclass(frozen=True)
@@ -167,128 +153,3 @@ def mark_copies(entries: Entries) -> npt.NDArray[np.bool_]:
     is_copy = np.zeros(len(entries), np.bool_)
     is_copy[near[1:][is_equal]] = True
     return is_copy
-
-
-def drop_copies(
-    out: Path,
-    receipts: Sequence[Receipt],
-    end_of_text: int,
-    earlier: Sequence[PlacedShard] = (),
-    workers: int = 1,
-) -> list[Receipt]:
-    """Write the units that hold copies again without them; all receipts, in plan order.
-
-    The documents of `earlier`, shards of another folder, come before all others. Raises ValueError
-    or OSError where a shard is damaged or the disk is full; the same call then goes on.
-    """
-    placed = [PlacedShard(out, shard) for receipt in receipts for shard in receipt.shards]
-    temporary = temporary_folder(out) / "hashes"
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    temporary.mkdir(parents=True)
-    copies = find_copies([*earlier, *placed], temporary)
-    temporary.rmdir()
-    rewriter = make_rewriter(out, dedup_folder(out), end_of_text, keeps_places=False)
-
-    def drop(receipt: Receipt, first: int) -> Receipt:
-        return drop_from_unit(rewriter, receipt, copies, first)
-
-    firsts = [sum(entry.shard.num_documents for entry in earlier)]
-    for receipt in receipts:
-        firsts.append(firsts[-1] + sum(shard.num_documents for shard in receipt.shards))
-    try:
-        with ThreadPoolExecutor(workers) as threads:
-            following = list(threads.map(drop, receipts, firsts[:-1]))
-    except OSError as error:
-        raise ValueError(
-            f"{out}: a unit could not be written again "
-            f"({os.strerror(error.errno) if error.errno else error}); "
-            "free some disk and run the same command again; what is committed stays"
-        ) from error
-    finish_units(out)
-    return following
-
-
-def drop_from_unit(rewriter: Rewriter, receipt: Receipt, copies: Copies, first: int) -> Receipt:
-    """Write a unit's shards again without their copies; `first` is its first document's number."""
-    rows: dict[Shard, Int64] = {}
-    for shard in receipt.shards:
-        rows[shard] = copies.among(first, shard.num_documents)
-        first += shard.num_documents
-    if not any(map(len, rows.values())):
-        return receipt
-    out = rewriter.folder
-    folder = dedup_folder(out) / f"{receipt.unit:05d}"
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    rewriter = replace(rewriter, temporary=folder)
-    rewritten = {
-        shard: rewriter.rewrite(shard, here, shard.name, receipt.sidecar_sha256[shard.sidecar])
-        for shard, here in rows.items()
-        if len(here)
-    }
-    sync_folder(folder)
-    following = describe_unit(receipt, rewritten)
-    write_file(folder.with_suffix(".json"), json.dumps(asdict(following), indent=1) + "\n")
-    finish_unit(out, receipt.unit)
-    return following
-
-
-def describe_unit(receipt: Receipt, rewritten: dict[Shard, Rewritten]) -> Receipt:
-    """The receipt of a unit whose copies are cut: what they took of the budget stays taken."""
-    shards, hashes = [], dict(receipt.sidecar_sha256)
-    audit = Audit(**asdict(receipt.audit))
-    for shard in receipt.shards:
-        entry = rewritten.get(shard)
-        if entry is None:
-            shards.append(shard)
-            continue
-        del hashes[shard.sidecar]
-        if entry.written:
-            shards.append(entry.written.shard)
-            hashes[shard.sidecar] = entry.written.sidecar_sha256
-        is_train = shard.split == "train"
-        audit.train -= entry.num_documents * is_train
-        audit.validation -= entry.num_documents * (not is_train)
-        audit.text_bytes -= entry.text_bytes
-        audit.dropped[DUPLICATE] = audit.dropped.get(DUPLICATE, 0) + entry.num_documents
-    return replace(
-        receipt,
-        shards=tuple(shards),
-        sidecar_sha256=hashes,
-        audit=audit,
-        cut_documents=receipt.cut_documents + sum(e.num_documents for e in rewritten.values()),
-        cut_tokens=receipt.cut_tokens + sum(e.num_tokens for e in rewritten.values()),
-    )
-
-
-def finish_unit(out: Path, unit: int) -> None:
-    """Give a rewritten unit's files their names, and the unit its receipt; can be repeated."""
-    folder = dedup_folder(out) / f"{unit:05d}"
-    path = folder.with_suffix(".json")
-    before = parse_receipt(load_json(receipt_path(out, unit)))
-    after = parse_receipt(load_json(path))
-    for rewritten in sorted(folder.iterdir()):
-        os.replace(rewritten, out / rewritten.name)
-    for name in {shard.name for shard in before.shards} - {shard.name for shard in after.shards}:
-        (out / name).unlink(missing_ok=True)
-        (out / Shard("", name, 0, 0, "").sidecar).unlink(missing_ok=True)
-    sync_folder(out)
-    commit(path, receipt_path(out, unit))
-    folder.rmdir()
-
-
-def finish_units(out: Path) -> None:
-    """Bring what a kill left to an end: units that were written again whole; others are cleared."""
-    folder = dedup_folder(out)
-    if not folder.exists():
-        return
-    for path in sorted(folder.glob("*.json")):
-        finish_unit(out, int(path.stem))
-    shutil.rmtree(folder)
-
-
-def dedup_folder(out: Path) -> Path:
-    """Where units lie while they are written again."""
-    return work_folder(out) / "dedup"

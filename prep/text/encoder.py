@@ -19,12 +19,11 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from prep.sources.documents import find_offsets
+from shards.format import Tokens
 from shards.tokenizer import load_tokenizer
-from shards.writer import Tokens
 
 Ids = npt.NDArray[np.uint32]
 
-ENCODERS = ("fastokens", "tokenizers")
 
 # Documents that are encoded at a time: few, so that their texts stay in the processor's cache.
 GROUP_DOCUMENTS = 256

@@ -10,7 +10,7 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from shards.token_bytes import map_characters
+from shards.tokenizer import map_characters
 
 VOCAB_SIZE = 50257
 END_OF_TEXT = 50256

@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from prep.units.budget import Budget
-from prep.units.receipts import Receipt, discard_unit, pending_path, read_receipt
+from prep.units.receipts import Receipt, discard_unit, read_receipt
+from shards.disk.layout import pending_path
 
 
 class Ledger:

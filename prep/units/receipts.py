@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prep.units.budget import Budget
 from shards.disk.durable import commit, sync_folder, write_file
+from shards.disk.layout import pending_path, receipt_path, temporary_folder
 from shards.format import TOKEN_BYTES, Json, Shard, load_json
 
 
@@ -68,43 +69,6 @@ class Receipt:
     def num_tokens(self) -> int:
         """Tokens that it took of the budget."""
         return sum(shard.num_tokens for shard in self.shards) + self.cut_tokens
-
-
-def work_folder(folder: Path) -> Path:
-    """Where prep keeps what it needs to go on; not part of the set."""
-    return folder / ".prep"
-
-
-def temporary_folder(folder: Path) -> Path:
-    """Where unfinished files lie."""
-    return work_folder(folder) / "tmp"
-
-
-def downloads_folder(folder: Path) -> Path:
-    """Where files of the Hub lie until their unit is committed."""
-    return work_folder(folder) / "downloads"
-
-
-def make_folders(folder: Path) -> None:
-    """Make the folders that prep works in."""
-    for inner in (work_folder(folder) / "units", temporary_folder(folder)):
-        inner.mkdir(parents=True, exist_ok=True)
-    downloads_folder(folder).mkdir(exist_ok=True)
-
-
-def plan_path(folder: Path) -> Path:
-    """Where the plan lies."""
-    return work_folder(folder) / "plan.json"
-
-
-def receipt_path(folder: Path, unit: int) -> Path:
-    """Where a unit's receipt lies."""
-    return work_folder(folder) / "units" / f"{unit:05d}.json"
-
-
-def pending_path(folder: Path, unit: int) -> Path:
-    """Where a receipt lies until its shards have their names, so that none is without a receipt."""
-    return receipt_path(folder, unit).with_suffix(".pending")
 
 
 def write_pending(folder: Path, receipt: Receipt) -> None:

@@ -12,23 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from prep.planning.plan import Policy
+from prep.request import Policy
 from prep.sources.documents import Documents, Piece, read_documents
-from prep.sources.hub import HubDataset, download, remove_files
+from prep.sources.hub_files import HubDataset, download, remove_files
 from prep.sources.stamp import expect_unchanged
 from prep.text.batch import EncodedBatch, check_encoding, encode_batch
 from prep.text.encoder import load_encoder
 from prep.units.budget import Budget
-from prep.units.receipts import (
-    Audit,
-    Receipt,
-    confirm_pending,
-    downloads_folder,
-    temporary_folder,
-    write_pending,
-)
+from prep.units.receipts import Audit, Receipt, confirm_pending, write_pending
 from shards.disk.durable import advise_writing
-from shards.format import SPLITS, TOKENIZER
+from shards.disk.layout import TOKENIZER, downloads_folder, temporary_folder
+from shards.format import SPLITS
 from shards.writer import ShardWriter, commit_shards
 
 # (documents read, tokens written, bytes of text read) of the unit so far.

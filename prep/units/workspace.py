@@ -8,23 +8,24 @@ Runs of the whole keep parts out, and the other way round: each takes its own lo
 looks at the others', so that of two that start at once one at least sees the other.
 """
 
+import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prep.units.receipts import work_folder
+from prep.request import Request
+from shards.disk.durable import commit, sync_folder, write_file
+from shards.disk.layout import (
+    downloads_folder,
+    parts_folder,
+    receipts_folder,
+    set_lock,
+    temporary_folder,
+)
 from shards.disk.lock import describe_holder, hold, is_held
-from shards.edit.part import Part
-
-
-def whole_lock(out: Path) -> Path:
-    """The lock of a run of the whole set."""
-    return work_folder(out) / "lock"
-
-
-def parts_folder(out: Path) -> Path:
-    """Where the parts' locks lie."""
-    return work_folder(out) / "parts"
+from shards.part import Part
 
 
 def part_lock(out: Path, part: Part) -> Path:
@@ -41,7 +42,7 @@ def find_parts(out: Path) -> list[Part]:
 @contextmanager
 def hold_whole(out: Path) -> Iterator[None]:
     """Work in `out` alone; ValueError where somebody else is at work there."""
-    with hold(whole_lock(out), f"{out}: another velocity prep is at work there"):
+    with hold(set_lock(out), f"{out}: another velocity prep is at work there"):
         refuse_parts(out, find_parts(out))
         yield
 
@@ -51,10 +52,10 @@ def hold_part(out: Path, part: Part) -> Iterator[None]:
     """Work on a part, beside the others of the same count; ValueError where that cannot be."""
     lock = part_lock(out, part)
     with hold(lock, f"{out}: another process is at work on part {part}"):
-        if is_held(whole_lock(out)):
+        if is_held(set_lock(out)):
             raise ValueError(
                 f"{out}: a velocity prep without --part is at work there"
-                f"{describe_holder(whole_lock(out))}; wait for it, or stop it"
+                f"{describe_holder(set_lock(out))}; wait for it, or stop it"
             )
         refuse_parts(out, [other for other in find_parts(out) if other.count != part.count])
         yield
@@ -76,3 +77,55 @@ def refuse_parts(out: Path, parts: list[Part]) -> None:
                 f"{out}: part {part} is at work there{describe_holder(lock)}; "
                 "wait for it, or stop it"
             )
+
+
+def make_folders(folder: Path) -> None:
+    """Make the folders that prep works in."""
+    for inner in (receipts_folder(folder), temporary_folder(folder)):
+        inner.mkdir(parents=True, exist_ok=True)
+    downloads_folder(folder).mkdir(exist_ok=True)
+
+
+def write_first(path: Path, content: str, temporary: Path) -> bool:
+    """Write a file unless there is one, whoever else does so now; whether it was written."""
+    own = temporary / f"{path.name}-{secrets.token_hex(8)}"
+    write_file(own, content)
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        return False
+    except OSError:  # A file system without links. Of two that write at once the last one stays.
+        commit(own, path)
+        return True
+    finally:
+        own.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def clear_part(request: Request, part: Part) -> None:
+    """Remove the unfinished files that a killed process of this part left."""
+    for leftover in temporary_folder(request.out).iterdir():
+        unit = leftover.name.partition("-")[0]
+        if unit.isdigit() and int(unit) % part.count == part.number:
+            remove(leftover)
+
+
+def clear_leftovers(out: Path) -> None:
+    """Remove what workers left that were stopped because the set was full."""
+    for folder in (temporary_folder(out), downloads_folder(out)):
+        clear_folder(folder)
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove all that lies in a folder of prep's own."""
+    for leftover in folder.iterdir():
+        remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)  # A download may be on its last breath there.
+    else:
+        path.unlink(missing_ok=True)

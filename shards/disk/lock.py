@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from shards.disk.durable import naming
+from shards.disk.layout import set_lock
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 # A look whether a lock is held holds it for a moment: wait so long for others who look.
@@ -87,3 +88,16 @@ def describe_holder(path: Path) -> str:
         return f" ({note_path(path).read_text(encoding='utf-8')})"
     except OSError:
         return ""
+
+
+@contextmanager
+def lock_set(folder: Path) -> Iterator[None]:
+    """Be the only process that changes the set; ValueError where another one is at it."""
+    set_lock(folder).parent.mkdir(exist_ok=True)
+    try:
+        with FileLock(set_lock(folder), timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(
+            f"{folder}: another velocity command is changing this set; wait for it, or stop it"
+        ) from None

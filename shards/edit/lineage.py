@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from shards.edit.versions import finish_version, version_path
-from shards.format import MANIFEST, Manifest, load_json, parse_manifest, read_manifest
+from shards.disk.layout import MANIFEST, version_path, work_folder
+from shards.edit.versions import finish_version
+from shards.format import Manifest, load_json, parse_manifest, read_manifest
 
 # How the files of a set end that versions replace.
 ENDINGS = (".bin", ".bin.zst", ".docs.parquet")
@@ -71,7 +72,7 @@ def find_replaced(folder: Path, manifest: Manifest) -> list[str] | None:
     Raises ValueError where another set lies there, or prep is making one.
     """
     if not (folder / MANIFEST).exists():
-        if (folder / ".prep").exists():
+        if work_folder(folder).exists():
             raise ValueError(
                 f"{folder}: velocity prep is making a set there, or was stopped; "
                 "choose a new folder"

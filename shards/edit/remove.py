@@ -13,18 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shards.disk.layout import version_folder
+from shards.documents import Document, make_document, parse_hash
 from shards.edit.lineage import name_ancestors
-from shards.edit.rewrite import BLANK_HASH, Rewriter, Rewritten, find_sidecar_hash, make_rewriter
-from shards.edit.versions import (
-    NextVersion,
-    begin_version,
-    commit_version,
-    name_next,
-    version_folder,
-)
+from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter
+from shards.edit.versions import NextVersion, begin_version, commit_version, name_next
 from shards.format import SPLITS, TOKEN_BYTES, Json, Manifest, Shard, make_manifest
-from shards.inspect.trace import Document, make_document, parse_hash
 from shards.reader import Shards
+from shards.sidecar import BLANK_HASH, find_sidecar_hash
 
 KEEP_PLACES = "keep-places"
 CUT = "cut"

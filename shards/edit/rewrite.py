@@ -7,7 +7,6 @@ A blanked document keeps its row, without URL and hash, so that rows still lie o
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,29 +14,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from shards.disk.durable import hash_file
-from shards.format import TOKENIZER, Manifest, Shard
-from shards.reader import map_shard
-from shards.token_bytes import count_token_bytes, read_token_bytes
-from shards.tokenizer import load_tokenizer
-from shards.writer import (
-    ROW_GROUP_DOCUMENTS,
+from shards.disk.layout import TOKENIZER
+from shards.documents import read_pieces
+from shards.format import Shard, Tokens
+from shards.sidecar import (
+    BLANK_HASH,
     ROWS_SCHEMA,
-    ShardWriter,
-    Tokens,
-    WrittenShard,
+    check_sidecar,
     count_tokens,
-    join_runs,
+    make_damage_error,
 )
+from shards.tokenizer import count_token_bytes, load_tokenizer, read_token_bytes
+from shards.writer import ShardWriter, WrittenShard, join_runs
 
 Int64 = npt.NDArray[np.int64]
 
-# The doc_hash of a blanked document.
-BLANK_HASH = bytes(16)
-# Tokens that are copied at a time; a longer document makes a longer piece.
-PIECE_TOKENS = 1 << 21
 ONE_FILE = 1 << 62
 
 
@@ -118,27 +110,6 @@ def measure_ids(folder: Path, end_of_text: int) -> Int64:
     return sizes
 
 
-def read_pieces(folder: Path, shard: Shard) -> Iterator[tuple[int, Tokens, pa.RecordBatch]]:
-    """A shard's documents in order, some at a time: the first one's number, tokens, rows."""
-    tokens = map_shard(folder, shard)
-    row, position = 0, 0
-    with pq.ParquetFile(folder / shard.sidecar) as file:
-        for batch in file.iter_batches(ROW_GROUP_DOCUMENTS, columns=ROWS_SCHEMA.names):
-            ends = np.cumsum(count_tokens(batch))
-            document, before = 0, 0
-            while document < len(batch):
-                last = int(np.searchsorted(ends, before + PIECE_TOKENS, side="right"))
-                last = max(last, document + 1)
-                after = int(ends[last - 1])
-                piece = tokens[position + before : position + after]
-                yield row + document, piece, batch.slice(document, last - document)
-                document, before = last, after
-            row += len(batch)
-            position += before
-    if (row, position) != (shard.num_documents, shard.num_tokens):
-        raise make_damage_error(folder, shard.sidecar)
-
-
 def blank(
     tokens: Tokens, rows: pa.RecordBatch, chosen: npt.NDArray[np.bool_], end_of_text: int
 ) -> tuple[Tokens, pa.RecordBatch]:
@@ -152,24 +123,3 @@ def blank(
     }
     columns |= {name: pc.if_else(mask, value, columns[name]) for name, value in nothing.items()}
     return blanked, pa.RecordBatch.from_arrays(list(columns.values()), schema=ROWS_SCHEMA)
-
-
-def check_sidecar(folder: Path, shard: Shard, sha256: str | None) -> None:
-    """ValueError where a shard's sidecar is not the one that was written."""
-    path = folder / shard.sidecar
-    if not path.is_file() or (sha256 is not None and hash_file(path) != sha256):
-        raise make_damage_error(folder, shard.sidecar)
-
-
-def make_damage_error(folder: Path, name: str) -> ValueError:
-    """What is said where a file that should be copied is damaged."""
-    return ValueError(
-        f"{folder / name}: is missing or damaged, and nothing was changed; "
-        f"see what else is damaged with: velocity shards verify {folder}"
-    )
-
-
-def find_sidecar_hash(manifest: Manifest, shard: Shard) -> str | None:
-    """The sha256 that a manifest has of a shard's sidecar."""
-    value = manifest.environment.get("sidecar_sha256", {}).get(shard.sidecar)
-    return None if value is None else str(value)

@@ -11,21 +11,22 @@ version, a kill after it leaves one of the two, and the next command goes on to 
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from shards.disk.durable import sync_folder, write_file
-from shards.format import MANIFEST, Json, Manifest, load_json, parse_manifest, read_manifest
-
-VERSIONS = "versions"
-WORK = ".prep"
-NEXT = "next.json"
+from shards.disk.layout import (
+    MANIFEST,
+    VERSIONS,
+    WORK,
+    append_folder,
+    next_path,
+    receipts_folder,
+    version_folder,
+    version_path,
+)
+from shards.format import Json, Manifest, load_json, parse_manifest, read_manifest
 
 
 @dataclass(frozen=True)
@@ -42,33 +43,10 @@ class NextVersion:
     clears: tuple[str, ...] = ()
 
 
-def version_folder(folder: Path) -> Path:
-    """Where the files of a version lie while it is being made."""
-    return folder / WORK / "version"
-
-
-def append_folder(folder: Path) -> Path:
-    """Where sources that will be appended are made into a set first."""
-    return folder / WORK / "append"
-
-
 def has_begun_append(folder: Path) -> bool:
     """Whether any of the sources that will be appended are shards already."""
     inner = append_folder(folder)
-    return (inner / MANIFEST).exists() or any((inner / WORK / "units").glob("*"))
-
-
-@contextmanager
-def lock_set(folder: Path) -> Iterator[None]:
-    """Be the only process that changes the set; ValueError where another one is at it."""
-    (folder / WORK).mkdir(exist_ok=True)
-    try:
-        with FileLock(folder / WORK / "lock", timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(
-            f"{folder}: another velocity command is changing this set; wait for it, or stop it"
-        ) from None
+    return (inner / MANIFEST).exists() or any(receipts_folder(inner).glob("*"))
 
 
 def begin_version(folder: Path) -> Path:
@@ -95,14 +73,14 @@ def commit_version(folder: Path, following: NextVersion) -> Manifest:
     for parent in {(folder / source).parent for source, _ in following.moves}:
         sync_folder(parent)
     version_folder(folder).mkdir(parents=True, exist_ok=True)
-    write_file(version_folder(folder) / NEXT, json.dumps(asdict(following)) + "\n")
+    write_file(next_path(folder), json.dumps(asdict(following)) + "\n")
     finish_version(folder)
     return read_manifest(folder)
 
 
 def finish_version(folder: Path) -> bool:
     """Do what is left of a version whose files are whole; False where there is none."""
-    path = version_folder(folder) / NEXT
+    path = next_path(folder)
     if not path.exists():
         if path.parent.exists():
             shutil.rmtree(path.parent)
@@ -133,13 +111,6 @@ def keep_manifests(folder: Path, following: str) -> None:
         path = version_path(folder, json.loads(text)["dataset_id"])
         if not path.exists():
             write_file(path, text)
-
-
-def version_path(folder: Path, dataset_id: str) -> Path:
-    """Where a copy of a version's manifest lies; ValueError for what is no dataset_id."""
-    if not re.fullmatch(r"[0-9a-f]{64}", dataset_id):
-        raise ValueError(f"{folder}: {dataset_id!r} is no dataset_id of 64 hexadecimal digits")
-    return folder / VERSIONS / f"{dataset_id[:12]}.json"
 
 
 def find_version(folder: Path, manifest: Manifest, dataset_id: str) -> Manifest | None:

@@ -10,17 +10,15 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.disk.durable import commit
-from shards.edit.rewrite import read_pieces
+from shards.documents import read_pieces
 from shards.exchange.megatron import HEADER, MAGIC, UINT16_CODE, VERSION
 from shards.format import SPLITS, TOKEN_BYTES, Shard
-from shards.inspect.duplicates import split_hashes
-from shards.progress import ReadProgress
 from shards.reader import Shards
-from shards.writer import count_tokens
+from shards.screen import ReadProgress
+from shards.sidecar import count_tokens, mark_documents
 
 Counts = npt.NDArray[np.int64]
 
@@ -134,10 +132,3 @@ def read_sizes(shards: Shards, chosen: list[Shard]) -> Iterator[Counts]:
         with pq.ParquetFile(shards.folder / shard.sidecar) as sidecar:
             for batch in sidecar.iter_batches(columns=["num_tokens", "doc_hash"]):
                 yield count_tokens(batch)[mark_documents(batch)]
-
-
-def mark_documents(rows: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-    """Which rows are documents: all but those that were removed and kept their places."""
-    first, rest = split_hashes(rows.column("doc_hash"))
-    marks: npt.NDArray[np.bool_] = (first != 0) | (rest != 0)
-    return marks

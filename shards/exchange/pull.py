@@ -9,58 +9,30 @@ kill, mends a damaged set, and makes a later version of an earlier one. Names co
 checked manifest and never leave the folder.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from shards.disk.durable import commit, hash_file, write_file
+from shards.disk.durable import write_file
+from shards.disk.layout import MANIFEST, TOKENIZER, pull_folder, pull_names_path
+from shards.disk.lock import lock_set
 from shards.disk.url import refuse_url
+from shards.edit.cut import cut_manifest
 from shards.edit.lineage import find_replaced, is_replaceable
-from shards.edit.part import Part, cut_manifest
-from shards.edit.versions import NextVersion, commit_version, lock_set
-from shards.exchange.packing import PACKED, DamagedError, read_chunks, unpack
-from shards.exchange.push import DEFAULT_WORKERS, UPLOAD, read_text
-from shards.exchange.storage import Storage, StorageError, open_storage
-from shards.exchange.transfer import Meter, check_workers, keep_trying, transfer_all
-from shards.format import (
-    MANIFEST,
-    TOKEN_BYTES,
-    TOKENIZER,
-    Manifest,
-    load_json,
-    parse_json,
-    parse_manifest,
-)
+from shards.edit.versions import NextVersion, commit_version
+from shards.exchange.claim import UPLOAD, read_text
+from shards.exchange.fetch import Wanted, fetch_files, has_size, is_whole
+from shards.exchange.packing import PACKED
+from shards.exchange.push import DEFAULT_WORKERS
+from shards.exchange.storage import Storage, open_storage
+from shards.exchange.transfer import check_workers
+from shards.format import TOKEN_BYTES, Manifest, load_json, parse_json, parse_manifest
+from shards.part import Part
 from shards.screen import Say, format_bytes
-
-# Where files lie that are on their way.
-WORK = ".pull"
-# In it: which files get a name in the folder before the manifest is there.
-NAMES = "names.json"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A file of the set: what it must be, and what lies at the URL."""
-
-    name: str
-    num_bytes: int
-    # None where the manifest does not say: sets that others made name no sidecar's hash.
-    sha256: str | None
-    # The object's name: the file's own, or with .zst behind it.
-    stored: str
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether it lies there compressed."""
-        return self.stored != self.name
 
 
 def pull_shards(
@@ -166,7 +138,7 @@ def list_wanted(storage: Storage, manifest: Manifest, listed: dict[str, int]) ->
 
 def check_free(folder: Path, wanted: list[Wanted]) -> None:
     """ValueError where a file of another origin would be written over."""
-    if (folder / MANIFEST).exists() or (folder / WORK).exists():
+    if (folder / MANIFEST).exists() or pull_folder(folder).exists():
         return
     for file in wanted:
         if (folder / file.name).exists() and not is_whole(folder, file):
@@ -178,7 +150,7 @@ def check_free(folder: Path, wanted: list[Wanted]) -> None:
 
 def note_names(folder: Path, wanted: list[Wanted]) -> set[str]:
     """Note which files get a name, so that none is left over; with those of killed pulls."""
-    path = folder / WORK / NAMES
+    path = pull_names_path(folder)
     earlier = load_json(path).get("names", []) if path.exists() else []
     names = {name for name in earlier if is_replaceable(name)}
     names.update(file.name for file in wanted if is_replaceable(file.name))
@@ -189,7 +161,7 @@ def note_names(folder: Path, wanted: list[Wanted]) -> set[str]:
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[Path]:
     """Be the only pull into a folder; gives the place for unfinished files, emptied."""
-    work = folder / WORK
+    work = pull_folder(folder)
     temporary = work / "tmp"
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -213,98 +185,3 @@ def check_space(folder: Path, wanted: list[Wanted]) -> None:
             f"{folder}: {format_bytes(needed)} are to come and {format_bytes(free)} are free; "
             "free some, choose another folder, or take a part with --split or --part"
         )
-
-
-def has_size(folder: Path, file: Wanted) -> bool:
-    """Whether a file lies there with the size that it must have."""
-    path = folder / file.name
-    return path.is_file() and path.stat().st_size == file.num_bytes
-
-
-def is_whole(folder: Path, file: Wanted) -> bool:
-    """Whether a file lies there whole, as far as the manifest says."""
-    return has_size(folder, file) and file.sha256 in (None, hash_file(folder / file.name))
-
-
-def fetch_files(
-    storage: Storage, folder: Path, temporary: Path, wanted: list[Wanted], workers: int
-) -> int:
-    """Fetch all files that are not there whole; returns how many these were.
-
-    Raises ValueError naming the damaged ones when all others are there.
-    """
-    meter = Meter(len(wanted), sum(file.num_bytes for file in wanted))
-    fetched = []
-
-    def work(file: Wanted, meter: Meter) -> str | None:
-        if is_whole(folder, file):
-            meter.add(file.num_bytes, moved=False)
-            return None
-        fault = fetch_file(storage, file, temporary / file.name, meter)
-        if fault is None:
-            commit(temporary / file.name, folder / file.name)
-            fetched.append(file.name)
-        return fault
-
-    faults = list(transfer_all(wanted, work, meter, workers))
-    if faults:
-        raise ValueError(
-            f"{faults[0]} (one of {len(faults):,} damaged files; all others are in {folder}); "
-            "remove it there, and push the set again from where it is whole"
-        )
-    return len(fetched)
-
-
-def fetch_file(storage: Storage, file: Wanted, target: Path, meter: Meter) -> str | None:
-    """Fetch a file to `target`, durably; returns what is wrong with it, if anything.
-
-    A file that comes wrong is fetched once more: it may be the way, and not the object.
-    """
-    fault = None
-    for _ in range(2):
-        fault = keep_trying(lambda: copy_file(storage, file, target, meter), meter)
-        if fault is None:
-            return None
-    target.unlink(missing_ok=True)
-    return f"{storage.name}/{file.stored}: {fault}"
-
-
-def copy_file(storage: Storage, file: Wanted, target: Path, meter: Meter) -> str | None:
-    """Copy and unpack an object once; returns what is wrong with it, if anything."""
-    sha256, size = hashlib.sha256(), 0
-    fault: str | None = "is incomplete"
-    try:
-        with storage.open(file.stored) as source, open(target, "wb") as out:
-            for chunk in unpack(source) if file.is_packed else read_chunks(source):
-                meter.add(len(chunk))
-                size += len(chunk)
-                sha256.update(chunk)
-                out.write(chunk)
-                if size > file.num_bytes:
-                    break
-            out.flush()
-            os.fsync(out.fileno())
-        fault = find_fault(file, size, sha256.hexdigest())
-    except DamagedError as error:
-        fault = str(error)
-    except StorageError:
-        raise
-    except OSError as error:
-        raise ValueError(
-            f"{target}: could not be written ({error.strerror or error}); free some disk and run "
-            "the same command again, what is whole stays"
-        ) from error
-    finally:
-        if fault is not None:
-            meter.take_back(size)
-    return fault
-
-
-def find_fault(file: Wanted, size: int, sha256: str) -> str | None:
-    """What is wrong with a file of this size and sha256, if anything."""
-    if size != file.num_bytes:
-        more = "more than " if size > file.num_bytes else ""
-        return f"has {more}{min(size, file.num_bytes):,} bytes; expected {file.num_bytes:,}"
-    if file.sha256 not in (None, sha256):
-        return "its sha256 is not the manifest's"
-    return None

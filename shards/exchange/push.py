@@ -11,46 +11,30 @@ A file that lies there whole already is not sent again, so the same command goes
 Objects appear when they are whole: by the storage's own rule, and by a rename in plain folders.
 """
 
-import json
 import os
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from shards.disk.durable import hash_file
-from shards.edit.lineage import ENDINGS, is_later, is_replaceable, list_replaced, read_earlier
-from shards.edit.versions import WORK, lock_set
+from shards.disk.layout import MANIFEST, TOKENIZER, set_lock
+from shards.disk.lock import lock_set
+from shards.exchange.claim import UPLOAD, claim, clear_temporaries
 from shards.exchange.packing import PACKED, TRAILER_BYTES, make_trailer, pack, read_chunks
 from shards.exchange.storage import Storage, open_storage
 from shards.exchange.transfer import Meter, check_workers, keep_trying, transfer_all
 from shards.format import (
-    MANIFEST,
     TOKEN_BYTES,
-    TOKENIZER,
     Manifest,
     Shard,
-    load_json,
     parse_json,
     parse_manifest,
     read_manifest,
 )
 from shards.screen import Say, format_bytes
 
-# Where an upload that has not finished says whose it is.
-UPLOAD = "upload.json"
 DEFAULT_WORKERS = 8
-
-
-@dataclass(frozen=True)
-class Note:
-    """upload.json: whose files are on their way, and which go when these are there."""
-
-    # A dataset_id, or a plan's.
-    owner: str
-    replaced: list[str]
 
 
 @dataclass(frozen=True)
@@ -90,7 +74,7 @@ def push_shards(
 @contextmanager
 def lock_source(folder: Path) -> Iterator[None]:
     """Keep other commands from changing the set that is sent, where one may write beside it."""
-    lock = folder / WORK / "lock"
+    lock = set_lock(folder)
     places = [place for place in (lock, lock.parent, folder) if place.exists()]
     if os.access(places[0], os.W_OK):
         with lock_set(folder):
@@ -157,104 +141,6 @@ def check_file(path: Path, num_bytes: int | None, sha256: str | None) -> LocalFi
             f"{path} {state}; see what else is damaged with: velocity shards verify {path.parent}"
         )
     return LocalFile(path, found, sha256)
-
-
-def name_plan(plan_id: str) -> str:
-    """How upload.json calls a set that prep is still making, which has no dataset_id yet."""
-    return f"plan {plan_id}"
-
-
-def find_plan(folder: Path) -> str | None:
-    """The owner's name under which prep sent files of the set in `folder`, if it made it."""
-    path = folder / ".prep" / "plan.json"
-    return name_plan(load_json(path)["plan_id"]) if path.exists() else None
-
-
-def claim(storage: Storage, listed: dict[str, int], manifest: Manifest, folder: Path) -> list[str]:
-    """Make the URL this set's own, before the first of its files is sent.
-
-    Returns the objects that go when the set is complete: those of an earlier version that lay
-    there, or was on its way there. Raises ValueError where another set lies there, or is on its
-    way there.
-    """
-    names = {name for shard in manifest.shards for name in (shard.name, shard.sidecar)}
-    note = read_note(storage, names) if UPLOAD in listed else None
-    earlier: list[Manifest] = []
-    if note is not None:
-        earlier, plan = read_earlier(folder, manifest), find_plan(folder)
-        if note.owner == manifest.dataset_id or (note.owner == plan and not earlier):
-            return note.replaced
-        if note.owner not in (plan, *(version.dataset_id for version in earlier)):
-            refuse(storage, "holds an upload of another set that has not finished")
-    if MANIFEST in listed:
-        found = read_remote_manifest(storage)
-        if found.dataset_id == manifest.dataset_id:
-            if note is None:
-                return []
-        elif not is_later(manifest, found):
-            refuse(storage, f"holds another set (dataset_id {found.dataset_id[:16]})")
-        earlier.append(found)
-    elif note is None:
-        for name in names & {form.removesuffix(PACKED) for form in listed}:
-            refuse(storage, f"holds a file {name} of another origin")
-    old = {name for version in earlier for name in list_replaced(version, manifest)}
-    forms = {form for name in old for form in (name, name + PACKED) if form in listed}
-    replaced = sorted(forms.union(note.replaced if note is not None else ()))
-    write_note(storage, Note(manifest.dataset_id, replaced))
-    return replaced
-
-
-def clear_temporaries(storage: Storage, listed: dict[str, int]) -> None:
-    """Remove what killed uploads left in a plain folder: files that never got their names."""
-    for name in listed:
-        found = re.fullmatch(r"\.(.+)\.\d+\.tmp", name)
-        if found and found[1].endswith((*ENDINGS, MANIFEST, TOKENIZER, UPLOAD)):
-            storage.delete(name)
-
-
-def refuse(storage: Storage, state: str) -> NoReturn:
-    """ValueError for a URL that is taken."""
-    raise ValueError(
-        f"{storage.name}: {state}; nothing is written over, so choose another URL, "
-        "or remove what is there"
-    )
-
-
-def read_remote_manifest(storage: Storage) -> Manifest:
-    """The manifest of the set at a URL, checked."""
-    where = f"{storage.name}/{MANIFEST}"
-    return parse_manifest(parse_json(read_text(storage, MANIFEST), where), where)
-
-
-def read_text(storage: Storage, name: str) -> str:
-    """A small text file."""
-    try:
-        return storage.read_bytes(name).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{storage.name}/{name}: no valid JSON ({error})") from None
-
-
-def read_note(storage: Storage, kept: Collection[str] = ()) -> Note:
-    """What upload.json says; ValueError where a file is to go that is `kept`, or no set's."""
-    where = f"{storage.name}/{UPLOAD}"
-    raw = parse_json(read_text(storage, UPLOAD), where)
-    replaced = raw.get("replaced", [])
-    wrong = [
-        name
-        for name in (replaced if isinstance(replaced, list) else [replaced])
-        if not is_replaceable(name) or name.removesuffix(PACKED) in kept
-    ]
-    if wrong or not isinstance(replaced, list):
-        raise ValueError(
-            f"{where}: says that {[*wrong, replaced][0]!r} is to be deleted, which no upload does; "
-            "it was edited or damaged, so remove it and push again"
-        )
-    return Note(str(raw.get("owner")), replaced)
-
-
-def write_note(storage: Storage, note: Note) -> None:
-    """Write upload.json."""
-    storage.write(UPLOAD, [json.dumps(asdict(note)).encode()])
 
 
 def is_there(storage: Storage, listed: dict[str, int], file: LocalFile) -> bool:

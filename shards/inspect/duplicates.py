@@ -13,14 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.format import Shard
-from shards.progress import ReadProgress
-from shards.writer import count_tokens
+from shards.screen import ReadProgress
+from shards.sidecar import Keys, count_tokens, split_hashes
 
-Keys = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
 
 # Hashes in memory at a time, 8 bytes each; a range is chosen to fill four fifths of it.
@@ -93,13 +91,6 @@ def read_hashes(folder: Path, shards: list[Shard]) -> Iterator[HashBatch]:
                 if not is_document.all():
                     keys, rest, sizes = keys[is_document], rest[is_document], sizes[is_document]
                 yield HashBatch(keys, rest, sizes, shard.split == "validation")
-
-
-def split_hashes(column: pa.Array) -> tuple[Keys, Keys]:
-    """Both halves of each doc_hash; where both are 0, `velocity shards remove` took it out."""
-    halves = np.frombuffer(column.buffers()[1], np.uint64)
-    halves = halves[2 * column.offset :][: 2 * len(column)]
-    return halves[::2], halves[1::2]
 
 
 class RepeatFinder:

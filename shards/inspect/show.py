@@ -1,11 +1,9 @@
 """A set in words: what it holds, and its documents and windows as text."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import pyarrow as pa
-
+from shards.documents import Document, Sidecars, find_documents, match_hash, match_url
 from shards.format import SPLITS, Manifest
-from shards.inspect.trace import Document, Sidecars, match_hash, match_url
 from shards.reader import Shards
 from shards.tokenizer import load_checked_tokenizer
 
@@ -34,15 +32,6 @@ def describe_set(manifest: Manifest) -> Iterator[str]:
     yield f"dropped     {dropped}"
     policy = manifest.content["policy"]
     yield "policy      " + ", ".join(f"{k}={v}" for k, v in policy.items() if v is not None)
-
-
-def find_documents(
-    shards: Shards, matches: Callable[[pa.Table], pa.Array]
-) -> Iterator[tuple[str, Document]]:
-    """The documents whose sidecar rows `matches` marks, each with its split."""
-    for split in SPLITS:
-        for document in Sidecars(shards, split).matching(matches):
-            yield split, document
 
 
 def decode_tokens(shards: Shards, split: str, start: int, count: int) -> str:

@@ -12,14 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from shards.format import SPLITS, Json, Shard
-from shards.inspect.duplicates import Duplicates, count_duplicates, split_hashes
+from shards.format import SPLITS, Json, Shard, Tokens
+from shards.inspect.duplicates import Duplicates, count_duplicates
 from shards.inspect.lengths import PERCENTILES, LengthCounter, Lengths
-from shards.progress import ReadProgress
-from shards.reader import Shards, Tokens, map_shard
-from shards.token_bytes import count_token_bytes, escape_token, read_token_bytes
-from shards.tokenizer import load_checked_tokenizer
-from shards.writer import count_tokens
+from shards.reader import Shards, map_shard
+from shards.screen import ReadProgress
+from shards.sidecar import count_tokens, split_hashes
+from shards.tokenizer import (
+    count_token_bytes,
+    escape_token,
+    load_checked_tokenizer,
+    read_token_bytes,
+)
 
 Counts = npt.NDArray[np.int64]
 

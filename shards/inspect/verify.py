@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.disk.durable import hash_file
-from shards.format import TOKEN_BYTES, TOKENIZER, Manifest, Shard, read_manifest
+from shards.disk.layout import TOKENIZER
+from shards.format import TOKEN_BYTES, Manifest, Shard, read_manifest
 from shards.reader import map_shard
+from shards.sidecar import BLOCK_BYTES, read_block_checksums
 from shards.tokenizer import load_checked_tokenizer
-from shards.writer import BLOCK_BYTES, read_block_checksums
 
 # Small enough to stay in the cache of a core between its three readers.
 READ_TOKENS = 1 << 19

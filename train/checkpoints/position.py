@@ -5,7 +5,8 @@ from pathlib import Path
 
 from shards.format import load_json
 from train.checkpoints.history import History, Stretch
-from train.config import Config, config_from_dict
+from train.config import Config
+from train.settings import config_from_dict
 
 TRAINING_STATE = "training_state.json"
 RUN_CONFIG = "run_config.json"

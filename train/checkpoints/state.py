@@ -19,8 +19,9 @@ from torch import nn
 
 from shards.format import load_json
 from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, Progress, read_progress
-from train.config import Config, config_to_dict
+from train.config import Config
 from train.optimizer import SkipCount
+from train.settings import config_to_dict
 
 OPTIMIZER = "optimizer.safetensors"
 GENERATOR = "generator"

@@ -17,7 +17,8 @@ from typing import Any
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from shards.screen import ScreenLine
-from train.config import Config, config_to_dict
+from train.config import Config
+from train.settings import config_to_dict
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb-run-id"

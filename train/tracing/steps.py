@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from model.checkpoints.seal import list_checkpoints
+from shards.documents import Document
 from shards.edit.versions import find_version
 from shards.inspect.show import choose_documents
-from shards.inspect.trace import Document, trace_document, trace_samples
+from shards.inspect.trace import trace_document, trace_samples
 from shards.order import SampleOrder
 from shards.reader import Shards
 from train.checkpoints.history import History, extend_history, samples_of_step, step_of_sample

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.disk.layout import append_folder
+from shards.disk.lock import lock_set
 from shards.edit.remove import Found, Wanted, find_documents, find_missing, remove_documents
-from shards.edit.versions import append_folder, finish_version, has_begun_append, lock_set
+from shards.edit.versions import finish_version, has_begun_append
 from shards.reader import Shards, open_shards
 from shards.screen import Say
 from train.tracing.steps import Tracer, describe_sightings, trace_run

@@ -5,45 +5,9 @@ it was cut from in `content["parent"]`. The audit and the sources stay the whole
 how the documents came about, and `parent` says that not all of them are here.
 """
 
-import re
-from dataclasses import dataclass
-
 from shards.edit.lineage import list_ancestors
 from shards.format import SPLITS, Json, Manifest, make_manifest
-
-
-@dataclass(frozen=True)
-class Part:
-    """Every `count`-th of what is numbered from 0 on, from `number` on."""
-
-    number: int
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-    def choose(self, total: int) -> range:
-        """Its numbers below `total`.
-
-        >>> list(Part(1, 3).choose(8))
-        [1, 4, 7]
-        """
-        return range(self.number, total, self.count)
-
-
-def parse_part(text: str) -> Part:
-    """A part from its form on the command line.
-
-    >>> parse_part("3/8")
-    Part(number=3, count=8)
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    part = Part(int(match[1]), int(match[2])) if match else None
-    if part is None or part.number >= part.count:
-        raise ValueError(
-            f"--part is {text}; expected i/n with i from 0 to n - 1, such as 0/4, 1/4, 2/4, 3/4"
-        )
-    return part
+from shards.part import Part
 
 
 def cut_manifest(manifest: Manifest, split: str | None, part: Part | None) -> str:

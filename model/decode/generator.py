@@ -1,0 +1,222 @@
+"""Prompts become texts: all read, then grown together, one token a step."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from model.cache import KVCache, allocate_cache
+from model.checkpoints.hugging_face import END_OF_TEXT
+from model.decode.draft import Completion, Draft, FinishReason, make_random
+from model.decode.sampler import Sampling, choose_tokens
+from model.decode.text_stream import REPLACEMENT, TextStream
+from model.transformer import Transformer
+
+# Characters that no UTF-8 text holds; a shell passes them on for bytes that are not UTF-8.
+LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+CACHE_TOKENS_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class Settings(Sampling):
+    """What to generate: how far, how many texts, and how tokens are chosen."""
+
+    # A text ends at this many tokens, its prompt's included.
+    max_length: int = 150
+    # A text ends at this many tokens behind its prompt; takes the place of max_length.
+    max_new_tokens: int | None = None
+    # Texts for each prompt.
+    num_return_sequences: int = 1
+    # A text ends before any of these strings.
+    stop: str | Sequence[str] | None = None
+    # Equal seeds give equal texts; None gives new ones each time.
+    seed: int | None = None
+    # Texts that grow together. Fewer take less memory; what they say stays the same.
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_length", "max_new_tokens", "num_return_sequences", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more")
+        if "" in self.stops:
+            raise ValueError("a stop string is empty and would end every text; leave it out")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, of which there may be none."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class Generator:
+    """A model with its tokenizer, ready to write."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        # Text that spells <|endoftext|> is text, in a prompt as in the training data.
+        tokenizer.encode_special_tokens = True
+        end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+        assert end_of_text is not None, f"a tokenizer without {END_OF_TEXT}"
+        self.end_of_text = end_of_text
+        self.num_words = tokenizer.get_vocab_size()
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        max_length: int = Settings.max_length,
+        temperature: float = Settings.temperature,
+        top_k: int | None = Settings.top_k,
+        top_p: float | None = Settings.top_p,
+        min_p: float = Settings.min_p,
+        repetition_penalty: float = Settings.repetition_penalty,
+        num_return_sequences: int = Settings.num_return_sequences,
+        max_new_tokens: int | None = Settings.max_new_tokens,
+        stop: str | Sequence[str] | None = Settings.stop,
+        seed: int | None = Settings.seed,
+        do_sample: bool = Settings.do_sample,
+    ) -> list[str]:
+        """The texts that continue one prompt or several, prompts included; see `Settings`.
+
+        All texts of the first prompt come first. Raises ValueError for a setting without meaning,
+        and for a prompt that leaves no room in the context or within max_length.
+        """
+        settings = Settings(
+            max_length=max_length,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            num_return_sequences=num_return_sequences,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            seed=seed,
+            do_sample=do_sample,
+        )
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return [completion.text for completion in self.complete(prompts, settings)]
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        settings: Settings,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Completion]:
+        """As `generate`, with the token ids and the reason why each text ended.
+
+        `on_text(i, piece)`, if given, receives each piece of text i as it is generated.
+        """
+        drafts = self._start_drafts(prompts, settings)
+        for first in range(0, len(drafts), settings.batch_size):
+            for draft, piece in self._write(drafts[first : first + settings.batch_size], settings):
+                if on_text is not None:
+                    on_text(draft.index, piece)
+        return [draft.complete() for draft in drafts]
+
+    def stream(self, prompt: str, settings: Settings) -> Iterator[str]:
+        """The pieces of one text as they are generated; joined, they are all but its prompt.
+
+            for piece in generator.stream("Once upon a time", Settings(max_length=300)):
+                print(piece, end="", flush=True)
+
+        Raises ValueError at once, before the first piece, for what `generate` refuses.
+        """
+        drafts = self._start_drafts([prompt], replace(settings, num_return_sequences=1))
+        return (piece for _, piece in self._write(drafts, settings))
+
+    def _start_drafts(self, prompts: Sequence[str], settings: Settings) -> list[Draft]:
+        """A draft for each text that is wanted, still without a word behind its prompt."""
+        seed = int(torch.randint(2**63 - 1, ())) if settings.seed is None else settings.seed
+        num_uses = Counter[str]()
+        drafts: list[Draft] = []
+        for prompt in prompts:
+            text = LONE_SURROGATES.sub(REPLACEMENT, prompt)
+            tokens = self._encode(text)
+            limit, limit_reason = self._find_limit(len(tokens), settings)
+            for _ in range(settings.num_return_sequences):
+                draft = Draft(
+                    index=len(drafts),
+                    text=text,
+                    tokens=tokens.copy(),
+                    num_prompt_tokens=len(tokens),
+                    end_of_text=self.end_of_text,
+                    limit=limit,
+                    limit_reason=limit_reason,
+                    stream=TextStream(self.tokenizer, settings.stops),
+                    random=make_random(seed, text, num_uses[text]),
+                )
+                num_uses[text] += 1
+                drafts.append(draft)
+        return drafts
+
+    def _encode(self, text: str) -> list[int]:
+        """The prompt's tokens; an empty prompt is the beginning of a document, as in training."""
+        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return tokens or [self.end_of_text]
+
+    def _find_limit(self, num_prompt_tokens: int, settings: Settings) -> tuple[int, FinishReason]:
+        """The number of tokens at which a text ends at the latest, and what that end is called."""
+        context = self.model.config.max_position_embeddings
+        if num_prompt_tokens >= context:
+            raise ValueError(
+                f"the prompt has {num_prompt_tokens:,} tokens, the model's context is {context:,}; "
+                "shorten the prompt, so that there is room to write"
+            )
+        limit = settings.max_length
+        if settings.max_new_tokens is not None:
+            limit = num_prompt_tokens + settings.max_new_tokens
+        if limit <= num_prompt_tokens:
+            raise ValueError(
+                f"the prompt has {num_prompt_tokens:,} tokens, max_length is {limit:,} and counts "
+                "them; raise it, or set max_new_tokens instead"
+            )
+        return (limit, "length") if limit <= context else (context, "context")
+
+    def _write(self, drafts: list[Draft], settings: Settings) -> Iterator[tuple[Draft, str]]:
+        """Write all drafts to their ends, together; yields each piece of text with its draft."""
+        logits, cache = self._read_prompts(drafts)
+        while True:
+            tokens = choose_tokens(
+                logits[:, : self.num_words],
+                [draft.tokens for draft in drafts],
+                settings,
+                [draft.random for draft in drafts],
+            )
+            for draft, token in zip(drafts, tokens, strict=True):
+                if piece := draft.add(token):
+                    yield draft, piece
+            unfinished = [b for b, draft in enumerate(drafts) if draft.finish_reason is None]
+            if not unfinished:
+                return
+            if len(unfinished) < len(drafts):
+                drafts, cache = [drafts[b] for b in unfinished], cache.select(unfinished)
+            logits = self._predict([draft.tokens[-1:] for draft in drafts], cache)
+
+    def _read_prompts(self, drafts: list[Draft]) -> tuple[Tensor, KVCache]:
+        """The logits (B, V) behind each draft's prompt, and the cache; equal prompts share a read.
+
+        A prompt is read by itself, so that prompts of different lengths need no padding.
+        """
+        rows: dict[tuple[int, ...], int] = {}
+        for draft in drafts:
+            rows.setdefault(tuple(draft.tokens), len(rows))
+        weight, config = self.model.lm_head.weight, self.model.config
+        longest = max(draft.limit for draft in drafts)
+        max_tokens = math.ceil(longest / CACHE_TOKENS_MULTIPLE) * CACHE_TOKENS_MULTIPLE
+        cache = allocate_cache(config, len(rows), max_tokens, weight.device, weight.dtype)
+        logits = [self._predict([list(tokens)], cache.row(row)) for tokens, row in rows.items()]
+        cache.set_lengths([len(tokens) for tokens in rows])
+        if len(rows) == len(drafts):
+            return torch.cat(logits), cache
+        copies = [rows[tuple(draft.tokens)] for draft in drafts]
+        return torch.cat(logits)[copies], cache.select(copies)
+
+    def _predict(self, tokens: list[list[int]], cache: KVCache) -> Tensor:
+        return self.model.predict(torch.tensor(tokens, device=cache.keys.device), cache)

@@ -1,0 +1,167 @@
+"""The documents of a set: found by place, URL or hash, and read one after the other."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shards.format import SPLITS, Shard, Tokens
+from shards.reader import Shards, map_shard
+from shards.sidecar import ROW_GROUP_DOCUMENTS, ROWS_SCHEMA, count_tokens, make_damage_error
+
+# Tokens that are copied at a time; a longer document makes a longer piece.
+PIECE_TOKENS = 1 << 21
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document of a set: where its tokens lie and where it came from."""
+
+    shard: str
+    start: int  # in tokens, of its split's stream
+    num_tokens: int  # <|endoftext|> included
+    source_file: str
+    source_row: int
+    url: str | None
+    doc_hash: str
+
+    @property
+    def stop(self) -> int:
+        """The stream's position behind the document's last token."""
+        return self.start + self.num_tokens
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it was removed, and its place kept."""
+        return not any(bytes.fromhex(self.doc_hash))
+
+
+class Sidecars:
+    """The documents of one split, looked up by place or by what they are."""
+
+    def __init__(self, shards: Shards, split: str) -> None:
+        self.folder = shards.folder
+        self.stream = shards.stream(split)
+
+    def between(self, start: int, stop: int) -> list[Document]:
+        """The documents that own any token of [start, stop) of the split's stream."""
+        starts = self.stream.shard_starts
+        first = int(np.searchsorted(starts, start, side="right")) - 1
+        last = int(np.searchsorted(starts, stop, side="left"))
+        return [
+            document
+            for index in range(first, last)
+            for document in self._read_overlap(index, start, stop)
+        ]
+
+    def at_index(self, index: int) -> Document:
+        """The split's document number `index`, counted from 0 in manifest order."""
+        remaining = index
+        for place, shard in enumerate(self.stream.shards):
+            if 0 <= remaining < shard.num_documents:
+                table = self._read_rows(shard).slice(remaining, 1)
+                return self._to_documents(place, table)[0]
+            remaining -= shard.num_documents
+        total = sum(shard.num_documents for shard in self.stream.shards)
+        raise ValueError(f"{self.folder}: no document {index}; the split has {total:,}, from 0 on")
+
+    def matching(self, matches: Callable[[pa.Table], pa.Array]) -> Iterator[Document]:
+        """All documents whose sidecar rows `matches` marks, in order."""
+        for index, shard in enumerate(self.stream.shards):
+            table = self._read_rows(shard)
+            yield from self._to_documents(index, table.filter(matches(table)))
+
+    def _read_overlap(self, index: int, start: int, stop: int) -> list[Document]:
+        offset = int(self.stream.shard_starts[index])
+        file = pq.ParquetFile(self.folder / self.stream.shards[index].sidecar)
+        groups = overlapping_row_groups(file, start - offset, stop - offset)
+        table = file.read_row_groups(groups)
+        begins = table["start"].to_numpy().astype(np.int64)
+        ends = begins + table["num_tokens"].to_numpy().astype(np.int64)
+        kept = pa.array((begins < stop - offset) & (ends > start - offset))
+        return self._to_documents(index, table.filter(kept))
+
+    def _read_rows(self, shard: Shard) -> pa.Table:
+        return pq.ParquetFile(self.folder / shard.sidecar).read()
+
+    def _to_documents(self, index: int, table: pa.Table) -> list[Document]:
+        offset = int(self.stream.shard_starts[index])
+        shard = self.stream.shards[index]
+        return [make_document(shard, offset, row) for row in table.to_pylist()]
+
+
+def make_document(shard: Shard, start: int, row: dict[str, Any]) -> Document:
+    """A document from its sidecar's row; `start` is its shard's place in the split's stream."""
+    place = (start + row["start"], row["num_tokens"])
+    origin = (row["source_file"], row["source_row"], row["url"])
+    return Document(shard.name, *place, *origin, row["doc_hash"].hex())
+
+
+def overlapping_row_groups(file: pq.ParquetFile, start: int, stop: int) -> list[int]:
+    """The row groups that may hold documents with tokens in [start, stop) of their shard."""
+    column = file.schema_arrow.get_field_index("start")
+    metadata = file.metadata
+    first = [
+        metadata.row_group(group).column(column).statistics.min
+        for group in range(metadata.num_row_groups)
+    ]
+    low = max(int(np.searchsorted(first, max(start, 0), side="right")) - 1, 0)
+    high = int(np.searchsorted(first, stop, side="left"))
+    return list(range(low, high))
+
+
+def match_url(url: str) -> Callable[[pa.Table], pa.Array]:
+    """Marks the documents with this URL."""
+    return lambda table: pc.fill_null(pc.equal(table["url"], url), False)
+
+
+def match_hash(doc_hash: str) -> Callable[[pa.Table], pa.Array]:
+    """Marks the documents with this doc_hash, in hexadecimal."""
+    digest = parse_hash(doc_hash)
+    return lambda table: pc.equal(table["doc_hash"], pa.scalar(digest, pa.binary(16)))
+
+
+def parse_hash(doc_hash: str) -> bytes:
+    """The 16 bytes of a doc_hash in hexadecimal; ValueError where it is none."""
+    try:
+        digest = bytes.fromhex(doc_hash)
+    except ValueError:
+        digest = b""
+    if len(digest) != 16:
+        raise ValueError(f"doc hash {doc_hash!r}: expected 32 hexadecimal digits")
+    return digest
+
+
+def find_documents(
+    shards: Shards, matches: Callable[[pa.Table], pa.Array]
+) -> Iterator[tuple[str, Document]]:
+    """The documents whose sidecar rows `matches` marks, each with its split."""
+    for split in SPLITS:
+        for document in Sidecars(shards, split).matching(matches):
+            yield split, document
+
+
+def read_pieces(folder: Path, shard: Shard) -> Iterator[tuple[int, Tokens, pa.RecordBatch]]:
+    """A shard's documents in order, some at a time: the first one's number, tokens, rows."""
+    tokens = map_shard(folder, shard)
+    row, position = 0, 0
+    with pq.ParquetFile(folder / shard.sidecar) as file:
+        for batch in file.iter_batches(ROW_GROUP_DOCUMENTS, columns=ROWS_SCHEMA.names):
+            ends = np.cumsum(count_tokens(batch))
+            document, before = 0, 0
+            while document < len(batch):
+                last = int(np.searchsorted(ends, before + PIECE_TOKENS, side="right"))
+                last = max(last, document + 1)
+                after = int(ends[last - 1])
+                piece = tokens[position + before : position + after]
+                yield row + document, piece, batch.slice(document, last - document)
+                document, before = last, after
+            row += len(batch)
+            position += before
+    if (row, position) != (shard.num_documents, shard.num_tokens):
+        raise make_damage_error(folder, shard.sidecar)

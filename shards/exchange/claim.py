@@ -1,0 +1,129 @@
+"""Whose files are on their way to a URL: upload.json, and what it decides."""
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from shards.disk.layout import MANIFEST, TOKENIZER, plan_path
+from shards.edit.lineage import ENDINGS, is_later, is_replaceable, list_replaced, read_earlier
+from shards.exchange.packing import PACKED
+from shards.exchange.storage import Storage
+from shards.format import (
+    Manifest,
+    load_json,
+    parse_json,
+    parse_manifest,
+)
+
+# Where an upload that has not finished says whose it is.
+UPLOAD = "upload.json"
+
+
+@dataclass(frozen=True)
+class Note:
+    """upload.json: whose files are on their way, and which go when these are there."""
+
+    # A dataset_id, or a plan's.
+    owner: str
+    replaced: list[str]
+
+
+def name_plan(plan_id: str) -> str:
+    """How upload.json calls a set that prep is still making, which has no dataset_id yet."""
+    return f"plan {plan_id}"
+
+
+def find_plan(folder: Path) -> str | None:
+    """The owner's name under which prep sent files of the set in `folder`, if it made it."""
+    path = plan_path(folder)
+    return name_plan(load_json(path)["plan_id"]) if path.exists() else None
+
+
+def claim(storage: Storage, listed: dict[str, int], manifest: Manifest, folder: Path) -> list[str]:
+    """Make the URL this set's own, before the first of its files is sent.
+
+    Returns the objects that go when the set is complete: those of an earlier version that lay
+    there, or was on its way there. Raises ValueError where another set lies there, or is on its
+    way there.
+    """
+    names = {name for shard in manifest.shards for name in (shard.name, shard.sidecar)}
+    note = read_note(storage, names) if UPLOAD in listed else None
+    earlier: list[Manifest] = []
+    if note is not None:
+        earlier, plan = read_earlier(folder, manifest), find_plan(folder)
+        if note.owner == manifest.dataset_id or (note.owner == plan and not earlier):
+            return note.replaced
+        if note.owner not in (plan, *(version.dataset_id for version in earlier)):
+            refuse(storage, "holds an upload of another set that has not finished")
+    if MANIFEST in listed:
+        found = read_remote_manifest(storage)
+        if found.dataset_id == manifest.dataset_id:
+            if note is None:
+                return []
+        elif not is_later(manifest, found):
+            refuse(storage, f"holds another set (dataset_id {found.dataset_id[:16]})")
+        earlier.append(found)
+    elif note is None:
+        for name in names & {form.removesuffix(PACKED) for form in listed}:
+            refuse(storage, f"holds a file {name} of another origin")
+    old = {name for version in earlier for name in list_replaced(version, manifest)}
+    forms = {form for name in old for form in (name, name + PACKED) if form in listed}
+    replaced = sorted(forms.union(note.replaced if note is not None else ()))
+    write_note(storage, Note(manifest.dataset_id, replaced))
+    return replaced
+
+
+def clear_temporaries(storage: Storage, listed: dict[str, int]) -> None:
+    """Remove what killed uploads left in a plain folder: files that never got their names."""
+    for name in listed:
+        found = re.fullmatch(r"\.(.+)\.\d+\.tmp", name)
+        if found and found[1].endswith((*ENDINGS, MANIFEST, TOKENIZER, UPLOAD)):
+            storage.delete(name)
+
+
+def refuse(storage: Storage, state: str) -> NoReturn:
+    """ValueError for a URL that is taken."""
+    raise ValueError(
+        f"{storage.name}: {state}; nothing is written over, so choose another URL, "
+        "or remove what is there"
+    )
+
+
+def read_remote_manifest(storage: Storage) -> Manifest:
+    """The manifest of the set at a URL, checked."""
+    where = f"{storage.name}/{MANIFEST}"
+    return parse_manifest(parse_json(read_text(storage, MANIFEST), where), where)
+
+
+def read_text(storage: Storage, name: str) -> str:
+    """A small text file."""
+    try:
+        return storage.read_bytes(name).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{storage.name}/{name}: no valid JSON ({error})") from None
+
+
+def read_note(storage: Storage, kept: Collection[str] = ()) -> Note:
+    """What upload.json says; ValueError where a file is to go that is `kept`, or no set's."""
+    where = f"{storage.name}/{UPLOAD}"
+    raw = parse_json(read_text(storage, UPLOAD), where)
+    replaced = raw.get("replaced", [])
+    wrong = [
+        name
+        for name in (replaced if isinstance(replaced, list) else [replaced])
+        if not is_replaceable(name) or name.removesuffix(PACKED) in kept
+    ]
+    if wrong or not isinstance(replaced, list):
+        raise ValueError(
+            f"{where}: says that {[*wrong, replaced][0]!r} is to be deleted, which no upload does; "
+            "it was edited or damaged, so remove it and push again"
+        )
+    return Note(str(raw.get("owner")), replaced)
+
+
+def write_note(storage: Storage, note: Note) -> None:
+    """Write upload.json."""
+    storage.write(UPLOAD, [json.dumps(asdict(note)).encode()])

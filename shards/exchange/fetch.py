@@ -1,0 +1,123 @@
+"""Files of a set, fetched from a URL: size and sha256 compared, fsynced, renamed."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.disk.durable import commit, hash_file
+from shards.exchange.packing import DamagedError, read_chunks, unpack
+from shards.exchange.storage import Storage, StorageError
+from shards.exchange.transfer import Meter, keep_trying, transfer_all
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file of the set: what it must be, and what lies at the URL."""
+
+    name: str
+    num_bytes: int
+    # None where the manifest does not say: sets that others made name no sidecar's hash.
+    sha256: str | None
+    # The object's name: the file's own, or with .zst behind it.
+    stored: str
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it lies there compressed."""
+        return self.stored != self.name
+
+
+def has_size(folder: Path, file: Wanted) -> bool:
+    """Whether a file lies there with the size that it must have."""
+    path = folder / file.name
+    return path.is_file() and path.stat().st_size == file.num_bytes
+
+
+def is_whole(folder: Path, file: Wanted) -> bool:
+    """Whether a file lies there whole, as far as the manifest says."""
+    return has_size(folder, file) and file.sha256 in (None, hash_file(folder / file.name))
+
+
+def fetch_files(
+    storage: Storage, folder: Path, temporary: Path, wanted: list[Wanted], workers: int
+) -> int:
+    """Fetch all files that are not there whole; returns how many these were.
+
+    Raises ValueError naming the damaged ones when all others are there.
+    """
+    meter = Meter(len(wanted), sum(file.num_bytes for file in wanted))
+    fetched = []
+
+    def work(file: Wanted, meter: Meter) -> str | None:
+        if is_whole(folder, file):
+            meter.add(file.num_bytes, moved=False)
+            return None
+        fault = fetch_file(storage, file, temporary / file.name, meter)
+        if fault is None:
+            commit(temporary / file.name, folder / file.name)
+            fetched.append(file.name)
+        return fault
+
+    faults = list(transfer_all(wanted, work, meter, workers))
+    if faults:
+        raise ValueError(
+            f"{faults[0]} (one of {len(faults):,} damaged files; all others are in {folder}); "
+            "remove it there, and push the set again from where it is whole"
+        )
+    return len(fetched)
+
+
+def fetch_file(storage: Storage, file: Wanted, target: Path, meter: Meter) -> str | None:
+    """Fetch a file to `target`, durably; returns what is wrong with it, if anything.
+
+    A file that comes wrong is fetched once more: it may be the way, and not the object.
+    """
+    fault = None
+    for _ in range(2):
+        fault = keep_trying(lambda: copy_file(storage, file, target, meter), meter)
+        if fault is None:
+            return None
+    target.unlink(missing_ok=True)
+    return f"{storage.name}/{file.stored}: {fault}"
+
+
+def copy_file(storage: Storage, file: Wanted, target: Path, meter: Meter) -> str | None:
+    """Copy and unpack an object once; returns what is wrong with it, if anything."""
+    sha256, size = hashlib.sha256(), 0
+    fault: str | None = "is incomplete"
+    try:
+        with storage.open(file.stored) as source, open(target, "wb") as out:
+            for chunk in unpack(source) if file.is_packed else read_chunks(source):
+                meter.add(len(chunk))
+                size += len(chunk)
+                sha256.update(chunk)
+                out.write(chunk)
+                if size > file.num_bytes:
+                    break
+            out.flush()
+            os.fsync(out.fileno())
+        fault = find_fault(file, size, sha256.hexdigest())
+    except DamagedError as error:
+        fault = str(error)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise ValueError(
+            f"{target}: could not be written ({error.strerror or error}); free some disk and run "
+            "the same command again, what is whole stays"
+        ) from error
+    finally:
+        if fault is not None:
+            meter.take_back(size)
+    return fault
+
+
+def find_fault(file: Wanted, size: int, sha256: str) -> str | None:
+    """What is wrong with a file of this size and sha256, if anything."""
+    if size != file.num_bytes:
+        more = "more than " if size > file.num_bytes else ""
+        return f"has {more}{min(size, file.num_bytes):,} bytes; expected {file.num_bytes:,}"
+    if file.sha256 not in (None, sha256):
+        return "its sha256 is not the manifest's"
+    return None
