@@ -38,7 +38,8 @@ from benchmarks.measure import (
 )
 from prep.request import Policy, Request
 from prep.run import prepare
-from prep.sources.documents import Piece, read_documents
+from prep.sources.documents import Piece
+from prep.sources.formats import read_documents
 from prep.sources.local import find_files
 from prep.sources.python_docs import write_python_docs
 from prep.text import encoder
@@ -161,7 +162,9 @@ def start_velocity(
 ) -> Callable[[], Measured]:
     """Our pipeline; everything goes to train, so that the order is the documents'."""
     out = scratch / "shards"
-    request = Request(out, Policy(validation_fraction="0"), (str(text.path),), workers=1)
+    request = Request(
+        out, policy=Policy(validation_fraction="0"), inputs=(str(text.path),), workers=1
+    )
 
     def work() -> None:
         forget_encoders()

@@ -61,7 +61,9 @@ def run_long(inputs: list[Path], passes: int) -> tuple[dict[str, float], dict[st
         # Small units, so that there are tenths of a short run too.
         sizes = [path.stat().st_size for path in find_files(str(folder / "input"))]
         policy = Policy(unit_bytes=min(sum(sizes) // (2 * TENTHS), MAX_UNIT_BYTES))
-        request = Request(folder / "shards", policy, (str(folder / "input"),))
+        request = Request(
+            folder / "shards", policy=policy, inputs=(str(folder / "input"),), workers=1
+        )
         started = time.perf_counter()
         manifest = prepare(request, say=lambda line: None)
     seconds, tokens, resident = (np.array(column) for column in zip(*done, strict=True))

@@ -105,8 +105,8 @@ def measure_parts(inputs: tuple[str, ...]) -> tuple[dict[str, float], int]:
     patches = [
         ("read", prep.units.work, "read_documents", clock.wrap_generator),
         ("encode", Encoder, "encode", clock.wrap),
-        ("hash", prep.encode, "hash_texts", clock.wrap),
-        ("join", prep.encode, "join_documents", clock.wrap),
+        ("hash", prep.text.batch, "hash_texts", clock.wrap),
+        ("join", prep.text.batch, "join_documents", clock.wrap),
         ("check", prep.units.work, "check_encoding", clock.wrap),
         ("write", ShardWriter, "append", clock.wrap),
         ("commit", OpenShard, "close", clock.wrap),
@@ -121,7 +121,8 @@ def measure_parts(inputs: tuple[str, ...]) -> tuple[dict[str, float], int]:
             stack.enter_context(mock.patch.object(owner, name, wrap(part, getattr(owner, name))))
         started = time.perf_counter()
         manifest = prepare(
-            Request(Path(folder) / "shards", Policy(), inputs), say=lambda line: None
+            Request(Path(folder) / "shards", policy=Policy(), inputs=inputs, workers=1),
+            say=lambda line: None,
         )
         whole = time.perf_counter() - started
     text_bytes = int(manifest.audit["text_bytes"])

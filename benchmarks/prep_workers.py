@@ -59,7 +59,7 @@ def start(folder: Path, workers: int) -> Callable[[], Measured]:
     def measure() -> Measured:
         forget_encoders()
         out = folder / "shards"
-        request = Request(out, Policy(), (str(folder / "input"),), workers=workers)
+        request = Request(out, policy=Policy(), inputs=(str(folder / "input"),), workers=workers)
         started = time.perf_counter()
         manifest = prepare(request, say=lambda line: None)
         seconds = time.perf_counter() - started

@@ -32,7 +32,8 @@ from benchmarks.measure import (
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import seal
 from model.config import ModelConfig
-from model.decode.generator import Generator, Settings
+from model.decode.generator import Generator
+from model.decode.settings import Settings
 from model.generate import load_generator
 from prep.text.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
 from tests.tiny import make_model

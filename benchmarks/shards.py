@@ -37,7 +37,9 @@ def main() -> None:
         link_files(options.input, Path(name) / "input", options.passes)
         inputs = (str(Path(name) / "input"),)
         policy = Policy(validation_fraction="0.1")
-        manifest = prepare(Request(small, policy, inputs), say=lambda line: None)
+        manifest = prepare(
+            Request(small, policy=policy, inputs=inputs, workers=1), say=lambda line: None
+        )
         make_large(manifest, small, large, options.units)
         num_bytes = sum(path.stat().st_size for path in small.glob("*.*"))
 

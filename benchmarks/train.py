@@ -125,7 +125,10 @@ def make_shards(scratch: Path) -> None:
     text = scratch / "python-docs.jsonl"
     write_python_docs(text)
     policy = Policy(validation_fraction="0")
-    prepare(Request(scratch / "shards", policy, (str(text),)), say=lambda line: None)
+    prepare(
+        Request(scratch / "shards", policy=policy, inputs=(str(text),), workers=1),
+        say=lambda line: None,
+    )
 
 
 def make_weights(config: Config, scratch: Path) -> None:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from fractions import Fraction
@@ -24,9 +23,9 @@ from prep.run import prepare
 from prep.text.gpt2 import build_gpt2_json
 from prep.units.receipts import Audit
 from prep.units.workspace import make_folders
+from shards.disk.json_files import Json, load_json
 from shards.disk.layout import append_folder, plan_path
 from shards.disk.lock import lock_set
-from shards.edit.lineage import name_ancestors
 from shards.edit.versions import (
     NextVersion,
     commit_version,
@@ -34,7 +33,7 @@ from shards.edit.versions import (
     has_begun_append,
     list_versions,
 )
-from shards.format import SPLITS, Json, Manifest, Shard, load_json, make_manifest, read_manifest
+from shards.format import APPEND, SPLITS, Manifest, Parent, Shard, read_manifest
 from shards.screen import Say
 
 # How the new sources are read and how many of them, which may differ from append to append.
@@ -198,36 +197,30 @@ def join(out: Path, manifest: Manifest, addition: Manifest, plan_id: str) -> str
         for split in SPLITS
         for shard in [*manifest.split(split), *(renamed[new] for new in addition.split(split))]
     ]
-    content = {
-        **{key: value for key, value in manifest.content.items() if key != "same_places"},
-        "ancestors": name_ancestors(manifest),
-        "sources": sources | {"files": [*sources["files"], *more["files"]]},
-        "appended": [
-            *list_appended(manifest),
-            {
-                "hub": more["hub"],
-                "files": len(more["files"]),
-                "policy": addition.content["policy"],
-                "plan_id": plan_id,
-            },
-        ],
-        "parent": {
-            "dataset_id": manifest.dataset_id,
-            "change": "append",
-            "documents": sum(shard.num_documents for shard in addition.shards),
-            "tokens": sum(shard.num_tokens for shard in addition.shards),
-        },
+    appended = {
+        "hub": more["hub"],
+        "files": len(more["files"]),
+        "policy": addition.content["policy"],
+        "plan_id": plan_id,
     }
+    parent = Parent(
+        manifest.dataset_id,
+        APPEND,
+        documents=sum(shard.num_documents for shard in addition.shards),
+        tokens=sum(shard.num_tokens for shard in addition.shards),
+    )
     audit = Audit(**manifest.audit)
     audit.add(Audit(**addition.audit))
     check_conservation(audit)
-    hashes = addition.environment["sidecar_sha256"]
-    environment = manifest.environment | {
-        "sidecar_sha256": manifest.environment.get("sidecar_sha256", {})
-        | {shard.sidecar: hashes[old.sidecar] for old, shard in renamed.items()},
-        "changed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    return make_manifest(content, shards, asdict(audit), environment)
+    hashes = {new.sidecar: addition.sidecar_sha256(old) for old, new in renamed.items()}
+    return manifest.next_version(
+        parent,
+        shards,
+        {name: sha256 for name, sha256 in hashes.items() if sha256},
+        asdict(audit),
+        sources=sources | {"files": [*sources["files"], *more["files"]]},
+        appended=[*list_appended(manifest), appended],
+    )
 
 
 def rename_shards(out: Path, manifest: Manifest, addition: Manifest) -> dict[Shard, Shard]:
@@ -261,10 +254,11 @@ def plan_version(out: Path, manifest: Manifest, addition: Manifest, text: str) -
 
 def summarize(out: Path, manifest: Manifest) -> list[str]:
     """What came to the set."""
-    parent = manifest.content["parent"]
+    parent = manifest.parent
+    assert parent is not None
     return [
-        f"{out}: appended {parent['documents']:,} documents, {parent['tokens']:,} tokens; the set "
+        f"{out}: appended {parent.documents:,} documents, {parent.tokens:,} tokens; the set "
         f"has {manifest.num_tokens('train'):,} train tokens now, "
         f"{manifest.num_tokens('validation'):,} validation tokens",
-        f"dataset_id {parent['dataset_id']} became {manifest.dataset_id}",
+        f"dataset_id {parent.dataset_id} became {manifest.dataset_id}",
     ]

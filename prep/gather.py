@@ -4,34 +4,36 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from prep.engines.local import count_cores
 from prep.manifest import summarize, write_manifest
 from prep.planning.plan import Plan, restore_plan
 from prep.planning.settle import refuse_lost_version
+from prep.request import Request
 from prep.units.budget import Budget
 from prep.units.cut import finish_units
 from prep.units.ledger import Ledger
 from prep.units.receipts import Receipt, discard_unit
 from prep.units.workspace import clear_folder, clear_leftovers, find_parts, hold_whole, make_folders
 from shards.disk.durable import hash_file
+from shards.disk.json_files import load_json
 from shards.disk.layout import MANIFEST, TOKENIZER, plan_path, temporary_folder
-from shards.format import TOKEN_BYTES, Manifest, load_json, read_manifest
+from shards.format import TOKEN_BYTES, Manifest, read_manifest
 from shards.screen import Say, format_bytes
 
 MAX_NAMED = 8
 
 
-def finish_parts(out: Path, workers: int, say: Say, place: str | None = None) -> Manifest:
+def finish_parts(request: Request, say: Say) -> Manifest:
     """Check that every unit is there and whole, and write the manifest.
-
-    `place` is what --out was, where that is not `out`.
 
     Raises ValueError naming what is missing or damaged, and the parts to run again; a damaged
     unit is taken back, so that its part makes it anew.
     """
+    out, workers = request.out, request.workers or count_cores()
     if not plan_path(out).exists():
         raise ValueError(
             f"{out}: no plan here, so no part was begun; "
-            f"begin with: velocity prep --out {place or out} --part 0/N ..., and so on to N - 1"
+            f"begin with: velocity prep --out {request.place} --part 0/N ..., and so on to N - 1"
         )
     make_folders(out)
     with hold_whole(out):

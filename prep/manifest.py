@@ -2,19 +2,22 @@
 
 import platform
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 from prep.planning.plan import Plan
+from prep.sources.local import Source
 from prep.text.copies import PlacedShard
 from prep.text.encoder import load_reference
 from prep.text.gpt2 import END_OF_TEXT
 from prep.units.cut import DUPLICATE, drop_copies
 from prep.units.receipts import Audit, Receipt
-from shards.disk.durable import write_file
+from shards.disk.durable import hash_file, write_file
+from shards.disk.json_files import Json
 from shards.disk.layout import MANIFEST, TOKENIZER
-from shards.format import SCHEMA_VERSION, SPLITS, Json, Manifest, make_manifest, read_manifest
+from shards.format import SCHEMA_VERSION, SPLITS, Manifest, make_manifest, read_manifest
 from shards.screen import format_bytes, format_count, format_seconds
 from shards.tokenizer import make_self_test
 
@@ -58,8 +61,10 @@ def write_manifest(
         for shard in receipt.shards
         if shard.split == split
     ]
-    content = describe_content(plan, out, audit)
-    environment = describe_environment(receipts, workers, seconds)
+    sources = [s for s in plan.sources if s.name in audit.rows_by_source]
+    content = describe_content(out, sources, audit, plan.policy.content, plan.content["hub"])
+    hashes = {name: h for receipt in receipts for name, h in receipt.sidecar_sha256.items()}
+    environment = describe_environment(hashes, workers, seconds)
     write_file(out / MANIFEST, make_manifest(content, shards, asdict(audit), environment))
     return read_manifest(out)
 
@@ -71,9 +76,14 @@ def check_conservation(audit: Audit) -> None:
     assert audit.documents_read == sum(audit.rows_by_source.values()), audit
 
 
-def describe_content(plan: Plan, out: Path, audit: Audit) -> Json:
-    """The part of the manifest that decides the dataset_id, but for the shards."""
-    tokenizer = load_reference(out / TOKENIZER)
+def describe_content(
+    folder: Path, sources: Iterable[Source], audit: Audit, policy: Json, hub: Json | None = None
+) -> Json:
+    """The part of the manifest that decides the dataset_id, but for the shards.
+
+    `folder` has the set's tokenizer.json; `hub` is the dataset whose files the sources are.
+    """
+    tokenizer = load_reference(folder / TOKENIZER)
     return {
         "format": {
             "schema_version": SCHEMA_VERSION,
@@ -81,7 +91,7 @@ def describe_content(plan: Plan, out: Path, audit: Audit) -> Json:
             "byte_order": "little",
         },
         "sources": {
-            "hub": plan.content["hub"],
+            "hub": hub,
             "files": [
                 {
                     "name": source.name,
@@ -89,22 +99,23 @@ def describe_content(plan: Plan, out: Path, audit: Audit) -> Json:
                     "sha256": source.sha256,
                     "rows": audit.rows_by_source[source.name],
                 }
-                for source in plan.sources
-                if source.name in audit.rows_by_source
+                for source in sources
             ],
         },
         "tokenizer": {
             "name": "gpt2",
-            "sha256": plan.tokenizer_sha256,
+            "sha256": hash_file(folder / TOKENIZER),
             "vocab_size": tokenizer.get_vocab_size(),
             "end_of_text": END_OF_TEXT,
             "self_test": make_self_test(tokenizer),
         },
-        "policy": plan.policy.content,
+        "policy": policy,
     }
 
 
-def describe_environment(receipts: list[Receipt], workers: int, seconds: float | None) -> Json:
+def describe_environment(
+    sidecar_sha256: dict[str, str], workers: int, seconds: float | None
+) -> Json:
     """Who made the set, when and with what: nothing that decides a token."""
     return {
         "versions": {name: find_version(name) for name in PACKAGES},
@@ -113,9 +124,7 @@ def describe_environment(receipts: list[Receipt], workers: int, seconds: float |
         "workers": workers,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": None if seconds is None else round(seconds, 1),
-        "sidecar_sha256": {
-            name: sha256 for receipt in receipts for name, sha256 in receipt.sidecar_sha256.items()
-        },
+        "sidecar_sha256": sidecar_sha256,
     }
 
 

@@ -32,7 +32,7 @@ def prepare_part(request: Request, say: Say) -> None:
                 f"{out}: all units are done, and --finish was interrupted; "
                 f"run it again: velocity prep --out {request.place} --finish"
             )
-        clear_part(request, part)
+        clear_part(out, part)
         ledger = Ledger(out, plan.plan_id, part.choose(len(plan.units)), Budget())
         num_units, num_done = len(ledger.units), len(ledger.receipts)
         say(f"part {part}: {num_units:,} of the units, {num_done:,} of them done")

@@ -10,7 +10,8 @@ prepare(request)
 import time
 from contextlib import nullcontext
 
-from prep.engines.choose import Engine, choose_engine
+from prep.engines.choose import choose_engine
+from prep.engines.contract import Engine
 from prep.engines.prefetch import prefetch_units
 from prep.engines.progress import Goal, ProgressLine
 from prep.manifest import summarize, write_manifest

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from prep.request import Policy, Request
 from prep.units.receipts import parse_receipt
+from shards.disk.json_files import load_json
 from shards.disk.layout import MANIFEST, plan_path, receipts_folder
 from shards.disk.url import is_url, restore_url, show_url
 from shards.exchange.claim import UPLOAD, Note, name_plan, read_note, refuse, write_note
 from shards.exchange.push import LocalFile, is_there, list_shard, push_shards, send_file
 from shards.exchange.storage import Storage, StorageError, open_storage
 from shards.exchange.transfer import Meter, Stopped, keep_trying, transfer_all
-from shards.format import Shard, load_json
+from shards.format import Shard
 from shards.screen import Say
 
 LOOK_SECONDS = 1.0
@@ -66,21 +67,14 @@ def check_url(url: str, folder: Path, appends: bool) -> None:
 
 
 @contextmanager
-def sending(
-    url: str | None,
-    request: Request,
-    say: Say,
-    compress: bool,
-    in_one_go: bool,
-    appends: bool = False,
-) -> Iterator[None]:
+def sending(url: str | None, request: Request, say: Say, compress: bool) -> Iterator[None]:
     """Send to `url`, if any, what is made inside; a part's shards are sent by --finish."""
     if url is None:
         yield
         return
-    check_url(url, request.out, appends)
+    check_url(url, request.out, appends=request.task == "append")
     say(f"the set is made in {request.out} and sent to {show_url(url)}")
-    if in_one_go and sends_units(request.policy):
+    if request.task == "whole" and sends_units(request.policy):
         with upload_beside(url, request.out, compress, say):
             yield
     else:
@@ -167,8 +161,8 @@ class Upload:
                 keep_trying(lambda: send_file(self.storage, file, self.compress, meter), meter)
             return None
 
-        for _ in transfer_all(files, work, self.meter, NUM_FILES):
-            raise AssertionError
+        faults = transfer_all(files, work, self.meter, NUM_FILES)
+        assert not faults, faults
 
     def claim(self, plan_id: str) -> dict[str, int]:
         """What lies at the URL, once it is known to be this plan's."""

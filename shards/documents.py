@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.format import SPLITS, Shard, Tokens
-from shards.reader import Shards, map_shard
-from shards.sidecar import ROW_GROUP_DOCUMENTS, ROWS_SCHEMA, count_tokens, make_damage_error
+from shards.reader import Shards, make_damage_error, map_shard
+from shards.sidecar import BLANK_HASH, ROWS_SCHEMA, count_tokens, open_sidecar, read_rows
 
 # Tokens that are copied at a time; a longer document makes a longer piece.
 PIECE_TOKENS = 1 << 21
@@ -38,7 +38,7 @@ class Document:
     @property
     def is_blank(self) -> bool:
         """Whether it was removed, and its place kept."""
-        return not any(bytes.fromhex(self.doc_hash))
+        return self.doc_hash == BLANK_HASH.hex()
 
 
 class Sidecars:
@@ -78,16 +78,18 @@ class Sidecars:
 
     def _read_overlap(self, index: int, start: int, stop: int) -> list[Document]:
         offset = int(self.stream.shard_starts[index])
-        file = pq.ParquetFile(self.folder / self.stream.shards[index].sidecar)
-        groups = overlapping_row_groups(file, start - offset, stop - offset)
-        table = file.read_row_groups(groups)
+        with open_sidecar(self.folder, self.stream.shards[index]) as file:
+            table = file.read_row_groups(
+                overlapping_row_groups(file, start - offset, stop - offset)
+            )
         begins = table["start"].to_numpy().astype(np.int64)
         ends = begins + table["num_tokens"].to_numpy().astype(np.int64)
         kept = pa.array((begins < stop - offset) & (ends > start - offset))
         return self._to_documents(index, table.filter(kept))
 
     def _read_rows(self, shard: Shard) -> pa.Table:
-        return pq.ParquetFile(self.folder / shard.sidecar).read()
+        with open_sidecar(self.folder, shard) as file:
+            return file.read()
 
     def _to_documents(self, index: int, table: pa.Table) -> list[Document]:
         offset = int(self.stream.shard_starts[index])
@@ -150,18 +152,17 @@ def read_pieces(folder: Path, shard: Shard) -> Iterator[tuple[int, Tokens, pa.Re
     """A shard's documents in order, some at a time: the first one's number, tokens, rows."""
     tokens = map_shard(folder, shard)
     row, position = 0, 0
-    with pq.ParquetFile(folder / shard.sidecar) as file:
-        for batch in file.iter_batches(ROW_GROUP_DOCUMENTS, columns=ROWS_SCHEMA.names):
-            ends = np.cumsum(count_tokens(batch))
-            document, before = 0, 0
-            while document < len(batch):
-                last = int(np.searchsorted(ends, before + PIECE_TOKENS, side="right"))
-                last = max(last, document + 1)
-                after = int(ends[last - 1])
-                piece = tokens[position + before : position + after]
-                yield row + document, piece, batch.slice(document, last - document)
-                document, before = last, after
-            row += len(batch)
-            position += before
+    for batch in read_rows(folder, shard, ROWS_SCHEMA.names):
+        ends = np.cumsum(count_tokens(batch))
+        document, before = 0, 0
+        while document < len(batch):
+            last = int(np.searchsorted(ends, before + PIECE_TOKENS, side="right"))
+            last = max(last, document + 1)
+            after = int(ends[last - 1])
+            piece = tokens[position + before : position + after]
+            yield row + document, piece, batch.slice(document, last - document)
+            document, before = last, after
+        row += len(batch)
+        position += before
     if (row, position) != (shard.num_documents, shard.num_tokens):
         raise make_damage_error(folder, shard.sidecar)

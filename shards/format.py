@@ -4,41 +4,19 @@ The manifest's `content` holds all that decides which tokens are in the set and 
 sha256 over canonical JSON is the `dataset_id`. Versions, hosts and times sit apart.
 """
 
-import hashlib
 import json
+import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from shards.disk.json_files import Json, hash_canonical, load_json
 from shards.disk.layout import MANIFEST, pull_folder, work_folder
 from shards.disk.url import refuse_url
-
-# A type, a list of one shape, or a dictionary of keys; a key with a question mark may be missing.
-MANIFEST_SHAPE: dict[str, Any] = {
-    "content": {
-        "sources": {"files": [{"name": str, "num_bytes": int, "rows": int}]},
-        "tokenizer": {
-            "name": str,
-            "sha256": str,
-            "vocab_size": int,
-            "end_of_text": int,
-            "self_test": [{"text": str, "ids": [int]}],
-        },
-        "policy": dict,
-        "shards": [
-            {"split": str, "name": str, "num_tokens": int, "num_documents": int, "sha256": str}
-        ],
-        "parent?": {"dataset_id": str},
-        "same_places?": [str],
-    },
-    "audit": {"dropped": dict},
-    "environment": {"sidecar_sha256?": dict},
-}
-NAMES = {str: "text", int: "a number from 0 on", dict: "an object", list: "a list"}
 
 Tokens = npt.NDArray[np.uint16]
 
@@ -46,7 +24,12 @@ SCHEMA_VERSION = 1
 SPLITS = ("train", "validation")
 TOKEN_BYTES = 2  # uint16
 
-Json = dict[str, Any]
+# What makes one set of another: the changes of a version, and the cut of a part.
+REMOVE = "remove"
+APPEND = "append"
+PART = "part"
+KEEP_PLACES = "keep-places"
+CUT = "cut"
 
 
 @dataclass(frozen=True)
@@ -67,6 +50,37 @@ class Shard:
         'train-00000.docs.parquet'
         """
         return self.name.removesuffix(".bin") + ".docs.parquet"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The set that another one was made of, and how."""
+
+    dataset_id: str
+    change: str = ""
+    # Of a removal: whether the tokens that stayed kept their places, or moved up.
+    mode: str | None = None
+    # Documents and tokens that were removed or appended.
+    documents: int | None = None
+    tokens: int | None = None
+    # Of a part: the split and the share that it is, and the versions before the set's.
+    split: str | None = None
+    part: str | None = None
+    ancestors: list[str] | None = None
+
+    @property
+    def moved_no_token(self) -> bool:
+        """Whether every token that stayed lies where it lay; what is appended comes last."""
+        return self.change == APPEND or self.mode == KEEP_PLACES
+
+    def is_same_cut(self, other: "Parent") -> bool:
+        """Whether both are the same part of their sets."""
+        mine, theirs = (self.split, self.part), (other.split, other.part)
+        return self.change == other.change == PART and mine == theirs
+
+    def describe(self) -> Json:
+        """What stands in the manifest."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,57 @@ class Manifest:
         return list(self.content.get("same_places", []))
 
     @property
+    def parent(self) -> Parent | None:
+        """The set that this one was made of; None for one that prep or an import made."""
+        raw = self.content.get("parent")
+        known = {entry.name for entry in fields(Parent)}
+        return Parent(**{key: raw[key] for key in raw if key in known}) if raw else None
+
+    @property
+    def ancestors(self) -> list[str]:
+        """The dataset_ids that this set is a later version of, its parent the last one.
+
+        A part of a set has none.
+        """
+        parent = self.parent
+        if parent is None or parent.change == PART:
+            return []
+        named: list[str] = self.content.get("ancestors", [])
+        return named or sorted({parent.dataset_id, *self.same_places})
+
+    def sidecar_sha256(self, shard: Shard) -> str | None:
+        """The sha256 of a shard's sidecar; None in sets that do not say."""
+        value = self.environment.get("sidecar_sha256", {}).get(shard.sidecar)
+        return None if value is None else str(value)
+
+    def next_version(
+        self,
+        parent: Parent,
+        shards: list[Shard],
+        sidecar_sha256: dict[str, str],
+        audit: Json,
+        keeps_places: bool = False,
+        **content: object,
+    ) -> str:
+        """The text of the manifest of a set made of this one.
+
+        `shards` are all of its shards, `sidecar_sha256` has the sidecars that are new, and
+        `keeps_places` says that every token that stayed lies where it lay. What else is in
+        `content` changes; the rest stays.
+        """
+        stays = {k: v for k, v in self.content.items() if k not in ("same_places", "ancestors")}
+        known = {**self.environment.get("sidecar_sha256", {}), **sidecar_sha256}
+        present = {s.sidecar: known[s.sidecar] for s in shards if s.sidecar in known}
+        environment = self.environment | {"sidecar_sha256": present}
+        content = stays | content | {"parent": parent.describe()}
+        if parent.change != PART:
+            content["ancestors"] = [*self.ancestors, self.dataset_id]
+            environment["changed"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        if keeps_places:
+            content["same_places"] = [*self.same_places, self.dataset_id]
+        return make_manifest(content, shards, audit, environment)
+
+    @property
     def vocab_size(self) -> int:
         """How many ids the tokenizer has."""
         return int(self.content["tokenizer"]["vocab_size"])
@@ -108,21 +173,6 @@ class Manifest:
     def end_of_text(self) -> int:
         """The id that follows every document."""
         return int(self.content["tokenizer"]["end_of_text"])
-
-
-def encode_canonical(value: object) -> bytes:
-    """JSON in the one form that is hashed: sorted keys, no spaces, UTF-8.
-
-    >>> encode_canonical({"b": 1, "a": "é"}).decode()
-    '{"a":"é","b":1}'
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode("utf-8")
-
-
-def hash_canonical(value: object) -> str:
-    """The sha256 of a value's canonical JSON, in hexadecimal."""
-    return hashlib.sha256(encode_canonical(value)).hexdigest()
 
 
 def make_manifest(content: Json, shards: Iterable[Shard], audit: Json, environment: Json) -> str:
@@ -205,28 +255,6 @@ def describe_unfinished(folder: Path) -> str:
     return f"{folder}: no {MANIFEST} here, so these are no shards; make them with: velocity prep"
 
 
-def load_json(path: Path, missing: str | None = None) -> Json:
-    """Read a JSON object; ValueError with one line where there is none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ValueError(missing or f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: no valid JSON ({error})") from None
-    return parse_json(text, path)
-
-
-def parse_json(text: str, path: Path | str) -> Json:
-    """A JSON object from its text; `path` is what an error calls it."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: a JSON object was expected, not a {type(value).__name__}")
-    return cast(Json, value)
-
-
 def check_names(path: Path | str, shards: list[tuple[str, str]]) -> None:
     """Refuse names of shards that lead out of their folder, or stand there twice."""
     for name, split in shards:
@@ -238,6 +266,31 @@ def check_names(path: Path | str, shards: list[tuple[str, str]]) -> None:
             )
     if len({name for name, _ in shards}) < len(shards):
         raise ValueError(f"{path}: names a shard twice; restore the file from where it was made")
+
+
+# A type, a list of one shape, or a dictionary of keys; a key with a question mark may be missing.
+MANIFEST_SHAPE: dict[str, Any] = {
+    "content": {
+        "sources": {"files": [{"name": str, "num_bytes": int, "rows": int}]},
+        "tokenizer": {
+            "name": str,
+            "sha256": str,
+            "vocab_size": int,
+            "end_of_text": int,
+            "self_test": [{"text": str, "ids": [int]}],
+        },
+        "policy": dict,
+        "shards": [
+            {"split": str, "name": str, "num_tokens": int, "num_documents": int, "sha256": str}
+        ],
+        "parent?": {"dataset_id": str, "change?": str, "ancestors?": [str]},
+        "ancestors?": [str],
+        "same_places?": [str],
+    },
+    "audit": {"dropped": dict},
+    "environment": {"sidecar_sha256?": dict},
+}
+NAMES = {str: "text", int: "a number from 0 on", dict: "an object", list: "a list"}
 
 
 def find_misshape(value: Any, shape: Any, place: str = "") -> str | None:

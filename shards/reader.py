@@ -97,3 +97,11 @@ def open_shards(folder: str | Path) -> Shards:
     """Open a finished set; ValueError with one line where there is none."""
     folder = Path(folder)
     return Shards(folder, read_manifest(folder))
+
+
+def make_damage_error(folder: Path, name: str) -> ValueError:
+    """What is said where a file that should be copied is damaged."""
+    return ValueError(
+        f"{folder / name}: is missing or damaged, and nothing was changed; "
+        f"see what else is damaged with: velocity shards verify {folder}"
+    )

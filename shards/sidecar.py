@@ -1,22 +1,29 @@
-"""The sidecar of a .bin: train-00000.docs.parquet, one row a document."""
+"""The sidecar of a .bin: train-00000.docs.parquet, one row a document. It owns the columns.
+
+A new column is added here (SIDECAR_SCHEMA, make_rows, and BLANK_VALUES if it tells of the text)
+and filled where documents come from: prep/text/batch.py and prep/foreign/run.py.
+"""
 
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from shards.disk.durable import hash_file
-from shards.format import Manifest, Shard
+from shards.disk.durable import sync_file
+from shards.format import Shard
 
-# The doc_hash of a blanked document.
-BLANK_HASH = bytes(16)
-
-
+Int64 = npt.NDArray[np.int64]
+Marks = npt.NDArray[np.bool_]
+# Halves of doc_hashes.
 Keys = npt.NDArray[np.uint64]
 
+HASH_BYTES = 16
 SIDECAR_SCHEMA = pa.schema(
     [
         ("start", pa.uint64()),  # in tokens, of this .bin
@@ -24,17 +31,137 @@ SIDECAR_SCHEMA = pa.schema(
         ("source_file", pa.string()),
         ("source_row", pa.uint64()),
         ("url", pa.string()),
-        ("doc_hash", pa.binary(16)),  # the first half of the sha256 of the text's UTF-8
+        ("doc_hash", pa.binary(HASH_BYTES)),  # the first half of the sha256 of the text's UTF-8
     ]
 )
 # What the writer is given of each document: all but where its tokens come to lie.
 ROWS_SCHEMA = SIDECAR_SCHEMA.remove(0)
+# What a document that was removed has in these columns, where its tokens kept their places.
+BLANK_HASH = bytes(HASH_BYTES)
+BLANK_VALUES = {
+    "url": pa.scalar(None, pa.string()),
+    "doc_hash": pa.scalar(BLANK_HASH, pa.binary(HASH_BYTES)),
+}
 # Rows a row group: what trace reads to find one document. Also the unit of writing, so that
 # the file's bytes do not depend on how the documents came.
 ROW_GROUP_DOCUMENTS = 65_536
 # A checksum for each MiB of a .bin lies in the sidecar's metadata, so verify can say where.
 BLOCK_BYTES = 1 << 20
 BLOCK_CHECKSUMS = b"crc32_per_mib"
+
+
+def make_rows(
+    sizes: Int64, source_file: str, source_rows: Int64, urls: pa.Array, hashes: bytes
+) -> pa.RecordBatch:
+    """Rows (of ROWS_SCHEMA) of documents of one file; `sizes` with <|endoftext|> included."""
+    columns = [
+        pa.array(sizes.astype(np.uint64)),
+        pa.repeat(pa.scalar(source_file, pa.string()), len(sizes)),
+        pa.array(source_rows.astype(np.uint64)),
+        urls,
+        pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(HASH_BYTES), len(sizes), [None, pa.py_buffer(hashes)]
+        ),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=ROWS_SCHEMA)
+
+
+def blank_rows(rows: pa.RecordBatch, chosen: Marks) -> pa.RecordBatch:
+    """The same rows (of ROWS_SCHEMA), the chosen ones as those of removed documents."""
+    mask = pa.array(chosen)
+    columns = [
+        pc.if_else(mask, BLANK_VALUES[name], column) if name in BLANK_VALUES else column
+        for name, column in zip(rows.schema.names, rows.columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=ROWS_SCHEMA)
+
+
+def is_blank(doc_hashes: pa.Array) -> Marks:
+    """Which documents were removed and kept their places, by their column doc_hash."""
+    first, rest = split_hashes(doc_hashes)
+    marks: Marks = (first == 0) & (rest == 0)
+    return marks
+
+
+def split_hashes(doc_hashes: pa.Array) -> tuple[Keys, Keys]:
+    """Both halves of each doc_hash."""
+    halves = np.frombuffer(doc_hashes.buffers()[1], np.uint64)
+    halves = halves[2 * doc_hashes.offset :][: 2 * len(doc_hashes)]
+    return halves[::2], halves[1::2]
+
+
+def count_tokens(rows: pa.RecordBatch) -> Int64:
+    """The tokens of each document, <|endoftext|> included."""
+    sizes: Int64 = rows.column("num_tokens").to_numpy().astype(np.int64)
+    return sizes
+
+
+def open_sidecar(folder: Path, shard: Shard, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+    """A shard's sidecar, opened for reading; columns of few values may be read as dictionaries."""
+    return pq.ParquetFile(folder / shard.sidecar, read_dictionary=list(read_dictionary))
+
+
+def read_rows(
+    folder: Path, shard: Shard, columns: Sequence[str], read_dictionary: Sequence[str] = ()
+) -> Iterator[pa.RecordBatch]:
+    """Columns of a shard's rows in order, at most ROW_GROUP_DOCUMENTS at a time."""
+    with open_sidecar(folder, shard, read_dictionary) as file:
+        yield from file.iter_batches(ROW_GROUP_DOCUMENTS, columns=list(columns))
+
+
+def read_block_checksums(folder: Path, shard: Shard) -> list[int]:
+    """The crc32 of each MiB of a shard's .bin, as they were when it was written."""
+    with open_sidecar(folder, shard) as file:
+        digits = file.metadata.metadata[BLOCK_CHECKSUMS].decode("ascii")
+    return [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
+
+
+class SidecarWriter:
+    """A sidecar while it is being written, one whole row group after the other."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = pq.ParquetWriter(path, SIDECAR_SCHEMA, compression="zstd")
+        self.num_tokens = 0
+        self.num_documents = 0
+        self.pending: list[pa.Table] = []
+        self.num_pending = 0
+
+    def append(self, rows: pa.RecordBatch) -> None:
+        """Add the rows (of ROWS_SCHEMA) of the next documents."""
+        sizes = count_tokens(rows)
+        starts = pa.array((self.num_tokens + np.cumsum(sizes) - sizes).astype(np.uint64))
+        self.pending.append(pa.Table.from_arrays([starts, *rows.columns], schema=SIDECAR_SCHEMA))
+        self.num_pending += len(rows)
+        self.num_tokens += int(sizes.sum())
+        self.num_documents += len(rows)
+        if self.num_pending >= ROW_GROUP_DOCUMENTS:
+            self._write_rows(whole_groups_only=True)
+
+    def close(self, checksums: str) -> None:
+        """Write what is left, with the checksums of the .bin's blocks, and make it durable."""
+        self._write_rows(whole_groups_only=False)
+        self.file.add_key_value_metadata({BLOCK_CHECKSUMS: checksums})
+        self.file.close()
+        with open(self.path, "rb") as file:
+            sync_file(file)
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        with suppress(OSError):
+            self.file.close()
+
+    def _write_rows(self, whole_groups_only: bool) -> None:
+        if not self.pending:
+            return
+        table = pa.concat_tables(self.pending)
+        size = len(table)
+        stop = size - size % ROW_GROUP_DOCUMENTS if whole_groups_only else size
+        for start in range(0, stop, ROW_GROUP_DOCUMENTS):
+            group = table.slice(start, min(ROW_GROUP_DOCUMENTS, stop - start))
+            self.file.write_table(group.combine_chunks(), ROW_GROUP_DOCUMENTS)
+        self.pending = [table.slice(stop)] if stop < size else []
+        self.num_pending = size - stop
 
 
 class BlockChecksums:
@@ -64,50 +191,3 @@ class BlockChecksums:
     def _end_block(self) -> None:
         self.checksums.append(self.current)
         self.current, self.filled = 0, 0
-
-
-def count_tokens(rows: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """The tokens of each document, <|endoftext|> included."""
-    sizes: npt.NDArray[np.int64] = rows.column("num_tokens").to_numpy().astype(np.int64)
-    return sizes
-
-
-def read_block_checksums(metadata: dict[bytes, Any]) -> list[int]:
-    """The crc32 of each MiB of a .bin, from its sidecar's metadata."""
-    digits = metadata[BLOCK_CHECKSUMS].decode("ascii")
-    return [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
-
-
-def split_hashes(column: pa.Array) -> tuple[Keys, Keys]:
-    """Both halves of each doc_hash; where both are 0, `velocity shards remove` took it out."""
-    halves = np.frombuffer(column.buffers()[1], np.uint64)
-    halves = halves[2 * column.offset :][: 2 * len(column)]
-    return halves[::2], halves[1::2]
-
-
-def mark_documents(rows: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-    """Which rows are documents: all but those that were removed and kept their places."""
-    first, rest = split_hashes(rows.column("doc_hash"))
-    marks: npt.NDArray[np.bool_] = (first != 0) | (rest != 0)
-    return marks
-
-
-def check_sidecar(folder: Path, shard: Shard, sha256: str | None) -> None:
-    """ValueError where a shard's sidecar is not the one that was written."""
-    path = folder / shard.sidecar
-    if not path.is_file() or (sha256 is not None and hash_file(path) != sha256):
-        raise make_damage_error(folder, shard.sidecar)
-
-
-def make_damage_error(folder: Path, name: str) -> ValueError:
-    """What is said where a file that should be copied is damaged."""
-    return ValueError(
-        f"{folder / name}: is missing or damaged, and nothing was changed; "
-        f"see what else is damaged with: velocity shards verify {folder}"
-    )
-
-
-def find_sidecar_hash(manifest: Manifest, shard: Shard) -> str | None:
-    """The sha256 that a manifest has of a shard's sidecar."""
-    value = manifest.environment.get("sidecar_sha256", {}).get(shard.sidecar)
-    return None if value is None else str(value)

@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from shards.disk.json_files import Json
 from shards.disk.layout import TOKENIZER
-from shards.format import Json, Manifest
+from shards.format import Manifest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -7,23 +7,16 @@ folder always means a whole file. How documents are dealt to batches does not ch
 import hashlib
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from shards.disk.durable import hash_file, sync_folder
+from shards.disk.durable import hash_file, sync_file, sync_folder
 from shards.format import Shard, Tokens
-from shards.sidecar import (
-    BLOCK_CHECKSUMS,
-    ROW_GROUP_DOCUMENTS,
-    SIDECAR_SCHEMA,
-    BlockChecksums,
-    count_tokens,
-)
+from shards.sidecar import BlockChecksums, SidecarWriter, count_tokens
 
 
 @dataclass(frozen=True)
@@ -97,16 +90,15 @@ class OpenShard:
     def __init__(self, folder: Path, split: str, name: str) -> None:
         self.folder = folder
         self.shard = Shard(split, name, 0, 0, "")
-        self.num_tokens = 0
-        self.num_documents = 0
         self.sha256 = hashlib.sha256()
         self.blocks = BlockChecksums()
         self.tokens_file = open(folder / name, "wb")  # noqa: SIM115 - closed by close()
-        self.sidecar_file = pq.ParquetWriter(
-            folder / self.shard.sidecar, SIDECAR_SCHEMA, compression="zstd"
-        )
-        self.pending: list[pa.Table] = []
-        self.num_pending = 0
+        self.sidecar = SidecarWriter(folder / self.shard.sidecar)
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens that are in it."""
+        return self.sidecar.num_tokens
 
     def append(self, tokens: Tokens, rows: pa.RecordBatch) -> None:
         """Add documents' tokens and rows."""
@@ -114,54 +106,26 @@ class OpenShard:
         self.tokens_file.write(content)
         self.sha256.update(content)
         self.blocks.update(content)
-        sizes = count_tokens(rows)
-        starts = pa.array((self.num_tokens + np.cumsum(sizes) - sizes).astype(np.uint64))
-        self.pending.append(pa.Table.from_arrays([starts, *rows.columns], schema=SIDECAR_SCHEMA))
-        self.num_pending += len(rows)
-        self.num_tokens += len(tokens)
-        self.num_documents += len(rows)
-        if self.num_pending >= ROW_GROUP_DOCUMENTS:
-            self._write_rows(whole_groups_only=True)
+        self.sidecar.append(rows)
 
     def close(self) -> WrittenShard:
-        """Flush both files to the disk."""
-        self._write_rows(whole_groups_only=False)
-        metadata = {BLOCK_CHECKSUMS: self.blocks.finish()}
-        self.sidecar_file.add_key_value_metadata(metadata)
-        self.sidecar_file.close()
-        self.tokens_file.flush()
-        os.fsync(self.tokens_file.fileno())
+        """Write both files to the disk, durably."""
+        self.sidecar.close(self.blocks.finish())
+        sync_file(self.tokens_file)
         self.tokens_file.close()
-        sidecar = self.folder / self.shard.sidecar
-        with open(sidecar, "rb") as file:
-            os.fsync(file.fileno())
-        shard = Shard(
-            self.shard.split,
-            self.shard.name,
-            self.num_tokens,
-            self.num_documents,
-            self.sha256.hexdigest(),
+        shard = replace(
+            self.shard,
+            num_tokens=self.sidecar.num_tokens,
+            num_documents=self.sidecar.num_documents,
+            sha256=self.sha256.hexdigest(),
         )
-        return WrittenShard(shard, hash_file(sidecar), self.folder)
+        return WrittenShard(shard, hash_file(self.sidecar.path), self.folder)
 
     def abandon(self) -> None:
         """Close both files as they are."""
         with suppress(OSError):
             self.tokens_file.close()
-        with suppress(OSError):
-            self.sidecar_file.close()
-
-    def _write_rows(self, whole_groups_only: bool) -> None:
-        if not self.pending:
-            return
-        table = pa.concat_tables(self.pending)
-        size = len(table)
-        stop = size - size % ROW_GROUP_DOCUMENTS if whole_groups_only else size
-        for start in range(0, stop, ROW_GROUP_DOCUMENTS):
-            group = table.slice(start, min(ROW_GROUP_DOCUMENTS, stop - start))
-            self.sidecar_file.write_table(group.combine_chunks(), ROW_GROUP_DOCUMENTS)
-        self.pending = [table.slice(stop)] if stop < size else []
-        self.num_pending = size - stop
+        self.sidecar.abandon()
 
 
 def join_runs(tokens: Tokens, ends: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> Tokens:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep.foreign.run import ImportRequest, import_tokens
+from prep.foreign.request import ImportRequest
+from prep.foreign.run import import_tokens
 from shards.format import Manifest, read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards

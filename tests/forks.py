@@ -23,7 +23,7 @@ def warm(tokenizer_json: Path) -> None:
     import prep.part
     import prep.planning.settle
     import prep.text.copies
-    import prep.units.work.work
+    import prep.units.work
     from prep.text.encoder import choose_encoder, load_encoder, load_reference
 
     pa.array(["Arrow looks for pandas once."])
@@ -77,8 +77,8 @@ def list_committed(out: Path) -> dict[str, tuple[int, int]]:
 
     Beside the shards of receipts, and of pending ones, nothing else looks like a shard.
     """
-    from prep.units.work.receipts import parse_receipt
-    from shards.format import load_json
+    from prep.units.receipts import parse_receipt
+    from shards.disk.json_files import load_json
 
     committed: dict[str, tuple[int, int]] = {}
     known = set()

@@ -72,7 +72,7 @@ def append(out: Path, *inputs: Path, workers: int = 1, **policy: object) -> tupl
     said: list[str] = []
     options = OPTIONS | {"dedup": "exact"} | policy
     paths = tuple(map(str, inputs))
-    request = Request(out, Policy(**options), paths, workers=workers)  # type: ignore[arg-type]
+    request = Request(out, policy=Policy(**options), inputs=paths, workers=workers)  # type: ignore[arg-type]
     return append_sources(request, said.append), "\n".join(said)
 
 

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from prep.sources import documents
-from prep.sources.documents import SUFFIXES, Piece, estimate_text_bytes, read_documents, split_file
+from prep.request import SUFFIXES
+from prep.sources.documents import Piece
+from prep.sources.formats import estimate_text_bytes, read_documents, split_file
 
 TEXTS = [
     "plain",
@@ -237,7 +238,7 @@ def test_the_text_may_be_the_url_column(tmp_path: Path) -> None:
 def test_batches_are_bounded_by_count_and_bytes(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "MAX_BATCH_BYTES", 10_000)
+    monkeypatch.setattr("prep.sources.formats.MAX_BATCH_BYTES", 10_000)
     texts: list[str | None] = ["s"] * 2500 + ["long " * 1000] * 10 + ["s"] * 10
     path = tmp_path / f"a{suffix}"
     if suffix == ".jsonl":
@@ -529,7 +530,8 @@ def test_stopping_early_does_not_hang_at_exit(tmp_path: Path) -> None:
     texts = [f"document {i} " * 50 for i in range(20_000)]
     path = write_parquet(tmp_path / "a.parquet", pa.array(texts), row_group_size=1000)
     program = (
-        "from prep.documents import Piece, read_documents;"
+        "from prep.sources.documents import Piece;"
+        "from prep.sources.formats import read_documents;"
         f"batches = read_documents(Piece({str(path)!r}, 'a'), 'content'); print(len(next(batches)))"
     )
     done = subprocess.run(

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep.sources.documents import Documents, Piece, read_documents
+from prep.sources.documents import Documents, Piece
+from prep.sources.formats import read_documents
 from prep.sources.local import Source, find_sources
 from prep.sources.stamp import check_stamp, take_stamp
 from shards.format import read_manifest
@@ -106,7 +107,7 @@ FOLDERS = [rf"{name}: {FULL}; {AGAIN}$" for name in ("/units", "/tmp", "/lock", 
 SMALL_FILES = [rf"/{name}: {FULL}; {AGAIN}$" for name in (r"tokenizer.json-\w+", "plan.json")]
 UNIT = rf": unit \d could not be written \({FULL}\); {AGAIN}; what is committed stays$"
 DEDUP = rf": a unit could not be written again \({FULL}\); {AGAIN}; what is committed stays$"
-FORECAST = r": needs about .* of disk in .*, and .* are free; free some, choose another --out"
+FORECAST = r": about .* of disk is needed in .*, and .* is free; free some, or choose another --out"
 TOO_LARGE = r"File too large\)?; raise that limit \(ulimit -f\) and run the same command again"
 
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import CheckpointError, seal
-from model.decode.generator import Generator, Settings
+from model.decode.generator import Generator
+from model.decode.settings import Settings
 from model.decode.text_stream import TextStream
 from model.generate import load_generator
 from tests.test_checkpoint_folder import flip_byte, write_seed_checkpoint

@@ -404,7 +404,8 @@ def test_a_killed_download_leaves_no_file_and_the_next_one_cleans_up(
     found, content = dataset
     hub.fail("a.parquet", Fault(stall_after=2000), method="GET")
     program = (
-        "from pathlib import Path; from prep.hub import HubDataset, HubFile, download;"
+        "from pathlib import Path;"
+        "from prep.sources.hub_files import HubDataset, HubFile, download;"
         f"dataset = {found!r}; download(dataset, dataset.files[0], Path({str(tmp_path)!r}))"
     )
     environment = {**os.environ, **hub.environment(tmp_path / "home"), "PYTHONPATH": os.getcwd()}
@@ -429,7 +430,8 @@ def test_a_process_of_its_own_prints_nothing_but_one_line_a_retry(
     hub.commit("quiet/corpus", make_corpus(20))
     hub.fail("/tree/", Fault(503), method="GET")
     program = (
-        "from pathlib import Path; from prep.hub import download, resolve;"
+        "from pathlib import Path;"
+        "from prep.sources.hub import resolve; from prep.sources.hub_files import download;"
         "dataset = resolve('quiet/corpus');"
         f"print(download(dataset, dataset.files[0], Path({str(tmp_path)!r})).exists())"
     )

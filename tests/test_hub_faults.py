@@ -35,7 +35,7 @@ dataset_info:
 """
 # The command, with waits between tries that a test can sit through.
 QUICK_COMMAND = (
-    "import cli, prep.hub_requests as requests;"
+    "import cli, prep.sources.hub_requests as requests;"
     "object.__setattr__(requests.PATIENT, 'first_delay_seconds', 0.01);"
     "object.__setattr__(requests.PATIENT, 'max_delay_seconds', 0.05);"
     "cli.main()"

@@ -63,7 +63,7 @@ def test_the_main_command_makes_a_set_from_the_hub(hub: HubServer, tmp_path: Pat
     hub.fail(NAMES[1], Fault(flip_byte=1000), times=1)
     process = run_prep(hub, tmp_path / "a")
     assert process.returncode == 0, process.stderr
-    assert "needs about" in process.stderr
+    assert "of disk is needed" in process.stderr
     assert "documents: 400 read" in process.stderr
     assert process.stderr.splitlines()[-1] == "next: torchrun --nproc_per_node 1 -m train"
 
@@ -131,6 +131,6 @@ def test_a_set_that_does_not_fit_the_disk_is_refused_before_any_download(
     hub.commit(REPO, {"README.md": card, NAMES[0]: b"x" * 2000})
     process = run_prep(hub, tmp_path / "a")
     assert process.returncode == 1
-    assert "needs about" in process.stderr.splitlines()[-1]
-    assert "are free; free some, choose another --out" in process.stderr.splitlines()[-1]
+    assert "of disk is needed" in process.stderr.splitlines()[-1]
+    assert "is free; free some, or choose another --out" in process.stderr.splitlines()[-1]
     assert not any(NAMES[0] in r.path and r.method == "GET" for r in hub.requests)

@@ -63,7 +63,7 @@ def run_part(out: Path, source: Path, part: str, **options: object) -> list[str]
     """A part, in this process; what it said."""
     said: list[str] = []
     policy = Policy(**{**OPTIONS, **options})  # type: ignore[arg-type]
-    request = Request(out, policy, (str(source),), part=parse_part(part))
+    request = Request(out, policy=policy, inputs=(str(source),), task=parse_part(part), workers=1)
     prepare_part(request, said.append)
     return said
 
@@ -332,7 +332,13 @@ def test_parts_that_begin_at_once_have_one_plan_even_without_locks(
         plan = make_plan(request, *arguments)  # type: ignore[arg-type]
         if not made:
             made.append(plan)
-            other = Request(request.out, request.policy, request.inputs, part=Part(1, 2))
+            other = Request(
+                request.out,
+                policy=request.policy,
+                inputs=request.inputs,
+                task=Part(1, 2),
+                workers=1,
+            )
             settle.settle_plan(other, lambda line: None)
             made.append((request.out / ".prep/plan.json").stat())
         return plan
@@ -390,4 +396,4 @@ def test_limits_need_one_process_that_sees_all_units(source: Path, tmp_path: Pat
     with pytest.raises(ValueError, match=r"--max-tokens counts through all units"):
         run_part(tmp_path, source, "0/2", max_tokens=1000)
     with pytest.raises(ValueError, match=r"--part and --engine ray both share the work"):
-        Request(tmp_path, Policy(), part=Part(0, 2), engine="ray")
+        Request(tmp_path, policy=Policy(), task=Part(0, 2), engine="ray")

@@ -332,7 +332,7 @@ def test_too_little_disk_is_refused_before_the_start(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prep.planning.forecast.TOKENS_PER_TEXT_BYTE", 1e12)
-    with pytest.raises(ValueError, match=r"needs about .* of disk in .*, and .* are free"):
+    with pytest.raises(ValueError, match=r"about .* of disk is needed in .*, and .* is free"):
         prepare_quietly(tmp_path, source)
 
 
@@ -501,6 +501,8 @@ def test_where_fastokens_is_not_installed_it_is_said(
     monkeypatch.setattr("prep.text.encoder.load_fastokens", find_none)
     encoder.load_encoder.cache_clear()
     said: list[str] = []
-    prepare(Request(tmp_path / "shards", Policy(), (str(source),)), said.append)
+    prepare(
+        Request(tmp_path / "shards", policy=Policy(), inputs=(str(source),), workers=1), said.append
+    )
     assert any("fastokens is not installed" in line and "tokenizers" in line for line in said)
     assert read_manifest(tmp_path / "shards").audit["documents_read"] > 0

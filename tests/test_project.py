@@ -7,45 +7,147 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = {"shards", "model", "prep", "train", "cli"}
+ROOTS = ("shards", "model", "prep", "train")
+# Which rooms the files of a room may import; a room is a package, without its sub-packages.
+# docs/design.md says why.
+SHARDS = {"shards", "shards.disk", "shards.inspect", "shards.edit", "shards.exchange"}
+MODEL = {"model", "model.checkpoints", "model.decode"}
+PREP = {f"prep.{room}" for room in ("sources", "text", "units", "planning", "engines", "foreign")}
+TRAIN = {"train", "train.checkpoints", "train.tracing", "train.reports"}
 MAY_IMPORT = {
-    "shards": {"shards"},
-    "model": {"model"},
-    "prep": {"prep", "shards"},
-    "train": {"train", "shards", "model"},
-    "cli": ROOMS,
+    "shards.disk": set[str](),
+    "shards": {"shards.disk"},
+    "shards.inspect": {"shards", "shards.disk"},
+    "shards.edit": {"shards", "shards.disk"},
+    "shards.exchange": {"shards", "shards.disk", "shards.edit"},
+    "model": set[str](),
+    "model.checkpoints": {"model"},
+    "model.decode": {"model", "model.checkpoints"},
+    "prep.sources": SHARDS,
+    "prep.text": {"prep.sources", *SHARDS},
+    "prep.units": {"prep.text", "prep.sources", *SHARDS},
+    "prep.planning": {"prep.units", "prep.text", "prep.sources", *SHARDS},
+    "prep.engines": {"prep.planning", "prep.units", "prep.sources", *SHARDS},
+    "prep.foreign": {"prep.planning", "prep.units", "prep.text", "prep.sources", *SHARDS},
+    "prep": PREP | SHARDS,
+    "train.reports": {"train", "shards"},
+    "train.checkpoints": {"train"} | SHARDS | MODEL,
+    "train.tracing": {"train", "train.checkpoints"} | SHARDS | MODEL,
+    "train": TRAIN | SHARDS | MODEL,
+    "cli": {"prep", "prep.text", "prep.foreign"} | SHARDS | MODEL | TRAIN,
+}
+# The faces of a package: each may import all rooms of it.
+FACES = {"shards.commands": SHARDS, "model.generate": MODEL}
+# What rooms that come before the package's own files may import of these.
+SHARED = {
+    "shards.disk": {"shards.screen"},
+    "prep.sources": {"prep.request"},
+    "prep.text": {"prep.request"},
+    "prep.units": {"prep.request"},
+    "prep.planning": {"prep.request"},
+    "prep.engines": {"prep.request"},
+    "prep.foreign": {"prep.request", "prep.manifest"},
+    "train.checkpoints": {"train.config", "train.settings", "train.distributed", "train.optimizer"},
+    "train.tracing": {"train.config", "train.settings", "train.batches"},
+    "train.reports": {"train.config", "train.settings", "train.distributed"},
 }
 NO_TORCH = {"shards", "prep"}
 
 
 def python_files() -> list[Path]:
-    return sorted([ROOT / "cli.py", *(path for r in ROOMS for path in (ROOT / r).glob("*.py"))])
+    return sorted([ROOT / "cli.py", *(path for r in ROOTS for path in (ROOT / r).rglob("*.py"))])
 
 
-def imported_packages(path: Path) -> Iterator[str]:
+def name_module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_module(path): path for path in python_files()}
+
+
+def name_room(module: str) -> str:
+    """The package that a module is a file of."""
+    is_package = MODULES[module].name == "__init__.py"
+    return module if is_package else module.rpartition(".")[0] or module
+
+
+def imported_modules(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield (node.module or "").split(".")[0]
+            module = node.module or ""
+            for alias in node.names:  # `from prep import run` means the module prep.run.
+                full = f"{module}.{alias.name}"
+                yield full if full in MODULES else module
 
 
-@pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_rooms_import_only_what_they_may(path: Path) -> None:
-    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    imported = set(imported_packages(path))
-    assert imported & ROOMS <= MAY_IMPORT[room]
+def find_wrong_imports(module: str) -> set[str]:
+    """The modules of ours that a module imports and may not."""
+    room = name_room(module)
+    may = FACES.get(module, MAY_IMPORT[room]) | {room}
+    shared = SHARED.get(room)
+    wrong = set()
+    for found in set(imported_modules(MODULES[module])) & MODULES.keys():
+        package = room.partition(".")[0]
+        if shared is not None and name_room(found) == package and room != package:
+            if found not in shared:
+                wrong.add(found)
+        elif name_room(found) not in may:
+            wrong.add(found)
+    return wrong
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_import_only_what_they_may(module: str) -> None:
+    path = MODULES[module]
+    assert find_wrong_imports(module) == set()
+    packages = {name.partition(".")[0] for name in imported_modules(path)}
+    room = module.partition(".")[0]
     if room in NO_TORCH:
-        assert "torch" not in imported
+        assert "torch" not in packages
     if room in {"train", "model"}:
-        assert not imported & {"datasets", "zstandard"}
-    assert "pickle" not in imported or path.name == "seed.py"
+        assert not packages & {"datasets", "zstandard"}
+    assert "pickle" not in packages or module == "model.checkpoints.original"
+
+
+def test_a_request_for_prep_is_read_before_anything_is_loaded() -> None:
+    ours = set(imported_modules(MODULES["prep.request"])) & MODULES.keys()
+    assert ours == {"shards.disk.json_files", "shards.part"}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {
+        module: set(imported_modules(path)) & MODULES.keys() - {module}
+        for module, path in MODULES.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
+
+
+def test_every_room_says_what_it_is_for_and_is_seen_by_git() -> None:
+    rooms = {path.parent for path in python_files() if path.parent != ROOT}
+    for room in rooms:
+        docstring = ast.get_docstring(ast.parse((room / "__init__.py").read_text("utf-8")))
+        assert docstring, f"{room}: its __init__.py has no sentence"
+        files = [path for path in room.glob("*.py") if path.name != "__init__.py"]
+        assert 2 <= len(files) <= 15, f"{room} has {len(files)} files"
+    ignored = subprocess.run(
+        ["git", "check-ignore", *(str(path) for path in python_files())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert ignored == ""
 
 
 def modules_loaded_by(statement: str) -> set[str]:
@@ -61,11 +163,11 @@ def modules_loaded_by(statement: str) -> set[str]:
     [
         ("import cli", {"torch", "datasets", "transformers", "pyarrow", "numpy", "tokenizers"}),
         ("import prep.run, prep.quickstart", {"torch", "datasets", "huggingface_hub"}),
-        ("import shards.verify, shards.show", {"torch", "datasets"}),
+        ("import shards.inspect.verify, shards.inspect.show", {"torch", "datasets"}),
         ("import train.loop, train.__main__", {"datasets", "transformers"}),
-        ("import model.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
-        ("import train.config, model.config", {"torch"}),
-        ("import train.trace", {"torch"}),
+        ("import model.decode.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
+        ("import train.settings, model.config", {"torch"}),
+        ("import train.tracing.steps, train.commands", {"torch"}),
     ],
 )
 def test_imports_stay_light(statement: str, absent: set[str]) -> None:
@@ -101,6 +203,7 @@ def test_git_sees_the_code_in_shards_and_not_the_data(tmp_path: Path) -> None:
     folder = copy_checkout(tmp_path / "checkout")
     write_data(folder)
     (folder / "shards" / "new_module.py").write_text("")
+    (folder / "shards" / "edit" / "another.py").write_text("")
     status = subprocess.run(
         ["git", "status", "--porcelain", "-uall", "shards"],
         cwd=folder,
@@ -109,6 +212,7 @@ def test_git_sees_the_code_in_shards_and_not_the_data(tmp_path: Path) -> None:
         check=True,
     ).stdout
     assert "shards/new_module.py" in status
+    assert "shards/edit/another.py" in status
     assert "shards/format.py" in status
     assert [line for line in status.splitlines() if not line.endswith(".py")] == []
 
@@ -125,9 +229,9 @@ def test_a_wheel_holds_the_code_and_no_data(tmp_path: Path) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     info = f"velocitylm-{version}.dist-info"
     assert tops == {"cli.py", "prep", "train", "model", "shards", info}
-    assert {name for name in names if name.startswith("shards/")} == {
-        f"shards/{path.name}" for path in (ROOT / "shards").glob("*.py")
-    }
+    code = {str(path.relative_to(ROOT)) for path in python_files()}
+    assert {name for name in names if name.endswith(".py")} == code
+    assert [name for name in names if name.startswith("shards/") and name not in code] == []
     assert {"prep/gpt2/vocab.bpe", "prep/gpt2/LICENSE", "train/configs/tiny.yaml"} <= set(names)
 
 

@@ -223,7 +223,10 @@ def test_without_the_package_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'velocitylm\[ray\]'"):
-        prepare(Request(tmp_path, Policy(), (str(source),), engine="ray"), lambda line: None)
+        prepare(
+            Request(tmp_path, policy=Policy(), inputs=(str(source),), engine="ray", workers=1),
+            lambda line: None,
+        )
 
 
 @needs_ray
@@ -256,4 +259,4 @@ def test_a_machine_that_cannot_do_the_work_says_so(
 )
 def test_mistakes_are_told(tmp_path: Path, options: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Request(tmp_path, Policy(), **options)  # type: ignore[arg-type]
+        Request(tmp_path, policy=Policy(), **options)  # type: ignore[arg-type]

@@ -177,7 +177,6 @@ def test_a_damaged_shard_gets_no_new_checksum(
     finished_set: Path, tmp_path: Path, name: str
 ) -> None:
     from shards.format import read_manifest
-    from shards.sidecar import find_sidecar_hash
 
     folder = Path(shutil.copytree(finished_set, tmp_path / "shards"))
     content = bytearray((folder / name).read_bytes())
@@ -188,4 +187,4 @@ def test_a_damaged_shard_gets_no_new_checksum(
     (tmp_path / "work").mkdir()
     rewriter = make_rewriter(folder, tmp_path / "work", 50256, keeps_places=False)
     with pytest.raises(ValueError, match=rf"{name}: is missing or damaged, and nothing was"):
-        rewriter.rewrite(shard, np.array([3]), "x.bin", find_sidecar_hash(manifest, shard))
+        rewriter.rewrite(shard, np.array([3]), "x.bin", manifest.sidecar_sha256(shard))

@@ -16,12 +16,12 @@ from transformers.generation.logits_process import (
 )
 
 from model.decode.sampler import (
-    Sampling,
     choose_tokens,
     draw_candidates,
     find_candidates,
     penalize_repetition,
 )
+from model.decode.settings import Sampling
 
 NUM_WORDS = 500
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.format import hash_canonical, read_manifest
+from shards.disk.json_files import hash_canonical
+from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import TokenStream, open_shards
 from shards.sidecar import ROWS_SCHEMA
@@ -126,7 +127,7 @@ def test_an_edited_manifest_is_refused(shards_copy: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../train-00000.bin", "/etc/passwd", "a/b.bin", "..\\x.bin"])
 def test_a_manifest_never_leads_out_of_its_folder(shards_copy: Path, name: str) -> None:
-    from shards.format import hash_canonical
+    from shards.disk.json_files import hash_canonical
 
     path = shards_copy / "manifest.json"
     raw = json.loads(path.read_text())

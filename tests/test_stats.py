@@ -211,7 +211,9 @@ def test_removed_documents_are_told_apart_in_later_versions(
     source = write_parquet(tmp_path / "third.parquet", make_texts(20, seed=2))
     policy = Policy(shard_tokens=20_000, validation_fraction="0.2")
     before = measure_set(open_shards(folder))
-    append_sources(Request(folder, policy, (str(source),)), lambda line: None)
+    append_sources(
+        Request(folder, policy=policy, inputs=(str(source),), workers=1), lambda line: None
+    )
     counted = measure_set(open_shards(folder))
     assert counted.sources[REMOVED].documents == 3
     assert counted.lengths.num_documents == before.lengths.num_documents + 20

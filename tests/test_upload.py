@@ -80,9 +80,9 @@ def test_prep_sends_what_it_commits_and_goes_on_after_a_kill(
 
 # Units that take a while, so that shards are sent before the set is finished.
 SLOW_PREP = """
-import time, cli, prep.engine, prep.upload
-process_unit = prep.engine.process_unit
-prep.engine.process_unit = lambda *a, **k: (time.sleep(0.7), process_unit(*a, **k))[1]
+import time, cli, prep.engines.local, prep.upload
+process_unit = prep.engines.local.process_unit
+prep.engines.local.process_unit = lambda *a, **k: (time.sleep(0.7), process_unit(*a, **k))[1]
 prep.upload.LOOK_SECONDS = 0.1
 cli.main()
 """

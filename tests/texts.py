@@ -52,8 +52,8 @@ def prepare_quietly(
     """Make a set; what prep says goes nowhere."""
     request = Request(
         out,
-        Policy(**policy),  # type: ignore[arg-type]
-        tuple(str(path) for path in inputs),
+        policy=Policy(**policy),  # type: ignore[arg-type]
+        inputs=tuple(str(path) for path in inputs),
         workers=workers,
         encoder=encoder,
     )

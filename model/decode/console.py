@@ -6,26 +6,27 @@ from pathlib import Path
 from typing import TextIO
 
 from model.decode.draft import Completion
-from model.decode.generator import LONE_SURROGATES, Generator, Settings
+from model.decode.generator import LONE_SURROGATES, Generator
+from model.decode.settings import Prompts, Settings
 from model.decode.text_stream import REPLACEMENT
 
 STANDARD_INPUT = "-"
 
 
-def read_prompts(
-    prompts: Sequence[str], prompt_file: str | None, prompt_lines: str | None
-) -> list[str]:
+def read_prompts(source: Prompts) -> list[str]:
     """The prompts given as words, as one whole file, and as the lines of a file; "-" reads stdin.
 
     None at all means one empty prompt: the beginning of a document.
     """
-    found = list(prompts)
-    if prompt_file is not None:
-        found.append(read_text(prompt_file).removesuffix("\n"))
-    if prompt_lines is not None:
-        found += [line for line in read_text(prompt_lines).splitlines() if line]
+    found = list(source.prompt)
+    if source.prompt_file is not None:
+        found.append(read_text(source.prompt_file).removesuffix("\n"))
+    if source.prompt_lines is not None:
+        found += [line for line in read_text(source.prompt_lines).splitlines() if line]
         if not found:
-            raise ValueError(f"{prompt_lines}: no line with a prompt; expected one on each line")
+            raise ValueError(
+                f"{source.prompt_lines}: no line with a prompt; expected one on each line"
+            )
     return found or [""]
 
 

@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from tokenizers import Tokenizer
@@ -13,45 +13,14 @@ from torch import Tensor
 from model.cache import KVCache, allocate_cache
 from model.checkpoints.hugging_face import END_OF_TEXT
 from model.decode.draft import Completion, Draft, FinishReason, make_random
-from model.decode.sampler import Sampling, choose_tokens
+from model.decode.sampler import choose_tokens
+from model.decode.settings import Settings
 from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
 
 # Characters that no UTF-8 text holds; a shell passes them on for bytes that are not UTF-8.
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 CACHE_TOKENS_MULTIPLE = 64
-
-
-@dataclass(frozen=True)
-class Settings(Sampling):
-    """What to generate: how far, how many texts, and how tokens are chosen."""
-
-    # A text ends at this many tokens, its prompt's included.
-    max_length: int = 150
-    # A text ends at this many tokens behind its prompt; takes the place of max_length.
-    max_new_tokens: int | None = None
-    # Texts for each prompt.
-    num_return_sequences: int = 1
-    # A text ends before any of these strings.
-    stop: str | Sequence[str] | None = None
-    # Equal seeds give equal texts; None gives new ones each time.
-    seed: int | None = None
-    # Texts that grow together. Fewer take less memory; what they say stays the same.
-    batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("max_length", "max_new_tokens", "num_return_sequences", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected 1 or more")
-        if "" in self.stops:
-            raise ValueError("a stop string is empty and would end every text; leave it out")
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The stop strings, of which there may be none."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class Generator:

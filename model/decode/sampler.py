@@ -6,50 +6,13 @@ B rows, V vocabulary, W candidates: the tokens that top-k leaves are kept sorted
 so that all that follows works on dozens of numbers instead of the whole vocabulary.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. Raises ValueError, naming the setting, for a value without meaning."""
-
-    # False always takes the likeliest token; so does a temperature of 0.
-    do_sample: bool = True
-    # Divides the logits: below 1 makes the likely likelier.
-    temperature: float = 0.8
-    # Keeps this many of the likeliest tokens, and what ties with the last; None or 0 keeps all.
-    top_k: int | None = 50
-    # Keeps the likeliest tokens until their probabilities reach this sum; None or 1 keeps all.
-    top_p: float | None = 0.9
-    # Keeps tokens at least this many times as probable as the likeliest one; 0 keeps all.
-    min_p: float = 0.0
-    # Above 1, makes every token of the prompt and of the text so far less likely (CTRL, Keskar et
-    # al. 2019): positive logits are divided by it, negative ones multiplied.
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        checks = {
-            "temperature": (self.temperature >= 0, "from 0 (the likeliest token) up"),
-            "top_k": (self.top_k is None or self.top_k >= 0, "from 0 (off) up"),
-            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "above 0, up to 1 (off)"),
-            "min_p": (0 <= self.min_p <= 1, "from 0 (off) to 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0; 1 is off"),
-        }
-        for name, (is_valid, expected) in checks.items():
-            value = getattr(self, name)
-            if not is_valid or value == math.inf:
-                raise ValueError(f"{name} is {value}; expected a number {expected}")
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether nothing is drawn: the likeliest token is always taken."""
-        return not self.do_sample or self.temperature == 0
+from model.decode.settings import Sampling
 
 
 @torch.inference_mode()

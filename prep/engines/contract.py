@@ -1,9 +1,18 @@
-"""What an engine is given and what it owes: jobs, receipts, counters."""
+"""What an engine is given and what it owes: jobs, receipts, counters.
+
+An engine is a file with a function `start(request)` that gives an `Engine`, and a line in
+choose.py. Its `run` takes jobs from `next_job(units in work)` until that gives none, does them in
+any order and on any machine, and yields their receipts. While a unit is in work, none may also mean
+that the next one's files are still on their way: it asks again. Where a worker is lost it does the
+job again; what a job raises, it raises.
+"""
 
 import os
 from collections.abc import Callable, Iterator, MutableSequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from prep.engines.prefetch import MAX_THREADS, FetchFiles, fetch_files
 from prep.units.receipts import Receipt
 from prep.units.work import Report, UnitJob
 
@@ -23,6 +32,16 @@ class RunJobs(Protocol):
     """
 
     def __call__(self, next_job: NextJob, *, num_units: int, tick: Tick) -> Iterator[Receipt]: ...
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What does the units and what fetches their files, and how many of each at a time."""
+
+    run: RunJobs
+    workers: int
+    fetch: FetchFiles = fetch_files
+    max_fetches: int = MAX_THREADS
 
 
 def keep_to_one_core() -> None:

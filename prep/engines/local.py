@@ -1,11 +1,5 @@
 """Units on this machine's cores: one process a worker, nothing shared but their counters.
 
-An engine is a function like `run_jobs`; `run_tasks` of prep/engines/ray_cluster.py is another. It
-takes jobs from `next_job(units in work)` until that gives none, does them in any order and on any
-machine, and yields their receipts. While a unit is in work, none may also mean that the next one's
-files are still on their way: it asks again. Where a worker is lost it does the job again; what a
-job raises, it raises.
-
 A worker that is killed is replaced and its unit is done again; the others work on. A worker whose
 parent is gone ends itself. (concurrent.futures' pool was tried: it can hang when a worker dies
 while another one is being started.)
@@ -19,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 
@@ -26,16 +21,31 @@ from prep.engines.contract import (
     MAX_ATTEMPTS,
     NUM_COUNTERS,
     Counters,
+    Engine,
     NextJob,
     Tick,
     flatten,
     keep_to_one_core,
     make_report,
 )
+from prep.request import Request
 from prep.units.receipts import Receipt
 from prep.units.work import UnitJob, process_unit
 
 POLL_SECONDS = 0.2
+
+
+def start(request: Request) -> Engine:
+    """The processes of this machine, ready to work."""
+    workers = request.workers or count_cores()
+    return Engine(partial(run_jobs, workers=workers), workers)
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run_jobs(next_job: NextJob, workers: int, num_units: int, tick: Tick) -> Iterator[Receipt]:

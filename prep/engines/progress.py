@@ -4,6 +4,7 @@ from collections.abc import MutableSequence
 from dataclasses import dataclass
 from typing import TextIO
 
+from prep.engines.contract import NUM_COUNTERS
 from shards.screen import ScreenLine, format_bytes, format_count, format_seconds
 
 
@@ -41,7 +42,9 @@ class ProgressLine:
 
     def describe(self, counters: MutableSequence[int], seconds: float) -> str:
         """The line for counters that took `seconds` to get where they are."""
-        documents, tokens, text_bytes = (sum(counters[kind::3]) for kind in range(3))
+        documents, tokens, text_bytes = (
+            sum(counters[kind::NUM_COUNTERS]) for kind in range(NUM_COUNTERS)
+        )
         share = share_done(self.goal, tokens, text_bytes)
         left = format_seconds(seconds / share - seconds) if share else "?"
         return (

@@ -11,6 +11,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -18,12 +19,14 @@ from typing import Any, cast
 from prep.engines.contract import (
     MAX_ATTEMPTS,
     NUM_COUNTERS,
+    Engine,
     NextJob,
     Tick,
     flatten,
     keep_to_one_core,
 )
 from prep.engines.prefetch import fetch_files
+from prep.request import Request
 from prep.sources.hub_files import HubDataset
 from prep.sources.hub_requests import PATIENT, Retry
 from prep.units.receipts import Receipt, read_receipt
@@ -43,6 +46,13 @@ class RunMark:
 
     path: Path
     version: str
+
+
+def start(request: Request) -> Engine:
+    """The cluster that was named, ready to work."""
+    cores = connect(request.ray_address)
+    workers = request.workers or cores
+    return Engine(partial(run_tasks, workers=request.workers), workers, fetch_by_task, workers + 2)
 
 
 def connect(address: str | None) -> int:

@@ -9,7 +9,7 @@ shards     written in .prep/import, named in .prep/import.json, renamed; the man
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,16 @@ import pyarrow as pa
 
 from prep.foreign.documents import FoundDocuments, Int64, Notes, read_documents
 from prep.foreign.files import ForeignFile, find_files
+from prep.foreign.request import ImportRequest
 from prep.foreign.text import OriginCheck, TextReader
 from prep.manifest import check_conservation, describe_content, describe_environment, summarize
 from prep.planning.forecast import SIDECAR_SHARE
-from prep.planning.plan import Plan
-from prep.request import Policy
 from prep.sources.local import Source
-from prep.text.batch import EncodedBatch, choose_validation, make_rows
+from prep.text.batch import EncodedBatch, choose_validation
 from prep.text.gpt2 import build_gpt2_json
-from prep.units.budget import Budget
-from prep.units.receipts import Audit, Receipt
-from shards.disk.durable import commit, hash_file, sync_folder, write_file
+from prep.units.receipts import Audit
+from shards.disk.durable import commit, sync_folder, write_file
+from shards.disk.json_files import load_json
 from shards.disk.layout import (
     MANIFEST,
     TOKENIZER,
@@ -36,36 +35,11 @@ from shards.disk.layout import (
     plan_path,
 )
 from shards.disk.lock import lock_set
-from shards.format import (
-    SPLITS,
-    TOKEN_BYTES,
-    Manifest,
-    Tokens,
-    load_json,
-    make_manifest,
-    read_manifest,
-)
-from shards.screen import ReadProgress, Say, format_bytes
+from shards.disk.space import check_space
+from shards.format import SPLITS, TOKEN_BYTES, Manifest, Tokens, make_manifest, read_manifest
+from shards.screen import ReadProgress, Say
+from shards.sidecar import make_rows
 from shards.writer import ShardWriter, WrittenShard, commit_shards
-
-
-@dataclass(frozen=True)
-class ImportRequest:
-    """What the user asked for."""
-
-    out: Path
-    train: tuple[str, ...]
-    validation: tuple[str, ...] = ()
-    format: str = "auto"
-    # Share of the documents of `train` that goes to validation, by their hash.
-    validation_fraction: str = "0"
-    shard_tokens: int = 1 << 28
-    add_end_of_text: bool = False
-
-    @property
-    def policy(self) -> Policy:
-        """The options that prep has as well; ValueError where one is out of range."""
-        return Policy(validation_fraction=self.validation_fraction, shard_tokens=self.shard_tokens)
 
 
 def import_tokens(request: ImportRequest, say: Say) -> Manifest:
@@ -87,7 +61,9 @@ def import_tokens(request: ImportRequest, say: Say) -> Manifest:
     with lock_set(request.out):
         refuse_taken(request.out)
         clear_leftovers(request.out)
-        check_disk(request.out, files)
+        num_tokens = sum(file.num_tokens for file in files)
+        num_bytes = int(num_tokens * TOKEN_BYTES * (1 + SIDECAR_SHARE))
+        check_space(request.out, num_bytes, "choose another --out")
         for file in files:
             say(f"{file.path}: {file.format}, {file.num_tokens:,} tokens, for {file.split}")
         temporary = import_folder(request.out)
@@ -136,18 +112,6 @@ def clear_leftovers(out: Path) -> None:
             (out / Path(name).name).unlink(missing_ok=True)
         sync_folder(out)
         import_names_path(out).unlink()
-
-
-def check_disk(out: Path, files: list[ForeignFile]) -> None:
-    """ValueError where the disk is too small for the set."""
-    num_tokens = sum(file.num_tokens for file in files)
-    needed = int(num_tokens * TOKEN_BYTES * (1 + SIDECAR_SHARE))
-    free = shutil.disk_usage(out).free
-    if needed > free:
-        raise ValueError(
-            f"{out}: about {format_bytes(needed)} are needed there and {format_bytes(free)} are "
-            "free; free some, or choose another --out"
-        )
 
 
 class ImportWork:
@@ -265,20 +229,17 @@ def describe_set(
             sources.append(Source(file.index_name, num_bytes, sha256[file.index_name]))
             rows_by_source[file.index_name] = 0
     work.audit.rows_by_source = rows_by_source
-    plan = Plan(tuple(sources), (), request.policy, hash_file(work.temporary / TOKENIZER), None, 0)
-    content = describe_content(plan, work.temporary, work.audit) | {
-        "policy": {
-            "imported": ", ".join(sorted({file.format for file in files})),
-            "validation_files": [file.name for file in files if file.split == "validation"],
-            "validation_fraction": request.validation_fraction,
-            "shard_tokens": request.shard_tokens,
-            "add_end_of_text": request.add_end_of_text,
-        }
+    policy = {
+        "imported": ", ".join(sorted({file.format for file in files})),
+        "validation_files": [file.name for file in files if file.split == "validation"],
+        "validation_fraction": request.validation_fraction,
+        "shard_tokens": request.shard_tokens,
+        "add_end_of_text": request.add_end_of_text,
     }
-    shards = tuple(entry.shard for entry in work.written)
+    content = describe_content(work.temporary, sources, work.audit, policy)
+    shards = [entry.shard for entry in work.written]
     sidecars = {entry.shard.sidecar: entry.sidecar_sha256 for entry in work.written}
-    receipt = Receipt("", 0, Budget(), False, shards, sidecars, work.audit)
-    environment = describe_environment([receipt], 1, seconds)
+    environment = describe_environment(sidecars, 1, seconds)
     environment["import"] = {
         key: value for key, value in asdict(work.notes).items() if key != "sha256"
     }

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from prep.foreign.documents import FoundDocuments, Int64
 from prep.foreign.files import INSTEAD
-from prep.text.batch import HASH_BYTES
 from shards.format import Tokens
+from shards.sidecar import HASH_BYTES
 from shards.tokenizer import load_tokenizer, read_token_bytes
 
 # Tokens that are turned into text at a time: more would leave the processor's cache.

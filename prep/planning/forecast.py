@@ -1,11 +1,11 @@
 """What a run will need, said before it starts: tokens to expect, disk for set and downloads."""
 
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from prep.planning.plan import Plan
+from shards.disk.space import check_space
 from shards.format import TOKEN_BYTES
 from shards.screen import format_bytes
 
@@ -70,17 +70,12 @@ def count_units_on_disk(workers: int, expected_units: float) -> int:
 
 def check_disk(folder: Path, forecast: Forecast) -> str:
     """Say what the disk must hold and what is free; ValueError where it is too little."""
-    free = shutil.disk_usage(folder).free
-    needed = f"needs about {format_bytes(forecast.disk_bytes)} of disk in {folder}"
+    details = ""
     if forecast.download_bytes:
-        needed += (
-            f" (the set {format_bytes(forecast.set_bytes)}; at most "
+        details = (
+            f"the set {format_bytes(forecast.set_bytes)}; at most "
             f"{format_bytes(forecast.download_bytes)} of "
-            f"{format_bytes(forecast.source_bytes)} of downloads lie there at one time)"
+            f"{format_bytes(forecast.source_bytes)} of downloads lie there at one time"
         )
-    if forecast.disk_bytes > free:
-        raise ValueError(
-            f"{needed}, and {format_bytes(free)} are free; free some, choose another --out, "
-            "or take less with --max-tokens"
-        )
-    return f"{needed}; {format_bytes(free)} are free"
+    advice = "choose another --out, or take less with --max-tokens"
+    return check_space(folder, forecast.disk_bytes, advice, details)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from prep.planning.sample import choose_sample
 from prep.request import Policy
-from prep.sources.documents import Piece, estimate_text_bytes, split_file
+from prep.sources.documents import Piece
+from prep.sources.formats import estimate_text_bytes, split_file
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.local import Source, find_sources
-from shards.format import Json, hash_canonical
+from shards.disk.json_files import Json, hash_canonical
 
 PLAN_SCHEMA_VERSION = 1
 # Source bytes of a unit where the user names none: small enough to keep all workers busy and to

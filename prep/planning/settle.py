@@ -9,9 +9,11 @@ from prep.planning.sample import sample_dataset
 from prep.request import Request
 from prep.sources.hub import resolve
 from prep.sources.hub_files import HubDataset
+from prep.text.filters import make_filter
 from prep.text.gpt2 import build_gpt2_json
 from prep.units.workspace import hold_plan, write_first
 from shards.disk.durable import hash_file, write_file
+from shards.disk.json_files import Json, hash_canonical, load_json
 from shards.disk.layout import (
     MANIFEST,
     TOKENIZER,
@@ -21,7 +23,6 @@ from shards.disk.layout import (
     temporary_folder,
     work_folder,
 )
-from shards.format import Json, hash_canonical, load_json
 from shards.screen import Say
 
 
@@ -51,6 +52,7 @@ def share_plan(request: Request, say: Say) -> Plan:
 
 def settle_plan(request: Request, say: Say) -> Plan:
     """The plan of this folder: the stored one if the request still means it, else a new one."""
+    make_filter(request.policy)  # So that a bad expression is refused before the plan is made.
     refuse_lost_version(request.out)
     tokenizer_sha256 = write_tokenizer(request.out)
     path = plan_path(request.out)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from prep.sources.documents import SUFFIXES
+from prep.request import SUFFIXES
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.hub_requests import (
     PATIENT,

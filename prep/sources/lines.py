@@ -5,6 +5,7 @@ What is not valid Unicode becomes U+FFFD and is marked, never skipped.
 
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -13,8 +14,6 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.json
-
-CODECS = {".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
 
 # A longer document is most likely a file that is not what it should be; and what is done with one
 # in memory stays below a few times its size.
@@ -74,7 +73,7 @@ def read_blocks(path: Path) -> Iterator[Document]:
 
 def read_json_lines(
     path: Path,
-    suffix: str,
+    codec: str | None,
     key: str,
     keys: Sequence[str] = (),
     start: int = 0,
@@ -83,11 +82,12 @@ def read_json_lines(
 ) -> Iterator[Document]:
     """Yield the text under `key`, and what is under `keys`, of the lines in bytes [start, stop).
 
+    `codec` is Arrow's name of the file's compression; None = none.
     Blank lines hold no document, but count as rows. Raises ValueError for a line that is not an
     object with text (or null) under that key, and where the file was changed since it was cut.
     """
     row, position = first_row, start
-    with _open_lines(path, suffix) as file:
+    with _open_lines(path, codec) as file:
         if start:
             file.seek(start)
         while stop is None or position < stop:
@@ -110,9 +110,10 @@ def read_json_lines(
         )
 
 
-def split_lines(path: Path, num_parts: int) -> list[tuple[int, int, int]]:
+def split_lines(path: Path, max_bytes: int) -> list[tuple[int, int, int]]:
     """Cut a file at line starts into about equal parts: (first byte, end, lines before it)."""
     size = path.stat().st_size
+    num_parts = math.ceil(size / max_bytes)
     cuts: list[tuple[int, int, int]] = []
     start = row = 0
     with open(path, "rb") as file:
@@ -173,12 +174,12 @@ def _join_block(lines: list[bytes], row: int) -> Document:
     return Document(text, None, row, repaired)
 
 
-def _open_lines(path: Path, suffix: str) -> BinaryIO:
+def _open_lines(path: Path, codec: str | None) -> BinaryIO:
     """Open a .jsonl for reading, unpacked where it is compressed."""
-    if suffix not in CODECS:
+    if codec is None:
         return open(path, "rb")
     # Arrow notices a stream that is cut short, where the reader of `zstandard` ends as if whole.
-    stream = pa.CompressedInputStream(pa.OSFile(str(path)), CODECS[suffix])
+    stream = pa.CompressedInputStream(pa.OSFile(str(path)), codec)
     return cast(BinaryIO, io.BufferedReader(stream, _CHUNK_BYTES))
 
 

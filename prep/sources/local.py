@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prep.sources.documents import SUFFIXES
+from prep.request import SUFFIXES
 from prep.sources.stamp import Stamp, take_stamp
 from shards.disk.layout import WORK
 

@@ -12,10 +12,9 @@ import pyarrow as pa
 from prep.sources.documents import Documents, find_offsets
 from prep.text.encoder import Encoder
 from shards.format import Tokens
-from shards.sidecar import ROWS_SCHEMA
+from shards.sidecar import HASH_BYTES, make_rows
 from shards.writer import join_runs
 
-HASH_BYTES = 16
 # One document in so many is encoded again with the reference.
 CHECKED_ONE_IN = 8192
 SHOWN_CHARACTERS = 200
@@ -78,26 +77,6 @@ def encode_batch(
         choose_validation(hashes, validation_threshold),
         documents.num_bytes,
     )
-
-
-def make_rows(
-    sizes: npt.NDArray[np.int64],
-    source_file: str,
-    source_rows: npt.NDArray[np.int64],
-    urls: pa.Array,
-    hashes: bytes,
-) -> pa.RecordBatch:
-    """The sidecar's rows of documents of one file; `sizes` with <|endoftext|> included."""
-    columns = [
-        pa.array(sizes.astype(np.uint64)),
-        pa.repeat(pa.scalar(source_file, pa.string()), len(sizes)),
-        pa.array(source_rows.astype(np.uint64)),
-        urls,
-        pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(HASH_BYTES), len(sizes), [None, pa.py_buffer(hashes)]
-        ),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=ROWS_SCHEMA)
 
 
 def check_encoding(

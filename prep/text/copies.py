@@ -20,11 +20,10 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from shards.disk.durable import naming
 from shards.format import Shard
-from shards.sidecar import BLANK_HASH
+from shards.sidecar import is_blank, read_rows, split_hashes
 
 Int64 = npt.NDArray[np.int64]
 
@@ -35,7 +34,6 @@ SORTED_HASHES = 1 << 21
 DEALT_HASHES = 1 << 20
 ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u8")])
 Entries = np.ndarray[tuple[int], np.dtype[np.void]]
-COLUMN = "doc_hash"
 
 
 @dataclass(frozen=True)
@@ -83,17 +81,13 @@ def read_hashes(shards: Iterable[PlacedShard]) -> Iterator[Entries]:
     """The hash and number of each document; documents that were removed have none."""
     number = 0
     for placed in shards:
-        with pq.ParquetFile(placed.folder / placed.shard.sidecar) as file:
-            for batch in file.iter_batches(columns=[COLUMN]):
-                column = batch.column(COLUMN)
-                halves = np.frombuffer(column.buffers()[1], "<u8")[2 * column.offset :]
-                entries = np.empty(len(column), ENTRY)
-                entries["high"] = halves[0 : 2 * len(column) : 2]
-                entries["low"] = halves[1 : 2 * len(column) : 2]
-                entries["number"] = np.arange(number, number + len(column), dtype=np.uint64)
-                number += len(column)
-                blank_high, blank_low = np.frombuffer(BLANK_HASH, "<u8")
-                yield entries[(entries["high"] != blank_high) | (entries["low"] != blank_low)]
+        for batch in read_rows(placed.folder, placed.shard, ["doc_hash"]):
+            column = batch.column("doc_hash")
+            entries = np.empty(len(column), ENTRY)
+            entries["high"], entries["low"] = split_hashes(column)
+            entries["number"] = np.arange(number, number + len(column), dtype=np.uint64)
+            number += len(column)
+            yield entries[~is_blank(column)]
 
 
 def deal_hashes(batches: Iterable[Entries], paths: Sequence[Path]) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prep.request import Policy
 from prep.sources.documents import Documents
 
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -116,6 +117,13 @@ class Filter:
             dropped[reason] = int(found.sum())
             kept &= ~found
         return kept, dropped
+
+
+def make_filter(policy: Policy) -> Filter:
+    """What chooses the documents; ValueError for an expression or condition that is none."""
+    return Filter(
+        policy.min_chars, policy.max_chars, policy.keep_url, policy.drop_url, policy.where
+    )
 
 
 def search_url(option: str, pattern: str) -> Mark:

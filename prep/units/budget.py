@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-
-from prep.text.batch import EncodedBatch
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,14 @@ class Budget:
             None if self.tokens is None else self.tokens - tokens,
         )
 
-    def count_fitting(self, batch: EncodedBatch) -> int:
-        """How many of a batch's documents, from its first on, may still be added."""
-        count = len(batch.rows)
+    def count_fitting(self, ends: npt.NDArray[np.int64]) -> int:
+        """How many documents, from the first on, may still be added.
+
+        `ends` says where each one's tokens end, counted from where the first one's begin.
+        """
+        count = len(ends)
         if self.documents is not None:
             count = min(count, self.documents)
         if self.tokens is not None:
-            count = min(count, int(np.searchsorted(batch.ends, self.tokens, side="right")))
+            count = min(count, int(np.searchsorted(ends, self.tokens, side="right")))
         return count

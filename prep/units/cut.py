@@ -14,9 +14,10 @@ import numpy.typing as npt
 from prep.text.copies import Copies, PlacedShard, find_copies
 from prep.units.receipts import Audit, Receipt, parse_receipt
 from shards.disk.durable import commit, sync_folder, write_file
+from shards.disk.json_files import load_json
 from shards.disk.layout import dedup_folder, receipt_path, temporary_folder
 from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter
-from shards.format import Shard, load_json
+from shards.format import Shard
 
 Int64 = npt.NDArray[np.int64]
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from prep.units.budget import Budget
 from shards.disk.durable import commit, sync_folder, write_file
+from shards.disk.json_files import Json, load_json
 from shards.disk.layout import pending_path, receipt_path, temporary_folder
-from shards.format import TOKEN_BYTES, Json, Shard, load_json
+from shards.format import TOKEN_BYTES, Shard
 
 
 @dataclass

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from prep.request import Policy
-from prep.sources.documents import Documents, Piece, read_documents
+from prep.sources.documents import Documents, Piece
+from prep.sources.formats import read_documents
 from prep.sources.hub_files import HubDataset, download, remove_files
 from prep.sources.stamp import expect_unchanged
 from prep.text.batch import EncodedBatch, check_encoding, encode_batch
 from prep.text.encoder import load_encoder
+from prep.text.filters import make_filter
 from prep.units.budget import Budget
 from prep.units.receipts import Audit, Receipt, confirm_pending, write_pending
 from shards.disk.durable import advise_writing
@@ -74,7 +76,7 @@ class UnitWork:
         self.job = job
         self.report = report
         self.encoder = load_encoder(job.folder / TOKENIZER, job.encoder)
-        self.filter = job.policy.make_filter()
+        self.filter = make_filter(job.policy)
         self.threshold = job.policy.validation_threshold()
         self.writers = {
             split: ShardWriter(
@@ -145,7 +147,7 @@ class UnitWork:
             self.encoder, wanted, source_file, self.threshold, self.job.end_of_text
         )
         self._check(wanted, batch)
-        fitting = self.budget.count_fitting(batch)
+        fitting = self.budget.count_fitting(batch.ends)
         if fitting < len(batch.rows):
             self.truncated = True
             batch = batch.first(fitting)

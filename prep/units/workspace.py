@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prep.request import Request
 from shards.disk.durable import commit, sync_folder, write_file
 from shards.disk.layout import (
     downloads_folder,
@@ -103,9 +102,9 @@ def write_first(path: Path, content: str, temporary: Path) -> bool:
     return True
 
 
-def clear_part(request: Request, part: Part) -> None:
+def clear_part(out: Path, part: Part) -> None:
     """Remove the unfinished files that a killed process of this part left."""
-    for leftover in temporary_folder(request.out).iterdir():
+    for leftover in temporary_folder(out).iterdir():
         unit = leftover.name.partition("-")[0]
         if unit.isdigit() and int(unit) % part.count == part.number:
             remove(leftover)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 # What to do about an error of writing; the first words of each are the error's own.
 FREE_SOME = "free some disk and run the same command again"
@@ -28,6 +29,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_file(file: IO[Any]) -> None:
+    """Make the bytes that were written to an open file durable."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
 def commit(temporary: Path, final: Path) -> None:
     """Give a written and fsynced file its final name, durably."""
     os.replace(temporary, final)
@@ -40,8 +47,7 @@ def write_file(path: Path, content: str) -> None:
     try:
         with naming(path), open(temporary, "w", encoding="utf-8", newline="\n") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            sync_file(file)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

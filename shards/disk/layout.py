@@ -125,3 +125,13 @@ def pull_folder(folder: Path) -> Path:
 def pull_names_path(folder: Path) -> Path:
     """The files that a pull gives a name before the manifest is there."""
     return pull_folder(folder) / "names.json"
+
+
+def pull_temporary_folder(folder: Path) -> Path:
+    """Files that are being fetched."""
+    return pull_folder(folder) / "tmp"
+
+
+def pull_lock(folder: Path) -> Path:
+    """The lock of the pull."""
+    return pull_folder(folder) / "lock"

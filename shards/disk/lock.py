@@ -93,11 +93,5 @@ def describe_holder(path: Path) -> str:
 @contextmanager
 def lock_set(folder: Path) -> Iterator[None]:
     """Be the only process that changes the set; ValueError where another one is at it."""
-    set_lock(folder).parent.mkdir(exist_ok=True)
-    try:
-        with FileLock(set_lock(folder), timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(
-            f"{folder}: another velocity command is changing this set; wait for it, or stop it"
-        ) from None
+    with hold(set_lock(folder), f"{folder}: another velocity command is changing this set"):
+        yield

@@ -5,8 +5,7 @@ it was cut from in `content["parent"]`. The audit and the sources stay the whole
 how the documents came about, and `parent` says that not all of them are here.
 """
 
-from shards.edit.lineage import list_ancestors
-from shards.format import SPLITS, Json, Manifest, make_manifest
+from shards.format import PART, SPLITS, Manifest, Parent
 from shards.part import Part
 
 
@@ -27,21 +26,12 @@ def cut_manifest(manifest: Manifest, split: str | None, part: Part | None) -> st
     if not shards:
         counts = ", ".join(f"{len(manifest.split(name)):,} {name}" for name in SPLITS)
         raise ValueError(f"the set has {counts} shards, so nothing is in the part asked for")
-    parent: Json = {"dataset_id": manifest.dataset_id, "change": "part"}
-    if split is not None:
-        parent["split"] = split
-    if part is not None:
-        parent["part"] = str(part)
-    if ancestors := sorted(list_ancestors(manifest)):  # Whose same part this one may replace.
-        parent["ancestors"] = ancestors
-    here = {shard.sidecar for shard in shards}
-    sidecars = manifest.environment.get("sidecar_sha256", {})
-    environment = manifest.environment | {
-        "sidecar_sha256": {name: sha256 for name, sha256 in sidecars.items() if name in here}
-    }
-    gone = ("same_places", "ancestors")
-    content = {key: value for key, value in manifest.content.items() if key not in gone}
-    content["parent"] = parent
-    if part is None:  # A split that is whole has its tokens where the whole set has them.
-        content["same_places"] = [*manifest.same_places, manifest.dataset_id]
-    return make_manifest(content, shards, manifest.audit, environment)
+    parent = Parent(
+        manifest.dataset_id,
+        PART,
+        split=split,
+        part=str(part) if part else None,
+        ancestors=sorted(manifest.ancestors) or None,  # Whose same part this one may replace.
+    )
+    # A split that is whole has its tokens where the whole set has them.
+    return manifest.next_version(parent, shards, {}, manifest.audit, keeps_places=part is None)

@@ -2,42 +2,28 @@
 
 from pathlib import Path
 
+from shards.disk.json_files import load_json
 from shards.disk.layout import MANIFEST, version_path, work_folder
 from shards.edit.versions import finish_version
-from shards.format import Manifest, load_json, parse_manifest, read_manifest
+from shards.format import Manifest, parse_manifest, read_manifest
 
 # How the files of a set end that versions replace.
 ENDINGS = (".bin", ".bin.zst", ".docs.parquet")
 
 
-def list_ancestors(manifest: Manifest) -> set[str]:
-    """The dataset_ids of which this set is a later version; a part of a set is none."""
-    parent = manifest.content.get("parent", {})
-    if not parent or parent.get("change") == "part":
-        return set()
-    return {parent["dataset_id"], *manifest.content.get("ancestors", manifest.same_places)}
-
-
-def name_ancestors(manifest: Manifest) -> list[str]:
-    """The ancestors that a new version made of this set names: this set is the last of them."""
-    older = manifest.content.get("ancestors") or sorted(list_ancestors(manifest))
-    return [*older, manifest.dataset_id]
-
-
 def is_later(new: Manifest, old: Manifest) -> bool:
     """Whether `new` is a later version of `old`, or the same part of a later version."""
-    if old.dataset_id in list_ancestors(new):
+    if old.dataset_id in new.ancestors:
         return True
-    after, before = new.content.get("parent", {}), old.content.get("parent", {})
-    keys = ("change", "split", "part")
-    same_cut = all(after.get(key) == before.get(key) for key in keys)
-    wholes = {after.get("dataset_id"), *after.get("ancestors", [])}
-    return same_cut and after.get("change") == "part" and before["dataset_id"] in wholes
+    after, before = new.parent, old.parent
+    if after is None or before is None or not after.is_same_cut(before):
+        return False
+    return before.dataset_id in (after.dataset_id, *(after.ancestors or ()))
 
 
 def read_earlier(folder: Path, manifest: Manifest) -> list[Manifest]:
     """The manifests of the earlier versions of the set in `folder`, those that are kept there."""
-    paths = [version_path(folder, ancestor) for ancestor in sorted(list_ancestors(manifest))]
+    paths = [version_path(folder, ancestor) for ancestor in sorted(manifest.ancestors)]
     return [parse_manifest(load_json(path), path) for path in paths if path.exists()]
 
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,19 +10,25 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from shards.disk.json_files import Json
 from shards.disk.layout import version_folder
+from shards.disk.space import check_space
 from shards.documents import Document, make_document, parse_hash
-from shards.edit.lineage import name_ancestors
 from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter
 from shards.edit.versions import NextVersion, begin_version, commit_version, name_next
-from shards.format import SPLITS, TOKEN_BYTES, Json, Manifest, Shard, make_manifest
+from shards.format import (
+    CUT,
+    KEEP_PLACES,
+    REMOVE,
+    SPLITS,
+    TOKEN_BYTES,
+    Manifest,
+    Parent,
+    Shard,
+)
 from shards.reader import Shards
-from shards.sidecar import BLANK_HASH, find_sidecar_hash
-
-KEEP_PLACES = "keep-places"
-CUT = "cut"
+from shards.sidecar import BLANK_HASH, open_sidecar
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def find_documents(shards: Shards, wanted: Wanted) -> list[Found]:
 
 def find_in_shard(folder: Path, shard: Shard, start: int, wanted: Wanted) -> Iterator[Found]:
     """The wanted documents of a shard that begins at `start` of its split's stream."""
-    with pq.ParquetFile(folder / shard.sidecar) as file:
+    with open_sidecar(folder, shard) as file:
         first = 0
         for group in range(file.num_row_groups):
             marks = wanted.mark(file.read_row_group(group, wanted.columns)).to_numpy()
@@ -142,12 +147,8 @@ def check_disk(folder: Path, changed: list[Shard]) -> None:
     """ValueError where the changed shards do not fit beside the old ones."""
     needed = sum(shard.num_tokens * TOKEN_BYTES for shard in changed)
     needed += sum((folder / shard.sidecar).stat().st_size for shard in changed)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"{folder}: {len(changed):,} shards are written again before the old ones go, which "
-            f"takes {needed:,} bytes; {free:,} are free, so free some or name fewer documents"
-        )
+    details = f"{len(changed):,} shards are written again before the old ones go"
+    check_space(folder, needed, "name fewer documents", details)
 
 
 def rewrite_shards(
@@ -157,7 +158,7 @@ def rewrite_shards(
 
     def rewrite(shard: Shard) -> Rewritten:
         rows = np.array(changed[shard], np.int64)
-        sidecar_hash = find_sidecar_hash(manifest, shard)
+        sidecar_hash = manifest.sidecar_sha256(shard)
         return rewriter.rewrite(shard, rows, name_next(shard.name), sidecar_hash)
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -168,35 +169,25 @@ def describe_removal(
     manifest: Manifest, rewritten: dict[Shard, Rewritten], keeps_places: bool
 ) -> str:
     """The new version's manifest. It names its parent, and no document that was removed."""
-    shards, sidecar_hashes = [], dict(manifest.environment.get("sidecar_sha256", {}))
+    entries = rewritten.values()
+    written = [entry.written for entry in entries if entry.written]
+    shards = []
     for shard in manifest.shards:
         entry = rewritten.get(shard)
         if entry is None:
             shards.append(shard)
-            continue
-        sidecar_hashes.pop(shard.sidecar, None)
-        if entry.written:
+        elif entry.written:
             shards.append(entry.written.shard)
-            sidecar_hashes[entry.written.shard.sidecar] = entry.written.sidecar_sha256
-    num_documents = sum(entry.num_documents for entry in rewritten.values())
-    content = {
-        **{key: value for key, value in manifest.content.items() if key != "same_places"},
-        "ancestors": name_ancestors(manifest),
-        "parent": {
-            "dataset_id": manifest.dataset_id,
-            "change": "remove",
-            "mode": KEEP_PLACES if keeps_places else CUT,
-            "documents": num_documents,
-            "tokens": sum(entry.num_tokens for entry in rewritten.values()),
-        },
-    }
-    if keeps_places:
-        content["same_places"] = [*manifest.same_places, manifest.dataset_id]
-    environment = manifest.environment | {
-        "sidecar_sha256": sidecar_hashes,
-        "changed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    return make_manifest(content, shards, count_removed(manifest, rewritten), environment)
+    parent = Parent(
+        manifest.dataset_id,
+        REMOVE,
+        mode=KEEP_PLACES if keeps_places else CUT,
+        documents=sum(entry.num_documents for entry in entries),
+        tokens=sum(entry.num_tokens for entry in entries),
+    )
+    hashes = {entry.shard.sidecar: entry.sidecar_sha256 for entry in written}
+    audit = count_removed(manifest, rewritten)
+    return manifest.next_version(parent, shards, hashes, audit, keeps_places)
 
 
 def count_removed(manifest: Manifest, rewritten: dict[Shard, Rewritten]) -> Json:

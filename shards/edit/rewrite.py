@@ -13,18 +13,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from shards.disk.durable import hash_file
 from shards.disk.layout import TOKENIZER
 from shards.documents import read_pieces
 from shards.format import Shard, Tokens
-from shards.sidecar import (
-    BLANK_HASH,
-    ROWS_SCHEMA,
-    check_sidecar,
-    count_tokens,
-    make_damage_error,
-)
+from shards.reader import make_damage_error
+from shards.sidecar import blank_rows, count_tokens
 from shards.tokenizer import count_token_bytes, load_tokenizer, read_token_bytes
 from shards.writer import ShardWriter, WrittenShard, join_runs
 
@@ -113,13 +108,13 @@ def measure_ids(folder: Path, end_of_text: int) -> Int64:
 def blank(
     tokens: Tokens, rows: pa.RecordBatch, chosen: npt.NDArray[np.bool_], end_of_text: int
 ) -> tuple[Tokens, pa.RecordBatch]:
-    """The same with the chosen documents of <|endoftext|> alone, no URL, and hash zero."""
+    """The same with the chosen documents of <|endoftext|> alone, and their rows blank."""
     blanked = np.where(np.repeat(chosen, count_tokens(rows)), np.uint16(end_of_text), tokens)
-    mask = pa.array(chosen)
-    columns = dict(zip(rows.schema.names, rows.columns, strict=True))
-    nothing = {
-        "url": pa.scalar(None, pa.string()),
-        "doc_hash": pa.scalar(BLANK_HASH, pa.binary(16)),
-    }
-    columns |= {name: pc.if_else(mask, value, columns[name]) for name, value in nothing.items()}
-    return blanked, pa.RecordBatch.from_arrays(list(columns.values()), schema=ROWS_SCHEMA)
+    return blanked, blank_rows(rows, chosen)
+
+
+def check_sidecar(folder: Path, shard: Shard, sha256: str | None) -> None:
+    """ValueError where a shard's sidecar is not the one that was written."""
+    path = folder / shard.sidecar
+    if not path.is_file() or (sha256 is not None and hash_file(path) != sha256):
+        raise make_damage_error(folder, shard.sidecar)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shards.disk.durable import sync_folder, write_file
+from shards.disk.json_files import Json, load_json
 from shards.disk.layout import (
     MANIFEST,
     VERSIONS,
@@ -26,7 +27,7 @@ from shards.disk.layout import (
     version_folder,
     version_path,
 )
-from shards.format import Json, Manifest, load_json, parse_manifest, read_manifest
+from shards.format import Manifest, parse_manifest, read_manifest
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,14 @@ def find_version(folder: Path, manifest: Manifest, dataset_id: str) -> Manifest 
     comes behind each split's tokens and moves none of them.
     """
     while dataset_id != manifest.dataset_id and not keeps_places(folder, manifest, dataset_id):
-        parent = manifest.content.get("parent", {})
-        moves_none = parent.get("change") == "append" or parent.get("mode") == "keep-places"
-        if not moves_none or not version_path(folder, parent["dataset_id"]).exists():
+        parent = manifest.parent
+        if parent is None or not parent.moved_no_token:
             return None
-        path = version_path(folder, parent["dataset_id"])
+        path = version_path(folder, parent.dataset_id)
+        if not path.exists():
+            return None
         manifest = parse_manifest(load_json(path), path)
-        if manifest.dataset_id != parent["dataset_id"]:
+        if manifest.dataset_id != parent.dataset_id:
             return None
     return manifest
 
@@ -141,10 +143,10 @@ def keeps_places(folder: Path, manifest: Manifest, dataset_id: str) -> bool:
     if dataset_id in manifest.same_places or not path.exists():
         return dataset_id in manifest.same_places
     earlier = parse_manifest(load_json(path), path)
-    was, now = earlier.content.get("parent", {}), manifest.content.get("parent", {})
-    same_cut = all(was.get(key) == now.get(key) for key in ("change", "split", "part"))
-    is_part = was.get("change") == "part" and earlier.dataset_id == dataset_id
-    return is_part and same_cut and was["dataset_id"] in manifest.same_places
+    was, now = earlier.parent, manifest.parent
+    if was is None or now is None or earlier.dataset_id != dataset_id:
+        return False
+    return now.is_same_cut(was) and was.dataset_id in manifest.same_places
 
 
 def list_versions(folder: Path, manifest: Manifest) -> list[Manifest]:

@@ -7,16 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from shards.disk.json_files import load_json, parse_json
 from shards.disk.layout import MANIFEST, TOKENIZER, plan_path
 from shards.edit.lineage import ENDINGS, is_later, is_replaceable, list_replaced, read_earlier
 from shards.exchange.packing import PACKED
 from shards.exchange.storage import Storage
-from shards.format import (
-    Manifest,
-    load_json,
-    parse_json,
-    parse_manifest,
-)
+from shards.format import Manifest, parse_manifest
 
 # Where an upload that has not finished says whose it is.
 UPLOAD = "upload.json"

@@ -1,8 +1,6 @@
 """A split of a set as other trainers read it: Megatron's PREFIX.bin and PREFIX.idx."""
 
 import hashlib
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,15 +8,15 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
-from shards.disk.durable import commit
+from shards.disk.durable import commit, sync_file
+from shards.disk.space import check_space
 from shards.documents import read_pieces
 from shards.exchange.megatron import HEADER, MAGIC, UINT16_CODE, VERSION
 from shards.format import SPLITS, TOKEN_BYTES, Shard
 from shards.reader import Shards
 from shards.screen import ReadProgress
-from shards.sidecar import count_tokens, mark_documents
+from shards.sidecar import count_tokens, is_blank, read_rows
 
 Counts = npt.NDArray[np.int64]
 
@@ -43,10 +41,10 @@ def export_megatron(shards: Shards, split: str, prefix: Path) -> str:
     try:
         with open(temporary[0], "wb") as file:
             copy_tokens(shards, chosen, file)
-            sync(file)
+            sync_file(file)
         with open(temporary[1], "wb") as file:
             num_documents = write_index(shards, chosen, file)
-            sync(file)
+            sync_file(file)
         commit(temporary[0], bin_path)
         commit(temporary[1], idx_path)
     finally:
@@ -73,15 +71,7 @@ def check_disk(prefix: Path, chosen: list[Shard]) -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; make it first")
     needed = sum(TOKEN_BYTES * shard.num_tokens + 20 * shard.num_documents for shard in chosen)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(f"{folder}: {needed:,} bytes are needed there and {free:,} are free")
-
-
-def sync(file: BinaryIO) -> None:
-    """Make a file's bytes durable."""
-    file.flush()
-    os.fsync(file.fileno())
+    check_space(folder, needed, "choose another PREFIX")
 
 
 def copy_tokens(shards: Shards, chosen: list[Shard], file: BinaryIO) -> None:
@@ -91,7 +81,7 @@ def copy_tokens(shards: Shards, chosen: list[Shard], file: BinaryIO) -> None:
         sha256 = hashlib.sha256()
         for _, tokens, rows in read_pieces(shards.folder, shard):
             sha256.update(tokens.data.cast("B"))
-            kept = mark_documents(rows)
+            kept = ~is_blank(rows.column("doc_hash"))
             if not kept.all():
                 tokens = tokens[np.repeat(kept, count_tokens(rows))]
             file.write(tokens.data.cast("B"))
@@ -129,6 +119,5 @@ def write_index(shards: Shards, chosen: list[Shard], file: BinaryIO) -> int:
 def read_sizes(shards: Shards, chosen: list[Shard]) -> Iterator[Counts]:
     """The sizes of all documents in tokens, in order; removed ones are no documents."""
     for shard in chosen:
-        with pq.ParquetFile(shards.folder / shard.sidecar) as sidecar:
-            for batch in sidecar.iter_batches(columns=["num_tokens", "doc_hash"]):
-                yield count_tokens(batch)[mark_documents(batch)]
+        for batch in read_rows(shards.folder, shard, ["num_tokens", "doc_hash"]):
+            yield count_tokens(batch)[~is_blank(batch.column("doc_hash"))]

@@ -1,11 +1,10 @@
 """Files of a set, fetched from a URL: size and sha256 compared, fsynced, renamed."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.disk.durable import commit, hash_file
+from shards.disk.durable import commit, hash_file, sync_file
 from shards.exchange.packing import DamagedError, read_chunks, unpack
 from shards.exchange.storage import Storage, StorageError
 from shards.exchange.transfer import Meter, keep_trying, transfer_all
@@ -59,7 +58,7 @@ def fetch_files(
             fetched.append(file.name)
         return fault
 
-    faults = list(transfer_all(wanted, work, meter, workers))
+    faults = transfer_all(wanted, work, meter, workers)
     if faults:
         raise ValueError(
             f"{faults[0]} (one of {len(faults):,} damaged files; all others are in {folder}); "
@@ -95,8 +94,7 @@ def copy_file(storage: Storage, file: Wanted, target: Path, meter: Meter) -> str
                 out.write(chunk)
                 if size > file.num_bytes:
                     break
-            out.flush()
-            os.fsync(out.fileno())
+            sync_file(out)
         fault = find_fault(file, size, sha256.hexdigest())
     except DamagedError as error:
         fault = str(error)

@@ -15,11 +15,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from shards.disk.durable import write_file
-from shards.disk.layout import MANIFEST, TOKENIZER, pull_folder, pull_names_path
-from shards.disk.lock import lock_set
+from shards.disk.json_files import load_json, parse_json
+from shards.disk.layout import (
+    MANIFEST,
+    TOKENIZER,
+    pull_folder,
+    pull_lock,
+    pull_names_path,
+    pull_temporary_folder,
+)
+from shards.disk.lock import hold, lock_set
+from shards.disk.space import check_space
 from shards.disk.url import refuse_url
 from shards.edit.cut import cut_manifest
 from shards.edit.lineage import find_replaced, is_replaceable
@@ -30,7 +37,7 @@ from shards.exchange.packing import PACKED
 from shards.exchange.push import DEFAULT_WORKERS
 from shards.exchange.storage import Storage, open_storage
 from shards.exchange.transfer import check_workers
-from shards.format import TOKEN_BYTES, Manifest, load_json, parse_json, parse_manifest
+from shards.format import TOKEN_BYTES, Manifest, parse_manifest
 from shards.part import Part
 from shards.screen import Say, format_bytes
 
@@ -79,7 +86,8 @@ def pull_locked(
     """Fetch the files, and make the manifest the folder's; returns how many were fetched."""
     text, manifest = described
     with lock_folder(folder) as temporary:
-        check_space(folder, wanted)
+        missing = sum(file.num_bytes for file in wanted if not has_size(folder, file))
+        check_space(folder, missing, "choose another folder, or take a part with --split or --part")
         names = note_names(folder, wanted)
         say(
             f"{storage.name}: {len(manifest.shards):,} shards, "
@@ -118,7 +126,6 @@ def list_wanted(storage: Storage, manifest: Manifest, listed: dict[str, int]) ->
 
     Raises ValueError where one has none, before anything is fetched.
     """
-    sidecar_sha256 = manifest.environment.get("sidecar_sha256", {})
     tokenizer_sha256 = manifest.content["tokenizer"]["sha256"]
     wanted = [Wanted(TOKENIZER, listed.get(TOKENIZER, 0), tokenizer_sha256, TOKENIZER)]
     for shard in manifest.shards:
@@ -126,7 +133,7 @@ def list_wanted(storage: Storage, manifest: Manifest, listed: dict[str, int]) ->
         stored = shard.name if listed.get(shard.name) == size or packed not in listed else packed
         wanted.append(Wanted(shard.name, size, shard.sha256, stored))
         name = shard.sidecar
-        wanted.append(Wanted(name, listed.get(name, 0), sidecar_sha256.get(name), name))
+        wanted.append(Wanted(name, listed.get(name, 0), manifest.sidecar_sha256(shard), name))
     missing = [file.stored for file in wanted if file.stored not in listed]
     if missing:
         raise ValueError(
@@ -162,26 +169,9 @@ def note_names(folder: Path, wanted: list[Wanted]) -> set[str]:
 def lock_folder(folder: Path) -> Iterator[Path]:
     """Be the only pull into a folder; gives the place for unfinished files, emptied."""
     work = pull_folder(folder)
-    temporary = work / "tmp"
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(work / "lock", timeout=0):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            yield temporary
-            shutil.rmtree(work, ignore_errors=True)
-    except Timeout:
-        raise ValueError(
-            f"{folder}: another velocity shards pull is at work there; wait for it, or stop it"
-        ) from None
-
-
-def check_space(folder: Path, wanted: list[Wanted]) -> None:
-    """ValueError where the disk cannot hold what is not there yet."""
-    needed = sum(file.num_bytes for file in wanted if not has_size(folder, file))
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"{folder}: {format_bytes(needed)} are to come and {format_bytes(free)} are free; "
-            "free some, choose another folder, or take a part with --split or --part"
-        )
+    temporary = pull_temporary_folder(folder)
+    with hold(pull_lock(folder), f"{folder}: another velocity shards pull is at work there"):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        shutil.rmtree(work, ignore_errors=True)

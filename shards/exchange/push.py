@@ -18,20 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.disk.durable import hash_file
+from shards.disk.json_files import parse_json
 from shards.disk.layout import MANIFEST, TOKENIZER, set_lock
 from shards.disk.lock import lock_set
 from shards.exchange.claim import UPLOAD, claim, clear_temporaries
 from shards.exchange.packing import PACKED, TRAILER_BYTES, make_trailer, pack, read_chunks
 from shards.exchange.storage import Storage, open_storage
 from shards.exchange.transfer import Meter, check_workers, keep_trying, transfer_all
-from shards.format import (
-    TOKEN_BYTES,
-    Manifest,
-    Shard,
-    parse_json,
-    parse_manifest,
-    read_manifest,
-)
+from shards.format import TOKEN_BYTES, Manifest, Shard, parse_manifest, read_manifest
 from shards.screen import Say, format_bytes
 
 DEFAULT_WORKERS = 8
@@ -107,8 +101,8 @@ def push_locked(
             sent.append(file.path.name)
         return None
 
-    for _ in transfer_all(files, work, meter, workers):
-        raise AssertionError
+    faults = transfer_all(files, work, meter, workers)
+    assert not faults, faults
     complete(storage, text, replaced)
     say(f"{storage.name}: {len(files):,} files are there, {len(sent):,} of them sent now")
     say(f"dataset_id {manifest.dataset_id}")
@@ -117,10 +111,9 @@ def push_locked(
 
 def list_local(folder: Path, manifest: Manifest) -> list[LocalFile]:
     """The files of a set; ValueError where one is missing or has another size."""
-    sidecar_sha256 = manifest.environment.get("sidecar_sha256", {})
     files = [check_file(folder / TOKENIZER, None, manifest.content["tokenizer"]["sha256"])]
     for shard in manifest.shards:
-        files += list_shard(folder, shard, sidecar_sha256.get(shard.sidecar))
+        files += list_shard(folder, shard, manifest.sidecar_sha256(shard))
     return files
 
 

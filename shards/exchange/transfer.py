@@ -1,7 +1,7 @@
 """Many files on their way at once: threads, a progress line, and what stops them."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TextIO, TypeVar
 
@@ -76,13 +76,14 @@ class Meter:
 
 def transfer_all(
     entries: Sequence[T], work: Callable[[T, Meter], str | None], meter: Meter, workers: int
-) -> Iterator[str]:
-    """Do `work` on every entry, `workers` at a time; yields what it finds wrong with one.
+) -> list[str]:
+    """Do `work` on every entry, `workers` at a time; returns what it finds wrong with them.
 
     An exception in one of them ends the others at their next piece, and is raised.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="transfer")
     pending: set[Future[str | None]] = set()
+    faults: list[str] = []
     try:
         pending = {pool.submit(work, entry, meter) for entry in entries}
         while pending:
@@ -91,7 +92,7 @@ def transfer_all(
                 fault = future.result()
                 meter.end_file()
                 if fault is not None:
-                    yield fault
+                    faults.append(fault)
             meter.draw()
     except BaseException:
         meter.stopping.set()
@@ -99,6 +100,7 @@ def transfer_all(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         meter.erase()
+    return faults
 
 
 def keep_trying(attempt: Callable[[], T], meter: Meter) -> T:

@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from shards.format import Shard
 from shards.screen import ReadProgress
-from shards.sidecar import Keys, count_tokens, split_hashes
+from shards.sidecar import Keys, count_tokens, is_blank, read_rows, split_hashes
 
 Counts = npt.NDArray[np.int64]
 
@@ -84,13 +83,13 @@ class HashBatch(NamedTuple):
 def read_hashes(folder: Path, shards: list[Shard]) -> Iterator[HashBatch]:
     """The hashes of all documents, in order."""
     for shard in shards:
-        with pq.ParquetFile(folder / shard.sidecar) as file:
-            for batch in file.iter_batches(columns=["num_tokens", "doc_hash"]):
-                (keys, rest), sizes = split_hashes(batch.column("doc_hash")), count_tokens(batch)
-                is_document = (keys != 0) | (rest != 0)
-                if not is_document.all():
-                    keys, rest, sizes = keys[is_document], rest[is_document], sizes[is_document]
-                yield HashBatch(keys, rest, sizes, shard.split == "validation")
+        for batch in read_rows(folder, shard, ["num_tokens", "doc_hash"]):
+            column = batch.column("doc_hash")
+            (keys, rest), sizes = split_hashes(column), count_tokens(batch)
+            is_document = ~is_blank(column)
+            if not is_document.all():
+                keys, rest, sizes = keys[is_document], rest[is_document], sizes[is_document]
+            yield HashBatch(keys, rest, sizes, shard.split == "validation")
 
 
 class RepeatFinder:

@@ -11,10 +11,10 @@ from shards.tokenizer import load_checked_tokenizer
 def describe_set(manifest: Manifest) -> Iterator[str]:
     """What a set holds and where it came from, line by line."""
     yield f"dataset_id  {manifest.dataset_id}"
-    parent = manifest.content.get("parent")
+    parent = manifest.parent
     if parent:
-        details = ", ".join(f"{k}={v}" for k, v in parent.items() if k != "dataset_id")
-        yield f"version     made of {parent['dataset_id'][:12]}: {details}"
+        details = ", ".join(f"{k}={v}" for k, v in parent.describe().items() if k != "dataset_id")
+        yield f"version     made of {parent.dataset_id[:12]}: {details}"
     hub = manifest.content["sources"]["hub"]
     files = manifest.content["sources"]["files"]
     origin = f"{hub['repo']} at {hub['revision']}" if hub else "local files"

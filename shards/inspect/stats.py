@@ -10,14 +10,14 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
-from shards.format import SPLITS, Json, Shard, Tokens
+from shards.disk.json_files import Json
+from shards.format import SPLITS, Shard, Tokens
 from shards.inspect.duplicates import Duplicates, count_duplicates
 from shards.inspect.lengths import PERCENTILES, LengthCounter, Lengths
 from shards.reader import Shards, map_shard
 from shards.screen import ReadProgress
-from shards.sidecar import count_tokens, split_hashes
+from shards.sidecar import count_tokens, is_blank, read_rows
 from shards.tokenizer import (
     count_token_bytes,
     escape_token,
@@ -172,20 +172,16 @@ class SetCounter:
 def read_stretches(shards: Shards, shard: Shard) -> Iterator[tuple[str, Counts]]:
     """A shard's documents in order, as stretches of one source: its name, and their sizes."""
     columns = ["num_tokens", "source_file", "doc_hash"]
-    path = shards.folder / shard.sidecar
-    with pq.ParquetFile(path, read_dictionary=["source_file"]) as file:
-        for batch in file.iter_batches(columns=columns):
-            sizes = count_tokens(batch)
-            column = batch.column("source_file")
-            names = [*column.dictionary.to_pylist(), REMOVED]
-            codes = column.indices.to_numpy()
-            first_half, second_half = split_hashes(batch.column("doc_hash"))
-            is_removed = (first_half == 0) & (second_half == 0)
-            codes = np.where(is_removed, len(names) - 1, codes)
-            bounds = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
-            for first, last in pairwise(bounds):
-                if first < last:
-                    yield names[codes[first]], sizes[first:last]
+    for batch in read_rows(shards.folder, shard, columns, read_dictionary=["source_file"]):
+        sizes = count_tokens(batch)
+        column = batch.column("source_file")
+        names = [*column.dictionary.to_pylist(), REMOVED]
+        codes = column.indices.to_numpy()
+        codes = np.where(is_blank(batch.column("doc_hash")), len(names) - 1, codes)
+        bounds = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
+        for first, last in pairwise(bounds):
+            if first < last:
+                yield names[codes[first]], sizes[first:last]
 
 
 def describe_json(stats: Stats, top: int) -> Json:

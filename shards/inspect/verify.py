@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shards.disk.durable import hash_file
 from shards.disk.layout import TOKENIZER
 from shards.format import TOKEN_BYTES, Manifest, Shard, read_manifest
 from shards.reader import map_shard
-from shards.sidecar import BLOCK_BYTES, read_block_checksums
+from shards.sidecar import BLOCK_BYTES, open_sidecar, read_block_checksums
 from shards.tokenizer import load_checked_tokenizer
 
 # Small enough to stay in the cache of a core between its three readers.
@@ -25,9 +24,8 @@ def verify_shards(folder: Path) -> Iterator[tuple[str, str | None]]:
     """Re-read everything; yields each file's name with None, or with what is wrong in it."""
     manifest = read_manifest(folder)
     yield TOKENIZER, verify_tokenizer(folder, manifest)
-    sidecar_hashes = manifest.environment.get("sidecar_sha256", {})
     for shard in manifest.shards:
-        fault, ends = verify_sidecar(folder, shard, sidecar_hashes.get(shard.sidecar))
+        fault, ends = verify_sidecar(folder, shard, manifest.sidecar_sha256(shard))
         yield shard.sidecar, fault
         yield shard.name, verify_tokens(folder, shard, manifest, ends)
 
@@ -53,7 +51,8 @@ def verify_sidecar(
     if sha256 is not None and hash_file(path) != sha256:
         return "its sha256 is not the manifest's", None
     try:
-        table = pq.ParquetFile(path).read(columns=["start", "num_tokens"])
+        with open_sidecar(folder, shard) as file:
+            table = file.read(columns=["start", "num_tokens"])
     except (OSError, pa.ArrowException) as error:
         return f"cannot be read as parquet ({error})", None
     starts, sizes = (table[name].to_numpy().astype(np.int64) for name in ("start", "num_tokens"))
@@ -111,10 +110,9 @@ def read_blocks(path: Path) -> Iterator[tuple[int, npt.NDArray[np.uint16]]]:
 
 def locate_damage(folder: Path, shard: Shard) -> str:
     """The bytes and tokens of each MiB whose checksum is not the one taken by prep."""
-    metadata = pq.ParquetFile(folder / shard.sidecar).metadata.metadata
     places = []
     with open(folder / shard.name, "rb") as file:
-        for index, expected in enumerate(read_block_checksums(metadata)):
+        for index, expected in enumerate(read_block_checksums(folder, shard)):
             if zlib.crc32(file.read(BLOCK_BYTES)) != expected:
                 start = index * BLOCK_BYTES
                 places.append(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.format import load_json
+from shards.disk.json_files import load_json
 from train.checkpoints.history import History, Stretch
 from train.config import Config
 from train.settings import config_from_dict

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from shards.format import load_json
+from shards.disk.json_files import load_json
 from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, Progress, read_progress
 from train.config import Config
 from train.optimizer import SkipCount

@@ -1,0 +1,223 @@
+"""Source files as batches of documents: which formats there are, and how each is read.
+
+A file is read as a stream, in batches of bounded size, and what cannot be read is one error that
+names the file and says what to do. A new format is a reader and a row of FORMATS.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from prep.request import SUFFIXES
+from prep.sources.documents import Documents, Piece
+from prep.sources.lines import (
+    Document,
+    check_size,
+    read_blocks,
+    read_json_lines,
+    read_whole,
+    split_lines,
+)
+from prep.sources.parquet import make_valid, measure_column, read_columns, split_row_groups
+
+MAX_BATCH_DOCUMENTS = 1000
+MAX_BATCH_BYTES = 8 << 20
+MAX_ROW_GROUPS = 1 << 31
+# Compressed text is about a quarter of its size.
+COMPRESSION_RATIO = 4
+
+
+# First parquet row group or byte, its end, and the source row of the first document.
+Cut = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is read of a file."""
+
+    text_column: str
+    # What else is taken along, for the filters.
+    columns: tuple[str, ...]
+    blank_line_documents: bool
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the files of one format are read."""
+
+    read: Callable[[Piece, Wanted], Iterator[Documents]]
+    # The bytes of text in a file, about; of the named column, where it has columns.
+    estimate: Callable[[Path, str], int]
+    # Cuts a file into pieces of about so many bytes; None where files of this format stay whole.
+    split: Callable[[Path, int], list[Cut]] | None = None
+
+
+def read_documents(
+    piece: Piece, text_column: str, blank_line_documents: bool = False, columns: Sequence[str] = ()
+) -> Iterator[Documents]:
+    """Yield a piece's documents, at most 1000 at a time, and fewer once they make 8 MB.
+
+    `text_column` is a parquet file's column, or the key in the object on each line; `url` beside it
+    is taken along where it is text, and `columns` whatever they hold. A .txt is one document, or
+    with `blank_line_documents` one for each block between blank lines. A byte order mark at the
+    start of a .jsonl or .txt is dropped.
+
+    Raises ValueError or OSError, in one line that names the file (and the line), for a file that is
+    missing, cut short, damaged, or does not hold what its name or `text_column` says.
+    """
+    path = Path(piece.path)
+    form = find_format(path)
+    with _naming_errors(path):
+        yield from form.read(piece, Wanted(text_column, tuple(columns), blank_line_documents))
+
+
+def split_file(path: Path, name: str, max_bytes: int) -> list[Piece]:
+    """Cut a file into pieces of about `max_bytes` on disk, where its format allows it.
+
+    Reading the pieces one after the other is reading the file.
+    """
+    form = find_format(path)
+    cuts: list[Cut] = []
+    with _naming_errors(path):
+        if form.split is not None and path.stat().st_size > max_bytes:
+            cuts = form.split(path, max_bytes)
+    if len(cuts) < 2:
+        return [Piece(str(path), name)]
+    return [Piece(str(path), name, *cut) for cut in cuts]
+
+
+def estimate_text_bytes(path: Path, text_column: str) -> int:
+    """Estimate the bytes of text in a file, from its size or, for parquet, from its footer."""
+    form = find_format(path)
+    with _naming_errors(path):
+        return form.estimate(path, text_column)
+
+
+def find_format(path: Path) -> "Format":
+    """The format that a file's name tells; ValueError where it is none of ours."""
+    for suffix, form in FORMATS.items():
+        if path.name.endswith(suffix):
+            return form
+    raise ValueError(f"{path}: unknown kind of file; expected {', '.join(FORMATS)}")
+
+
+@contextmanager
+def _naming_errors(path: Path) -> Iterator[None]:
+    """Put the file's name, and what to do, into the errors of the libraries that read it."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be opened ({error.strerror})") from None
+    try:
+        yield
+    except _MixedTypesError as error:
+        raise ValueError(f"{path}: {error}; expected one, to compare it with --where") from None
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{path}: damaged, cut short, or not what its name says ({reason}); "
+            "copy or download it again, or leave it out"
+        ) from error
+
+
+def _read_parquet(piece: Piece, wanted: Wanted) -> Iterator[Documents]:
+    row = piece.first_row
+    for texts, urls, others in read_columns(
+        Path(piece.path),
+        wanted.text_column,
+        wanted.columns,
+        range(piece.start, MAX_ROW_GROUPS if piece.stop is None else piece.stop),
+        MAX_BATCH_DOCUMENTS,
+        MAX_BATCH_BYTES,
+    ):
+        rows = np.arange(row, row + len(texts))
+        row += len(rows)
+        valid_texts, repaired = make_valid(texts)
+        valid_urls = make_valid(urls)[0].cast(pa.string())
+        documents = Documents(valid_texts, valid_urls, rows, repaired, others)
+        largest = int(documents.num_bytes.argmax())
+        advice = f"in {wanted.text_column!r} a row is a document"
+        check_size(int(documents.num_bytes[largest]), f"{piece.path}, row {rows[largest]}", advice)
+        yield documents
+
+
+def _read_lines(piece: Piece, wanted: Wanted, codec: str | None = None) -> Iterator[Documents]:
+    place = (piece.start, piece.stop, piece.first_row)
+    key, keys = wanted.text_column, wanted.columns
+    yield from _batch(read_json_lines(Path(piece.path), codec, key, keys, *place), keys)
+
+
+def _read_text(piece: Piece, wanted: Wanted) -> Iterator[Documents]:
+    path = Path(piece.path)
+    if wanted.columns:
+        raise ValueError(f"{path}: is text without columns, so there is no {wanted.columns[0]!r}")
+    yield from _batch(read_blocks(path) if wanted.blank_line_documents else read_whole(path))
+
+
+def _estimate_plain(path: Path, text_column: str) -> int:
+    return path.stat().st_size
+
+
+def _estimate_compressed(path: Path, text_column: str) -> int:
+    return path.stat().st_size * COMPRESSION_RATIO
+
+
+def _batch(documents: Iterable[Document], columns: Sequence[str] = ()) -> Iterator[Documents]:
+    """Collect documents into batches."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        text = document.text
+        # Characters or bytes: either keeps a batch from growing without end.
+        size += text.as_buffer().size if isinstance(text, pa.Scalar) else len(text or "")
+        if len(batch) == MAX_BATCH_DOCUMENTS or size >= MAX_BATCH_BYTES:
+            transposed = _transpose(batch, columns)
+            del document, text  # Large texts are not held twice while they are encoded.
+            batch, size = [], 0
+            yield transposed
+            del transposed
+    if batch:
+        yield _transpose(batch, columns)
+
+
+def _transpose(batch: list[Document], columns: Sequence[str]) -> Documents:
+    texts, urls, rows, repaired, others = zip(*batch, strict=True)
+    return Documents(
+        pa.array(texts, pa.large_string()),
+        pa.array(urls, pa.string()),
+        np.array(rows, np.int64),
+        np.array(repaired, np.bool_),
+        {name: _unite(name, [row[i] for row in others]) for i, name in enumerate(columns)},
+    )
+
+
+def _unite(name: str, values: list[Any]) -> pa.Array:
+    """The values of a key as an array of one type."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        if {type(value) for value in values} <= {int, float, type(None)}:  # Beyond 64 bits.
+            return pa.array([None if value is None else float(value) for value in values])
+        raise _MixedTypesError(f"the key {name!r} holds values of several types") from None
+
+
+class _MixedTypesError(ValueError):
+    """Values of a key that have no type in common."""
+
+
+FORMATS: dict[str, Format] = {
+    ".parquet": Format(_read_parquet, measure_column, split_row_groups),
+    ".jsonl": Format(_read_lines, _estimate_plain, split_lines),
+    ".jsonl.gz": Format(partial(_read_lines, codec="gzip"), _estimate_compressed),
+    ".jsonl.zst": Format(partial(_read_lines, codec="zstd"), _estimate_compressed),
+    ".txt": Format(_read_text, _estimate_plain),
+}
+# The help of --input and its refusals list them.
+assert tuple(FORMATS) == SUFFIXES

@@ -1,0 +1,89 @@
+"""A command's options, from the fields of the dataclass that they fill.
+
+A field that is an option says so once, with its help and its default; a field that is a dataclass
+stands for its own options, in its place:
+
+    @dataclass(frozen=True)
+    class Greeting:
+        name: Annotated[str, typer.Option(help="Whom to greet.")] = "you"
+
+    @takes_options
+    def greet(greeting: Greeting, loud: bool = False) -> None: ...
+
+makes a command with the options --name and --loud.
+"""
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from functools import wraps
+from typing import Annotated, Any
+
+from typer.models import ParameterInfo
+
+
+def takes_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of its dataclasses in place of the dataclasses themselves."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        given = list_options(hint) if is_dataclass(hint) else [parameter.replace(annotation=hint)]
+        parameters += [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in given]
+
+    @wraps(command)
+    def filled(**values: Any) -> None:
+        command(
+            **{
+                name: build(hint, values) if is_dataclass(hint) else values[name]
+                for name, hint in hints.items()
+                if name != "return"
+            }
+        )
+
+    filled.__annotations__ = {option.name: option.annotation for option in parameters}
+    filled.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return filled
+
+
+def list_options(kind: Any) -> Iterator[inspect.Parameter]:
+    """The options of a dataclass, in the order of its fields."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        hint = hints[field.name]
+        if is_dataclass(hint):
+            yield from list_options(hint)
+        elif is_option(hint):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            wanted, *extras = typing.get_args(hint)
+            if takes_several(wanted):  # What may be given several times is a list to Typer.
+                hint, default = Annotated[list[str] | None, *extras], None
+            yield inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
+            )
+
+
+def build(kind: Any, values: Mapping[str, Any]) -> Any:
+    """The dataclass that the options' values fill; what is no option has its default."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    filled: dict[str, Any] = {}
+    for field in fields(kind):
+        hint = hints[field.name]
+        if is_dataclass(hint):
+            filled[field.name] = build(hint, values)
+        elif is_option(hint) and values[field.name] is not None:
+            value = values[field.name]
+            filled[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**filled)
+
+
+def is_option(hint: Any) -> bool:
+    """Whether a field's type is marked as an option or argument."""
+    return any(isinstance(extra, ParameterInfo) for extra in getattr(hint, "__metadata__", ()))
+
+
+def takes_several(hint: Any) -> bool:
+    """Whether a field's type is a sequence of texts, or may be one."""
+    members = (hint, *typing.get_args(hint))
+    return any(typing.get_origin(member) in (tuple, Sequence) for member in members)

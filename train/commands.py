@@ -1,0 +1,78 @@
+"""`velocity shards trace` and `remove`: the commands that need a run as well as a set."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shards.screen import say
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Settings of the run.")
+]
+
+
+def trace(
+    folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
+    step: Annotated[int | None, typer.Option(help="Which documents did this step see?")] = None,
+    url: Annotated[str | None, typer.Option(help="Which steps saw this document?")] = None,
+    doc_hash: Annotated[str | None, typer.Option(help="The same, by the document's hash.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="A run's checkpoints; default: checkpoints/ if it is there.")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="A run's settings, instead of its checkpoints.")
+    ] = None,
+    ranks: Annotated[int, typer.Option(help="With --config: how many ranks.")] = 1,
+    overrides: Overrides = None,
+) -> None:
+    """Which documents a step's samples came from, and which steps see a document."""
+    from shards.reader import open_shards
+    from train.tracing import steps as tracing
+
+    if [step, url, doc_hash].count(None) != 2:
+        raise ValueError("what is to be traced? give one of --step, --url and --doc-hash")
+    shards = open_shards(folder)
+    if config or overrides:
+        from train.settings import load_config
+
+        tracer = tracing.trace_settings(shards, load_config(config, overrides or ()), ranks)
+    else:
+        tracer = tracing.trace_run(shards, run or Path("checkpoints"))
+    if step is not None:
+        lines = tracing.describe_documents(tracer, step)
+    else:
+        lines = tracing.describe_steps(tracer, url, doc_hash)
+    for line in lines:
+        typer.echo(line)
+
+
+def remove(
+    folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
+    url: Annotated[
+        list[str] | None, typer.Option(help="Its URL, exactly. May be given several times.")
+    ] = None,
+    url_file: Annotated[Path | None, typer.Option(help="A file with a URL on each line.")] = None,
+    doc_hash: Annotated[
+        list[str] | None, typer.Option(help="Its hash: every copy of the text.")
+    ] = None,
+    hash_file: Annotated[Path | None, typer.Option(help="A file with a hash on each line.")] = None,
+    keep_places: Annotated[
+        bool,
+        typer.Option(
+            "--keep-places/--cut",
+            help="<|endoftext|> in place of the tokens, so that runs can go on; or cut them out.",
+        ),
+    ] = True,
+    run: Annotated[
+        Path | None, typer.Option(help="A run's checkpoints; default: checkpoints/ if it is there.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Report, and change nothing.")] = False,
+) -> None:
+    """Take documents out: a new version of the set, and the steps of a run that saw them."""
+    from shards.edit.remove import collect_wanted
+    from train.tracing.takedown import Takedown, take_down
+
+    wanted = collect_wanted(url or (), url_file, doc_hash or (), hash_file)
+    for line in take_down(Takedown(folder, wanted, keep_places, run, dry_run), say):
+        typer.echo(line)
