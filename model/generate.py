@@ -1,9 +1,4 @@
-"""Text from a checkpoint: load_generator(folder).generate("Once upon a time").
-
-Prompts of any lengths run together: each is read by itself, then all grow by one token a step.
-What becomes of a prompt depends on the settings and the seed, not on the prompts beside it (but
-for rounding: a batch is summed in another order than a row, which can tip a near-even choice).
-"""
+"""Text from a checkpoint: load_generator(folder).generate("Once upon a time")."""
 
 import json
 from pathlib import Path

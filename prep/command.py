@@ -75,8 +75,8 @@ def work(request: Request, url: str | None, compress: bool) -> int:
     """
     from prep.append import append_sources
     from prep.gather import finish_parts
-    from prep.part import prepare_part
     from prep.run import prepare
+    from prep.run_part import prepare_part
     from prep.upload import sending
 
     with sending(url, request, say, compress):

@@ -19,6 +19,8 @@ from shards.disk.layout import MANIFEST, pull_folder, work_folder
 from shards.disk.url import refuse_url
 
 Tokens = npt.NDArray[np.uint16]
+# Numbers of tokens and documents, and their places.
+Int64 = npt.NDArray[np.int64]
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation")

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Int64 = npt.NDArray[np.int64]
+from shards.format import Int64
+
 UInt64 = npt.NDArray[np.uint64]
 
 NUM_ROUNDS = 6

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from shards.format import TOKEN_BYTES, Manifest, Shard, Tokens, read_manifest
+from shards.format import TOKEN_BYTES, Int64, Manifest, Shard, Tokens, read_manifest
 
 
 class TokenStream:
@@ -37,7 +36,7 @@ class TokenStream:
         self._fill(tokens, start)
         return tokens
 
-    def windows(self, starts: npt.NDArray[np.int64], num_tokens: int) -> Tokens:
+    def windows(self, starts: Int64, num_tokens: int) -> Tokens:
         """The windows of `num_tokens` ids that begin at `starts`: (len(starts), num_tokens)."""
         tokens = np.empty((len(starts), num_tokens), np.uint16)
         for row, start in zip(tokens, starts.tolist(), strict=True):

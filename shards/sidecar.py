@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.disk.durable import sync_file
-from shards.format import Shard
+from shards.format import Int64, Shard
 
-Int64 = npt.NDArray[np.int64]
 Marks = npt.NDArray[np.bool_]
 # Halves of doc_hashes.
 Keys = npt.NDArray[np.uint64]

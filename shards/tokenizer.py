@@ -1,15 +1,18 @@
-"""The tokenizer that made a set's ids, loaded from its tokenizer.json and checked."""
+"""The tokenizer that made a set's ids: loaded and checked, and the bytes that its ids stand for.
+
+Byte-level BPE as GPT-2's writes each byte as one visible character, so the bytes of a text are
+those of its tokens in order, wherever it is cut into tokens.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from shards.disk.json_files import Json
 from shards.disk.layout import TOKENIZER
-from shards.format import Manifest
+from shards.format import Int64, Manifest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -95,7 +98,7 @@ def map_characters() -> dict[str, int]:
     }
 
 
-def count_token_bytes(contents: list[bytes]) -> npt.NDArray[np.int64]:
+def count_token_bytes(contents: list[bytes]) -> Int64:
     """How many bytes each id stands for."""
     return np.fromiter(map(len, contents), np.int64, len(contents))
 

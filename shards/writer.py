@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shards.disk.durable import hash_file, sync_file, sync_folder
-from shards.format import Shard, Tokens
+from shards.format import Int64, Shard, Tokens
 from shards.sidecar import BlockChecksums, SidecarWriter, count_tokens
 
 
@@ -128,7 +128,7 @@ class OpenShard:
         self.sidecar.abandon()
 
 
-def join_runs(tokens: Tokens, ends: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> Tokens:
+def join_runs(tokens: Tokens, ends: Int64, chosen: npt.NDArray[np.bool_]) -> Tokens:
     """The tokens of the chosen documents, which end at `ends`; neighbours are copied in one go."""
     if chosen.all():
         return tokens

@@ -11,7 +11,7 @@ import pytest
 from shards.exchange import transfer
 from shards.exchange.storage import open_storage
 from shards.format import read_manifest
-from tests.s3_server import S3Server, run_s3_server
+from tests.servers.s3_server import S3Server, run_s3_server
 from tests.texts import make_texts, prepare_quietly, write_parquet
 
 BUCKET = "sets"

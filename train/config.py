@@ -1,8 +1,6 @@
-"""The tree of settings: one for the YAML file, the command line and the checkpoint.
+"""The tree of settings and its defaults. Keys are the original VelocityLM's.
 
-    load_config("tiny", ["training.learning_rate=3e-4"])
-
-Order: the defaults below, then the file, then the overrides. Keys are the original VelocityLM's.
+A default is written once, at its field; train/settings.py reads what changes it.
 """
 
 import typing

@@ -18,7 +18,7 @@ from shards.tokenizer import load_checked_tokenizer
 from train.batches import Batches, Dealing
 from train.checkpoints.folder import agree_on_start, save_checkpoint
 from train.checkpoints.history import History, extend_history
-from train.checkpoints.position import Progress, read_progress, read_run_config
+from train.checkpoints.position import Position, read_position, read_run_config
 from train.checkpoints.state import restore_state, save_state
 from train.config import Config
 from train.distributed import Rank
@@ -50,10 +50,10 @@ class Run:
         return self.batches.dealing.samples_per_step * self.config.data.max_seq_length
 
     @property
-    def progress(self) -> Progress:
+    def position(self) -> Position:
         """What a checkpoint says of where the run is."""
         dataset_id = self.shards.manifest.dataset_id
-        return Progress(self.step, self.batches.consumed, self.history, dataset_id)
+        return Position(self.step, self.batches.consumed, self.history, dataset_id)
 
     def save(self) -> Path:
         """Write a checkpoint of this moment; its path. The first rank writes, all wait."""
@@ -69,7 +69,7 @@ class Run:
         tokenizer_json = (self.shards.folder / TOKENIZER).read_text(encoding="utf-8")
         save_model(folder, self.model, tokenizer_json)
         save_state(
-            folder, self.config, self.progress, self.model, self.optimizer, self.scaler, self.skips
+            folder, self.config, self.position, self.model, self.optimizer, self.scaler, self.skips
         )
 
 
@@ -84,13 +84,13 @@ def build_run(config: Config, rank: Rank, say: Say) -> Run:
     optimizer = make_optimizer(model, config.training)
     scaler = make_scaler(rank.device, config.training)
     skips = SkipCount()
-    progress = Progress(0, 0, (), shards.manifest.dataset_id)
+    position = Position(0, 0, (), shards.manifest.dataset_id)
     if start:
-        progress = restore_state(start, model, optimizer, scaler, skips)
-        say(f"going on from {start}: step {progress.step:,}")
-    batches = make_batches(config, rank, shards, progress.samples_consumed)
+        position = restore_state(start, model, optimizer, scaler, skips)
+        say(f"going on from {start}: step {position.step:,}")
+    batches = make_batches(config, rank, shards, position.samples_consumed)
     per_step = batches.dealing.samples_per_step
-    history = extend_history(progress.history, progress.step, progress.samples_consumed, per_step)
+    history = extend_history(position.history, position.step, position.samples_consumed, per_step)
     return Run(
         config,
         rank,
@@ -101,7 +101,7 @@ def build_run(config: Config, rank: Rank, say: Say) -> Run:
         scaler,
         make_autocast(rank.device, config.training.precision),
         batches,
-        progress.step,
+        position.step,
         history,
         skips,
     )
@@ -186,7 +186,7 @@ def find_own_id(shards: Shards, start: Path, say: Say) -> str:
 
     The order of samples is then the same, and only what was removed reads as <|endoftext|>.
     """
-    dataset_id = read_progress(start).dataset_id
+    dataset_id = read_position(start).dataset_id
     if not keeps_places(shards.folder, shards.manifest, dataset_id):
         return dataset_id
     say(

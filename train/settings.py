@@ -1,4 +1,9 @@
-"""Settings read from a file, the command line or a checkpoint: every name and type checked."""
+"""Settings read from a YAML file, the command line or a checkpoint: every name and type checked.
+
+    load_config("tiny", ["training.learning_rate=3e-4"])
+
+The defaults come first, then the file, then the overrides.
+"""
 
 import difflib
 import math

@@ -1,4 +1,8 @@
-"""Prompts become texts: all read, then grown together, one token a step."""
+"""Prompts become texts: each is read by itself, then all grow together by one token a step.
+
+What becomes of a prompt depends on the settings and the seed, not on the prompts beside it (but
+for rounding: a batch is summed in another order than a row, which can tip a near-even choice).
+"""
 
 import math
 import re

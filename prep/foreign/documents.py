@@ -8,15 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from prep.foreign.files import INSTEAD, ForeignFile, is_next
 from prep.text.gpt2 import END_OF_TEXT, VOCAB_SIZE
 from shards.disk.durable import hash_file
 from shards.exchange.megatron import Index
-from shards.format import Tokens
-
-Int64 = npt.NDArray[np.int64]
+from shards.format import Int64, Tokens
 
 BLOCK_TOKENS = 1 << 20
 BLOCK_DOCUMENTS = 1 << 16

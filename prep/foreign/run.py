@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from prep.foreign.documents import FoundDocuments, Int64, Notes, read_documents
+from prep.foreign.documents import FoundDocuments, Notes, read_documents
 from prep.foreign.files import ForeignFile, find_files
 from prep.foreign.request import ImportRequest
 from prep.foreign.text import OriginCheck, TextReader
@@ -36,7 +36,7 @@ from shards.disk.layout import (
 )
 from shards.disk.lock import lock_set
 from shards.disk.space import check_space
-from shards.format import SPLITS, TOKEN_BYTES, Manifest, Tokens, make_manifest, read_manifest
+from shards.format import SPLITS, TOKEN_BYTES, Int64, Manifest, Tokens, make_manifest, read_manifest
 from shards.screen import ReadProgress, Say
 from shards.sidecar import make_rows
 from shards.writer import ShardWriter, WrittenShard, commit_shards

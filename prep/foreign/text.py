@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from prep.foreign.documents import FoundDocuments, Int64
+from prep.foreign.documents import FoundDocuments
 from prep.foreign.files import INSTEAD
-from shards.format import Tokens
+from shards.format import Int64, Tokens
 from shards.sidecar import HASH_BYTES
 from shards.tokenizer import load_tokenizer, read_token_bytes
 

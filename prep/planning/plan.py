@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from prep.planning.sample import choose_sample
+from prep.planning.subset import choose_sample
 from prep.request import Policy
 from prep.sources.documents import Piece
 from prep.sources.formats import estimate_text_bytes, split_file

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from prep.planning.plan import Plan, plan_hub_dataset, plan_local_files, stored_hub_dataset
-from prep.planning.sample import sample_dataset
+from prep.planning.subset import sample_dataset
 from prep.request import Request
 from prep.sources.hub import resolve
 from prep.sources.hub_files import HubDataset

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from prep.sources.stamp import Stamp
+from shards.format import Int64
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Documents(NamedTuple):
 
     texts: pa.Array  # large_string, valid UTF-8; null = null in the source
     urls: pa.Array  # string, or null
-    rows: npt.NDArray[np.int64]  # parquet: row; .jsonl: line; .txt: block; all counted from 0
+    rows: Int64  # parquet: row; .jsonl: line; .txt: block; all counted from 0
     repaired: npt.NDArray[np.bool_]  # whether U+FFFD stands for what was invalid in the text
     columns: dict[str, pa.Array]  # what else was asked for
 
     @property
-    def num_bytes(self) -> npt.NDArray[np.int64]:
+    def num_bytes(self) -> Int64:
         """The size of each text in UTF-8; 0 for null."""
         offsets = find_offsets(self.texts)
         sizes = offsets[1:] - offsets[:-1]
@@ -63,7 +64,7 @@ class Documents(NamedTuple):
         )
 
 
-def find_offsets(texts: pa.Array) -> npt.NDArray[np.int64]:
+def find_offsets(texts: pa.Array) -> Int64:
     """Where each text begins in the array's buffer of bytes, and where the last one ends."""
     offsets = np.frombuffer(texts.buffers()[1], np.int64)
     return offsets[texts.offset : texts.offset + len(texts) + 1]

@@ -38,7 +38,7 @@ Cut = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ReadOptions:
     """What is read of a file."""
 
     text_column: str
@@ -51,7 +51,7 @@ class Wanted:
 class Format:
     """How the files of one format are read."""
 
-    read: Callable[[Piece, Wanted], Iterator[Documents]]
+    read: Callable[[Piece, ReadOptions], Iterator[Documents]]
     # The bytes of text in a file, about; of the named column, where it has columns.
     estimate: Callable[[Path, str], int]
     # Cuts a file into pieces of about so many bytes; None where files of this format stay whole.
@@ -74,7 +74,7 @@ def read_documents(
     path = Path(piece.path)
     form = find_format(path)
     with _naming_errors(path):
-        yield from form.read(piece, Wanted(text_column, tuple(columns), blank_line_documents))
+        yield from form.read(piece, ReadOptions(text_column, tuple(columns), blank_line_documents))
 
 
 def split_file(path: Path, name: str, max_bytes: int) -> list[Piece]:
@@ -126,12 +126,12 @@ def _naming_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_parquet(piece: Piece, wanted: Wanted) -> Iterator[Documents]:
+def _read_parquet(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
     row = piece.first_row
     for texts, urls, others in read_columns(
         Path(piece.path),
-        wanted.text_column,
-        wanted.columns,
+        options.text_column,
+        options.columns,
         range(piece.start, MAX_ROW_GROUPS if piece.stop is None else piece.stop),
         MAX_BATCH_DOCUMENTS,
         MAX_BATCH_BYTES,
@@ -142,22 +142,24 @@ def _read_parquet(piece: Piece, wanted: Wanted) -> Iterator[Documents]:
         valid_urls = make_valid(urls)[0].cast(pa.string())
         documents = Documents(valid_texts, valid_urls, rows, repaired, others)
         largest = int(documents.num_bytes.argmax())
-        advice = f"in {wanted.text_column!r} a row is a document"
+        advice = f"in {options.text_column!r} a row is a document"
         check_size(int(documents.num_bytes[largest]), f"{piece.path}, row {rows[largest]}", advice)
         yield documents
 
 
-def _read_lines(piece: Piece, wanted: Wanted, codec: str | None = None) -> Iterator[Documents]:
+def _read_lines(
+    piece: Piece, options: ReadOptions, codec: str | None = None
+) -> Iterator[Documents]:
     place = (piece.start, piece.stop, piece.first_row)
-    key, keys = wanted.text_column, wanted.columns
+    key, keys = options.text_column, options.columns
     yield from _batch(read_json_lines(Path(piece.path), codec, key, keys, *place), keys)
 
 
-def _read_text(piece: Piece, wanted: Wanted) -> Iterator[Documents]:
+def _read_text(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
     path = Path(piece.path)
-    if wanted.columns:
-        raise ValueError(f"{path}: is text without columns, so there is no {wanted.columns[0]!r}")
-    yield from _batch(read_blocks(path) if wanted.blank_line_documents else read_whole(path))
+    if options.columns:
+        raise ValueError(f"{path}: is text without columns, so there is no {options.columns[0]!r}")
+    yield from _batch(read_blocks(path) if options.blank_line_documents else read_whole(path))
 
 
 def _estimate_plain(path: Path, text_column: str) -> int:

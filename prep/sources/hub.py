@@ -1,7 +1,6 @@
-"""Datasets of the Hugging Face Hub as pinned lists of files, and the files, checked and whole.
+"""Datasets of the Hugging Face Hub as lists of files, pinned to a commit.
 
 `datasets` says which files make a dataset's split; it neither runs code nor streams rows here.
-Each file is then fetched in one piece and read like a local one.
 """
 
 import tempfile
@@ -14,14 +13,14 @@ from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.hub_requests import (
     PATIENT,
     HubError,
-    Report,
     Retry,
     ask,
     diagnose,
     explaining,
     forward_logs,
-    say,
+    warn,
 )
+from shards.screen import Say
 
 # What `datasets` reads to find a dataset's configs and splits.
 CARD_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
@@ -33,7 +32,7 @@ def resolve(
     config: str | None = None,
     split: str = "train",
     revision: str | None = None,
-    report: Report = say,
+    report: Say = warn,
     retry: Retry = PATIENT,
 ) -> HubDataset:
     """Find the files of a dataset's split at the commit that `revision` now names.

@@ -1,4 +1,4 @@
-"""A file of the Hub: fetched in one go, compared with the Hub's hash, and whole."""
+"""A file of the Hub: fetched in one piece and compared with the Hub's hash."""
 
 import errno
 import hashlib
@@ -11,12 +11,12 @@ from pathlib import Path
 from prep.sources.hub_requests import (
     PATIENT,
     FailedDownloadError,
-    Report,
     Retry,
     ask,
     explaining,
-    say,
+    warn,
 )
+from shards.screen import Say
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def download(
     dataset: HubDataset,
     file: HubFile,
     folder: Path,
-    report: Report = say,
+    report: Say = warn,
     retry: Retry = PATIENT,
 ) -> Path:
     """Fetch a file of a dataset into `folder`, unless it is there; returns its path.

@@ -20,9 +20,9 @@ from functools import cache
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
-Answer = TypeVar("Answer")
-Report = Callable[[str], None]
+from shards.screen import Say
 
+Answer = TypeVar("Answer")
 # A connection that sends nothing for so long is given up, where the library sets no limit.
 MAX_SILENCE_SECONDS = 60.0
 # The longest wait that a server may ask for; the Hub counts requests over five minutes.
@@ -68,12 +68,12 @@ class Fault(NamedTuple):
     asked_seconds: float = 0.0  # how long the server asked to wait
 
 
-def say(line: str) -> None:
+def warn(line: str) -> None:
     """Print a line for the user, beside the progress."""
     print(f"velocity: {line}", file=sys.stderr, flush=True)
 
 
-def ask(request: Callable[[], Answer], what: str, retry: Retry, report: Report) -> Answer:
+def ask(request: Callable[[], Answer], what: str, retry: Retry, report: Say) -> Answer:
     """Return what `request` returns, calling it again after faults that may pass.
 
     `what` begins the line that `report` gets about each new try. Other errors pass through; when
@@ -220,11 +220,11 @@ def read_wait(headers: Mapping[str, str]) -> float:
     return float(limit[1]) if limit else 0.0
 
 
-_listener: ContextVar[Report | None] = ContextVar("_listener", default=None)
+_listener: ContextVar[Say | None] = ContextVar("_listener", default=None)
 
 
 @contextmanager
-def _listening(report: Report) -> Iterator[None]:
+def _listening(report: Say) -> Iterator[None]:
     """Send what the libraries log to `report`."""
     token = _listener.set(report)
     try:

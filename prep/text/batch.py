@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from prep.sources.documents import Documents, find_offsets
 from prep.text.encoder import Encoder
-from shards.format import Tokens
+from shards.format import Int64, Tokens
 from shards.sidecar import HASH_BYTES, make_rows
 from shards.writer import join_runs
 
@@ -27,10 +27,10 @@ class EncodedBatch:
     tokens: Tokens
     rows: pa.RecordBatch  # of ROWS_SCHEMA
     # Where each document's tokens end in `tokens`.
-    ends: npt.NDArray[np.int64]
+    ends: Int64
     is_validation: npt.NDArray[np.bool_]
     # Of each document's text, in UTF-8.
-    num_bytes: npt.NDArray[np.int64]
+    num_bytes: Int64
 
     def first(self, num_documents: int) -> "EncodedBatch":
         """The batch cut behind its first `num_documents` kept documents."""
@@ -103,7 +103,7 @@ def check_encoding(
             )
 
 
-def join_documents(ids: Tokens, ends: npt.NDArray[np.int64], end_of_text: int) -> Tokens:
+def join_documents(ids: Tokens, ends: Int64, end_of_text: int) -> Tokens:
     """The documents' ids with <|endoftext|> behind each document, so that they end at `ends`."""
     tokens = np.full(len(ids) + len(ends), end_of_text, np.uint16)
     is_text = np.ones(len(tokens), np.bool_)

@@ -1,16 +1,11 @@
-"""--dedup exact: of documents with the same text, the first in plan order stays.
+"""--dedup exact: of documents with the same text, the first in plan order stays. Finds the others.
 
 When all units are done, the doc_hash of every document (16 bytes of the sha256 of its text) goes
 to one of up to 512 files by its first bits, with the document's number. Each file is sorted by
-itself, which gives the numbers of the copies; then each unit that holds any is written again
-without them, and its receipt with it. Nothing depends on who did the units or was killed.
+itself, which gives the numbers of the copies. Nothing depends on who did the units or was killed.
 
-    disk      24 bytes a document, beside one unit that is written again on each core
+    disk      24 bytes a document
     memory    1 bit a document, and about 0.4 GB
-
-A unit's second writing is committed in .prep/dedup: its files lie there whole, then a receipt
-beside them says so, and from there on they only get their names. A copy that is gone is no copy
-the next time, so a killed command begins again and comes to the same end.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,10 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.disk.durable import naming
-from shards.format import Shard
+from shards.format import Int64, Shard
 from shards.sidecar import is_blank, read_rows, split_hashes
-
-Int64 = npt.NDArray[np.int64]
 
 MAX_FILES = 512
 # Hashes that are sorted at a time, and so many that a file holds at most, while 512 are enough.

@@ -19,7 +19,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from prep.sources.documents import find_offsets
-from shards.format import Tokens
+from shards.format import Int64, Tokens
 from shards.tokenizer import load_tokenizer
 
 Ids = npt.NDArray[np.uint32]
@@ -62,7 +62,7 @@ class Encoder:
         self.vocab_size = int(self.reference.get_vocab_size())
         self.fast = load_fastokens(tokenizer_json) if name == "fastokens" else None
 
-    def encode(self, texts: pa.Array) -> tuple[Tokens, npt.NDArray[np.int64]]:
+    def encode(self, texts: pa.Array) -> tuple[Tokens, Int64]:
         """The ids of non-null `texts` one behind the other, and how many each text has."""
         ids: list[Ids | Tokens] = [np.empty(0, np.uint16)]
         sizes = np.zeros(len(texts), np.int64)
@@ -79,7 +79,7 @@ class Encoder:
                     sizes[index] += len(found)
         return np.concatenate(ids, dtype=np.uint16, casting="unsafe"), sizes
 
-    def _encode_strings(self, texts: list[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
+    def _encode_strings(self, texts: list[str]) -> tuple[Ids, Int64]:
         if self.fast is None:
             lists = [encoding.ids for encoding in self.reference.encode_batch_fast(texts)]
             sizes = np.fromiter(map(len, lists), np.int64, len(lists))

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+
+from shards.format import Int64
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Budget:
             None if self.tokens is None else self.tokens - tokens,
         )
 
-    def count_fitting(self, ends: npt.NDArray[np.int64]) -> int:
+    def count_fitting(self, ends: Int64) -> int:
         """How many documents, from the first on, may still be added.
 
         `ends` says where each one's tokens end, counted from where the first one's begin.

@@ -1,4 +1,9 @@
-"""--dedup exact: units written again without the copies that were found, each by itself."""
+"""--dedup exact: each unit that holds copies is written again without them, and its receipt too.
+
+A unit's second writing is committed in .prep/dedup: its files lie there whole, then a receipt
+beside them says so, and from then on they only get their names. A copy that is gone is not found
+the next time, so a killed command begins again and comes to the same end.
+"""
 
 import json
 import os
@@ -8,18 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from prep.text.copies import Copies, PlacedShard, find_copies
 from prep.units.receipts import Audit, Receipt, parse_receipt
 from shards.disk.durable import commit, sync_folder, write_file
 from shards.disk.json_files import load_json
 from shards.disk.layout import dedup_folder, receipt_path, temporary_folder
 from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter
-from shards.format import Shard
-
-Int64 = npt.NDArray[np.int64]
+from shards.format import Int64, Shard
 
 # The audit's reason.
 DUPLICATE = "duplicate"

@@ -1,10 +1,4 @@
-"""What a finished unit leaves behind in shards/.prep: its receipt, and the counts of its audit.
-
-.prep/plan.json            the plan, written first
-.prep/units/00000.json     the receipt of unit 0: it exists = the unit's shards are whole
-.prep/dedup/               units that are written again without copies (prep/text/copies.py)
-.prep/tmp/                 files that are being written; .prep/downloads/ files of the Hub
-"""
+"""What a finished unit leaves behind: its receipt, and the counts of its audit."""
 
 import json
 import secrets

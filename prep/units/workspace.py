@@ -1,11 +1,8 @@
-"""`--part i/n`: whose units are whose, and who may work in a folder at the same time.
+"""The folder that prep works in: who may work there at the same time, and what is cleared.
 
-.prep/lock                   held by a run of the whole set, and by --finish
-.prep/parts/3-of-8.lock      held by a run of part 3/8
-.prep/parts/plan.lock        held by the part that makes the plan, while it does
-
-Runs of the whole keep parts out, and the other way round: each takes its own lock first and then
-looks at the others', so that of two that start at once one at least sees the other.
+A run of the whole set, and --finish, hold `set_lock`; a run of a part holds `part_lock`. Runs of
+the whole keep parts out, and the other way round: each takes its own lock first and then looks at
+the others', so of two that start at once, at least one sees the other.
 """
 
 import os

@@ -90,7 +90,7 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def find_documents(shards: Shards, wanted: Wanted) -> list[Found]:
+def find_wanted(shards: Shards, wanted: Wanted) -> list[Found]:
     """The documents of a set that are wanted, in manifest order."""
     found: list[Found] = []
     for split in SPLITS:

@@ -17,13 +17,11 @@ import pyarrow as pa
 from shards.disk.durable import hash_file
 from shards.disk.layout import TOKENIZER
 from shards.documents import read_pieces
-from shards.format import Shard, Tokens
+from shards.format import Int64, Shard, Tokens
 from shards.reader import make_damage_error
 from shards.sidecar import blank_rows, count_tokens
 from shards.tokenizer import count_token_bytes, load_tokenizer, read_token_bytes
 from shards.writer import ShardWriter, WrittenShard, join_runs
-
-Int64 = npt.NDArray[np.int64]
 
 ONE_FILE = 1 << 62
 

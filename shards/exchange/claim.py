@@ -41,9 +41,22 @@ def find_plan(folder: Path) -> str | None:
 def claim(storage: Storage, listed: dict[str, int], manifest: Manifest, folder: Path) -> list[str]:
     """Make the URL this set's own, before the first of its files is sent.
 
-    Returns the objects that go when the set is complete: those of an earlier version that lay
-    there, or was on its way there. Raises ValueError where another set lies there, or is on its
-    way there.
+    Returns the objects that go when the set is complete. By whose upload.json and manifest.json
+    lie there:
+
+        upload      manifest          what is done
+        none        none              claimed; refused if a file of one of the set's names is there
+        none        this set's        nothing to claim: the set is complete
+        none        an earlier one's  claimed; the earlier version's files will go
+        this set's  any               claimed already by a push that was stopped, which goes on
+        its plan's  any               the same by prep, unless versions were made since
+        its plan's, or an earlier     claimed; the files of all earlier versions found will go,
+        version's   any               and those that the upload meant to delete
+        other       any               refused
+        any         another set's     refused
+
+    "Any" manifest is this set's or an earlier version's, as a push may be killed before or after
+    it writes the manifest. Raises ValueError where the URL is refused.
     """
     names = {name for shard in manifest.shards for name in (shard.name, shard.sidecar)}
     note = read_note(storage, names) if UPLOAD in listed else None

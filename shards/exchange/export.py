@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from shards.disk.durable import commit, sync_file
 from shards.disk.space import check_space
 from shards.documents import read_pieces
 from shards.exchange.megatron import HEADER, MAGIC, UINT16_CODE, VERSION
-from shards.format import SPLITS, TOKEN_BYTES, Shard
+from shards.format import SPLITS, TOKEN_BYTES, Int64, Shard
 from shards.reader import Shards
 from shards.screen import ReadProgress
 from shards.sidecar import count_tokens, is_blank, read_rows
-
-Counts = npt.NDArray[np.int64]
 
 
 def export_megatron(shards: Shards, split: str, prefix: Path) -> str:
@@ -116,7 +113,7 @@ def write_index(shards: Shards, chosen: list[Shard], file: BinaryIO) -> int:
     return num_documents
 
 
-def read_sizes(shards: Shards, chosen: list[Shard]) -> Iterator[Counts]:
+def read_sizes(shards: Shards, chosen: list[Shard]) -> Iterator[Int64]:
     """The sizes of all documents in tokens, in order; removed ones are no documents."""
     for shard in chosen:
         for batch in read_rows(shards.folder, shard, ["num_tokens", "doc_hash"]):

@@ -11,7 +11,7 @@ from shards.exchange.transfer import Meter, keep_trying, transfer_all
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RemoteFile:
     """A file of the set: what it must be, and what lies at the URL."""
 
     name: str
@@ -27,19 +27,19 @@ class Wanted:
         return self.stored != self.name
 
 
-def has_size(folder: Path, file: Wanted) -> bool:
+def has_size(folder: Path, file: RemoteFile) -> bool:
     """Whether a file lies there with the size that it must have."""
     path = folder / file.name
     return path.is_file() and path.stat().st_size == file.num_bytes
 
 
-def is_whole(folder: Path, file: Wanted) -> bool:
+def is_whole(folder: Path, file: RemoteFile) -> bool:
     """Whether a file lies there whole, as far as the manifest says."""
     return has_size(folder, file) and file.sha256 in (None, hash_file(folder / file.name))
 
 
 def fetch_files(
-    storage: Storage, folder: Path, temporary: Path, wanted: list[Wanted], workers: int
+    storage: Storage, folder: Path, temporary: Path, wanted: list[RemoteFile], workers: int
 ) -> int:
     """Fetch all files that are not there whole; returns how many these were.
 
@@ -48,7 +48,7 @@ def fetch_files(
     meter = Meter(len(wanted), sum(file.num_bytes for file in wanted))
     fetched = []
 
-    def work(file: Wanted, meter: Meter) -> str | None:
+    def work(file: RemoteFile, meter: Meter) -> str | None:
         if is_whole(folder, file):
             meter.add(file.num_bytes, moved=False)
             return None
@@ -67,7 +67,7 @@ def fetch_files(
     return len(fetched)
 
 
-def fetch_file(storage: Storage, file: Wanted, target: Path, meter: Meter) -> str | None:
+def fetch_file(storage: Storage, file: RemoteFile, target: Path, meter: Meter) -> str | None:
     """Fetch a file to `target`, durably; returns what is wrong with it, if anything.
 
     A file that comes wrong is fetched once more: it may be the way, and not the object.
@@ -81,7 +81,7 @@ def fetch_file(storage: Storage, file: Wanted, target: Path, meter: Meter) -> st
     return f"{storage.name}/{file.stored}: {fault}"
 
 
-def copy_file(storage: Storage, file: Wanted, target: Path, meter: Meter) -> str | None:
+def copy_file(storage: Storage, file: RemoteFile, target: Path, meter: Meter) -> str | None:
     """Copy and unpack an object once; returns what is wrong with it, if anything."""
     sha256, size = hashlib.sha256(), 0
     fault: str | None = "is incomplete"
@@ -111,7 +111,7 @@ def copy_file(storage: Storage, file: Wanted, target: Path, meter: Meter) -> str
     return fault
 
 
-def find_fault(file: Wanted, size: int, sha256: str) -> str | None:
+def find_fault(file: RemoteFile, size: int, sha256: str) -> str | None:
     """What is wrong with a file of this size and sha256, if anything."""
     if size != file.num_bytes:
         more = "more than " if size > file.num_bytes else ""

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shards.format import Int64
+
 MAGIC = b"MMIDIDX\0\0"
 VERSION = 1
 # The magic, version, type of the ids, S, D.
@@ -46,8 +48,8 @@ class Index:
 
     dtype: np.dtype[Any]
     sizes: npt.NDArray[np.int32]
-    pointers: npt.NDArray[np.int64]
-    documents: npt.NDArray[np.int64]
+    pointers: Int64
+    documents: Int64
 
     @property
     def num_tokens(self) -> int:
@@ -61,7 +63,7 @@ class Index:
         """Documents in the .bin."""
         return len(self.documents) - 1
 
-    def document_bounds(self, first: int, last: int) -> npt.NDArray[np.int64]:
+    def document_bounds(self, first: int, last: int) -> Int64:
         """Where documents `first` to below `last` begin, and where the last one ends, in tokens."""
         sequences = np.asarray(self.documents[first : last + 1])
         bounds = np.full(len(sequences), self.num_tokens, np.int64)

@@ -32,7 +32,7 @@ from shards.edit.cut import cut_manifest
 from shards.edit.lineage import find_replaced, is_replaceable
 from shards.edit.versions import NextVersion, commit_version
 from shards.exchange.claim import UPLOAD, read_text
-from shards.exchange.fetch import Wanted, fetch_files, has_size, is_whole
+from shards.exchange.fetch import RemoteFile, fetch_files, has_size, is_whole
 from shards.exchange.packing import PACKED
 from shards.exchange.push import DEFAULT_WORKERS
 from shards.exchange.storage import Storage, open_storage
@@ -79,7 +79,7 @@ def pull_locked(
     folder: Path,
     say: Say,
     described: tuple[str, Manifest],
-    wanted: list[Wanted],
+    wanted: list[RemoteFile],
     replaced: list[str] | None,
     workers: int,
 ) -> int:
@@ -121,19 +121,19 @@ def read_remote(storage: Storage, listed: dict[str, int]) -> tuple[str, Manifest
     return text, parse_manifest(parse_json(text, where), where)
 
 
-def list_wanted(storage: Storage, manifest: Manifest, listed: dict[str, int]) -> list[Wanted]:
+def list_wanted(storage: Storage, manifest: Manifest, listed: dict[str, int]) -> list[RemoteFile]:
     """The files of a set, each with the object that holds it.
 
     Raises ValueError where one has none, before anything is fetched.
     """
     tokenizer_sha256 = manifest.content["tokenizer"]["sha256"]
-    wanted = [Wanted(TOKENIZER, listed.get(TOKENIZER, 0), tokenizer_sha256, TOKENIZER)]
+    wanted = [RemoteFile(TOKENIZER, listed.get(TOKENIZER, 0), tokenizer_sha256, TOKENIZER)]
     for shard in manifest.shards:
         size, packed = shard.num_tokens * TOKEN_BYTES, shard.name + PACKED
         stored = shard.name if listed.get(shard.name) == size or packed not in listed else packed
-        wanted.append(Wanted(shard.name, size, shard.sha256, stored))
+        wanted.append(RemoteFile(shard.name, size, shard.sha256, stored))
         name = shard.sidecar
-        wanted.append(Wanted(name, listed.get(name, 0), manifest.sidecar_sha256(shard), name))
+        wanted.append(RemoteFile(name, listed.get(name, 0), manifest.sidecar_sha256(shard), name))
     missing = [file.stored for file in wanted if file.stored not in listed]
     if missing:
         raise ValueError(
@@ -143,7 +143,7 @@ def list_wanted(storage: Storage, manifest: Manifest, listed: dict[str, int]) ->
     return wanted
 
 
-def check_free(folder: Path, wanted: list[Wanted]) -> None:
+def check_free(folder: Path, wanted: list[RemoteFile]) -> None:
     """ValueError where a file of another origin would be written over."""
     if (folder / MANIFEST).exists() or pull_folder(folder).exists():
         return
@@ -155,7 +155,7 @@ def check_free(folder: Path, wanted: list[Wanted]) -> None:
             )
 
 
-def note_names(folder: Path, wanted: list[Wanted]) -> set[str]:
+def note_names(folder: Path, wanted: list[RemoteFile]) -> set[str]:
     """Note which files get a name, so that none is left over; with those of killed pulls."""
     path = pull_names_path(folder)
     earlier = load_json(path).get("names", []) if path.exists() else []

@@ -14,11 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from shards.format import Shard
+from shards.format import Int64, Shard
 from shards.screen import ReadProgress
 from shards.sidecar import Keys, count_tokens, is_blank, read_rows, split_hashes
-
-Counts = npt.NDArray[np.int64]
 
 # Hashes in memory at a time, 8 bytes each; a range is chosen to fill four fifths of it.
 CAPACITY = 1 << 26
@@ -76,7 +74,7 @@ class HashBatch(NamedTuple):
 
     keys: Keys
     rest: Keys
-    sizes: Counts
+    sizes: Int64
     is_validation: bool
 
 

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Counts = npt.NDArray[np.int64]
+from shards.format import Int64
 
 PERCENTILES = (1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 # Lengths below this are counted in an array. Longer documents are kept one by one: 600 G tokens
@@ -14,13 +13,13 @@ LONG_TOKENS = 1 << 20
 
 
 class LengthCounter:
-    """Counts documents by their number of tokens."""
+    """Int64 documents by their number of tokens."""
 
     def __init__(self) -> None:
-        self.counts: Counts = np.zeros(LONG_TOKENS, np.int64)
-        self.long: list[Counts] = []
+        self.counts: Int64 = np.zeros(LONG_TOKENS, np.int64)
+        self.long: list[Int64] = []
 
-    def add(self, sizes: Counts) -> None:
+    def add(self, sizes: Int64) -> None:
         """Count documents of so many tokens."""
         is_long = sizes >= LONG_TOKENS
         if is_long.any():
@@ -54,8 +53,8 @@ class Bin:
 class Lengths:
     """Lengths that occur, ascending, and how many documents have each."""
 
-    values: Counts
-    documents: Counts
+    values: Int64
+    documents: Int64
 
     @property
     def num_documents(self) -> int:

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from shards.disk.json_files import Json
-from shards.format import SPLITS, Shard, Tokens
+from shards.format import SPLITS, Int64, Shard, Tokens
 from shards.inspect.duplicates import Duplicates, count_duplicates
 from shards.inspect.lengths import PERCENTILES, LengthCounter, Lengths
 from shards.reader import Shards, map_shard
@@ -24,8 +23,6 @@ from shards.tokenizer import (
     load_checked_tokenizer,
     read_token_bytes,
 )
-
-Counts = npt.NDArray[np.int64]
 
 # What stands for the source of documents that `velocity shards remove` left as <|endoftext|> alone.
 REMOVED = "(removed)"
@@ -62,7 +59,7 @@ class Stats:
     sources: dict[str, Amount]
     lengths: Lengths
     # How often each id occurs, and the bytes it stands for.
-    token_counts: Counts
+    token_counts: Int64
     token_bytes: list[bytes]
     end_of_text: int
     duplicates: Duplicates | None
@@ -119,7 +116,7 @@ def measure_set(shards: Shards, split: str | None = None, duplicates: bool = Tru
 
 @dataclass
 class SetCounter:
-    """Counts shard after shard."""
+    """Int64 shard after shard."""
 
     shards: Shards
     token_bytes: list[bytes]
@@ -130,7 +127,7 @@ class SetCounter:
 
     def __post_init__(self) -> None:
         self.bytes_of = count_token_bytes(self.token_bytes)
-        self.token_counts: Counts = np.zeros(len(self.bytes_of), np.int64)
+        self.token_counts: Int64 = np.zeros(len(self.bytes_of), np.int64)
         self.progress = ReadProgress("tokens", self.num_tokens)
 
     def count_shard(self, shard: Shard) -> None:
@@ -169,7 +166,7 @@ class SetCounter:
         return int(counts @ self.bytes_of)
 
 
-def read_stretches(shards: Shards, shard: Shard) -> Iterator[tuple[str, Counts]]:
+def read_stretches(shards: Shards, shard: Shard) -> Iterator[tuple[str, Int64]]:
     """A shard's documents in order, as stretches of one source: its name, and their sizes."""
     columns = ["num_tokens", "source_file", "doc_hash"]
     for batch in read_rows(shards.folder, shard, columns, read_dictionary=["source_file"]):

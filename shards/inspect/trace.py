@@ -6,16 +6,14 @@ directions are computed; nothing was stored during training.
 
 from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
-
 from shards.documents import Document, Sidecars
+from shards.format import Int64
 from shards.order import SampleOrder
 from shards.reader import Shards
 
 
 def trace_samples(
-    shards: Shards, split: str, order: SampleOrder, samples: npt.NDArray[np.int64]
+    shards: Shards, split: str, order: SampleOrder, samples: Int64
 ) -> Iterator[tuple[int, int, list[Document]]]:
     """For each sample: its number, where its window begins in the stream, and its documents."""
     sidecars = Sidecars(shards, split)

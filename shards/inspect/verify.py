@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from shards.disk.durable import hash_file
 from shards.disk.layout import TOKENIZER
-from shards.format import TOKEN_BYTES, Manifest, Shard, read_manifest
+from shards.format import TOKEN_BYTES, Int64, Manifest, Shard, read_manifest
 from shards.reader import map_shard
 from shards.sidecar import BLOCK_BYTES, open_sidecar, read_block_checksums
 from shards.tokenizer import load_checked_tokenizer
@@ -43,7 +43,7 @@ def verify_tokenizer(folder: Path, manifest: Manifest) -> str | None:
 
 def verify_sidecar(
     folder: Path, shard: Shard, sha256: str | None
-) -> tuple[str | None, npt.NDArray[np.int64] | None]:
+) -> tuple[str | None, Int64 | None]:
     """What is wrong with a shard's docs.parquet, if anything; and where its documents end."""
     path = folder / shard.sidecar
     if not path.is_file():
@@ -67,9 +67,7 @@ def verify_sidecar(
     return None, ends
 
 
-def verify_tokens(
-    folder: Path, shard: Shard, manifest: Manifest, ends: npt.NDArray[np.int64] | None
-) -> str | None:
+def verify_tokens(folder: Path, shard: Shard, manifest: Manifest, ends: Int64 | None) -> str | None:
     """What is wrong with a .bin, if anything, and in which bytes; `ends` of its documents."""
     try:
         map_shard(folder, shard)  # Is it there, with the right size?

@@ -13,7 +13,7 @@ RUN_CONFIG = "run_config.json"
 
 
 @dataclass(frozen=True)
-class Progress:
+class Position:
     """Where a run is."""
 
     step: int  # steps that are done
@@ -22,11 +22,11 @@ class Progress:
     dataset_id: str
 
 
-def read_progress(folder: Path) -> Progress:
+def read_position(folder: Path) -> Position:
     """Where the run of a checkpoint was."""
     raw = load_json(folder / TRAINING_STATE)
     history = tuple(Stretch(**entry) for entry in raw["history"])
-    return Progress(raw["step"], raw["samples_consumed"], history, raw["dataset_id"])
+    return Position(raw["step"], raw["samples_consumed"], history, raw["dataset_id"])
 
 
 def read_run_config(folder: Path) -> Config:

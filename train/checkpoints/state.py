@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from shards.disk.json_files import load_json
-from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, Progress, read_progress
+from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, Position, read_position
 from train.config import Config
 from train.optimizer import SkipCount
 from train.settings import config_to_dict
@@ -30,7 +30,7 @@ GENERATOR = "generator"
 def save_state(
     folder: Path,
     config: Config,
-    progress: Progress,
+    position: Position,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -41,10 +41,10 @@ def save_state(
     tensors[GENERATOR] = torch.get_rng_state()
     save_file(tensors, folder / OPTIMIZER)
     state = {
-        "step": progress.step,
-        "samples_consumed": progress.samples_consumed,
-        "history": [asdict(stretch) for stretch in progress.history],
-        "dataset_id": progress.dataset_id,
+        "step": position.step,
+        "samples_consumed": position.samples_consumed,
+        "history": [asdict(stretch) for stretch in position.history],
+        "dataset_id": position.dataset_id,
         "scaler": scaler.state_dict(),
         "skips": asdict(skips),
         "torch": torch.__version__,
@@ -73,7 +73,7 @@ def restore_state(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     skips: SkipCount,
-) -> Progress:
+) -> Position:
     """Put optimizer, scaler, skips and generator back; returns where the run was."""
     raw = load_json(folder / TRAINING_STATE)
     tensors = load_file(folder / OPTIMIZER)
@@ -81,7 +81,7 @@ def restore_state(
     restore_moments(folder, model, optimizer, tensors)
     scaler.load_state_dict(raw["scaler"] or scaler.state_dict())
     skips.total, skips.in_a_row = raw["skips"]["total"], raw["skips"]["in_a_row"]
-    return read_progress(folder)
+    return read_position(folder)
 
 
 def restore_moments(

@@ -17,7 +17,7 @@ from shards.inspect.trace import trace_document, trace_samples
 from shards.order import SampleOrder
 from shards.reader import Shards
 from train.checkpoints.history import History, extend_history, samples_of_step, step_of_sample
-from train.checkpoints.position import TRAINING_STATE, read_progress, read_run_config
+from train.checkpoints.position import TRAINING_STATE, read_position, read_run_config
 from train.config import Config
 
 # Steps that are listed for each of many documents.
@@ -58,15 +58,15 @@ def trace_run(shards: Shards, folder: Path) -> Tracer:
                 "settings with --config and --ranks"
             )
         checkpoint = checkpoints[0]
-    progress = read_progress(checkpoint)
-    version = find_version(shards.folder, shards.manifest, progress.dataset_id)
+    position = read_position(checkpoint)
+    version = find_version(shards.folder, shards.manifest, position.dataset_id)
     if version is None:
         raise ValueError(
-            f"{checkpoint}: was trained on dataset_id {progress.dataset_id}, "
+            f"{checkpoint}: was trained on dataset_id {position.dataset_id}, "
             f"{shards.folder} is {shards.manifest.dataset_id}"
         )
     config, num_tokens = read_run_config(checkpoint), version.num_tokens("train")
-    return make_tracer(shards, config, progress.history, progress.step, num_tokens)
+    return make_tracer(shards, config, position.history, position.step, num_tokens)
 
 
 def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shards.disk.layout import append_folder
 from shards.disk.lock import lock_set
-from shards.edit.remove import Found, Wanted, find_documents, find_missing, remove_documents
+from shards.edit.remove import Found, Wanted, find_missing, find_wanted, remove_documents
 from shards.edit.versions import finish_version, has_begun_append
 from shards.reader import Shards, open_shards
 from shards.screen import Say
@@ -44,7 +44,7 @@ def take_down(takedown: Takedown, say: Say) -> Iterator[str]:
             )
         shards = open_shards(folder)
         tracer = find_run(shards, takedown.run, say)
-        found = find_documents(shards, takedown.wanted)
+        found = find_wanted(shards, takedown.wanted)
         yield from describe_found(takedown.wanted, found)
         if not found:
             say(f"{folder}: none of these documents is in it; nothing was changed")

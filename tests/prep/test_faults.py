@@ -27,9 +27,9 @@ from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
-from tests.forks import assert_kept, list_committed
-from tests.kill_prep import find_children
-from tests.killed import hash_files
+from tests.servers.forks import assert_kept, list_committed
+from tests.servers.kill_prep import find_children
+from tests.servers.killed import hash_files
 from tests.texts import make_texts, prepare_quietly, write_jsonl, write_parquet
 
 VELOCITY = [sys.executable, "-m", "cli"]
@@ -71,7 +71,7 @@ def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def try_full_disk(folder: Path, source: Path, kind: str, **options: object) -> list[dict[str, Any]]:
-    """Runs of `tests.full_disk`; each went on to the set that a run without faults makes."""
+    """Runs of tests/servers/full_disk.py; each ended in the set that a run without faults makes."""
     reference = folder / "reference"
     prepare_quietly(reference, source, **options)
     plan_bytes = (reference / ".prep/plan.json").stat().st_size
@@ -86,7 +86,7 @@ def try_full_disk(folder: Path, source: Path, kind: str, **options: object) -> l
         "rewrites": "dedup" in options,
     }
     (folder / "disk").mkdir()
-    command = [sys.executable, "-m", "tests.full_disk", json.dumps(request)]
+    command = [sys.executable, "-m", "tests.servers.full_disk", json.dumps(request)]
     if kind != "limit":
         allowed = subprocess.run(["unshare", "-rm", "true"], capture_output=True)
         if allowed.returncode:
@@ -330,7 +330,7 @@ def test_a_truncated_parquet_file_is_one_line_and_the_others_are_kept(tmp_path: 
 def measure_memory(source: Path, out: Path) -> tuple[subprocess.CompletedProcess[str], int]:
     """`velocity prep` of a file in a process of its own, and the MiB that it held at most."""
     script = (
-        "import re, sys; from tests.killed import run_velocity; "
+        "import re, sys; from tests.servers.killed import run_velocity; "
         "code = run_velocity(sys.argv[1:]); "
         # Not ru_maxrss, which begins with the memory of the process that started this one.
         "status = open('/proc/self/status').read(); "
@@ -428,7 +428,7 @@ def test_a_clock_that_jumps_changes_nothing(
 
 
 def test_nothing_measures_with_a_clock_that_can_jump() -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     for path in [*(root / "prep").glob("*.py"), *(root / "shards").glob("*.py")]:
         assert not re.search(r"\btime\.time\(|datetime\.now\(\)", path.read_text()), path
 

@@ -1,4 +1,7 @@
-"""A command that is killed at chosen moments, many times a second: `python -m tests.killed`.
+"""A command that is killed at chosen moments, many times a second.
+
+    python -m tests.servers.killed REQUEST
+
 
 The modules are imported once; each try is a fork of that process, which has no threads yet. A
 child kills itself (SIGKILL) before its n-th call of os.replace, os.unlink, os.rename, os.mkdir,
@@ -35,7 +38,7 @@ def kill_often(
         "seed": seed,
     }
     process = subprocess.run(
-        [sys.executable, "-m", "tests.killed", json.dumps(request)],
+        [sys.executable, "-m", "tests.servers.killed", json.dumps(request)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -67,7 +70,7 @@ def import_all() -> None:
     import prep.append
     import prep.command
     import prep.gather
-    import prep.part  # noqa: F401
+    import prep.run_part  # noqa: F401
     import shards.edit.remove
     import shards.inspect.verify  # noqa: F401
     import train.tracing.takedown  # noqa: F401

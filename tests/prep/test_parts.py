@@ -17,16 +17,16 @@ from typer.testing import CliRunner
 
 from cli import app
 from prep.gather import finish_parts
-from prep.part import prepare_part
 from prep.planning import settle
 from prep.planning.plan import plan_local_files, restore_plan
 from prep.request import Policy, Request
+from prep.run_part import prepare_part
 from prep.units.workspace import hold_part, hold_whole
 from shards.disk.lock import acquire, hold
 from shards.format import Manifest, read_manifest
 from shards.part import Part, parse_part
-from tests.hub_server import HubServer
-from tests.test_hub_prep import NAMES, hub, run_prep
+from tests.prep.test_hub_prep import NAMES, hub, run_prep
+from tests.servers.hub_server import HubServer
 from tests.texts import (
     make_texts,
     prepare_quietly,
@@ -130,7 +130,7 @@ def test_the_lines_of_the_docs_make_the_set(
     source: Path, reference: Path, tmp_path: Path, variable: str
 ) -> None:
     """The lines for Slurm and Kubernetes, for 3 parts at once, with this test's data."""
-    page = (Path(__file__).parent.parent / "docs/clusters.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/clusters.md").read_text()
     [line] = re.findall(rf"velocity prep .*{variable}.*", page)
     options = [f"--{name.replace('_', '-')} {value}" for name, value in OPTIONS.items()]
     line = line.replace("/shared/shards", f"shards --input {source} {' '.join(options)}")

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from shards.edit.remove import Wanted, find_documents, remove_documents
+from shards.edit.remove import Wanted, find_wanted, remove_documents
 from shards.exchange.export import export_megatron
 from shards.reader import open_shards
 from tests.foreign import (
@@ -61,7 +61,7 @@ def test_export_takes_one_split_of_many_shards_without_what_was_removed(
     export_megatron(open_shards(folder), "validation", tmp_path / "validation")
     assert read_megatron(tmp_path / "validation") == [[*document, END] for document in ids[150:]]
     wanted = {hashlib.sha256(TEXTS[n].encode()).digest()[:16] for n in (7, 8, 149)}
-    found = find_documents(open_shards(folder), Wanted(hashes=frozenset(wanted)))
+    found = find_wanted(open_shards(folder), Wanted(hashes=frozenset(wanted)))
     remove_documents(open_shards(folder), found, keeps_places=True)
     export_megatron(open_shards(folder), "train", tmp_path / "train-left")
     gone = {TEXTS[n] for n in (7, 8, 149)}

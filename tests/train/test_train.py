@@ -17,7 +17,7 @@ from train.checkpoints.state import OPTIMIZER
 from train.config import TrainingConfig
 from train.optimizer import SkipCount, make_scaler, update
 
-GOLDEN = Path(__file__).parent / "golden" / "losses.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 
 
 def checkpoint_tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:

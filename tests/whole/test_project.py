@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ROOTS = ("shards", "model", "prep", "train")
 # Which rooms the files of a room may import; a room is a package, without its sub-packages.
 # docs/design.md says why.

@@ -14,7 +14,7 @@ from prep.units.receipts import Audit
 from shards.format import Manifest, read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
-from tests.killed import hash_files, kill_often
+from tests.servers.killed import hash_files, kill_often
 from tests.texts import (
     make_texts,
     prepare_quietly,

@@ -11,7 +11,7 @@ import pytest
 from shards.exchange.pull import pull_shards
 from shards.exchange.push import push_shards
 from shards.exchange.storage import open_storage
-from tests.s3_server import S3Server
+from tests.servers.s3_server import S3Server
 from tests.stored import (
     environment,
     files_of,

@@ -20,8 +20,8 @@ from prep.engines import ray_cluster
 from prep.request import Policy, Request
 from prep.run import prepare
 from shards.format import read_manifest
-from tests.hub_server import HubServer
-from tests.hub_server import Request as HubRequest
+from tests.servers.hub_server import HubServer
+from tests.servers.hub_server import Request as HubRequest
 from tests.texts import (
     make_texts,
     prepare_quietly,
@@ -58,7 +58,7 @@ def cluster() -> Iterator[dict[str, Any]]:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.ray_nodes"],
+        [sys.executable, "-m", "tests.servers.ray_nodes"],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -78,7 +78,7 @@ def start(out: Path, source: Path, cluster: dict[str, Any], *options: str) -> su
     return subprocess.Popen(
         command,
         cwd=out.parent,
-        env={**cluster["environment"], "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={**cluster["environment"], "PYTHONPATH": str(Path(__file__).parents[2])},
         stderr=subprocess.PIPE,
         text=True,
     )

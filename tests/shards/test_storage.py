@@ -25,7 +25,7 @@ from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from shards.part import Part, parse_part
 from shards.reader import open_shards
-from tests.s3_server import S3Server
+from tests.servers.s3_server import S3Server
 from tests.stored import (
     BUCKET,
     change_object,

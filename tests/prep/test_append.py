@@ -9,14 +9,14 @@ import pytest
 from prep.append import append_sources
 from prep.request import Policy, Request
 from prep.units.receipts import Audit
-from shards.edit.remove import Wanted, find_documents
+from shards.edit.remove import Wanted, find_wanted
 from shards.format import Manifest, make_manifest, read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
-from tests.killed import hash_files, kill_often
+from tests.prep.test_dedup import keep_first, read_documents
 from tests.runs import run_small
-from tests.test_dedup import keep_first, read_documents
-from tests.test_remove import remove
+from tests.servers.killed import hash_files, kill_often
+from tests.shards.test_remove import remove
 from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
 from train.tracing.steps import trace_run
 
@@ -293,7 +293,7 @@ def test_the_steps_of_a_run_over_the_old_version_are_known(
     assert 7 in steps
     assert document.url
     wanted = Wanted(frozenset(f"https://example.com/b1/{row}" for row in range(9)))
-    found = find_documents(open_shards(shards_copy), wanted)
+    found = find_wanted(open_shards(shards_copy), wanted)
     [new, *_] = [entry.document for entry in found if entry.shard.split == "train"]
     assert new.url
     report = remove(shards_copy, document.url, new.url, run=run)

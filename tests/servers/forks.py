@@ -1,7 +1,7 @@
 """`velocity prep` in forks of a process that has all imported and loaded: it starts at once.
 
-Whoever imports this is a process of its own (`python -m tests.full_disk`), which must not have
-started threads: pytest's may have.
+Whoever imports this is a process of its own (`python -m tests.servers.full_disk`) without threads:
+pytest's may have some.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tests.killed import arm, import_all, run_velocity
+from tests.servers.killed import arm, import_all, run_velocity
 
 
 def warm(tokenizer_json: Path) -> None:
@@ -20,8 +20,8 @@ def warm(tokenizer_json: Path) -> None:
     import_all()
     import prep.gather
     import prep.manifest
-    import prep.part
     import prep.planning.settle
+    import prep.run_part
     import prep.text.copies
     import prep.units.work
     from prep.text.encoder import choose_encoder, load_encoder, load_reference

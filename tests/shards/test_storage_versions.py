@@ -8,13 +8,13 @@ import pytest
 
 from shards.disk.durable import write_file
 from shards.disk.lock import lock_set
-from shards.edit.remove import Wanted, find_documents, remove_documents
+from shards.edit.remove import Wanted, find_wanted, remove_documents
 from shards.exchange.pull import pull_shards
 from shards.exchange.push import push_shards
 from shards.exchange.storage import open_storage
 from shards.format import read_manifest
 from shards.reader import open_shards
-from tests.s3_server import S3Server
+from tests.servers.s3_server import S3Server
 from tests.stored import (
     environment,
     files_of,
@@ -38,7 +38,7 @@ def test_a_later_version_takes_the_place_of_an_earlier_one(
     pull_shards(url, tmp_path / "node", ignore)
     shards = open_shards(folder)
     wanted = Wanted(frozenset(["https://example.com/source/7"]))
-    changed = remove_documents(shards, find_documents(shards, wanted), keeps_places)
+    changed = remove_documents(shards, find_wanted(shards, wanted), keeps_places)
 
     before = len(server.requests("PUT"))
     push_shards(folder, url, ignore)
@@ -60,7 +60,7 @@ def remove_url(folder: Path, number: int, keeps_places: bool = False) -> None:
     """A later version of the set, without one document."""
     shards = open_shards(folder)
     wanted = Wanted(frozenset([f"https://example.com/source/{number}"]))
-    remove_documents(shards, find_documents(shards, wanted), keeps_places)
+    remove_documents(shards, find_wanted(shards, wanted), keeps_places)
 
 
 def test_a_push_sends_the_manifest_that_it_read_at_first(

@@ -16,7 +16,7 @@ from cli import app
 from prep.append import append_sources
 from prep.request import Policy, Request
 from shards.documents import Sidecars
-from shards.edit.remove import Wanted, find_documents, remove_documents
+from shards.edit.remove import Wanted, find_wanted, remove_documents
 from shards.format import Shard, read_manifest
 from shards.inspect import duplicates, lengths, stats
 from shards.inspect.duplicates import RepeatFinder, count_duplicates
@@ -186,7 +186,7 @@ def test_removed_documents_are_told_apart(finished_set: Path, tmp_path: Path) ->
     folder = Path(shutil.copytree(finished_set, tmp_path / "shards"))
     before = measure_set(open_shards(folder))
     digest = hashlib.sha256(COPIES[0].encode()).digest()[:16]
-    found = find_documents(open_shards(folder), Wanted(hashes=frozenset({digest})))
+    found = find_wanted(open_shards(folder), Wanted(hashes=frozenset({digest})))
     remove_documents(open_shards(folder), found, keeps_places=True)
     counted = measure_set(open_shards(folder))
     assert len(found) == 3
@@ -206,7 +206,7 @@ def test_removed_documents_are_told_apart_in_later_versions(
     """An append keeps no list of versions with the same places, but the blank documents."""
     folder = Path(shutil.copytree(finished_set, tmp_path / "shards"))
     digest = hashlib.sha256(COPIES[0].encode()).digest()[:16]
-    found = find_documents(open_shards(folder), Wanted(hashes=frozenset({digest})))
+    found = find_wanted(open_shards(folder), Wanted(hashes=frozenset({digest})))
     remove_documents(open_shards(folder), found, keeps_places=True)
     source = write_parquet(tmp_path / "third.parquet", make_texts(20, seed=2))
     policy = Policy(shard_tokens=20_000, validation_fraction="0.2")

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: `python -m tests.kill_prep REQUEST`.
+"""SIGKILL at random moments: `python -m tests.servers.kill_prep REQUEST`.
 
 Runs of `velocity prep` are forks of one warm process, killed after a random time (`local`, one
 process; `pool`, three workers, of which single ones are killed or all with their parent; `parts`,
@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.forks import assert_kept, finish, list_committed, start, warm
-from tests.killed import count_calls, hash_files, run_child
+from tests.servers.forks import assert_kept, finish, list_committed, start, warm
+from tests.servers.killed import count_calls, hash_files, run_child
 
 # Of the parts of one set; without an end to it they might never come to theirs.
 KILLS_OF_A_SET = 20

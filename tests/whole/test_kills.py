@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.killed import hash_files
+from tests.servers.killed import hash_files
 from tests.texts import make_texts, prepare_quietly, write_jsonl, write_parquet
 
-# tests/test_prep.py, test_parts.py, test_ray.py, test_hub_prep.py, test_dedup.py, test_append.py
-# and test_remove.py kill more, the command as it is typed among them.
+# tests/prep (test_prep.py, test_parts.py, test_ray.py, test_hub_prep.py, test_dedup.py and
+# test_append.py) and tests/shards/test_remove.py kill more, the command as it is typed among them.
 KILLS = {"local": 60, "pool": 40, "parts": 100}
 OPTIONS = {"unit_bytes": 4000, "validation_fraction": "0.2", "shard_tokens": 3000}
 
@@ -53,7 +53,7 @@ def test_killed_at_random_moments_it_gives_the_same_set(
         "seed": 2026,
     }
     process = subprocess.run(
-        [sys.executable, "-m", "tests.kill_prep", json.dumps(request)],
+        [sys.executable, "-m", "tests.servers.kill_prep", json.dumps(request)],
         capture_output=True,
         text=True,
         timeout=600,

@@ -28,7 +28,7 @@ from prep.sources import hub_requests
 from prep.sources.hub import HubError, resolve
 from prep.sources.hub_files import HubDataset, HubFile, download
 from prep.sources.hub_requests import Retry, read_wait
-from tests.hub_server import STALL_SECONDS, Fault, HubServer, changed_environment
+from tests.servers.hub_server import STALL_SECONDS, Fault, HubServer, changed_environment
 
 QUICK = Retry(tries=4, first_delay_seconds=0.01)
 CARD = b"""---

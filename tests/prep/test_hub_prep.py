@@ -14,7 +14,7 @@ from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
-from tests.hub_server import Fault, HubServer
+from tests.servers.hub_server import Fault, HubServer
 from tests.texts import make_texts, set_bytes, write_parquet
 
 REPO = "tiiuae/falcon-refinedweb"

@@ -16,7 +16,7 @@ from prep.planning.forecast import count_units_on_disk
 from prep.sources.hub_files import choose_local_name
 from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
-from tests.hub_server import STALL_SECONDS, Fault, HubServer, Request
+from tests.servers.hub_server import STALL_SECONDS, Fault, HubServer, Request
 from tests.texts import make_texts, set_bytes, write_parquet
 
 REPO = "owner/corpus"

@@ -18,7 +18,7 @@ from model.decode.generator import Generator
 from model.decode.settings import Settings
 from model.decode.text_stream import TextStream
 from model.generate import load_generator
-from tests.test_checkpoint_folder import flip_byte, write_seed_checkpoint
+from tests.model.test_checkpoint_folder import flip_byte, write_seed_checkpoint
 from tests.tiny import CONFIG, SENTENCES, TOKENIZER_JSON, make_model, make_tokenizer
 
 PROMPTS = (

@@ -11,15 +11,15 @@ from typer.testing import CliRunner
 from cli import app
 from prep.units.receipts import Audit
 from shards.documents import Sidecars
-from shards.edit.remove import Wanted, collect_wanted, find_documents, remove_documents
+from shards.edit.remove import Wanted, collect_wanted, find_wanted, remove_documents
 from shards.edit.versions import begin_version, finish_version
 from shards.exchange.pull import pull_shards
 from shards.exchange.push import push_shards
 from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
-from tests.killed import hash_files, kill_often
 from tests.runs import make_config, run_small
+from tests.servers.killed import hash_files, kill_often
 from tests.texts import make_texts, prepare_quietly, read_texts, write_parquet
 from train.tracing.steps import describe_documents, trace_run, trace_settings
 from train.tracing.takedown import Takedown, take_down
@@ -98,7 +98,7 @@ def test_what_is_named_is_gone_and_nothing_else(shards_copy: Path, keeps_places:
 def test_no_byte_of_it_stays_on_the_disk(shards_copy: Path) -> None:
     """Neither its tokens nor its URL nor its hash, in any file under any name."""
     shards = open_shards(shards_copy)
-    found = find_documents(shards, Wanted(frozenset(URLS)))
+    found = find_wanted(shards, Wanted(frozenset(URLS)))
     needles = []
     for entry in found:
         start, stop = entry.document.start, entry.document.stop
@@ -121,7 +121,7 @@ def read_urls(sidecar: Path) -> list[str | None]:
 def test_kept_places_change_no_other_token(shards_copy: Path) -> None:
     shards = open_shards(shards_copy)
     before = shards.stream("train").read(0, shards.manifest.num_tokens("train"))
-    found = find_documents(shards, Wanted(frozenset(URLS)))
+    found = find_wanted(shards, Wanted(frozenset(URLS)))
     is_removed = np.zeros(len(before), np.bool_)
     for entry in found:
         if entry.shard.split == "train":
@@ -262,9 +262,7 @@ def test_every_step_that_is_reported_saw_it(shards_copy: Path, tmp_path: Path) -
 
     shards = open_shards(shards_copy)
     tracer = trace_settings(shards, make_config(shards_copy, tmp_path), 1)
-    found = find_documents(
-        shards, Wanted(frozenset(f"https://example.com/2/{n}" for n in range(40)))
-    )
+    found = find_wanted(shards, Wanted(frozenset(f"https://example.com/2/{n}" for n in range(40))))
     documents = [entry.document for entry in found if entry.shard.split == "train"]
     lines = list(describe_sightings(tracer, documents))
     seen: dict[tuple[str, int], list[int]] = {}
@@ -285,7 +283,7 @@ def test_every_step_that_is_reported_saw_it(shards_copy: Path, tmp_path: Path) -
 
 def test_many_urls_are_found_by_their_columns(shards_copy: Path) -> None:
     urls = frozenset(f"https://example.com/{n % 9}/{n}" for n in range(50_000))
-    found = find_documents(open_shards(shards_copy), Wanted(urls))
+    found = find_wanted(open_shards(shards_copy), Wanted(urls))
     assert len(found) == len({entry.document.url for entry in found})
     assert {e.document.url for e in found} == {
         f"https://example.com/{f}/{r}" for f in range(4) for r in range(f, 120, 9)
@@ -309,7 +307,7 @@ def test_the_command_takes_files_of_hashes_and_changes_nothing_on_a_dry_run(
     shards_copy: Path, tmp_path: Path
 ) -> None:
     before = read_manifest(shards_copy)
-    [found] = find_documents(open_shards(shards_copy), Wanted(frozenset(URLS[:1])))
+    [found] = find_wanted(open_shards(shards_copy), Wanted(frozenset(URLS[:1])))
     (tmp_path / "hashes.txt").write_text(f"{found.document.doc_hash}\n\n")
     command = ["shards", "remove", str(shards_copy), "--hash-file", str(tmp_path / "hashes.txt")]
     result = CliRunner().invoke(app, [*command, "--cut", "--dry-run"])
@@ -320,12 +318,12 @@ def test_the_command_takes_files_of_hashes_and_changes_nothing_on_a_dry_run(
     assert result.exit_code == 0, result.output
     after = read_manifest(shards_copy)
     assert after.content["parent"]["mode"] == "cut"
-    assert find_documents(open_shards(shards_copy), Wanted(frozenset(URLS[:1]))) == []
+    assert find_wanted(open_shards(shards_copy), Wanted(frozenset(URLS[:1]))) == []
 
 
 def test_a_damaged_shard_or_a_file_in_the_way_stops_it(shards_copy: Path) -> None:
     before = read_manifest(shards_copy)
-    shard = find_documents(open_shards(shards_copy), Wanted(frozenset(URLS[:1])))[0].shard
+    shard = find_wanted(open_shards(shards_copy), Wanted(frozenset(URLS[:1])))[0].shard
     (shards_copy / f"{shard.name.removesuffix('.bin')}.r1.bin").write_bytes(b"precious")
     with pytest.raises(ValueError, match="is in the way of a new version"):
         remove(shards_copy, URLS[0])

@@ -1,4 +1,6 @@
-"""A disk that is full at each moment of a run: `unshare -rm python -m tests.full_disk REQUEST`.
+"""A disk that is full at each moment of a run.
+
+    unshare -rm python -m tests.servers.full_disk REQUEST
 
 In a mount namespace of its own it mounts small disks (tmpfs): with too few inodes, so that the
 making of each file and folder fails in turn, and with too few bytes, so that each write does. Then
@@ -18,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.forks import assert_kept, finish, list_committed, run, start, warm
-from tests.killed import hash_files
+from tests.servers.forks import assert_kept, finish, list_committed, run, start, warm
+from tests.servers.killed import hash_files
 
 PAGE = 4096
 

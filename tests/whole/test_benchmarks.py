@@ -23,7 +23,7 @@ from benchmarks.prep import compare_tokens
 from benchmarks.train import compare_losses
 from tests.texts import make_texts, write_jsonl
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ONE_ROUND = ("--rounds", "1", "--warmup-rounds", "0")
 PACKAGES = {
     "tiktoken": ["tiktoken"],

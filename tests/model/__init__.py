@@ -1,0 +1,1 @@
+"""The model against transformers, checkpoints, and what is written from them."""

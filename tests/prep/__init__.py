@@ -1,0 +1,1 @@
+"""From documents to shards: every source, option, engine and fault of `velocity prep`."""

@@ -1,0 +1,1 @@
+"""A set on its own: format, order, versions, and its way to other places."""

@@ -1,0 +1,1 @@
+"""Settings, the loop, and runs that are stopped and go on."""

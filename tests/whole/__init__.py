@@ -1,0 +1,1 @@
+"""The project as people meet it: commands, pages, benchmarks, rooms."""
