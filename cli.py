@@ -1,4 +1,4 @@
-"""The `velocity` command: parse, import what the command needs, one call each.
+"""The `velocity` command: each subcommand parses options, imports what it needs, makes one call.
 
 Nothing heavy is imported before a command runs, so that --help is quick.
 """
@@ -32,7 +32,7 @@ for name, command in (("import", import_shards), ("trace", trace), ("remove", re
 
 
 def main() -> None:
-    """Run the command; a person's mistake is told in one line."""
+    """Run the command; errors that the user can fix are reported in one line."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def describe_error(error: Exception) -> str:
-    """An error in one line.
+    """The error in one line.
 
     >>> describe_error(FileNotFoundError(2, "No such file or directory", "a.txt"))
     'a.txt: No such file or directory'
@@ -79,20 +79,22 @@ def quickstart(
 @takes_options
 def sample(
     ckpt: Annotated[
-        Path, typer.Option(help="A checkpoint, or a folder of them: the newest complete one.")
+        Path, typer.Option(help="A checkpoint, or a folder of them (uses the newest complete one).")
     ],
     source: Prompts,
     settings: Settings,
     stream: Annotated[bool, typer.Option(help="Show a single text as it is generated.")] = True,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. [cuda if any]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:1. Default: cuda if there is a GPU.")
+    ] = None,
 ) -> None:
-    """Write text from a checkpoint."""
+    """Generate text from a checkpoint."""
     from model.decode.console import read_prompts, write_texts
     from model.generate import load_generator
     from prep.text.gpt2 import build_gpt2_json
 
     prompts = read_prompts(source)
-    # A checkpoint brings its tokenizer; those of the original VelocityLM do not, and have GPT-2's.
+    # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
     generator = load_generator(ckpt, device, tokenizer_json=build_gpt2_json())
     write_texts(generator, prompts, settings, sys.stdout, stream)
 
@@ -102,7 +104,7 @@ def convert(
     ckpt: Annotated[Path, typer.Argument(help="A checkpoint of the original VelocityLM.")],
     out: Annotated[Path, typer.Argument(help="A new folder.")],
 ) -> None:
-    """Turn a checkpoint of the original VelocityLM into a checkpoint folder of today."""
+    """Convert a checkpoint of the original VelocityLM to today's format."""
     from model.checkpoints.original import convert_seed
     from prep.text.gpt2 import build_gpt2_json
 

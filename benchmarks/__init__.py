@@ -1,1 +1,1 @@
-"""Scripts that measure this project beside its peers; each prints one line of JSON."""
+"""Scripts that measure this project against its peers; each prints one line of JSON."""

@@ -1,11 +1,12 @@
 """Windows from token shards as batches: our Batches against nanoGPT's way and torch's DataLoader.
 
 velocity     train.batches.Batches.next_step: the run's own path, a thread reads one step ahead
-nanogpt      np.memmap, random offsets, torch.stack of one int64 copy a window
+nanogpt      np.memmap, random offsets, torch.stack of one int64 copy per window
 dataloader   torch's DataLoader over a Dataset of windows, shuffled, with its default collation
 
-All give batches of B windows of T + 1 tokens of the same .bin as (tokens, targets), (B, T) each,
-to a consumer that only counts them; in training, the model's step runs beside the reading thread.
+All give batches of B windows of T + 1 tokens from the same .bin, as (tokens, targets), (B, T) each,
+to a consumer that only counts them; in training, the model's step runs alongside the reading
+thread.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """See that all read the same windows, measure, print the line."""
+    """Check that all read the same windows, measure, print the line."""
     options = parse_arguments()
     with tempfile.TemporaryDirectory(prefix="benchmark-loader-") as name:
         stream = write_tokens(Path(name), options)
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def write_tokens(folder: Path, options: argparse.Namespace) -> TokenStream:
-    """A .bin of random ids, as a split that holds nothing else."""
+    """Write a .bin of random ids; returns it as a split of that one shard."""
     random = np.random.default_rng(options.seed)
     ids = random.integers(0, VOCAB_SIZE, options.tokens, np.uint16)
     ids.astype("<u2", copy=False).tofile(folder / "train-00000.bin")
@@ -98,7 +99,7 @@ def read_velocity(stream: TokenStream, options: argparse.Namespace) -> Iterator[
 
 
 def read_nanogpt(path: Path, options: argparse.Namespace) -> Iterator[Batch]:
-    """Batches at independent random offsets; the file is mapped anew each time, as nanoGPT does."""
+    """Batches at independent random offsets; the file is mapped again each time, as in nanoGPT."""
     random = torch.Generator().manual_seed(options.seed)
     length = options.max_seq_length
     while True:
@@ -110,7 +111,7 @@ def read_nanogpt(path: Path, options: argparse.Namespace) -> Iterator[Batch]:
 
 
 def stack_slices(tokens: Tokens, offsets: Iterable[int], length: int) -> Batch:
-    """The windows at the offsets, each copied to int64 by itself, twice."""
+    """The windows at the offsets, each copied to int64 on its own, and once more for targets."""
     offsets = list(offsets)
     rows = [torch.from_numpy(tokens[i : i + length].astype(np.int64)) for i in offsets]
     nexts = [torch.from_numpy(tokens[i + 1 : i + 1 + length].astype(np.int64)) for i in offsets]
@@ -149,7 +150,7 @@ def read_dataloader(path: Path, options: argparse.Namespace) -> Iterator[Batch]:
 
 
 def start(batches: Iterator[Batch], options: argparse.Namespace) -> Callable[[], Measured]:
-    """What a round calls: it goes on where the last one stopped."""
+    """What a round calls: it continues where the last one stopped."""
     shape = (options.batch_size, options.max_seq_length)
 
     def measure() -> Measured:
@@ -161,9 +162,9 @@ def start(batches: Iterator[Batch], options: argparse.Namespace) -> Callable[[],
 
 
 def count_batches(batches: Iterator[Batch], options: argparse.Namespace) -> Figures:
-    """Take batches for so many seconds; how many windows and tokens a second there were.
+    """Take batches for `options.seconds`; returns windows and tokens per second.
 
-    Whole steps are taken, as what our thread reads ahead comes a step at a time.
+    Whole steps are taken, because our thread reads ahead one step at a time.
     """
     num_windows, seconds = 0, 0.0
     started = time.perf_counter()
@@ -179,12 +180,12 @@ def count_batches(batches: Iterator[Batch], options: argparse.Namespace) -> Figu
 
 
 def check_shapes(outputs: Mapping[str, list[bool]]) -> None:
-    """All engines gave batches of the same shape."""
+    """Assert that all engines gave batches of the same shape."""
     assert all(all(right) for right in outputs.values())
 
 
 def compare_windows(stream: TokenStream, path: Path, options: argparse.Namespace) -> None:
-    """ValueError unless all three ways give the same tokens for the same windows."""
+    """Raise ValueError unless all three give the same tokens for the same windows."""
     length = options.max_seq_length
     order = make_order(options)
     samples = np.arange(min(100, order.windows_per_epoch))

@@ -1,8 +1,8 @@
 """What the benchmarks share: rounds in which engines take turns, and the one line of JSON.
 
 An engine is one way to do the work: ours, which comes first, or a peer's. A round measures each
-of them once, so that whatever else the machine does in the meantime falls on all of them; ratios
-are taken within a round, and the median of the rounds is reported.
+of them once, so that other load on the machine affects them all alike; ratios are taken within a
+round, and the median of the rounds is reported.
 """
 
 import argparse
@@ -30,7 +30,7 @@ class Measured:
     """What an engine did in a round."""
 
     figures: Figures
-    # What it made, for the engines' results to be compared.
+    # What it made, so that the engines' results can be compared.
     output: Any = None
 
 
@@ -39,9 +39,9 @@ class Engine:
     """One way to do the work."""
 
     name: str
-    # Distributions without which it is left out.
+    # Distributions that it needs; it is left out if one is missing.
     packages: tuple[str, ...]
-    # Gets everything ready that is not timed, and returns what a round calls.
+    # Prepares everything that is not timed, and returns what a round calls.
     start: Callable[[], Callable[[], Measured]]
 
 
@@ -57,7 +57,7 @@ Check = Callable[[Mapping[str, Any]], None]
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """A command line with the options that all benchmarks have."""
+    """A parser with the options that all benchmarks share."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -67,7 +67,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def parse_rounds(text: str) -> int:
-    """An odd number, so that the median is a round's."""
+    """An odd number, so that the median is one of the rounds."""
     number = int(text) if text.isdecimal() else 0
     if number % 2 == 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected an odd number such as 3")
@@ -75,12 +75,12 @@ def parse_rounds(text: str) -> int:
 
 
 def say(text: str) -> None:
-    """Tell how far it is, on standard error."""
+    """Report progress on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def take_turns(engines: Sequence[Engine], options: argparse.Namespace, check: Check) -> Results:
-    """Measure the engines in turn, round by round; `check` sees what each of a round made."""
+    """Measure the engines in turn, round by round; `check` gets what each made in a round."""
     reasons = {engine.name: why for engine in engines if (why := find_missing(engine.packages))}
     for name, reason in reasons.items():
         say(f"{name} is left out: {reason}")
@@ -100,7 +100,7 @@ def take_turns(engines: Sequence[Engine], options: argparse.Namespace, check: Ch
 
 
 def measure_alone(measure: Callable[[], Figures], options: argparse.Namespace) -> Results:
-    """The rounds of ours where there is no peer."""
+    """Measure ours alone, where there is no peer."""
     engine = Engine(OURS, (), lambda: lambda: Measured(measure()))
     return take_turns([engine], options, lambda outputs: None)
 
@@ -112,7 +112,7 @@ def find_missing(packages: Iterable[str]) -> str:
 
 
 def find_version(package: str) -> str | None:
-    """The version of a distribution; None where it is not installed."""
+    """The version of a distribution; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -200,7 +200,7 @@ def print_result(
 
 
 def describe_settings(options: argparse.Namespace) -> Json:
-    """The command line's settings; of paths only the names."""
+    """The settings from the command line; paths become their names."""
     settings: Json = {}
     for name, value in vars(options).items():
         paths = isinstance(value, list) and all(isinstance(path, Path) for path in value)
@@ -209,7 +209,7 @@ def describe_settings(options: argparse.Namespace) -> Json:
 
 
 def describe_machine() -> Json:
-    """What the figures depend on, and nothing that tells whose machine it is."""
+    """What the figures depend on, and nothing that identifies its owner."""
     from prep.engines.choose import count_cores
 
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -218,7 +218,7 @@ def describe_machine() -> Json:
         "cores": count_cores(),
         "memory_gigabytes": round(memory_bytes / 1e9, 1),
         "platform": f"{platform.system()} {platform.machine()}",
-        # More than the number of threads in use: someone else was at work too.
+        # If above the number of threads in use, something else was running too.
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "gpu": None,
     }
@@ -231,7 +231,7 @@ def describe_machine() -> Json:
 
 
 def find_cpu_name() -> str:
-    """The processor's name."""
+    """The processor's name, from /proc/cpuinfo where there is one."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -239,7 +239,7 @@ def find_cpu_name() -> str:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a benchmark; what went wrong is told in one line."""
+    """Run a benchmark; errors are reported in one line."""
     try:
         main()
     except (ValueError, OSError) as error:

@@ -1,12 +1,12 @@
-"""Text to token shards: our whole pipeline against tiktoken in it, tiktoken alone, datasets.map.
+"""Text to token shards: our whole pipeline, the same with tiktoken, tiktoken alone, datasets.map.
 
-velocity            prep.run.prepare, one worker: parquet -> committed shards with all they have
-tiktoken_pipeline   the same with tiktoken where ours has its encoder
-tiktoken            parquet -> encode_ordinary -> one .bin, and nothing else of what ours does
-datasets            load_dataset -> map with `tokenizers`, batched -> one .bin, as nanoGPT does it
+velocity            prep.run.prepare, one worker: parquet -> committed shards, sidecars, manifest
+tiktoken_pipeline   the same, with tiktoken in place of our encoder
+tiktoken            parquet -> encode_ordinary -> one .bin, and nothing else that ours does
+datasets            load_dataset -> map with `tokenizers`, batched -> one .bin, as in nanoGPT
 
-All read the same parquet file on the same number of threads, load their tokenizer within the time
-that is measured, and must give the same tokens.
+All read the same parquet file on the same number of threads, load their tokenizer within the
+measured time, and must give the same tokens.
 """
 
 import argparse
@@ -43,10 +43,10 @@ from prep.sources.formats import read_documents
 from prep.sources.local import find_files
 from prep.sources.python_docs import write_python_docs
 from prep.text import encoder
-from prep.text.encoder import Encoder, Ids, load_encoder, load_reference
+from prep.text.encoder import Encoder, Ids, build_encoder
 from prep.text.gpt2 import END_OF_TEXT, build_gpt2_json
 from shards.reader import open_shards
-from shards.tokenizer import load_tokenizer
+from shards.tokenizer import load_tokenizer, parse_tokenizer
 
 COLUMN = "content"
 BATCH_DOCUMENTS = 1000
@@ -62,7 +62,7 @@ class Text:
     path: Path
     num_documents: int
     num_bytes: int
-    # How often the same documents come; repeated words are easy for an engine with a cache.
+    # How often the documents repeat; repeated words are easy for an engine with a cache.
     num_passes: int
 
 
@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, compare the tokens, print the line."""
     options = parse_arguments()
-    # Read by `tokenizers` when its first batch comes.
+    # Read by `tokenizers` at its first batch.
     os.environ["RAYON_NUM_THREADS"] = str(options.threads)
     os.environ["HF_HUB_OFFLINE"] = "1"
     pa.set_cpu_count(options.threads)
@@ -119,7 +119,7 @@ def main() -> None:
 
 
 def write_text(scratch: Path, options: argparse.Namespace) -> Text:
-    """Write the input's documents to one parquet file, as often as it takes to be large enough.
+    """Write the input's documents to one parquet file, repeated until it is large enough.
 
     It is compressed with zstd, in row groups of 1,000 documents.
     """
@@ -160,7 +160,7 @@ def read_batches(paths: Iterable[Path], column: str) -> Iterator[list[str]]:
 def start_velocity(
     text: Text, scratch: Path, load: Callable[[Path, str], Any] = Encoder
 ) -> Callable[[], Measured]:
-    """Our pipeline; everything goes to train, so that the order is the documents'."""
+    """Our pipeline; everything goes to train, so that documents keep their order."""
     out = scratch / "shards"
     request = Request(
         out, policy=Policy(validation_fraction="0"), inputs=(str(text.path),), workers=1
@@ -180,9 +180,9 @@ def start_velocity(
 
 
 def forget_encoders() -> None:
-    """Let the next run load its tokenizers, as a first run does, without words that they know."""
-    load_encoder.cache_clear()
-    load_reference.cache_clear()
+    """Make the next run load its tokenizers afresh, with empty caches, as a first run does."""
+    build_encoder.cache_clear()
+    parse_tokenizer.cache_clear()
 
 
 def start_tiktoken_pipeline(text: Text, scratch: Path) -> Callable[[], Measured]:
@@ -206,7 +206,7 @@ def start_tiktoken_pipeline(text: Text, scratch: Path) -> Callable[[], Measured]
 def start_tiktoken(
     text: Text, scratch: Path, options: argparse.Namespace
 ) -> Callable[[], Measured]:
-    """tiktoken, and as little around it as possible."""
+    """tiktoken, with as little around it as possible."""
     from tests.tiktoken_gpt2 import make_encoding, make_vocab
 
     make_vocab()
@@ -228,7 +228,7 @@ def start_tiktoken(
 
 
 def join_documents(documents: Sequence[list[int]]) -> Tokens:
-    """The documents one behind the other, each followed by <|endoftext|>."""
+    """The documents one after another, each followed by <|endoftext|>."""
     for document in documents:
         document.append(END_OF_TEXT)
     num_tokens = sum(map(len, documents))
@@ -291,7 +291,7 @@ def time_work(
 
 
 def compare_tokens(outputs: Mapping[str, Tokens]) -> None:
-    """ValueError with the first place where a peer's tokens are not ours."""
+    """Raise ValueError with the first place where a peer's tokens differ from ours."""
     ours = outputs[OURS]
     for name, tokens in outputs.items():
         if np.array_equal(tokens, ours):

@@ -1,7 +1,7 @@
 """Does a long run of `velocity prep` slow down, or grow? Its rate and memory, tenth by tenth.
 
-The input is linked into a folder as often as asked for. One worker, in this process; memory is what
-the process holds at the end of each tenth.
+The input is linked into a folder --passes times. One worker, in this process; memory is what the
+process holds at the end of each tenth.
 """
 
 import tempfile
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def run_long(inputs: list[Path], passes: int) -> tuple[dict[str, float], dict[str, int]]:
-    """Tokens a second and resident bytes in each tenth of a run, and the size of its work."""
+    """Tokens per second and resident bytes in each tenth of a run, and the size of its work."""
     done: list[tuple[float, int, int]] = []
 
     def record(*arguments: object) -> Receipt:
@@ -58,7 +58,7 @@ def run_long(inputs: list[Path], passes: int) -> tuple[dict[str, float], dict[st
     ):
         folder = Path(name)
         link_files(inputs, folder / "input", passes)
-        # Small units, so that there are tenths of a short run too.
+        # Small units, so that even a short run has tenths.
         sizes = [path.stat().st_size for path in find_files(str(folder / "input"))]
         policy = Policy(unit_bytes=min(sum(sizes) // (2 * TENTHS), MAX_UNIT_BYTES))
         request = Request(

@@ -1,12 +1,12 @@
 """Where the time of `velocity prep` goes, part by part, in one process.
 
 read      parquet decoded, UTF-8 checked          hash      doc_hash of each text
-encode    texts to ids                            join      <|endoftext|> behind each document
+encode    texts to ids                            join      <|endoftext|> after each document
 check     a few documents encoded again           write     .bin, sidecar, sha256s, crc32s
 commit    fsync, renames, receipts                start     tokenizers loaded
 
-Every part's functions are wrapped with a clock; what they call is their own time unless it is a
-part too. `other` is what is left of the whole: plan, tokenizer made, manifest, Python in between.
+Every part's functions are wrapped with a clock; what they call counts as theirs unless it is a
+part too. `other` is the rest: the plan, making the tokenizer, the manifest, Python in between.
 """
 
 import tempfile
@@ -31,14 +31,14 @@ PARTS = ("read", "encode", "hash", "join", "check", "write", "commit", "start")
 
 
 class Clock:
-    """Seconds by part; a part that another one calls is counted for itself only."""
+    """Seconds by part; a part called by another counts only for itself."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.nested = [0.0]
 
     def wrap(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function with its time counted for a part."""
+        """The function, its time counted for a part."""
 
         def timed(*arguments: Any, **options: Any) -> Any:
             with self.counting(part):
@@ -61,7 +61,7 @@ class Clock:
         return timed
 
     def counting(self, part: str) -> "Span":
-        """Counts what is done inside it for a part."""
+        """A context whose time counts for a part."""
         return Span(self, part)
 
 

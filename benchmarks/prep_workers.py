@@ -1,7 +1,7 @@
-"""`velocity prep` with several workers beside one: how much a second core is worth.
+"""`velocity prep` with several workers against one: how much a second core is worth.
 
-The input is linked into a folder as often as asked for, so that the start of the workers, half a
-second, does not decide. Both make the same set.
+The input is linked into a folder --passes times, so that the half second it takes to start the
+workers does not dominate. Both make the same set.
 """
 
 import shutil
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def start(folder: Path, workers: int) -> Callable[[], Measured]:
-    """A run with so many workers, from nothing to the finished set."""
+    """A run with this many workers, from nothing to the finished set."""
 
     def measure() -> Measured:
         forget_encoders()

@@ -1,9 +1,9 @@
 """Greedy text with a KV cache: our Generator against transformers' generate.
 
 Both load one checkpoint folder with random weights, get the same prompts, of equal length, and
-must write the same tokens. The time is from the prompts to the last token and so has the reading
-of the prompts in it; ours has their tokenization and the text of the tokens in it, too, while
-transformers goes from ids to ids.
+must write the same tokens. The time runs from the prompts to the last token, so it includes
+reading the prompts; ours also includes tokenizing them and decoding the tokens, while transformers
+goes from ids to ids.
 """
 
 import argparse
@@ -41,10 +41,10 @@ from tests.tiny import make_model
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 # Each is one token with the space before it.
 WORDS = ("the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was", "with", "be")
-# Weights so large that a random model does not repeat one token: the gain that the tests' have.
+# Weights large enough that a random model does not repeat one token; the same gain as in the tests.
 WEIGHT_GAIN = 1.6
 
-# A row of ids for each prompt, its own included.
+# A row of ids for each prompt, starting with the prompt's own.
 Rows = list[list[int]]
 
 
@@ -143,7 +143,7 @@ def start_velocity(generator: Generator, options: argparse.Namespace) -> Callabl
 def start_transformers(
     folder: Path, generator: Generator, options: argparse.Namespace
 ) -> Callable[[], Measured]:
-    """transformers' model of the same folder, on our device and in our dtype."""
+    """transformers' model from the same folder, on our device and in our dtype."""
     from transformers import AutoModelForCausalLM
 
     weight = generator.model.lm_head.weight
@@ -167,14 +167,14 @@ def start_transformers(
 
 
 def end_row(row: list[int], num_prompt_tokens: int) -> list[int]:
-    """A row without what pads it behind its <|endoftext|>."""
+    """A row without the padding after its <|endoftext|>."""
     if END_OF_TEXT not in row[num_prompt_tokens:]:
         return row
     return row[: row.index(END_OF_TEXT, num_prompt_tokens) + 1]
 
 
 def time_writing(write: Callable[[int], Rows], options: argparse.Namespace) -> Measured:
-    """Write at each batch size; tokens generated a second, and the rows."""
+    """Write at each batch size; returns tokens generated per second, and the rows."""
     figures: Figures = {}
     written: Rows = []
     for batch_size in options.batch_sizes:

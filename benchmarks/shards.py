@@ -1,10 +1,10 @@
 """`velocity shards verify` on real shards; `info` and `trace` on a set as large as RefinedWeb.
 
-verify    in this process, one thread; the files lie in the page cache
-info      the whole command, its start included, on a set of --units shards a split
+verify    in this process, one thread; the files are in the page cache
+info      the whole command, start-up included, on a set of --units shards per split
 trace     the same: `trace --config tiny --step 1`
 
-The large set is synthetic: the files of the small one, linked under as many names.
+The large set is synthetic: the files of the small one, linked under many names.
 """
 
 import os
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def make_large(manifest: Manifest, small: Path, large: Path, num_units: int) -> None:
-    """A set of many shards, which are those of a small one under other names."""
+    """Make a set of many shards: those of a small one, linked under other names."""
     large.mkdir()
     shutil.copy(small / TOKENIZER, large)
     shards = []
@@ -73,7 +73,7 @@ def make_large(manifest: Manifest, small: Path, large: Path, num_units: int) -> 
 
 
 def time_verify(folder: Path) -> float:
-    """Seconds to read a set again; ValueError where anything is damaged."""
+    """Seconds to read a set again; ValueError if anything is damaged."""
     started = time.perf_counter()
     damaged = [name for name, fault in verify_shards(folder) if fault]
     seconds = time.perf_counter() - started
@@ -83,7 +83,7 @@ def time_verify(folder: Path) -> float:
 
 
 def time_command(command: str, folder: Path, *options: str) -> float:
-    """Seconds of a `velocity shards` command, from its start to its end."""
+    """Seconds that a `velocity shards` command takes, start-up included."""
     arguments = [sys.executable, "-m", "cli", "shards", command, str(folder), *options]
     started = time.perf_counter()
     process = subprocess.run(arguments, capture_output=True, text=True)

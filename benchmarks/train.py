@@ -4,9 +4,9 @@ velocity       train.run.build_run and train.loop.take_step
 transformers   Trainer, LlamaForCausalLM, fused AdamW; no logging, no saving
 
 Both start from the same weights and see the same windows in the same order, with the same AdamW,
-the same clipping and the same constant learning rate, so that their losses must agree step by
-step. Each round of an engine is a process of its own, which gives it a memory peak of its own;
-importing, building and the first steps (compiling, warming up) are not timed.
+the same clipping and the same constant learning rate, so their losses must agree step by step.
+Each round of an engine runs in its own process, with its own memory peak; importing, building and
+the first steps (compiling, warming up) are not timed.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from train.config import Config
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")
 TRANSFORMERS = "transformers"
-# How far the losses of a step may be apart; half precision rounds differently on the two sides.
+# How far apart the losses of a step may be; half precision rounds differently on the two sides.
 MAX_DIFFERENCES = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 5e-2}
 
 
@@ -117,7 +117,7 @@ def compare_engines(options: argparse.Namespace, scratch: Path) -> None:
 
 
 def make_shards(scratch: Path) -> None:
-    """Python's documentation as shards, all of it to train on."""
+    """Make shards of Python's documentation, all of it in train."""
     from prep.request import Policy
     from prep.run import Request, prepare
     from prep.sources.python_docs import write_python_docs
@@ -132,17 +132,17 @@ def make_shards(scratch: Path) -> None:
 
 
 def make_weights(config: Config, scratch: Path) -> None:
-    """The random weights that both begin with, as a checkpoint folder."""
+    """Save the random weights that both start with, as a checkpoint folder."""
     torch.manual_seed(config.infrastructure.seed)
     tokenizer_json = (scratch / "shards" / TOKENIZER).read_text(encoding="utf-8")
     save_model(scratch / "weights", Transformer(config.model), tokenizer_json)
 
 
 def run_process(engine: str, scratch: Path) -> Measured:
-    """Do an engine's round in a process of its own; its last line says what came out."""
+    """Run an engine's round in its own process, whose last line of output is the result."""
     command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:]]
     command += ["--engine", engine, "--scratch", str(scratch)]
-    # Trainer would take every GPU that it sees.
+    # Trainer would use every GPU it sees.
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": gpu,
@@ -159,7 +159,7 @@ def run_process(engine: str, scratch: Path) -> Measured:
 
 
 def compare_losses(theirs: list[float], ours: list[float], precision: str) -> float:
-    """The largest difference of a step's losses; ValueError where it is too large."""
+    """The largest difference between the losses of a step; ValueError if it is too large."""
     differences = [abs(one - other) for one, other in zip(theirs, ours, strict=True)]
     for step, difference in enumerate(differences):
         if not difference <= MAX_DIFFERENCES[precision]:

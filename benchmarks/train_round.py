@@ -1,6 +1,6 @@
-"""One engine's round of benchmarks.train, in the process that it has for itself.
+"""One engine's round of benchmarks.train, run in its own process.
 
-What only one side needs is imported where it is used, so that the other's memory has nothing of it.
+What only one side needs is imported where it is used, so that it takes none of the other's memory.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def make_config(options: argparse.Namespace, scratch: Path) -> Config:
 
 
 class Stopwatch:
-    """Times the steps behind the warmup; made when all is imported and nothing is built."""
+    """Times the steps after the warmup; made once all is imported and before anything is built."""
 
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
         self.warmup_steps = options.warmup_steps
@@ -58,11 +58,13 @@ class Stopwatch:
         self.device = device
         self.step = 0
         self.seconds = self.cpu_seconds = 0.0
-        importlib.import_module("torch._dynamo")  # Or the optimizer would, at the first step.
+        importlib.import_module(
+            "torch._dynamo"
+        )  # Otherwise the optimizer would, at the first step.
         self.memory_before = measure_memory(device)
 
     def tick(self) -> None:
-        """A step is done."""
+        """Count a finished step; the clock runs between the warmup and the last."""
         self.step += 1
         if self.step not in (self.warmup_steps, self.last_step):
             return
@@ -74,9 +76,9 @@ class Stopwatch:
 
 
 def measure_memory(device: torch.device) -> int:
-    """The most bytes that this process has had, of GPU memory or resident on a CPU.
+    """The most bytes this process has had: of GPU memory, or resident on a CPU.
 
-    Of a process that another one started, Linux' getrusage tells at least what that one had.
+    For a child process, getrusage on Linux reports at least what its parent had.
     """
     status = Path("/proc/self/status")
     if device.type == "cuda" or not status.exists():
@@ -125,14 +127,14 @@ def measure_velocity(options: argparse.Namespace, scratch: Path) -> Json:
 
 
 def load_weights(model: Transformer, scratch: Path) -> None:
-    """Begin with the common weights instead of those that this device's generator drew."""
+    """Replace the weights that this device's generator drew by those that both sides share."""
     weights = load_file(scratch / "weights" / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights)
 
 
 def measure_transformers(options: argparse.Namespace, scratch: Path) -> Json:
-    """Trainer's round. All windows lie in memory before it begins."""
+    """Trainer's round. All windows are in memory before it starts."""
     from transformers import LlamaForCausalLM, PrinterCallback, Trainer
 
     config = make_config(options, scratch)
@@ -154,7 +156,7 @@ def measure_transformers(options: argparse.Namespace, scratch: Path) -> Json:
 
 
 def make_ordered(trainer: Any, micro_losses: list[torch.Tensor]) -> Any:
-    """The Trainer, but that it keeps the order of the samples, and notes the losses."""
+    """A Trainer that keeps the order of the samples and records the losses."""
     from torch.utils.data import SequentialSampler
 
     class OrderedTrainer(trainer):  # type: ignore[misc]
@@ -169,7 +171,7 @@ def make_ordered(trainer: Any, micro_losses: list[torch.Tensor]) -> Any:
 
 
 def make_ticking(watch: Stopwatch) -> Any:
-    """A callback that ticks at the end of a step."""
+    """A callback that ticks at the end of each step."""
     from transformers import TrainerCallback
 
     class Tick(TrainerCallback):
@@ -182,7 +184,7 @@ def make_ticking(watch: Stopwatch) -> Any:
 def make_trainer_arguments(
     config: Config, options: argparse.Namespace, device: torch.device, scratch: Path
 ) -> Any:
-    """Our settings in Trainer's words; nothing is logged or saved."""
+    """Our settings as Trainer's arguments; nothing is logged or saved."""
     from transformers import TrainingArguments
 
     training, on_gpu = config.training, device.type == "cuda"
@@ -213,9 +215,9 @@ def make_trainer_arguments(
 
 
 def read_windows(config: Config, scratch: Path) -> list[dict[str, torch.Tensor]]:
-    """The samples of our run, in its order, as Trainer's batches are made of them.
+    """The samples of our run, in its order, in the form that Trainer batches.
 
-    Each has T tokens and their T targets; `shift_labels` says that the targets are shifted already.
+    Each has T tokens and their T targets; `shift_labels` holds targets that are shifted already.
     """
     stream = open_shards(scratch / "shards").stream("train")
     training = config.training

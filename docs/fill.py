@@ -1,18 +1,20 @@
-"""Writes the generated parts of README.md: the commands' help, the settings table, the file map.
+"""Writes the generated parts of README.md and docs/: rooms, help, settings, the map of files.
 
 python docs/fill.py            writes them
-python docs/fill.py --check    fails where they are stale
+python docs/fill.py --check    fails where one is stale, and names the file
 """
 
 import ast
-import subprocess
+import contextlib
+import io
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-ROOMS = ("shards", "prep", "model", "train")
+ROOMS = ("prep", "shards", "model", "train")
 LEAVES = {
     "model": ("model/config.py", "ModelConfig"),
     "training": ("train/config.py", "TrainingConfig"),
@@ -23,23 +25,105 @@ LEAVES = {
 }
 
 
-def make_help() -> str:
-    """What `velocity prep --help`, `sample --help` and `shards --help` print."""
-    blocks = [f"```\n{show_help(command)}\n```\n" for command in ("prep", "sample", "shards")]
-    return "\n".join(blocks).rstrip()
+def make_rooms() -> str:
+    """A table of the packages, each with the first sentence of its docstring."""
+    lines = ["| room | |", "|---|---|", f"| `cli.py` | {first_line(ROOT / 'cli.py')} |"]
+    for room in find_rooms():
+        sentence = describe_room(room).partition(". ")[0].removesuffix(".")
+        lines.append(f"| `{name_of(room)}/` | {sentence}. |")
+    return "\n".join(lines)
 
 
-def show_help(command: str) -> str:
-    """The help of one command, without the spaces at line ends."""
-    process = subprocess.run(
-        [sys.executable, "-m", "cli", command, "--help"],
-        cwd=ROOT,
-        env={"COLUMNS": "100", "TERMINAL_WIDTH": "100", "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=True,
+def make_file_map() -> str:
+    """Every module with the first line of its docstring, by room."""
+    lines = ["```text", f"{'cli.py':<20}{first_line(ROOT / 'cli.py')}", "```"]
+    for room in find_rooms():
+        lines += ["", f"## {name_of(room)}/", "", describe_room(room), "", "```text"]
+        lines += [
+            f"{path.name:<20}{first_line(path)}"
+            for path in sorted(room.glob("*.py"))
+            if path.name != "__init__.py"
+        ]
+        lines.append("```")
+    return "\n".join(lines)
+
+
+def find_rooms() -> list[Path]:
+    """Every folder with a module in it: the rooms and their sub-packages."""
+    return sorted(
+        {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")},
+        key=lambda folder: (ROOMS.index(folder.relative_to(ROOT).parts[0]), folder),
     )
-    return "\n".join(line.rstrip() for line in process.stdout.strip().splitlines())
+
+
+def name_of(path: Path) -> str:
+    """A path as the docs spell it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def describe_room(room: Path) -> str:
+    """The first paragraph of a package's docstring, on one line."""
+    return " ".join(read_docstring(room / "__init__.py").partition("\n\n")[0].split())
+
+
+def first_line(path: Path) -> str:
+    """The first line of a module's docstring."""
+    return read_docstring(path).partition("\n")[0]
+
+
+def read_docstring(path: Path) -> str:
+    """A module's docstring; ends the program where there is none."""
+    docstring = path.exists() and ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    return docstring or sys.exit(f"{name_of(path)}: has no docstring, from which the map is made")
+
+
+def make_help() -> str:
+    """What every command prints for --help."""
+    sys.path.insert(0, str(ROOT))  # This checkout's command, whichever is installed.
+    from typer.main import get_command
+
+    import cli
+
+    blocks = [
+        f"## {' '.join(words)}\n\n```text\n{show_help(words)}\n```"
+        for words in find_commands(get_command(cli.app), ["velocity"])
+    ]
+    blocks.append(f"## torchrun -m train\n\n```text\n{show_train_help()}\n```")
+    return "\n\n".join(blocks)
+
+
+def find_commands(command: Any, words: list[str]) -> Iterator[list[str]]:
+    """The words of a command and of every command below it."""
+    yield words
+    for name, below in getattr(command, "commands", {}).items():
+        yield from find_commands(below, [*words, name])
+
+
+def show_help(words: list[str]) -> str:
+    """The help of one command of `velocity`."""
+    from typer.testing import CliRunner
+
+    import cli
+
+    runner = CliRunner(env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    result = runner.invoke(cli.app, [*words[1:], "--help"], prog_name="velocity")
+    assert result.exit_code == 0, result.output
+    return trim(result.stdout)
+
+
+def show_train_help() -> str:
+    """The help of `-m train`."""
+    from train.__main__ import parse_arguments
+
+    os.environ["COLUMNS"] = "80"
+    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+        parse_arguments(["--help"])
+    return trim(shown.getvalue())
+
+
+def trim(text: str) -> str:
+    """Text without the spaces at its line ends."""
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
 def make_settings() -> str:
@@ -83,45 +167,38 @@ def format_default(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def make_file_map() -> str:
-    """Every module with the first line of its docstring."""
-    lines = ["```", f"{'cli.py':<24}{first_line(ROOT / 'cli.py')}"]
-    for room in ROOMS:
-        lines += ["", f"{room + '/':<24}{first_line(ROOT / room / '__init__.py')}"]
-        lines += [
-            f"  {path.name:<22}{first_line(path)}"
-            for path in sorted((ROOT / room).glob("*.py"))
-            if path.name != "__init__.py"
-        ]
-    return "\n".join([*lines, "```"])
+# What is made for each page, by the name in its marks.
+PARTS: dict[str, tuple[str, Callable[[], str]]] = {
+    "README.md": ("rooms", make_rooms),
+    "docs/commands.md": ("help", make_help),
+    "docs/settings.md": ("settings", make_settings),
+    "docs/map.md": ("files", make_file_map),
+}
 
 
-def first_line(path: Path) -> str:
-    """The first line of a module's docstring."""
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return docstring.partition("\n")[0]
-
-
-def fill(text: str) -> str:
-    """The README with its generated parts made anew."""
-    parts = {"help": make_help(), "settings": make_settings(), "files": make_file_map()}
-    for name, content in parts.items():
-        begin, end = f"<!-- {name}: made by docs/fill.py -->", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        if not after:
-            sys.exit(f"README.md: no {begin} ... {end}")
-        text = f"{before}{begin}\n{content}\n{end}{after}"
-    return text
+def fill(page: str, text: str) -> str:
+    """A page with its generated part made anew."""
+    name, make = PARTS[page]
+    begin, end = f"<!-- {name}: made by docs/fill.py -->", f"<!-- end of {name} -->"
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        sys.exit(f"{page}: no {begin} ... {end}")
+    return f"{before}{begin}\n{make()}\n{end}{after}"
 
 
 def main() -> None:
-    """Write README.md, or with --check compare it."""
-    text = README.read_text(encoding="utf-8")
-    filled = fill(text)
-    if "--check" in sys.argv:
-        sys.exit("README.md is stale; run: python docs/fill.py" if filled != text else 0)
-    README.write_text(filled, encoding="utf-8")
+    """Write the pages, or with --check compare them."""
+    stale = []
+    for page in PARTS:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        filled = fill(page, text)
+        if filled != text:
+            stale.append(page)
+            if "--check" not in sys.argv:
+                (ROOT / page).write_text(filled, encoding="utf-8")
+    if stale and "--check" in sys.argv:
+        sys.exit(f"stale: {', '.join(stale)}; run: python docs/fill.py")
 
 
 if __name__ == "__main__":

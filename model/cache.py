@@ -1,7 +1,7 @@
-"""The keys and values that attention has already computed, kept so that a new token costs one step.
+"""The keys and values attention has already computed, kept so that a new token costs one step.
 
-Memory is taken once, for as many tokens as will be needed. Each row has its own length, so rows of
-different lengths are decoded together without padding.
+Memory is allocated once, for all tokens that will be needed. Each row has its own length, so rows
+of different lengths are decoded together without padding.
 
 L layers, B rows, H heads, M the most tokens a row may hold, K head size.
 """
@@ -23,7 +23,7 @@ class KVCache:
         self.set_lengths(lengths)
 
     def set_lengths(self, lengths: list[int]) -> None:
-        """State how many tokens each row holds, and so where its next one goes and what it sees."""
+        """Set how many tokens each row holds, and so where its next one goes and what it sees."""
         self.lengths = lengths
         self.ends = torch.tensor(lengths, device=self.keys.device)  # (B,)
         self.mask: Tensor | None = None  # (B, 1, 1, n); not needed where all lengths are equal
@@ -40,7 +40,7 @@ class KVCache:
         return LayerCache(self, self.keys[index], self.values[index])
 
     def row(self, index: int) -> "KVCache":
-        """One row as a cache of its own, on the same memory."""
+        """One row as a cache of its own, sharing this one's memory."""
         one = slice(index, index + 1)
         return KVCache(self.keys[:, one], self.values[:, one], self.lengths[one])
 
@@ -59,9 +59,9 @@ class LayerCache:
     values: Tensor
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Put k, v (B, H, T, K) behind each row; return all keys and values up to n, and the mask.
+        """Append k, v (B, H, T, K) to each row; return all keys and values up to n, and the mask.
 
-        T is 1, or every row is empty. The lengths change when all layers have appended.
+        T is 1, or every row is empty. The lengths change once all layers have appended.
         """
         num_tokens, longest = k.shape[2], max(self.whole.lengths)
         assert num_tokens == 1 or longest == 0, "only empty rows take several tokens at once"

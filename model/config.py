@@ -1,6 +1,6 @@
-"""The numbers that define a model, and what follows from them: its parameters, its FLOPs per token.
+"""The numbers that define a model, and what follows: its parameter count and FLOPs per token.
 
-The names are those of the settings and of config.json. Nothing here imports torch.
+Names match the settings and config.json. Nothing here imports torch.
 """
 
 from dataclasses import dataclass, fields
@@ -12,30 +12,30 @@ MAX_VOCAB_SIZE = 65536  # Token ids are stored as uint16.
 class ModelConfig:
     """Section `model` of a run's settings: a Llama-shaped decoder with tied embeddings.
 
-    Raises ValueError, naming the key, for numbers that no model can have.
+    Raises ValueError, naming the key, for values that no model can have.
 
     >>> config = ModelConfig()
     >>> print(f"{config.num_parameters():,} parameters, {config.flops_per_token(2048):,} FLOPs")
     1,713,639,424 parameters, 11,489,193,984 FLOPs
     """
 
-    # Rows of the embedding, one for each token of the vocabulary.
+    # Rows of the embedding, one per token in the vocabulary.
     vocab_size: int = 50257
     # Width of the residual stream.
     hidden_size: int = 2048
-    # Transformer blocks.
+    # Number of transformer blocks.
     num_hidden_layers: int = 24
-    # Attention heads a block; they share hidden_size evenly.
+    # Attention heads per block; they split hidden_size evenly.
     num_attention_heads: int = 32
-    # Width inside the feed-forward part of a block.
+    # Inner width of each block's feed-forward part.
     intermediate_size: int = 8192
-    # The context: the longest row of tokens that the model reads.
+    # Context length: the most tokens that the model can attend to.
     max_position_embeddings: int = 2048
     # Standard deviation of the initial weights.
     initializer_range: float = 0.02
-    # Added to the mean square in every RMSNorm.
+    # Epsilon of every RMSNorm, added to the mean square.
     layer_norm_eps: float = 1e-5
-    # Base of the rotary embedding's wavelengths.
+    # Base of the rotary embedding's frequencies.
     rope_theta: float = 10000.0
 
     def __post_init__(self) -> None:
@@ -59,20 +59,20 @@ class ModelConfig:
 
     @property
     def head_size(self) -> int:
-        """K: the width that one attention head sees."""
+        """K: the width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
     def num_parameters(self) -> int:
-        """Parameters, the embedding that is also the head counted once."""
+        """Number of parameters; the embedding, which is also the head, counts once."""
         norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
         return self._num_matmul_parameters() + norms
 
     def flops_per_token(self, num_tokens: int) -> int:
-        """FLOPs that training spends on each token of a window of `num_tokens` tokens.
+        """Training FLOPs per token, in windows of `num_tokens` tokens.
 
-        6 N + 12 L D T (PaLM, Chowdhery et al. 2022, appendix B): N counts the weights that are
-        multiplied by, so the head and not the look-up in the embedding; attention counts as if it
-        were not causal. The convention of nanoGPT and of most published MFU figures.
+        6 N + 12 L D T (PaLM, Chowdhery et al. 2022, appendix B): N counts the weights in
+        matrix products, so the head but not the embedding lookup; attention counts as if it were
+        not causal. This is the convention of nanoGPT and of most published MFU figures.
         """
         attention = 12 * self.num_hidden_layers * self.hidden_size * num_tokens
         return 6 * self._num_matmul_parameters() + attention

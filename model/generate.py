@@ -20,9 +20,9 @@ def load_generator(
 ) -> "Generator":
     """The generator of a checkpoint folder, or of the newest checkpoint in a folder of them.
 
-    Takes a GPU if there is one, and its bf16 or fp16; a CPU computes in fp32. `tokenizer_json` is
+    Uses a GPU if there is one, in bf16 or fp16; a CPU computes in fp32. `tokenizer_json` is
     the text of a tokenizer.json for a folder without one, such as the original VelocityLM's.
-    Raises CheckpointError where the folder is no checkpoint or is damaged.
+    Raises CheckpointError if the folder is not a checkpoint or is damaged.
     """
     folder = find_checkpoint(Path(checkpoint_path))
     device = _choose_device(device)
@@ -32,7 +32,7 @@ def load_generator(
     if tokenizer.get_vocab_size() > model.config.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model "
-            f"{model.config.vocab_size}; give the tokenizer that it was trained with"
+            f"{model.config.vocab_size}; use the tokenizer that it was trained with"
         )
     return Generator(model, tokenizer)
 
@@ -43,11 +43,13 @@ def _choose_device(device: str | torch.device | None) -> torch.device:
     try:
         device = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device {device!r} is unknown; name cpu, cuda or cuda:N") from None
+        raise ValueError(f"device {device!r} is unknown; expected cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: torch sees no GPU; use cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device}: torch sees {torch.cuda.device_count()} GPUs, from 0 on")
+        raise ValueError(
+            f"device {device}: torch sees {torch.cuda.device_count()} GPUs, numbered from 0"
+        )
     return device
 
 
@@ -66,8 +68,8 @@ def _load_tokenizer(folder: Path, tokenizer_json: str | None) -> Tokenizer:
         raise CheckpointError(f"{folder}: no {TOKENIZER}; put the model's tokenizer there")
     try:
         tokenizer = Tokenizer.from_buffer(content)
-    except Exception as error:  # The library raises bare Exception for any fault.
-        raise CheckpointError(f"{path}: no tokenizer can be read from it ({error})") from None
+    except Exception as error:  # The library raises a bare Exception for any error.
+        raise CheckpointError(f"{path}: not a readable tokenizer ({error})") from None
     decoder = (json.loads(content).get("decoder") or {}).get("type")
     if decoder != "ByteLevel" or tokenizer.token_to_id(END_OF_TEXT) is None:
         raise CheckpointError(

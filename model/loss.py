@@ -1,10 +1,11 @@
 """The mean cross-entropy of the head's logits, and its gradients, without ever holding all logits.
 
-At 16,384 tokens and 50,257 words, fp32 logits and their gradient would take 6.6 GB. Here a chunk
-of tokens at a time goes through the head and its gradients are made at once, in the forward pass:
-three matrix products a chunk, as many as without chunks, and no logits are kept or made twice.
+With 16,384 tokens and a vocabulary of 50,257, fp32 logits and their gradient would take 6.6 GB.
+Here one chunk of tokens at a time goes through the head, and its gradients are computed at once, in
+the forward pass: three matrix products per chunk, as many as without chunks, and no logits are kept
+or computed twice.
 
-N tokens (of all rows), C tokens of a chunk, D hidden, V vocabulary.
+N tokens (over all rows), C tokens per chunk, D hidden, V vocabulary.
 """
 
 import math
@@ -17,11 +18,12 @@ from torch.nn.functional import pad
 
 from model.products import as_factor, multiply
 
-# The most that a chunk's fp32 logits may take. On a CPU 512 tokens of 50,257 words are faster than
-# 256 and about as fast as 1,024; a GPU wants thousands to be busy.
+# The most memory a chunk's fp32 logits may take. On a CPU, with a vocabulary of 50,257, 512 tokens
+# are faster than 256 and about as fast as 1,024; a GPU needs thousands to be busy.
 MAX_LOGITS_BYTES = {"cpu": 128 * 2**20, "cuda": 2**30}
 
-# Matrix products like their sides in multiples: a chunk's tokens, and on CUDA the vocabulary.
+# Matrix products are faster with sides that are multiples of these: a chunk's tokens, and on CUDA
+# the vocabulary.
 CHUNK_TOKENS_MULTIPLE = 128
 VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 
@@ -35,14 +37,15 @@ def chunked_cross_entropy(
 ) -> Tensor:
     """The mean over all tokens of -log softmax(hidden @ weight.T)[target]: a 0-dim fp32 tensor.
 
-    hidden (..., D), weight (V, D), targets (...) of int64. The factors of matrix products are of
-    the autocast type where autocast is on, else of hidden's type; their results, the softmax and
-    weight's gradient are fp32.
+    hidden (..., D), weight (V, D), targets (...) of int64. Matrix products take
+    factors of the autocast type where autocast is on, else of hidden's type; their results, the
+    softmax and weight's gradient are fp32.
 
     `grad_scale` is the factor by which the caller multiplies the loss before backward: the loss
-    scale over the accumulation steps. The gradients are made already multiplied by it, because
-    (softmax - onehot) / N vanishes in fp16; backward multiplies them by what is missing, the
-    incoming gradient over grad_scale, which is then 1. `chunk_tokens` None fits it to the device.
+    scale divided by the accumulation steps. The gradients already contain it when they are
+    computed, because (softmax - onehot) / N underflows in fp16; backward multiplies them by what is
+    missing, the incoming gradient over grad_scale, which is then 1. With `chunk_tokens` None, the
+    device decides.
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     chunk_tokens = chunk_tokens or choose_chunk_tokens(len(targets), weight)
@@ -62,7 +65,7 @@ def choose_chunk_tokens(num_tokens: int, weight: Tensor) -> int:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Makes the gradients in the forward pass and hands them out in the backward pass."""
+    """Computes the gradients in the forward pass and returns them in the backward pass."""
 
     @staticmethod
     def forward(
@@ -81,7 +84,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, to save a second (V, D); autograd refuses a second backward by itself, as the
+        # In place, to avoid a second (V, D); autograd itself refuses a second backward, as the
         # saved tensors have changed.
         missing = dloss / ctx.grad_scale
         dhidden, dweight = ctx.saved_tensors
@@ -91,7 +94,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _compute(
     hidden: Tensor, weight: Tensor, targets: Tensor, grad_scale: float | None, chunk_tokens: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and its gradients (N, D) and (V, D) times grad_scale; None leaves them unmade."""
+    """The loss and its gradients (N, D) and (V, D) times grad_scale; with None, no gradients."""
     num_tokens, num_words = len(targets), len(weight)
     dtype = _choose_dtype(hidden)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
@@ -99,7 +102,7 @@ def _compute(
         losses = torch.empty(num_tokens, dtype=torch.float32, device=hidden.device)
         probs_space = losses.new_empty(min(chunk_tokens, num_tokens), len(head))
         dhidden = torch.empty_like(hidden)
-        # (D, V), because the products that it sums are faster that way around.
+        # (D, V), because the products it sums are faster that way around.
         dhead = losses.new_zeros(head.T.shape if grad_scale is not None else (0, 0))
         for start in range(0, num_tokens, chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
@@ -115,10 +118,10 @@ def _compute(
 
 
 def _softmax_losses(logits: Tensor, targets: Tensor, out_probs: Tensor) -> Tensor:
-    """-log softmax(logits)[target] for each token (C,), and the softmax into `out_probs`."""
+    """-log softmax(logits)[target] for each token (C,); writes the softmax to `out_probs`."""
     torch.softmax(logits, dim=-1, out=out_probs)
     # The largest probability is 1 / sum(exp(logits - max)), which is never 0: it gives the
-    # logarithm of the sum without another pass over exp.
+    # log of the sum without another pass over exp.
     log_sum = logits.amax(-1) - out_probs.amax(-1).log()
     return log_sum - logits.gather(1, targets.unsqueeze(1)).squeeze(1)
 
@@ -142,6 +145,6 @@ def _choose_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def _pad_vocabulary(weight: Tensor) -> Tensor:
-    """weight (V, D) with rows of zeros up to the device's multiple; nothing outside sees them."""
+    """weight (V, D) padded with zero rows to the device's multiple; nothing outside sees them."""
     num_missing = -len(weight) % VOCABULARY_MULTIPLE.get(weight.device.type, 1)
     return pad(weight, (0, 0, 0, num_missing)) if num_missing else weight

@@ -1,8 +1,8 @@
-"""Matrix products without autograd, each on the fastest way that its device has.
+"""Matrix products without autograd, each by the fastest route its device offers.
 
 On a CPU, torch multiplies fp32 matrices with MKL, which on AMD processors takes about twice as
-long as oneDNN does. Torch contains oneDNN too, but offers it for plain fp32 tensors only to its
-compiler, as an operator; where that operator is missing, torch's own product takes its place.
+long as oneDNN. Torch ships oneDNN too, but for plain fp32 tensors exposes it only as an operator
+meant for its compiler; where that operator is missing, torch's own product is used.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Weights that stay in a core's cache are multiplied as fast by MKL, with less ado.
+# For weights that fit in a core's cache, MKL is as fast and has less overhead.
 MIN_ONEDNN_WEIGHTS = 2**18
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., K) @ weight (N, K).T; as F.linear, which takes over where gradients are recorded."""
+    """x (..., K) @ weight (N, K).T; falls back to F.linear where gradients are recorded."""
     if (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -31,16 +31,16 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
-    """a (M, K) @ b (K, N), summed and returned in fp32; half factors only on CUDA."""
+    """a (M, K) @ b (K, N), summed and returned in fp32; half-precision factors only on CUDA."""
     if a.is_cuda and a.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return linear(a, b.T)
 
 
 def as_factor(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """The matrix rounded to dtype, as `multiply` takes it.
+    """The matrix rounded to dtype, in the form that `multiply` expects.
 
-    Off CUDA the rounded numbers are carried in fp32: that is what tensor cores compute (half
+    Off CUDA the rounded numbers are kept in fp32: this matches tensor cores (half-precision
     factors, fp32 sums), and a CPU multiplies fp16 many times more slowly than fp32.
     """
     rounded = matrix.to(dtype)
@@ -48,7 +48,7 @@ def as_factor(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _find_onednn_linear() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """oneDNN's x @ weight.T, tried once; None where this torch or processor has none."""
+    """oneDNN's x @ weight.T, tried once; None if this torch build or processor lacks it."""
 
     def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
         operator: Any = torch.ops.mkldnn._linear_pointwise
@@ -57,7 +57,7 @@ def _find_onednn_linear() -> Callable[[Tensor, Tensor], Tensor] | None:
     x, weight = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
     try:
         works = torch.equal(onednn_linear(x, weight), F.linear(x, weight))
-    except Exception:  # Whatever a build or a release may say instead of computing.
+    except Exception:  # Builds and releases fail in different ways.
         return None
     return onednn_linear if works else None
 

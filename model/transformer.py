@@ -1,8 +1,8 @@
 """The model on one page: norm, rotation, attention, feed-forward part, block, decoder, head.
 
 Llama's architecture (Touvron et al. 2023): RMSNorm before each part, rotary positions, SwiGLU, no
-biases, and the embedding is also the head. The names of the weights are those of transformers'
-LlamaForCausalLM, so a state dict of one is a state dict of the other.
+biases, and the embedding is also the head. Weights are named as in transformers'
+LlamaForCausalLM, so a state dict of one works for the other.
 
 B batch, T tokens, D hidden, H heads, K head size (D = H * K), F intermediate, V vocabulary.
 """
@@ -23,7 +23,7 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, K / 2
 
 
 class Linear(nn.Linear):
-    """x @ weight.T."""
+    """x @ weight.T, without a bias."""
 
     def __init__(self, in_size: int, out_size: int) -> None:
         super().__init__(in_size, out_size, bias=False)
@@ -33,7 +33,7 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, in fp32 inside (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x^2) + eps) * weight, computed in fp32 (Zhang and Sennrich 2019)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -86,8 +86,8 @@ class Attention(nn.Module):
         mask = None
         if cache is not None:
             k, v, mask = cache.append(k, v)
-        # Several tokens are a window or a prompt, each seeing itself and those before it; a single
-        # one sees all that its row holds.
+        # Several tokens are a window or a prompt, where each sees itself and those before it; a
+        # single one sees everything its row holds.
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=x.shape[1] > 1)
         return cast(Tensor, self.o_proj(y.transpose(1, 2).reshape(x.shape)))  # (B, T, D)
 
@@ -136,7 +136,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         x = self.embed_tokens(tokens)
         if torch.is_autocast_enabled(x.device.type):
-            # Else the residual stream would stay in the embedding's fp32, at twice the memory.
+            # Otherwise the residual stream would stay in the embedding's fp32, at twice the memory.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if cache is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
@@ -145,7 +145,7 @@ class Decoder(nn.Module):
         rotation = make_rotation(positions, self.config)
         for layer, block in enumerate(self.layers):
             if recompute_blocks:
-                # No block draws random numbers, so their state need not be kept.
+                # No block draws random numbers, so the generator's state need not be kept.
                 x = checkpoint(block, x, rotation, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, rotation, cache.layer(layer) if cache is not None else None)
@@ -153,10 +153,10 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The language model: a decoder and its head, which is the embedding again.
+    """The language model: a decoder and its head, which is tied to the embedding.
 
     Weights start as N(0, initializer_range), norms as 1. `gradient_checkpointing` may be set at
-    any time: training then keeps only the blocks' inputs and computes their insides twice.
+    any time: training then keeps only the blocks' inputs and recomputes the rest in backward.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -164,7 +164,7 @@ class Transformer(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         self.model = Decoder(config)
-        with torch.device("meta"):  # Its own weight is never made.
+        with torch.device("meta"):  # Its own weight is never allocated.
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.lm_head.weight = self.model.embed_tokens.weight
         for weight in self.parameters():
@@ -176,8 +176,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T), their mean loss, 0-dim fp32.
 
-        `grad_scale` is what the caller multiplies the loss by before backward; the loss itself
-        does not depend on it (see `chunked_cross_entropy`).
+        `grad_scale` is the factor that the caller multiplies the loss by before backward; the loss
+        itself does not depend on it (see `chunked_cross_entropy`).
         """
         hidden = self.model(tokens, recompute_blocks=self.gradient_checkpointing and self.training)
         if targets is None:
@@ -186,7 +186,7 @@ class Transformer(nn.Module):
 
     @torch.inference_mode()
     def predict(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """The next token's logits (B, V) in fp32 after tokens (B, T), which join the cache."""
+        """The next token's logits (B, V) in fp32 after tokens (B, T), now in the cache."""
         hidden = self.model(tokens, cache)
         cache.set_lengths([length + tokens.shape[1] for length in cache.lengths])
         return cast(Tensor, self.lm_head(hidden[:, -1]).float())

@@ -2,8 +2,8 @@
 
 .prep/append/      the new sources as a set of their own, made as any other is
 
-When that set is whole its shards get the names behind the last ones of the old set, by a rename,
-and a manifest that names both takes the place of the old one. No file of the old set is touched.
+When that set is whole, its shards are renamed to follow the last ones of the old set, and a
+manifest that lists both replaces the old one. No other file of the old set is touched.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from shards.edit.versions import (
 from shards.format import APPEND, SPLITS, Manifest, Parent, Shard, read_manifest
 from shards.screen import Say
 
-# How the new sources are read and how many of them, which may differ from append to append.
+# How the new sources are read, and how much of them: may differ from append to append.
 OWN_OPTIONS = {
     "text_column",
     "blank_line_documents",
@@ -51,11 +51,11 @@ NUMBERED = re.compile(r"(train|validation)-(\d+)(.*\.bin)")
 def append_sources(request: Request, say: Say) -> Manifest:
     """Add the request's sources to the set in `request.out`; returns the new version's manifest.
 
-    Raises ValueError or OSError for what the user can mend; the set stays as it was until the new
-    version takes its place, and the same call goes on after a kill.
+    Raises ValueError or OSError for what the user can fix; the set stays as it was until the new
+    version replaces it, and the same call resumes after a kill.
     """
     out = request.out
-    read_manifest(out)  # So that a folder without a set is told as such, and left as it is.
+    read_manifest(out)  # Refuses a folder without a set, and leaves it as it is.
     with lock_set(out):
         if finish_version(out):
             say(f"{out}: finished a version whose command was stopped")
@@ -63,7 +63,7 @@ def append_sources(request: Request, say: Say) -> Manifest:
         check_policy(manifest, request)
         folder = append_folder(out)
         if has_begun_append(out):
-            say(f"{out}: going on with the append in {folder}; remove that folder to give it up")
+            say(f"{out}: resuming the append in {folder}; remove that folder to give it up")
         try:
             make_folders(folder)
             addition = make_addition(replace(request, out=folder, after=out), manifest, say)
@@ -82,7 +82,7 @@ def append_sources(request: Request, say: Say) -> Manifest:
 
 
 def make_addition(request: Request, manifest: Manifest, say: Say) -> Manifest | None:
-    """The new sources as a set of their own in `request.out`; None where nothing would come."""
+    """The new sources as a set of their own in `request.out`; None if nothing would be added."""
     plan = settle_plan(request, lambda line: None)
     if is_appended(manifest, plan):
         say(f"{request.after}: these sources are in the set already; nothing was done")
@@ -100,17 +100,17 @@ def make_addition(request: Request, manifest: Manifest, say: Say) -> Manifest | 
 
 
 def check_policy(manifest: Manifest, request: Request) -> None:
-    """ValueError where the new documents would be treated unlike those that are there."""
+    """ValueError if the new documents would be treated differently from those in the set."""
     before = manifest.content["policy"]
     if "imported" in before:
         raise ValueError(
             f"{request.out}: is an imported set, and imported sets cannot be appended to; import "
-            "all files again into another --out, or train on a set that prep made of the text"
+            "all files again into another --out, or train on a set that prep made from the text"
         )
     tokenizer = hashlib.sha256(build_gpt2_json().encode()).hexdigest()
     if manifest.content["tokenizer"]["sha256"] != tokenizer:
         raise ValueError(
-            f"{request.out}: was made with another tokenizer than the one that this velocity "
+            f"{request.out}: was made with a different tokenizer from the one that this velocity "
             "encodes with, so nothing can be appended to it"
         )
     wanted = json.loads(json.dumps(request.policy.content))
@@ -134,51 +134,51 @@ def is_same(name: str, before: object, wanted: object) -> bool:
 
 
 def is_appended(manifest: Manifest, plan: Plan) -> bool:
-    """Whether an append with this very plan is in the set."""
+    """Whether an append with exactly this plan is already in the set."""
     return any(entry["plan_id"] == plan.plan_id for entry in list_appended(manifest))
 
 
 def list_appended(manifest: Manifest) -> list[Json]:
-    """What was appended so far, the first one first."""
+    """What was appended so far, oldest first."""
     return list(manifest.content.get("appended", []))
 
 
 def check_sources(manifest: Manifest, plan: Plan) -> None:
-    """ValueError where a source is in the set already, or would be taken for one that is."""
+    """ValueError if a source is already in the set, or would be mistaken for one that is."""
     here = plan.hub.repo if plan.hub else None
     known = list_sources(manifest)
     present = [source.name for source in plan.sources if (here, source.name) in known]
     if present:
         more = f" (and {len(present) - 1:,} more)" if len(present) > 1 else ""
         raise ValueError(
-            f"{present[0]}{more}: the set has a source of this name already; leave it out, or if "
-            "it is another file, give it another name (a link will do)"
+            f"{present[0]}{more}: the set already has a source of this name; leave it out, or if "
+            "it is a different file, give it another name (a link will do)"
         )
     if here is None:
         check_copies(manifest, plan, {name for repo, name in known if repo is None})
 
 
 def check_copies(manifest: Manifest, plan: Plan, known: set[str]) -> None:
-    """ValueError where a local source looks like one that the set has under another folder."""
+    """ValueError if a local source looks like one that the set has under another folder."""
     files = manifest.content["sources"]["files"]
     looks = {look(f["name"], f["num_bytes"]): f["name"] for f in files if f["name"] in known}
     for source in plan.sources:
         twin = looks.get(look(source.name, source.num_bytes))
         if twin is not None:
             raise ValueError(
-                f"{source.name}: looks like {twin}, which the set has already (the same name and "
-                f"{source.num_bytes:,} bytes); give only the new files, or if it is another file, "
-                "give it another name (a link will do)"
+                f"{source.name}: looks like {twin}, which the set already has (the same name and "
+                f"{source.num_bytes:,} bytes); give only the new files, or if it is a different "
+                "file, give it another name (a link will do)"
             )
 
 
 def look(name: str, num_bytes: int) -> tuple[str, int]:
-    """What a file looks like wherever it lies."""
+    """What identifies a file in any folder: its last name and its size."""
     return PurePosixPath(name).name, num_bytes
 
 
 def list_sources(manifest: Manifest) -> set[tuple[str | None, str]]:
-    """The sources of a set: the Hub's repository, None for local files, and the name."""
+    """The sources of a set: the Hub repository (None for local files) and name of each."""
     sources, appended = manifest.content["sources"], list_appended(manifest)
     files = sources["files"]
     num_first = len(files) - sum(entry["files"] for entry in appended)
@@ -224,9 +224,9 @@ def join(out: Path, manifest: Manifest, addition: Manifest, plan_id: str) -> str
 
 
 def rename_shards(out: Path, manifest: Manifest, addition: Manifest) -> dict[Shard, Shard]:
-    """The new shards under the names that they get: their units' numbers go on.
+    """The new shards under their final names: the numbering of the units continues.
 
-    Behind those of every version, so that no name ever means two contents.
+    It continues after that of every version, so that no name ever means two contents.
     """
     known = [shard for version in list_versions(out, manifest) for shard in version.shards]
     matches = [NUMBERED.fullmatch(shard.name) for shard in known]
@@ -241,7 +241,7 @@ def rename_shards(out: Path, manifest: Manifest, addition: Manifest) -> dict[Sha
 
 
 def plan_version(out: Path, manifest: Manifest, addition: Manifest, text: str) -> NextVersion:
-    """The new shards' way into the set's folder; what they were made in goes."""
+    """The moves of the new shards into the set's folder; where they were made is removed."""
     folder = append_folder(out).relative_to(out)
     names: list[Callable[[Shard], str]] = [lambda s: s.sidecar, lambda s: s.name]
     moves = tuple(
@@ -253,12 +253,12 @@ def plan_version(out: Path, manifest: Manifest, addition: Manifest, text: str) -
 
 
 def summarize(out: Path, manifest: Manifest) -> list[str]:
-    """What came to the set."""
+    """What was added to the set, and what the set is now."""
     parent = manifest.parent
     assert parent is not None
     return [
         f"{out}: appended {parent.documents:,} documents, {parent.tokens:,} tokens; the set "
-        f"has {manifest.num_tokens('train'):,} train tokens now, "
+        f"now has {manifest.num_tokens('train'):,} train tokens, "
         f"{manifest.num_tokens('validation'):,} validation tokens",
         f"dataset_id {parent.dataset_id} became {manifest.dataset_id}",
     ]

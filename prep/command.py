@@ -1,4 +1,4 @@
-"""`velocity prep`: what its options ask for, and what is then done."""
+"""The `velocity prep` command: chooses what its options ask for, and runs it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +17,10 @@ def prep(
     request: Request,
     part: Annotated[
         str | None,
-        typer.Option(help="Do only part i of n, as 0/4, beside processes that do the others."),
+        typer.Option(help="Do only part i of n, e.g. 0/4, while other processes do the rest."),
     ] = None,
     finish: Annotated[
-        bool, typer.Option("--finish", help="Check what the parts did, and make it one set.")
+        bool, typer.Option("--finish", help="Check what the parts made, and join it into one set.")
     ] = False,
     append: Annotated[
         bool,
@@ -29,14 +29,14 @@ def prep(
     staging: Annotated[
         Path | None,
         typer.Option(
-            help="Where the set is made if --out is a URL; default: a folder of its last name here."
+            help="If --out is a URL: local folder to make the set in; default: the URL's last part."
         ),
     ] = None,
     compress: Annotated[
-        bool, typer.Option("--compress", help="If --out is a URL: store .bin files as .bin.zst.")
+        bool, typer.Option("--compress", help="If --out is a URL: upload .bin files as .bin.zst.")
     ] = False,
 ) -> None:
-    """Turn documents into token shards, once, offline. The same command again goes on."""
+    """Turn documents into token shards, once, offline. Run the same command again to resume."""
     from prep.text.filters import make_filter
     from prep.upload import split_out
     from shards.disk.url import show_url
@@ -44,11 +44,11 @@ def prep(
     url, out = split_out(request.out, staging, compress)
     request = replace(request, out=out, url=show_url(url) if url else None)
     request = choose_task(request, part, finish, append)
-    make_filter(request.policy)  # So that a bad expression is refused before a folder is made.
+    make_filter(request.policy)  # Refuses a bad expression before a folder is made.
     try:
         num_tokens = work(request, url, compress)
     except KeyboardInterrupt:
-        say(f"stopped; what is committed in {out} stays, and the same command goes on from there")
+        say(f"stopped; what is committed in {out} stays, and the same command resumes from there")
         raise typer.Exit(130) from None
     if num_tokens:
         option = "" if out == Path("shards") else f" data.shards={out}"
@@ -56,22 +56,22 @@ def prep(
 
 
 def choose_task(request: Request, part: str | None, finish: bool, append: bool) -> Request:
-    """The request with the task that --part, --finish or --append names; the whole set if none."""
+    """The request with the task that --part, --finish or --append names, else for the whole set."""
     if part:
         request = replace(request, task=parse_part(part))
     if finish and part:
-        raise ValueError("--finish comes when all parts are done; run it without --part")
+        raise ValueError("--finish is for when all parts are done; run it without --part")
     if finish:
         request = replace(request, task="finish")
     if append and (finish or part):
-        raise ValueError("--append is no work for --part and --finish; --engine ray shares it")
+        raise ValueError("--append cannot be combined with --part or --finish; use --engine ray")
     return replace(request, task="append") if append else request
 
 
 def work(request: Request, url: str | None, compress: bool) -> int:
     """Do what was asked for, and send it to the URL, if any.
 
-    Returns the train tokens that are there; 0 where the set is not finished.
+    Returns the number of train tokens; 0 if the set is not finished.
     """
     from prep.append import append_sources
     from prep.gather import finish_parts

@@ -1,4 +1,4 @@
-"""`velocity prep --finish`: what the parts left -> one set, if nothing is missing or damaged."""
+"""`velocity prep --finish`: the parts' work -> one set, if nothing is missing or damaged."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,13 +27,13 @@ def finish_parts(request: Request, say: Say) -> Manifest:
     """Check that every unit is there and whole, and write the manifest.
 
     Raises ValueError naming what is missing or damaged, and the parts to run again; a damaged
-    unit is taken back, so that its part makes it anew.
+    unit is discarded, so that its part makes it again.
     """
     out, workers = request.out, request.workers or count_cores()
     if not plan_path(out).exists():
         raise ValueError(
-            f"{out}: no plan here, so no part was begun; "
-            f"begin with: velocity prep --out {request.place} --part 0/N ..., and so on to N - 1"
+            f"{out}: no plan here, so no part was started; "
+            f"start with: velocity prep --out {request.place} --part 0/N ..., and so on up to N - 1"
         )
     make_folders(out)
     with hold_whole(out):
@@ -62,7 +62,7 @@ def finish_parts(request: Request, say: Say) -> Manifest:
 
 
 def load_plan(out: Path) -> Plan:
-    """The plan that the parts were done under."""
+    """The plan that the parts worked under; ValueError if it is damaged."""
     path = plan_path(out)
     raw = load_json(path)
     try:
@@ -72,18 +72,18 @@ def load_plan(out: Path) -> Plan:
         is_whole = False
     if not is_whole:
         raise ValueError(
-            f"{path}: is damaged, or of another version of velocity; finish with the version "
-            "that did the parts, or choose another --out and start again"
+            f"{path}: is damaged, or from another version of velocity; finish with the version "
+            "that did the parts, or choose another --out and start over"
         )
     return plan
 
 
 def check_bytes(out: Path, plan: Plan, receipts: Sequence[Receipt], workers: int, say: Say) -> None:
-    """Hash every file again; ValueError naming those that are not what their receipts say."""
+    """Hash every file again; ValueError naming those that do not match their receipts."""
     if hash_file(out / TOKENIZER) != plan.tokenizer_sha256:
         raise ValueError(
-            f"{out / TOKENIZER}: is not the plan's any more; remove it and run any part again, "
-            "which writes it"
+            f"{out / TOKENIZER}: no longer matches the plan; remove it and run any part again, "
+            "which rewrites it"
         )
     num_tokens = sum(shard.num_tokens for receipt in receipts for shard in receipt.shards)
     size = format_bytes(num_tokens * TOKEN_BYTES)
@@ -101,13 +101,13 @@ def check_bytes(out: Path, plan: Plan, receipts: Sequence[Receipt], workers: int
         names = list(damaged.values())
         more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
         raise ValueError(
-            f"{out}: {', '.join(names[:MAX_NAMED])}{more}: not what was written there (sha256); "
-            f"taken back, so that it is made anew; {advise(out, list(damaged))}"
+            f"{out}: {', '.join(names[:MAX_NAMED])}{more}: not the bytes that were written "
+            f"(sha256); discarded, to be made again; {advise(out, list(damaged))}"
         )
 
 
 def find_damage(out: Path, receipt: Receipt) -> str | None:
-    """The first of a unit's files whose bytes are not those that were written."""
+    """The first of a unit's files whose bytes are not those that were written, if any."""
     for shard in receipt.shards:
         for name, sha256 in (
             (shard.name, shard.sha256),
@@ -119,20 +119,20 @@ def find_damage(out: Path, receipt: Receipt) -> str | None:
 
 
 def advise(out: Path, units: list[int]) -> str:
-    """What to run again for units that are missing."""
+    """What to run again to make these units."""
     parts = find_parts(out)
     if not parts:
         return "run the same velocity prep command again"
     count = parts[-1].count
     numbers = sorted({unit % count for unit in units})
     return (
-        f"run again of the {count} parts: {list_numbers(numbers)} "
+        f"of the {count} parts, run again {list_numbers(numbers)} "
         f"(sbatch --array={','.join(find_ranges(numbers))}), then --finish"
     )
 
 
 def list_numbers(numbers: list[int]) -> str:
-    """Numbers as people write them, cut where they are many."""
+    """Numbers as ranges for a message, cut short after MAX_NAMED."""
     ranges = list(find_ranges(numbers))
     return ", ".join(ranges[:MAX_NAMED]) + (", ..." if len(ranges) > MAX_NAMED else "")
 

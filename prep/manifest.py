@@ -1,4 +1,4 @@
-"""The end of a prep run: receipts -> manifest.json, and what the user is told."""
+"""The end of a prep run: receipts -> manifest.json, and the summary for the user."""
 
 import platform
 import time
@@ -10,7 +10,6 @@ from pathlib import Path
 from prep.planning.plan import Plan
 from prep.sources.local import Source
 from prep.text.copies import PlacedShard
-from prep.text.encoder import load_reference
 from prep.text.gpt2 import END_OF_TEXT
 from prep.units.cut import DUPLICATE, drop_copies
 from prep.units.receipts import Audit, Receipt
@@ -19,7 +18,7 @@ from shards.disk.json_files import Json
 from shards.disk.layout import MANIFEST, TOKENIZER
 from shards.format import SCHEMA_VERSION, SPLITS, Manifest, make_manifest, read_manifest
 from shards.screen import format_bytes, format_count, format_seconds
-from shards.tokenizer import make_self_test
+from shards.tokenizer import load_tokenizer, make_self_test
 
 PACKAGES = (
     "velocitylm",
@@ -40,9 +39,9 @@ def write_manifest(
     seconds: float | None,
     after: Path | None = None,
 ) -> Manifest:
-    """Drop what --dedup asks for, and write manifest.json: from here on the set is complete.
+    """Drop what --dedup asks for, and write manifest.json: from then on the set is complete.
 
-    `seconds` is what the run took, None where nobody knows because it was many. Copies of
+    `seconds` is how long the run took; None if it was several runs, so nobody knows. Copies of
     documents in `after`, a finished set, are dropped as well.
     """
     audit = Audit()
@@ -70,7 +69,7 @@ def write_manifest(
 
 
 def check_conservation(audit: Audit) -> None:
-    """Every document that was read is in the set or was dropped for a reason that is counted."""
+    """Assert that every document read is in the set or was dropped for a counted reason."""
     accounted = audit.train + audit.validation + sum(audit.dropped.values())
     assert audit.documents_read == accounted, audit
     assert audit.documents_read == sum(audit.rows_by_source.values()), audit
@@ -79,11 +78,11 @@ def check_conservation(audit: Audit) -> None:
 def describe_content(
     folder: Path, sources: Iterable[Source], audit: Audit, policy: Json, hub: Json | None = None
 ) -> Json:
-    """The part of the manifest that decides the dataset_id, but for the shards.
+    """The part of the manifest that decides the dataset_id, except for the shards.
 
-    `folder` has the set's tokenizer.json; `hub` is the dataset whose files the sources are.
+    `folder` has the set's tokenizer.json; `hub` is the dataset that the sources come from, if any.
     """
-    tokenizer = load_reference(folder / TOKENIZER)
+    tokenizer = load_tokenizer(folder / TOKENIZER)
     return {
         "format": {
             "schema_version": SCHEMA_VERSION,
@@ -116,7 +115,7 @@ def describe_content(
 def describe_environment(
     sidecar_sha256: dict[str, str], workers: int, seconds: float | None
 ) -> Json:
-    """Who made the set, when and with what: nothing that decides a token."""
+    """Where, when and with what the set was made: nothing that decides a token."""
     return {
         "versions": {name: find_version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -129,7 +128,7 @@ def describe_environment(
 
 
 def find_version(package: str) -> str | None:
-    """An installed package's version."""
+    """A package's version; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -165,5 +164,5 @@ def summarize(manifest: Manifest, out: Path) -> list[str]:
             "look at the sources, the filters and --text-column"
         )
     elif not validation:
-        lines.append("no document fell into validation; --validation-fraction can be larger")
+        lines.append("no document went to validation; raise --validation-fraction to get some")
     return lines

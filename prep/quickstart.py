@@ -1,4 +1,4 @@
-"""`velocity quickstart`: the three commands, on the Python documentation that is on this machine.
+"""`velocity quickstart`: the three commands, on the Python documentation of this machine.
 
     write_python_docs -> velocity prep -> torchrun -m train -> velocity sample
 
@@ -25,7 +25,7 @@ REQUIRED_NATS = 0.3
 
 
 def run_quickstart(out: Path, overrides: Sequence[str] = ()) -> None:
-    """Run the pipeline in `out`; ValueError where a command fails or the model did not learn.
+    """Run the pipeline in `out`; ValueError if a command fails or the model did not learn.
 
     `overrides` are further settings of the run, as `section.key=value`.
     """
@@ -61,7 +61,7 @@ def run_quickstart(out: Path, overrides: Sequence[str] = ()) -> None:
 
 
 def run_command(*words: str | Path) -> None:
-    """Print a command and run it with this Python; ValueError where it fails."""
+    """Print a command and run it with this Python; ValueError if it fails."""
     command = [str(word) for word in words]
     line = f"$ {shlex.join(command)}"
     print(f"\033[1m{line}\033[0m" if sys.stdout.isatty() else line, flush=True)
@@ -77,7 +77,7 @@ def run_command(*words: str | Path) -> None:
 def measure_unigram_entropy(shards: Shards) -> float:
     """The entropy of the train split's token frequencies, in nats.
 
-    The loss of the best model that knows how frequent each token is and nothing else.
+    It is the loss of the best model that knows only how frequent each token is.
     """
     stream = shards.stream("train")
     counts = np.bincount(stream.read(0, stream.num_tokens), minlength=shards.manifest.vocab_size)
@@ -86,7 +86,7 @@ def measure_unigram_entropy(shards: Shards) -> float:
 
 
 def read_validation_loss(metrics: Path) -> float:
-    """The last validation loss of a run's log; not a number where there is none."""
+    """The last validation loss in a run's log; NaN if there is none."""
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     losses = [record["validation_loss"] for record in records if "validation_loss" in record]
     return float(losses[-1]) if losses else math.nan

@@ -1,4 +1,4 @@
-"""What `velocity prep` is asked for: its options, each with its help, default and check."""
+"""The options of `velocity prep`, each with its help, default and check."""
 
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
@@ -10,16 +10,17 @@ import typer
 from shards.disk.json_files import Json
 from shards.part import Part
 
-# How the names of source files end; prep/sources/documents.py reads them.
+# Suffixes of source files; prep/sources/formats.py has a reader for each.
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
-# What turns text into ids, the fastest first.
+# Libraries that turn text into ids, fastest first.
 ENCODERS = ("fastokens", "tokenizers")
-ENGINES = ("local", "ray")
+# Where each engine is; prep/engines/contract.py says what it is.
+ENGINES = {"local": "prep.engines.local", "ray": "prep.engines.ray_cluster"}
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The settings that decide which tokens come out, all of them part of the dataset_id."""
+    """The settings that decide which tokens come out; all are part of the dataset_id."""
 
     text_column: Annotated[
         str, typer.Option(help="The column or JSON key that holds the text.")
@@ -27,49 +28,59 @@ class Policy:
     blank_line_documents: Annotated[
         bool, typer.Option(help="In .txt files, blank lines separate documents.")
     ] = False
-    # By a hash of the text; a decimal number.
+    # A decimal number; documents are chosen by a hash of their text.
     validation_fraction: Annotated[
-        str, typer.Option(help="Share of the documents that goes to validation.")
+        str, typer.Option(help="Fraction of documents that goes to validation.")
     ] = "0.001"
     shard_tokens: Annotated[
-        int, typer.Option(help="Most tokens of a shard; a longer document stays whole.")
+        int, typer.Option(help="Maximum tokens per shard; a longer document stays whole.")
     ] = 1 << 28
-    # In plan order; <|endoftext|> counts.
-    max_documents: Annotated[int | None, typer.Option(help="Stop after so many documents.")] = None
-    max_tokens: Annotated[int | None, typer.Option(help="Stop before so many tokens.")] = None
+    # Both count in plan order, <|endoftext|> included.
+    max_documents: Annotated[int | None, typer.Option(help="Stop after this many documents.")] = (
+        None
+    )
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Stop before exceeding this many tokens.")
+    ] = None
     unit_bytes: Annotated[
         int | None,
-        typer.Option(help="Source bytes that a worker does at a time; default: by the total."),
+        typer.Option(help="Source bytes per unit of work; default: by the total size."),
     ] = None
-    min_chars: Annotated[int | None, typer.Option(help="Drop documents with fewer characters.")] = (
-        None
-    )
-    max_chars: Annotated[int | None, typer.Option(help="Drop documents with more characters.")] = (
-        None
-    )
+    min_chars: Annotated[
+        int | None, typer.Option(help="Drop documents with fewer characters than this.")
+    ] = None
+    max_chars: Annotated[
+        int | None, typer.Option(help="Drop documents with more characters than this.")
+    ] = None
     keep_url: Annotated[
-        str | None, typer.Option(help="Keep only documents whose URL has this regular expression.")
+        str | None,
+        typer.Option(
+            help="Keep only documents whose URL matches this regular expression anywhere."
+        ),
     ] = None
     drop_url: Annotated[
-        str | None, typer.Option(help="Drop documents whose URL has this regular expression.")
+        str | None,
+        typer.Option(help="Drop documents whose URL matches this regular expression anywhere."),
     ] = None
     where: Annotated[
         tuple[str, ...],
         typer.Option(
-            help="Keep only documents with such a column, as in language=en or "
+            help="Keep only documents that meet this condition on a column, e.g. language=en or "
             "'language_score>=0.65'. May be given several times."
         ),
     ] = ()
-    # By a hash of their names; a decimal number.
+    # A decimal number; files are chosen by a hash of their names.
     sample: Annotated[
         str | None,
-        typer.Option(help="Take this share of the source files, the same every time, as 0.01."),
+        typer.Option(
+            help="Use only this fraction of the source files, e.g. 0.01; always the same ones."
+        ),
     ] = None
     dedup: Annotated[
         str | None,
         typer.Option(
-            help="exact: of documents with the same text keep only the first. --max-documents and "
-            "--max-tokens count before copies go."
+            help="exact: keep only the first of documents with the same text. --max-documents and "
+            "--max-tokens count the copies too."
         ),
     ] = None
 
@@ -80,13 +91,13 @@ class Policy:
             if value is not None and value < 1:
                 raise ValueError(f"{name_option(name)} is {value}; expected a number of at least 1")
         if self.dedup not in (None, "exact"):
-            raise ValueError(f"--dedup is {self.dedup}; expected exact, or no such option")
+            raise ValueError(f"--dedup is {self.dedup}; expected exact, or leave the option out")
         self.validation_threshold()
         parse_fraction(self.sample)
 
     @property
     def content(self) -> Json:
-        """The options that are set: an option that is added later changes no older set's id."""
+        """Only the options that are set, so that a new option changes no older set's id."""
         return {key: value for key, value in asdict(self).items() if value not in (None, ())}
 
     def validation_threshold(self) -> int:
@@ -109,54 +120,62 @@ class Policy:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. What is not in its policy changes no byte but where they come from.
+    """What the user asked for; only `policy` and the sources decide the bytes of the set.
 
     `out` is the folder in which the set is made.
     """
 
     out: Annotated[
-        Path, typer.Option(help="The folder for the shards, or a URL: s3://bucket/prefix, gs://.")
+        Path, typer.Option(help="Folder for the shards, or a URL: s3://bucket/prefix, gs://...")
     ]
     # Empty = take `dataset` from the Hub.
     inputs: Annotated[
         tuple[str, ...],
         typer.Option(
             "--input",
-            help="Local text instead of the Hub's: a file, folder or glob of "
-            f"{', '.join(SUFFIXES)}. May be given several times.",
+            help="Local text instead of a Hub dataset: a file, folder or glob of "
+            f"{', '.join(SUFFIXES)} files. May be given several times.",
         ),
     ] = ()
-    dataset: Annotated[str, typer.Option(help="A dataset of the Hub.")] = "tiiuae/falcon-refinedweb"
+    dataset: Annotated[str, typer.Option(help="Dataset on the Hugging Face Hub.")] = (
+        "tiiuae/falcon-refinedweb"
+    )
     dataset_config: Annotated[
-        str | None, typer.Option(help="The dataset's configuration, where it has several.")
+        str | None, typer.Option(help="Configuration of the dataset, if it has several.")
     ] = None
-    split: Annotated[str, typer.Option(help="The dataset's split.")] = "train"
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train"
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit; it is pinned to a commit.")
+        str | None, typer.Option(help="Branch, tag or commit of the dataset; pinned to a commit.")
     ] = None
     policy: Policy = field(default_factory=Policy)
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="fastokens or tokenizers; default: the fastest installed. Changes no byte."
+            help="fastokens or tokenizers; default: the fastest installed. Same output either way."
         ),
     ] = None
-    # Units at a time; on a Ray cluster, a core is one of any of its machines.
+    # Units at a time; on a Ray cluster, the cores of all its machines count.
     workers: Annotated[
-        int | None, typer.Option(help="Processes; default: one a core. Changes no byte.")
+        int | None,
+        typer.Option(help="Worker processes; default: one per core. Does not change the output."),
     ] = None
     engine: Annotated[
-        str, typer.Option(help="local, or ray: the machines of a Ray cluster. Changes no byte.")
+        str,
+        typer.Option(
+            help="local, or ray for the machines of a Ray cluster. Does not change the output."
+        ),
     ] = "local"
     ray_address: Annotated[
         str | None,
-        typer.Option(help="The cluster, as head:6379 or auto; default: RAY_ADDRESS, or a new one."),
+        typer.Option(
+            help="Ray cluster, e.g. head:6379 or auto; default: RAY_ADDRESS, else a new one."
+        ),
     ] = None
-    # The whole set; one part of its units; the end of all parts; or an addition to a finished set.
+    # The whole set, one part of its units, the end of all parts, or an addition to a finished set.
     task: Part | Literal["whole", "finish", "append"] = "whole"
     # A finished set that this one will be appended to: its documents come first for --dedup.
     after: Path | None = None
-    # Where the set is sent, as it may be printed.
+    # The URL that the set is sent to, without secrets: safe to print.
     url: str | None = None
 
     @property
@@ -166,7 +185,7 @@ class Request:
 
     @property
     def place(self) -> str:
-        """The set's place as a command line names it, behind --out."""
+        """The set's place as a command line gives it, after --out."""
         return f"{self.url} --staging {self.out}" if self.url else str(self.out)
 
     def __post_init__(self) -> None:
@@ -175,7 +194,7 @@ class Request:
         if self.engine not in ENGINES:
             raise ValueError(f"--engine is {self.engine}; expected {' or '.join(ENGINES)}")
         if self.ray_address is not None and self.engine != "ray":
-            raise ValueError("--ray-address is for --engine ray; give both, or none")
+            raise ValueError("--ray-address is for --engine ray; give both or neither")
         if self.encoder not in (None, *ENCODERS):
             expected = " or ".join(ENCODERS)
             raise ValueError(f"--encoder is {self.encoder}; expected {expected}")
@@ -186,16 +205,16 @@ class Request:
 
     def _check_part(self) -> None:
         if self.engine != "local":
-            raise ValueError(f"--part and --engine {self.engine} both share the work; choose one")
+            raise ValueError(f"--part and --engine {self.engine} both divide the work; choose one")
         for name in ("max_documents", "max_tokens"):
             if getattr(self.policy, name) is not None:
                 raise ValueError(
-                    f"{name_option(name)} counts through all units in plan order, which no part "
-                    "sees; leave it out with --part, or run without --part (--engine ray keeps it)"
+                    f"{name_option(name)} counts across all units in plan order, which no part "
+                    "sees; leave it out with --part, or run without --part (--engine ray allows it)"
                 )
 
     def _check_finish(self) -> None:
-        """Refuse choices that the parts have made already."""
+        """Refuse options that the parts have already settled."""
         sources = ("inputs", "dataset", "dataset_config", "split", "revision")
         how = ("encoder", "engine", "ray_address")
         usual = {entry.name: entry.default for entry in fields(self)}
@@ -204,13 +223,13 @@ class Request:
         chosen += [name for name in default if policy[name] != default[name]]
         if chosen:
             raise ValueError(
-                f"{', '.join(map(name_option, chosen))}: --finish takes the sources and options "
+                f"{', '.join(map(name_option, chosen))}: --finish uses the sources and options "
                 "that the parts were run with; leave this out"
             )
 
 
 def name_option(field: str) -> str:
-    """How a field is called on the command line.
+    """The option that sets a field, as typed on the command line.
 
     >>> name_option("max_tokens"), name_option("inputs")
     ('--max-tokens', '--input')
@@ -219,7 +238,7 @@ def name_option(field: str) -> str:
 
 
 def parse_fraction(sample: str | None) -> Fraction:
-    """The fraction that --sample names; 1 where it is not given.
+    """The fraction that --sample gives; 1 if it is not given.
 
     >>> parse_fraction("0.01")
     Fraction(1, 100)

@@ -2,7 +2,7 @@
 
 prepare(request)
     plan        made, or found and compared             .prep/plan.json
-    forecast    what it will need; refused if the disk is short
+    forecast    what it will need; refused if the disk is too small
     units       done by the engine, each ending in its receipt
     manifest    written last
 """
@@ -10,8 +10,7 @@ prepare(request)
 import time
 from contextlib import nullcontext
 
-from prep.engines.choose import choose_engine
-from prep.engines.contract import Engine
+from prep.engines.contract import Engine, choose_engine
 from prep.engines.prefetch import prefetch_units
 from prep.engines.progress import Goal, ProgressLine
 from prep.manifest import summarize, write_manifest
@@ -33,9 +32,9 @@ from shards.screen import Say, format_bytes, format_count
 
 
 def prepare(request: Request, say: Say) -> Manifest:
-    """Make a set of shards in `request.out`, or go on with one; returns its manifest.
+    """Make a set of shards in `request.out`, or resume one; returns its manifest.
 
-    Raises ValueError or OSError for what the user can mend; what was committed stays.
+    Raises ValueError or OSError for what the user can fix; what was committed stays.
     """
     started = time.monotonic()
     make_folders(request.out)
@@ -44,7 +43,7 @@ def prepare(request: Request, say: Say) -> Manifest:
 
 
 def prepare_locked(request: Request, say: Say, started: float) -> Manifest:
-    """`prepare`, as the only process in the folder."""
+    """`prepare`, once the folder is locked: no other process works in it."""
     clear_folder(temporary_folder(request.out))
     finish_units(request.out)
     plan = settle_plan(request, say)
@@ -65,9 +64,9 @@ def prepare_locked(request: Request, say: Say, started: float) -> Manifest:
 
 
 def do_units(request: Request, plan: Plan, ledger: Ledger, say: Say) -> int:
-    """Say what will be done, and do it; returns how many workers did it."""
+    """Say what will be done, and do it; returns the number of workers."""
     engine = choose_engine(request)
-    # Parts do their units on one disk: what is said and checked is what they need together.
+    # All parts share one disk, so what is announced and checked is what they need together.
     undone, num_parts = ledger.undone, 1
     if request.part:
         undone = [unit for unit in range(len(plan.units)) if not has_receipt(request.out, unit)]
@@ -75,13 +74,13 @@ def do_units(request: Request, plan: Plan, ledger: Ledger, say: Say) -> int:
     announce(request, plan, undone, forecast_run(plan, undone, engine.workers, num_parts), say)
     encoder = choose_encoder(request.encoder)
     if encoder != ENCODERS[0] and request.encoder is None:
-        say(f"{ENCODERS[0]} is not installed; {encoder} encodes instead, the same ids, more slowly")
+        say(f"{ENCODERS[0]} is not installed; {encoder} encodes instead: the same ids, but slower")
     run_units(request, plan, ledger, encoder, engine)
     return engine.workers
 
 
 def announce(request: Request, plan: Plan, undone: list[int], forecast: Forecast, say: Say) -> None:
-    """Say what will be done and what it needs; refuse where the disk is short."""
+    """Say what will be done and what it needs; ValueError if the disk is too small."""
     num_done = len(plan.units) - len(undone)
     origin = f"{plan.hub.repo} at {plan.hub.revision[:12]}" if plan.hub else "local files"
     say(
@@ -98,7 +97,7 @@ def announce(request: Request, plan: Plan, undone: list[int], forecast: Forecast
 
 
 def run_units(request: Request, plan: Plan, ledger: Ledger, encoder: str, engine: Engine) -> None:
-    """Do the units that are not done."""
+    """Do the undone units with the engine, and add their receipts to the ledger."""
     prefetch = prefetch_units(
         plan,
         ledger,

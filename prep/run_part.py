@@ -1,7 +1,7 @@
-"""`velocity prep --part i/n`: the units of one part, beside processes that do the others.
+"""`velocity prep --part i/n`: the units of one part, while other processes do the rest.
 
-All parts make or find the same plan; each touches nothing but its own units, their temporary
-files among it, so it may be killed and started again at any time. prep/gather.py ends the run.
+All parts make or find the same plan. Each touches only its own units and their temporary files,
+so it may be killed and restarted at any time. prep/gather.py completes the run.
 """
 
 from prep.planning.settle import share_plan
@@ -15,9 +15,9 @@ from shards.screen import Say
 
 
 def prepare_part(request: Request, say: Say) -> None:
-    """Do the units of `request.part`, those that are not done.
+    """Do the undone units of `request.part`.
 
-    Raises ValueError or OSError for what the user can mend; what was committed stays.
+    Raises ValueError or OSError for what the user can fix; what was committed stays.
     """
     part, out = request.part, request.out
     assert part is not None
@@ -35,9 +35,9 @@ def prepare_part(request: Request, say: Say) -> None:
         clear_part(out, part)
         ledger = Ledger(out, plan.plan_id, part.choose(len(plan.units)), Budget())
         num_units, num_done = len(ledger.units), len(ledger.receipts)
-        say(f"part {part}: {num_units:,} of the units, {num_done:,} of them done")
+        say(f"part {part}: {num_units:,} units, {num_done:,} of them done")
         do_units(request, plan, ledger, say)
     say(
-        f"part {part} is done; when all parts 0 to {part.count - 1} are: "
+        f"part {part} is done; when all parts 0 to {part.count - 1} are, run: "
         f"velocity prep --out {request.place} --finish"
     )

@@ -1,8 +1,8 @@
-"""`velocity prep --out s3://...`: a set made in a folder of this disk, and sent as it comes about.
+"""`velocity prep --out s3://...`: a set made in a local folder, and uploaded as it grows.
 
-The folder ("staging") is an ordinary --out, in which all goes on as always. A thread looks for new
-receipts and sends their shards. When the set is finished, `push_shards` compares what lies at the
-URL with the manifest, sends what is missing, and writes the manifest there, last.
+The folder ("staging") is an ordinary --out. A thread looks for new receipts and sends their
+shards. When the set is finished, `push_shards` compares what is at the URL with the manifest,
+sends what is missing, and writes the manifest there last.
 """
 
 import io
@@ -25,45 +25,43 @@ from shards.screen import Say
 
 LOOK_SECONDS = 1.0
 FAULT_SECONDS = 60.0
-# The cores are the encoders': a few files at a time keep the line busy.
+# The cores are for encoding; a few files at a time keep the network busy.
 NUM_FILES = 4
 
 
 def split_out(out: Path, staging: Path | None, compress: bool) -> tuple[str | None, Path]:
-    """The URL of --out, where it is one, and the folder in which the set is made."""
+    """The URL of --out, if it is one, and the folder in which the set is made."""
     if not is_url(out):
         for option, given in (("--staging", staging is not None), ("--compress", compress)):
             if given:
-                raise ValueError(f"{option} is for an --out that is a URL, and {out} is a folder")
+                raise ValueError(f"{option} is for an --out that is a URL, but {out} is a folder")
         return None, out
     url = restore_url(out)
     return url, staging or Path(show_url(url).rsplit("/", 1)[-1])
 
 
 def sends_units(policy: Policy) -> bool:
-    """Whether a unit's shards are the set's as soon as they are committed.
+    """Whether a unit's shards are final as soon as they are committed.
 
-    With limits a unit may be done again, and with --dedup it is cut when all are there.
+    With limits a unit may be done again, and with --dedup it is cut once all units are done.
     """
     limits = (policy.max_documents, policy.max_tokens, policy.dedup)
     return all(limit is None for limit in limits)
 
 
 def check_url(url: str, folder: Path, appends: bool) -> None:
-    """Ask the storage before hours are spent: ValueError where the URL is not free for this set."""
+    """Ask the storage before hours are spent: ValueError if the URL is not free for this set."""
     storage = open_storage(url)
     listed = storage.list_files()
     if MANIFEST in listed and not (folder / MANIFEST).exists():
         if appends:
             raise ValueError(
-                f"{folder}: no set here to append to; bring it there with: "
+                f"{folder}: no set here to append to; fetch it with: "
                 f"velocity shards pull {show_url(url)} {folder}"
             )
-        refuse(storage, f"holds a finished set, and {folder} none")
+        refuse(storage, f"holds a finished set, and {folder} does not")
     if UPLOAD in listed and not plan_path(folder).exists():
-        refuse(
-            storage, f"holds an upload that has not finished, and that {folder} knows nothing of"
-        )
+        refuse(storage, f"holds an unfinished upload that {folder} knows nothing about")
 
 
 @contextmanager
@@ -73,7 +71,7 @@ def sending(url: str | None, request: Request, say: Say, compress: bool) -> Iter
         yield
         return
     check_url(url, request.out, appends=request.task == "append")
-    say(f"the set is made in {request.out} and sent to {show_url(url)}")
+    say(f"making the set in {request.out} and sending it to {show_url(url)}")
     if request.task == "whole" and sends_units(request.policy):
         with upload_beside(url, request.out, compress, say):
             yield
@@ -109,17 +107,17 @@ class Upload:
         self.thread = threading.Thread(target=self.run, name="upload", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start sending, in the background."""
         self.thread.start()
 
     def stop(self) -> None:
-        """End at the next piece; what is left is sent when the set is finished."""
+        """Stop at the next piece; what is left is sent when the set is finished."""
         self.ending.set()
         self.meter.stopping.set()
         self.thread.join()
 
     def run(self) -> None:
-        """Send what is new, again and again. A fault is told, and ends no prep."""
+        """Send what is new until stopped. A fault is reported, and never ends prep."""
         seconds = LOOK_SECONDS
         while not self.ending.wait(seconds):
             try:
@@ -128,7 +126,7 @@ class Upload:
             except Stopped:
                 return
             except StorageError as error:
-                self.say(f"{error}; the upload is tried again beside the work")
+                self.say(f"{error}; prep continues, and the upload will be tried again")
                 self.meter, self.listed = make_meter(), None
                 seconds = FAULT_SECONDS
             except (ValueError, OSError) as error:
@@ -136,7 +134,7 @@ class Upload:
                 return
 
     def send_new(self) -> None:
-        """Send the shards of the receipts that were not there before."""
+        """Send the shards of new receipts."""
         receipts = sorted(receipts_folder(self.folder).glob("*.json"))
         for path in receipts:
             if path.name not in self.sent:
@@ -148,7 +146,7 @@ class Upload:
     def send_shards(
         self, plan_id: str, shards: Sequence[Shard], sidecar_sha256: dict[str, str]
     ) -> None:
-        """Send the files of a unit, those that do not lie there from an earlier run."""
+        """Send the files of a unit, except those already there from an earlier run."""
         listed = self.claim(plan_id)
         files = [
             file
@@ -165,7 +163,7 @@ class Upload:
         assert not faults, faults
 
     def claim(self, plan_id: str) -> dict[str, int]:
-        """What lies at the URL, once it is known to be this plan's."""
+        """The files at the URL and their sizes, once it is known to be this plan's."""
         if self.listed is None:
             self.listed = self.storage.list_files()
             owner = name_plan(plan_id)
@@ -178,12 +176,12 @@ class Upload:
 
 
 def make_meter() -> Meter:
-    """One that shows nothing: prep has a progress line of its own."""
+    """A meter that shows nothing: prep has its own progress line."""
     return Meter(0, 0, io.StringIO())
 
 
 def refuse_files(storage: Storage, listed: dict[str, int]) -> None:
-    """ValueError where files of another origin lie that look like a set's."""
+    """ValueError if files of another origin are there that look like a set's."""
     taken = [name for name in listed if name.endswith((".bin", ".bin.zst", ".docs.parquet"))]
     if MANIFEST in listed or taken:
         refuse(storage, f"holds a file {(taken or [MANIFEST])[0]} of another origin")

@@ -1,11 +1,11 @@
-"""The token shards on disk: format, writer, reader, sample order, verify, trace.
+"""Token shards on disk: format, writer, reader, sample order, verify, trace.
 
     shards/
       manifest.json              written last: it exists = the set is complete
       train-00000.bin            uint16 little-endian token ids, nothing else
-      train-00000.docs.parquet   one row a document: where it lies and where it came from
+      train-00000.docs.parquet   one row per document: its place, and where it came from
       validation-00000.bin       ...
       tokenizer.json             what made the ids
 
-docs/shards.md is the format's page. Nothing here imports torch.
+docs/shards.md describes the format. Nothing here imports torch.
 """

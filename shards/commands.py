@@ -1,4 +1,4 @@
-"""`velocity shards ...`: the commands that look at a set and carry it about, parsed and called."""
+"""`velocity shards ...`: the commands that inspect a set or move it, parsed and called."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from shards.screen import say
 
 app = typer.Typer(
-    help="Look at a set, change it, carry it about.", no_args_is_help=True, rich_markup_mode=None
+    help="Inspect a set, change it, move it.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -16,7 +16,7 @@ app = typer.Typer(
 def info(
     folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
 ) -> None:
-    """What a set of shards holds."""
+    """Print what a set of shards holds."""
     from shards.format import read_manifest
     from shards.inspect.show import describe_set
 
@@ -28,7 +28,7 @@ def info(
 def verify(
     folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
 ) -> None:
-    """Read everything again; name each damaged file and where it is damaged."""
+    """Read everything again; report each damaged file and where it is damaged."""
     from shards.inspect.verify import verify_shards
 
     num_files, num_damaged = 0, 0
@@ -40,7 +40,7 @@ def verify(
     if num_damaged:
         raise ValueError(
             f"{folder}: {num_damaged} of {num_files} files are damaged; restore them from a copy, "
-            "or make the set again, with the command that made it, in a new folder"
+            "or make the set again in a new folder, with the command that made it"
         )
     typer.echo(f"{folder}: {num_files} files are whole")
 
@@ -48,13 +48,13 @@ def verify(
 @app.command()
 def show(
     folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
-    document: Annotated[int | None, typer.Option(help="By its number in the split.")] = None,
-    url: Annotated[str | None, typer.Option(help="By its URL.")] = None,
-    doc_hash: Annotated[str | None, typer.Option(help="By its hash.")] = None,
+    document: Annotated[int | None, typer.Option(help="Its number in the split.")] = None,
+    url: Annotated[str | None, typer.Option(help="Its URL.")] = None,
+    doc_hash: Annotated[str | None, typer.Option(help="Its hash.")] = None,
     start: Annotated[
-        int | None, typer.Option(help="Tokens instead: from this place in the split on.")
+        int | None, typer.Option(help="Print tokens instead, from this position in the split.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="With --start: how many.")] = 256,
+    tokens: Annotated[int, typer.Option(help="With --start: how many tokens.")] = 256,
     split: Annotated[str, typer.Option(help="train or validation.")] = "train",
 ) -> None:
     """Print a document, or a window of tokens, as text."""
@@ -74,14 +74,14 @@ def show(
 def stats(
     folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
     split: Annotated[str | None, typer.Option(help="Only train, or only validation.")] = None,
-    top: Annotated[int, typer.Option(min=0, help="How many of the most frequent tokens.")] = 20,
+    top: Annotated[int, typer.Option(min=0, help="How many frequent tokens to list.")] = 20,
     duplicates: Annotated[bool, typer.Option(help="Count exact copies.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines, on one line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Also a picture: a .png file. Needs velocitylm[plot].")
+        Path | None, typer.Option(help="Also draw this .png file. Needs velocitylm[plot].")
     ] = None,
 ) -> None:
-    """Documents, tokens, lengths, frequent tokens and copies of a set."""
+    """Count a set's documents, tokens, lengths, frequent tokens and copies."""
     import json
 
     from shards.inspect.stats import describe_json, measure_set
@@ -107,7 +107,7 @@ def export(
     format: Annotated[str, typer.Option(help="megatron: PREFIX.bin and PREFIX.idx.")] = "megatron",
     split: Annotated[str, typer.Option(help="train or validation.")] = "train",
 ) -> None:
-    """Write a split as other trainers read it."""
+    """Write a split in the format of another trainer."""
     from shards.exchange.export import export_megatron
     from shards.reader import open_shards
 
@@ -125,7 +125,7 @@ def push(
     ] = False,
     workers: Annotated[int, typer.Option(help="Files at a time.")] = 8,
 ) -> None:
-    """Send a set to object storage. The same command again goes on."""
+    """Upload a set to object storage. Run the same command again to resume."""
     from shards.exchange.push import push_shards
 
     push_shards(folder, url, say, compress, workers)
@@ -134,14 +134,14 @@ def push(
 @app.command()
 def pull(
     url: Annotated[str, typer.Argument(help="s3://bucket/prefix, gs://, file://, or a folder.")],
-    folder: Annotated[Path, typer.Argument(help="Where the set shall lie.")],
+    folder: Annotated[Path, typer.Argument(help="Where to put the set.")],
     split: Annotated[str | None, typer.Option(help="Only train, or only validation.")] = None,
     part: Annotated[
-        str | None, typer.Option(help="i/n: every n-th shard, from number i on; 0/4 to 3/4.")
+        str | None, typer.Option(help="i/n: every n-th shard, from number i; 0/4 to 3/4.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Files at a time.")] = 8,
 ) -> None:
-    """Bring a set from object storage to the local disk, verified. The same again goes on."""
+    """Download a set from object storage and verify it. Run the same command again to resume."""
     from shards.exchange.pull import pull_shards
     from shards.part import parse_part
 

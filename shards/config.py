@@ -1,4 +1,4 @@
-"""The settings of what a run reads: sections `data` and `tokenizer`."""
+"""The settings for what a run reads: sections `data` and `tokenizer`."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 class DataConfig:
     """Section `data` of a run's settings."""
 
-    # The folder that `velocity prep --out` wrote.
+    # Folder of the shards that `velocity prep --out` wrote.
     shards: str = "shards/"
-    # Tokens a sample feeds the model; a window is one token longer.
+    # Tokens that one sample feeds to the model; a window is one token longer.
     max_seq_length: int = 2048
 
     def __post_init__(self) -> None:
@@ -23,16 +23,16 @@ class DataConfig:
 class TokenizerConfig:
     """Section `tokenizer` of a run's settings."""
 
-    # Byte-level BPE of GPT-2, which ships with this package.
+    # GPT-2's byte-level BPE, which ships with this package.
     tokenizer_name: str = "gpt2"
-    # Each document is followed by <|endoftext|>.
+    # End each document with <|endoftext|>; must be true.
     add_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         if self.tokenizer_name != "gpt2":
             raise ValueError(
                 f"tokenizer.tokenizer_name is {self.tokenizer_name!r}; "
-                "only 'gpt2' is known, the tokenizer that ships with velocity"
+                "expected 'gpt2', the tokenizer that ships with velocity"
             )
         if not self.add_special_tokens:
             raise ValueError(

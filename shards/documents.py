@@ -1,4 +1,4 @@
-"""The documents of a set: found by place, URL or hash, and read one after the other."""
+"""The documents of a set: found by position, URL or hash, or read one after another."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from shards.format import SPLITS, Shard, Tokens
 from shards.reader import Shards, make_damage_error, map_shard
 from shards.sidecar import BLANK_HASH, ROWS_SCHEMA, count_tokens, open_sidecar, read_rows
 
-# Tokens that are copied at a time; a longer document makes a longer piece.
+# Tokens copied at a time; a document longer than this is one piece.
 PIECE_TOKENS = 1 << 21
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document of a set: where its tokens lie and where it came from."""
+    """A document of a set: where its tokens are and where it came from."""
 
     shard: str
-    start: int  # in tokens, of its split's stream
+    start: int  # in tokens, from the beginning of its split's stream
     num_tokens: int  # <|endoftext|> included
     source_file: str
     source_row: int
@@ -32,24 +32,24 @@ class Document:
 
     @property
     def stop(self) -> int:
-        """The stream's position behind the document's last token."""
+        """The stream position just after the document's last token."""
         return self.start + self.num_tokens
 
     @property
     def is_blank(self) -> bool:
-        """Whether it was removed, and its place kept."""
+        """Whether it was removed but still takes up its place."""
         return self.doc_hash == BLANK_HASH.hex()
 
 
 class Sidecars:
-    """The documents of one split, looked up by place or by what they are."""
+    """The documents of one split, looked up by position, number or content."""
 
     def __init__(self, shards: Shards, split: str) -> None:
         self.folder = shards.folder
         self.stream = shards.stream(split)
 
     def between(self, start: int, stop: int) -> list[Document]:
-        """The documents that own any token of [start, stop) of the split's stream."""
+        """The documents with any token in [start, stop) of the split's stream."""
         starts = self.stream.shard_starts
         first = int(np.searchsorted(starts, start, side="right")) - 1
         last = int(np.searchsorted(starts, stop, side="left"))
@@ -60,7 +60,7 @@ class Sidecars:
         ]
 
     def at_index(self, index: int) -> Document:
-        """The split's document number `index`, counted from 0 in manifest order."""
+        """Document `index` of the split, counted from 0 in manifest order."""
         remaining = index
         for place, shard in enumerate(self.stream.shards):
             if 0 <= remaining < shard.num_documents:
@@ -68,10 +68,12 @@ class Sidecars:
                 return self._to_documents(place, table)[0]
             remaining -= shard.num_documents
         total = sum(shard.num_documents for shard in self.stream.shards)
-        raise ValueError(f"{self.folder}: no document {index}; the split has {total:,}, from 0 on")
+        raise ValueError(
+            f"{self.folder}: no document {index}; the split has {total:,}, counted from 0"
+        )
 
     def matching(self, matches: Callable[[pa.Table], pa.Array]) -> Iterator[Document]:
-        """All documents whose sidecar rows `matches` marks, in order."""
+        """The documents whose sidecar rows `matches` marks, in order."""
         for index, shard in enumerate(self.stream.shards):
             table = self._read_rows(shard)
             yield from self._to_documents(index, table.filter(matches(table)))
@@ -98,7 +100,7 @@ class Sidecars:
 
 
 def make_document(shard: Shard, start: int, row: dict[str, Any]) -> Document:
-    """A document from its sidecar's row; `start` is its shard's place in the split's stream."""
+    """A document from its sidecar row; `start` is where its shard begins in the split's stream."""
     place = (start + row["start"], row["num_tokens"])
     origin = (row["source_file"], row["source_row"], row["url"])
     return Document(shard.name, *place, *origin, row["doc_hash"].hex())
@@ -118,18 +120,18 @@ def overlapping_row_groups(file: pq.ParquetFile, start: int, stop: int) -> list[
 
 
 def match_url(url: str) -> Callable[[pa.Table], pa.Array]:
-    """Marks the documents with this URL."""
+    """A function that marks the sidecar rows with this URL."""
     return lambda table: pc.fill_null(pc.equal(table["url"], url), False)
 
 
 def match_hash(doc_hash: str) -> Callable[[pa.Table], pa.Array]:
-    """Marks the documents with this doc_hash, in hexadecimal."""
+    """A function that marks the sidecar rows with this doc_hash, given in hexadecimal."""
     digest = parse_hash(doc_hash)
     return lambda table: pc.equal(table["doc_hash"], pa.scalar(digest, pa.binary(16)))
 
 
 def parse_hash(doc_hash: str) -> bytes:
-    """The 16 bytes of a doc_hash in hexadecimal; ValueError where it is none."""
+    """The 16 bytes of a doc_hash in hexadecimal; ValueError if it is not one."""
     try:
         digest = bytes.fromhex(doc_hash)
     except ValueError:
@@ -149,7 +151,7 @@ def find_documents(
 
 
 def read_pieces(folder: Path, shard: Shard) -> Iterator[tuple[int, Tokens, pa.RecordBatch]]:
-    """A shard's documents in order, some at a time: the first one's number, tokens, rows."""
+    """A shard's documents in order, as pieces: the first document's number, tokens, rows."""
     tokens = map_shard(folder, shard)
     row, position = 0, 0
     for batch in read_rows(folder, shard, ROWS_SCHEMA.names):

@@ -1,7 +1,7 @@
-"""What a set of shards says of itself: manifest.json, and how it is read and checked.
+"""What a set of shards says about itself: manifest.json, and how it is read and checked.
 
-The manifest's `content` holds all that decides which tokens are in the set and where; its
-sha256 over canonical JSON is the `dataset_id`. Versions, hosts and times sit apart.
+The manifest's `content` holds everything that decides which tokens are in the set and where; the
+sha256 of its canonical JSON is the `dataset_id`. Versions, hosts and times are kept outside it.
 """
 
 import json
@@ -19,14 +19,14 @@ from shards.disk.layout import MANIFEST, pull_folder, work_folder
 from shards.disk.url import refuse_url
 
 Tokens = npt.NDArray[np.uint16]
-# Numbers of tokens and documents, and their places.
+# Counts and positions of tokens and documents.
 Int64 = npt.NDArray[np.int64]
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation")
 TOKEN_BYTES = 2  # uint16
 
-# What makes one set of another: the changes of a version, and the cut of a part.
+# How one set is made from another: a change (a new version), or a cut (a part).
 REMOVE = "remove"
 APPEND = "append"
 PART = "part"
@@ -36,7 +36,7 @@ CUT = "cut"
 
 @dataclass(frozen=True)
 class Shard:
-    """One .bin of the set and what was put into it."""
+    """One .bin of the set and what it holds."""
 
     split: str
     name: str
@@ -46,7 +46,7 @@ class Shard:
 
     @property
     def sidecar(self) -> str:
-        """The name of the parquet file with one row a document.
+        """The name of the parquet file with one row per document.
 
         >>> Shard("train", "train-00000.bin", 0, 0, "").sidecar
         'train-00000.docs.parquet'
@@ -56,38 +56,38 @@ class Shard:
 
 @dataclass(frozen=True)
 class Parent:
-    """The set that another one was made of, and how."""
+    """The set that another one was made from, and how."""
 
     dataset_id: str
     change: str = ""
-    # Of a removal: whether the tokens that stayed kept their places, or moved up.
+    # For a removal: whether the remaining tokens kept their places or moved up.
     mode: str | None = None
     # Documents and tokens that were removed or appended.
     documents: int | None = None
     tokens: int | None = None
-    # Of a part: the split and the share that it is, and the versions before the set's.
+    # For a part: its split, its share (i/n), and the earlier versions of the whole set.
     split: str | None = None
     part: str | None = None
     ancestors: list[str] | None = None
 
     @property
     def moved_no_token(self) -> bool:
-        """Whether every token that stayed lies where it lay; what is appended comes last."""
+        """Whether every remaining token is where it was; appended tokens come last."""
         return self.change == APPEND or self.mode == KEEP_PLACES
 
     def is_same_cut(self, other: "Parent") -> bool:
-        """Whether both are the same part of their sets."""
+        """Whether both are parts, and the same part of their sets."""
         mine, theirs = (self.split, self.part), (other.split, other.part)
         return self.change == other.change == PART and mine == theirs
 
     def describe(self) -> Json:
-        """What stands in the manifest."""
+        """Its form in the manifest: the fields that are set."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished set: `content` decides the tokens, the rest describes how they came about."""
+    """A finished set: `content` decides the tokens, the rest says how they were made."""
 
     dataset_id: str
     content: Json
@@ -109,24 +109,24 @@ class Manifest:
 
     @property
     def same_places(self) -> list[str]:
-        """The dataset_ids of earlier versions in which every token that stayed lay where it lies.
+        """The dataset_ids of earlier versions in which every remaining token had the same place.
 
-        A run over one of these may go on over this version: its order of samples is the same.
+        A run on one of these may resume on this version: the sample order is the same.
         """
         return list(self.content.get("same_places", []))
 
     @property
     def parent(self) -> Parent | None:
-        """The set that this one was made of; None for one that prep or an import made."""
+        """The set that this one was made from; None if prep or an import made it."""
         raw = self.content.get("parent")
         known = {entry.name for entry in fields(Parent)}
         return Parent(**{key: raw[key] for key in raw if key in known}) if raw else None
 
     @property
     def ancestors(self) -> list[str]:
-        """The dataset_ids that this set is a later version of, its parent the last one.
+        """The dataset_ids of all earlier versions of this set, its parent last.
 
-        A part of a set has none.
+        Empty for a part of a set.
         """
         parent = self.parent
         if parent is None or parent.change == PART:
@@ -135,7 +135,7 @@ class Manifest:
         return named or sorted({parent.dataset_id, *self.same_places})
 
     def sidecar_sha256(self, shard: Shard) -> str | None:
-        """The sha256 of a shard's sidecar; None in sets that do not say."""
+        """The sha256 of a shard's sidecar; None if the manifest does not record it."""
         value = self.environment.get("sidecar_sha256", {}).get(shard.sidecar)
         return None if value is None else str(value)
 
@@ -148,11 +148,11 @@ class Manifest:
         keeps_places: bool = False,
         **content: object,
     ) -> str:
-        """The text of the manifest of a set made of this one.
+        """The manifest, as text, of a set made from this one.
 
-        `shards` are all of its shards, `sidecar_sha256` has the sidecars that are new, and
-        `keeps_places` says that every token that stayed lies where it lay. What else is in
-        `content` changes; the rest stays.
+        `shards` are all of the new set's shards, `sidecar_sha256` has the hashes of its new
+        sidecars, and `keeps_places` says that every remaining token is where it was. `content`
+        has the other entries that change; all the rest are kept.
         """
         stays = {k: v for k, v in self.content.items() if k not in ("same_places", "ancestors")}
         known = {**self.environment.get("sidecar_sha256", {}), **sidecar_sha256}
@@ -168,7 +168,7 @@ class Manifest:
 
     @property
     def vocab_size(self) -> int:
-        """How many ids the tokenizer has."""
+        """The number of ids in the tokenizer."""
         return int(self.content["tokenizer"]["vocab_size"])
 
     @property
@@ -207,8 +207,8 @@ def count_totals(shards: list[Json]) -> Json:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check a set's manifest.
 
-    Raises ValueError with one line where the folder holds no finished set, or the manifest
-    is damaged, of another schema, or was edited.
+    Raises ValueError with one line if the folder holds no finished set, or the manifest is
+    damaged, was edited, or has another schema version.
     """
     refuse_url(folder)
     path = folder / MANIFEST
@@ -216,9 +216,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(raw: Json, path: Path | str) -> Manifest:
-    """Check the JSON of a manifest; `path` is what an error calls it.
+    """Check a manifest's JSON; `path` is what errors call it.
 
-    Raises ValueError with one line where it is damaged, of another schema, or was edited.
+    Raises ValueError with one line if it is damaged, was edited, or has another schema version.
     """
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
@@ -247,30 +247,34 @@ def describe_unfinished(folder: Path) -> str:
     if work_folder(folder).is_dir():
         return (
             f"{folder}: prep has not finished here (no {MANIFEST}); "
-            "run the same prep command again, it goes on where it stopped"
+            "run the same prep command again, it resumes where it stopped"
         )
     if pull_folder(folder).is_dir():
         return (
             f"{folder}: velocity shards pull has not finished here (no {MANIFEST}); "
-            "run the same command again, it goes on where it stopped"
+            "run the same command again, it resumes where it stopped"
         )
-    return f"{folder}: no {MANIFEST} here, so these are no shards; make them with: velocity prep"
+    return (
+        f"{folder}: no {MANIFEST} here, so this is not a set of shards; "
+        "make one with: velocity prep"
+    )
 
 
 def check_names(path: Path | str, shards: list[tuple[str, str]]) -> None:
-    """Refuse names of shards that lead out of their folder, or stand there twice."""
+    """ValueError if a shard's name leads out of the folder or occurs twice."""
     for name, split in shards:
         plain = name == Path(name).name and "\\" not in name
         if not plain or not name.endswith(".bin") or name == ".bin" or split not in SPLITS:
             raise ValueError(
-                f"{path}: {name!r} is no shard's name; "
+                f"{path}: {name!r} is not a shard's name; "
                 "expected a plain file name such as train-00000.bin"
             )
     if len({name for name, _ in shards}) < len(shards):
-        raise ValueError(f"{path}: names a shard twice; restore the file from where it was made")
+        raise ValueError(f"{path}: names a shard twice; restore it from where the set was made")
 
 
-# A type, a list of one shape, or a dictionary of keys; a key with a question mark may be missing.
+# A shape is a type, a list of one shape, or a dictionary of shapes; a key that ends in a question
+# mark may be missing.
 MANIFEST_SHAPE: dict[str, Any] = {
     "content": {
         "sources": {"files": [{"name": str, "num_bytes": int, "rows": int}]},
@@ -292,14 +296,14 @@ MANIFEST_SHAPE: dict[str, Any] = {
     "audit": {"dropped": dict},
     "environment": {"sidecar_sha256?": dict},
 }
-NAMES = {str: "text", int: "a number from 0 on", dict: "an object", list: "a list"}
+NAMES = {str: "text", int: "a whole number, 0 or more", dict: "an object", list: "a list"}
 
 
 def find_misshape(value: Any, shape: Any, place: str = "") -> str | None:
-    """Where a value is not of a shape, in words; None where it is.
+    """Where a value does not have a shape, in words; None if it does.
 
     >>> find_misshape({"a": [1, "2"]}, {"a": [int]})
-    "a[1] is '2'; expected a number from 0 on"
+    "a[1] is '2'; expected a whole number, 0 or more"
     """
     kind = shape if isinstance(shape, type) else type(shape)
     fits = isinstance(value, kind) and not isinstance(value, bool)

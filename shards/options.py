@@ -1,7 +1,7 @@
-"""A command's options, from the fields of the dataclass that they fill.
+"""A command's options, declared once: as the fields of the dataclass that they fill.
 
-A field that is an option says so once, with its help and its default; a field that is a dataclass
-stands for its own options, in its place:
+A field that is an option has its help and its default; a field that is itself a dataclass stands
+for the options in it:
 
     @dataclass(frozen=True)
     class Greeting:
@@ -24,7 +24,7 @@ from typer.models import ParameterInfo
 
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of its dataclasses in place of the dataclasses themselves."""
+    """Decorate a command so that each dataclass parameter becomes that dataclass's options."""
     hints = typing.get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
@@ -57,7 +57,7 @@ def list_options(kind: Any) -> Iterator[inspect.Parameter]:
         elif is_option(hint):
             default = inspect.Parameter.empty if field.default is MISSING else field.default
             wanted, *extras = typing.get_args(hint)
-            if takes_several(wanted):  # What may be given several times is a list to Typer.
+            if takes_several(wanted):  # Typer wants a list for an option that may be repeated.
                 hint, default = Annotated[list[str] | None, *extras], None
             yield inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
@@ -65,7 +65,7 @@ def list_options(kind: Any) -> Iterator[inspect.Parameter]:
 
 
 def build(kind: Any, values: Mapping[str, Any]) -> Any:
-    """The dataclass that the options' values fill; what is no option has its default."""
+    """The dataclass filled with the options' values; other fields keep their defaults."""
     hints = typing.get_type_hints(kind, include_extras=True)
     filled: dict[str, Any] = {}
     for field in fields(kind):
@@ -84,6 +84,6 @@ def is_option(hint: Any) -> bool:
 
 
 def takes_several(hint: Any) -> bool:
-    """Whether a field's type is a sequence of texts, or may be one."""
+    """Whether a field's type is a sequence of strings, or a union with one."""
     members = (hint, *typing.get_args(hint))
     return any(typing.get_origin(member) in (tuple, Sequence) for member in members)

@@ -1,17 +1,18 @@
-"""Which tokens are sample s: random order as arithmetic, with nothing stored.
+"""Which tokens sample s reads: a random order as arithmetic, with nothing stored.
 
-T = max_seq_length, N = tokens of the split, e = epoch, s = the global sample number.
+T = max_seq_length, N = tokens in the split, e = epoch, s = the global sample number.
 
-    W     = (N - T) // T              windows an epoch
-    phi_e = hash(seed, e) mod T       a fresh offset every epoch
+    W     = (N - T) // T              windows per epoch
+    phi_e = hash(seed, e) mod T       a fresh offset each epoch
     e, k  = divmod(s, W)
     start = phi_e + pi_{seed,e}(k) * T
 
 A sample is the window of T + 1 tokens from `start`. pi is a keyed permutation of 0 .. W - 1: a
 Feistel network on Z_a x Z_b with a = ceil(sqrt(W)) and b = ceil(W / a), applied again while the
 result is >= W ("cycle walking": Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
-It can be inverted, so documents lead to steps as well as steps to documents. Within an epoch
-every window is read once, each token is an input at most once, and fewer than 2 T are missed.
+It can be inverted, so a document leads to its steps just as a step leads to its documents. Within
+an epoch every window is read once, each token is an input at most once, and fewer than 2 T tokens
+are missed.
 """
 
 import hashlib
@@ -54,7 +55,7 @@ class SampleOrder:
 
     @property
     def windows_per_epoch(self) -> int:
-        """W: how many samples an epoch has."""
+        """W: the number of samples in an epoch."""
         return (self.num_tokens - self.max_seq_length) // self.max_seq_length
 
     def phase(self, epoch: int) -> int:
@@ -72,9 +73,9 @@ class SampleOrder:
         return starts
 
     def samples_reading(self, start: int, stop: int, epoch: int) -> Int64:
-        """The samples of an epoch whose windows hold any token of [start, stop), ascending.
+        """The samples of an epoch whose windows hold any token in [start, stop), ascending.
 
-        The inverse of `starts`. A window's last token is only a target, and counts too.
+        The inverse of `starts`. A window's last token is only ever a target; it counts too.
         """
         length = self.max_seq_length
         first = -((self.phase(epoch) - start) // length) - 1
@@ -108,7 +109,7 @@ class Permutation:
         return np.uint64(a), np.uint64(-(-self.size // a))
 
     def _walk(self, values: Int64, step: Callable[[UInt64], UInt64]) -> Int64:
-        """Apply `step` until the value is below `size`; few values need more than once."""
+        """Apply `step` until each value is below `size`; few values need it more than once."""
         result = step(values.astype(np.uint64))
         outside = np.flatnonzero(result >= self.size)
         while len(outside):
@@ -145,7 +146,7 @@ def mix(values: UInt64) -> UInt64:
 
 
 def derive_keys(seed: int, epoch: int) -> UInt64:
-    """The epoch's phase key and round keys: 1 + NUM_ROUNDS numbers of 64 bits."""
+    """The epoch's phase key and its round keys: 1 + NUM_ROUNDS 64-bit numbers."""
     text = f"velocity sample order 1|{seed}|{epoch}".encode()
     digest = hashlib.blake2b(text, digest_size=8 * (1 + NUM_ROUNDS)).digest()
     return np.frombuffer(digest, "<u8").astype(np.uint64)

@@ -1,4 +1,4 @@
-"""Every n-th of what is numbered: `i/n` on a command line."""
+"""A part of numbered things: every n-th from i, written `i/n` on a command line."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Part:
-    """Every `count`-th of what is numbered from 0 on, from `number` on."""
+    """Every `count`-th of things numbered from 0, beginning with `number`."""
 
     number: int
     count: int
@@ -24,7 +24,7 @@ class Part:
 
 
 def parse_part(text: str) -> Part:
-    """A part from its form on the command line.
+    """A part from its command-line form; ValueError if it is not one.
 
     >>> parse_part("3/8")
     Part(number=3, count=8)

@@ -1,4 +1,4 @@
-"""A finished set, opened for reading: each split is one long stream of tokens.
+"""A finished set opened for reading: each split is one long stream of tokens.
 
     shards = open_shards("shards/")
     train = shards.stream("train")
@@ -21,16 +21,16 @@ class TokenStream:
     def __init__(self, folder: Path, shards: list[Shard]) -> None:
         self.folder = folder
         self.shards = shards
-        # shard_starts[i] is the stream's position of shard i's first token.
+        # shard_starts[i] is the stream position of shard i's first token.
         sizes = [shard.num_tokens for shard in shards]
         self.shard_starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         self.num_tokens = int(self.shard_starts[-1])
         self.maps: list[Tokens | None] = [None] * len(shards)
 
     def read(self, start: int, count: int) -> Tokens:
-        """`count` ids from position `start` on, as an array of its own.
+        """`count` ids from position `start`, copied into a new array.
 
-        Raises ValueError where the stream has no such tokens.
+        Raises ValueError if the stream does not hold all of them.
         """
         tokens = np.empty(count, np.uint16)
         self._fill(tokens, start)
@@ -46,7 +46,7 @@ class TokenStream:
     def _fill(self, out: Tokens, start: int) -> None:
         if start < 0 or start + len(out) > self.num_tokens:
             raise ValueError(
-                f"{self.folder}: tokens {start} to {start + len(out)} were asked for; "
+                f"{self.folder}: asked for tokens {start} to {start + len(out)}; "
                 f"the split has {self.num_tokens}"
             )
         index = int(np.searchsorted(self.shard_starts, start, side="right")) - 1
@@ -66,7 +66,7 @@ class TokenStream:
 
 
 def map_shard(folder: Path, shard: Shard) -> Tokens:
-    """Memory-map a .bin; ValueError where it is missing or of another size than it should be."""
+    """Memory-map a .bin; ValueError if it is missing or has the wrong size."""
     path = folder / shard.name
     expected = shard.num_tokens * TOKEN_BYTES
     found = path.stat().st_size if path.is_file() else None
@@ -93,13 +93,13 @@ class Shards:
 
 
 def open_shards(folder: str | Path) -> Shards:
-    """Open a finished set; ValueError with one line where there is none."""
+    """Open a finished set; ValueError with one line if the folder holds none."""
     folder = Path(folder)
     return Shards(folder, read_manifest(folder))
 
 
 def make_damage_error(folder: Path, name: str) -> ValueError:
-    """What is said where a file that should be copied is damaged."""
+    """The error for a damaged file that was to be copied."""
     return ValueError(
         f"{folder / name}: is missing or damaged, and nothing was changed; "
         f"see what else is damaged with: velocity shards verify {folder}"

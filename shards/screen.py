@@ -1,4 +1,4 @@
-"""What people read while a command works: lines, the progress of a long job, and numbers."""
+"""What people read while a command runs: lines, the progress of a long job, and numbers."""
 
 import sys
 import time
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TextIO
 
-# What takes a line for the user.
+# Shows the user one line.
 Say = Callable[[str], None]
 
-# How often the line is drawn: on a terminal in place, in a log as a line of its own.
+# Seconds between two drawings: in place on a terminal, as a new line in a log.
 TERMINAL_SECONDS = 0.5
 LOG_SECONDS = 15.0
 
@@ -20,7 +20,7 @@ def say(text: str) -> None:
 
 
 class ScreenLine:
-    """One line that is drawn over on a terminal, and follows the last one in a log."""
+    """A line that is redrawn in place on a terminal, and repeated as a new line in a log."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
@@ -30,11 +30,11 @@ class ScreenLine:
 
     @property
     def seconds(self) -> float:
-        """The time since the line was made."""
+        """Seconds since the line was created."""
         return time.monotonic() - self.started
 
     def is_due(self) -> bool:
-        """Whether the last line is old enough for another one; a short job draws none."""
+        """Whether it is time to draw again; a short job never draws."""
         age = time.monotonic() - self.drawn
         return age >= (TERMINAL_SECONDS if self.on_terminal else LOG_SECONDS)
 
@@ -49,13 +49,13 @@ class ScreenLine:
         self.stream.flush()
 
     def say(self, text: str) -> None:
-        """Print `text` so that it stays."""
+        """Print `text` on a line that stays."""
         self.clear()
         self.stream.write(text + "\n")
         self.stream.flush()
 
     def clear(self) -> None:
-        """Leave no line on the terminal."""
+        """Wipe the line off a terminal; a log keeps its lines."""
         if self.on_terminal and self.width:
             self.stream.write("\r" + " " * self.width + "\r")
             self.stream.flush()
@@ -98,7 +98,7 @@ def format_seconds(seconds: float) -> str:
 
 
 class ReadProgress:
-    """Says how much of `total` has been read; a short command says nothing."""
+    """Shows how much of `total` has been read; a short command shows nothing."""
 
     def __init__(self, what: str, total: int, stream: TextIO | None = None) -> None:
         self.what = what
@@ -107,7 +107,7 @@ class ReadProgress:
         self.done = 0
 
     def add(self, amount: int) -> None:
-        """Count what was read, and draw the line if the last one is old enough."""
+        """Count what was read, and draw the line if it is time to."""
         self.done += amount
         if self.line.is_due():
             seconds = self.line.seconds
@@ -119,9 +119,9 @@ class ReadProgress:
 
 
 def describe_progress(what: str, done: int, total: int, seconds: float) -> str:
-    """The line.
+    """The progress line: share, amount and time left.
 
-    >>> describe_progress("tokens", 500, 2000, 10.0)
+     describe_progress("tokens", 500, 2000, 10.0)
     ' 25%  500 of 2,000 tokens, 30 s left'
     """
     left = seconds * (total - done) / max(done, 1)

@@ -1,7 +1,7 @@
-"""The sidecar of a .bin: train-00000.docs.parquet, one row a document. It owns the columns.
+"""A .bin's sidecar, train-00000.docs.parquet: its columns, reader and writer; a row per document.
 
-A new column is added here (SIDECAR_SCHEMA, make_rows, and BLANK_VALUES if it tells of the text)
-and filled where documents come from: prep/text/batch.py and prep/foreign/run.py.
+To add a column, add it here (SIDECAR_SCHEMA, make_rows, and BLANK_VALUES if it reveals anything
+of the text) and fill it where documents come from: prep/text/batch.py and prep/foreign/run.py.
 """
 
 import zlib
@@ -25,7 +25,7 @@ Keys = npt.NDArray[np.uint64]
 HASH_BYTES = 16
 SIDECAR_SCHEMA = pa.schema(
     [
-        ("start", pa.uint64()),  # in tokens, of this .bin
+        ("start", pa.uint64()),  # in tokens, from the beginning of this .bin
         ("num_tokens", pa.uint64()),  # <|endoftext|> included
         ("source_file", pa.string()),
         ("source_row", pa.uint64()),
@@ -33,18 +33,18 @@ SIDECAR_SCHEMA = pa.schema(
         ("doc_hash", pa.binary(HASH_BYTES)),  # the first half of the sha256 of the text's UTF-8
     ]
 )
-# What the writer is given of each document: all but where its tokens come to lie.
+# What the writer is given for each document: everything but where its tokens will be.
 ROWS_SCHEMA = SIDECAR_SCHEMA.remove(0)
-# What a document that was removed has in these columns, where its tokens kept their places.
+# What these columns hold for a removed document whose tokens kept their places.
 BLANK_HASH = bytes(HASH_BYTES)
 BLANK_VALUES = {
     "url": pa.scalar(None, pa.string()),
     "doc_hash": pa.scalar(BLANK_HASH, pa.binary(HASH_BYTES)),
 }
-# Rows a row group: what trace reads to find one document. Also the unit of writing, so that
-# the file's bytes do not depend on how the documents came.
+# Rows per row group: what trace reads to find one document. Also the unit of writing, so that
+# the file's bytes do not depend on how the documents were batched.
 ROW_GROUP_DOCUMENTS = 65_536
-# A checksum for each MiB of a .bin lies in the sidecar's metadata, so verify can say where.
+# The sidecar's metadata has a checksum for each MiB of the .bin, so verify can locate damage.
 BLOCK_BYTES = 1 << 20
 BLOCK_CHECKSUMS = b"crc32_per_mib"
 
@@ -52,7 +52,7 @@ BLOCK_CHECKSUMS = b"crc32_per_mib"
 def make_rows(
     sizes: Int64, source_file: str, source_rows: Int64, urls: pa.Array, hashes: bytes
 ) -> pa.RecordBatch:
-    """Rows (of ROWS_SCHEMA) of documents of one file; `sizes` with <|endoftext|> included."""
+    """Rows (of ROWS_SCHEMA) for documents of one file; `sizes` include <|endoftext|>."""
     columns = [
         pa.array(sizes.astype(np.uint64)),
         pa.repeat(pa.scalar(source_file, pa.string()), len(sizes)),
@@ -66,7 +66,7 @@ def make_rows(
 
 
 def blank_rows(rows: pa.RecordBatch, chosen: Marks) -> pa.RecordBatch:
-    """The same rows (of ROWS_SCHEMA), the chosen ones as those of removed documents."""
+    """The same rows (of ROWS_SCHEMA), with the chosen ones blanked as removed documents are."""
     mask = pa.array(chosen)
     columns = [
         pc.if_else(mask, BLANK_VALUES[name], column) if name in BLANK_VALUES else column
@@ -76,14 +76,14 @@ def blank_rows(rows: pa.RecordBatch, chosen: Marks) -> pa.RecordBatch:
 
 
 def is_blank(doc_hashes: pa.Array) -> Marks:
-    """Which documents were removed and kept their places, by their column doc_hash."""
+    """Which documents were removed but still take up their places, by their doc_hash column."""
     first, rest = split_hashes(doc_hashes)
     marks: Marks = (first == 0) & (rest == 0)
     return marks
 
 
 def split_hashes(doc_hashes: pa.Array) -> tuple[Keys, Keys]:
-    """Both halves of each doc_hash."""
+    """Both halves of each doc_hash, as two arrays of 64-bit numbers that share its memory."""
     halves = np.frombuffer(doc_hashes.buffers()[1], np.uint64)
     halves = halves[2 * doc_hashes.offset :][: 2 * len(doc_hashes)]
     return halves[::2], halves[1::2]
@@ -96,27 +96,27 @@ def count_tokens(rows: pa.RecordBatch) -> Int64:
 
 
 def open_sidecar(folder: Path, shard: Shard, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
-    """A shard's sidecar, opened for reading; columns of few values may be read as dictionaries."""
+    """Open a shard's sidecar; columns with few distinct values may be read as dictionaries."""
     return pq.ParquetFile(folder / shard.sidecar, read_dictionary=list(read_dictionary))
 
 
 def read_rows(
     folder: Path, shard: Shard, columns: Sequence[str], read_dictionary: Sequence[str] = ()
 ) -> Iterator[pa.RecordBatch]:
-    """Columns of a shard's rows in order, at most ROW_GROUP_DOCUMENTS at a time."""
+    """Some columns of a shard's rows, in order, at most ROW_GROUP_DOCUMENTS rows at a time."""
     with open_sidecar(folder, shard, read_dictionary) as file:
         yield from file.iter_batches(ROW_GROUP_DOCUMENTS, columns=list(columns))
 
 
 def read_block_checksums(folder: Path, shard: Shard) -> list[int]:
-    """The crc32 of each MiB of a shard's .bin, as they were when it was written."""
+    """The crc32 of each MiB of a shard's .bin, taken when it was written."""
     with open_sidecar(folder, shard) as file:
         digits = file.metadata.metadata[BLOCK_CHECKSUMS].decode("ascii")
     return [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
 
 
 class SidecarWriter:
-    """A sidecar while it is being written, one whole row group after the other."""
+    """A sidecar while it is being written, one whole row group at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -146,7 +146,7 @@ class SidecarWriter:
             sync_file(file)
 
     def abandon(self) -> None:
-        """Close the file as it is."""
+        """Close the file unfinished; an OSError no longer matters."""
         with suppress(OSError):
             self.file.close()
 
@@ -164,7 +164,7 @@ class SidecarWriter:
 
 
 class BlockChecksums:
-    """crc32 of each MiB of a byte stream that comes in pieces of any size."""
+    """The crc32 of each MiB of a byte stream that arrives in pieces of any size."""
 
     def __init__(self) -> None:
         self.checksums: list[int] = []
@@ -172,7 +172,7 @@ class BlockChecksums:
         self.filled = 0
 
     def update(self, view: memoryview) -> None:
-        """Add the next bytes."""
+        """Add the next bytes of the stream."""
         while view:
             piece = view[: BLOCK_BYTES - self.filled]
             self.current = zlib.crc32(piece, self.current)
@@ -182,7 +182,7 @@ class BlockChecksums:
                 self._end_block()
 
     def finish(self) -> str:
-        """The checksums, eight hexadecimal digits each, one after the other."""
+        """The checksums, eight hexadecimal digits each, back to back."""
         if self.filled:
             self._end_block()
         return "".join(f"{checksum:08x}" for checksum in self.checksums)

@@ -1,9 +1,10 @@
-"""The tokenizer that made a set's ids: loaded and checked, and the bytes that its ids stand for.
+"""The tokenizer that made a set's ids: loading, checking, and the bytes that each id stands for.
 
-Byte-level BPE as GPT-2's writes each byte as one visible character, so the bytes of a text are
-those of its tokens in order, wherever it is cut into tokens.
+Byte-level BPE such as GPT-2's writes each byte as one visible character, so a text's bytes are
+the bytes of its tokens in order, wherever the text is cut into tokens.
 """
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-# Texts whose ids the manifest keeps, so that a tokenizer (or a new release of the library) that
-# cuts text otherwise is noticed: contractions, digits, scripts, spaces, a spelled special token.
+# Texts whose ids the manifest records, so that a tokenizer (or a new release of the library) that
+# cuts text differently is noticed: contractions, digits, scripts, spaces, a spelled-out special
+# token.
 SELF_TEST_TEXTS = (
     "Hello, world! It's 2026; we'd rather not.",
     "naïve café 北京 Привет 🙂",
@@ -30,40 +32,47 @@ SELF_TEST_TEXTS = (
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a tokenizer.json so that text which spells <|endoftext|> stays text.
+    """Load a tokenizer.json so that text that spells out <|endoftext|> stays text.
 
-    The flag is not kept in the file and is lost on pickling, so every process loads it here.
+    The flag is not saved in the file and is lost on pickling, so every process loads it here.
     """
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # The library raises bare Exception for any fault of the file.
+        return parse_tokenizer(path.read_text(encoding="utf-8"))
+    except Exception as error:  # The library raises a bare Exception for any fault in the file.
         raise ValueError(f"{path}: no tokenizer could be read from it ({error})") from None
+
+
+@lru_cache(maxsize=1)
+def parse_tokenizer(tokenizer_json: str) -> Tokenizer:
+    """Build the tokenizer from a tokenizer.json's text; cached, as building it takes a while."""
+    tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def make_self_test(tokenizer: Tokenizer) -> list[Json]:
-    """The ids of the self-test texts, for the manifest."""
+    """The self-test texts and their ids, for the manifest."""
     return [{"text": text, "ids": tokenizer.encode(text).ids} for text in SELF_TEST_TEXTS]
 
 
 def load_checked_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
-    """Load a set's tokenizer and run the manifest's self-test on it."""
+    """Load a set's tokenizer; ValueError if it fails the manifest's self-test."""
     tokenizer = load_tokenizer(folder / TOKENIZER)
     for case in manifest.content["tokenizer"]["self_test"]:
         found = tokenizer.encode(case["text"]).ids
         if found != case["ids"]:
             raise ValueError(
-                f"{folder / TOKENIZER}: {case['text']!r} becomes {found}, the set was made with "
-                f"{case['ids']}; restore the file or the release of `tokenizers` that made it"
+                f"{folder / TOKENIZER}: {case['text']!r} becomes {found}; expected "
+                f"{case['ids']}, as when the set was made; restore the file or the release of "
+                "`tokenizers` that made it"
             )
     return tokenizer
 
 
 def read_token_bytes(tokenizer: "Tokenizer") -> list[bytes]:
-    """The bytes of each id; special tokens, such as <|endoftext|>, stand for none.
+    """The bytes of each id; empty for special tokens such as <|endoftext|>.
 
-    Raises ValueError where the vocabulary is not one of byte-level BPE.
+    Raises ValueError if the vocabulary is not that of a byte-level BPE.
     """
     byte_of = map_characters()
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
@@ -82,10 +91,10 @@ def read_token_bytes(tokenizer: "Tokenizer") -> list[bytes]:
 
 
 def map_characters() -> dict[str, int]:
-    """Which character stands for which byte, in the order of GPT-2's first 256 ids.
+    """The byte that each character stands for, in the order of GPT-2's first 256 ids.
 
-    Visible characters of Latin-1 stand for themselves; the other 68 bytes are, in order, the
-    characters from U+0100 on.
+    Visible Latin-1 characters stand for themselves; the characters from U+0100 on stand, in order,
+    for the other 68 bytes.
 
     >>> byte_of = map_characters()
     >>> byte_of["a"], byte_of["\\u0120"], len(byte_of)
@@ -99,12 +108,12 @@ def map_characters() -> dict[str, int]:
 
 
 def count_token_bytes(contents: list[bytes]) -> Int64:
-    """How many bytes each id stands for."""
+    """The number of bytes of each id."""
     return np.fromiter(map(len, contents), np.int64, len(contents))
 
 
 def escape_token(content: bytes) -> str:
-    """A token's bytes as text in which nothing is invisible and nothing is lost.
+    """A token's bytes as text in which every character is visible and no byte is lost.
 
     >>> print(escape_token(b" caf\\xc3\\xa9\\n"), escape_token(b"\\xe2\\x80"))
      café\\n \\xe2\\x80
@@ -113,12 +122,12 @@ def escape_token(content: bytes) -> str:
 
 
 def escape_character(character: str) -> str:
-    """A character, or its escape where it cannot be seen or is half of one.
+    """A character, or its escape if it is invisible or only a piece of one.
 
     >>> escape_character("a"), escape_character("\\t"), escape_character("\\u200b")
     ('a', '\\\\t', '\\\\u200b')
     """
-    if 0xDC80 <= ord(character) <= 0xDCFF:  # A byte that is no UTF-8, from surrogateescape.
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # A byte that is not UTF-8, from surrogateescape.
         return f"\\x{ord(character) - 0xDC00:02x}"
     if character.isprintable() and character != "\\":
         return character

@@ -1,7 +1,7 @@
-"""Tokens and their documents -> train-00000.bin and train-00000.docs.parquet.
+"""Writes tokens and their documents to train-00000.bin and train-00000.docs.parquet.
 
-Files are written in a temporary folder and renamed by `commit_shards`, so a name in the set's
-folder always means a whole file. How documents are dealt to batches does not change a byte.
+Files are written to a temporary folder and renamed by `commit_shards`, so a name in the set's
+folder always means a whole file. How documents are batched does not change a byte.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ class WrittenShard:
 
 
 class ShardWriter:
-    """Writes one split of one unit; starts another file when the next document would not fit.
+    """Writes one split of one unit; starts a new file when the next document would not fit.
 
-    `stem` is the unit's, such as train-00012. The first file has that name; those that follow
-    where a unit holds more than `shard_tokens` are train-00012-001, ... A document is never cut:
-    one that is longer than `shard_tokens` has a file of its own.
+    `stem` is the unit's, such as train-00012. The first file has that name; if the unit holds more
+    than `shard_tokens`, the next ones are train-00012-001, ... A document is never cut: one longer
+    than `shard_tokens` gets a file of its own.
     """
 
     def __init__(self, folder: Path, split: str, stem: str, shard_tokens: int) -> None:
@@ -45,7 +45,7 @@ class ShardWriter:
         self.open_file: OpenShard | None = None
 
     def append(self, tokens: Tokens, rows: pa.RecordBatch) -> None:
-        """Add whole documents, one of `rows` (of ROWS_SCHEMA) each, in the order of `tokens`."""
+        """Add whole documents: one of `rows` (of ROWS_SCHEMA) each, in the order of `tokens`."""
         ends = np.cumsum(count_tokens(rows))
         assert len(tokens) == (ends[-1] if len(ends) else 0)
         document, position = 0, 0
@@ -59,12 +59,12 @@ class ShardWriter:
             document, position = last, stop
 
     def finish(self) -> list[WrittenShard]:
-        """Close the last file; the shards written, in order. No documents: no shard."""
+        """Close the last file and return the shards, in order; none if there were no documents."""
         self._close_file()
         return self.written
 
     def close(self) -> None:
-        """Let go of a file that will not be finished."""
+        """Close a file that will not be finished; nothing to do after `finish`."""
         if self.open_file is not None:
             self.open_file.abandon()
             self.open_file = None
@@ -97,11 +97,11 @@ class OpenShard:
 
     @property
     def num_tokens(self) -> int:
-        """The tokens that are in it."""
+        """The number of tokens added so far."""
         return self.sidecar.num_tokens
 
     def append(self, tokens: Tokens, rows: pa.RecordBatch) -> None:
-        """Add documents' tokens and rows."""
+        """Add the next documents: their tokens, and their rows (of ROWS_SCHEMA)."""
         content = np.ascontiguousarray(tokens, "<u2").data.cast("B")
         self.tokens_file.write(content)
         self.sha256.update(content)
@@ -109,7 +109,7 @@ class OpenShard:
         self.sidecar.append(rows)
 
     def close(self) -> WrittenShard:
-        """Write both files to the disk, durably."""
+        """Finish both files and make them durable."""
         self.sidecar.close(self.blocks.finish())
         sync_file(self.tokens_file)
         self.tokens_file.close()
@@ -122,14 +122,14 @@ class OpenShard:
         return WrittenShard(shard, hash_file(self.sidecar.path), self.folder)
 
     def abandon(self) -> None:
-        """Close both files as they are."""
+        """Close both files unfinished; an OSError no longer matters."""
         with suppress(OSError):
             self.tokens_file.close()
         self.sidecar.abandon()
 
 
 def join_runs(tokens: Tokens, ends: Int64, chosen: npt.NDArray[np.bool_]) -> Tokens:
-    """The tokens of the chosen documents, which end at `ends`; neighbours are copied in one go."""
+    """The tokens of the chosen documents, which end at `ends`; adjacent ones are copied at once."""
     if chosen.all():
         return tokens
     edges = np.flatnonzero(np.diff(chosen, prepend=False, append=False))

@@ -14,30 +14,43 @@ from tests.texts import make_texts, prepare_quietly, write_jsonl
 # A shell's background job ignores Ctrl-C, and so would the commands that tests stop with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The files that take longest. They come first, so that no process is left with one at the end.
+# The files that take longest: they start processes, kill them, or compare with large libraries.
+# They come first, so that no process is left with one at the end; all others are marked `fast`.
 SLOW_FILES = (
     "test_processes.py",
-    "test_cli.py",
     "test_prep.py",
     "test_kills.py",
-    "test_readme.py",
+    "test_benchmarks.py",
     "test_hub_faults.py",
     "test_faults.py",
+    "test_readme.py",
     "test_train.py",
-    "test_benchmarks.py",
-    "test_storage.py",
-    "test_parts.py",
+    "test_quickstart.py",
+    "test_append.py",
+    "test_remove.py",
+    "test_dedup.py",
     "test_ray.py",
+    "test_parts.py",
+    "test_tokenizer.py",
+    "test_storage.py",
+    "test_storage_versions.py",
+    "test_hub_prep.py",
+    "test_upload.py",
+    "test_python_docs.py",
+    "test_project.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the slow files to the front; all others keep their order."""
+    """Sort the slow files to the front, and mark the tests of all others `fast`."""
 
     def place(item: pytest.Item) -> int:
         name = item.path.name
         return SLOW_FILES.index(name) if name in SLOW_FILES else len(SLOW_FILES)
 
+    for item in items:
+        if item.path.name not in SLOW_FILES:
+            item.add_marker(pytest.mark.fast)
     items.sort(key=place)
 
 

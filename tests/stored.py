@@ -1,8 +1,6 @@
 """What the tests of object storage share: an S3 server, a finished set, and looks at both."""
 
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 from shards.exchange import transfer
 from shards.exchange.storage import open_storage
 from shards.format import read_manifest
+from tests.commands import velocity
 from tests.servers.s3_server import S3Server, run_s3_server
 from tests.texts import make_texts, prepare_quietly, write_parquet
 
@@ -65,12 +64,8 @@ def flip_byte(content: bytes) -> bytes:
 
 
 def run_command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cli", *map(str, arguments)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
+    """The command, in this process."""
+    return subprocess.CompletedProcess(arguments, *velocity(*arguments, environment=environment))
 
 
 def read_shards(folder: Path) -> list[object]:

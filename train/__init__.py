@@ -1,4 +1,4 @@
-"""The training run: settings, loop, optimizer, checkpoints' training state, reports.
+"""Training: settings, loop, optimizer, the training state in checkpoints, and reports.
 
-`torchrun --nproc_per_node 4 -m train` begins in __main__.py and reads like a paragraph in loop.py.
+`torchrun --nproc_per_node 4 -m train` starts in __main__.py; loop.py is its summary.
 """

@@ -1,11 +1,14 @@
-"""`torchrun --nproc_per_node 4 -m train [--config NAME|FILE] [section.key=value ...]`."""
+"""The training command: parses its arguments, trains, and reports errors in one line.
+
+torchrun --nproc_per_node 4 -m train [--config NAME|FILE] [section.key=value ...]
+"""
 
 import argparse
 import os
 import sys
 
-# On a CPU, threads that wait should sleep: by default they spin, and beside one busy process the
-# run takes ten times as long (docs/log.md). It must be set before torch is loaded.
+# On a CPU, waiting threads should sleep: by default they spin, and next to one busy process the run
+# takes ten times as long (docs/log.md). This must be set before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -16,25 +19,27 @@ from train.settings import list_named_configs, load_config
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="torchrun --nproc_per_node N -m train",
-        description="Train on the shards that velocity prep made. The same command again goes on "
-        "where the last checkpoint left the run.",
+        description="Train on the shards that velocity prep made. Run the same command again to "
+        "resume from the last checkpoint.",
     )
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",
         help=f"settings: a YAML file, or one of {', '.join(list_named_configs())}; "
-        "the default is the 2B run",
+        "the default is the 1.7 B model",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="one setting")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings to override"
+    )
     return parser.parse_args(arguments)
 
 
 def load_settings(arguments: argparse.Namespace) -> Config:
-    """The settings, or one line and exit; of several ranks only the first speaks."""
+    """The settings; on an error, exits with one line, printed by the first rank only."""
     try:
         return load_config(arguments.config, arguments.overrides)
     except (ValueError, OSError) as error:
@@ -44,7 +49,7 @@ def load_settings(arguments: argparse.Namespace) -> Config:
 
 
 def describe_error(error: Exception) -> str:
-    """The one line that the user is told."""
+    """The error in one line, with its rank if that is not the first."""
     rank = int(os.environ.get("RANK", "0"))
     if isinstance(error, torch.OutOfMemoryError):
         error = ValueError(
@@ -56,7 +61,7 @@ def describe_error(error: Exception) -> str:
 
 @record
 def main() -> None:
-    """Run the command; exits with 128 + the signal's number where a signal ended the run."""
+    """Run the command; exits with 128 + the signal's number if a signal ended the run."""
     arguments = parse_arguments(sys.argv[1:])
     config = load_settings(arguments)
     from train.loop import train
@@ -74,10 +79,10 @@ def main() -> None:
 
 
 def describe_outcome(config: Config, step: int, signal_number: int) -> str:
-    """What the run made, and what to type next."""
+    """How the run ended, and what to run next."""
     folder = config.infrastructure.output_dir
     if signal_number:
-        return f"stopped at step {step:,}; the same command goes on from {folder}"
+        return f"stopped at step {step:,}; the same command resumes from {folder}"
     return f"done: step {step:,}; try it with: velocity sample --ckpt {folder}"
 
 

@@ -1,6 +1,6 @@
 """Samples from the shards as batches on the device, read one step ahead.
 
-Shapes: A micro-steps (gradient accumulation), B sequences of a micro-step on a rank, T tokens.
+Shapes: A micro-steps (gradient accumulation), B samples per micro-step on a rank, T tokens.
 """
 
 import time
@@ -27,11 +27,11 @@ class Dealing:
 
     @property
     def samples_per_step(self) -> int:
-        """Samples that all ranks together see in a step."""
+        """Samples per step, over all ranks."""
         return self.batch_size * self.accumulation_steps * self.world_size
 
     def own_samples(self, consumed: int) -> npt.NDArray[np.int64]:
-        """This rank's samples of the step that begins behind `consumed` samples: (A, B).
+        """This rank's samples (A, B) in the step that starts after `consumed` samples.
 
         >>> Dealing(batch_size=2, accumulation_steps=2, rank=1, world_size=2).own_samples(100)
         array([[102, 103],
@@ -51,7 +51,7 @@ def read_samples(
 
 
 class Batches:
-    """A step's micro-batches after the other; a thread reads the next step in the meantime."""
+    """The micro-batches of one step after another; a thread reads the next step meanwhile."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Batches:
         self.order = order
         self.dealing = dealing
         self.device = device
-        # Samples of all ranks that were handed out: all the state there is.
+        # Samples handed out so far, over all ranks: the only state there is.
         self.consumed = consumed
         self.wait_seconds = 0.0
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -88,7 +88,7 @@ class Batches:
         return seconds
 
     def close(self) -> None:
-        """End the reading thread."""
+        """Stop the reading thread."""
         self.reader.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, consumed: int) -> torch.Tensor:

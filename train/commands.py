@@ -14,8 +14,8 @@ Overrides = Annotated[
 
 def trace(
     folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
-    step: Annotated[int | None, typer.Option(help="Which documents did this step see?")] = None,
-    url: Annotated[str | None, typer.Option(help="Which steps saw this document?")] = None,
+    step: Annotated[int | None, typer.Option(help="List the documents this step saw.")] = None,
+    url: Annotated[str | None, typer.Option(help="List the steps that saw this document.")] = None,
     doc_hash: Annotated[str | None, typer.Option(help="The same, by the document's hash.")] = None,
     run: Annotated[
         Path | None, typer.Option(help="A run's checkpoints; default: checkpoints/ if it is there.")
@@ -23,15 +23,15 @@ def trace(
     config: Annotated[
         str | None, typer.Option(help="A run's settings, instead of its checkpoints.")
     ] = None,
-    ranks: Annotated[int, typer.Option(help="With --config: how many ranks.")] = 1,
+    ranks: Annotated[int, typer.Option(help="Number of ranks, with --config.")] = 1,
     overrides: Overrides = None,
 ) -> None:
-    """Which documents a step's samples came from, and which steps see a document."""
+    """Show which documents a step saw, or which steps saw a document."""
     from shards.reader import open_shards
     from train.tracing import steps as tracing
 
     if [step, url, doc_hash].count(None) != 2:
-        raise ValueError("what is to be traced? give one of --step, --url and --doc-hash")
+        raise ValueError("what should be traced? give exactly one of --step, --url and --doc-hash")
     shards = open_shards(folder)
     if config or overrides:
         from train.settings import load_config
@@ -50,26 +50,26 @@ def trace(
 def remove(
     folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
     url: Annotated[
-        list[str] | None, typer.Option(help="Its URL, exactly. May be given several times.")
+        list[str] | None, typer.Option(help="Exact URL of a document. May be given several times.")
     ] = None,
-    url_file: Annotated[Path | None, typer.Option(help="A file with a URL on each line.")] = None,
+    url_file: Annotated[Path | None, typer.Option(help="A file with one URL per line.")] = None,
     doc_hash: Annotated[
-        list[str] | None, typer.Option(help="Its hash: every copy of the text.")
+        list[str] | None, typer.Option(help="Hash of a document; removes every copy of its text.")
     ] = None,
-    hash_file: Annotated[Path | None, typer.Option(help="A file with a hash on each line.")] = None,
+    hash_file: Annotated[Path | None, typer.Option(help="A file with one hash per line.")] = None,
     keep_places: Annotated[
         bool,
         typer.Option(
             "--keep-places/--cut",
-            help="<|endoftext|> in place of the tokens, so that runs can go on; or cut them out.",
+            help="Replace the tokens with <|endoftext|>, so that runs can resume; or cut them out.",
         ),
     ] = True,
     run: Annotated[
         Path | None, typer.Option(help="A run's checkpoints; default: checkpoints/ if it is there.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Report, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Report only; change nothing.")] = False,
 ) -> None:
-    """Take documents out: a new version of the set, and the steps of a run that saw them."""
+    """Remove documents in a new version of the set, and list the steps of a run that saw them."""
     from shards.edit.remove import collect_wanted
     from train.tracing.takedown import Takedown, take_down
 

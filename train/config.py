@@ -1,6 +1,6 @@
-"""The tree of settings and its defaults. Keys are the original VelocityLM's.
+"""All settings of a run and their defaults. Keys are those of the original VelocityLM.
 
-A default is written once, at its field; train/settings.py reads what changes it.
+A default is written once, at its field; train/settings.py reads what overrides it.
 """
 
 import typing
@@ -15,51 +15,51 @@ Precision = Literal["fp16", "bf16", "fp32"]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Section `training`: the optimization and how often to log, save and evaluate."""
+    """Section `training`: optimization, and how often to log, save and evaluate."""
 
-    # Sequences of a micro-step on each rank.
+    # Samples per micro-step on each rank.
     batch_size_per_device: int = 4
-    # Micro-steps of a step; a step's samples are batch x accumulation x ranks.
+    # Micro-steps per step; a step takes batch x accumulation x ranks samples.
     gradient_accumulation_steps: int = 8
-    # Peak of the cosine cycles.
+    # Peak learning rate of the cosine cycles.
     learning_rate: float = 6e-4
-    # Floor of the cosine cycles.
+    # Lowest learning rate of the cosine cycles.
     min_learning_rate: float = 6e-5
-    # Linear warmup from 0 to the peak.
+    # Steps of linear warmup from 0 to the peak.
     warmup_steps: int = 2000
-    # First cosine cycle after the warmup; null = three cycles fill num_training_steps.
+    # Steps of the first cosine cycle after warmup; null = three cycles fill num_training_steps.
     cycle_steps: int | None = None
-    # Each cycle is so many times as long as the one before it.
+    # Each cycle is this many times as long as the one before.
     cycle_multiplier: int = 2
-    # Steps of the whole run.
+    # Steps in the whole run.
     num_training_steps: int = 100_000
-    # Decay of matrices and embeddings; norms have none.
+    # Weight decay of matrices and embeddings; norms have none.
     weight_decay: float = 0.1
-    # AdamW's decay of the mean gradient.
+    # AdamW's decay rate for the mean gradient.
     adam_beta1: float = 0.9
-    # AdamW's decay of the mean squared gradient.
+    # AdamW's decay rate for the mean squared gradient.
     adam_beta2: float = 0.95
     # Added to AdamW's denominator.
     adam_epsilon: float = 1e-8
     # Gradients are clipped to this global norm.
     max_grad_norm: float = 1.0
-    # fp16 with dynamic loss scaling, bf16, or fp32; weights and optimizer are always fp32.
+    # fp16 with dynamic loss scaling, bf16, or fp32; weights and optimizer state are always fp32.
     precision: Precision = "fp16"
-    # Stop with a report after so many steps in a row without finite gradients.
+    # Stop with a report after this many steps in a row without finite gradients.
     max_skipped_steps: int = 50
-    # Recompute each block's activations in the backward pass.
+    # Recompute each block's activations in the backward pass, to save memory.
     gradient_checkpointing: bool = True
-    # torch.compile of each block; null = on GPU only.
+    # Run torch.compile on each block; null = on GPUs only.
     compile: bool | None = None
-    # Log every so many steps.
+    # Steps between log entries.
     logging_steps: int = 10
-    # Save a checkpoint every so many steps.
+    # Steps between checkpoints.
     save_steps: int = 1000
-    # Take the validation loss every so many steps.
+    # Steps between evaluations of the validation loss.
     eval_steps: int = 500
-    # Windows of the validation split that the validation loss is taken over.
+    # Windows of the validation split used for the validation loss.
     eval_windows: int = 256
-    # Checkpoints that are kept, newest first.
+    # Checkpoints to keep; the oldest are removed.
     save_total_limit: int = 5
 
     def __post_init__(self) -> None:
@@ -95,16 +95,16 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class InfrastructureConfig:
-    """Section `infrastructure`: where things go, and the seed of all that is random."""
+    """Section `infrastructure`: where files go, and the random seed."""
 
-    # Decides the initial weights and the order of the samples.
+    # Random seed for the initial weights and the sample order.
     seed: int = 42
-    # Checkpoints: output_dir/checkpoint-<step>.
+    # Folder for checkpoints: output_dir/checkpoint-<step>.
     output_dir: str = "checkpoints/"
-    # metrics.jsonl and TensorBoard's files.
+    # Folder for metrics.jsonl and TensorBoard's files.
     logging_dir: str = "logs/"
-    # "auto" = the newest complete checkpoint in output_dir, or a start from scratch where there
-    # is none; a path = the checkpoint to start from while output_dir has none; null = from scratch.
+    # "auto" = the newest complete checkpoint in output_dir, or from scratch if there is none; a
+    # path = the checkpoint to start from while output_dir has none; null = from scratch.
     resume_from_checkpoint: str | None = "auto"
 
     def __post_init__(self) -> None:
@@ -114,7 +114,7 @@ class InfrastructureConfig:
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """Section `distributed`."""
+    """Section `distributed`: how the ranks communicate."""
 
     # "auto" = nccl on GPUs, gloo on CPUs.
     backend: Literal["auto", "nccl", "gloo"] = "auto"

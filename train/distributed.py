@@ -1,4 +1,4 @@
-"""The ranks of a run: who am I, on which device, and what do all of us say together."""
+"""The ranks of a run: which one this process is, its device, and what they compute together."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from train.config import DistributedConfig
 
-# How long ranks wait for each other: above all for the first one, while it saves.
+# How long ranks wait for each other, above all for the first one while it saves.
 PATIENCE = timedelta(hours=2)
 
 
@@ -26,7 +26,7 @@ class Rank:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that writes files and speaks to the user."""
+        """Whether this is the rank that writes files and reports to the user."""
         return self.rank == 0
 
     def sum(self, *values: float) -> list[float]:
@@ -38,7 +38,7 @@ class Rank:
         return [float(total) for total in totals.tolist()]
 
     def max(self, value: int) -> int:
-        """The largest value of all ranks."""
+        """The largest value over all ranks."""
         if self.world_size == 1:
             return value
         largest = torch.tensor(value, device=self.device)
@@ -46,7 +46,7 @@ class Rank:
         return int(largest)
 
     def wait_for_all(self) -> None:
-        """Return when every rank has come here."""
+        """Return once every rank has reached this call."""
         if self.world_size > 1:
             dist.barrier()
 
@@ -74,17 +74,17 @@ def join_ranks(config: DistributedConfig) -> Iterator[Rank]:
 
 
 def choose_device(local_rank: int, backend: str) -> torch.device:
-    """The GPU of this rank, or the CPU where there is none."""
+    """The GPU of this rank, or the CPU if there is none."""
     if not torch.cuda.is_available():
         if backend == "nccl":
             raise ValueError(
-                "distributed.backend is nccl, and torch finds no GPU here; "
+                "distributed.backend is nccl, but torch finds no GPU here; "
                 "set distributed.backend=gloo or leave it at auto"
             )
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise ValueError(
-            f"rank {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+            f"rank {local_rank} on this machine has no GPU: there are {torch.cuda.device_count()}; "
             f"run torchrun with --nproc_per_node {torch.cuda.device_count()}"
         )
     device = torch.device("cuda", local_rank)

@@ -1,4 +1,4 @@
-"""The validation loss: the same windows for every run, one behind the other, split over ranks."""
+"""The validation loss: the same consecutive windows for every run, split over the ranks."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ def evaluate(
 ) -> float | None:
     """The mean loss over the first `num_windows` windows of a split.
 
-    None where there are no windows, or where a stop was asked for on the way.
+    None if there are no windows, or if a stop was requested meanwhile.
     """
     if num_windows == 0:
         return None

@@ -1,4 +1,4 @@
-"""The training loop. Each verb is a function elsewhere; here is how they follow each other."""
+"""The training loop: what happens in which order; each action is a function elsewhere."""
 
 import gc
 import math
@@ -29,14 +29,14 @@ class Outcome:
     step: int
     checkpoint: Path | None
     validation_loss: float | None
-    # The signal that ended it; 0 where it came to its last step.
+    # The signal that ended it; 0 if it reached its last step.
     signal_number: int
 
 
 def train(config: Config) -> Outcome:
-    """Train to the last step, or until SIGTERM or Ctrl-C; either way a checkpoint is left.
+    """Train to the last step, or until SIGTERM or Ctrl-C; either way a checkpoint is saved.
 
-    Raises ValueError or OSError with one line for what the user can mend.
+    Raises ValueError or OSError, with one line, for what the user can fix.
     """
     with join_ranks(config.distributed) as rank:
         run = build_run(config, rank, say_first if rank.is_first else say_nothing)
@@ -49,13 +49,13 @@ def train(config: Config) -> Outcome:
             run.batches.close()
             if report:
                 report.close()
-            # DDP must be gone before the group is: gloo may otherwise abort when the process ends.
+            # DDP must go before the process group: otherwise gloo may abort when the process ends.
             run.parallel_model = run.model
             gc.collect()
 
 
 def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
-    """From the step that the run is at to its last one."""
+    """Take steps from where the run is to its last one, or until a signal."""
     training = run.config.training
     validation = run.shards.stream("validation")
     speed = make_speed(run)
@@ -70,7 +70,7 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         speed.add_loss(loss_sum / run.rank.world_size)
         if report and (run.step % training.logging_steps == 0 or is_last or signal_number):
             report.log_step(run.step, describe_step(run, norm) | speed.take())
-        # Saved before anything else that may fail, an evaluation for instance.
+        # Saved before anything else that may fail, such as an evaluation.
         is_saved = run.step % training.save_steps == 0 or is_last or signal_number > 0
         if is_saved:
             checkpoint = run.save()
@@ -85,7 +85,7 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
 
 
 def take_step(run: Run) -> tuple[float, float]:
-    """One update from A micro-steps; this rank's mean loss, and the gradients' norm."""
+    """One update from A micro-steps; returns this rank's mean loss and the gradients' norm."""
     accumulation_steps = run.config.training.gradient_accumulation_steps
     grad_scale = run.scaler.get_scale() / accumulation_steps
     total = torch.zeros((), device=run.rank.device)
@@ -105,14 +105,14 @@ def take_step(run: Run) -> tuple[float, float]:
 
 
 def share_gradients(run: Run, is_last: bool) -> AbstractContextManager[None]:
-    """The context of a micro-step: only the last one of a step averages gradients over ranks."""
+    """A micro-step's context: only the last one of a step averages gradients over the ranks."""
     if is_last or not isinstance(run.parallel_model, DistributedDataParallel):
         return nullcontext()
     return run.parallel_model.no_sync()
 
 
 def take_validation_loss(run: Run, validation: TokenStream, stop: StopFlag) -> float | None:
-    """The validation loss at this step; None where there are no windows, or on a stop."""
+    """The validation loss at this step; None if there are no windows, or on a stop."""
     config = run.config
     length = config.data.max_seq_length
     return evaluate(
@@ -128,7 +128,7 @@ def take_validation_loss(run: Run, validation: TokenStream, stop: StopFlag) -> f
 
 
 def describe_step(run: Run, norm: float) -> dict[str, float | None]:
-    """What is logged of the step that was just done, beside loss and speed."""
+    """What is logged about the step just taken, besides loss and speed."""
     wait_seconds = run.batches.take_wait_seconds()
     return {
         "learning_rate": learning_rate(run.step - 1, run.config.training),
@@ -158,4 +158,4 @@ def say_first(text: str) -> None:
 
 
 def say_nothing(text: str) -> None:
-    """What the other ranks do with such a line."""
+    """Print nothing, on all ranks but the first."""

@@ -29,13 +29,13 @@ def make_scaler(device: torch.device, config: TrainingConfig) -> torch.amp.GradS
 
 @dataclass
 class SkipCount:
-    """Steps whose gradients were not finite, so that the weights were left as they were."""
+    """Counts the steps skipped because their gradients were not finite."""
 
     total: int = 0
     in_a_row: int = 0
 
     def add(self, skipped: bool) -> None:
-        """Count one step."""
+        """Count one step, skipped or not."""
         self.total += skipped
         self.in_a_row = self.in_a_row + 1 if skipped else 0
 
@@ -46,7 +46,7 @@ class SkipCount:
         raise ValueError(
             f"step {step}: the gradients were not finite in {self.in_a_row} steps in a row "
             f"(precision {config.precision}, loss scale {loss_scale:g}, {self.total} skipped in "
-            "all); the last checkpoint is good: go on from it with a smaller "
+            "all); the last checkpoint is good: resume from it with a smaller "
             "training.learning_rate, or with training.precision=bf16 or fp32"
         )
 
@@ -59,7 +59,7 @@ def update(
 ) -> float:
     """Apply the accumulated gradients and clear them; returns their norm before clipping.
 
-    Where the norm is not finite the step is skipped, in every precision, and the loss scale goes
+    If the norm is not finite, the step is skipped, in any precision, and the loss scale goes
     down. DDP has averaged the gradients, so all ranks see the same norm and decide alike.
     """
     for group in optimizer.param_groups:
@@ -70,6 +70,6 @@ def update(
     if math.isfinite(norm):
         scaler.step(optimizer)
     scaler.update()
-    # Kept and zeroed: under DDP they are views into its buckets, which None would make it lose.
+    # Zeroed, not dropped: under DDP they are views into its buckets, which None would detach.
     optimizer.zero_grad(set_to_none=False)
     return norm

@@ -15,14 +15,14 @@ def make_autocast(device: torch.device, precision: Precision) -> Autocast:
     """A function that opens the context in which forward passes run."""
     if precision == "fp32":
         return nullcontext
-    # Tensor cores may add up in 16 bits to be a little faster; sums of 8,192 products must not.
+    # Tensor cores could sum in 16 bits for a little speed; too coarse for sums of 8,192 products.
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     return partial(torch.autocast, device.type, dtype)
 
 
 def check_precision(device: torch.device, precision: Precision) -> None:
-    """ValueError where the GPU has no bf16."""
+    """Raise ValueError if bf16 is asked for and the GPU has none."""
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise ValueError(
             f"training.precision is bf16, which {torch.cuda.get_device_name(device)} does not "

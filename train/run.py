@@ -1,4 +1,4 @@
-"""A run's parts, put together: from scratch, or where a checkpoint left it."""
+"""Puts a run together: from scratch, or from where a checkpoint left it."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,7 +28,7 @@ from train.precision import Autocast, check_precision, make_autocast
 
 @dataclass
 class Run:
-    """Everything that a step needs; `step` counts the steps that are done."""
+    """Everything that a step needs; `step` counts the steps done."""
 
     config: Config
     rank: Rank
@@ -46,17 +46,17 @@ class Run:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that all ranks together see in a step."""
+        """Tokens per step, over all ranks."""
         return self.batches.dealing.samples_per_step * self.config.data.max_seq_length
 
     @property
     def position(self) -> Position:
-        """What a checkpoint says of where the run is."""
+        """How far the run has come, for a checkpoint."""
         dataset_id = self.shards.manifest.dataset_id
         return Position(self.step, self.batches.consumed, self.history, dataset_id)
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment; its path. The first rank writes, all wait."""
+        """Write a checkpoint; returns its path. The first rank writes, all wait."""
         infrastructure = self.config.infrastructure
         folder = Path(infrastructure.output_dir)
         if self.rank.is_first:
@@ -87,7 +87,7 @@ def build_run(config: Config, rank: Rank, say: Say) -> Run:
     position = Position(0, 0, (), shards.manifest.dataset_id)
     if start:
         position = restore_state(start, model, optimizer, scaler, skips)
-        say(f"going on from {start}: step {position.step:,}")
+        say(f"resuming from {start}: step {position.step:,}")
     batches = make_batches(config, rank, shards, position.samples_consumed)
     per_step = batches.dealing.samples_per_step
     history = extend_history(position.history, position.step, position.samples_consumed, per_step)
@@ -108,7 +108,7 @@ def build_run(config: Config, rank: Rank, say: Say) -> Run:
 
 
 def open_checked_shards(config: Config) -> Shards:
-    """The run's shards; ValueError where they are not for this model."""
+    """The run's shards; ValueError if they do not fit the model."""
     shards = open_shards(config.data.shards)
     load_checked_tokenizer(shards.folder, shards.manifest)
     vocab_size = shards.manifest.vocab_size
@@ -121,7 +121,7 @@ def open_checked_shards(config: Config) -> Shards:
 
 
 def build_model(config: Config, rank: Rank, start: Path | None) -> Transformer:
-    """The model on this rank's device: a checkpoint's, or the one that the seed decides."""
+    """The model on this rank's device: a checkpoint's, or a new one made from the seed."""
     if start:
         model = load_model(start, rank.device)
     else:
@@ -131,7 +131,7 @@ def build_model(config: Config, rank: Rank, start: Path | None) -> Transformer:
     model.gradient_checkpointing = config.training.gradient_checkpointing
     compiles = config.training.compile
     if compiles or (compiles is None and rank.device.type == "cuda"):
-        # DDP's own cuts would take blocks apart; uncut, each hands over its gradients when done.
+        # DDP's graph splits would cut blocks apart; whole, each hands over its gradients when done.
         torch._dynamo.config.optimize_ddp = False
         model.compile_blocks()
     return model.train()
@@ -146,7 +146,7 @@ def share_model(model: Transformer, rank: Rank) -> nn.Module:
 
 
 def make_batches(config: Config, rank: Rank, shards: Shards, consumed: int) -> Batches:
-    """This rank's share of the samples behind those that were consumed."""
+    """This rank's share of the samples after those already consumed."""
     stream = shards.stream("train")
     order = SampleOrder(stream.num_tokens, config.data.max_seq_length, config.infrastructure.seed)
     dealing = Dealing(
@@ -159,7 +159,7 @@ def make_batches(config: Config, rank: Rank, shards: Shards, consumed: int) -> B
 
 
 def check_same_run(config: Config, shards: Shards, start: Path, say: Say) -> None:
-    """ValueError where a setting that must stay differs from the checkpoint's; others are said."""
+    """Raise ValueError if a fixed setting differs from the checkpoint's; report other changes."""
     before = read_run_config(start)
     fixed = [
         ("data.max_seq_length", before.data.max_seq_length, config.data.max_seq_length),
@@ -182,7 +182,7 @@ def check_same_run(config: Config, shards: Shards, start: Path, say: Say) -> Non
 
 
 def find_own_id(shards: Shards, start: Path, say: Say) -> str:
-    """The dataset_id of a checkpoint; the set's own where all tokens that stayed kept their places.
+    """A checkpoint's dataset_id; the set's own if all remaining tokens kept their places.
 
     The order of samples is then the same, and only what was removed reads as <|endoftext|>.
     """
@@ -192,6 +192,6 @@ def find_own_id(shards: Shards, start: Path, say: Say) -> str:
     say(
         f"{shards.folder}: documents were removed since {start} was written (dataset_id "
         f"{dataset_id[:12]} became {shards.manifest.dataset_id[:12]}); every other token kept its "
-        "place, so the run goes on"
+        "place, so the run continues"
     )
     return shards.manifest.dataset_id

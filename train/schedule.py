@@ -1,4 +1,4 @@
-"""The learning rate of a step: a pure function, so that it needs no state to go on.
+"""The learning rate of a step: a pure function, so resuming needs no state.
 
 Linear warmup, then cosine annealing with warm restarts (SGDR: Loshchilov and Hutter, ICLR 2017,
 equation 5), each cycle `cycle_multiplier` times as long as the one before.
@@ -8,8 +8,8 @@ import math
 
 from train.config import TrainingConfig
 
-# Where the user names no cycle length, so many cycles fill the run: with the defaults
-# 14,000 + 28,000 + 56,000 steps behind 2,000 of warmup.
+# If the user sets no cycle length, this many cycles fill the run: with the defaults
+# 14,000 + 28,000 + 56,000 steps after 2,000 of warmup.
 NUM_DEFAULT_CYCLES = 3
 
 
@@ -28,7 +28,7 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def locate_in_cycle(step: int, config: TrainingConfig) -> tuple[int, int]:
-    """How far into its cycle a step behind the warmup is, and how long that cycle is."""
+    """How far into its cycle a step is, counted from the end of warmup, and the cycle's length."""
     length = config.cycle_steps or default_cycle_steps(config)
     while step >= length:
         step -= length
@@ -37,6 +37,6 @@ def locate_in_cycle(step: int, config: TrainingConfig) -> tuple[int, int]:
 
 
 def default_cycle_steps(config: TrainingConfig) -> int:
-    """The first cycle's length with which NUM_DEFAULT_CYCLES cycles fill the run."""
+    """The length of the first cycle at which NUM_DEFAULT_CYCLES cycles fill the run."""
     parts: int = sum(config.cycle_multiplier**cycle for cycle in range(NUM_DEFAULT_CYCLES))
     return max(math.ceil((config.num_training_steps - config.warmup_steps) / parts), 1)

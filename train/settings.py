@@ -20,8 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from train.config import SECTIONS, Config
 
-# Keys of the original VelocityLM that mean nothing here: which values are harmless, and what to
-# tell whoever sets another one. An empty tuple: any value is harmless.
+# Keys of the original VelocityLM that have no effect here: which values are harmless, and what to
+# tell a user who sets another one. An empty tuple: any value is harmless.
 KEYS_WITHOUT_MEANING: dict[str, tuple[tuple[object, ...], str]] = {
     "model.hidden_act": (("silu",), "the model has SwiGLU, whose activation is silu"),
     "model.use_cache": ((), "sampling always uses a KV cache, training never does"),
@@ -40,7 +40,7 @@ KEYS_WITHOUT_MEANING: dict[str, tuple[tuple[object, ...], str]] = {
 def load_config(name_or_path: str | None = None, overrides: Sequence[str] = ()) -> Config:
     """The settings of a run: defaults, then a file (or a name: tiny), then `section.key=value`s.
 
-    Raises ValueError with one line for an unknown key or a wrong value; it names key and file.
+    Raises ValueError, naming key and file, for an unknown key or a wrong value.
     """
     tree, origin = read_file(name_or_path) if name_or_path else ({}, "")
     layered = {section: dict(values) for section, values in check_tree(tree, origin).items()}
@@ -52,7 +52,7 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[str] = ()) 
 
 
 def build_config(tree: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The settings of a checked tree; what it leaves out has its default."""
+    """The settings of a checked tree; what it leaves out gets its default."""
     return Config(**{name: leaf(**tree.get(name, {})) for name, leaf in SECTIONS.items()})
 
 
@@ -67,7 +67,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def list_named_configs() -> list[str]:
-    """The names that --config knows beside paths."""
+    """The names that --config accepts besides paths."""
     folder = resources.files("train") / "configs"
     return sorted(Path(entry.name).stem for entry in folder.iterdir())
 
@@ -88,7 +88,7 @@ def read_file(name_or_path: str) -> tuple[Mapping[str, Any], str]:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         detail = " ".join(str(error).split())
-        raise ValueError(f"{name_or_path}: no valid YAML ({detail})") from None
+        raise ValueError(f"{name_or_path}: not valid YAML ({detail})") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{name_or_path}: expected sections such as `training:` with keys below")
     return tree, name_or_path
@@ -109,7 +109,7 @@ def parse_override(override: str) -> tuple[str, str, Any]:
     try:
         return section, key, yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ValueError(f"{override}: the value is no valid YAML") from None
+        raise ValueError(f"{override}: the value is not valid YAML") from None
 
 
 def check_tree(tree: Mapping[str, Any], origin: str) -> dict[str, dict[str, Any]]:
@@ -126,7 +126,7 @@ def check_tree(tree: Mapping[str, Any], origin: str) -> dict[str, dict[str, Any]
 
 
 def check_key(section: str, key: str, value: Any, origin: str) -> tuple[str, Any]:
-    """The key and value in this project's terms; an empty key is to be left out."""
+    """The key and value in this project's terms; an empty key means to leave it out."""
     name = f"{section}.{key}"
     if name == "training.fp16":
         return "precision", "fp16" if convert(value, bool, name, origin) else "fp32"
@@ -156,7 +156,7 @@ def convert(value: Any, wanted: Any, name: str, origin: str) -> Any:
 
 
 def expand_union(wanted: Any) -> tuple[Any, ...]:
-    """The members of a union; a type that is none is its only member."""
+    """The members of a union; any other type is its own only member."""
     return typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
 
 
@@ -180,9 +180,9 @@ def describe(wanted: Any) -> str:
 
 
 def suggest(name: str, known: Mapping[str, Any], section: str = "") -> str:
-    """A hint at the nearest known name."""
+    """A hint: the nearest known name, or all of them."""
     prefix = f"{section}." if section else ""
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     if nearest:
         return f"; did you mean {prefix}{nearest[0]}?"
-    return f"; known are {', '.join(prefix + key for key in known)}"
+    return f"; expected one of {', '.join(prefix + key for key in known)}"

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, save, and leave; the next start goes on from there."""
+"""SIGTERM and Ctrl-C: finish the step, save and exit; the next start resumes from there."""
 
 import signal
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class StopFlag:
 
 @contextmanager
 def listen_for_stop() -> Iterator[StopFlag]:
-    """Catch SIGTERM and SIGINT for the time of a run."""
+    """Catch SIGTERM and SIGINT during a run; restores the handlers afterwards."""
     flag = StopFlag()
     signals = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, flag) for number in signals]

@@ -1,1 +1,1 @@
-"""A checkpoint folder: what makes it whole, and what makes it Hugging Face's."""
+"""Checkpoint folders: what makes one complete, and what makes it a Hugging Face model."""

@@ -1,7 +1,7 @@
-"""A checkpoint folder's model: saved as a Hugging Face folder, loaded with every name checked.
+"""Saves a model as a Hugging Face folder, and loads it with the name of every weight checked.
 
 config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json
-...              whatever the trainer puts beside them
+...              whatever the trainer adds
 checksums.json   the seal (model/checkpoints/seal.py)
 """
 
@@ -34,17 +34,17 @@ from model.config import ModelConfig
 from model.transformer import Transformer
 
 EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"  # The embedding again, so it is not saved.
+HEAD = "lm_head.weight"  # Tied to the embedding, so it is not saved.
 
 
 def save_model(folder: Path, model: Transformer, tokenizer_json: str) -> None:
-    """Write the model's five files into `folder`, which is made if need be; `seal` comes last."""
+    """Write the model's five files into `folder`, creating it if needed; call `seal` last."""
     config, dtype = model.config, model.lm_head.weight.dtype
     end_of_text = find_end_of_text(tokenizer_json)
     if end_of_text >= config.vocab_size:
         raise ValueError(
-            f"the tokenizer ends a document with token {end_of_text}, the model's vocab_size is "
-            f"{config.vocab_size}; save it with the tokenizer that it was trained with"
+            f"the tokenizer ends a document with token {end_of_text}, but the model's vocab_size "
+            f"is {config.vocab_size}; save the model with the tokenizer it was trained with"
         )
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight for name, weight in model.state_dict().items() if name != HEAD}
@@ -59,10 +59,10 @@ def save_model(folder: Path, model: Transformer, tokenizer_json: str) -> None:
 def load_model(
     folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Transformer:
-    """The model that `save_model` wrote, or another tool for the same architecture.
+    """The model written by `save_model`, or by another tool for the same architecture.
 
-    Raises CheckpointError, naming the file and the key or weight, where one is missing, unreadable
-    or not what this architecture has.
+    Raises CheckpointError, naming the file and the key or weight, if one is missing, unreadable
+    or does not fit this architecture.
     """
     values = read_json(folder / CONFIG)
     try:
@@ -87,8 +87,8 @@ def build_model(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Transformer:
-    """A model of copies of these weights; `origin` is the file that errors name."""
-    # torch.compile and DDP put these into names.
+    """A model with copies of these weights; errors name `origin` as their file."""
+    # torch.compile and DDP add these to names.
     weights = {
         name.replace("_orig_mod.", "").removeprefix("module."): weight
         for name, weight in weights.items()
@@ -100,7 +100,7 @@ def build_model(
     _check_weights(weights, shapes, origin)
     if head is not None and not torch.equal(head, weights[EMBEDDING]):
         raise CheckpointError(
-            f"{origin}: {HEAD} differs from {EMBEDDING}; velocity's head is its embedding"
+            f"{origin}: {HEAD} differs from {EMBEDDING}; velocity's architecture ties the two"
         )
     copies = {name: weight.to(device, dtype, copy=True) for name, weight in weights.items()}
     model.load_state_dict(copies, strict=False, assign=True)
@@ -111,17 +111,17 @@ def build_model(
 def _check_weights(weights: dict[str, Tensor], shapes: dict[str, torch.Size], origin: Path) -> None:
     """Raise CheckpointError unless these are exactly the model's weights."""
     missing, unknown = shapes.keys() - weights.keys(), weights.keys() - shapes.keys()
-    for names, fault in ((missing, "no weight"), (unknown, "an unknown weight")):
+    for names, fault in ((missing, "missing weight"), (unknown, "unknown weight")):
         if names:
             raise CheckpointError(
-                f"{origin}: {fault} {min(names)} ({len(names)} such); {CONFIG} beside it describes "
-                f"{len(shapes)} weights, the file holds {len(weights)}"
+                f"{origin}: {fault} {min(names)} ({len(names)} in all); {CONFIG} beside it "
+                f"describes {len(shapes)} weights, the file holds {len(weights)}"
             )
     for name, shape in shapes.items():
         if weights[name].shape != shape:
             raise CheckpointError(
-                f"{origin}: {name} has shape {tuple(weights[name].shape)}; by {CONFIG} beside it "
-                f"that should be {tuple(shape)}"
+                f"{origin}: {name} has shape {tuple(weights[name].shape)}; {CONFIG} beside it "
+                f"says {tuple(shape)}"
             )
 
 

@@ -1,8 +1,8 @@
-"""The small files that make a checkpoint folder a Hugging Face model: the architecture in words.
+"""The JSON files that make a checkpoint folder a Hugging Face model, written and read.
 
-Readers fill in their own defaults for keys that are missing, often without a warning (another
+Readers fill in missing keys with defaults of their own, often without a warning (a different
 rms_norm_eps, an untied head, an end of text that never comes), so every key that matters is
-written, and read back with the meaning that transformers gives to its absence.
+written; when reading, a missing key means what it means to transformers.
 """
 
 import json
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 def make_config_json(config: ModelConfig, end_of_text: int, dtype: str) -> Json:
     """config.json: a LlamaForCausalLM, for transformers 4 and 5, vLLM and llama.cpp's converter.
 
-    There is no pad_token_id: transformers would freeze that row of the embedding in fine-tuning.
+    No pad_token_id: transformers would freeze that row of the embedding during fine-tuning.
     """
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -49,7 +49,7 @@ def make_config_json(config: ModelConfig, end_of_text: int, dtype: str) -> Json:
 
 
 def make_tokenizer_config_json(config: ModelConfig) -> Json:
-    """tokenizer_config.json: the ids of training, where spelled-out <|endoftext|> is plain text."""
+    """tokenizer_config.json: encodes as in training; a spelled-out <|endoftext|> is text."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.max_position_embeddings,
@@ -79,7 +79,7 @@ def make_generation_config_json(end_of_text: int) -> Json:
 
 
 def find_end_of_text(tokenizer_json: str) -> int:
-    """The id of <|endoftext|> in a tokenizer.json; ValueError where it has no such token."""
+    """The id of <|endoftext|> in a tokenizer.json; ValueError if it has no such token."""
     tokenizer = json.loads(tokenizer_json)
     for token in tokenizer.get("added_tokens", []):
         if token["content"] == END_OF_TEXT:
@@ -88,9 +88,9 @@ def find_end_of_text(tokenizer_json: str) -> int:
 
 
 def read_config_json(values: Json) -> ModelConfig:
-    """The architecture that a config.json describes; ValueError where it is not ours.
+    """The architecture that a config.json describes; ValueError if it is not ours.
 
-    What would change the logits and is unknown here is refused, never ignored.
+    Keys that would change the logits and are not supported here are refused, never ignored.
     """
     heads = _require(values, "num_attention_heads")
     expected = {
@@ -103,7 +103,7 @@ def read_config_json(values: Json) -> ModelConfig:
         "quantization_config": (None, None),
     }
     for key, (ours, if_missing) in expected.items():
-        found = values.get(key)  # null, too, is the default.
+        found = values.get(key)  # null means the default, too.
         _expect(key, if_missing if found is None else found, ours)
     config = ModelConfig(
         vocab_size=_require(values, "vocab_size"),
@@ -121,7 +121,7 @@ def read_config_json(values: Json) -> ModelConfig:
 
 
 def _read_rope_theta(values: Json) -> float:
-    """The rotary base, from either place that it may stand in; scaled positions are refused."""
+    """The rotary base, from either place it may be in; scaled positions are refused."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     _expect("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
     for place in (values, rope):
@@ -139,6 +139,4 @@ def _require(values: Json, key: str) -> Any:
 
 def _expect(key: str, found: object, ours: object) -> None:
     if found != ours:
-        raise ValueError(
-            f"{key} is {found!r}; velocity's architecture has {ours!r} there and computes no other"
-        )
+        raise ValueError(f"{key} is {found!r}; velocity's architecture needs {ours!r} here")

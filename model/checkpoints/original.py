@@ -1,6 +1,6 @@
 """Reads the checkpoints of the original VelocityLM: pytorch_model.bin and its own config.json.
 
-Its weights have the names of ours; its config.json is the run's whole settings, with the model's
+Its weights have the same names as ours; its config.json holds all settings of the run, the model's
 in section "model".
 """
 
@@ -28,14 +28,14 @@ def is_seed_checkpoint(folder: Path) -> bool:
 def load_seed_model(
     folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Transformer:
-    """The model of an original checkpoint; CheckpointError, with the file, where it is not one."""
+    """The model of an original checkpoint; CheckpointError, naming the file, if it is not one."""
     config = _read_config(folder / CONFIG)
     weights = _read_weights(folder / SEED_WEIGHTS)
     return build_model(config, weights, folder / SEED_WEIGHTS, device, dtype)
 
 
 def convert_seed(folder: Path, out: Path, tokenizer_json: str) -> None:
-    """Write an original checkpoint anew as a sealed checkpoint folder `out`, which must be new."""
+    """Rewrite an original checkpoint as a sealed checkpoint folder; `out` must be new or empty."""
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out}: not empty; name a new folder for the converted checkpoint")
     save_model(out, load_seed_model(folder), tokenizer_json)
@@ -45,10 +45,12 @@ def convert_seed(folder: Path, out: Path, tokenizer_json: str) -> None:
 def _read_config(path: Path) -> ModelConfig:
     section: Any = read_json(path).get("model", {})
     if not isinstance(section, dict):
-        raise CheckpointError(f"{path}: model is no section; expected VelocityLM's settings")
+        raise CheckpointError(f"{path}: model is not a section; expected VelocityLM's settings")
     activation = section.get("hidden_act", "silu")
     if activation != "silu":
-        raise CheckpointError(f"{path}: model.hidden_act is {activation!r}; only 'silu' is known")
+        raise CheckpointError(
+            f"{path}: model.hidden_act is {activation!r}; only 'silu' is supported"
+        )
     names = [field.name for field in fields(ModelConfig)]
     missing = [name for name in names if name not in section]
     if missing:
@@ -60,15 +62,15 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickled state dict, read without running any code that it asks for."""
+    """The tensors of a pickled state dict, read without running any code in the pickle."""
     try:
-        # Only the zip format, torch's since 2020, can be mapped into memory instead of read.
+        # Only the zip format, torch's default since 2020, can be memory-mapped.
         weights = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path}: asks to run code when loaded, or is no pickle of tensors; not loaded"
+            f"{path}: asks to run code when loaded, or is not a pickle of tensors; not loaded"
         ) from None
     except (RuntimeError, EOFError, OSError) as error:
         reason = str(error).partition("\n")[0]

@@ -1,6 +1,6 @@
-"""Which checkpoint folders are whole: the seal, a list of a folder's files, sizes and sha256s.
+"""Which checkpoint folders are complete: the seal lists a folder's files, sizes and sha256s.
 
-A folder counts once it holds checksums.json, which is written last:
+A folder counts as complete once it holds checksums.json, which is written last:
 
     {"files": {"model.safetensors": {"bytes": 6854577496, "sha256": "9f86d0..."}, ...}}
 
@@ -18,9 +18,8 @@ from typing import Any
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-SEED_WEIGHTS = (
-    "pytorch_model.bin"  # Of the original VelocityLM; model/checkpoints/original.py reads it.
-)
+# The original VelocityLM's weights; read by model/checkpoints/original.py.
+SEED_WEIGHTS = "pytorch_model.bin"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -33,14 +32,14 @@ class CheckpointError(ValueError):
 
 
 def seal(folder: Path) -> None:
-    """Make every file in `folder` durable, then write the list: the mark of completeness."""
+    """Sync every file in `folder` to disk, then write the list that marks it complete."""
     temporary = folder / f"{CHECKSUMS}.tmp"
     temporary.touch()
     files = {}
     for path in sorted(folder.iterdir()):
         if not path.name.startswith(CHECKSUMS):
             assert path.is_file(), f"{path} is not a plain file; a checkpoint folder is flat"
-            # safetensors makes files that only their owner may read.
+            # safetensors creates files that only their owner can read.
             path.chmod(temporary.stat().st_mode)
             _sync(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
@@ -51,7 +50,7 @@ def seal(folder: Path) -> None:
 
 
 def verify(folder: Path, names: Collection[str] | None = None) -> None:
-    """Compare files (all, or only `names`) with the seal; CheckpointError names the first fault."""
+    """Check files (all, or `names`) against the seal; CheckpointError names the first fault."""
     sealed = _read_checksums(folder / CHECKSUMS)
     for name in sealed if names is None else names:
         path = folder / name
@@ -61,7 +60,9 @@ def verify(folder: Path, names: Collection[str] | None = None) -> None:
             raise CheckpointError(f"{path}: missing, though {CHECKSUMS} lists it")
         num_bytes, sealed_bytes = path.stat().st_size, sealed[name]["bytes"]
         if num_bytes != sealed_bytes:
-            raise CheckpointError(f"{path}: damaged; {num_bytes:,} bytes, {sealed_bytes:,} sealed")
+            raise CheckpointError(
+                f"{path}: damaged; {num_bytes:,} bytes, expected {sealed_bytes:,}"
+            )
         if _hash_file(path) != sealed[name]["sha256"]:
             raise CheckpointError(f"{path}: damaged; its sha256 is not the one in {CHECKSUMS}")
 
@@ -79,10 +80,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint meant by `path`: that folder itself, or the newest undamaged one in it.
+    """The checkpoint that `path` names: the folder itself, or the newest undamaged one in it.
 
-    Passing over a damaged one is reported on stderr. A folder without a seal (from elsewhere) is
-    taken as it is. Raises CheckpointError, saying what was found, where there is no checkpoint.
+    Damaged ones are skipped and reported on stderr. A folder without a seal (made elsewhere) is
+    taken as is. Raises CheckpointError, saying what was found, if there is no checkpoint.
     """
     if _is_checkpoint(path):
         if (path / CHECKSUMS).is_file():
@@ -93,14 +94,14 @@ def find_checkpoint(path: Path) -> Path:
         try:
             verify(folder, MODEL_FILES)
         except CheckpointError as error:
-            print(f"velocity: {error}; passing over {folder.name}", file=sys.stderr)
+            print(f"velocity: {error}; skipping {folder.name}", file=sys.stderr)
         else:
             return folder
     raise CheckpointError(f"{path}: {_describe(path, complete)}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint; CheckpointError where there is none."""
+    """The object in a checkpoint's JSON file; CheckpointError if there is none."""
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -123,12 +124,12 @@ def _verify_or_offer_another(path: Path) -> None:
     except CheckpointError as error:
         siblings = list_checkpoints(path.parent)
         earlier = siblings[siblings.index(path) + 1 :] if path in siblings else []
-        offer = f"; the one before is {earlier[0]}" if earlier else ""
+        offer = f"; the one before it is {earlier[0]}" if earlier else ""
         raise CheckpointError(f"{error}{offer}") from None
 
 
 def _describe(path: Path, complete: list[Path]) -> str:
-    """Why `path` leads to no checkpoint."""
+    """Why there is no checkpoint at `path`."""
     if complete:
         return f"all {len(complete)} checkpoints are damaged"
     if not path.is_dir():
@@ -136,13 +137,13 @@ def _describe(path: Path, complete: list[Path]) -> str:
     names = sorted(child.name for child in path.iterdir())
     found = ", ".join([*names[:5], "..."] if len(names) > 5 else names) or "nothing"
     return (
-        f"no checkpoint; expected {CONFIG} and {WEIGHTS}, or folders checkpoint-<step> that hold "
+        f"no checkpoint; expected {CONFIG} and {WEIGHTS}, or checkpoint-<step> folders with "
         f"{CHECKSUMS}, found {found}"
     )
 
 
 def _read_checksums(path: Path) -> dict[str, dict[str, Any]]:
-    """The sealed files by name; no name leads out of the folder."""
+    """The sealed files by name; CheckpointError if a name leads out of the folder."""
     files = read_json(path).get("files")
     if not isinstance(files, dict) or not all(
         isinstance(entry, dict) and entry.keys() >= {"bytes", "sha256"} for entry in files.values()

@@ -1,1 +1,1 @@
-"""Texts from a model: one token a step, chosen, spelled, ended."""
+"""Text from a model: choose one token per step, decode it, decide when to stop."""

@@ -1,4 +1,4 @@
-"""Prompts from the command line, files or standard input, and their texts on the screen."""
+"""Reads prompts from the command line, files or standard input, and writes the generated texts."""
 
 import sys
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ STANDARD_INPUT = "-"
 
 
 def read_prompts(source: Prompts) -> list[str]:
-    """The prompts given as words, as one whole file, and as the lines of a file; "-" reads stdin.
+    """Prompts given directly, as one whole file, and as the lines of a file; "-" reads stdin.
 
-    None at all means one empty prompt: the beginning of a document.
+    Without any, there is one empty prompt: the beginning of a document.
     """
     found = list(source.prompt)
     if source.prompt_file is not None:
@@ -24,9 +24,7 @@ def read_prompts(source: Prompts) -> list[str]:
     if source.prompt_lines is not None:
         found += [line for line in read_text(source.prompt_lines).splitlines() if line]
         if not found:
-            raise ValueError(
-                f"{source.prompt_lines}: no line with a prompt; expected one on each line"
-            )
+            raise ValueError(f"{source.prompt_lines}: no prompts in it; expected one on each line")
     return found or [""]
 
 
@@ -45,8 +43,8 @@ def write_texts(
 ) -> None:
     """Write the texts that continue the prompts, the prompts included.
 
-    A single text appears as it is generated; of several, each has a heading and appears when all
-    are done.
+    A single text appears as it is generated; several appear, each under a heading, once all are
+    done.
     """
     num_texts = len(prompts) * settings.num_return_sequences
     if num_texts == 1 and streams:
@@ -65,7 +63,7 @@ def write_texts(
 
 
 def describe_place(number: int, num_samples: int, completion: Completion) -> str:
-    """The heading of one of several texts.
+    """The heading above one of several texts.
 
     >>> describe_place(3, 2, Completion("", (1, 2, 3), 1, "length"))
     '--- prompt 2, sample 2: 2 tokens, ended by length ---'

@@ -1,4 +1,4 @@
-"""One text while it is written: its tokens, its words so far, and why it ended."""
+"""One text as it is being written: its tokens, its text so far, and why it ended."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ FinishReason = Literal["stop", "end_of_text", "length", "context"]
 
 @dataclass(frozen=True)
 class Completion:
-    """A written text."""
+    """A finished text."""
 
-    # The prompt, and what was generated up to where it ended.
+    # The prompt and what was generated, up to where it ended.
     text: str
-    # The ids of the prompt and of all that was generated, the ending included.
+    # Token ids of the prompt and of everything generated, including what ended it.
     tokens: tuple[int, ...]
     num_prompt_tokens: int
-    # It met a stop string, or <|endoftext|>, or max_length, or the end of the model's context.
+    # It reached a stop string, <|endoftext|>, max_length, or the end of the model's context.
     finish_reason: FinishReason
 
 
@@ -28,19 +28,19 @@ class Completion:
 class Draft:
     """A text that grows by `add` until it has a finish_reason."""
 
-    index: int  # Its place among the texts that were asked for.
+    index: int  # Its place among the requested texts.
     text: str
     tokens: list[int]
     num_prompt_tokens: int
     end_of_text: int
-    limit: int  # The number of tokens at which it ends at the latest,
-    limit_reason: FinishReason  # and what that end is called.
+    limit: int  # It ends at this many tokens at the latest,
+    limit_reason: FinishReason  # and this is then why.
     stream: TextStream
-    random: torch.Generator  # Drawn from for this text alone.
+    random: torch.Generator  # Used for this text alone.
     finish_reason: FinishReason | None = None
 
     def add(self, token: int) -> str:
-        """Add a generated token; return the text that has become certain by it."""
+        """Add a generated token; return the text that it makes certain."""
         self.tokens.append(token)
         if token == self.end_of_text:
             piece = self.stream.finish()
@@ -56,15 +56,15 @@ class Draft:
         return piece
 
     def complete(self) -> Completion:
-        """The written text, once it has ended."""
+        """The finished text, once it has ended."""
         assert self.finish_reason is not None
         return Completion(self.text, tuple(self.tokens), self.num_prompt_tokens, self.finish_reason)
 
 
 def make_random(seed: int, prompt: str, num_earlier: int) -> torch.Generator:
-    """Random numbers that depend on the seed, the prompt, and how often it was used before.
+    """A generator seeded by the seed, the prompt, and how often the prompt was used before.
 
-    So a prompt gives the same text in any batch, and several different texts if asked for.
+    So a prompt gives the same text in any batch, and several samples of it differ.
     """
     digest = hashlib.sha256(f"{seed} {num_earlier} {prompt}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

@@ -1,7 +1,8 @@
-"""Prompts become texts: each is read by itself, then all grow together by one token a step.
+"""Turns prompts into texts: each prompt is read on its own, then all grow by one token per step.
 
-What becomes of a prompt depends on the settings and the seed, not on the prompts beside it (but
-for rounding: a batch is summed in another order than a row, which can tip a near-even choice).
+A text depends on its prompt, the settings and the seed, not on the other prompts in the batch
+(except for rounding: a batch is summed in a different order than a single row, which can tip a
+near-even choice).
 """
 
 import math
@@ -22,13 +23,13 @@ from model.decode.settings import Settings
 from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
 
-# Characters that no UTF-8 text holds; a shell passes them on for bytes that are not UTF-8.
+# Not valid in UTF-8; in arguments, Python uses them for bytes that are not UTF-8.
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 CACHE_TOKENS_MULTIPLE = 64
 
 
 class Generator:
-    """A model with its tokenizer, ready to write."""
+    """A model with its tokenizer, ready to generate."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
         self.model = model.eval()
@@ -36,7 +37,7 @@ class Generator:
         # Text that spells <|endoftext|> is text, in a prompt as in the training data.
         tokenizer.encode_special_tokens = True
         end_of_text = tokenizer.token_to_id(END_OF_TEXT)
-        assert end_of_text is not None, f"a tokenizer without {END_OF_TEXT}"
+        assert end_of_text is not None, f"the tokenizer has no {END_OF_TEXT}"
         self.end_of_text = end_of_text
         self.num_words = tokenizer.get_vocab_size()
 
@@ -57,8 +58,8 @@ class Generator:
     ) -> list[str]:
         """The texts that continue one prompt or several, prompts included; see `Settings`.
 
-        All texts of the first prompt come first. Raises ValueError for a setting without meaning,
-        and for a prompt that leaves no room in the context or within max_length.
+        All texts of the first prompt come first. Raises ValueError for an invalid setting, and for
+        a prompt that leaves no room in the context or within max_length.
         """
         settings = Settings(
             max_length=max_length,
@@ -82,7 +83,7 @@ class Generator:
         settings: Settings,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[Completion]:
-        """As `generate`, with the token ids and the reason why each text ended.
+        """Like `generate`, but with each text's token ids and the reason it ended.
 
         `on_text(i, piece)`, if given, receives each piece of text i as it is generated.
         """
@@ -94,18 +95,18 @@ class Generator:
         return [draft.complete() for draft in drafts]
 
     def stream(self, prompt: str, settings: Settings) -> Iterator[str]:
-        """The pieces of one text as they are generated; joined, they are all but its prompt.
+        """The pieces of one text as they are generated; joined, they are the text minus its prompt.
 
             for piece in generator.stream("Once upon a time", Settings(max_length=300)):
                 print(piece, end="", flush=True)
 
-        Raises ValueError at once, before the first piece, for what `generate` refuses.
+        Raises ValueError right away, before the first piece, for what `generate` refuses.
         """
         drafts = self._start_drafts([prompt], replace(settings, num_return_sequences=1))
         return (piece for _, piece in self._write(drafts, settings))
 
     def _start_drafts(self, prompts: Sequence[str], settings: Settings) -> list[Draft]:
-        """A draft for each text that is wanted, still without a word behind its prompt."""
+        """A draft for each requested text, so far with only its prompt."""
         seed = int(torch.randint(2**63 - 1, ())) if settings.seed is None else settings.seed
         num_uses = Counter[str]()
         drafts: list[Draft] = []
@@ -135,25 +136,25 @@ class Generator:
         return tokens or [self.end_of_text]
 
     def _find_limit(self, num_prompt_tokens: int, settings: Settings) -> tuple[int, FinishReason]:
-        """The number of tokens at which a text ends at the latest, and what that end is called."""
+        """The most tokens that a text may have, and the reason for ending there."""
         context = self.model.config.max_position_embeddings
         if num_prompt_tokens >= context:
             raise ValueError(
                 f"the prompt has {num_prompt_tokens:,} tokens, the model's context is {context:,}; "
-                "shorten the prompt, so that there is room to write"
+                "shorten the prompt to leave room for new text"
             )
         limit = settings.max_length
         if settings.max_new_tokens is not None:
             limit = num_prompt_tokens + settings.max_new_tokens
         if limit <= num_prompt_tokens:
             raise ValueError(
-                f"the prompt has {num_prompt_tokens:,} tokens, max_length is {limit:,} and counts "
-                "them; raise it, or set max_new_tokens instead"
+                f"the prompt has {num_prompt_tokens:,} tokens, but max_length is {limit:,} and "
+                "includes them; raise it, or set max_new_tokens instead"
             )
         return (limit, "length") if limit <= context else (context, "context")
 
     def _write(self, drafts: list[Draft], settings: Settings) -> Iterator[tuple[Draft, str]]:
-        """Write all drafts to their ends, together; yields each piece of text with its draft."""
+        """Write all drafts together until each has ended; yields each piece of text as it comes."""
         logits, cache = self._read_prompts(drafts)
         while True:
             tokens = choose_tokens(
@@ -173,9 +174,9 @@ class Generator:
             logits = self._predict([draft.tokens[-1:] for draft in drafts], cache)
 
     def _read_prompts(self, drafts: list[Draft]) -> tuple[Tensor, KVCache]:
-        """The logits (B, V) behind each draft's prompt, and the cache; equal prompts share a read.
+        """The logits (B, V) after each draft's prompt, and the cache; equal prompts are read once.
 
-        A prompt is read by itself, so that prompts of different lengths need no padding.
+        Each prompt is read on its own, so prompts of different lengths need no padding.
         """
         rows: dict[tuple[int, ...], int] = {}
         for draft in drafts:

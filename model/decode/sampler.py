@@ -1,9 +1,9 @@
-"""Chooses the next token from logits, in the order and with the definitions of transformers.
+"""Chooses the next token from logits, with the same order and definitions as transformers.
 
     repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw
 
-B rows, V vocabulary, W candidates: the tokens that top-k leaves are kept sorted and by themselves,
-so that all that follows works on dozens of numbers instead of the whole vocabulary.
+B rows, V vocabulary, W candidates: the tokens that top-k keeps are sorted and set apart, so
+that everything after it works on dozens of numbers instead of the whole vocabulary.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ def choose_tokens(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
 ) -> list[int]:
-    """The next token of each row, from its logits (B, V) and the tokens that it already holds.
+    """The next token of each row, from its logits (B, V) and the tokens it already holds.
 
-    Row b draws from generators[b] alone, so it does not depend on the rows beside it. Raises
-    ValueError where the logits are no finite numbers.
+    Row b draws from generators[b] alone, so it does not depend on the other rows. Raises
+    ValueError if the logits are not finite.
     """
     if not bool(logits.amax().isfinite()):
         raise ValueError(
-            "the model's logits are not finite; its training diverged or its weights are damaged, "
+            "the model's logits are not finite: its training diverged or its weights are damaged; "
             "use an earlier checkpoint"
         )
     logits = penalize_repetition(logits.float(), histories, sampling.repetition_penalty)
@@ -45,7 +45,7 @@ def choose_tokens(
 def penalize_repetition(
     logits: Tensor, histories: Sequence[Sequence[int]], penalty: float
 ) -> Tensor:
-    """Logits (B, V) where each token of a row's history, once, is divided by the penalty.
+    """Logits (B, V); those of tokens in a row's history are divided by the penalty, once each.
 
     Negative logits are multiplied by it instead.
     """
@@ -60,13 +60,13 @@ def penalize_repetition(
 
 
 def find_candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """The tokens (B, W) that may be drawn and their scores, both by falling score.
+    """The scores and ids (B, W) of the tokens that may be drawn, highest score first.
 
     Scores are logits over temperature; a row with fewer than W candidates ends with -inf.
     """
     scores, tokens = _keep_top_k(logits / sampling.temperature, sampling.top_k or 0)
     if sampling.top_p is not None and sampling.top_p < 1:
-        # Summed from the least probable up, as in transformers, so that roundings agree too.
+        # Summed from the least probable up, as in transformers, so that rounding agrees too.
         rising = torch.softmax(scores, -1).flip(-1).cumsum(-1).flip(-1)
         scores = _remove(scores, rising <= 1 - sampling.top_p)
     if sampling.min_p > 0:
@@ -76,9 +76,9 @@ def find_candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
 
 
 def draw_candidates(scores: Tensor, tokens: Tensor, draws: Tensor) -> Tensor:
-    """The token (B,) at which a row's probabilities, added up from the left, pass its draw (B, 1).
+    """The token (B,) at which a row's cumulative probability passes its draw (B, 1).
 
-    `draws` are uniform in [0, 1). Should rounding leave none above, the likeliest is taken.
+    `draws` are uniform in [0, 1). If rounding leaves none above, the likeliest is taken.
     """
     rising = torch.softmax(scores, -1).cumsum(-1)
     passed = rising > draws * rising[:, -1:]

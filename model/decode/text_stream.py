@@ -8,32 +8,32 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream:
-    """The text that a growing row of tokens spells, in pieces that are never taken back.
+    """The text of a growing row of tokens, in pieces that are never taken back.
 
-    Held back is only what a next token may change: bytes that are not yet a whole character, and
-    an ending that may become a stop string. Stop strings are sought in the text, however tokens
-    cut it; the first one to be complete ends the text before it.
+    Only what a later token may change is held back: bytes of an unfinished character, and an ending
+    that may become a stop string. Stop strings are found in the text, wherever its tokens begin and
+    end; the text ends before the first one to be completed.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
-        self.stopped = False  # Whether a stop string has come. Nothing is shown after it.
+        self.stopped = False  # Whether a stop string was found. Nothing is returned after it.
         self._tokenizer = tokenizer
         self._stops = stops
         self._tokens: list[int] = []  # Since the last token that ended with a whole character,
-        self._num_decoded = 0  # and how many characters of theirs are known already.
+        self._num_decoded = 0  # and how many of their characters are decoded already.
         self._held = ""  # The ending that may become a stop string.
 
     def push(self, token: int) -> str:
-        """Add a token; return the text that has become certain."""
+        """Add a token; return the text that it makes certain."""
         self._tokens.append(token)
         return self._release(self._decode(final=False), final=False)
 
     def finish(self) -> str:
-        """Return what was held back, as no token follows."""
+        """Return what was held back; no token follows."""
         return self._release(self._decode(final=True), final=True)
 
     def _decode(self, final: bool) -> str:
-        """The characters that are new, up to where unfinished bytes may begin.
+        """The new characters, up to where an unfinished one may begin.
 
         Byte-level tokens spell bytes, and an unfinished character decodes to U+FFFD.
         """
@@ -46,7 +46,7 @@ class TextStream:
         return new
 
     def _release(self, text: str, final: bool) -> str:
-        """Add decoded text; return what no stop string can reach any more."""
+        """Add decoded text; return what can no longer be part of a stop string."""
         if self.stopped:
             return ""
         text = self._held + text
@@ -62,7 +62,7 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many of the last characters of `text` are the first of `stop`, but not all of it.
+    """How many characters at the end of `text` begin `stop`, short of all of it.
 
     >>> _overlap("one, tw", "two"), _overlap("aab", "abab"), _overlap("end", "two")
     (2, 2, 0)

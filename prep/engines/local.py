@@ -1,8 +1,8 @@
-"""Units on this machine's cores: one process a worker, nothing shared but their counters.
+"""Units on this machine's cores: one process per worker, sharing nothing but their counters.
 
-A worker that is killed is replaced and its unit is done again; the others work on. A worker whose
-parent is gone ends itself. (concurrent.futures' pool was tried: it can hang when a worker dies
-while another one is being started.)
+A worker that is killed is replaced and its unit is done again; the others carry on. A worker whose
+parent is gone exits. (concurrent.futures' pool was tried: it can hang when a worker dies
+while another is being started.)
 """
 
 import multiprocessing
@@ -36,7 +36,7 @@ POLL_SECONDS = 0.2
 
 
 def start(request: Request) -> Engine:
-    """The processes of this machine, ready to work."""
+    """The engine that works in processes on this machine."""
     workers = request.workers or count_cores()
     return Engine(partial(run_jobs, workers=workers), workers)
 
@@ -57,7 +57,7 @@ def run_jobs(next_job: NextJob, workers: int, num_units: int, tick: Tick) -> Ite
 
 
 def run_inline(next_job: NextJob, num_units: int, tick: Tick) -> Iterator[Receipt]:
-    """Do the jobs one after the other in this process."""
+    """Do the jobs one after another in this process."""
     counters = [0] * (NUM_COUNTERS * num_units)
     while (job := next_job(set())) is not None:
         yield process_unit(job, make_report(counters, job.number, tick))
@@ -101,7 +101,7 @@ def run_pool(next_job: NextJob, workers: int, num_units: int, tick: Tick) -> Ite
 
 @dataclass
 class Worker:
-    """A worker process as its parent sees it, and the job that it has."""
+    """A worker process as its parent sees it, and its job."""
 
     process: SpawnProcess
     connection: Connection
@@ -110,11 +110,11 @@ class Worker:
     def assign(self, job: UnitJob) -> None:
         """Give it its next job."""
         self.job = job
-        with suppress(OSError):  # Where it was killed between two jobs, receive() will tell.
+        with suppress(OSError):  # If it was killed between two jobs, receive() will tell.
             self.connection.send(job)
 
     def receive(self) -> Receipt | None:
-        """Its job's receipt; None where it died. Raises what the job raised."""
+        """Its job's receipt; None if it died. Raises what the job raised."""
         try:
             result = self.connection.recv()
         except (EOFError, OSError):
@@ -126,13 +126,13 @@ class Worker:
         return result
 
     def stop(self) -> None:
-        """End the process, whatever it is at."""
+        """End the process, whatever it is doing."""
         self.process.terminate()
         self.process.join()
 
 
 def start_worker(context: SpawnContext, counters: Counters, job: UnitJob) -> Worker:
-    """Start a worker process, for its first job."""
+    """Start a worker process; its first job is yet to be sent."""
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, counters), daemon=True)
     process.start()
@@ -141,7 +141,7 @@ def start_worker(context: SpawnContext, counters: Counters, job: UnitJob) -> Wor
 
 
 def count_loss(losses: Counter[int], job: UnitJob, exit_code: int | None) -> None:
-    """Note that a worker died during a job; ValueError when that happens again and again."""
+    """Note that a worker died during a job; ValueError once MAX_ATTEMPTS have."""
     losses[job.number] += 1
     if losses[job.number] == MAX_ATTEMPTS:
         raise ValueError(
@@ -151,24 +151,24 @@ def count_loss(losses: Counter[int], job: UnitJob, exit_code: int | None) -> Non
 
 
 def describe_death(exit_code: int | None) -> str:
-    """How the last of the workers ended, why most likely, and what to do."""
+    """How the workers ended, judging by the last one, the likely cause, and what to do."""
     if exit_code is None or exit_code >= 0:
         return (
-            f"ended with exit code {exit_code} while at this file; "
-            "what they said stands above, and --workers 1 does without them"
+            f"ended with exit code {exit_code} while working on this file; "
+            "their output is above, and --workers 1 does without them"
         )
     if exit_code == -9:
         return (
-            "were killed while at this file, most likely for want of memory; "
+            "were killed while working on this file, most likely for lack of memory; "
             "try again with fewer --workers"
         )
     name = signal.strsignal(-exit_code)
-    return f"died while at this file ({name}); leave the file out, or try --workers 1"
+    return f"died while working on this file ({name}); leave the file out, or try --workers 1"
 
 
 def work(connection: Connection, counters: Counters) -> None:
     """A worker process: do jobs and send their receipts, or what went wrong."""
-    # Ctrl-C reaches every process of the terminal; the parent alone decides what follows.
+    # Ctrl-C reaches every process of the terminal; only the parent decides what happens next.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_to_one_core()
     threading.Thread(target=exit_with_parent, daemon=True).start()
@@ -181,7 +181,7 @@ def work(connection: Connection, counters: Counters) -> None:
 
 
 def exit_with_parent() -> None:
-    """End this process when its parent has died, so that nobody writes for nobody."""
+    """End this process when its parent has died, so that no orphan keeps writing."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,7 +1,7 @@
-"""Files of the Hub that arrive while others are encoded.
+"""Fetches files from the Hub while others are being encoded.
 
-A few threads fetch the units' files in plan order, and a unit goes to a worker when its files lie
-there. At most `max_units` units have files on the disk, those in work among them.
+A few threads fetch the units' files in plan order, and a unit goes to a worker when its files are
+there. At most `max_units` units have files on disk, including those in progress.
 """
 
 import threading
@@ -19,11 +19,11 @@ from prep.units.ledger import Ledger
 # Downloads at a time on one machine.
 MAX_THREADS = 16
 POLL_SECONDS = 0.2
-# How long the end of a run waits for its threads. One that is in the middle of an answer may take
+# How long the end of a run waits for its threads. One that is in the middle of a response may take
 # longer; it ends with the process, and what it fetched is not used.
 STOP_SECONDS = 1.0
 
-# Fetches the files of a unit, and waits between tries as it is told.
+# Fetches the files of a unit, waiting between tries as the Retry says.
 Fetch = Callable[[int, Retry], None]
 # Fetches all files of a (part of a) dataset into a folder.
 FetchFiles = Callable[[HubDataset, Path, Retry], None]
@@ -34,7 +34,7 @@ class StoppedError(Exception):
 
 
 class Prefetch:
-    """The units whose files are wanted, on their way, here, and in work."""
+    """Units by the state of their files: wanted, on their way, here, or in progress."""
 
     def __init__(
         self, units: Iterable[int], fetch: Fetch, max_units: int, max_threads: int = MAX_THREADS
@@ -48,7 +48,7 @@ class Prefetch:
         self.in_work: set[int] = set()
         self.failure: Exception | None = None
         self.stopping = threading.Event()
-        # Held for every look at what is above.
+        # Held whenever the state above is read or changed.
         self.changed = threading.Condition()
         self.retry = replace(PATIENT, pause=self._pause)
         num_threads = min(max_units, max_threads)
@@ -77,9 +77,9 @@ class Prefetch:
     def take(self, ledger: Ledger, in_work: set[int]) -> int | None:
         """The first undone unit whose files are here, for a worker.
 
-        None where there is none yet, so that the engine asks again when something is done; but
-        with nothing in work it waits, and None is the end. A failure to fetch is raised when all
-        that is here is done.
+        None if there is none yet, so that the engine asks again when something is done; but with
+        nothing in progress it waits, and None is the end. A failure to fetch is raised when
+        everything that is here is done.
         """
         with self.changed:
             while not ledger.is_complete:
@@ -89,7 +89,7 @@ class Prefetch:
                     self.ready.remove(unit)
                     self.in_work.add(unit)
                     return unit
-                if unit is not None:  # It was done before, and has to be done again.
+                if unit is not None:  # It was done before and must be done again.
                     self.wanted.appendleft(unit)
                     self.changed.notify_all()
                 elif in_work or not absent:
@@ -108,7 +108,7 @@ class Prefetch:
 
     @property
     def num_on_disk(self) -> int:
-        """The units that have files on the disk, or will have them in a moment."""
+        """How many units have files on disk, or are about to."""
         return len(self.arriving) + len(self.ready) + len(self.in_work)
 
     def _work(self) -> None:
@@ -152,7 +152,7 @@ def prefetch_units(
     fetch_files: FetchFiles,
     max_threads: int,
 ) -> Prefetch | None:
-    """What fetches the files of the units that are not done; None for files of this machine."""
+    """What fetches the files of the undone units; None for local files."""
     if plan.hub is None:
         return None
     if any(folder.iterdir()):  # A kill may leave files of a unit that is done.
@@ -167,6 +167,6 @@ def prefetch_units(
 
 
 def fetch_files(dataset: HubDataset, folder: Path, retry: Retry) -> None:
-    """Fetch all files of a (part of a) dataset into a folder, those that are not there."""
+    """Fetch the files of a (part of a) dataset that are not yet in a folder."""
     for file in dataset.files:
         download(dataset, file, folder, retry=retry)

@@ -10,14 +10,14 @@ from shards.screen import ScreenLine, format_bytes, format_count, format_seconds
 
 @dataclass(frozen=True)
 class Goal:
-    """What 100 % means: the text that is expected, and the token limit where there is one."""
+    """What 100 % means: the expected text, and the token limit if there is one."""
 
     text_bytes: int
     max_tokens: int | None
 
 
 def share_done(goal: Goal, tokens: int, text_bytes: int) -> float:
-    """How much of the run is done, from 0 to 1: by text read, or by tokens where these are limited.
+    """How much of the run is done, from 0 to 1: by text read, or by tokens if they are limited.
 
     >>> share_done(Goal(1000, max_tokens=100), tokens=50, text_bytes=200)
     0.5
@@ -36,12 +36,12 @@ class ProgressLine:
         self.line = ScreenLine(stream)
 
     def tick(self, counters: MutableSequence[int]) -> None:
-        """Draw the line, if the last one is old enough."""
+        """Redraw the line if the last one is old enough."""
         if self.line.is_due():
             self.line.draw(self.describe(counters, self.line.seconds))
 
     def describe(self, counters: MutableSequence[int], seconds: float) -> str:
-        """The line for counters that took `seconds` to get where they are."""
+        """The text of the line, `seconds` after the start."""
         documents, tokens, text_bytes = (
             sum(counters[kind::NUM_COUNTERS]) for kind in range(NUM_COUNTERS)
         )
@@ -54,5 +54,5 @@ class ProgressLine:
         )
 
     def finish(self) -> None:
-        """Leave the line."""
+        """Remove the line from the screen."""
         self.line.clear()

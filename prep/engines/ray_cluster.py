@@ -1,8 +1,8 @@
-"""Units on the machines of a Ray cluster: plain tasks, one a unit.
+"""Units on the machines of a Ray cluster: plain tasks, one per unit.
 
-Ray starts a task again whose worker or machine died; a unit that was committed before that is
-found by its receipt. A task that is done twice at once, as by a machine that was only cut off,
-writes the same bytes under the same names. Every machine has to see the set's folder.
+Ray restarts a task whose worker or machine died; a unit that was committed before that is found by
+its receipt. A task that runs twice at once, because a machine was only cut off, writes the same
+bytes under the same names. Every machine must see the set's folder.
 """
 
 import os
@@ -42,14 +42,14 @@ OBJECT_STORE_BYTES = 80 << 20
 
 @dataclass(frozen=True)
 class RunMark:
-    """What a task finds on its machine if that shares the folder, and runs the same code."""
+    """What a task finds on its machine if it shares the folder and runs the same code."""
 
     path: Path
     version: str
 
 
 def start(request: Request) -> Engine:
-    """The cluster that was named, ready to work."""
+    """The engine that works on the requested cluster."""
     cores = connect(request.ray_address)
     workers = request.workers or cores
     return Engine(partial(run_tasks, workers=request.workers), workers, fetch_by_task, workers + 2)
@@ -58,7 +58,7 @@ def start(request: Request) -> Engine:
 def connect(address: str | None) -> int:
     """Join the cluster at `address`, else at RAY_ADDRESS, else start one here; returns its cores.
 
-    Raises ValueError where Ray is not installed or does not let this process in.
+    Raises ValueError if Ray is not installed or does not let this process in.
     """
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -76,14 +76,14 @@ def connect(address: str | None) -> int:
         ray.init(address=address, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ValueError(
-            f"{address}: no Ray cluster lets this process in ({first_line(error)}); see that it "
-            "runs there, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN are here as they are there"
+            f"{address}: cannot join a Ray cluster there ({first_line(error)}); check that it "
+            "is running, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN are the same here as there"
         ) from error
     return count_cluster_cores()
 
 
 def check_address(address: str) -> None:
-    """OSError where nobody listens at host:port, which Ray itself would wait for."""
+    """OSError if nothing listens at host:port; Ray itself would keep waiting."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
@@ -100,9 +100,9 @@ def count_cluster_cores() -> int:
 def run_tasks(
     next_job: NextJob, workers: int | None, num_units: int, tick: Tick
 ) -> Iterator[Receipt]:
-    """Do the jobs on the cluster, `workers` at a time; None = one a core, as machines come and go.
+    """Do the jobs on the cluster, `workers` at a time; None: one per core, as machines come and go.
 
-    The counters are of the units that are done.
+    The counters cover only the units that are done.
     """
     import ray
 
@@ -141,7 +141,7 @@ def run_tasks(
 def fetch_by_task(dataset: HubDataset, folder: Path, retry: Retry) -> None:
     """Fetch the files of a (part of a) dataset into `folder`, on any machine of the cluster.
 
-    It takes no core from the units in work. The task waits between tries by its own `Retry`.
+    It takes no core from the units in progress. The task waits between tries by its own `Retry`.
     """
     import ray
 
@@ -152,7 +152,7 @@ def fetch_by_task(dataset: HubDataset, folder: Path, retry: Retry) -> None:
 
 
 def fetch_unit(dataset: HubDataset, folder: Path) -> Exception | None:
-    """The task: fetch, and tell what went wrong, which Ray would otherwise wrap."""
+    """The task: fetch, and return what went wrong, which Ray would otherwise wrap."""
     try:
         check_folder(folder, folder)
         fetch_files(dataset, folder, PATIENT)
@@ -164,7 +164,7 @@ def fetch_unit(dataset: HubDataset, folder: Path) -> Exception | None:
 def take_result(reference: Any, name: str) -> Any:
     """What a task returned; raises what its work raised, and ValueError for a lost task.
 
-    `name` is that of the file it was at.
+    `name` is the file that it was working on.
     """
     import ray
     from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
@@ -173,13 +173,13 @@ def take_result(reference: Any, name: str) -> Any:
         result = ray.get(reference)
     except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
         raise ValueError(
-            f"{name}: a worker or its machine died {MAX_ATTEMPTS} times while it was "
-            f"at this file, at last: {first_line(error)}; where it was for want of memory, try "
+            f"{name}: a worker or its machine died {MAX_ATTEMPTS} times while working "
+            f"on this file, the last time: {first_line(error)}; if it ran out of memory, try "
             "again with fewer --workers"
         ) from None
     except (ray.exceptions.RayError, RuntimeError) as error:
         raise ValueError(
-            f"{name}: Ray could not have it done ({first_line(error)}); every "
+            f"{name}: Ray could not run it ({first_line(error)}); every "
             "machine needs the same velocitylm with its packages; then run the same command again"
         ) from error
     if isinstance(result, Exception):
@@ -188,7 +188,7 @@ def take_result(reference: Any, name: str) -> Any:
 
 
 def count_unit(counters: list[int], receipt: Receipt) -> None:
-    """Put a unit that is done into the counters of the progress line."""
+    """Enter a finished unit into the counters of the progress line."""
     audit, first = receipt.audit, receipt.unit * NUM_COUNTERS
     counters[first : first + NUM_COUNTERS] = (
         audit.documents_read,
@@ -198,7 +198,7 @@ def count_unit(counters: list[int], receipt: Receipt) -> None:
 
 
 def stop_tasks(references: list[Any]) -> None:
-    """End tasks whatever they are at, and wait until they have."""
+    """Cancel tasks, whatever they are doing, and wait until they have ended."""
     import ray
 
     for reference in references:
@@ -208,7 +208,7 @@ def stop_tasks(references: list[Any]) -> None:
 
 
 def write_mark(folder: Path) -> RunMark:
-    """Leave a file of this run in the set's folder."""
+    """Leave a file of this run in the set's folder, for tasks to look for."""
     path = temporary_folder(folder) / f"ray-{secrets.token_hex(8)}"
     path.touch()
     return RunMark(path, metadata.version("velocitylm"))
@@ -220,7 +220,7 @@ def do_unit(job: UnitJob, mark: RunMark) -> Receipt | Exception:
     try:
         check_machine(job, mark)
         done = read_receipt(job.folder, job.number, job.plan_id)
-        if done and done.budget == job.budget:  # This machine or one before it died behind it.
+        if done and done.budget == job.budget:  # A machine died after committing it.
             return done
         return process_unit(job, lambda documents, tokens, text_bytes: None)
     except Exception as error:
@@ -228,7 +228,7 @@ def do_unit(job: UnitJob, mark: RunMark) -> Receipt | Exception:
 
 
 def check_machine(job: UnitJob, mark: RunMark) -> None:
-    """ValueError where a task came to a machine on which it cannot do its work."""
+    """ValueError if a task is on a machine where it cannot do its work."""
     version = metadata.version("velocitylm")
     if version != mark.version:
         raise ValueError(
@@ -239,7 +239,7 @@ def check_machine(job: UnitJob, mark: RunMark) -> None:
 
 
 def check_folder(inside: Path, folder: Path) -> None:
-    """ValueError where this machine does not see what lies in a folder."""
+    """ValueError if this machine does not see what is in a folder."""
     if not inside.exists():
         raise ValueError(
             f"{platform.node()}: does not see {folder} of the machine that runs the command; "

@@ -1,3 +1,3 @@
-"""Token files that others made become a set. A new kind of file is one check and one reader
+"""Token files made by other tools become a set. A new kind of file is one check and one reader
 here.
 """

@@ -1,4 +1,4 @@
-"""`velocity shards import`: what its options ask for."""
+"""The `velocity shards import` command."""
 
 from prep.foreign.request import ImportRequest
 from shards.options import takes_options
@@ -7,7 +7,7 @@ from shards.screen import say
 
 @takes_options
 def import_shards(request: ImportRequest) -> None:
-    """Make a set of GPT-2 tokens from nanoGPT, llm.c or Megatron."""
+    """Make a set from GPT-2 token files of nanoGPT, llm.c or Megatron."""
     from prep.foreign.run import import_tokens
 
     import_tokens(request, say)

@@ -1,4 +1,4 @@
-"""The documents in token files that others made, each ended by <|endoftext|>, block by block.
+"""The documents of imported token files, each ended by <|endoftext|>, block by block.
 
 Memory holds a block and the longest document, whatever the size of the files.
 """
@@ -17,7 +17,7 @@ from shards.format import Int64, Tokens
 
 BLOCK_TOKENS = 1 << 20
 BLOCK_DOCUMENTS = 1 << 16
-# More tokens than this without an end are no text: some 500 MB of it.
+# More tokens than this without an end are not text: it would be about 500 MB.
 MAX_DOCUMENT_TOKENS = 1 << 27
 
 
@@ -26,7 +26,7 @@ class FoundDocuments:
     """Whole documents of one file, in order; `tokens` is their concatenation."""
 
     tokens: Tokens
-    # Where each ends in `tokens`, behind its <|endoftext|>.
+    # Where each ends in `tokens`, after its <|endoftext|>.
     ends: Int64
     file: ForeignFile
     # The number of each in its file.
@@ -35,25 +35,25 @@ class FoundDocuments:
 
 @dataclass
 class Notes:
-    """What was met on the way, for the manifest."""
+    """What was found on the way, for the manifest."""
 
     # Of each file, by name.
     sha256: dict[str, str] = field(default_factory=dict)
-    # Documents that had no <|endoftext|> behind them in Megatron's or nanoGPT's file.
+    # Documents that had no <|endoftext|> after them in a Megatron or nanoGPT file.
     ends_added: int = 0
-    # Documents that Megatron's index holds as a part of the one before: <|endoftext|> parts them.
+    # Documents that Megatron's index counts as part of the one before: <|endoftext|> splits them.
     parted: int = 0
-    # llm.c's documents that go on in the next file, and those whose first part is in no file here.
+    # llm.c documents that continue in the next file, and those whose beginning is in no file here.
     joined: int = 0
     without_beginning: int = 0
-    # Documents whose bytes are no UTF-8: cut between the bytes of a character.
+    # Documents whose bytes are not UTF-8: cut between the bytes of a character.
     not_utf8: int = 0
 
 
 def read_documents(files: list[ForeignFile], notes: Notes) -> Iterator[FoundDocuments]:
     """All documents of the files, in order; `notes` is filled on the way.
 
-    Raises ValueError naming the file where an id is not GPT-2's, or a file changes meanwhile.
+    Raises ValueError naming the file if an id is not GPT-2's, or the file changes meanwhile.
     """
     cutter = DocumentCutter()
     for file in files:
@@ -76,7 +76,7 @@ def read_documents(files: list[ForeignFile], notes: Notes) -> Iterator[FoundDocu
 def read_nanogpt(
     reader: "TokenReader", cutter: "DocumentCutter", notes: Notes
 ) -> Iterator[FoundDocuments]:
-    """Documents with <|endoftext|> behind each."""
+    """Documents with <|endoftext|> after each."""
     cutter.begin(reader.file)
     for tokens in reader.blocks():
         yield from cutter.add(tokens)
@@ -108,7 +108,7 @@ def read_llmc(
 
 
 def is_continued(file: ForeignFile, following: ForeignFile) -> bool:
-    """Whether a document at the end of `file` may go on in `following`."""
+    """Whether a document at the end of `file` may continue in `following`."""
     same = (file.split, file.format) == (following.split, following.format)
     return same and is_next(file.path, following.path)
 
@@ -133,10 +133,10 @@ def read_indexed(reader: "TokenReader", index: Index, notes: Notes) -> Iterator[
 def end_documents(
     tokens: Tokens, ends: Int64, file: ForeignFile, first_row: int, notes: Notes
 ) -> FoundDocuments:
-    """Documents with one <|endoftext|> behind each and none inside.
+    """Documents with one <|endoftext|> after each and none inside.
 
-    Megatron's --append-eod is optional. Where text that spells <|endoftext|> became the token, a
-    document has one inside and ends there: what follows is a document of the same number.
+    Megatron's --append-eod is optional. If text that spells <|endoftext|> became the token, a
+    document has one inside and ends there: what follows is a document with the same number.
     """
     sizes = np.diff(ends, prepend=0)
     is_ended = np.zeros(len(ends), np.bool_)
@@ -151,7 +151,7 @@ def end_documents(
 
 
 class DocumentCutter:
-    """Cuts a stream of ids behind each <|endoftext|>; a document may come in many pieces."""
+    """Cuts a stream of ids after each <|endoftext|>; a document may come in many pieces."""
 
     def __init__(self) -> None:
         self.file: ForeignFile | None = None
@@ -162,12 +162,12 @@ class DocumentCutter:
         self.num_pending = 0
 
     def begin(self, file: ForeignFile) -> None:
-        """Another file comes, and with it a new document."""
+        """Start a file, and with it a new document."""
         assert self.open is None
         self.file, self.open, self.next_row = file, (file, 0), 1
 
     def go_on(self, file: ForeignFile) -> None:
-        """Another file comes, in which the open document goes on."""
+        """Start a file in which the open document continues."""
         assert self.open is not None
         self.file, self.next_row = file, 0
 
@@ -195,7 +195,7 @@ class DocumentCutter:
             yield self._take_open()
 
     def forget(self) -> None:
-        """There is no open document: what comes is in another file."""
+        """Drop the open document, which has no tokens: what follows is in another file."""
         assert not self.num_pending
         self.open = None
 
@@ -221,7 +221,7 @@ class TokenReader:
     def __init__(self, file: ForeignFile) -> None:
         self.file = file
         self.before = file.path.stat()
-        self.source = open(file.path, "rb")  # noqa: SIM115 - closed by who reads
+        self.source = open(file.path, "rb")  # noqa: SIM115 - closed by the caller
         self.sha256 = hashlib.sha256(self.source.read(file.offset))
         self.position = 0
 
@@ -247,7 +247,7 @@ class TokenReader:
         return tokens.astype(np.uint16, copy=False)
 
     def finish(self) -> str:
-        """The file's sha256; ValueError where it is not the file that was begun."""
+        """The file's sha256; ValueError if the file has changed since it was opened."""
         after = self.file.path.stat()
         same = (after.st_size, after.st_mtime_ns) == (self.before.st_size, self.before.st_mtime_ns)
         if not same or self.source.read(1):
@@ -256,14 +256,14 @@ class TokenReader:
 
     def _make_changed_error(self) -> ValueError:
         return ValueError(
-            f"{self.file.path}: changed while it was read; wait until it is written, and import it "
-            "again"
+            f"{self.file.path}: changed while it was being read; wait until it is written, and "
+            "import it again"
         )
 
 
 def make_endless_error(file: ForeignFile) -> ValueError:
-    """The error for a file without ends."""
+    """The error for a file without <|endoftext|>."""
     return ValueError(
         f"{file.path}: has {MAX_DOCUMENT_TOKENS:,} ids in a row without <|endoftext|> "
-        f"({END_OF_TEXT}); these are no documents of GPT-2's tokens: {INSTEAD}"
+        f"({END_OF_TEXT}); these are not documents of GPT-2's tokens: {INSTEAD}"
     )

@@ -1,9 +1,9 @@
-"""Token files that others made: which kind each is, and whether it is whole.
+"""Token files made by other tools: which kind each is, and whether it is whole.
 
-nanogpt    uint16 ids and nothing else; <|endoftext|> behind each document
+nanogpt    uint16 ids and nothing else; <|endoftext|> after each document
 llmc       256 int32 (magic, version, number of ids, zeros), uint16 ids; <|endoftext|> before
-           each document, and documents go on in the next file where one is full
-megatron   ids in a .bin, and an .idx that says where sequences and documents lie
+           each document, and a document continues in the next file when one is full
+megatron   ids in a .bin, and an .idx that says where sequences and documents are
 """
 
 import os
@@ -28,8 +28,8 @@ LLMC_MAGIC = 20240520
 LLMC_VERSION = 1
 # Magics of llm.c's other files, and what they hold.
 OTHER_MAGICS = {
-    20240801: "llm.c's ids of Llama 3's tokenizer",
-    20240522: "llm.c's examples of an evaluation",
+    20240801: "llm.c's ids of the Llama 3 tokenizer",
+    20240522: "llm.c's evaluation examples",
 }
 
 
@@ -46,12 +46,12 @@ class ForeignFile:
     # Where its ids begin, in bytes, and what they are.
     offset: int = 0
     dtype: np.dtype[Any] = UINT16
-    # Of Megatron's files alone.
+    # Only for Megatron's files.
     index: Index | None = None
 
     @property
     def index_path(self) -> Path:
-        """Where Megatron's index lies."""
+        """The path of Megatron's index."""
         return self.path.with_suffix(".idx")
 
     @property
@@ -66,7 +66,7 @@ def find_files(
     """The files named, in order, each checked.
 
     A file's name is its path below the folder that all of them share, so the same data gives the
-    same dataset_id wherever it lies. Raises ValueError naming the file and what is wrong with it.
+    same dataset_id wherever it is. Raises ValueError naming the file and what is wrong with it.
     """
     if format not in FORMATS:
         raise ValueError(f"--format is {format!r}; expected one of {', '.join(FORMATS)}")
@@ -104,7 +104,7 @@ def find_path(entry: str) -> Path:
 def check_file(
     path: Path, name: str, split: str, format: str, add_end_of_text: bool
 ) -> ForeignFile:
-    """A file of the given kind, or of the kind that it seems to be, if it is whole."""
+    """A file of the given kind, or for `auto` of the kind it seems to be; ValueError if damaged."""
     with open(path, "rb") as file:
         head = file.read(LLMC_HEADER_BYTES)
     if format == "auto":
@@ -117,9 +117,11 @@ def check_file(
 
 
 def guess_format(path: Path, head: bytes) -> str:
-    """The kind of a file, by what lies beside it and how it begins."""
+    """The kind of a file, by what is beside it and how it begins."""
     if head.startswith(b"\x93NUMPY"):
-        raise ValueError(f"{path}: is numpy's .npy; expected ids of nanoGPT, llm.c or Megatron")
+        raise ValueError(
+            f"{path}: is a NumPy .npy file; expected ids of nanoGPT, llm.c or Megatron"
+        )
     if path.with_suffix(".idx").is_file():
         return "megatron"
     # As ids, these magics would be beyond GPT-2's, so no nanoGPT file begins with one.
@@ -127,32 +129,32 @@ def guess_format(path: Path, head: bytes) -> str:
 
 
 def read_magic(head: bytes) -> int:
-    """The number that an llm.c file begins with; -1 where a file is too short for one."""
+    """The number that an llm.c file begins with; -1 if a file is too short for one."""
     size = LLMC_HEADER.itemsize
     return int.from_bytes(head[:size], "little", signed=True) if len(head) >= size else -1
 
 
 def check_nanogpt(path: Path, name: str, split: str, add_end_of_text: bool) -> ForeignFile:
-    """A file without header: of whole ids, the last of them <|endoftext|>."""
+    """A file without a header: whole ids, the last of them <|endoftext|>."""
     size = path.stat().st_size
     if not size or size % UINT16.itemsize:
         raise ValueError(
-            f"{path}: has {size:,} bytes; expected uint16 ids, two bytes each: it is cut, or no "
-            "file of nanoGPT's"
+            f"{path}: has {size:,} bytes; expected uint16 ids, two bytes each: it is cut short, or "
+            "not a nanoGPT file"
         )
     with open(path, "rb") as file:
         file.seek(-UINT16.itemsize, os.SEEK_END)
         last = int.from_bytes(file.read(), "little")
     if last != END_OF_TEXT and not add_end_of_text:
         raise ValueError(
-            f"{path}: ends in the id {last}; expected <|endoftext|> ({END_OF_TEXT}): it is cut, or "
-            "of another tokenizer; if it is whole, put one there with --add-end-of-text"
+            f"{path}: ends in the id {last}; expected <|endoftext|> ({END_OF_TEXT}): it is cut "
+            "short, or from another tokenizer; if it is whole, add one with --add-end-of-text"
         )
     return ForeignFile(path, name, split, "nanogpt", size // UINT16.itemsize)
 
 
 def check_llmc(path: Path, name: str, split: str, head: bytes) -> ForeignFile:
-    """A file with llm.c's header, of the size that it says."""
+    """A file with llm.c's header, and of the size that the header says."""
     magic = read_magic(head)
     if magic in OTHER_MAGICS:
         raise ValueError(
@@ -166,22 +168,22 @@ def check_llmc(path: Path, name: str, split: str, head: bytes) -> ForeignFile:
         )
     version, num_tokens = np.frombuffer(head, LLMC_HEADER)[1:3].tolist()
     if version != LLMC_VERSION:
-        raise ValueError(f"{path}: is of llm.c's version {version}; expected {LLMC_VERSION}")
+        raise ValueError(f"{path}: is of llm.c version {version}; expected {LLMC_VERSION}")
     expected = LLMC_HEADER_BYTES + num_tokens * UINT16.itemsize
     size = path.stat().st_size
     if size != expected or num_tokens < 1:
         raise ValueError(
             f"{path}: has {size:,} bytes; expected {expected:,} for the {num_tokens:,} ids of its "
-            "header: it is cut or damaged"
+            "header: it is cut short or damaged"
         )
     return ForeignFile(path, name, split, "llmc", num_tokens, LLMC_HEADER_BYTES)
 
 
 def check_megatron(path: Path, name: str, split: str) -> ForeignFile:
-    """A .bin with its .idx, which must fit together."""
+    """A .bin with its .idx, which must match."""
     index_path = path.with_suffix(".idx")
     if not index_path.is_file():
-        raise ValueError(f"{path}: has no {index_path.name} beside it, which Megatron's files have")
+        raise ValueError(f"{path}: has no {index_path.name} beside it, as Megatron's files do")
     index = read_index(index_path, path)
     return ForeignFile(
         path, name, split, "megatron", index.num_tokens, dtype=index.dtype, index=index

@@ -1,4 +1,4 @@
-"""What `velocity shards import` is asked for: its options, each with its help and default."""
+"""The options of `velocity shards import`, each with its help and default."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,33 +13,33 @@ from prep.request import Policy
 class ImportRequest:
     """What the user asked for."""
 
-    out: Annotated[Path, typer.Option(help="The folder for the shards.")]
+    out: Annotated[Path, typer.Option(help="Folder for the shards.")]
     train: Annotated[
         tuple[str, ...],
-        typer.Argument(metavar="FILE", help="Token files, in order; these are for train."),
+        typer.Argument(metavar="FILE", help="Token files for train, in order."),
     ] = ()
     validation: Annotated[
         tuple[str, ...],
-        typer.Option(help="A token file for validation. May be given several times."),
+        typer.Option(help="Token file for validation. May be given several times."),
     ] = ()
     format: Annotated[
-        str, typer.Option(help="nanogpt, llmc, megatron; auto looks at each file.")
+        str, typer.Option(help="nanogpt, llmc or megatron; auto looks at each file.")
     ] = "auto"
-    # Of the documents of `train`.
+    # Of the documents in `train`.
     validation_fraction: Annotated[
-        str, typer.Option(help="Share of the documents that goes to validation, by their hash.")
+        str, typer.Option(help="Fraction of documents that goes to validation, by their hash.")
     ] = "0"
     shard_tokens: Annotated[
-        int, typer.Option(help="Most tokens of a shard; a longer document stays whole.")
+        int, typer.Option(help="Maximum tokens per shard; a longer document stays whole.")
     ] = 1 << 28
     add_end_of_text: Annotated[
         bool,
         typer.Option(
-            "--add-end-of-text", help="A nanogpt file may end without <|endoftext|>; put one there."
+            "--add-end-of-text", help="If a nanogpt file does not end in <|endoftext|>, add it."
         ),
     ] = False
 
     @property
     def policy(self) -> Policy:
-        """The options that prep has as well; ValueError where one is out of range."""
+        """The options shared with prep; ValueError if one is out of range."""
         return Policy(validation_fraction=self.validation_fraction, shard_tokens=self.shard_tokens)

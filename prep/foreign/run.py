@@ -1,4 +1,4 @@
-"""`velocity shards import`: token files that others made become a set with a manifest.
+"""`velocity shards import`: token files made by other tools become a set.
 
 files      each checked by header and size                  prep/foreign/files.py
 documents  cut, ended, range-checked, block by block        prep/foreign/documents.py
@@ -43,17 +43,17 @@ from shards.writer import ShardWriter, WrittenShard, commit_shards
 
 
 def import_tokens(request: ImportRequest, say: Say) -> Manifest:
-    """Make a set of token files; returns its manifest.
+    """Make a set from token files; returns its manifest.
 
-    Raises ValueError or OSError with one line for what the user can mend; the folder then holds
-    no set, and the same command may be given again.
+    Raises ValueError or OSError with one line for what the user can fix; the folder then holds
+    no set, and the same command may be run again.
     """
     started = time.monotonic()
     threshold = request.policy.validation_threshold()
     if threshold and request.validation:
         raise ValueError(
-            "--validation and --validation-fraction were given; "
-            "name the files of validation, or the share that goes there, not both"
+            "--validation and --validation-fraction were both given; "
+            "name the validation files or the fraction that goes there, not both"
         )
     files = find_files(request.train, request.validation, request.format, request.add_end_of_text)
     refuse_taken(request.out)
@@ -81,9 +81,9 @@ def import_tokens(request: ImportRequest, say: Say) -> Manifest:
 
 
 def refuse_taken(out: Path) -> None:
-    """ValueError where the folder holds what an import would write over."""
+    """ValueError if the folder holds what an import would overwrite."""
     if (out / MANIFEST).exists():
-        raise ValueError(f"{out}: holds a set already; choose another --out")
+        raise ValueError(f"{out}: already holds a set; choose another --out")
     if plan_path(out).exists():
         raise ValueError(
             f"{out}: holds the unfinished set of a velocity prep; choose another --out"
@@ -98,13 +98,13 @@ def refuse_taken(out: Path) -> None:
         found.add(TOKENIZER)
     if found - ours:
         raise ValueError(
-            f"{out / min(found - ours)}: is there already; nothing is written over, so choose "
+            f"{out / min(found - ours)}: already exists; nothing is overwritten, so choose "
             "another --out"
         )
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove what an import that was killed left in the folder."""
+    """Remove what a killed import left in the folder."""
     if import_folder(out).exists():
         shutil.rmtree(import_folder(out))
     if import_names_path(out).exists():
@@ -115,7 +115,7 @@ def clear_leftovers(out: Path) -> None:
 
 
 class ImportWork:
-    """An import while it is being done: its writers and its counts."""
+    """An import in progress: its writers and its counts."""
 
     def __init__(self, temporary: Path, threshold: int, shard_tokens: int) -> None:
         write_file(temporary / TOKENIZER, build_gpt2_json())
@@ -147,12 +147,12 @@ class ImportWork:
             raise ValueError(f"{files[0].path}: holds no document that is not empty")
 
     def close(self) -> None:
-        """Let go of files that are still open because the work failed."""
+        """Close files that are still open because the work failed."""
         for writer in self.writers.values():
             writer.close()
 
     def add(self, found: FoundDocuments) -> None:
-        """Write documents; those that are <|endoftext|> alone are empty and left out."""
+        """Write documents; those with nothing but <|endoftext|> are empty and left out."""
         num_read, num_empty = len(found.ends), 0
         tokens, ends, rows = found.tokens, found.ends, found.rows
         sizes = np.diff(ends, prepend=0)
@@ -194,7 +194,7 @@ class ImportWork:
 
 
 def drop_empty(tokens: Tokens, sizes: Int64, rows: Int64) -> tuple[Tokens, Int64, Int64]:
-    """The documents that have a token beside <|endoftext|>: their tokens, ends and numbers."""
+    """The documents that have a token besides <|endoftext|>: their tokens, ends and numbers."""
     kept = sizes > 1
     return tokens[np.repeat(kept, sizes)], np.cumsum(sizes[kept]), rows[kept]
 
@@ -202,7 +202,7 @@ def drop_empty(tokens: Tokens, sizes: Int64, rows: Int64) -> tuple[Tokens, Int64
 def finish(
     request: ImportRequest, files: list[ForeignFile], work: ImportWork, started: float
 ) -> Manifest:
-    """Give the files their names, and write the manifest: from here on the set is complete."""
+    """Give the files their names, and write the manifest: from then on the set is complete."""
     out, written = request.out, work.written
     text = describe_set(request, files, work, time.monotonic() - started)
     names = [name for entry in written for name in (entry.shard.sidecar, entry.shard.name)]
@@ -247,12 +247,15 @@ def describe_set(
 
 
 def describe_notes(notes: Notes) -> list[str]:
-    """What the user should know of what was met on the way."""
+    """What the user should know about what was found on the way."""
     lines = [
-        (notes.ends_added, "documents had no <|endoftext|> behind them and got one"),
-        (notes.parted, "documents more, where <|endoftext|> stood inside one"),
-        (notes.joined, "documents go on in the next file and were joined"),
-        (notes.without_beginning, "documents begin in a file that is not here, and are kept cut"),
-        (notes.not_utf8, "documents are no valid UTF-8 and are kept as they are"),
+        (notes.ends_added, "documents had no <|endoftext|> after them and got one"),
+        (notes.parted, "more documents, where <|endoftext|> was inside one"),
+        (notes.joined, "documents continue in the next file and were joined"),
+        (
+            notes.without_beginning,
+            "documents begin in a file that is not here, and are kept cut off",
+        ),
+        (notes.not_utf8, "documents are not valid UTF-8 and are kept as they are"),
     ]
     return [f"{count:,} {what}" for count, what in lines if count]

@@ -1,4 +1,4 @@
-"""The text behind ids that others made: its hash, its size, and whether the ids are GPT-2's."""
+"""The text of imported ids: its hash, its size, and whether the ids are GPT-2's."""
 
 import codecs
 import hashlib
@@ -20,15 +20,15 @@ PIECE_TOKENS = 1 << 16
 # Documents of each file that are encoded again, and tokens of each.
 SAMPLED_DOCUMENTS = 32
 SAMPLED_TOKENS = 512
-# Where a document is cut for this, its last tokens may become others.
+# If a document is cut for this, its last tokens may come out differently.
 CUT_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class TextFacts:
-    """What the text of each of some documents is."""
+    """The hash, size and validity of the text of each document in a batch."""
 
-    # The doc_hashes, one after the other.
+    # The doc_hashes, concatenated.
     hashes: bytes
     # In UTF-8.
     num_bytes: Int64
@@ -43,7 +43,7 @@ class TextReader:
         self.table = pa.array(read_token_bytes(self.tokenizer), pa.binary())
 
     def spell(self, tokens: Tokens) -> tuple[Int64, pa.Buffer]:
-        """The bytes of all tokens, one behind the other, and where each token's begin and end."""
+        """Where each token's bytes begin and end, and the bytes of all tokens, concatenated."""
         spelled = self.table.take(pa.array(tokens))
         _, offsets, data = spelled.buffers()
         return np.frombuffer(offsets, np.int32)[: len(tokens) + 1].astype(np.int64), data
@@ -113,10 +113,10 @@ def is_text(content: bytes) -> bool:
 
 
 class OriginCheck:
-    """Are a file's ids GPT-2's? Documents of it are turned into text and encoded again.
+    """Checks that a file's ids are GPT-2's: some documents are turned into text and encoded again.
 
-    Ids of another tokenizer with fewer than 50,257 of them mean something too, but never what
-    GPT-2's tokenizer makes of it.
+    Ids of another tokenizer with fewer than 50,257 of them decode to something too, but GPT-2's
+    tokenizer never encodes it to the same ids.
     """
 
     def __init__(self, reader: TextReader) -> None:
@@ -128,7 +128,7 @@ class OriginCheck:
     def sample(self, found: FoundDocuments) -> None:
         """Look at some documents, until enough of their file have been seen.
 
-        Raises ValueError where, then, fewer than half of the tokens come out the same.
+        Raises ValueError if fewer than half of the tokens then come out the same.
         """
         name = found.file.name
         left = SAMPLED_DOCUMENTS - self.sampled.get(name, 0)
@@ -147,12 +147,12 @@ class OriginCheck:
             self.judge(found.file.name, str(found.file.path))
 
     def judge(self, name: str, path: str) -> None:
-        """ValueError where the ids of a file are not GPT-2's, as far as was seen."""
+        """ValueError if the ids of a file, as far as sampled, are not GPT-2's."""
         same, total = self.num_same.get(name, 0), self.num_tokens.get(name, 0)
         if 2 * same < total:
             raise ValueError(
                 f"{path}: its ids are not GPT-2's: of {total:,} that were decoded and encoded "
-                f"again, {same:,} came out in documents that stayed the same: {INSTEAD}"
+                f"again, only {same:,} were in documents that came out the same: {INSTEAD}"
             )
 
     def _encode_again(self, ids: Tokens) -> int:

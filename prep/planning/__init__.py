@@ -1,3 +1,3 @@
-"""What will be done, fixed before the first document is read: the plan, its comparison with what
-was asked before, its forecast.
+"""What will be done, fixed before the first document is read: the plan, its comparison with an
+earlier request, and its forecast.
 """

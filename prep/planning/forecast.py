@@ -1,4 +1,4 @@
-"""What a run will need, said before it starts: tokens to expect, disk for set and downloads."""
+"""What a run will need, estimated before it starts: tokens, and disk for set and downloads."""
 
 import math
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from shards.disk.space import check_space
 from shards.format import TOKEN_BYTES
 from shards.screen import format_bytes
 
-# GPT-2 tokens a byte of English web text: 0.239 over 414 MB of it; a little more, to be safe.
+# GPT-2 tokens per byte of English web text: 0.239 over 414 MB; a little more, to be safe.
 TOKENS_PER_TEXT_BYTE = 0.25
-# The sidecars' share beside the tokens: some 60 bytes a document of some 600 tokens.
+# The sidecars' size relative to the tokens': about 60 bytes per document of about 600 tokens.
 SIDECAR_SHARE = 0.06
 LONG_DOCUMENT_TOKENS = 4096
 
@@ -23,19 +23,19 @@ class Forecast:
     source_bytes: int
     num_tokens: int
     set_bytes: int
-    # Units whose files of the Hub lie on the disk at one time, at most; 0 for local files.
+    # The most units whose Hub files are on disk at one time; 0 for local files.
     units_on_disk: int
-    # What those files may make together.
+    # The most that those files take together.
     download_bytes: int
 
     @property
     def disk_bytes(self) -> int:
-        """The most that the run adds to the disk."""
+        """The most that the run adds to the disk, in bytes."""
         return self.set_bytes + self.download_bytes
 
 
 def forecast_run(plan: Plan, undone_units: list[int], workers: int, num_parts: int = 1) -> Forecast:
-    """Estimate what the units that are not done will need, for so many parts of equal workers."""
+    """Estimate what the undone units need, for `num_parts` parts with as many workers each."""
     total_bytes = max(sum(unit.num_bytes for unit in plan.units), 1)
     sizes = [plan.units[number].num_bytes for number in undone_units]
     all_tokens = int(plan.num_text_bytes * TOKENS_PER_TEXT_BYTE * sum(sizes) / total_bytes)
@@ -57,10 +57,10 @@ def forecast_run(plan: Plan, undone_units: list[int], workers: int, num_parts: i
 
 
 def count_units_on_disk(workers: int, expected_units: float) -> int:
-    """How many units may have files of the Hub on the disk at one time.
+    """How many units may have Hub files on disk at one time.
 
-    One in work and one behind it for each worker, and two on their way; no more than half as many
-    again as the run is expected to take where --max-tokens or --max-documents ends it early.
+    One in progress and one waiting for each worker, and two on their way; at most 1.5 times the
+    units that the run is expected to take, if --max-tokens or --max-documents ends it early.
 
     >>> count_units_on_disk(16, expected_units=5534), count_units_on_disk(16, expected_units=0.1)
     (34, 1)
@@ -69,13 +69,13 @@ def count_units_on_disk(workers: int, expected_units: float) -> int:
 
 
 def check_disk(folder: Path, forecast: Forecast) -> str:
-    """Say what the disk must hold and what is free; ValueError where it is too little."""
+    """Say how much disk is needed and how much is free; ValueError if it is too little."""
     details = ""
     if forecast.download_bytes:
         details = (
             f"the set {format_bytes(forecast.set_bytes)}; at most "
             f"{format_bytes(forecast.download_bytes)} of "
-            f"{format_bytes(forecast.source_bytes)} of downloads lie there at one time"
+            f"{format_bytes(forecast.source_bytes)} of downloads at one time"
         )
     advice = "choose another --out, or take less with --max-tokens"
     return check_space(folder, forecast.disk_bytes, advice, details)

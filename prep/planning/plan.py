@@ -18,8 +18,8 @@ from prep.sources.local import Source, find_sources
 from shards.disk.json_files import Json, hash_canonical
 
 PLAN_SCHEMA_VERSION = 1
-# Source bytes of a unit where the user names none: small enough to keep all workers busy and to
-# lose little when one dies, large enough that a set has thousands of shards and not millions.
+# Source bytes of a unit if the user gives none: small enough to keep all workers busy and to
+# lose little when one dies, large enough that a set has thousands of shards, not millions.
 MIN_UNIT_BYTES = 8 << 20
 MAX_UNIT_BYTES = 64 << 20
 AIMED_UNITS = 1024
@@ -37,7 +37,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides the output, and the estimate that decides nothing."""
+    """Everything that decides the output, and an estimate that decides nothing."""
 
     sources: tuple[Source, ...]
     units: tuple["Unit", ...]
@@ -48,7 +48,7 @@ class Plan:
 
     @property
     def content(self) -> Json:
-        """What the plan's id is taken from: names and numbers, no paths of this machine."""
+        """What the plan's id is computed from: names and numbers, no paths of this machine."""
         hub = None
         if self.hub:
             hub = {key: value for key, value in asdict(self.hub).items() if key != "files"}
@@ -69,7 +69,7 @@ class Plan:
         return hash_canonical(self.content)
 
     def hub_part(self, unit: int) -> HubDataset:
-        """The Hub's dataset with the files of one unit alone."""
+        """The Hub dataset with only the files of one unit."""
         assert self.hub is not None
         files = tuple(self._hub_files[piece.name] for piece in self.units[unit].pieces)
         return replace(self.hub, files=files)
@@ -103,13 +103,13 @@ def plan_hub_dataset(dataset: HubDataset, policy: Policy, tokenizer_sha256: str)
     total_bytes = sum(source.num_bytes for source in sources)
     unit_bytes = choose_unit_bytes(policy, total_bytes)
     units = group_pieces([(Piece("", s.name), s.num_bytes) for s in sources], unit_bytes)
-    # Where the card does not say: parquet of web text holds about twice its size in text.
+    # If the card does not say: parquet of web text holds about twice its size in text.
     text_bytes = dataset.num_text_bytes or 2 * total_bytes
     return Plan(sources, units, policy, tokenizer_sha256, dataset, text_bytes)
 
 
 def restore_plan(content: Json) -> Plan:
-    """The plan with this content, without what decides nothing: where files lie, and estimates."""
+    """The plan with this content, without what decides nothing: paths and estimates."""
     policy = Policy(**content["policy"] | {"where": tuple(content["policy"].get("where", ()))})
     units = tuple(
         Unit(tuple(Piece("", *piece) for piece in pieces), 0) for pieces in content["units"]
@@ -120,7 +120,7 @@ def restore_plan(content: Json) -> Plan:
 
 
 def stored_hub_dataset(content: Json) -> HubDataset | None:
-    """The pinned dataset of a stored plan, so that starting again asks the Hub nothing."""
+    """The pinned dataset of a stored plan, so that resuming asks the Hub for nothing."""
     if not content["hub"]:
         return None
     files = tuple(HubFile(*entry) for entry in content["sources"])
@@ -128,7 +128,7 @@ def stored_hub_dataset(content: Json) -> HubDataset | None:
 
 
 def choose_unit_bytes(policy: Policy, total_bytes: int) -> int:
-    """How many source bytes make a unit.
+    """The source bytes of a unit: as asked for, else by the total.
 
     >>> choose_unit_bytes(Policy(), 10 << 30) >> 20
     10

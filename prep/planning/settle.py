@@ -1,4 +1,4 @@
-"""The plan of a folder: made, or found and compared; and the tokenizer that it names."""
+"""The plan of a folder: made, or found and compared; and the tokenizer it names."""
 
 import json
 from pathlib import Path
@@ -34,8 +34,8 @@ def write_tokenizer(out: Path) -> str:
         write_first(path, content, temporary_folder(out))
     if path.read_text(encoding="utf-8") != content:
         raise ValueError(
-            f"{path}: there is another tokenizer here than the one this velocity makes shards "
-            "with; choose another --out"
+            f"{path}: is not the tokenizer that this velocity makes shards with; "
+            "choose another --out"
         )
     return hash_file(path)
 
@@ -52,12 +52,12 @@ def share_plan(request: Request, say: Say) -> Plan:
 
 def settle_plan(request: Request, say: Say) -> Plan:
     """The plan of this folder: the stored one if the request still means it, else a new one."""
-    make_filter(request.policy)  # So that a bad expression is refused before the plan is made.
+    make_filter(request.policy)  # Refuses a bad expression before the plan is made.
     refuse_lost_version(request.out)
     tokenizer_sha256 = write_tokenizer(request.out)
     path = plan_path(request.out)
-    # A plan under which nothing was done yet binds nobody: the next command may mend its options.
-    # But a part's plan may be another part's, which is about to begin.
+    # A plan under which nothing was done yet binds nobody: the next command may fix its options.
+    # But a part's plan may also be that of another part, which is about to start.
     binds = request.part is not None or has_begun(request.out)
     stored = load_json(path)["content"] if path.exists() and binds else None
     plan = make_plan(request, tokenizer_sha256, stored, say)
@@ -67,18 +67,18 @@ def settle_plan(request: Request, say: Say) -> Plan:
         if request.part is None:
             write_file(path, content)
         elif not write_first(path, content, temporary_folder(request.out)):
-            return settle_plan(request, say)  # Another part was faster where locks do not hold.
+            return settle_plan(request, say)  # Locks did not hold, and another part was faster.
     elif plan.plan_id != hash_canonical(stored):
         refuse_other_plan(request.out, stored, plan)
     return plan
 
 
 def refuse_lost_version(out: Path) -> None:
-    """Do not make the first version again behind others: what was removed would return."""
+    """Refuse to remake the first version after others: what was removed would come back."""
     if (out / VERSIONS).is_dir() and not (out / MANIFEST).exists():
         raise ValueError(
-            f"{out}: has several versions and no {MANIFEST}; copy the newest of {out / VERSIONS} "
-            "there (or choose another --out), as prep would bring back what was removed"
+            f"{out}: has several versions but no {MANIFEST}; copy the newest of {out / VERSIONS} "
+            "there (or choose another --out), because prep would bring back what was removed"
         )
 
 
@@ -88,7 +88,7 @@ def has_begun(out: Path) -> bool:
 
 
 def refuse_other_plan(out: Path, stored: Json, plan: Plan) -> NoReturn:
-    """Say how the plan that was asked for differs from the one that is there."""
+    """ValueError saying how the requested plan differs from the stored one."""
     state = "a finished" if (out / MANIFEST).exists() else "an unfinished"
     wanted = json.loads(json.dumps(plan.content))
     remove = ""
@@ -102,7 +102,7 @@ def refuse_other_plan(out: Path, stored: Json, plan: Plan) -> NoReturn:
 
 
 def make_plan(request: Request, tokenizer_sha256: str, stored: Json | None, say: Say) -> Plan:
-    """What the request means now; a revision of the Hub stays the one that was pinned."""
+    """What the request means now; a Hub revision stays the commit that was pinned."""
     if request.inputs:
         return plan_local_files(request.inputs, request.policy, tokenizer_sha256)
     dataset = stored_hub_dataset(stored) if stored else None
@@ -121,14 +121,14 @@ def is_requested(dataset: HubDataset, request: Request) -> bool:
 
 
 def refuse_foreign_files(out: Path) -> None:
-    """Do not write over shards that no plan of ours made."""
+    """Refuse to overwrite shards that no plan of ours made."""
     foreign = [path.name for path in sorted(out.glob("*.bin"))] + [
         name for name in (MANIFEST,) if (out / name).exists()
     ]
     if foreign:
         raise ValueError(
             f"{out / foreign[0]}: was not made by a plan in {work_folder(out)}; "
-            "nothing is written over, so choose another --out"
+            "nothing is overwritten, so choose another --out"
         )
 
 
@@ -145,12 +145,12 @@ def describe_difference(stored: Json, wanted: Json) -> str:
     else:
         differences += describe_sources_difference(stored, wanted)
     if stored["tokenizer_sha256"] != wanted["tokenizer_sha256"]:
-        differences.append("the tokenizer is another one")
+        differences.append("the tokenizer is different")
     return "; ".join(differences) or "the units are cut differently"
 
 
 def describe_sources_difference(stored: Json, wanted: Json) -> list[str]:
-    """Which source files came, went or changed their size."""
+    """Which source files were added, removed or changed in size; the first three by name."""
     before = {entry[0]: entry[1] for entry in stored["sources"]}
     now = {entry[0]: entry[1] for entry in wanted["sources"]}
     differences = [f"{name} is new" for name in now if name not in before]

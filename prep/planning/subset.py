@@ -1,7 +1,7 @@
-"""A part of the source files, the same one every time: `--sample FRACTION`.
+"""`--sample FRACTION`: a fraction of the source files, the same ones every time.
 
 The files with the smallest hashes of their names are taken, so a larger fraction takes the same
-files and more, and where the data lies makes no difference.
+files and more, and it makes no difference where the data is.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ File = TypeVar("File", bound=Named)
 
 
 def choose_sample(files: Sequence[File], sample: str | None) -> list[File]:
-    """A fraction of the files, rounded to a number of at least one, in their order."""
+    """A fraction of the files, rounded but at least one, in their order."""
     count = max(round(parse_fraction(sample) * len(files)), 1)
     ranked = sorted(range(len(files)), key=lambda place: hash_name(files[place].name))
     return [files[place] for place in sorted(ranked[:count])]
 
 
 def sample_dataset(dataset: HubDataset, sample: str | None) -> HubDataset:
-    """A dataset of the Hub with a fraction of its files, and as much less text."""
+    """A Hub dataset with a fraction of its files, and its text size scaled to match."""
     if sample is None:
         return dataset
     files = tuple(choose_sample(dataset.files, sample))
@@ -39,10 +39,10 @@ def sample_dataset(dataset: HubDataset, sample: str | None) -> HubDataset:
     if text_bytes is not None:
         total_bytes = sum(file.num_bytes for file in dataset.files)
         text_bytes = text_bytes * sum(file.num_bytes for file in files) // max(total_bytes, 1)
-    # How many rows these files have, the card does not say.
+    # The card does not say how many rows these files have.
     return replace(dataset, files=files, num_rows=None, num_text_bytes=text_bytes)
 
 
 def hash_name(name: str) -> bytes:
-    """What a file is chosen by."""
+    """What a file is chosen by: the sha256 of its name."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()

@@ -1,3 +1,3 @@
-"""Documents: where they come from and how their files are read. A new format or place of documents
-goes here, and nothing that knows of tokens.
+"""Documents: where they come from and how their files are read. New formats and places of
+documents go here, and nothing that knows about tokens.
 """

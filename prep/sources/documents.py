@@ -1,4 +1,4 @@
-"""Documents between their files and their tokens: a piece of a file, a batch of its documents."""
+"""Documents between their files and their tokens: pieces of a file, batches of documents."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Piece:
     start: int = 0  # parquet: first row group; .jsonl: first byte, where a line starts; else 0
     stop: int | None = None  # the end, exclusive, in the same unit; None = to the end
     first_row: int = 0  # the source row of the piece's first document
-    # What the file looks like as long as it is the one that was planned; None = of no interest.
+    # What the file looks like if it is still the one that was planned; None = not checked.
     stamp: Stamp | None = field(default=None, compare=False)
 
 
@@ -31,7 +31,7 @@ class Documents(NamedTuple):
     urls: pa.Array  # string, or null
     rows: Int64  # parquet: row; .jsonl: line; .txt: block; all counted from 0
     repaired: npt.NDArray[np.bool_]  # whether U+FFFD stands for what was invalid in the text
-    columns: dict[str, pa.Array]  # what else was asked for
+    columns: dict[str, pa.Array]  # the other columns that were asked for
 
     @property
     def num_bytes(self) -> Int64:

@@ -39,10 +39,10 @@ Cut = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What is read of a file."""
+    """What to read from a file."""
 
     text_column: str
-    # What else is taken along, for the filters.
+    # Other columns to read, for the filters.
     columns: tuple[str, ...]
     blank_line_documents: bool
 
@@ -52,9 +52,9 @@ class Format:
     """How the files of one format are read."""
 
     read: Callable[[Piece, ReadOptions], Iterator[Documents]]
-    # The bytes of text in a file, about; of the named column, where it has columns.
+    # About how many bytes of text a file has, in the named column if it has columns.
     estimate: Callable[[Path, str], int]
-    # Cuts a file into pieces of about so many bytes; None where files of this format stay whole.
+    # Cuts a file into pieces of about this many bytes; None if files of this format stay whole.
     split: Callable[[Path, int], list[Cut]] | None = None
 
 
@@ -64,7 +64,7 @@ def read_documents(
     """Yield a piece's documents, at most 1000 at a time, and fewer once they make 8 MB.
 
     `text_column` is a parquet file's column, or the key in the object on each line; `url` beside it
-    is taken along where it is text, and `columns` whatever they hold. A .txt is one document, or
+    is read if it is text, and `columns` whatever they hold. A .txt is one document, or
     with `blank_line_documents` one for each block between blank lines. A byte order mark at the
     start of a .jsonl or .txt is dropped.
 
@@ -78,9 +78,9 @@ def read_documents(
 
 
 def split_file(path: Path, name: str, max_bytes: int) -> list[Piece]:
-    """Cut a file into pieces of about `max_bytes` on disk, where its format allows it.
+    """Cut a file into pieces of about `max_bytes` on disk, if its format allows it.
 
-    Reading the pieces one after the other is reading the file.
+    Reading the pieces one after another is the same as reading the file.
     """
     form = find_format(path)
     cuts: list[Cut] = []
@@ -100,7 +100,7 @@ def estimate_text_bytes(path: Path, text_column: str) -> int:
 
 
 def find_format(path: Path) -> "Format":
-    """The format that a file's name tells; ValueError where it is none of ours."""
+    """The format that a file's name says; ValueError if it is not one of FORMATS."""
     for suffix, form in FORMATS.items():
         if path.name.endswith(suffix):
             return form
@@ -117,7 +117,9 @@ def _naming_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except _MixedTypesError as error:
-        raise ValueError(f"{path}: {error}; expected one, to compare it with --where") from None
+        raise ValueError(
+            f"{path}: {error}; expected one type, to compare it with --where"
+        ) from None
     except (OSError, pa.ArrowException) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise ValueError(
@@ -142,7 +144,7 @@ def _read_parquet(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
         valid_urls = make_valid(urls)[0].cast(pa.string())
         documents = Documents(valid_texts, valid_urls, rows, repaired, others)
         largest = int(documents.num_bytes.argmax())
-        advice = f"in {options.text_column!r} a row is a document"
+        advice = f"each row of {options.text_column!r} is a document"
         check_size(int(documents.num_bytes[largest]), f"{piece.path}, row {rows[largest]}", advice)
         yield documents
 
@@ -177,7 +179,7 @@ def _batch(documents: Iterable[Document], columns: Sequence[str] = ()) -> Iterat
     for document in documents:
         batch.append(document)
         text = document.text
-        # Characters or bytes: either keeps a batch from growing without end.
+        # Characters or bytes: either keeps a batch from growing without bound.
         size += text.as_buffer().size if isinstance(text, pa.Scalar) else len(text or "")
         if len(batch) == MAX_BATCH_DOCUMENTS or size >= MAX_BATCH_BYTES:
             transposed = _transpose(batch, columns)
@@ -221,5 +223,5 @@ FORMATS: dict[str, Format] = {
     ".jsonl.zst": Format(partial(_read_lines, codec="zstd"), _estimate_compressed),
     ".txt": Format(_read_text, _estimate_plain),
 }
-# The help of --input and its refusals list them.
+# The help of --input and its error messages list them.
 assert tuple(FORMATS) == SUFFIXES

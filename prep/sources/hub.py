@@ -38,8 +38,8 @@ def resolve(
     """Find the files of a dataset's split at the commit that `revision` now names.
 
     `report` gets one line for each request that is made again. Raises HubError for a dataset,
-    revision, config or split that is not there, one that may not be read, files in formats that
-    are not read here, or a Hub that cannot be reached.
+    revision, config or split that does not exist or may not be read, files in formats that are
+    not read here, or a Hub that cannot be reached.
     """
     with explaining(repo, revision):
         info = ask(lambda: _find_commit(repo, revision), repo, retry, report)
@@ -82,8 +82,8 @@ def choose_files(
     foreign = [url for url in urls if not url.startswith(prefix)]
     if foreign:
         raise HubError(
-            f"{repo}: lists {foreign[0]}, which is no file of its own; download what you need and "
-            "prepare it with --input"
+            f"{repo}: lists {foreign[0]}, which is not one of its own files; download what "
+            "you need and prepare it with --input"
         )
     unread = [url for url in urls if not url.endswith(SUFFIXES)]
     if unread:
@@ -110,7 +110,7 @@ def _check_access(repo: str) -> None:
 def _fetch_card(repo: str, commit: str, name: str) -> None:
     """Put a card file into the Hub's cache, where `datasets` finds it.
 
-    Left to itself, `datasets` goes on without the card where it could not be fetched.
+    Left to itself, `datasets` continues without the card if it cannot be fetched.
     """
     from huggingface_hub import hf_hub_download
 
@@ -141,7 +141,7 @@ def _load_builder(repo: str, config: str | None, commit: str) -> Any:
 
 
 def check_config(configs: list[str], repo: str, config: str | None) -> None:
-    """Raise HubError if a config is not there, or has to be named."""
+    """Raise HubError if a config does not exist, or if one must be named."""
     if config is not None and config not in configs:
         found = f"no config {config!r}"
     elif config is None and len(configs) > 1:

@@ -1,4 +1,4 @@
-"""A file of the Hub: fetched in one piece and compared with the Hub's hash."""
+"""One file of the Hub: fetched whole, and compared with the Hub's hash."""
 
 import errno
 import hashlib
@@ -55,7 +55,7 @@ def download(
     The file appears under its final name only when its size and hash are the Hub's. One process
     at a time may fetch a file into a folder; what a killed one left is removed. `report` gets one
     line for each request that is made again. Raises HubError for a file that is gone, may not be
-    read, or does not come whole, and OSError for a disk that is full.
+    read, or does not arrive whole, and OSError if the disk is full.
     """
     path = folder / choose_local_name(file.name)
     if path.is_file() and find_fault(path, file) is None:
@@ -120,7 +120,7 @@ def find_fault(path: Path, file: HubFile) -> str | None:
 
 
 def _private_folder(path: Path) -> Path:
-    """Where a file lies until it is whole and checked."""
+    """Where a file is until it is whole and checked."""
     return path.with_name(f".{path.name}.part")
 
 
@@ -136,7 +136,7 @@ def _fetch_whole(dataset: HubDataset, file: HubFile, private: Path) -> Path:
             repo_type="dataset",
             revision=dataset.revision,
             local_dir=private,
-            cache_dir=private / "cache",  # not the user's, which may hold bytes of another day
+            cache_dir=private / "cache",  # not the user's, which may hold older bytes
         )
     except RuntimeError as error:  # what hf_xet raises, whatever happened
         raise FailedDownloadError(" ".join(str(error).split())) from error

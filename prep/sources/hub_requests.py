@@ -1,7 +1,7 @@
 """Requests to the Hub that outlast its faults, and errors that say what to do.
 
-The libraries retry some requests and not others, print what they please, and wait without end on
-a silent connection. Here each request is tried again as a whole, told of in one line each time.
+The libraries retry some requests and not others, print what they please, and wait forever on
+a silent connection. Here each request is retried as a whole, and each retry is one line.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 from shards.screen import Say
 
 Answer = TypeVar("Answer")
-# A connection that sends nothing for so long is given up, where the library sets no limit.
+# A connection that sends nothing for this long is given up, if the library sets no limit.
 MAX_SILENCE_SECONDS = 60.0
 # The longest wait that a server may ask for; the Hub counts requests over five minutes.
 MAX_ASKED_SECONDS = 900.0
@@ -36,17 +36,17 @@ class HubError(ValueError):
 
 
 class FailedDownloadError(Exception):
-    """A download that broke off, or came with other bytes than the Hub has."""
+    """A download that broke off, or whose bytes are not those that the Hub has."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """How often a request is made, and how long to wait in between: twice as long every time."""
+    """How often a request is made, and how long to wait in between: twice as long each time."""
 
     tries: int = 8
     first_delay_seconds: float = 1.0
     max_delay_seconds: float = 60.0
-    # How it waits; a thread that may have to end meanwhile brings its own way.
+    # How to wait; a thread that may have to end meanwhile brings its own function.
     pause: Callable[[float], None] = field(default=time.sleep, compare=False)
 
     def choose_delay(self, attempt: int) -> float:
@@ -69,7 +69,7 @@ class Fault(NamedTuple):
 
 
 def warn(line: str) -> None:
-    """Print a line for the user, beside the progress."""
+    """Print a line for the user on stderr, beside the progress line."""
     print(f"velocity: {line}", file=sys.stderr, flush=True)
 
 
@@ -100,7 +100,7 @@ def ask(request: Callable[[], Answer], what: str, retry: Retry, report: Say) -> 
 
 
 def diagnose(error: BaseException) -> Fault | None:
-    """Tell whether an error may pass with time, from it or from what caused it."""
+    """The fault, if an error may pass with time, judging by it or by what caused it; else None."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,
@@ -124,8 +124,8 @@ def diagnose(error: BaseException) -> Fault | None:
             case _ if _is_transport_error(link):
                 return Fault(_in_one_line(link))
             case OSError(errno=int()):
-                return None  # of this machine: a full disk, a folder without rights
-    # Without a cause that is known, these are the library's words for a lost connection.
+                return None  # of this machine: a full disk, a folder without permission
+    # Without a known cause, this is how the library reports a lost connection.
     last = (LocalEntryNotFoundError, XetDownloadError)
     return Fault(_in_one_line(error)) if isinstance(error, last) else None
 
@@ -145,7 +145,7 @@ def explaining(repo: str, revision: str | None) -> Iterator[None]:
 
 
 def explain(error: Exception, repo: str, revision: str | None) -> str | None:
-    """Say in one line why the Hub did not give what was asked; None for errors of another kind."""
+    """Say in one line why the Hub did not give what was asked for; None for other errors."""
     from huggingface_hub import constants, errors
 
     url = f"{constants.ENDPOINT}/datasets/{repo}"
@@ -166,13 +166,13 @@ def explain(error: Exception, repo: str, revision: str | None) -> str | None:
             case errors.RemoteEntryNotFoundError():
                 return (
                     f"{repo}: a file is gone from commit {revision}; the dataset's history was "
-                    "rewritten: start anew with another --out"
+                    "rewritten: start over with another --out"
                 )
             case errors.HFValidationError():
-                return f"{repo}: is no dataset's name; expected one such as owner/name"
+                return f"{repo}: is not the name of a dataset; expected one such as owner/name"
             case errors.OfflineModeIsEnabled():
                 return (
-                    f"{repo}: the Hub may not be asked while HF_HUB_OFFLINE is set; unset it, or "
+                    f"{repo}: the Hub cannot be asked while HF_HUB_OFFLINE is set; unset it, or "
                     "prepare local files with --input"
                 )
             case errors.HfHubHTTPError():
@@ -198,7 +198,7 @@ def _is_transport_error(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         return True
-    # The library below huggingface_hub goes by different names (httpx, httpx2) in its releases.
+    # The HTTP library of huggingface_hub differs between its releases (httpx, httpx2).
     return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
 
 
@@ -208,7 +208,7 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def read_wait(headers: Mapping[str, str]) -> float:
-    """Read how many seconds an answer asks to wait, from Retry-After or the Hub's RateLimit."""
+    """Read how many seconds a response asks to wait, from Retry-After or the Hub's RateLimit."""
     value = headers.get("Retry-After", "").strip()
     if value.isdigit():
         return float(value)
@@ -234,7 +234,7 @@ def _listening(report: Say) -> Iterator[None]:
 
 
 class _ToListener(logging.Handler):
-    """Hands the libraries' warnings (of their own retries, above all) to who is listening."""
+    """Hands the libraries' warnings (above all of their own retries) to whoever is listening."""
 
     def emit(self, record: logging.LogRecord) -> None:
         report = _listener.get()
@@ -243,7 +243,7 @@ class _ToListener(logging.Handler):
 
 
 def forward_logs(library: str) -> None:
-    """Let a library's warnings go to who is listening, and nowhere else."""
+    """Send a library's warnings to whoever is listening, and nowhere else."""
     importlib.import_module(f"{library}.utils.logging")  # adds the library's own handler
     logger = logging.getLogger(library)
     logger.handlers[:] = [_ToListener()]
@@ -252,7 +252,7 @@ def forward_logs(library: str) -> None:
 
 @cache
 def _quiet_library() -> None:
-    """Keep huggingface_hub from printing, and from waiting without end on a silent connection."""
+    """Keep huggingface_hub from printing, and from waiting forever on a silent connection."""
     import huggingface_hub
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -267,7 +267,7 @@ def _quiet_library() -> None:
 
 
 def _limit_silence(request: Any) -> None:
-    """Set the limits that a request lacks; listings come without any."""
+    """Set the timeouts that a request lacks; listings come without any."""
     limits = request.extensions.get("timeout", {})
     request.extensions["timeout"] = {
         phase: MAX_SILENCE_SECONDS if limits.get(phase) is None else limits[phase]

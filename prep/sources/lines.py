@@ -1,4 +1,4 @@
-"""Text files as documents: .jsonl, plain or compressed, one a line; .txt, one a file or a block.
+"""Text files as documents: .jsonl, plain or compressed, one per line; .txt, one per file or block.
 
 What is not valid Unicode becomes U+FFFD and is marked, never skipped.
 """
@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.json
 
-# A longer document is most likely a file that is not what it should be; and what is done with one
-# in memory stays below a few times its size.
+# A longer document is most likely a file that is not what it should be; and handling one takes no
+# more than a few times its size in memory.
 MAX_DOCUMENT_BYTES = 256 << 20
 
 _CHUNK_BYTES = 4 << 20
@@ -37,7 +37,7 @@ _TYPE_NAMES = {
 
 
 class Document(NamedTuple):
-    """One document as it stands in its file."""
+    """One document as it is in its file."""
 
     text: str | pa.LargeStringScalar | None  # Arrow's for a very long one
     url: str | None
@@ -54,7 +54,7 @@ def read_whole(path: Path) -> Iterator[Document]:
 
 
 def read_blocks(path: Path) -> Iterator[Document]:
-    """Yield what stands between the blank lines of a .txt, without each block's last line end."""
+    """Yield the blocks between the blank lines of a .txt, each without its last line end."""
     row = num_bytes = 0
     block: list[bytes] = []
     with open(path, "rb") as file:
@@ -80,11 +80,11 @@ def read_json_lines(
     stop: int | None = None,
     first_row: int = 0,
 ) -> Iterator[Document]:
-    """Yield the text under `key`, and what is under `keys`, of the lines in bytes [start, stop).
+    """Yield the text under `key`, and what is under `keys`, for the lines in bytes [start, stop).
 
-    `codec` is Arrow's name of the file's compression; None = none.
+    `codec` is Arrow's name for the file's compression; None = none.
     Blank lines hold no document, but count as rows. Raises ValueError for a line that is not an
-    object with text (or null) under that key, and where the file was changed since it was cut.
+    object with text (or null) under that key, and if the file was changed since it was cut.
     """
     row, position = first_row, start
     with _open_lines(path, codec) as file:
@@ -100,13 +100,13 @@ def read_json_lines(
             row += 1
             if content.strip():
                 document = _parse_line(content, row - 1, key, keys, f"{path}, line {row}")
-                del line, content  # A large one is not held while its document is at work.
+                del line, content  # A large one is not held while its document is processed.
                 yield document
                 del document
     if stop is not None and position != stop:
         raise ValueError(
             f"{path}: was changed since it was planned, when a line ended at byte {stop:,}; "
-            "put the old file back, or start anew"
+            "put the old file back, or start over"
         )
 
 
@@ -175,10 +175,10 @@ def _join_block(lines: list[bytes], row: int) -> Document:
 
 
 def _open_lines(path: Path, codec: str | None) -> BinaryIO:
-    """Open a .jsonl for reading, unpacked where it is compressed."""
+    """Open a .jsonl for reading, decompressed if it is compressed."""
     if codec is None:
         return open(path, "rb")
-    # Arrow notices a stream that is cut short, where the reader of `zstandard` ends as if whole.
+    # Arrow notices a stream that is cut short; `zstandard` ends as if the stream were whole.
     stream = pa.CompressedInputStream(pa.OSFile(str(path)), codec)
     return cast(BinaryIO, io.BufferedReader(stream, _CHUNK_BYTES))
 
@@ -210,9 +210,9 @@ def _parse_line(line: bytes, row: int, key: str, keys: Sequence[str], place: str
 
 
 def _parse_long_line(line: bytes, row: int, key: str) -> Document | None:
-    """Parse a line of many megabytes without Python's strings, up to 4 bytes a character.
+    """Parse a line of many megabytes without Python strings, which take up to 4 bytes a character.
 
-    None where anything is unusual, for the usual way to tell what it is.
+    None if anything is unusual: the usual way will then say what it is.
     """
     schema = pa.schema(dict.fromkeys((key, "url"), pa.string()))
     try:
@@ -245,7 +245,7 @@ def _parse_object(source: str, place: str) -> dict[str, Any]:
 
 
 def _skip_line(file: BinaryIO) -> bool:
-    """Read to behind the next line end, however far it is; whether there is one."""
+    """Read past the next line end, however far it is; returns whether there is one."""
     while piece := file.readline(_CHUNK_BYTES):
         if piece.endswith(b"\n"):
             return True

@@ -20,17 +20,17 @@ class Source:
     # As the Hub states them; None for a local file.
     sha256: str | None = None
     git_sha1: str | None = None
-    # Where it lies; "" for a file of the Hub. No part of the plan's identity: data may move.
+    # Where it is; "" for a file on the Hub. Not part of the plan's identity: data may move.
     path: str = ""
-    # What it looks like there; None for a file of the Hub. It decides nothing either.
+    # What it looks like there; None for a file on the Hub. Not part of the identity either.
     stamp: Stamp | None = field(default=None, compare=False)
 
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
-    """The files that --input names, in the given order, a folder's and a glob's sorted.
+    """The files that --input names, in the given order; those of a folder or glob are sorted.
 
     A source's name is its path below the folder that all of them share, so the same data gives
-    the same dataset_id wherever it lies.
+    the same dataset_id wherever it is.
     """
     paths = list(dict.fromkeys(path for entry in inputs for path in find_files(entry)))
     if len(paths) == 1:
@@ -45,14 +45,14 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
 
 
 def find_files(entry: str) -> list[Path]:
-    """The files of one --input: a file, a folder (with all below it), or a glob."""
+    """The files of one --input: a file, a folder (with everything below it), or a glob."""
     path = Path(entry)
     if path.is_file():
         found = [path]
         if not entry.endswith(SUFFIXES):
             raise ValueError(f"{entry}: expected a file ending in {', '.join(SUFFIXES)}")
     elif path.is_dir():
-        # A set of shards below it, with prep's own folder, is no source.
+        # A set of shards below it, known by prep's own folder, is not a source.
         sets = [folder.parent for folder in path.rglob(WORK)]
         found = [
             file
@@ -62,7 +62,9 @@ def find_files(entry: str) -> list[Path]:
     else:
         found = [Path(match) for match in glob.glob(entry, recursive=True)]
         if not found:
-            raise ValueError(f"{entry}: no such file or folder, and as a pattern it matches none")
+            raise ValueError(
+                f"{entry}: no such file or folder, and as a pattern it matches nothing"
+            )
     files = [Path(os.path.abspath(file)) for file in found if str(file).endswith(SUFFIXES)]
     if not files:
         raise ValueError(f"{entry}: no file ending in {', '.join(SUFFIXES)} there")

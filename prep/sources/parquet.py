@@ -1,4 +1,4 @@
-"""Text columns of parquet files, read through pyarrow alone."""
+"""Text columns of parquet files, read with pyarrow alone."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def read_columns(
     """Yield the texts of the row groups, the urls beside them, and the other `columns`.
 
     A batch has at most `max_rows` rows, and `max_bytes` bytes unless a single row has more. Texts
-    and urls are large strings whose bytes were not checked yet.
+    and urls are large strings whose bytes are not checked yet.
     """
     with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, page_checksum_verification=True) as file:
         check_text_column(file, path, text_column)
@@ -97,7 +97,7 @@ def measure_column(path: Path, text_column: str) -> int:
 
 
 def _find_chunk(file: pq.ParquetFile, group: int, name: str) -> Any:
-    """Return what the footer says of a column in a row group."""
+    """Return what the footer says about a column in a row group."""
     metadata = file.metadata.row_group(group)
     chunks = (metadata.column(i) for i in range(metadata.num_columns))
     return next(chunk for chunk in chunks if chunk.path_in_schema == name)
@@ -124,7 +124,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _unify(column: pa.Array) -> pa.Array:
-    """Turn every kind of text column into large strings, without a look at their bytes."""
+    """Turn every kind of text column into large strings, without checking their bytes."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if column.type in (pa.string(), pa.large_string(), pa.null()):
@@ -143,7 +143,7 @@ def _halve(column: pa.Array, max_bytes: int, start: int = 0) -> Iterator[slice]:
 
 
 def make_valid(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
-    """Replace what is not UTF-8 by U+FFFD, as Arrow does not check it; also says in which rows."""
+    """Replace invalid UTF-8 by U+FFFD, as Arrow does not check it; also says in which rows."""
     try:
         column.validate(full=True)
         return column, np.zeros(len(column), np.bool_)

@@ -1,4 +1,4 @@
-"""Python's own documentation as documents: text that is on every machine that runs this.
+"""Python's own documentation as documents: text that every machine with this package has.
 
 About 600 documents and 2 MB of English: the help topics of pydoc, and the docstrings of the
 standard library, read from its source without importing it.
@@ -27,9 +27,9 @@ SKIPPED_FOLDERS = {
 
 
 def write_python_docs(path: Path) -> int:
-    """Write the documents as .jsonl, {"content", "url"} a line; returns how many there are.
+    """Write the documents as .jsonl, one {"content", "url"} per line; returns how many.
 
-    `url` is the topic's or the module's name. One Python writes the same bytes every time. Raises
+    `url` is the topic's or the module's name. The same Python always writes the same bytes. Raises
     ValueError if this Python has no documentation.
     """
     library = Path(sysconfig.get_path("stdlib"))
@@ -46,7 +46,7 @@ def write_python_docs(path: Path) -> int:
 
 
 def read_topics() -> Iterator[tuple[str, str]]:
-    """Yield the name and text of each help topic; none where Python comes without them."""
+    """Yield the name and text of each help topic; none if Python comes without them."""
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError:
@@ -56,9 +56,9 @@ def read_topics() -> Iterator[tuple[str, str]]:
 
 
 def read_docstrings(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the name of each module below a folder, and its docstrings in the order they stand."""
+    """Yield the name of each module below a folder, and its docstrings, in order."""
     for path in find_modules(folder):
-        with warnings.catch_warnings(action="ignore"):  # of old ways to write a string
+        with warnings.catch_warnings(action="ignore"):  # about outdated string escapes
             try:
                 module = ast.parse(path.read_bytes())
             except (SyntaxError, ValueError):
@@ -69,7 +69,7 @@ def read_docstrings(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def find_modules(folder: Path) -> list[Path]:
-    """List the source files below a folder, the skipped folders left out, sorted."""
+    """List the source files below a folder, without the skipped folders, sorted."""
     return sorted(
         path
         for path in folder.rglob("*.py")
@@ -93,5 +93,5 @@ def collect_docstrings(node: ast.AST) -> Iterator[str]:
         if docstring:
             yield docstring
     for child in ast.iter_child_nodes(node):
-        if not isinstance(child, ast.expr):  # no expression holds a definition
+        if not isinstance(child, ast.expr):  # no expression contains a definition
             yield from collect_docstrings(child)

@@ -1,7 +1,7 @@
-"""What a source file looks like when the run begins, so that one that changes is noticed.
+"""What a source file looks like when the run begins, so that a change is noticed.
 
-A file that is written to while it is read gives documents that stood in it at no time, and one
-that is written to between two units of it gives some of them twice or never.
+A file that is written to while it is being read gives documents that were never in it, and one
+that is written to between two of its units gives some documents twice or never.
 """
 
 import os
@@ -15,7 +15,7 @@ ADVICE = "put it back and run the same command again, or choose another --out"
 
 
 class Stamp(NamedTuple):
-    """A file's size and time at a moment, and the machine that saw them."""
+    """A file's size and modification time, and the machine that saw them."""
 
     num_bytes: int
     mtime_ns: int
@@ -24,17 +24,19 @@ class Stamp(NamedTuple):
 
 
 def take_stamp(path: str | Path) -> Stamp:
-    """A file's stamp now."""
+    """The current stamp of a file."""
     status = os.stat(path)
     return Stamp(status.st_size, status.st_mtime_ns, platform.node())
 
 
 def check_stamp(path: str | Path, before: Stamp) -> None:
-    """Raise ValueError where a file is not as it was."""
+    """Raise ValueError if a file is not as it was."""
     try:
         now = take_stamp(path)
     except OSError as error:
-        raise ValueError(f"{path}: went away during the run ({error.strerror}); {ADVICE}") from None
+        raise ValueError(
+            f"{path}: disappeared during the run ({error.strerror}); {ADVICE}"
+        ) from None
     if now.num_bytes != before.num_bytes:
         change = f"had {before.num_bytes:,} bytes, has {now.num_bytes:,}"
     elif now.machine == before.machine and now.mtime_ns != before.mtime_ns:
@@ -46,9 +48,9 @@ def check_stamp(path: str | Path, before: Stamp) -> None:
 
 @contextmanager
 def expect_unchanged(path: str | Path, before: Stamp | None) -> Iterator[None]:
-    """Raise ValueError where a file is not as it was, before it is read or behind the last read.
+    """Raise ValueError if a file is not as it was, before it is read or after the last read.
 
-    An error of reading it is that of a changed file if it was changed.
+    An error while reading a file that was changed is reported as the change.
     """
     if before is None:
         yield

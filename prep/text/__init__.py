@@ -1,3 +1,3 @@
-"""Text to tokens: which documents stay, and which ids their text gets. A new filter, encoder or
-tokenizer goes here, and nothing that knows of units, folders or machines.
+"""Text to tokens: which documents stay, and which ids their text gets. New filters,
+encoders and tokenizers go here, and nothing that knows about units, folders or machines.
 """

@@ -1,4 +1,4 @@
-"""A batch of documents -> uint16 tokens with <|endoftext|> behind each, and the sidecar's rows."""
+"""A batch of documents -> uint16 tokens with <|endoftext|> after each, and the sidecar's rows."""
 
 import hashlib
 from collections.abc import Collection, Iterable
@@ -15,7 +15,7 @@ from shards.format import Int64, Tokens
 from shards.sidecar import HASH_BYTES, make_rows
 from shards.writer import join_runs
 
-# One document in so many is encoded again with the reference.
+# One document in this many is encoded again with the reference.
 CHECKED_ONE_IN = 8192
 SHOWN_CHARACTERS = 200
 
@@ -33,7 +33,7 @@ class EncodedBatch:
     num_bytes: Int64
 
     def first(self, num_documents: int) -> "EncodedBatch":
-        """The batch cut behind its first `num_documents` kept documents."""
+        """The batch cut after its first `num_documents` kept documents."""
         ends = self.ends[:num_documents]
         return EncodedBatch(
             self.tokens[: ends[-1] if num_documents else 0],
@@ -44,7 +44,7 @@ class EncodedBatch:
         )
 
     def choose_checked(self, unchecked_sides: Collection[bool]) -> list[int]:
-        """Documents to encode again: some by their hash, and the first of each side named."""
+        """Documents to encode again: some by their hash, and the first on each given side."""
         hashes = np.frombuffer(self.rows.column("doc_hash").buffers()[1], ">u8")
         chosen = hashes[1 : 2 * len(self.rows) : 2] < (1 << 64) // CHECKED_ONE_IN
         for side in unchecked_sides:
@@ -82,9 +82,9 @@ def encode_batch(
 def check_encoding(
     encoder: Encoder, texts: pa.Array, batch: EncodedBatch, chosen: Iterable[int]
 ) -> None:
-    """Encode the chosen documents of a batch again, with the reference; `texts` are theirs.
+    """Encode the chosen documents of a batch again, with the reference; `texts` are the batch's.
 
-    Raises ValueError, with the document, where the ids are not the same.
+    Raises ValueError, quoting the document, if the ids differ.
     """
     starts = np.append(0, batch.ends)
     for index in chosen:
@@ -96,15 +96,15 @@ def check_encoding(
             row = batch.rows.slice(index, 1).to_pylist()[0]
             shown = content.to_pybytes().decode("utf-8")[:SHOWN_CHARACTERS]
             raise ValueError(
-                f"{row['source_file']}, row {row['source_row']}: {encoder.name} does not give the "
-                f"tokens of `tokenizers`, from token {place:,} on, for the document {shown!r}; "
-                "nothing of it was kept: run the same command with --encoder tokenizers, and "
-                "report it"
+                f"{row['source_file']}, row {row['source_row']}: {encoder.name} differs from "
+                f"`tokenizers` from token {place:,} on, for the document {shown!r}; "
+                "none of it was kept: run the same command with --encoder tokenizers, and "
+                "report this"
             )
 
 
 def join_documents(ids: Tokens, ends: Int64, end_of_text: int) -> Tokens:
-    """The documents' ids with <|endoftext|> behind each document, so that they end at `ends`."""
+    """The documents' ids with <|endoftext|> after each document, so that they end at `ends`."""
     tokens = np.full(len(ids) + len(ends), end_of_text, np.uint16)
     is_text = np.ones(len(tokens), np.bool_)
     is_text[ends - 1] = False
@@ -113,7 +113,7 @@ def join_documents(ids: Tokens, ends: Int64, end_of_text: int) -> Tokens:
 
 
 def hash_texts(texts: pa.Array) -> bytes:
-    """The doc_hash of each text: the first half of the sha256 of its UTF-8, one after the other."""
+    """The doc_hashes, concatenated: the first half of the sha256 of each text in UTF-8."""
     data = memoryview(texts.buffers()[2] or b"")
     hashes = [
         hashlib.sha256(data[start:stop]).digest()[:HASH_BYTES]
@@ -123,7 +123,7 @@ def hash_texts(texts: pa.Array) -> bytes:
 
 
 def choose_validation(hashes: bytes, threshold: int) -> npt.NDArray[np.bool_]:
-    """Which documents belong to validation: by their text alone, so copies never part.
+    """Which documents belong to validation: by their text alone, so copies are never separated.
 
     >>> choose_validation(bytes(16) + b"\\xff" * 16, threshold=2**63).tolist()
     [True, False]

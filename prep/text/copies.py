@@ -1,11 +1,12 @@
-"""--dedup exact: of documents with the same text, the first in plan order stays. Finds the others.
+"""--dedup exact: finds the copies, all but the first document with a text, in plan order.
 
-When all units are done, the doc_hash of every document (16 bytes of the sha256 of its text) goes
-to one of up to 512 files by its first bits, with the document's number. Each file is sorted by
-itself, which gives the numbers of the copies. Nothing depends on who did the units or was killed.
+When all units are done, the doc_hash of every document (16 bytes of the sha256 of its text) and
+its number go to one of up to 512 files, chosen by the first bits of the hash. Sorting each file on
+its own gives the numbers of the copies; prep/units/cut.py drops them. Nothing depends on which
+worker did a unit, or on kills.
 
-    disk      24 bytes a document
-    memory    1 bit a document, and about 0.4 GB
+    disk      24 bytes per document
+    memory    1 bit per document, and about 0.4 GB
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,9 +22,9 @@ from shards.format import Int64, Shard
 from shards.sidecar import is_blank, read_rows, split_hashes
 
 MAX_FILES = 512
-# Hashes that are sorted at a time, and so many that a file holds at most, while 512 are enough.
+# Hashes sorted at a time; also about the most that a file holds, while 512 files are enough.
 SORTED_HASHES = 1 << 21
-# Hashes that are dealt to the files at a time.
+# Hashes dealt to the files at a time.
 DEALT_HASHES = 1 << 20
 ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u8")])
 Entries = np.ndarray[tuple[int], np.dtype[np.void]]
@@ -31,32 +32,32 @@ Entries = np.ndarray[tuple[int], np.dtype[np.void]]
 
 @dataclass(frozen=True)
 class PlacedShard:
-    """A shard and the folder that it lies in."""
+    """A shard and the folder it is in."""
 
     folder: Path
     shard: Shard
 
 
 class Copies:
-    """One bit for each document, in order: whether it is a copy of one before it."""
+    """One bit per document, in order: whether it is a copy of an earlier one."""
 
     def __init__(self, num_documents: int) -> None:
         self.bits = np.zeros(-(-num_documents // 8), np.uint8)
 
     def add(self, numbers: npt.NDArray[np.uint64]) -> None:
-        """Mark documents."""
+        """Mark the documents with these numbers as copies."""
         bits = np.left_shift(1, (numbers & np.uint64(7)).astype(np.uint8), dtype=np.uint8)
         np.bitwise_or.at(self.bits, (numbers >> np.uint64(3)).astype(np.int64), bits)
 
     def among(self, first: int, count: int) -> Int64:
-        """The marked ones of `count` documents from number `first` on, counted from there."""
+        """The copies among `count` documents from number `first` on, counted from there."""
         here = self.bits[first // 8 : -(-(first + count) // 8)]
         marked = np.unpackbits(here, bitorder="little")[first % 8 :][:count]
         return np.flatnonzero(marked).astype(np.int64)
 
 
 def find_copies(shards: Sequence[PlacedShard], temporary: Path) -> Copies:
-    """Which documents of the shards, in this order, have the text of one before them."""
+    """Which documents of the shards, in this order, have the text of an earlier one."""
     num_documents = sum(placed.shard.num_documents for placed in shards)
     num_files = min(1 << (num_documents // SORTED_HASHES).bit_length(), MAX_FILES)
     paths = [temporary / f"hashes-{place:03d}" for place in range(num_files)]
@@ -111,7 +112,7 @@ def deal(entries: Entries, files: Sequence[BinaryIO]) -> None:
 
 
 def find_repeated(path: Path) -> Iterator[npt.NDArray[np.uint64]]:
-    """The numbers of the documents whose hash stands before them in the file, some at a time."""
+    """The numbers of the documents whose hash occurs earlier in the file, some at a time."""
     distinct = np.empty(0, ENTRY)
     with open(path, "rb") as file:
         while len(block := np.fromfile(file, ENTRY, SORTED_HASHES)):
@@ -126,7 +127,8 @@ def mark_copies(entries: Entries) -> npt.NDArray[np.bool_]:
     high = entries["high"].copy()
     order = np.argsort(high)
     is_same = high[order[1:]] == high[order[:-1]]
-    # Nearly all hashes differ in their first half; only the others are sorted whole.
+    # Sorting one key is much cheaper than sorting three, and nearly all hashes differ in their
+    # first half: only the entries that share it with another one are sorted by the whole hash.
     is_near = np.zeros(len(entries), np.bool_)
     is_near[order[1:][is_same]] = True
     is_near[order[:-1][is_same]] = True
@@ -134,6 +136,7 @@ def mark_copies(entries: Entries) -> npt.NDArray[np.bool_]:
     chosen = entries[near]
     near = near[np.lexsort((chosen["number"], chosen["low"], chosen["high"]))]
     chosen = entries[near]
+    # Equal hashes are now neighbors in the order of their numbers: all but the first are copies.
     is_equal = (chosen["high"][1:] == chosen["high"][:-1]) & (
         chosen["low"][1:] == chosen["low"][:-1]
     )

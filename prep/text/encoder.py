@@ -1,4 +1,4 @@
-"""Texts -> ids, on `fastokens` where it is installed, else on `tokenizers`, which is the reference.
+"""Texts -> ids, with `fastokens` if it is installed, else with `tokenizers`, the reference.
 
 Both read the set's tokenizer.json. A long text is encoded in pieces that give the same ids as the
 whole, so that no text, however long, takes much memory.
@@ -16,24 +16,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from tokenizers import Tokenizer
 
 from prep.sources.documents import find_offsets
 from shards.format import Int64, Tokens
-from shards.tokenizer import load_tokenizer
+from shards.tokenizer import parse_tokenizer
 
 Ids = npt.NDArray[np.uint32]
 
 
-# Documents that are encoded at a time: few, so that their texts stay in the processor's cache.
+# Documents encoded at a time: few, so that their texts stay in the processor's cache.
 GROUP_DOCUMENTS = 256
 # Texts longer than this are encoded in pieces of about this size.
 PIECE_BYTES = 4 << 20
-# Of a text that is encoded again so much is compared, unless it can only be cut later.
+# About how much of a text is encoded again to compare; none if no cut is near.
 CHECKED_BYTES = 64 << 10
-# Where GPT-2's pattern splits whatever else stands around: behind a letter or a digit in front of
-# (ASCII) another kind of character, and behind what is no white space in front of white space. The
-# last row is Chinese, Japanese and Korean. Only white space looks at what follows it.
+# Where GPT-2's pattern splits whatever the context: between a letter or a digit and another kind
+# of (ASCII) character after it, and between anything else and white space after it. The last row is
+# Chinese, Japanese and Korean. In the pattern, only white space looks at what follows it.
 SAFE_CUT = re.compile(
     rb"[A-Za-z](?=[^A-Za-z\x80-\xff])"
     rb"|[0-9](?=[^0-9\x80-\xff])"
@@ -54,16 +53,16 @@ def choose_encoder(wanted: str | None) -> str:
 
 
 class Encoder:
-    """Encodes Arrow arrays of texts with one of ENCODERS; text that spells a token stays text."""
+    """Encodes Arrow arrays of texts with one of ENCODERS; a special token in a text stays text."""
 
-    def __init__(self, tokenizer_json: Path, name: str) -> None:
+    def __init__(self, tokenizer_json: str, name: str) -> None:
         self.name = name
-        self.reference = load_reference(tokenizer_json)
+        self.reference = parse_tokenizer(tokenizer_json)
         self.vocab_size = int(self.reference.get_vocab_size())
         self.fast = load_fastokens(tokenizer_json) if name == "fastokens" else None
 
     def encode(self, texts: pa.Array) -> tuple[Tokens, Int64]:
-        """The ids of non-null `texts` one behind the other, and how many each text has."""
+        """The ids of non-null `texts`, concatenated, and how many each text has."""
         ids: list[Ids | Tokens] = [np.empty(0, np.uint16)]
         sizes = np.zeros(len(texts), np.int64)
         if (np.diff(find_offsets(texts)) <= PIECE_BYTES).all():
@@ -93,9 +92,9 @@ class Encoder:
         return ids, sizes
 
     def find_difference(self, text: bytes, ids: Tokens) -> int | None:
-        """The first of a text's ids that the reference gives otherwise, if there is one.
+        """The place of the first id that differs from the reference's; None if none does.
 
-        Of a long text its beginning is compared; of one that cannot be cut, nothing.
+        Only the beginning of a long text is compared, and nothing of one that cannot be cut.
         """
         piece = next(cut_text(text, CHECKED_BYTES))
         num_bytes = len(piece.encode("utf-8"))
@@ -111,28 +110,27 @@ class Encoder:
         return None if len(ids) == len(expected) else shared
 
 
+def load_encoder(path: Path, name: str) -> Encoder:
+    """The encoder of the set whose tokenizer.json is at `path`."""
+    return build_encoder(path.read_text(encoding="utf-8"), name)
+
+
 @lru_cache(maxsize=1)
-def load_encoder(tokenizer_json: Path, name: str) -> Encoder:
-    """The encoder of a set, loaded once a process: it is slow to load, and learns words."""
+def build_encoder(tokenizer_json: str, name: str) -> Encoder:
+    """The encoder of a tokenizer.json's text, one per process: it loads slowly and caches words."""
     return Encoder(tokenizer_json, name)
 
 
-@lru_cache(maxsize=1)
-def load_reference(tokenizer_json: Path) -> Tokenizer:
-    """A set's tokenizer in the library that its ids are held against, loaded once a process."""
-    return load_tokenizer(tokenizer_json)
-
-
-def load_fastokens(tokenizer_json: Path) -> Any:
+def load_fastokens(tokenizer_json: str) -> Any:
     """Load the fast encoder, on one thread: a worker has one core."""
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
     import fastokens
 
-    return fastokens.Tokenizer.from_file(str(tokenizer_json))
+    return fastokens.Tokenizer.from_json_str(tokenizer_json)
 
 
 def cut_text(text: bytes, piece_bytes: int) -> Iterator[str]:
-    """Yield a UTF-8 text in pieces whose ids, one behind the other, are those of the whole."""
+    """Yield a UTF-8 text in pieces whose ids, concatenated, are those of the whole."""
     view = memoryview(text)
     start = 0
     while len(view) - start > piece_bytes:

@@ -1,9 +1,13 @@
-"""Which documents are left out, and why: the one place where a document can be dropped.
+"""Filters: which documents of a source are dropped before they are encoded, and why.
 
 null, empty                no text
 min_chars, max_chars       --min-chars, --max-chars: too few or too many characters
-keep_url, drop_url         --keep-url, --drop-url: regular expressions, as RE2 reads them
+keep_url, drop_url         --keep-url, --drop-url: regular expressions in RE2's syntax
 where language=en          --where: any other column of the source
+
+Three other places drop documents: prep/units/work.py and ledger.py those that do not fit into
+--max-documents and --max-tokens (prep/units/budget.py), prep/units/cut.py the copies that --dedup
+finds (prep/text/copies.py), and prep/foreign/run.py the empty documents of imported token files.
 """
 
 import re
@@ -29,7 +33,7 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 CONDITION = re.compile(r"\s*([\w.-]+)\s*(!=|>=|<=|=|>|<)\s*(.*?)\s*", re.DOTALL)
 
-# Marks the documents of a batch that a reason holds for.
+# Marks the documents of a batch to which a reason applies.
 Mark = Callable[[Documents], pa.Array]
 
 
@@ -43,7 +47,7 @@ class Condition:
     value: str
 
     def fails(self, documents: Documents) -> pa.Array:
-        """For which documents it does not hold; it holds for no null."""
+        """The documents for which it does not hold; it never holds for null."""
         values = documents.columns[self.column]
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
@@ -62,7 +66,7 @@ class Condition:
 
 
 def parse_condition(text: str) -> Condition:
-    """Read a --where.
+    """Parse one --where; ValueError if it is not a condition.
 
     >>> parse_condition("language_score >= 0.65")
     Condition(text='language_score >= 0.65', column='language_score', comparison='>=', value='0.65')
@@ -77,7 +81,7 @@ def parse_condition(text: str) -> Condition:
 
 
 class Filter:
-    """The reasons to drop a document, in the order in which they are counted."""
+    """The reasons to drop a document, in the order in which they are tried."""
 
     def __init__(
         self,
@@ -108,7 +112,7 @@ class Filter:
     def choose(self, documents: Documents) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
         """Which documents of a batch to keep, and how many were dropped for each reason.
 
-        A document is counted for the first reason that holds.
+        A document is counted for the first reason that applies.
         """
         kept = np.ones(len(documents.rows), np.bool_)
         dropped = {}
@@ -120,19 +124,19 @@ class Filter:
 
 
 def make_filter(policy: Policy) -> Filter:
-    """What chooses the documents; ValueError for an expression or condition that is none."""
+    """The filter of a policy; ValueError for an invalid regular expression or condition."""
     return Filter(
         policy.min_chars, policy.max_chars, policy.keep_url, policy.drop_url, policy.where
     )
 
 
 def search_url(option: str, pattern: str) -> Mark:
-    """Marks the documents whose URL has the pattern in it; those without a URL it does not."""
+    """Marks the documents whose URL matches the pattern anywhere, never those without a URL."""
     try:
         pc.match_substring_regex(pa.array([""]), pattern)
     except pa.ArrowInvalid as error:
         raise ValueError(
-            f"{option} is {pattern!r}, no regular expression as RE2 reads them "
+            f"{option} is {pattern!r}; expected a regular expression in RE2's syntax "
             f"({' '.join(str(error).split())})"
         ) from None
     return lambda d: pc.match_substring_regex(d.urls, pattern).fill_null(False)

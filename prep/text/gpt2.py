@@ -7,6 +7,7 @@ version is installed.
 
 import hashlib
 import json
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -19,6 +20,7 @@ END_OF_TEXT_TOKEN = "<|endoftext|>"
 _VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 
+@cache
 def build_gpt2_json() -> str:
     """Return the text of GPT-2's tokenizer.json, the same bytes on every machine.
 
@@ -53,8 +55,8 @@ def _read_merges() -> list[str]:
 def _write(description: dict[str, Any]) -> str:
     """What json.dumps(description, indent=1) writes, in a fifth of the time.
 
-    json falls back to Python code where it has to indent; so the two long parts are written without
-    it, their separators carrying the line ends.
+    json falls back to Python code to indent, so the two long parts are written without indent, with
+    the line ends in their separators.
     """
     model = description["model"]
     text = json.dumps(description | {"model": model | {"vocab": {}, "merges": []}}, indent=1)

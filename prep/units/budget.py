@@ -20,13 +20,13 @@ class Budget:
         return self.documents == 0 or self.tokens == 0
 
     def covers(self, documents: int, tokens: int) -> bool:
-        """Whether so much may be added."""
+        """Whether this much may be added."""
         return (self.documents is None or documents <= self.documents) and (
             self.tokens is None or tokens <= self.tokens
         )
 
     def minus(self, documents: int, tokens: int) -> "Budget":
-        """What is left after adding so much."""
+        """What is left after adding this much."""
         return Budget(
             None if self.documents is None else self.documents - documents,
             None if self.tokens is None else self.tokens - tokens,
@@ -35,7 +35,7 @@ class Budget:
     def count_fitting(self, ends: Int64) -> int:
         """How many documents, from the first on, may still be added.
 
-        `ends` says where each one's tokens end, counted from where the first one's begin.
+        `ends` says where the tokens of each end, counted from the start of the first.
         """
         count = len(ends)
         if self.documents is not None:

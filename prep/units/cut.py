@@ -1,8 +1,8 @@
-"""--dedup exact: each unit that holds copies is written again without them, and its receipt too.
+"""--dedup exact: rewrites each unit that holds copies without them, and its receipt.
 
-A unit's second writing is committed in .prep/dedup: its files lie there whole, then a receipt
-beside them says so, and from then on they only get their names. A copy that is gone is not found
-the next time, so a killed command begins again and comes to the same end.
+A rewritten unit is committed in .prep/dedup: first its files are there, whole, then a receipt
+beside them says so, and from then on they only need renaming. A copy that is gone is not found the
+next time, so a killed command starts over and ends with the same set.
 """
 
 import json
@@ -21,7 +21,7 @@ from shards.disk.layout import dedup_folder, receipt_path, temporary_folder
 from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter
 from shards.format import Int64, Shard
 
-# The audit's reason.
+# The reason under which the audit counts copies.
 DUPLICATE = "duplicate"
 
 
@@ -32,10 +32,10 @@ def drop_copies(
     earlier: Sequence[PlacedShard] = (),
     workers: int = 1,
 ) -> list[Receipt]:
-    """Write the units that hold copies again without them; all receipts, in plan order.
+    """Rewrite the units that hold copies without them; returns all receipts, in plan order.
 
     The documents of `earlier`, shards of another folder, come before all others. Raises ValueError
-    or OSError where a shard is damaged or the disk is full; the same call then goes on.
+    or OSError if a shard is damaged or the disk is full; the same call then resumes.
     """
     placed = [PlacedShard(out, shard) for receipt in receipts for shard in receipt.shards]
     temporary = temporary_folder(out) / "hashes"
@@ -57,7 +57,7 @@ def drop_copies(
             following = list(threads.map(drop, receipts, firsts[:-1]))
     except OSError as error:
         raise ValueError(
-            f"{out}: a unit could not be written again "
+            f"{out}: a unit could not be rewritten "
             f"({os.strerror(error.errno) if error.errno else error}); "
             "free some disk and run the same command again; what is committed stays"
         ) from error
@@ -66,7 +66,7 @@ def drop_copies(
 
 
 def drop_from_unit(rewriter: Rewriter, receipt: Receipt, copies: Copies, first: int) -> Receipt:
-    """Write a unit's shards again without their copies; `first` is its first document's number."""
+    """Rewrite a unit's shards without their copies; `first` is its first document's number."""
     rows: dict[Shard, Int64] = {}
     for shard in receipt.shards:
         rows[shard] = copies.among(first, shard.num_documents)
@@ -92,7 +92,7 @@ def drop_from_unit(rewriter: Rewriter, receipt: Receipt, copies: Copies, first: 
 
 
 def describe_unit(receipt: Receipt, rewritten: dict[Shard, Rewritten]) -> Receipt:
-    """The receipt of a unit whose copies are cut: what they took of the budget stays taken."""
+    """The receipt of a unit whose copies are cut: the budget that they used stays used."""
     shards, hashes = [], dict(receipt.sidecar_sha256)
     audit = Audit(**asdict(receipt.audit))
     for shard in receipt.shards:
@@ -120,7 +120,7 @@ def describe_unit(receipt: Receipt, rewritten: dict[Shard, Rewritten]) -> Receip
 
 
 def finish_unit(out: Path, unit: int) -> None:
-    """Give a rewritten unit's files their names, and the unit its receipt; can be repeated."""
+    """Give a rewritten unit's files their names, and the unit its receipt; may be repeated."""
     folder = dedup_folder(out) / f"{unit:05d}"
     path = folder.with_suffix(".json")
     before = parse_receipt(load_json(receipt_path(out, unit)))
@@ -136,7 +136,7 @@ def finish_unit(out: Path, unit: int) -> None:
 
 
 def finish_units(out: Path) -> None:
-    """Bring what a kill left to an end: units that were written again whole; others are cleared."""
+    """Complete after a kill the units that were rewritten whole, and clear the others."""
     folder = dedup_folder(out)
     if not folder.exists():
         return

@@ -1,9 +1,9 @@
 """Which units are done, and which comes next.
 
 The set is the documents that fit into --max-documents and --max-tokens, in plan order, whatever
-the number of workers. Units are done side by side before it is known how much those in front of
-them take. So a unit gets what is left as far as is known, which may be too much; the ledger goes
-through the receipts in plan order and lets such a unit be done again with exactly what is left.
+the number of workers. Units are done in parallel, before it is known how much of the budget
+earlier ones use. So a unit gets what is left as far as is known, which may be too much; the ledger
+goes through the receipts in plan order and has such a unit done again with exactly what is left.
 """
 
 from collections.abc import Collection, Sequence
@@ -24,12 +24,12 @@ class Ledger:
         self.folder = folder
         self.plan_id = plan_id
         self.units = units
-        # So many of the units are done for good, and `remaining` is left behind them.
+        # This many of the units are final, and `remaining` is what they leave of the budget.
         self.settled = 0
         self.remaining = budget
         self.is_full = budget.is_spent
         for unit in units:
-            if pending_path(folder, unit).exists():  # Killed while its shards got their names.
+            if pending_path(folder, unit).exists():  # Killed while its shards were being renamed.
                 discard_unit(folder, unit)
         found = (read_receipt(folder, unit, plan_id) for unit in units)
         self.receipts = {receipt.unit: receipt for receipt in found if receipt}
@@ -48,12 +48,12 @@ class Ledger:
         return [unit for unit in self.units if unit not in self.receipts]
 
     def add(self, receipt: Receipt) -> None:
-        """Take in the receipt of a unit that was just done."""
+        """Add the receipt of a unit that was just done."""
         self.receipts[receipt.unit] = receipt
         self._settle()
 
     def next_unit(self, in_work: Collection[int]) -> int | None:
-        """The first unit that is neither done nor in work; it may add `remaining` at most."""
+        """The first unit that is neither done nor in progress; it may add at most `remaining`."""
         if self.is_full:
             return None
         for unit in self.units[self.settled :]:
@@ -62,7 +62,7 @@ class Ledger:
         return None
 
     def close(self) -> list[Receipt]:
-        """The receipts of the finished set, in plan order; units behind its end are discarded."""
+        """The receipts of the finished set, in plan order; units past its end are discarded."""
         assert self.is_complete
         for unit in self.units[self.settled :]:
             discard_unit(self.folder, unit)
@@ -83,7 +83,7 @@ class Ledger:
             self.is_full = receipt.truncated or self.remaining.is_spent
 
     def _is_exact(self, receipt: Receipt) -> bool:
-        """Whether the unit is what it would be, had it been given exactly what was left."""
+        """Whether the unit is what it would be had it been given exactly what was left."""
         if receipt.truncated:
             return receipt.budget == self.remaining
         return self.remaining.covers(receipt.num_documents, receipt.num_tokens)

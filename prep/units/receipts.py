@@ -51,33 +51,33 @@ class Receipt:
     shards: tuple[Shard, ...]
     sidecar_sha256: dict[str, str]
     audit: Audit
-    # What --dedup took out of its shards again.
+    # What --dedup later cut from its shards.
     cut_documents: int = 0
     cut_tokens: int = 0
 
     @property
     def num_documents(self) -> int:
-        """Documents that it took of the budget: those in its shards, and the copies cut later."""
+        """Documents that it used of the budget: those in its shards, and the copies cut later."""
         return sum(shard.num_documents for shard in self.shards) + self.cut_documents
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that it took of the budget."""
+        """Tokens that it used of the budget: those in its shards, and the copies cut later."""
         return sum(shard.num_tokens for shard in self.shards) + self.cut_tokens
 
 
 def write_pending(folder: Path, receipt: Receipt) -> None:
-    """Say, before they get their names, which shards a unit makes."""
+    """Record which shards a unit makes, before they get their names."""
     own = temporary_folder(folder) / f"{receipt.unit:05d}-{secrets.token_hex(8)}"
     write_file(own, json.dumps(asdict(receipt), indent=1) + "\n")
     commit(own, pending_path(folder, receipt.unit))
 
 
 def confirm_pending(folder: Path, unit: int) -> None:
-    """Make the pending receipt the receipt: from here on the unit is done.
+    """Make the pending receipt the receipt: from then on the unit is done.
 
-    Where Ray holds a machine for dead that is not, a unit is done twice, with the same bytes, and
-    the other one may have done this already.
+    If Ray takes a live machine for dead, a unit is done twice, with the same bytes, and the other
+    task may have done this already.
     """
     try:
         commit(pending_path(folder, unit), receipt_path(folder, unit))
@@ -92,7 +92,7 @@ def has_receipt(folder: Path, unit: int) -> bool:
 
 
 def read_receipt(folder: Path, unit: int, plan_id: str) -> Receipt | None:
-    """A unit's receipt, if it has one of this plan and its shards are all there, whole."""
+    """A unit's receipt, if it is of this plan and all its shards are there, whole."""
     path = receipt_path(folder, unit)
     if not path.is_file():
         return None
@@ -102,7 +102,7 @@ def read_receipt(folder: Path, unit: int, plan_id: str) -> Receipt | None:
 
 
 def parse_receipt(raw: Json) -> Receipt:
-    """A receipt from its JSON."""
+    """A receipt from its JSON; older ones have no counts of cut copies."""
     return Receipt(
         raw["plan_id"],
         raw["unit"],
@@ -124,10 +124,10 @@ def has_files(folder: Path, shard: Shard) -> bool:
 
 
 def discard_unit(folder: Path, unit: int) -> None:
-    """Take a unit back, or what a kill left of it.
+    """Discard a unit, or what a kill left of it.
 
-    Its receipt becomes a pending one first, so that a kill on the way leaves no shard without a
-    name in a receipt; whoever finds a pending receipt takes its unit back.
+    Its receipt becomes a pending one first, so that a kill on the way leaves no shard that no
+    receipt names; whoever finds a pending receipt discards its unit.
     """
     pending = pending_path(folder, unit)
     if receipt_path(folder, unit).exists():

@@ -33,7 +33,7 @@ Report = Callable[[int, int, int], None]
 
 @dataclass(frozen=True)
 class UnitJob:
-    """All that a worker needs to do one unit."""
+    """Everything that a worker needs to do one unit."""
 
     number: int
     pieces: tuple[Piece, ...]
@@ -43,7 +43,7 @@ class UnitJob:
     encoder: str
     end_of_text: int
     budget: Budget
-    hub: HubDataset | None  # with the files of this unit alone
+    hub: HubDataset | None  # with only the files of this unit
 
 
 def process_unit(job: UnitJob, report: Report) -> Receipt:
@@ -54,9 +54,9 @@ def process_unit(job: UnitJob, report: Report) -> Receipt:
     work = UnitWork(job, temporary, report)
     try:
         receipt = work.run()
-    except OSError as error:  # Sources name themselves in a ValueError: this is our own writing.
+    except OSError as error:  # Sources raise ValueErrors that name them: this is our own writing.
         reason = os.strerror(error.errno) if error.errno else str(error)
-        advice = advise_writing(error) or "mend that and run the same command again"
+        advice = advise_writing(error) or "fix that and run the same command again"
         raise ValueError(
             f"{job.folder}: unit {job.number} could not be written ({reason}); "
             f"{advice}; what is committed stays"
@@ -70,7 +70,7 @@ def process_unit(job: UnitJob, report: Report) -> Receipt:
 
 
 class UnitWork:
-    """A unit while it is being done: its writers, counts and what is left of its budget."""
+    """A unit in progress: its writers, its counts, and what is left of its budget."""
 
     def __init__(self, job: UnitJob, temporary: Path, report: Report) -> None:
         self.job = job
@@ -84,7 +84,7 @@ class UnitWork:
             )
             for split in SPLITS
         }
-        # The sides of the split of which no document was encoded again yet.
+        # The sides of the split of which no document was checked yet.
         self.unchecked = {False, True}
         self.audit = Audit()
         self.budget = job.budget
@@ -114,7 +114,7 @@ class UnitWork:
         return receipt
 
     def close(self) -> None:
-        """Let go of files that are still open because the work failed."""
+        """Close files that are still open because the work failed."""
         for writer in self.writers.values():
             writer.close()
 
@@ -151,7 +151,7 @@ class UnitWork:
         if fitting < len(batch.rows):
             self.truncated = True
             batch = batch.first(fitting)
-            # What stands behind the last document that fits was not read.
+            # What follows the last document that fits does not count as read.
             num_read = int(np.flatnonzero(kept)[fitting - 1]) + 1 if fitting else 0
             documents = documents.first(num_read)
             _, dropped = self.filter.choose(documents)
@@ -162,7 +162,7 @@ class UnitWork:
         self._count(documents, dropped, batch, source_file)
 
     def _check(self, documents: Documents, batch: EncodedBatch) -> None:
-        """Encode some documents again with the reference."""
+        """Check some of the documents against the reference, if another encoder is used."""
         if self.encoder.fast is not None:
             chosen = batch.choose_checked(self.unchecked)
             check_encoding(self.encoder, documents.texts, batch, chosen)

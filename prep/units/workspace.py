@@ -1,7 +1,7 @@
-"""The folder that prep works in: who may work there at the same time, and what is cleared.
+"""The folder that prep works in: who may work there at the same time, and what is cleared up.
 
 A run of the whole set, and --finish, hold `set_lock`; a run of a part holds `part_lock`. Runs of
-the whole keep parts out, and the other way round: each takes its own lock first and then looks at
+the whole keep parts out, and vice versa: each takes its own lock first and then looks at
 the others', so of two that start at once, at least one sees the other.
 """
 
@@ -30,27 +30,27 @@ def part_lock(out: Path, part: Part) -> Path:
 
 
 def find_parts(out: Path) -> list[Part]:
-    """The parts that were ever started here, the last one last."""
+    """The parts that were ever started here, the latest last."""
     notes = sorted(parts_folder(out).glob("*-of-*.holder"), key=lambda path: path.stat().st_mtime)
     return [Part(*map(int, path.name.split(".")[0].split("-of-"))) for path in notes]
 
 
 @contextmanager
 def hold_whole(out: Path) -> Iterator[None]:
-    """Work in `out` alone; ValueError where somebody else is at work there."""
-    with hold(set_lock(out), f"{out}: another velocity prep is at work there"):
+    """Hold `out` alone; ValueError if another process is working there."""
+    with hold(set_lock(out), f"{out}: another velocity prep is running there"):
         refuse_parts(out, find_parts(out))
         yield
 
 
 @contextmanager
 def hold_part(out: Path, part: Part) -> Iterator[None]:
-    """Work on a part, beside the others of the same count; ValueError where that cannot be."""
+    """Hold a part, beside others of the same count; ValueError if another process is in the way."""
     lock = part_lock(out, part)
-    with hold(lock, f"{out}: another process is at work on part {part}"):
+    with hold(lock, f"{out}: another process is working on part {part}"):
         if is_held(set_lock(out)):
             raise ValueError(
-                f"{out}: a velocity prep without --part is at work there"
+                f"{out}: a velocity prep without --part is running there"
                 f"{describe_holder(set_lock(out))}; wait for it, or stop it"
             )
         refuse_parts(out, [other for other in find_parts(out) if other.count != part.count])
@@ -59,18 +59,18 @@ def hold_part(out: Path, part: Part) -> Iterator[None]:
 
 @contextmanager
 def hold_plan(out: Path) -> Iterator[None]:
-    """Be the one that makes the plan; waits while another does."""
+    """Be the only one to make the plan; waits while another process does."""
     with hold(parts_folder(out) / "plan.lock", "", seconds=-1):
         yield
 
 
 def refuse_parts(out: Path, parts: list[Part]) -> None:
-    """ValueError where one of these parts is being worked on."""
+    """ValueError if one of these parts is being worked on."""
     for part in parts:
         lock = part_lock(out, part)
         if is_held(lock):
             raise ValueError(
-                f"{out}: part {part} is at work there{describe_holder(lock)}; "
+                f"{out}: part {part} is running there{describe_holder(lock)}; "
                 "wait for it, or stop it"
             )
 
@@ -83,14 +83,14 @@ def make_folders(folder: Path) -> None:
 
 
 def write_first(path: Path, content: str, temporary: Path) -> bool:
-    """Write a file unless there is one, whoever else does so now; whether it was written."""
+    """Write a file unless it exists, even if others try at once; returns whether it was written."""
     own = temporary / f"{path.name}-{secrets.token_hex(8)}"
     write_file(own, content)
     try:
         os.link(own, path)
     except FileExistsError:
         return False
-    except OSError:  # A file system without links. Of two that write at once the last one stays.
+    except OSError:  # A file system without links: of two that write at once, the last one wins.
         commit(own, path)
         return True
     finally:
@@ -108,20 +108,20 @@ def clear_part(out: Path, part: Part) -> None:
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove what workers left that were stopped because the set was full."""
+    """Remove what was left by workers that were stopped because the set was full."""
     for folder in (temporary_folder(out), downloads_folder(out)):
         clear_folder(folder)
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove all that lies in a folder of prep's own."""
+    """Remove everything in one of prep's own folders."""
     for leftover in folder.iterdir():
         remove(leftover)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it."""
+    """Remove a file, or a folder and everything in it."""
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)  # A download may be on its last breath there.
+        shutil.rmtree(path, ignore_errors=True)  # A download may still be ending there.
     else:
         path.unlink(missing_ok=True)

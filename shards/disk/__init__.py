@@ -1,3 +1,3 @@
-"""Files that survive: their names, durable writes, locks, free room. Knows no token and imports
-nothing else of ours.
+"""Files that survive a crash: their names, durable writes, locks, free space. Knows nothing of
+tokens and imports none of our other packages.
 """

@@ -1,4 +1,4 @@
-"""Writes that survive a kill or a power cut: a file is there whole, or not at all."""
+"""Writes that survive a kill or a power cut: a file is there whole or not at all."""
 
 import errno
 import hashlib
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-# What to do about an error of writing; the first words of each are the error's own.
+# What to do about a write error, by errno; the message before it is the system's.
 FREE_SOME = "free some disk and run the same command again"
 WRITING_ADVICE = {
     errno.ENOSPC: FREE_SOME,
@@ -19,7 +19,7 @@ WRITING_ADVICE = {
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: renames in it survive a power cut."""
+    """Make the names in `folder` durable, so that renames in it survive a power cut."""
     if os.name == "nt":  # Windows has no handle on a folder to flush.
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -30,7 +30,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(file: IO[Any]) -> None:
-    """Make the bytes that were written to an open file durable."""
+    """Make what was written to an open file durable."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -42,7 +42,7 @@ def commit(temporary: Path, final: Path) -> None:
 
 
 def write_file(path: Path, content: str) -> None:
-    """Write a small text file: under a temporary name first, then renamed onto `path`."""
+    """Write a small text file durably: under a temporary name first, then renamed to `path`."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with naming(path), open(temporary, "w", encoding="utf-8", newline="\n") as file:
@@ -56,7 +56,7 @@ def write_file(path: Path, content: str) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put the name of the file into an error of writing it, which the system does not."""
+    """Add the file's name to an OSError raised while writing it; the system leaves it out."""
     try:
         yield
     except OSError as error:
@@ -66,7 +66,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def advise_writing(error: OSError) -> str:
-    """What to do about an error of writing; "" where nothing general can be said."""
+    """What to do about a write error; "" if there is no general advice."""
     return WRITING_ADVICE.get(error.errno or 0, "")
 
 

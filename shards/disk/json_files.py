@@ -1,4 +1,4 @@
-"""JSON files: read with errors that name the file, and written in the one form that is hashed."""
+"""JSON: read with errors that name the file, and encoded in the canonical form that is hashed."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ Json = dict[str, Any]
 
 
 def encode_canonical(value: object) -> bytes:
-    """JSON in the one form that is hashed: sorted keys, no spaces, UTF-8.
+    """JSON in canonical form, as it is hashed: sorted keys, no spaces, UTF-8.
 
     >>> encode_canonical({"b": 1, "a": "é"}).decode()
     '{"a":"é","b":1}'
@@ -24,22 +24,22 @@ def hash_canonical(value: object) -> str:
 
 
 def load_json(path: Path, missing: str | None = None) -> Json:
-    """Read a JSON object; ValueError with one line where there is none."""
+    """Read a JSON object; ValueError with one line if that fails, `missing` for a missing file."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ValueError(missing or f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: no valid JSON ({error})") from None
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
     return parse_json(text, path)
 
 
 def parse_json(text: str, path: Path | str) -> Json:
-    """A JSON object from its text; `path` is what an error calls it."""
+    """Parse a JSON object; `path` is what errors call it."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no valid JSON ({error})") from None
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: a JSON object was expected, not a {type(value).__name__}")
+        raise ValueError(f"{path}: expected a JSON object, not a {type(value).__name__}")
     return cast(Json, value)

@@ -1,9 +1,9 @@
-"""Locks in a folder that several machines may share, none of which a dead process keeps.
+"""Locks in a folder that several machines may share; a dead process does not keep one.
 
-The kernel's own locks are used (flock): they end with their process, and reach all machines of an
-NFSv4, Lustre, GPFS or Ceph file system. Where a file system has none, a file that exists is the
-lock; it is taken over if its process was on this machine and is gone. Beside a lock lies a note of
-who took it last.
+They are the kernel's own locks (flock), which end with their process and reach every machine on
+an NFSv4, Lustre, GPFS or Ceph file system. On a file system without them, the existence of a file
+is the lock; it is taken over if its process was on this machine and is gone. A note next to each
+lock says who took it last.
 """
 
 import errno
@@ -20,15 +20,15 @@ from shards.disk.durable import naming
 from shards.disk.layout import set_lock
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-# A look whether a lock is held holds it for a moment: wait so long for others who look.
+# Checking whether a lock is held takes it for a moment: how long to wait for others who check.
 PROBE_SECONDS = 2.0
 
 
 @contextmanager
 def hold(path: Path, found: str, seconds: float | None = None) -> Iterator[None]:
-    """Hold a lock; ValueError saying what was `found` where another process keeps holding it.
+    """Hold a lock; ValueError, beginning with `found`, if another process keeps it.
 
-    `seconds` is how long to wait for it, if not for those who only look; -1 = as long as it takes.
+    Waits up to `seconds`, -1 = as long as it takes; by default just long enough to outlast a check.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = acquire(path, PROBE_SECONDS if seconds is None else seconds)
@@ -45,7 +45,7 @@ def hold(path: Path, found: str, seconds: float | None = None) -> Iterator[None]
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process keeps holding a lock."""
+    """Whether another process holds a lock for longer than a check takes."""
     if not path.exists():
         return False
     lock = acquire(path, PROBE_SECONDS)
@@ -55,7 +55,7 @@ def is_held(path: Path) -> bool:
 
 
 def acquire(path: Path, seconds: float) -> BaseFileLock:
-    """A lock that was tried for so long; `is_locked` says whether it was got."""
+    """Try for `seconds` to take a lock; `is_locked` of what is returned says if it was taken."""
     lock: BaseFileLock = FileLock(path)
     with suppress(Timeout):
         try:
@@ -69,12 +69,12 @@ def acquire(path: Path, seconds: float) -> BaseFileLock:
 
 
 def note_path(path: Path) -> Path:
-    """Where it is noted who took a lock last."""
+    """The note of who took a lock last."""
     return path.with_name(f"{path.name}.holder")
 
 
 def note_holder(path: Path) -> None:
-    """Write down for others who holds a lock."""
+    """Note for others that this process holds a lock."""
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     with naming(note_path(path)):
         note_path(path).write_text(
@@ -83,7 +83,7 @@ def note_holder(path: Path) -> None:
 
 
 def describe_holder(path: Path) -> str:
-    """Who holds a lock, in parentheses, as far as it is known."""
+    """Who holds a lock, in parentheses after a space; "" if unknown."""
     try:
         return f" ({note_path(path).read_text(encoding='utf-8')})"
     except OSError:
@@ -92,6 +92,6 @@ def describe_holder(path: Path) -> str:
 
 @contextmanager
 def lock_set(folder: Path) -> Iterator[None]:
-    """Be the only process that changes the set; ValueError where another one is at it."""
+    """Be the only process that changes the set; ValueError if another one is changing it."""
     with hold(set_lock(folder), f"{folder}: another velocity command is changing this set"):
         yield

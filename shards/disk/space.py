@@ -1,4 +1,4 @@
-"""Free disk: checked before a command begins, in one wording."""
+"""Free disk space: checked before a command begins, with the same message everywhere."""
 
 import shutil
 from pathlib import Path
@@ -7,10 +7,10 @@ from shards.screen import format_bytes
 
 
 def check_space(folder: Path, num_bytes: int, advice: str, details: str = "") -> str:
-    """Say what a command needs of the disk, and what is free.
+    """A line that says how much disk a command needs and how much is free.
 
-    `details` follow the need, in parentheses, and `advice` says what else to do than to free some.
-    Raises ValueError where the disk of `folder`, which is there, has less than `num_bytes` free.
+    `details` follow the need, in parentheses; `advice` is the alternative to freeing some.
+    Raises ValueError if the disk of `folder`, which must exist, has less than `num_bytes` free.
     """
     free = shutil.disk_usage(folder).free
     needed = f"about {format_bytes(num_bytes)} of disk is needed in {folder}"

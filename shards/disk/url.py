@@ -1,13 +1,13 @@
-"""Names of folders that may be URLs: told from paths, and shown without what is secret in them.
+"""Folder names that may be URLs: told apart from paths, and printed without their secrets.
 
-Command lines turn their arguments into Path, which makes `s3:/bucket/set` of `s3://bucket/set`;
-`restore_url` undoes that.
+The command line turns its arguments into Paths, which turns `s3://bucket/set` into
+`s3:/bucket/set`; `restore_url` undoes that.
 """
 
 import re
 from pathlib import Path
 
-# Two letters at least, so that C:/ is a path.
+# At least two letters, so that C:/ is a path.
 SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):(?:/+|$)")
 
 
@@ -23,7 +23,7 @@ def is_url(name: str | Path) -> bool:
 
 
 def restore_url(name: str | Path) -> str:
-    """The URL that a Path was made of.
+    """The URL that a Path was made from.
 
     >>> restore_url(Path("s3://bucket/set")), restore_url(Path("file:///mnt/set"))
     ('s3://bucket/set', 'file:///mnt/set')
@@ -32,23 +32,23 @@ def restore_url(name: str | Path) -> str:
 
 
 def show_url(url: str) -> str:
-    """A URL as it may be printed: without credentials and query.
+    """A URL that is safe to print: without credentials and query.
 
     >>> show_url("s3://key:secret@bucket/set/?region=eu-west-1")
     's3://bucket/set'
     """
-    # A secret that was not encoded may hold any sign.
+    # A secret that was not percent-encoded may contain any character.
     url = re.sub(r"://[^/@:]*:.*@", "://", url.partition("?")[0])
     return re.sub(r"://[^/@]*@", "://", url).rstrip("/")
 
 
 def refuse_url(name: str | Path) -> None:
-    """ValueError with the command to type, where a folder of the local disk is needed."""
+    """ValueError with the command to run if `name`, which must be a local folder, is a URL."""
     if not is_url(name):
         return
     url = show_url(restore_url(name))
     folder = url.rsplit("/", 1)[-1] or "shards"
     raise ValueError(
-        f"{url}: shards are read from the local disk; bring them there with: "
+        f"{url}: shards are read from the local disk; download them with: "
         f"velocity shards pull {url} {folder}/ and name {folder}/ instead"
     )

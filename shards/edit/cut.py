@@ -1,8 +1,8 @@
 """A part of a set as a set of its own: one split, or every n-th shard of each split.
 
-Its manifest has the same content with fewer shards, so its own dataset_id, and names the set that
-it was cut from in `content["parent"]`. The audit and the sources stay the whole set's: they say
-how the documents came about, and `parent` says that not all of them are here.
+Its manifest has the same content with fewer shards, and so a dataset_id of its own, and names the
+set it was cut from in `content["parent"]`. The audit and the sources are still those of the whole
+set: they say where the documents came from, and `parent` says that not all of them are here.
 """
 
 from shards.format import PART, SPLITS, Manifest, Parent
@@ -10,9 +10,9 @@ from shards.part import Part
 
 
 def cut_manifest(manifest: Manifest, split: str | None, part: Part | None) -> str:
-    """The manifest of one split, or of a part of each split, as text.
+    """The manifest, as text, of one split or of a part of each split.
 
-    Raises ValueError where nothing would be in it.
+    Raises ValueError if it would have no shards.
     """
     if split not in (*SPLITS, None):
         raise ValueError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}")
@@ -25,13 +25,13 @@ def cut_manifest(manifest: Manifest, split: str | None, part: Part | None) -> st
     ]
     if not shards:
         counts = ", ".join(f"{len(manifest.split(name)):,} {name}" for name in SPLITS)
-        raise ValueError(f"the set has {counts} shards, so nothing is in the part asked for")
+        raise ValueError(f"the set has {counts} shards, so the part asked for is empty")
     parent = Parent(
         manifest.dataset_id,
         PART,
         split=split,
         part=str(part) if part else None,
-        ancestors=sorted(manifest.ancestors) or None,  # Whose same part this one may replace.
+        ancestors=sorted(manifest.ancestors) or None,  # This may replace the same part of one.
     )
-    # A split that is whole has its tokens where the whole set has them.
+    # In a whole split, tokens are where the whole set has them; in a part they are not.
     return manifest.next_version(parent, shards, {}, manifest.audit, keeps_places=part is None)

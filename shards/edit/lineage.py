@@ -1,4 +1,4 @@
-"""Versions of a set: which ones another takes the place of, and which files go with them."""
+"""Versions of a set: which ones a later version may replace, and which files it then deletes."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from shards.disk.layout import MANIFEST, version_path, work_folder
 from shards.edit.versions import finish_version
 from shards.format import Manifest, parse_manifest, read_manifest
 
-# How the files of a set end that versions replace.
+# The endings of files that a new version may replace.
 ENDINGS = (".bin", ".bin.zst", ".docs.parquet")
 
 
@@ -22,13 +22,13 @@ def is_later(new: Manifest, old: Manifest) -> bool:
 
 
 def read_earlier(folder: Path, manifest: Manifest) -> list[Manifest]:
-    """The manifests of the earlier versions of the set in `folder`, those that are kept there."""
+    """The manifests of a set's earlier versions, as far as versions/ in `folder` has them."""
     paths = [version_path(folder, ancestor) for ancestor in sorted(manifest.ancestors)]
     return [parse_manifest(load_json(path), path) for path in paths if path.exists()]
 
 
 def is_replaceable(name: object) -> bool:
-    """Whether this is the plain name of a file that may go with a version."""
+    """Whether this is a plain file name that a new version may delete."""
     if not isinstance(name, str) or not name.isprintable() or not name.endswith(ENDINGS):
         return False
     return name == Path(name).name and "\\" not in name and ".." not in name
@@ -37,7 +37,7 @@ def is_replaceable(name: object) -> bool:
 def list_replaced(old: Manifest, new: Manifest) -> list[str]:
     """The files of `old` that `new` does not have.
 
-    Raises ValueError where a file of one name differs: versions give a changed shard a new name.
+    Raises ValueError if a shard differs under the same name: a version renames what it changes.
     """
     kept = {shard.name: shard.sha256 for shard in new.shards}
     replaced = []
@@ -46,16 +46,16 @@ def list_replaced(old: Manifest, new: Manifest) -> list[str]:
             replaced += [shard.name, shard.sidecar]
         elif kept[shard.name] != shard.sha256:
             raise ValueError(
-                f"{shard.name} is another one in dataset_id {new.dataset_id[:16]} than in its "
+                f"{shard.name} differs between dataset_id {new.dataset_id[:16]} and its "
                 f"earlier version {old.dataset_id[:16]}; choose a new place for it"
             )
     return replaced
 
 
 def find_replaced(folder: Path, manifest: Manifest) -> list[str] | None:
-    """The files that go where an earlier version of the set lies in `folder`; None: no version.
+    """The files to delete if `folder` has an earlier version of the set; None if it has none.
 
-    Raises ValueError where another set lies there, or prep is making one.
+    Raises ValueError if another set is there, or prep is making one.
     """
     if not (folder / MANIFEST).exists():
         if work_folder(folder).exists():

@@ -1,4 +1,4 @@
-"""Documents taken out of a finished set: found by URL or hash, and a version without them."""
+"""Removes documents from a finished set: found by URL or hash, left out of a new version."""
 
 import os
 import shutil
@@ -33,14 +33,14 @@ from shards.sidecar import BLANK_HASH, open_sidecar
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be taken out: the documents with one of these URLs or hashes."""
+    """What to remove: the documents with one of these URLs or hashes."""
 
     urls: frozenset[str] = frozenset()
-    # Of 16 bytes each.
+    # 16 bytes each.
     hashes: frozenset[bytes] = frozenset()
 
     def mark(self, table: pa.Table) -> pa.ChunkedArray:
-        """Which rows of a sidecar are wanted."""
+        """Which rows of a sidecar are wanted; `table` needs no more than `columns`."""
         marks = []
         if self.urls:
             urls = pa.array(sorted(self.urls), pa.string())
@@ -58,7 +58,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Found:
-    """A document that is to be taken out: its place in the manifest and in its shard."""
+    """A document to remove: its shard, its row there, and what it is."""
 
     shard: Shard
     row: int
@@ -68,12 +68,12 @@ class Found:
 def collect_wanted(
     urls: Iterable[str], url_file: Path | None, hashes: Iterable[str], hash_file: Path | None
 ) -> Wanted:
-    """What the options name; a file has one entry a line."""
+    """The documents that the options name; a file has one entry per line."""
     all_urls = {*urls, *(read_lines(url_file) if url_file else ())}
     all_hashes = {*hashes, *(read_lines(hash_file) if hash_file else ())}
     digests = frozenset(parse_hash(entry) for entry in all_hashes)
     if BLANK_HASH in digests:
-        raise ValueError(f"doc hash {BLANK_HASH.hex()} stands for documents that are removed")
+        raise ValueError(f"doc hash {BLANK_HASH.hex()} stands for removed documents")
     if not all_urls and not digests:
         raise ValueError(
             "which documents? name them with --url, --url-file, --doc-hash or --hash-file"
@@ -82,16 +82,16 @@ def collect_wanted(
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty, without the space around them."""
+    """The non-empty lines of a text file, stripped."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: no UTF-8 text ({error}); expected one entry a line") from None
+        raise ValueError(f"{path}: not UTF-8 text ({error}); expected one entry per line") from None
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def find_wanted(shards: Shards, wanted: Wanted) -> list[Found]:
-    """The documents of a set that are wanted, in manifest order."""
+    """The wanted documents of a set, in manifest order."""
     found: list[Found] = []
     for split in SPLITS:
         start = 0
@@ -102,7 +102,7 @@ def find_wanted(shards: Shards, wanted: Wanted) -> list[Found]:
 
 
 def find_in_shard(folder: Path, shard: Shard, start: int, wanted: Wanted) -> Iterator[Found]:
-    """The wanted documents of a shard that begins at `start` of its split's stream."""
+    """The wanted documents of a shard that begins at `start` in its split's stream."""
     with open_sidecar(folder, shard) as file:
         first = 0
         for group in range(file.num_row_groups):
@@ -116,7 +116,7 @@ def find_in_shard(folder: Path, shard: Shard, start: int, wanted: Wanted) -> Ite
 
 
 def find_missing(wanted: Wanted, found: list[Found]) -> list[str]:
-    """The URLs and hashes, in order, that no document has."""
+    """The wanted URLs, then hashes, that no document has; each sorted."""
     urls = {entry.document.url for entry in found}
     hashes = {entry.document.doc_hash for entry in found}
     return sorted(wanted.urls - urls) + sorted({h.hex() for h in wanted.hashes} - hashes)
@@ -125,8 +125,8 @@ def find_missing(wanted: Wanted, found: list[Found]) -> list[str]:
 def remove_documents(shards: Shards, found: list[Found], keeps_places: bool) -> Manifest:
     """Make a version of the set without the documents; returns its manifest.
 
-    Raises ValueError or OSError where the disk is short or a file is damaged; the old version
-    then stays as it is.
+    Raises ValueError or OSError if the disk is too full or a file is damaged; the old version then
+    stays as it is.
     """
     changed: dict[Shard, list[int]] = {}
     for entry in found:
@@ -144,17 +144,17 @@ def remove_documents(shards: Shards, found: list[Found], keeps_places: bool) -> 
 
 
 def check_disk(folder: Path, changed: list[Shard]) -> None:
-    """ValueError where the changed shards do not fit beside the old ones."""
+    """ValueError if the new shards do not fit on the disk beside the old ones."""
     needed = sum(shard.num_tokens * TOKEN_BYTES for shard in changed)
     needed += sum((folder / shard.sidecar).stat().st_size for shard in changed)
-    details = f"{len(changed):,} shards are written again before the old ones go"
+    details = f"{len(changed):,} shards are rewritten before the old ones are deleted"
     check_space(folder, needed, "name fewer documents", details)
 
 
 def rewrite_shards(
     rewriter: Rewriter, manifest: Manifest, changed: dict[Shard, list[int]]
 ) -> dict[Shard, Rewritten]:
-    """Write each changed shard again, some side by side."""
+    """Rewrite each changed shard, several at a time."""
 
     def rewrite(shard: Shard) -> Rewritten:
         rows = np.array(changed[shard], np.int64)
@@ -168,7 +168,7 @@ def rewrite_shards(
 def describe_removal(
     manifest: Manifest, rewritten: dict[Shard, Rewritten], keeps_places: bool
 ) -> str:
-    """The new version's manifest. It names its parent, and no document that was removed."""
+    """The new version's manifest. It names its parent but no document that was removed."""
     entries = rewritten.values()
     written = [entry.written for entry in entries if entry.written]
     shards = []
@@ -191,7 +191,7 @@ def describe_removal(
 
 
 def count_removed(manifest: Manifest, rewritten: dict[Shard, Rewritten]) -> Json:
-    """The audit behind the removal: what was read is still what is there plus what is not."""
+    """The audit after the removal: documents read still add up to those kept plus those dropped."""
     audit = dict(manifest.audit)
     dropped = dict(audit.get("dropped", {}))
     for shard, entry in rewritten.items():
@@ -202,7 +202,7 @@ def count_removed(manifest: Manifest, rewritten: dict[Shard, Rewritten]) -> Json
 
 
 def plan_moves(folder: Path, rewritten: dict[Shard, Rewritten], manifest: str) -> NextVersion:
-    """The new files' names, and the old files that go."""
+    """What is left to do: the new files get their names, the old ones are deleted."""
     work = version_folder(folder).relative_to(folder)
     added = [entry.written.shard for entry in rewritten.values() if entry.written]
     names = [name for shard in added for name in (shard.sidecar, shard.name)]

@@ -1,9 +1,10 @@
-"""A finished shard written again without some of its documents.
+"""Rewrites a finished shard without some of its documents.
 
-    cut      their tokens go and what follows moves up
-    blank    their tokens become <|endoftext|>, so that every other token keeps its place
+    cut      their tokens go, and what follows moves up
+    blank    their tokens become <|endoftext|>, so every other token keeps its place
 
-A blanked document keeps its row, without URL and hash, so that rows still lie one behind the other.
+A blanked document keeps its row, without URL and hash, so that rows still cover the shard with no
+gaps.
 """
 
 import hashlib
@@ -28,9 +29,9 @@ ONE_FILE = 1 << 62
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A shard written again, and what was taken out of it."""
+    """A rewritten shard, and what was taken out of it."""
 
-    # None where no document is left.
+    # None if no document is left.
     written: WrittenShard | None
     num_documents: int
     num_tokens: int
@@ -39,7 +40,7 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class Rewriter:
-    """Writes shards of the set in `folder` again, into `temporary`."""
+    """Rewrites shards of the set in `folder` into `temporary`."""
 
     folder: Path
     temporary: Path
@@ -53,7 +54,7 @@ class Rewriter:
     ) -> Rewritten:
         """Write `shard` as `name` without the documents `rows` (numbers in the shard, ascending).
 
-        Raises ValueError where the old shard is damaged, so that no damage gets a new checksum.
+        Raises ValueError if the old shard is damaged, so that damage never gets a new checksum.
         """
         check_sidecar(self.folder, shard, sidecar_sha256)
         writer = ShardWriter(self.temporary, shard.split, name.removesuffix(".bin"), ONE_FILE)
@@ -90,12 +91,12 @@ class Rewriter:
 
 
 def make_rewriter(folder: Path, temporary: Path, end_of_text: int, keeps_places: bool) -> Rewriter:
-    """A rewriter for a set whose tokenizer.json is in `folder`."""
+    """A rewriter for the set in `folder`, whose tokenizer.json it reads."""
     return Rewriter(folder, temporary, end_of_text, measure_ids(folder, end_of_text), keeps_places)
 
 
 def measure_ids(folder: Path, end_of_text: int) -> Int64:
-    """How many bytes of text each id of uint16 stands for; none for <|endoftext|>."""
+    """The bytes of text that each uint16 id stands for; 0 for <|endoftext|>."""
     contents = read_token_bytes(load_tokenizer(folder / TOKENIZER))
     sizes = np.zeros(1 << 16, np.int64)
     sizes[: len(contents)] = count_token_bytes(contents)
@@ -106,13 +107,13 @@ def measure_ids(folder: Path, end_of_text: int) -> Int64:
 def blank(
     tokens: Tokens, rows: pa.RecordBatch, chosen: npt.NDArray[np.bool_], end_of_text: int
 ) -> tuple[Tokens, pa.RecordBatch]:
-    """The same with the chosen documents of <|endoftext|> alone, and their rows blank."""
+    """The same, but the chosen documents are all <|endoftext|> and their rows blank."""
     blanked = np.where(np.repeat(chosen, count_tokens(rows)), np.uint16(end_of_text), tokens)
     return blanked, blank_rows(rows, chosen)
 
 
 def check_sidecar(folder: Path, shard: Shard, sha256: str | None) -> None:
-    """ValueError where a shard's sidecar is not the one that was written."""
+    """ValueError if a shard's sidecar is missing or not the one that was written."""
     path = folder / shard.sidecar
     if not path.is_file() or (sha256 is not None and hash_file(path) != sha256):
         raise make_damage_error(folder, shard.sidecar)

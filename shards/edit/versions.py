@@ -1,12 +1,12 @@
-"""One version of a set takes the place of another: whole, or not at all.
+"""One version of a set replaces another: as a whole or not at all.
 
-    .prep/version/             files of the version that is being made
-    .prep/version/next.json    written when they are whole: from here on nothing goes back
-    versions/<id>.json         the manifests of all versions, by 12 digits of their ids
+    .prep/version/             files of the version being made
+    .prep/version/next.json    written once they are whole: from then on there is no going back
+    versions/<id>.json         the manifests of all versions, by the first 12 digits of their ids
 
-The files get their names, which no version had before; the manifest is replaced in one go; then
-the files that no version needs any more are deleted. A kill before next.json leaves the old
-version, a kill after it leaves one of the two, and the next command goes on to the end.
+The files get their names, which no earlier version had; the manifest is replaced atomically; then
+the files that the new version does not have are deleted. A kill before next.json leaves the old
+version; a kill after it leaves one of the two, and the next command finishes the change.
 """
 
 import json
@@ -32,26 +32,26 @@ from shards.format import Manifest, parse_manifest, read_manifest
 
 @dataclass(frozen=True)
 class NextVersion:
-    """All that is left to do once a version's files are whole."""
+    """What is left to do once a version's files are whole."""
 
     # The text of its manifest.json.
     manifest: str
-    # Files that get a name in the set: (path below the set's folder, plain file name).
+    # Files to rename into the set: (path below the set's folder, plain file name).
     moves: tuple[tuple[str, str], ...]
     # Files that the new version does not have.
     deletes: tuple[str, ...]
-    # Folders below .prep that the version was made from, and that go at last.
+    # Folders below .prep that the version was made from, deleted last.
     clears: tuple[str, ...] = ()
 
 
 def has_begun_append(folder: Path) -> bool:
-    """Whether any of the sources that will be appended are shards already."""
+    """Whether any of the sources to append have become shards already."""
     inner = append_folder(folder)
     return (inner / MANIFEST).exists() or any(receipts_folder(inner).glob("*"))
 
 
 def begin_version(folder: Path) -> Path:
-    """An empty folder for a version's files; what a kill left of one is finished or cleared."""
+    """An empty folder for a version's files; what a killed command left is finished or cleared."""
     finish_version(folder)
     work = version_folder(folder)
     work.mkdir(parents=True)
@@ -63,12 +63,12 @@ def commit_version(folder: Path, following: NextVersion) -> Manifest:
     for source, name in following.moves:
         if (folder / name).exists():
             raise ValueError(
-                f"{folder / name}: is in the way of a new version and no part of the set; "
+                f"{folder / name}: is in the way of a new version and not part of the set; "
                 "move it away and run the same command again"
             )
         if not (folder / source).is_file():
             raise ValueError(
-                f"{folder / source}: is missing, so no version can be made of it; "
+                f"{folder / source}: is missing, so the new version cannot be made; "
                 f"remove {(folder / source).parent} and run the same command again"
             )
     for parent in {(folder / source).parent for source, _ in following.moves}:
@@ -80,7 +80,7 @@ def commit_version(folder: Path, following: NextVersion) -> Manifest:
 
 
 def finish_version(folder: Path) -> bool:
-    """Do what is left of a version whose files are whole; False where there is none."""
+    """Do what is left for a version whose files are whole; False if there is none."""
     path = next_path(folder)
     if not path.exists():
         if path.parent.exists():
@@ -105,7 +105,7 @@ def finish_version(folder: Path) -> bool:
 
 
 def keep_manifests(folder: Path, following: str) -> None:
-    """Put copies of the manifest that is about to be replaced, and of the new one, aside."""
+    """Keep copies, in versions/, of the manifest about to be replaced and of the new one."""
     (folder / VERSIONS).mkdir(exist_ok=True)
     sync_folder(folder)
     for text in ((folder / MANIFEST).read_text(encoding="utf-8"), following):
@@ -115,10 +115,10 @@ def keep_manifests(folder: Path, following: str) -> None:
 
 
 def find_version(folder: Path, manifest: Manifest, dataset_id: str) -> Manifest | None:
-    """The version with the train tokens of `dataset_id`, all of which lie where they lay.
+    """The version whose train split has as many tokens as `dataset_id` had, all still in place.
 
-    None where it is no earlier version, or where documents were cut out since. What is appended
-    comes behind each split's tokens and moves none of them.
+    None if `dataset_id` is not an earlier version, or if documents have been cut out since.
+    Appended documents come after each split's tokens and move none of them.
     """
     while dataset_id != manifest.dataset_id and not keeps_places(folder, manifest, dataset_id):
         parent = manifest.parent
@@ -134,10 +134,18 @@ def find_version(folder: Path, manifest: Manifest, dataset_id: str) -> Manifest 
 
 
 def keeps_places(folder: Path, manifest: Manifest, dataset_id: str) -> bool:
-    """Whether `dataset_id` is an earlier version whose tokens, those that stayed, lie as they lay.
+    """Whether every token left of the earlier version `dataset_id` is still where it was there.
 
-    A node may have the train split alone. What it has of an earlier version is known by its
-    manifest in versions/, and keeps its places where the versions do.
+    There are two proofs; anything else is False:
+
+        dataset_id is                   proof
+        an earlier version of this set  this manifest's same_places names it
+        one split of such a version     its manifest, in versions/, is the same cut as this one, and
+                                        this one's same_places names the set that it was cut from
+
+    The second is needed on a node that pulled one split only. Its set and the one it had before are
+    cuts with dataset_ids of their own, while same_places names whole sets. A part i/n has no
+    same_places, because its tokens are not where the whole set has them.
     """
     path = version_path(folder, dataset_id)
     if dataset_id in manifest.same_places or not path.exists():
@@ -150,13 +158,13 @@ def keeps_places(folder: Path, manifest: Manifest, dataset_id: str) -> bool:
 
 
 def list_versions(folder: Path, manifest: Manifest) -> list[Manifest]:
-    """The manifests of all versions that are known here, the set's own first."""
+    """The manifests of all versions known here, the set's own first."""
     kept = sorted((folder / VERSIONS).glob("*.json"))
     return [manifest, *(parse_manifest(load_json(path), path) for path in kept)]
 
 
 def parse_next(path: Path, raw: Json) -> NextVersion:
-    """What was written by `commit_version`; ValueError where a name leads out of the folder."""
+    """What `commit_version` wrote; ValueError if a name leads out of the folder."""
     following = NextVersion(
         raw["manifest"],
         tuple((a, b) for a, b in raw["moves"]),
@@ -177,7 +185,7 @@ def parse_next(path: Path, raw: Json) -> NextVersion:
 
 
 def name_next(name: str) -> str:
-    """The name of a shard that takes the place of `name`.
+    """The name of the shard that replaces `name`.
 
     >>> name_next("train-00012.bin"), name_next("train-00012-001.r9.bin")
     ('train-00012.r1.bin', 'train-00012-001.r10.bin')

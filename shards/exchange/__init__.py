@@ -1,1 +1,1 @@
-"""A set elsewhere: in object storage, and in other trainers' formats."""
+"""A set in other places: object storage, and other trainers' formats."""

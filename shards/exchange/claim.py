@@ -1,4 +1,4 @@
-"""Whose files are on their way to a URL: upload.json, and what it decides."""
+"""Which set is being uploaded to a URL: upload.json, and what it decides."""
 
 import json
 import re
@@ -14,13 +14,13 @@ from shards.exchange.packing import PACKED
 from shards.exchange.storage import Storage
 from shards.format import Manifest, parse_manifest
 
-# Where an upload that has not finished says whose it is.
+# Says, until an upload has finished, which set it belongs to.
 UPLOAD = "upload.json"
 
 
 @dataclass(frozen=True)
 class Note:
-    """upload.json: whose files are on their way, and which go when these are there."""
+    """upload.json: which set is being uploaded, and which files to delete once it is complete."""
 
     # A dataset_id, or a plan's.
     owner: str
@@ -28,35 +28,35 @@ class Note:
 
 
 def name_plan(plan_id: str) -> str:
-    """How upload.json calls a set that prep is still making, which has no dataset_id yet."""
+    """What upload.json calls a set that prep is still making, which has no dataset_id yet."""
     return f"plan {plan_id}"
 
 
 def find_plan(folder: Path) -> str | None:
-    """The owner's name under which prep sent files of the set in `folder`, if it made it."""
+    """The owner under which prep uploads the set in `folder`; None if prep did not make it."""
     path = plan_path(folder)
     return name_plan(load_json(path)["plan_id"]) if path.exists() else None
 
 
 def claim(storage: Storage, listed: dict[str, int], manifest: Manifest, folder: Path) -> list[str]:
-    """Make the URL this set's own, before the first of its files is sent.
+    """Claim the URL for this set, before the first of its files is sent.
 
-    Returns the objects that go when the set is complete. By whose upload.json and manifest.json
-    lie there:
+    Returns the objects to delete when the set is complete. What happens depends on whose
+    upload.json and manifest.json are there:
 
-        upload      manifest          what is done
-        none        none              claimed; refused if a file of one of the set's names is there
+        upload      manifest          what happens
+        none        none              claimed; refused if a file with one of the set's names exists
         none        this set's        nothing to claim: the set is complete
-        none        an earlier one's  claimed; the earlier version's files will go
-        this set's  any               claimed already by a push that was stopped, which goes on
-        its plan's  any               the same by prep, unless versions were made since
-        its plan's, or an earlier     claimed; the files of all earlier versions found will go,
-        version's   any               and those that the upload meant to delete
+        none        an earlier one's  claimed; the earlier version's files will be deleted
+        this set's  any               already claimed, by a push that was stopped; it resumes
+        its plan's  any               the same, by prep, unless the set has earlier versions now
+        its plan's, or an earlier     claimed; the files of all earlier versions found will be
+        version's   any               deleted, and those that the upload meant to delete
         other       any               refused
         any         another set's     refused
 
-    "Any" manifest is this set's or an earlier version's, as a push may be killed before or after
-    it writes the manifest. Raises ValueError where the URL is refused.
+    "Any" manifest means this set's or an earlier version's, as a push may be killed before or
+    after it writes the manifest. Raises ValueError if the URL is refused.
     """
     names = {name for shard in manifest.shards for name in (shard.name, shard.sidecar)}
     note = read_note(storage, names) if UPLOAD in listed else None
@@ -86,7 +86,7 @@ def claim(storage: Storage, listed: dict[str, int], manifest: Manifest, folder: 
 
 
 def clear_temporaries(storage: Storage, listed: dict[str, int]) -> None:
-    """Remove what killed uploads left in a plain folder: files that never got their names."""
+    """Delete what killed uploads left in a plain folder: files that never got their names."""
     for name in listed:
         found = re.fullmatch(r"\.(.+)\.\d+\.tmp", name)
         if found and found[1].endswith((*ENDINGS, MANIFEST, TOKENIZER, UPLOAD)):
@@ -96,7 +96,7 @@ def clear_temporaries(storage: Storage, listed: dict[str, int]) -> None:
 def refuse(storage: Storage, state: str) -> NoReturn:
     """ValueError for a URL that is taken."""
     raise ValueError(
-        f"{storage.name}: {state}; nothing is written over, so choose another URL, "
+        f"{storage.name}: {state}; nothing is overwritten, so choose another URL, "
         "or remove what is there"
     )
 
@@ -108,15 +108,15 @@ def read_remote_manifest(storage: Storage) -> Manifest:
 
 
 def read_text(storage: Storage, name: str) -> str:
-    """A small text file."""
+    """A small text file; ValueError if it is not UTF-8."""
     try:
         return storage.read_bytes(name).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{storage.name}/{name}: no valid JSON ({error})") from None
+        raise ValueError(f"{storage.name}/{name}: not valid JSON ({error})") from None
 
 
 def read_note(storage: Storage, kept: Collection[str] = ()) -> Note:
-    """What upload.json says; ValueError where a file is to go that is `kept`, or no set's."""
+    """Read upload.json; ValueError if it would delete a file in `kept`, or one not a set's."""
     where = f"{storage.name}/{UPLOAD}"
     raw = parse_json(read_text(storage, UPLOAD), where)
     replaced = raw.get("replaced", [])
@@ -134,5 +134,5 @@ def read_note(storage: Storage, kept: Collection[str] = ()) -> Note:
 
 
 def write_note(storage: Storage, note: Note) -> None:
-    """Write upload.json."""
+    """Write upload.json; this is what claims the URL."""
     storage.write(UPLOAD, [json.dumps(asdict(note)).encode()])

@@ -1,4 +1,4 @@
-"""A split of a set as other trainers read it: Megatron's PREFIX.bin and PREFIX.idx."""
+"""Exports a split of a set in another trainer's format: Megatron's PREFIX.bin and PREFIX.idx."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,9 +22,9 @@ def export_megatron(shards: Shards, split: str, prefix: Path) -> str:
     """Write a split as PREFIX.bin and PREFIX.idx; returns a line for the user.
 
     A document is one sequence, its <|endoftext|> included. Both files are written under
-    temporary names and get theirs when they are whole, the index last.
+    temporary names and get their own once they are whole, the index last.
 
-    Raises ValueError where a file is in the way or a shard is damaged.
+    Raises ValueError if a file is in the way or a shard is damaged.
     """
     if not prefix.name:
         raise ValueError(f"{prefix}: is a folder; expected what the files' names begin with")
@@ -32,7 +32,7 @@ def export_megatron(shards: Shards, split: str, prefix: Path) -> str:
     bin_path, idx_path = (prefix.with_name(f"{prefix.name}.{end}") for end in ("bin", "idx"))
     for path in (bin_path, idx_path):
         if path.exists():
-            raise ValueError(f"{path}: is there already; nothing is written over, choose another")
+            raise ValueError(f"{path}: already exists; nothing is overwritten, choose another")
     check_disk(prefix, chosen)
     temporary = [path.with_name(f"{path.name}.tmp") for path in (bin_path, idx_path)]
     try:
@@ -53,7 +53,7 @@ def export_megatron(shards: Shards, split: str, prefix: Path) -> str:
 
 
 def choose_shards(shards: Shards, split: str) -> list[Shard]:
-    """The split's shards; ValueError where there are none."""
+    """The split's shards; ValueError if there are none."""
     if split not in SPLITS:
         raise ValueError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}")
     chosen = shards.manifest.split(split)
@@ -63,7 +63,7 @@ def choose_shards(shards: Shards, split: str) -> list[Shard]:
 
 
 def check_disk(prefix: Path, chosen: list[Shard]) -> None:
-    """ValueError where the disk is too small for the two files."""
+    """ValueError if the two files do not fit on the disk."""
     folder = prefix.absolute().parent
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; make it first")
@@ -72,7 +72,7 @@ def check_disk(prefix: Path, chosen: list[Shard]) -> None:
 
 
 def copy_tokens(shards: Shards, chosen: list[Shard], file: BinaryIO) -> None:
-    """Copy the documents of each shard, checking its sha256 on the way."""
+    """Copy the documents of each shard, checking its sha256 along the way."""
     progress = ReadProgress("tokens", sum(shard.num_tokens for shard in chosen))
     for shard in chosen:
         sha256 = hashlib.sha256()
@@ -92,7 +92,7 @@ def copy_tokens(shards: Shards, chosen: list[Shard], file: BinaryIO) -> None:
 
 
 def write_index(shards: Shards, chosen: list[Shard], file: BinaryIO) -> int:
-    """Write the .idx list by list, each from another reading of the sidecars."""
+    """Write the .idx list by list, each from its own pass over the sidecars."""
     num_documents = sum(len(sizes) for sizes in read_sizes(shards, chosen))
     file.write(HEADER.pack(MAGIC, VERSION, UINT16_CODE, num_documents, num_documents + 1))
     for sizes in read_sizes(shards, chosen):
@@ -114,7 +114,7 @@ def write_index(shards: Shards, chosen: list[Shard], file: BinaryIO) -> int:
 
 
 def read_sizes(shards: Shards, chosen: list[Shard]) -> Iterator[Int64]:
-    """The sizes of all documents in tokens, in order; removed ones are no documents."""
+    """The sizes of all documents in tokens, in order, without removed ones."""
     for shard in chosen:
         for batch in read_rows(shards.folder, shard, ["num_tokens", "doc_hash"]):
             yield count_tokens(batch)[~is_blank(batch.column("doc_hash"))]

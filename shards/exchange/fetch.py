@@ -1,4 +1,4 @@
-"""Files of a set, fetched from a URL: size and sha256 compared, fsynced, renamed."""
+"""Fetches files of a set from a URL: size and sha256 compared, fsynced, renamed."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,38 +12,38 @@ from shards.exchange.transfer import Meter, keep_trying, transfer_all
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of the set: what it must be, and what lies at the URL."""
+    """A file of the set: what it must be, and which object at the URL holds it."""
 
     name: str
     num_bytes: int
-    # None where the manifest does not say: sets that others made name no sidecar's hash.
+    # None if the manifest does not say: sets made by other tools may not record sidecar hashes.
     sha256: str | None
-    # The object's name: the file's own, or with .zst behind it.
+    # The object's name: the file's own, or that with .zst appended.
     stored: str
 
     @property
     def is_packed(self) -> bool:
-        """Whether it lies there compressed."""
+        """Whether the object is compressed."""
         return self.stored != self.name
 
 
 def has_size(folder: Path, file: RemoteFile) -> bool:
-    """Whether a file lies there with the size that it must have."""
+    """Whether a file is in `folder` already with the right size."""
     path = folder / file.name
     return path.is_file() and path.stat().st_size == file.num_bytes
 
 
 def is_whole(folder: Path, file: RemoteFile) -> bool:
-    """Whether a file lies there whole, as far as the manifest says."""
+    """Whether a file is in `folder` already, whole as far as the manifest can tell."""
     return has_size(folder, file) and file.sha256 in (None, hash_file(folder / file.name))
 
 
 def fetch_files(
     storage: Storage, folder: Path, temporary: Path, wanted: list[RemoteFile], workers: int
 ) -> int:
-    """Fetch all files that are not there whole; returns how many these were.
+    """Fetch all files that are not there whole; returns how many it fetched.
 
-    Raises ValueError naming the damaged ones when all others are there.
+    Raises ValueError with the first damaged one, once all the others are there.
     """
     meter = Meter(len(wanted), sum(file.num_bytes for file in wanted))
     fetched = []
@@ -62,7 +62,7 @@ def fetch_files(
     if faults:
         raise ValueError(
             f"{faults[0]} (one of {len(faults):,} damaged files; all others are in {folder}); "
-            "remove it there, and push the set again from where it is whole"
+            "remove it at the URL, and push the set again from a whole copy"
         )
     return len(fetched)
 
@@ -70,7 +70,7 @@ def fetch_files(
 def fetch_file(storage: Storage, file: RemoteFile, target: Path, meter: Meter) -> str | None:
     """Fetch a file to `target`, durably; returns what is wrong with it, if anything.
 
-    A file that comes wrong is fetched once more: it may be the way, and not the object.
+    A file that arrives wrong is fetched once more: the fault may be in transit, not in the object.
     """
     fault = None
     for _ in range(2):
@@ -103,7 +103,7 @@ def copy_file(storage: Storage, file: RemoteFile, target: Path, meter: Meter) ->
     except OSError as error:
         raise ValueError(
             f"{target}: could not be written ({error.strerror or error}); free some disk and run "
-            "the same command again, what is whole stays"
+            "the same command again, whole files stay"
         ) from error
     finally:
         if fault is not None:

@@ -1,8 +1,8 @@
-"""A .bin on its way: NAME.bin.zst, one zstd frame and behind it what it must unpack to.
+"""A .bin compressed for transfer: NAME.bin.zst, one zstd frame and the sha256 of its content.
 
-The frame holds its content's size and checksum. Behind it stands a skippable frame, which every
-zstd decoder passes over, with the sha256 of the content: the last 40 bytes of an object tell
-whether it is whole, and of which .bin.
+The frame holds its content's size and checksum. After it comes a skippable frame, which every
+zstd decoder passes over, with the sha256 of the content: so an object's last 40 bytes tell whether
+it is whole, and which .bin it holds.
 """
 
 import struct
@@ -21,14 +21,14 @@ TRAILER_BYTES = 40
 
 
 class DamagedError(ValueError):
-    """What was read is no packed file, or a damaged one."""
+    """What was read is not a packed file, or is a damaged one."""
 
 
 class Readable(Protocol):
-    """What bytes are read from: a file, or an object's stream."""
+    """Anything that bytes can be read from: a file, or an object's stream."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Up to `size` bytes; none at the end."""
+        """Up to `size` bytes; b"" at the end."""
         ...
 
 
@@ -39,7 +39,7 @@ def read_chunks(source: Readable) -> Iterator[bytes]:
 
 
 def pack(path: Path, sha256: str) -> Iterator[bytes]:
-    """The bytes of a file, compressed; `sha256` is the file's, in hexadecimal."""
+    """A file's bytes, compressed, with the trailer; `sha256` is the file's, in hexadecimal."""
     compressor = zstandard.ZstdCompressor(LEVEL, write_checksum=True, write_content_size=True)
     packer = compressor.compressobj(size=path.stat().st_size)
     with open(path, "rb") as file:
@@ -61,8 +61,8 @@ def make_trailer(sha256: str) -> bytes:
 def unpack(source: Readable) -> Iterator[bytes]:
     """The content of a packed stream, in pieces of at most CHUNK_BYTES.
 
-    A stream that is cut short ends early and without an error: compare size and sha256. Raises
-    DamagedError where it is no zstd, or its checksum is wrong.
+    A truncated stream ends early and without an error: compare size and sha256. Raises
+    DamagedError if it is not zstd, or its checksum is wrong.
     """
     reader = zstandard.ZstdDecompressor().stream_reader(
         as_file(source), read_size=CHUNK_BYTES, read_across_frames=True
@@ -75,5 +75,5 @@ def unpack(source: Readable) -> Iterator[bytes]:
 
 
 def as_file(source: Readable) -> IO[bytes]:
-    """The same object: zstandard asks for no more than `read`."""
+    """The same object, typed as a file: zstandard needs only its `read`."""
     return source  # type: ignore[return-value]

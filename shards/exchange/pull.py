@@ -2,11 +2,11 @@
 
 manifest    read first, checked, and cut down to what was asked for
 files       each to .pull/ under the set's folder; size and sha256 compared; fsync; rename
-manifest    written last: from there on the set is complete
+manifest    written last: from then on the set is complete
 
-A file that lies there whole already is not fetched again, so the same command goes on after a
-kill, mends a damaged set, and makes a later version of an earlier one. Names come from the
-checked manifest and never leave the folder.
+A file that is already there whole is not fetched again, so the same command resumes after a kill,
+repairs a damaged set, and turns an earlier version into a later one. Names come from the checked
+manifest and never lead out of the folder.
 """
 
 import json
@@ -50,9 +50,9 @@ def pull_shards(
     part: Part | None = None,
     workers: int = DEFAULT_WORKERS,
 ) -> Manifest:
-    """Bring the set at `url`, or one split or part of it, to `folder`; returns its manifest.
+    """Download the set at `url`, or a split or part of it, to `folder`; returns its manifest.
 
-    Raises ValueError or OSError with one line; files that came whole stay, and are not fetched
+    Raises ValueError or OSError with one line; files that arrived whole stay, and are not fetched
     again.
     """
     check_workers(workers)
@@ -83,7 +83,7 @@ def pull_locked(
     replaced: list[str] | None,
     workers: int,
 ) -> int:
-    """Fetch the files, and make the manifest the folder's; returns how many were fetched."""
+    """Fetch the files, then put the manifest in place; returns how many files were fetched."""
     text, manifest = described
     with lock_folder(folder) as temporary:
         missing = sum(file.num_bytes for file in wanted if not has_size(folder, file))
@@ -109,11 +109,11 @@ def read_remote(storage: Storage, listed: dict[str, int]) -> tuple[str, Manifest
         if UPLOAD in listed:
             raise ValueError(
                 f"{storage.name}: the upload of this set has not finished (no {MANIFEST}); "
-                "run the command that uploads it again, it goes on where it stopped"
+                "run the command that uploads it again, it resumes where it stopped"
             )
         found = f"{len(listed):,} other files are" if listed else "nothing is"
         raise ValueError(
-            f"{storage.name}: no {MANIFEST} there ({found}), so this is no set of shards; "
+            f"{storage.name}: no {MANIFEST} there ({found}), so this is not a set of shards; "
             "check the URL"
         )
     text = read_text(storage, MANIFEST)
@@ -124,7 +124,7 @@ def read_remote(storage: Storage, listed: dict[str, int]) -> tuple[str, Manifest
 def list_wanted(storage: Storage, manifest: Manifest, listed: dict[str, int]) -> list[RemoteFile]:
     """The files of a set, each with the object that holds it.
 
-    Raises ValueError where one has none, before anything is fetched.
+    Raises ValueError if one is missing there, before anything is fetched.
     """
     tokenizer_sha256 = manifest.content["tokenizer"]["sha256"]
     wanted = [RemoteFile(TOKENIZER, listed.get(TOKENIZER, 0), tokenizer_sha256, TOKENIZER)]
@@ -138,25 +138,25 @@ def list_wanted(storage: Storage, manifest: Manifest, listed: dict[str, int]) ->
     if missing:
         raise ValueError(
             f"{storage.name}/{missing[0]}: is missing there, "
-            f"one of {len(missing):,} files that are; push the set again from where it is whole"
+            f"one of {len(missing):,} missing files; push the set again from a whole copy"
         )
     return wanted
 
 
 def check_free(folder: Path, wanted: list[RemoteFile]) -> None:
-    """ValueError where a file of another origin would be written over."""
+    """ValueError if a file that is not the set's would be overwritten."""
     if (folder / MANIFEST).exists() or pull_folder(folder).exists():
         return
     for file in wanted:
         if (folder / file.name).exists() and not is_whole(folder, file):
             raise ValueError(
-                f"{folder / file.name}: is there already and no file of this set; nothing is "
-                "written over, so choose a new folder, or move it away"
+                f"{folder / file.name}: already exists and is not this set's; nothing is "
+                "overwritten, so choose a new folder, or move it away"
             )
 
 
 def note_names(folder: Path, wanted: list[RemoteFile]) -> set[str]:
-    """Note which files get a name, so that none is left over; with those of killed pulls."""
+    """Note the names of files to come, so that none is left over; returns killed pulls' too."""
     path = pull_names_path(folder)
     earlier = load_json(path).get("names", []) if path.exists() else []
     names = {name for name in earlier if is_replaceable(name)}
@@ -167,10 +167,10 @@ def note_names(folder: Path, wanted: list[RemoteFile]) -> set[str]:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[Path]:
-    """Be the only pull into a folder; gives the place for unfinished files, emptied."""
+    """Be the only pull into a folder; yields an empty folder for unfinished files."""
     work = pull_folder(folder)
     temporary = pull_temporary_folder(folder)
-    with hold(pull_lock(folder), f"{folder}: another velocity shards pull is at work there"):
+    with hold(pull_lock(folder), f"{folder}: another velocity shards pull is running there"):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary

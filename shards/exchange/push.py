@@ -1,14 +1,14 @@
 """`velocity shards push`: a finished set from the local disk to a URL.
 
-upload.json   first: whose files these are, so that no other set is mixed in
-files         each compared with the manifest before it is sent; a .bin compressed if wished
-manifest      last: from there on the set at the URL is complete; upload.json goes
+upload.json   first: which set the files belong to, so that no other set is mixed in
+files         each compared with the manifest before it is sent; .bin files compressed on request
+manifest      last: from then on the set at the URL is complete, and upload.json is deleted
 
-A URL that holds an earlier version of the set becomes this one: only files that are new are sent,
-and those that are no longer in the set are deleted behind the manifest.
+An earlier version of the set at the URL becomes this one: only new files are sent, and those no
+longer in the set are deleted after the manifest is written.
 
-A file that lies there whole already is not sent again, so the same command goes on after a kill.
-Objects appear when they are whole: by the storage's own rule, and by a rename in plain folders.
+A file that is already there whole is not sent again, so the same command resumes after a kill.
+Objects appear once they are whole: by the storage's own rule, and by a rename in plain folders.
 """
 
 import os
@@ -33,16 +33,16 @@ DEFAULT_WORKERS = 8
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file of a set that is to be sent."""
+    """A file of a set to be sent."""
 
     path: Path
     num_bytes: int
-    # None where the manifest does not say.
+    # None if the manifest does not say.
     sha256: str | None
 
     @property
     def can_pack(self) -> bool:
-        """Whether compressing it saves something: parquet is compressed already."""
+        """Whether compressing it is worthwhile: parquet is compressed already."""
         return self.path.suffix == ".bin"
 
 
@@ -58,7 +58,7 @@ def push_shards(
     Raises ValueError or OSError with one line; what was sent whole stays, and is not sent again.
     """
     check_workers(workers)
-    read_manifest(folder)  # So that a folder without a set is told as such, and left as it is.
+    read_manifest(folder)  # An error here leaves a folder without a set untouched.
     storage = open_storage(url)
     listed = storage.list_files()
     with lock_source(folder):
@@ -67,7 +67,7 @@ def push_shards(
 
 @contextmanager
 def lock_source(folder: Path) -> Iterator[None]:
-    """Keep other commands from changing the set that is sent, where one may write beside it."""
+    """Keep other commands from changing the set while it is sent, if its folder is writable."""
     lock = set_lock(folder)
     places = [place for place in (lock, lock.parent, folder) if place.exists()]
     if os.access(places[0], os.W_OK):
@@ -80,7 +80,7 @@ def lock_source(folder: Path) -> Iterator[None]:
 def push_locked(
     folder: Path, storage: Storage, listed: dict[str, int], say: Say, compress: bool, workers: int
 ) -> Manifest:
-    """Send the set, and at last the very manifest that was read at first."""
+    """Send the set's files, then exactly the manifest that was read at the start."""
     text = (folder / MANIFEST).read_bytes()
     manifest = parse_manifest(
         parse_json(text.decode("utf-8"), folder / MANIFEST), folder / MANIFEST
@@ -110,7 +110,7 @@ def push_locked(
 
 
 def list_local(folder: Path, manifest: Manifest) -> list[LocalFile]:
-    """The files of a set; ValueError where one is missing or has another size."""
+    """The files of a set; ValueError if one is missing or has the wrong size."""
     files = [check_file(folder / TOKENIZER, None, manifest.content["tokenizer"]["sha256"])]
     for shard in manifest.shards:
         files += list_shard(folder, shard, manifest.sidecar_sha256(shard))
@@ -118,7 +118,7 @@ def list_local(folder: Path, manifest: Manifest) -> list[LocalFile]:
 
 
 def list_shard(folder: Path, shard: Shard, sidecar_sha256: str | None) -> list[LocalFile]:
-    """The two files of a shard; ValueError where one is missing or has another size."""
+    """The two files of a shard; ValueError if one is missing or has the wrong size."""
     return [
         check_file(folder / shard.sidecar, None, sidecar_sha256),
         check_file(folder / shard.name, shard.num_tokens * TOKEN_BYTES, shard.sha256),
@@ -126,7 +126,7 @@ def list_shard(folder: Path, shard: Shard, sidecar_sha256: str | None) -> list[L
 
 
 def check_file(path: Path, num_bytes: int | None, sha256: str | None) -> LocalFile:
-    """A file to be sent, found with the size that it must have."""
+    """A file to be sent; ValueError if it is missing or has the wrong size."""
     found = path.stat().st_size if path.is_file() else None
     if found is None or found != (num_bytes if num_bytes is not None else found):
         state = "is missing" if found is None else f"has {found:,} bytes"
@@ -137,7 +137,7 @@ def check_file(path: Path, num_bytes: int | None, sha256: str | None) -> LocalFi
 
 
 def is_there(storage: Storage, listed: dict[str, int], file: LocalFile) -> bool:
-    """Whether a file lies whole at the URL already, compressed or not."""
+    """Whether a file is already whole at the URL, compressed or not."""
     name = file.path.name
     if listed.get(name) == file.num_bytes:
         return True
@@ -147,7 +147,7 @@ def is_there(storage: Storage, listed: dict[str, int], file: LocalFile) -> bool:
 
 
 def send_file(storage: Storage, file: LocalFile, compress: bool, meter: Meter) -> str:
-    """Send a file once it is seen to be what the manifest says; returns its object's name."""
+    """Check a file against the manifest, then send it; returns its object's name."""
     found = hash_file(file.path)
     if file.sha256 not in (None, found):
         raise ValueError(
@@ -163,13 +163,13 @@ def send_file(storage: Storage, file: LocalFile, compress: bool, meter: Meter) -
 
 
 def read_file(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, in pieces."""
+    """The bytes of a file, in pieces of CHUNK_BYTES."""
     with open(path, "rb") as file:
         yield from read_chunks(file)
 
 
 def complete(storage: Storage, manifest: bytes, replaced: list[str]) -> None:
-    """Write the manifest: from here on the set at the URL is complete. Then tidy up."""
+    """Write the manifest, which makes the set at the URL complete; then tidy up."""
     storage.write(MANIFEST, [manifest])
     for name in replaced:
         storage.delete(name)

@@ -1,11 +1,11 @@
-"""A folder at a URL: s3:// and gs:// by pyarrow.fs, file:// and plain paths as well.
+"""A folder at a URL: s3:// and gs:// through pyarrow.fs, and file:// and plain paths as well.
 
     storage = open_storage("s3://bucket/prefix")
     storage.list_files()                     # {"manifest.json": 6210, ...}
     storage.read_bytes("manifest.json")
 
-What pyarrow takes from the environment counts: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ~/.aws,
-GOOGLE_APPLICATION_CREDENTIALS; and so do options in the URL's query. docs/storage.md has them.
+What pyarrow takes from the environment applies: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ~/.aws,
+GOOGLE_APPLICATION_CREDENTIALS; so do options in the URL's query. docs/storage.md lists them.
 """
 
 import os
@@ -21,9 +21,9 @@ from pyarrow import fs
 from shards.disk.durable import commit
 from shards.disk.url import is_url, restore_url, show_url
 
-# S3 answers a request for each piece: large ones, so that the way there and back counts little.
+# Each piece is a request to S3: large pieces, so that round trips cost little.
 CHUNK_BYTES = 8 << 20
-# pyarrow's own limit for gs:// is a quarter of an hour, in which nothing is said.
+# pyarrow's own limit for gs:// is a silent quarter of an hour.
 GCS_RETRY_SECONDS = 30
 
 DENIED = re.compile(
@@ -36,20 +36,20 @@ NO_NETWORK = re.compile(r"NETWORK_CONNECTION|CURL error|curlCode|Could not resol
 
 
 class StorageError(OSError):
-    """Something on the way that may pass: the same request may succeed later."""
+    """A fault that may pass: the same request may succeed later."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """The files of one folder: those that lie directly in it."""
+    """The files directly in one folder."""
 
     files: fs.FileSystem
     root: str
-    # As it is printed: no credentials in it.
+    # As it is printed, without credentials.
     name: str
 
     def list_files(self) -> dict[str, int]:
-        """The size of each file, by name; empty where there is no such folder."""
+        """The size of each file, by name; empty if there is no such folder."""
         with self._telling(""):
             try:
                 found = self.files.get_file_info(fs.FileSelector(self.root))
@@ -58,27 +58,27 @@ class Storage:
         return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
 
     def size_of(self, name: str) -> int | None:
-        """A file's size, or None where there is no such file."""
+        """A file's size, or None if there is no such file."""
         with self._telling(name):
             info = self.files.get_file_info(self._path(name))
         return int(info.size) if info.type == fs.FileType.File else None
 
     def read_bytes(self, name: str) -> bytes:
-        """A small file."""
+        """The bytes of a small file."""
         with self.open(name) as file:
             return bytes(file.read())
 
     def read_tail(self, name: str, num_bytes: int) -> bytes:
-        """A file's last bytes."""
+        """The last `num_bytes` of a file; all of a shorter one."""
         with self._telling(name), self.files.open_input_file(self._path(name)) as file:
             start = max(file.size() - num_bytes, 0)
             return bytes(file.read_at(num_bytes, start))
 
     @contextmanager
     def open(self, name: str) -> Iterator[pa.NativeFile]:
-        """A file to be read from its beginning on, in pieces of CHUNK_BYTES.
+        """A file to be read from its beginning, in pieces of CHUNK_BYTES.
 
-        It is read as it is: pyarrow on its own would unpack what ends in .zst.
+        It is read as it is: left to itself, pyarrow would unpack what ends in .zst.
         """
         with (
             self._telling(name),
@@ -87,7 +87,7 @@ class Storage:
             yield file
 
     def write(self, name: str, chunks: Iterable[bytes]) -> int:
-        """Write a file and return its size; it has its name when it is whole, not before."""
+        """Write a file and return its size; it gets its name once it is whole, not before."""
         with self._telling(name):
             if isinstance(self.files, fs.LocalFileSystem):
                 written = write_local(Path(self._path(name)), chunks)
@@ -99,7 +99,7 @@ class Storage:
         return written
 
     def delete(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Delete a file, if it is there."""
         with self._telling(name), suppress(FileNotFoundError):
             self.files.delete_file(self._path(name))
 
@@ -111,7 +111,7 @@ class Storage:
                 file.write(chunk)
                 written += len(chunk)
         except BaseException:
-            # Closing is all that pyarrow offers here, and it makes an object of what was sent.
+            # All that pyarrow offers here is to close, which makes an object of what was sent.
             with suppress(OSError):
                 file.close()
             with suppress(OSError):
@@ -125,7 +125,7 @@ class Storage:
 
     @contextmanager
     def _telling(self, name: str) -> Iterator[None]:
-        """Tell what goes wrong inside in one line."""
+        """Turn an error inside into one line that names the file."""
         where = f"{self.name}/{name}".rstrip("/")
         try:
             yield
@@ -136,15 +136,15 @@ class Storage:
                 raise
             raise ValueError(f"{where}: no such file") from None
         except (OSError, pa.ArrowException) as error:
-            if getattr(error, "errno", None) is not None:  # The local disk's, which tells it well.
+            if getattr(error, "errno", None) is not None:  # The local disk's, clear as it is.
                 raise
             raise explain(where, error) from error
 
 
 def open_storage(url: str | Path) -> Storage:
-    """The folder at a URL or path; nothing is asked of it yet.
+    """The folder at a URL or path; no file in it is looked at yet.
 
-    Raises ValueError with one line where the URL is none, StorageError where S3 cannot be asked.
+    Raises ValueError with one line if the URL is not one, StorageError if S3 cannot be reached.
     """
     if not is_url(url):
         folder = Path(url).absolute()
@@ -152,15 +152,15 @@ def open_storage(url: str | Path) -> Storage:
     url = restore_url(url)
     name = show_url(url)
     if name.endswith(":"):
-        raise ValueError(f"{url}: names no bucket; expected such as s3://bucket/prefix")
+        raise ValueError(f"{url}: names no bucket; expected one such as s3://bucket/prefix")
     if re.match(r"gc?s://", url) and "retry_limit_seconds" not in url:
         url += f"{'&' if '?' in url else '?'}retry_limit_seconds={GCS_RETRY_SECONDS}"
     try:
         files, root = fs.FileSystem.from_uri(url)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(
-            f"{name}: is no URL of a folder ({first_line(error)}); "
-            "expected such as s3://bucket/prefix or gs://bucket/prefix"
+            f"{name}: is not a folder's URL ({first_line(error)}); "
+            "expected one such as s3://bucket/prefix or gs://bucket/prefix"
         ) from None
     except OSError as error:
         raise explain(name, error) from error
@@ -168,7 +168,7 @@ def open_storage(url: str | Path) -> Storage:
 
 
 def write_local(path: Path, chunks: Iterable[bytes]) -> int:
-    """Write a file of a plain folder under another name, then rename it; returns its size."""
+    """Write a file in a plain folder under another name, then rename it; returns its size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     written = 0
@@ -185,7 +185,7 @@ def write_local(path: Path, chunks: Iterable[bytes]) -> int:
 
 
 def explain(where: str, error: Exception) -> Exception:
-    """A storage's error in one line: ValueError where only the user can mend it."""
+    """A storage error in one line: ValueError if only the user can fix it, else StorageError."""
     text = first_line(error)
     if NO_BUCKET.search(text):
         return ValueError(f"{where}: there is no such bucket; check its name, and the endpoint")
@@ -197,13 +197,13 @@ def explain(where: str, error: Exception) -> Exception:
     if NO_NETWORK.search(text):
         return StorageError(
             f"{where}: cannot be reached ({text}); check the network, and AWS_ENDPOINT_URL if the "
-            "storage is not Amazon's; the same command goes on from here"
+            "storage is not Amazon's; run the same command again to resume"
         )
     return StorageError(f"{where}: {text}")
 
 
 def first_line(error: Exception) -> str:
-    """What a storage says went wrong, without its repetitions.
+    """The first line of a storage's error, without request ids and details.
 
     >>> first_line(OSError("When listing: AWS Error SLOW_DOWN: wait (Request ID: 4Zq)"))
     'When listing: AWS Error SLOW_DOWN: wait'

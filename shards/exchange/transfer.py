@@ -1,4 +1,4 @@
-"""Many files on their way at once: threads, a progress line, and what stops them."""
+"""Transfers many files at once: threads, a progress line, retries, and how they stop."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ POLL_SECONDS = 0.2
 
 
 class Stopped(Exception):
-    """Another file's transfer has failed, so this one is given up."""
+    """Raised in a transfer when another one has failed, so that this one is given up."""
 
 
 class Meter:
-    """How far a transfer is: files and bytes, counted by all threads, drawn by one."""
+    """The progress of a transfer: files and bytes, counted by all threads, drawn by one."""
 
     def __init__(self, num_files: int, num_bytes: int, stream: TextIO | None = None) -> None:
         self.num_files = num_files
@@ -31,7 +31,7 @@ class Meter:
         self.files_done = self.bytes_done = self.bytes_moved = 0
 
     def add(self, num_bytes: int, moved: bool = True) -> None:
-        """Count bytes that are done; `moved` = now, not in an earlier run. Raises Stopped."""
+        """Count bytes as done; `moved`: in this run, not an earlier one. Raises Stopped."""
         if self.stopping.is_set():
             raise Stopped
         with self.lock:
@@ -39,12 +39,12 @@ class Meter:
             self.bytes_moved += num_bytes if moved else 0
 
     def take_back(self, num_bytes: int) -> None:
-        """Count bytes as not done: they were wrong, or will come again."""
+        """Uncount bytes that were wrong or will be sent again."""
         with self.lock:
             self.bytes_done -= num_bytes
 
     def pause(self, seconds: float) -> None:
-        """Wait, but no longer than until the transfer is stopped; then raises Stopped."""
+        """Wait; raises Stopped as soon as the transfer is stopped."""
         if self.stopping.wait(seconds):
             raise Stopped
 
@@ -54,7 +54,7 @@ class Meter:
             self.files_done += 1
 
     def describe(self, seconds: float) -> str:
-        """The line for what was done in `seconds`."""
+        """The progress line after `seconds`."""
         share = min(self.bytes_done / max(self.num_bytes, 1), 1.0)
         speed = self.bytes_moved / max(seconds, 1e-3)
         left = (self.num_bytes - self.bytes_done) / speed if speed else 0
@@ -65,21 +65,21 @@ class Meter:
         )
 
     def draw(self) -> None:
-        """Draw the line, if the last one is old enough."""
+        """Draw the line, if it is time to."""
         if self.line.is_due():
             self.line.draw(self.describe(self.line.seconds))
 
     def erase(self) -> None:
-        """Leave no half line on a terminal."""
+        """Wipe the line off a terminal."""
         self.line.clear()
 
 
 def transfer_all(
     entries: Sequence[T], work: Callable[[T, Meter], str | None], meter: Meter, workers: int
 ) -> list[str]:
-    """Do `work` on every entry, `workers` at a time; returns what it finds wrong with them.
+    """Call `work` on every entry, `workers` at a time; returns what it found wrong with them.
 
-    An exception in one of them ends the others at their next piece, and is raised.
+    An exception in one of them stops the others at their next piece, and is raised.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="transfer")
     pending: set[Future[str | None]] = set()
@@ -104,7 +104,7 @@ def transfer_all(
 
 
 def keep_trying(attempt: Callable[[], T], meter: Meter) -> T:
-    """Call `attempt` again, after ever longer waits, where the storage's fault may pass."""
+    """Call `attempt`; after a StorageError, try again with longer and longer waits."""
     seconds = FIRST_WAIT_SECONDS
     for _ in range(MAX_ATTEMPTS - 1):
         try:
@@ -116,6 +116,6 @@ def keep_trying(attempt: Callable[[], T], meter: Meter) -> T:
 
 
 def check_workers(workers: int) -> None:
-    """ValueError for a number of files at a time that makes no sense."""
+    """ValueError if the number of files at a time is below 1."""
     if workers < 1:
         raise ValueError(f"--workers is {workers}; expected at least 1")

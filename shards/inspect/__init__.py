@@ -1,1 +1,1 @@
-"""Look at a set and change nothing."""
+"""Inspects a set and changes nothing."""

@@ -1,8 +1,9 @@
-"""Exact copies in a set, counted by doc_hash in memory that does not grow with the set.
+"""Counts exact copies in a set by doc_hash, in memory that does not grow with the set.
 
-The hashes are read several times, each time a range of their first 64 bits: once for each
-52 M documents, to find the values that repeat, and once more to look at those documents whole.
-That takes 0.5 GiB, and at most 2 GiB where nearly every document has a copy.
+The hashes are read in several passes. Each takes one range of their first 64 bits and finds the
+values that repeat, a pass for every 52 M documents; one more pass compares the whole hashes of the
+documents with those values. That takes 0.5 GiB, and at most 2 GiB if nearly every document has a
+copy.
 """
 
 from collections.abc import Iterator
@@ -20,21 +21,21 @@ from shards.sidecar import Keys, count_tokens, is_blank, read_rows, split_hashes
 
 # Hashes in memory at a time, 8 bytes each; a range is chosen to fill four fifths of it.
 CAPACITY = 1 << 26
-# So many repeated values, 32 bytes each, are looked at before more are searched for.
+# With more repeated values than this, at 32 bytes each, count their copies before finding more.
 MAX_REPEATED = 1 << 23
 BLOCK = 1 << 20
 
 
 @dataclass
 class Duplicates:
-    """What of a set is a copy of something else in it."""
+    """How much of a set is a copy of something else in it."""
 
     # Texts that occur more than once.
     texts: int = 0
     # Documents beyond the first of each text, and their tokens.
     documents: int = 0
     tokens: int = 0
-    # Documents of validation whose text is in train too.
+    # Validation documents whose text is also in train.
     validation_documents_in_train: int = 0
 
 
@@ -54,7 +55,7 @@ def count_duplicates(folder: Path, shards: list[Shard], capacity: int = CAPACITY
             finder.add(choose_range(batch.keys, start, stop))
         repeated = np.concatenate([repeated, finder.finish()])
         if len(repeated) > MAX_REPEATED or (len(repeated) and stop == bounds[-1]):
-            if stop < bounds[-1]:  # One reading more than there would be with fewer copies.
+            if stop < bounds[-1]:  # An extra pass, because there are so many copies.
                 progress.total += total
             count_copies(folder, shards, repeated, found, progress)
             repeated = repeated[:0]
@@ -63,7 +64,7 @@ def count_duplicates(folder: Path, shards: list[Shard], capacity: int = CAPACITY
 
 
 def choose_range(keys: Keys, start: int, stop: int) -> Keys:
-    """The keys from `start` to below `stop`."""
+    """The keys in [start, stop)."""
     if stop - start == 2**64:
         return keys
     return keys[(keys >= np.uint64(start)) & (keys <= np.uint64(stop - 1))]
@@ -79,7 +80,7 @@ class HashBatch(NamedTuple):
 
 
 def read_hashes(folder: Path, shards: list[Shard]) -> Iterator[HashBatch]:
-    """The hashes of all documents, in order."""
+    """The hashes of all documents, in order, without removed ones."""
     for shard in shards:
         for batch in read_rows(folder, shard, ["num_tokens", "doc_hash"]):
             column = batch.column("doc_hash")
@@ -103,7 +104,7 @@ class RepeatFinder:
         while len(keys):
             if self.num_keys == len(self.keys):
                 self._drop_repeated()
-            if self.num_keys == len(self.keys):  # Hashes that are not spread evenly.
+            if self.num_keys == len(self.keys):  # The hashes are not evenly spread.
                 self.keys = np.concatenate([self.keys, np.empty_like(self.keys)])
             piece = keys[: len(self.keys) - self.num_keys]
             self.keys[self.num_keys : self.num_keys + len(piece)] = piece
@@ -111,14 +112,14 @@ class RepeatFinder:
             keys = keys[len(piece) :]
 
     def finish(self) -> Keys:
-        """The repeated keys, sorted; the finder is empty again."""
+        """The repeated keys, sorted; the finder is empty afterwards."""
         self._drop_repeated()
         repeated, self.repeated = self.repeated, self.repeated[:0]
         self.num_keys = 0
         return repeated
 
     def _drop_repeated(self) -> None:
-        """Sort the keys and keep one of each, noting which there were several of."""
+        """Sort the keys and keep one of each, noting those that occurred more than once."""
         keys = self.keys[: self.num_keys]
         keys.sort()
         found = [self.repeated]
@@ -127,7 +128,7 @@ class RepeatFinder:
             block = keys[start : start + BLOCK].copy()
             is_repeat = np.empty(len(block), np.bool_)
             is_repeat[1:] = block[1:] == block[:-1]
-            # The block before was moved to the front; its last key is the last one kept.
+            # The previous block was moved to the front; its last key is the last one kept.
             is_repeat[0] = num_kept > 0 and block[0] == keys[num_kept - 1]
             found.append(np.unique(block[is_repeat]))
             kept = block[~is_repeat]
@@ -140,10 +141,12 @@ class RepeatFinder:
 def count_copies(
     folder: Path, shards: list[Shard], repeated: Keys, found: Duplicates, progress: ReadProgress
 ) -> None:
-    """Look at the documents whose first 64 bits repeat (sorted), and add their copies to `found`.
+    """Add the copies among the documents whose key is in `repeated` (sorted) to `found`.
 
-    Two texts may share 64 bits without being equal. The first one of a key stands for it; the
-    others of another text, of which a set of 10^9 documents has none, are counted one by one.
+    A key is the first half of a doc_hash, so two texts may share one. The first document of each
+    key decides which text the key stands for: `rest` keeps the other half of its hash, and two
+    counters per key, train and validation, count the documents equal to it. Documents of any other
+    text go to a dictionary, one by one; a set of 10^9 documents is not expected to have any.
     """
     rest = np.zeros(len(repeated), np.uint64)
     num_train, num_validation = (np.zeros(len(repeated), np.int32) for _ in range(2))
@@ -151,13 +154,14 @@ def count_copies(
     for batch in read_hashes(folder, shards):
         progress.add(len(batch.keys))
         places = np.searchsorted(repeated, batch.keys)
-        places[places == len(repeated)] = 0
+        places[places == len(repeated)] = 0  # Past the end; the comparison below drops it.
         chosen = np.flatnonzero(repeated[places] == batch.keys)
         places = places[chosen]
-        # Backwards, so that of several documents of a new key the first one is written last.
+        # Backwards: if a new key has several documents here, the first is written last and stays.
         new = np.flatnonzero(num_train[places] + num_validation[places] == 0)[::-1]
         rest[places[new]] = batch.rest[chosen[new]]
         is_same = rest[places] == batch.rest[chosen]
+        # Before this batch is counted: a key without a count has had no document yet.
         is_first = find_first(places, num_train, num_validation)
         found.tokens += int(batch.sizes[chosen[is_same & ~is_first]].sum())
         counts = num_validation if batch.is_validation else num_train
@@ -180,7 +184,7 @@ def find_first(
     num_train: npt.NDArray[np.int32],
     num_validation: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.bool_]:
-    """Which of a batch's documents are the first of their key."""
+    """Which of a batch's documents are the first with their key in the whole set."""
     is_first = np.zeros(len(places), np.bool_)
     is_first[np.unique(places, return_index=True)[1]] = True
     is_first &= num_train[places] + num_validation[places] == 0
@@ -188,7 +192,7 @@ def find_first(
 
 
 def add_copies(found: Duplicates, documents: list[tuple[int, bool]]) -> None:
-    """Add the documents of one text, as (tokens, whether in validation)."""
+    """Add the documents of one text to `found`, each as (tokens, whether in validation)."""
     num_validation = sum(is_validation for _, is_validation in documents)
     found.texts += len(documents) > 1
     found.documents += len(documents) - 1

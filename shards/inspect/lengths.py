@@ -1,4 +1,4 @@
-"""How long documents are: exact counts, in memory that does not grow with the set."""
+"""Document lengths: exact counts, in memory that does not grow with the set."""
 
 from dataclasses import dataclass
 
@@ -7,20 +7,20 @@ import numpy as np
 from shards.format import Int64
 
 PERCENTILES = (1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
-# Lengths below this are counted in an array. Longer documents are kept one by one: 600 G tokens
-# hold fewer than 600,000 of them.
+# Lengths below this are counted in an array. Longer ones are kept one by one: 600 G tokens have
+# room for fewer than 600,000 such documents.
 LONG_TOKENS = 1 << 20
 
 
 class LengthCounter:
-    """Int64 documents by their number of tokens."""
+    """Counts documents by their number of tokens."""
 
     def __init__(self) -> None:
         self.counts: Int64 = np.zeros(LONG_TOKENS, np.int64)
         self.long: list[Int64] = []
 
     def add(self, sizes: Int64) -> None:
-        """Count documents of so many tokens."""
+        """Count documents; `sizes` are their numbers of tokens."""
         is_long = sizes >= LONG_TOKENS
         if is_long.any():
             self.long.append(sizes[is_long])
@@ -29,7 +29,7 @@ class LengthCounter:
         self.counts[: len(counts)] += counts
 
     def finish(self) -> "Lengths":
-        """What was counted."""
+        """The lengths counted so far."""
         values, counts = np.unique(
             np.concatenate([*self.long, np.empty(0, np.int64)]), return_counts=True
         )
@@ -41,7 +41,7 @@ class LengthCounter:
 
 @dataclass(frozen=True)
 class Bin:
-    """The documents of `first` to `last` tokens."""
+    """The documents with `first` to `last` tokens."""
 
     first: int
     last: int
@@ -51,23 +51,23 @@ class Bin:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Lengths that occur, ascending, and how many documents have each."""
+    """The lengths that occur, ascending, and how many documents have each."""
 
     values: Int64
     documents: Int64
 
     @property
     def num_documents(self) -> int:
-        """All documents."""
+        """The number of documents of any length."""
         return int(self.documents.sum())
 
     @property
     def num_tokens(self) -> int:
-        """All tokens."""
+        """The number of tokens in all documents."""
         return int(self.values @ self.documents)
 
     def percentile(self, percent: float) -> int:
-        """The least length that `percent` of the documents do not exceed; 0 of no documents.
+        """The least length that `percent` of the documents do not exceed; 0 if there are none.
 
         >>> Lengths(np.array([2, 5, 9]), np.array([5, 4, 1])).percentile(50)
         2
@@ -79,7 +79,7 @@ class Lengths:
         return int(self.values[np.searchsorted(ends, rank)])
 
     def histogram(self) -> list[Bin]:
-        """Bins from each power of two to the next, from the first that holds one to the last.
+        """A bin from each power of two to the next, between the shortest document and the longest.
 
         >>> Lengths(np.array([2, 5, 9]), np.array([5, 4, 1])).histogram()[0]
         Bin(first=2, last=3, documents=5, tokens=10)

@@ -1,4 +1,4 @@
-"""The counts of a set as a picture: lengths, sources, frequent tokens. Needs matplotlib."""
+"""A set's counts as a picture: lengths, sources, frequent tokens. Needs matplotlib."""
 
 import importlib.util
 from pathlib import Path
@@ -15,24 +15,26 @@ PALE = "#e6e9ed"
 SHOWN_SOURCES = 12
 SHOWN_TOKENS = 20
 LABEL_CHARACTERS = 28
-# Room for so many bars, so that one or two do not fill a drawing.
+# Always leave room for this many bars, so that one or two do not fill a drawing.
 MIN_BARS = 8
-# How the bins of the length histogram are cut: parts of a power of two.
+# Bins of the length histogram per power of two.
 BINS_PER_DOUBLING = 4
 
 
 def check_plot(path: Path) -> None:
-    """ValueError where no picture can be drawn into `path`; told before the long count."""
+    """ValueError if no picture can be drawn to `path`; raised before the long count."""
     if path.suffix.lower() != ".png":
         raise ValueError(f"--plot {path}: expected a file name that ends in .png")
     if not path.absolute().parent.is_dir():
-        raise ValueError(f"--plot {path}: there is no folder {path.absolute().parent}")
+        raise ValueError(
+            f"--plot {path}: there is no folder {path.absolute().parent}; make it first"
+        )
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib; install it with: pip install 'velocitylm[plot]'")
 
 
 def plot_stats(stats: Stats, path: Path) -> None:
-    """Draw the counts into a PNG file; ValueError where there is nothing to draw."""
+    """Draw the counts to a PNG file; ValueError if there is nothing to draw."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -46,7 +48,7 @@ def plot_stats(stats: Stats, path: Path) -> None:
         total = stats.total
         figure.suptitle(
             f"{total.tokens:,} tokens in {total.documents:,} documents, "
-            f"{total.bytes_per_token:.2f} bytes of text a token",
+            f"{total.bytes_per_token:.2f} bytes of text per token",
             fontsize=14,
             fontweight="bold",
             color=INK,
@@ -59,7 +61,7 @@ def plot_stats(stats: Stats, path: Path) -> None:
 
 
 def choose_style() -> Any:
-    """What all four drawings share."""
+    """The matplotlib settings that all four drawings share."""
     return {
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -80,12 +82,12 @@ def choose_style() -> Any:
 
 
 def draw_lengths(axes: Any, stats: Stats) -> None:
-    """How many documents have which length."""
+    """A histogram of document lengths, with the median."""
     lengths = stats.lengths
     low, high = np.log2(lengths.values[[0, -1]])
     first = np.floor(low * BINS_PER_DOUBLING)
     last = max(np.ceil(high * BINS_PER_DOUBLING), first + 1) + 1
-    # Lengths are whole numbers: cuts between them, so that no bin is empty for want of one.
+    # Lengths are integers: edges are halfway between them, so that every bin has room for one.
     edges = np.unique(np.floor(2 ** (np.arange(first, last + 1) / BINS_PER_DOUBLING)) + 0.5)
     edges = np.concatenate([[min(edges[0], lengths.values[0] - 0.5)], edges])
     counts, edges = np.histogram(lengths.values, np.unique(edges), weights=lengths.documents)
@@ -105,14 +107,14 @@ def draw_lengths(axes: Any, stats: Stats) -> None:
         color=ORANGE,
     )
     mark_lengths(axes)
-    axes.set_title("Length of documents")
+    axes.set_title("Document lengths")
     axes.set_ylabel("documents")
     axes.yaxis.set_major_formatter(format_amount)
     axes.grid(axis="y")
 
 
 def draw_shares(axes: Any, stats: Stats) -> None:
-    """Which share of documents, and of tokens, lies in documents up to a length."""
+    """The share of documents, and of tokens, in documents up to each length."""
     lengths = stats.lengths
     for weights, name, color in (
         (lengths.documents, "of the documents", BLUE),
@@ -122,7 +124,7 @@ def draw_shares(axes: Any, stats: Stats) -> None:
         axes.step(lengths.values, shares, where="post", color=color, lw=2, label=name)
     axes.set_xscale("log", base=2)
     mark_lengths(axes)
-    axes.set_title("Share in documents up to a length")
+    axes.set_title("Share in documents up to each length")
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(axis="both")
@@ -130,7 +132,7 @@ def draw_shares(axes: Any, stats: Stats) -> None:
 
 
 def draw_sources(axes: Any, stats: Stats) -> None:
-    """The tokens of the largest sources, and of all others together."""
+    """The tokens of the largest sources, and of all the others together."""
     sources = stats.largest_sources()
     bars = [(name, amount.tokens) for name, amount in sources[:SHOWN_SOURCES]]
     rest = sources[SHOWN_SOURCES:]
@@ -143,7 +145,7 @@ def draw_sources(axes: Any, stats: Stats) -> None:
 
 
 def draw_tokens(axes: Any, stats: Stats) -> None:
-    """The most frequent tokens."""
+    """The most frequent tokens, as escaped text."""
     frequent = stats.frequent_tokens(SHOWN_TOKENS)
     names = [f'"{shorten(stats.spell(token))}"' for token, _ in frequent]
     draw_bars(axes, names, [count for _, count in frequent], [BLUE] * len(frequent))
@@ -163,9 +165,9 @@ def draw_bars(axes: Any, names: list[str], amounts: list[int], colors: list[str]
 
 
 def mark_lengths(axes: Any) -> None:
-    """A length axis with plain numbers."""
+    """Label the length axis, with plain numbers."""
     axes.xaxis.set_major_formatter(format_amount)
-    axes.set_xlabel("tokens of a document")
+    axes.set_xlabel("tokens per document")
 
 
 def format_amount(value: float, _: object = None) -> str:
@@ -181,7 +183,7 @@ def format_amount(value: float, _: object = None) -> str:
 
 
 def shorten(text: str) -> str:
-    """A label's end, in characters that every font has.
+    """The end of a label, in characters that every font has.
 
     >>> shorten("a/very/long/path/of/a/source/file.parquet")
     '...h/of/a/source/file.parquet'

@@ -14,7 +14,7 @@ def describe_set(manifest: Manifest) -> Iterator[str]:
     parent = manifest.parent
     if parent:
         details = ", ".join(f"{k}={v}" for k, v in parent.describe().items() if k != "dataset_id")
-        yield f"version     made of {parent.dataset_id[:12]}: {details}"
+        yield f"version     made from {parent.dataset_id[:12]}: {details}"
     hub = manifest.content["sources"]["hub"]
     files = manifest.content["sources"]["files"]
     origin = f"{hub['repo']} at {hub['revision']}" if hub else "local files"
@@ -42,7 +42,7 @@ def decode_tokens(shards: Shards, split: str, start: int, count: int) -> str:
 
 
 def decode_document(shards: Shards, split: str, document: Document) -> str:
-    """A document's text, as it was before prep; nothing is left of one that was removed."""
+    """A document's text, as it was before prep; "(removed)" if nothing of it is left."""
     if document.is_blank:
         return "(removed)"
     return decode_tokens(shards, split, document.start, document.num_tokens - 1)
@@ -51,9 +51,10 @@ def decode_document(shards: Shards, split: str, document: Document) -> str:
 def choose_documents(
     shards: Shards, split: str, index: int | None, url: str | None, doc_hash: str | None
 ) -> list[tuple[str, Document]]:
-    """The documents that one of number in the split, URL or hash means, each with its split.
+    """The documents with a number in the split, a URL or a hash, each with its split.
 
-    Raises ValueError where none of the three is given, or no document is found.
+    Only the first of these that is given counts. Raises ValueError if none is, or if no document
+    is found.
     """
     if index is not None:
         return [(split, Sidecars(shards, split).at_index(index))]

@@ -1,7 +1,7 @@
 """What a set is made of: documents, tokens and text by source, lengths, frequent tokens, copies.
 
-Shard by shard, each read once in blocks, so memory does not grow with the set
-(shards/inspect/duplicates.py says what counting the copies takes).
+Each shard is read once, in blocks, so memory does not grow with the set
+(shards/inspect/duplicates.py says what counting copies takes).
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from shards.tokenizer import (
     read_token_bytes,
 )
 
-# What stands for the source of documents that `velocity shards remove` left as <|endoftext|> alone.
+# The source name of documents of which `velocity shards remove` left only <|endoftext|>.
 REMOVED = "(removed)"
 # Tokens counted at a time: as 64-bit numbers they still fit in a processor's cache.
 BLOCK_TOKENS = 1 << 20
@@ -32,7 +32,7 @@ BLOCK_TOKENS = 1 << 20
 
 @dataclass
 class Amount:
-    """So much of a set; `text_bytes` is its text in UTF-8, `tokens` include <|endoftext|>."""
+    """An amount of data; `text_bytes` is its text in UTF-8, `tokens` include <|endoftext|>."""
 
     documents: int = 0
     tokens: int = 0
@@ -40,7 +40,7 @@ class Amount:
 
     @property
     def bytes_per_token(self) -> float:
-        """How much text a token stands for, on average."""
+        """The bytes of text that a token stands for, on average."""
         return self.text_bytes / max(self.tokens, 1)
 
     def add(self, other: "Amount") -> None:
@@ -131,7 +131,7 @@ class SetCounter:
         self.progress = ReadProgress("tokens", self.num_tokens)
 
     def count_shard(self, shard: Shard) -> None:
-        """Count a shard's documents and tokens, stretch by stretch of one source."""
+        """Count a shard's documents and tokens, one stretch of a single source at a time."""
         tokens = map_shard(self.shards.folder, shard)
         start = 0
         for source, sizes in read_stretches(self.shards, shard):
@@ -153,7 +153,7 @@ class SetCounter:
             )
 
     def _count_tokens(self, shard: Shard, block: Tokens) -> int:
-        """Count a block's ids; the bytes of text that they stand for."""
+        """Count a block's ids; returns the bytes of text that they stand for."""
         counts = np.bincount(block, minlength=len(self.bytes_of))
         if len(counts) > len(self.bytes_of):
             raise ValueError(
@@ -167,7 +167,7 @@ class SetCounter:
 
 
 def read_stretches(shards: Shards, shard: Shard) -> Iterator[tuple[str, Int64]]:
-    """A shard's documents in order, as stretches of one source: its name, and their sizes."""
+    """A shard's documents in order, as stretches with the same source: its name, their sizes."""
     columns = ["num_tokens", "source_file", "doc_hash"]
     for batch in read_rows(shards.folder, shard, columns, read_dictionary=["source_file"]):
         sizes = count_tokens(batch)
@@ -182,7 +182,7 @@ def read_stretches(shards: Shards, shard: Shard) -> Iterator[tuple[str, Int64]]:
 
 
 def describe_json(stats: Stats, top: int) -> Json:
-    """The counts for machines; `top` tokens, all sources."""
+    """The counts as JSON, with `top` frequent tokens and all sources."""
     total = stats.total
     lengths = stats.lengths
     percentiles = {f"{percent:g}": lengths.percentile(percent) for percent in PERCENTILES}
@@ -211,5 +211,5 @@ def describe_json(stats: Stats, top: int) -> Json:
 
 
 def describe_amount(amount: Amount) -> Json:
-    """An amount for machines."""
+    """An amount as JSON, with its bytes per token."""
     return {**asdict(amount), "bytes_per_token": amount.bytes_per_token}

@@ -1,4 +1,4 @@
-"""The counts of a set as a table on the terminal."""
+"""A set's counts as tables for the terminal."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ SHOWN_SOURCES = 20
 
 
 def describe_stats(stats: Stats, top: int) -> Iterator[str]:
-    """All that was counted, line by line."""
+    """Everything that was counted, line by line."""
     yield f"dataset_id  {stats.dataset_id}"
     yield ""
     yield from describe_amounts("split", list(stats.splits.items()), stats.total)
@@ -23,7 +23,7 @@ def describe_stats(stats: Stats, top: int) -> Iterator[str]:
         )
         if copies.validation_documents_in_train:
             shared = copies.validation_documents_in_train
-            yield f"{shared:,} documents of validation are also in train"
+            yield f"{shared:,} validation documents are also in train"
     yield ""
     yield from describe_lengths(stats)
     yield ""
@@ -40,7 +40,7 @@ def describe_stats(stats: Stats, top: int) -> Iterator[str]:
 
 
 def describe_amounts(what: str, amounts: list[tuple[str, Amount]], total: Amount) -> Iterator[str]:
-    """Documents, tokens and bytes a token of each, with its share of the tokens."""
+    """Documents, tokens, share of the tokens and bytes per token of each amount."""
     width = max([len(what), len("all"), *(len(name) for name, _ in amounts)])
     yield f"{what:<{width}} {'documents':>15} {'tokens':>19} {'of tokens':>10} {'bytes/token':>12}"
     rows = amounts if len(amounts) == 1 else [*amounts, ("all", total)]
@@ -58,7 +58,7 @@ def describe_lengths(stats: Stats) -> Iterator[str]:
     if not lengths.num_documents:
         return
     mean = lengths.num_tokens / lengths.num_documents
-    yield f"tokens of a document, <|endoftext|> included: {mean:,.1f} on average"
+    yield f"tokens per document, <|endoftext|> included: {mean:,.1f} on average"
     marks = [("min", 0.0), *((f"{p:g} %", p) for p in PERCENTILES), ("max", 100.0)]
     values = [f"{lengths.percentile(percent):,}" for _, percent in marks]
     widths = [max(len(name), len(value)) for (name, _), value in zip(marks, values, strict=True)]
@@ -77,9 +77,9 @@ def describe_lengths(stats: Stats) -> Iterator[str]:
 
 
 def describe_tokens(stats: Stats, top: int) -> Iterator[str]:
-    """The most frequent tokens; quotes show where their spaces are."""
+    """The most frequent tokens, in quotes to show their spaces."""
     used = int((stats.token_counts > 0).sum())
-    yield f"{used:,} of {len(stats.token_counts):,} ids occur; most often:"
+    yield f"{used:,} of {len(stats.token_counts):,} ids occur; the most frequent:"
     for token, count in stats.frequent_tokens(top):
         share = count / max(stats.total.tokens, 1)
         yield f'{token:>6} {count:>19,} {share:>7.2%}  "{stats.spell(token)}"'

@@ -1,6 +1,6 @@
 """From samples to the documents they came from, and back.
 
-The order is arithmetic (shards/order.py) and the sidecars say where documents lie, so both
+The order is arithmetic (shards/order.py) and the sidecars say where documents are, so both
 directions are computed; nothing was stored during training.
 """
 
@@ -15,7 +15,7 @@ from shards.reader import Shards
 def trace_samples(
     shards: Shards, split: str, order: SampleOrder, samples: Int64
 ) -> Iterator[tuple[int, int, list[Document]]]:
-    """For each sample: its number, where its window begins in the stream, and its documents."""
+    """For each sample: its number, where its window begins in the stream, its documents."""
     sidecars = Sidecars(shards, split)
     starts = order.starts(samples)
     for sample, start in zip(samples.tolist(), starts.tolist(), strict=True):

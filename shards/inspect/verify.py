@@ -1,4 +1,4 @@
-"""Is the set still what its manifest says? Names each damaged file, and where it is damaged."""
+"""Checks a set against its manifest; reports each damaged file and where it is damaged."""
 
 import hashlib
 import zlib
@@ -16,12 +16,12 @@ from shards.reader import map_shard
 from shards.sidecar import BLOCK_BYTES, open_sidecar, read_block_checksums
 from shards.tokenizer import load_checked_tokenizer
 
-# Small enough to stay in the cache of a core between its three readers.
+# Small enough for a block to stay in a core's cache while three passes read it.
 READ_TOKENS = 1 << 19
 
 
 def verify_shards(folder: Path) -> Iterator[tuple[str, str | None]]:
-    """Re-read everything; yields each file's name with None, or with what is wrong in it."""
+    """Re-read everything; yields each file's name with None, or with what is wrong with it."""
     manifest = read_manifest(folder)
     yield TOKENIZER, verify_tokenizer(folder, manifest)
     for shard in manifest.shards:
@@ -44,7 +44,7 @@ def verify_tokenizer(folder: Path, manifest: Manifest) -> str | None:
 def verify_sidecar(
     folder: Path, shard: Shard, sha256: str | None
 ) -> tuple[str | None, Int64 | None]:
-    """What is wrong with a shard's docs.parquet, if anything; and where its documents end."""
+    """What is wrong with a shard's sidecar, if anything; if nothing, where its documents end."""
     path = folder / shard.sidecar
     if not path.is_file():
         return "is missing", None
@@ -63,12 +63,12 @@ def verify_sidecar(
         ), None
     ends = np.cumsum(sizes)
     if not np.array_equal(starts, ends - sizes):
-        return "its documents do not lie one behind the other", None
+        return "its documents are not back to back", None
     return None, ends
 
 
 def verify_tokens(folder: Path, shard: Shard, manifest: Manifest, ends: Int64 | None) -> str | None:
-    """What is wrong with a .bin, if anything, and in which bytes; `ends` of its documents."""
+    """What is wrong with a .bin, if anything, and in which bytes; `ends` are its documents'."""
     try:
         map_shard(folder, shard)  # Is it there, with the right size?
     except ValueError as error:
@@ -83,9 +83,9 @@ def verify_tokens(folder: Path, shard: Shard, manifest: Manifest, ends: Int64 | 
             last_tokens = tokens[ends[low:high] - 1 - start]
             num_open += int((last_tokens != manifest.end_of_text).sum())
     if sha256.hexdigest() != shard.sha256:
-        place = "(no sidecar to say where)" if ends is None else locate_damage(folder, shard)
+        place = "(no sound sidecar to say where)" if ends is None else locate_damage(folder, shard)
         return f"its sha256 is not the manifest's; damaged {place}"
-    # The hash proves that nothing changed since prep; these prove what prep wrote.
+    # The hash proves that nothing has changed since prep; these check what prep wrote.
     if largest >= manifest.vocab_size:
         return f"holds the id {largest}; the tokenizer has {manifest.vocab_size}"
     if num_open:
@@ -94,9 +94,9 @@ def verify_tokens(folder: Path, shard: Shard, manifest: Manifest, ends: Int64 | 
 
 
 def read_blocks(path: Path) -> Iterator[tuple[int, npt.NDArray[np.uint16]]]:
-    """A .bin's tokens, a few MiB at a time, each block with its place; valid until the next one.
+    """A .bin's tokens in blocks of 1 MiB, each with its position; valid until the next block.
 
-    Into one buffer: a read of a file that is cached is twice as fast as the faults of a map.
+    They share one buffer: reading a cached file is twice as fast as page faults on a mapping.
     """
     buffer = np.empty(READ_TOKENS, "<u2")
     start = 0
@@ -107,7 +107,7 @@ def read_blocks(path: Path) -> Iterator[tuple[int, npt.NDArray[np.uint16]]]:
 
 
 def locate_damage(folder: Path, shard: Shard) -> str:
-    """The bytes and tokens of each MiB whose checksum is not the one taken by prep."""
+    """The bytes and tokens of each MiB whose checksum is not the one taken when it was written."""
     places = []
     with open(folder / shard.name, "rb") as file:
         for index, expected in enumerate(read_block_checksums(folder, shard)):

@@ -142,8 +142,8 @@ def test_names_lose_what_compile_and_ddp_add(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'; velocity's architecture has 'llama'"),
-        ({"num_key_value_heads": 2}, "num_key_value_heads is 2; velocity's architecture has 4"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; velocity's architecture needs 'llama'"),
+        ({"num_key_value_heads": 2}, "num_key_value_heads is 2; velocity's architecture needs 4"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
@@ -152,7 +152,7 @@ def test_names_lose_what_compile_and_ddp_add(tmp_path: Path) -> None:
         ({"tie_word_embeddings": ...}, "tie_word_embeddings is False"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type is 'llama3'"),
         ({"rope_parameters": ..., "rope_scaling": {"type": "linear"}}, "rope_type is 'linear'"),
-        ({"rope_theta": 7.0}, "rope_theta is 7.0; velocity's architecture has 10000.0"),
+        ({"rope_theta": 7.0}, "rope_theta is 7.0; velocity's architecture needs 10000.0"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is"),
         ({"hidden_size": ...}, "no key 'hidden_size'"),
@@ -192,8 +192,8 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
             load_model(tmp_path)
         assert str(caught.value).startswith(f"{path}: {message}")
 
-    refuse({k: v for k, v in whole.items() if k != norm}, f"no weight {norm} (1 such)")
-    refuse(whole | {"model.bias": torch.ones(1)}, "an unknown weight model.bias (1 such)")
+    refuse({k: v for k, v in whole.items() if k != norm}, f"missing weight {norm} (1 in all)")
+    refuse(whole | {"model.bias": torch.ones(1)}, "unknown weight model.bias (1 in all)")
     refuse(whole | {norm: torch.ones(3)}, f"{norm} has shape (3,)")
     refuse(whole | {"lm_head.weight": torch.ones(300, 64)}, "lm_head.weight differs from")
 
@@ -217,7 +217,7 @@ def test_a_tokenizer_that_does_not_fit_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no special token"):
         save_model(tmp_path, make_model(), '{"added_tokens": []}')
     other = json.dumps({"added_tokens": [{"content": "<|endoftext|>", "id": 300}]})
-    with pytest.raises(ValueError, match="token 300, the model's vocab_size is 300"):
+    with pytest.raises(ValueError, match="token 300, but the model's vocab_size is 300"):
         save_model(tmp_path, make_model(), other)
 
 
@@ -300,7 +300,7 @@ def test_the_newest_undamaged_checkpoint_is_found(
     with pytest.raises(CheckpointError) as caught:
         find_checkpoint(tmp_path / "checkpoint-20")
     assert "model.safetensors: damaged" in str(caught.value)
-    assert str(caught.value).endswith(f"; the one before is {tmp_path / 'checkpoint-10'}")
+    assert str(caught.value).endswith(f"; the one before it is {tmp_path / 'checkpoint-10'}")
 
     for step in (5, 10):
         flip_byte(tmp_path / f"checkpoint-{step}" / "config.json")
@@ -412,7 +412,7 @@ def test_a_truncated_seed_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_act": "gelu"}, "model.hidden_act is 'gelu'; only 'silu' is known"),
+        ({"hidden_act": "gelu"}, "model.hidden_act is 'gelu'; only 'silu' is supported"),
         ({"rope_theta": ...}, "no key model.rope_theta"),
         ({"num_attention_heads": 5}, "model.hidden_size is 64; expected a multiple"),
     ],

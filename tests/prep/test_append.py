@@ -193,12 +193,12 @@ def test_a_second_time_it_is_done_already(shards_copy: Path, folders: tuple[Path
 def test_a_source_that_is_there_is_refused(
     shards_copy: Path, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"a0.parquet \(and 2 more\): the set has a source of"):
+    with pytest.raises(ValueError, match=r"a0.parquet \(and 2 more\): the set already has a"):
         append(shards_copy, folders[0])
     write_jsonl(tmp_path / "c.jsonl", ["another one"])
     append(shards_copy, tmp_path / "c.jsonl")
     write_jsonl(tmp_path / "c.jsonl", ["another one, changed"])
-    with pytest.raises(ValueError, match=r"c.jsonl: the set has a source of this name"):
+    with pytest.raises(ValueError, match=r"c.jsonl: the set already has a source of this name"):
         append(shards_copy, tmp_path / "c.jsonl")
     # Nothing of a refused append binds the next one.
     append(shards_copy, folders[1])
@@ -394,7 +394,7 @@ def test_an_unfinished_append_is_told_and_can_be_given_up(
     before = read_manifest(shards_copy)
     stop_before_the_join(shards_copy, folders[1], monkeypatch)
     assert read_manifest(shards_copy) == before
-    with pytest.raises(ValueError, match="an append was not finished, and what is removed may"):
+    with pytest.raises(ValueError, match="an append was not finished and may contain what"):
         remove(shards_copy, "https://example.com/a0/3")
     write_jsonl(tmp_path / "c.jsonl", ["another one"])
     with pytest.raises(ValueError, match="set made with another plan: "):
@@ -414,5 +414,5 @@ def test_where_there_is_no_set_nothing_is_made(
     assert not (tmp_path / "nowhere").exists()
     append(shards_copy, folders[1])
     (shards_copy / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"has several versions and no manifest.json; copy the"):
+    with pytest.raises(ValueError, match=r"has several versions but no manifest.json; copy the"):
         prepare_quietly(shards_copy, folders[0], dedup="exact", **OPTIONS)

@@ -1,8 +1,6 @@
 """--dedup exact: of equal texts the first stays, whoever did the work and whatever was killed."""
 
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from prep.units.receipts import Audit
 from shards.format import Manifest, read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
+from tests.commands import velocity
 from tests.servers.killed import hash_files, kill_often
 from tests.texts import (
     make_texts,
@@ -276,10 +275,6 @@ def test_copies_are_one_bit_each() -> None:
 
 
 def test_another_kind_is_refused(source: Path, tmp_path: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-m", "cli", "prep", "--out", tmp_path / "x", "--dedup", "fuzzy"],
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 1
-    assert process.stderr == "velocity: --dedup is fuzzy; expected exact, or no such option\n"
+    code, _, errors = velocity("prep", "--out", tmp_path / "x", "--dedup", "fuzzy")
+    assert code == 1
+    assert errors == "velocity: --dedup is fuzzy; expected exact, or no such option\n"

@@ -27,6 +27,7 @@ from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
+from tests.commands import velocity
 from tests.servers.forks import assert_kept, list_committed
 from tests.servers.kill_prep import find_children
 from tests.servers.killed import hash_files
@@ -40,14 +41,6 @@ def as_arguments(**options: object) -> list[str]:
     """Policy options as they are typed."""
     pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items())
     return [word for pair in pairs for word in pair]
-
-
-def velocity(*arguments: object) -> tuple[int, list[str]]:
-    """Run the command as it is typed; its exit code, and the lines that it said."""
-    process = subprocess.run(
-        [*VELOCITY, *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
-    return process.returncode, process.stderr.splitlines()
 
 
 def make_rare_texts(count: int, seed: int) -> list[str | None]:
@@ -106,7 +99,7 @@ AGAIN = r"free some disk and run the same command again"
 FOLDERS = [rf"{name}: {FULL}; {AGAIN}$" for name in ("/units", "/tmp", "/lock", "/lock.holder")]
 SMALL_FILES = [rf"/{name}: {FULL}; {AGAIN}$" for name in (r"tokenizer.json-\w+", "plan.json")]
 UNIT = rf": unit \d could not be written \({FULL}\); {AGAIN}; what is committed stays$"
-DEDUP = rf": a unit could not be written again \({FULL}\); {AGAIN}; what is committed stays$"
+DEDUP = rf": a unit could not be rewritten \({FULL}\); {AGAIN}; what is committed stays$"
 FORECAST = r": about .* of disk is needed in .*, and .* is free; free some, or choose another --out"
 TOO_LARGE = r"File too large\)?; raise that limit \(ulimit -f\) and run the same command again"
 
@@ -170,7 +163,8 @@ def test_a_read_only_disk_is_one_line_and_the_set_stays(tmp_path: Path, rare: Pa
 
 def test_an_output_that_cannot_be_made_is_named(tmp_path: Path, rare: Path) -> None:
     (tmp_path / "file").write_text("")
-    code, lines = velocity("prep", "--out", tmp_path / "file" / "shards", "--input", rare)
+    code, _, errors = velocity("prep", "--out", tmp_path / "file" / "shards", "--input", rare)
+    lines = errors.splitlines()
     assert (code, lines) == (1, [f"velocity: {tmp_path}/file/shards/.prep/units: Not a directory"])
 
 
@@ -199,7 +193,7 @@ def exchange_a_word(path: Path) -> None:
 CHANGES: list[tuple[Callable[[Path], object], str]] = [
     (append_line, r"was changed during the run \(had [\d,]+ bytes, has [\d,]+\); put it back and"),
     (exchange_a_word, r"was changed during the run \(still has [\d,]+ bytes, and was written to\)"),
-    (Path.unlink, r"went away during the run \(No such file or directory\); put it back and run"),
+    (Path.unlink, r"disappeared during the run \(No such file or directory\); put it back and run"),
 ]
 
 
@@ -397,7 +391,8 @@ def test_sources_without_a_document_make_an_empty_set_that_says_so(tmp_path: Pat
     (tmp_path / "b.txt").touch()
     write_parquet(tmp_path / "c.parquet", [])
     write_parquet(tmp_path / "d.parquet", [None, "", None])
-    code, lines = velocity("prep", "--out", tmp_path / "shards", "--input", tmp_path)
+    code, _, errors = velocity("prep", "--out", tmp_path / "shards", "--input", tmp_path)
+    lines = errors.splitlines()
     assert code == 0
     assert any(line.startswith("documents: 4 read = 0 train + 0 validation + 4") for line in lines)
     assert "no document was kept, so there is nothing to train on" in lines[-1]
@@ -448,7 +443,7 @@ def test_of_two_commands_on_one_output_the_second_is_refused(tmp_path: Path, rar
         )
 
     def assert_refused(process: subprocess.Popen[str], error: str) -> None:
-        found = r": another velocity prep is at work there \(.*, process \d+, since .*\); wait"
+        found = r": another velocity prep is running there \(.*, process \d+, since .*\); wait"
         assert process.returncode == 1
         assert re.search(found, error.splitlines()[-1])
 
@@ -475,8 +470,8 @@ def test_of_two_commands_on_one_output_the_second_is_refused(tmp_path: Path, rar
     ("end", "message"),
     [
         (lambda: os._exit(7), r"3 workers in a row ended with exit code 7 .* --workers 1 does"),
-        (lambda: os.kill(os.getpid(), 9), r"were killed .* want of memory; try again with fewer"),
-        (lambda: os.kill(os.getpid(), 15), r"died while at this file \(Terminated\); leave the"),
+        (lambda: os.kill(os.getpid(), 9), r"were killed .* lack of memory; try again with fewer"),
+        (lambda: os.kill(os.getpid(), 15), r"died while working on this file \(Terminated\); "),
     ],
 )
 def test_how_workers_died_is_told_as_it_was(

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cli import app
 from prep.request import Policy
-from prep.text.filters import Filter
+from prep.text.filters import Filter, make_filter
 from prep.units.receipts import Audit
 from shards.documents import Sidecars
 from shards.format import Manifest, read_manifest
@@ -167,7 +167,7 @@ def test_the_filters_are_part_of_what_the_set_is(source: Path, tmp_path: Path) -
     [
         ({"where": ("language",)}, r"--where is 'language'; expected a column, one of"),
         ({"where": ("score=high",)}, r"'score' holds double, which cannot be compared with 'high'"),
-        ({"keep_url": "("}, r"--keep-url is '\(', no regular expression as RE2 reads them"),
+        ({"keep_url": "("}, r"--keep-url is '\('; expected a regular expression in RE2's syntax"),
         ({"max_chars": 0}, r"--max-chars is 0; expected a number of at least 1"),
     ],
 )
@@ -206,4 +206,4 @@ def test_columns_of_several_types_on_the_lines_are_named(tmp_path: Path) -> None
 
 def test_a_filter_needs_no_text_to_look_at_columns_only(tmp_path: Path) -> None:
     assert Filter().columns == ()
-    assert Policy(where=("a=1", "b<2", "a!=3")).make_filter().columns == ("a", "b")
+    assert make_filter(Policy(where=("a=1", "b<2", "a!=3"))).columns == ("a", "b")

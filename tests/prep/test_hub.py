@@ -206,7 +206,7 @@ def test_what_is_not_there_or_cannot_be_read_is_one_line(hub: HubServer, call: C
     hub.commit("no/data", {"README.md": b"# Nothing"})
     cases = {
         "is/not": "is/not: no such dataset at http.*; check the name, or log in",
-        "no name": "no name: is no dataset's name; expected one such as owner/name",
+        "no name": "no name: is not the name of a dataset; expected one such as owner/name",
         "only/tables": r"a.csv \(2 of 2 files\) cannot be read; expected .parquet.* --input",
         "only/code": "only/code: cannot be resolved .*scripts are no longer supported",
         "no/data": "no/data: cannot be resolved .*doesn't contain any data files",
@@ -284,7 +284,7 @@ def test_resolving_never_goes_on_without_the_card(
     ("variable", "value", "message"),
     [
         ("HF_ENDPOINT", "http://127.0.0.1:1", "refused, after 4 tries; check the network and run"),
-        ("HF_HUB_OFFLINE", "1", "may not be asked while HF_HUB_OFFLINE is set; unset it, or"),
+        ("HF_HUB_OFFLINE", "1", "cannot be asked while HF_HUB_OFFLINE is set; unset it, or"),
     ],
 )
 def test_no_way_to_the_hub_is_one_line(
@@ -358,7 +358,7 @@ def test_a_file_that_vanished_is_one_line(
     found, _ = dataset
     gone = replace(found.files[0], name="data/gone.parquet")
     with pytest.raises(
-        HubError, match=r"a file is gone from commit .* start anew with another --out"
+        HubError, match=r"a file is gone from commit .* start over with another --out"
     ):
         call(download, found, gone, tmp_path)
     rewritten = replace(found, revision="0" * 40)

@@ -169,7 +169,7 @@ def test_validation_is_what_is_named_or_what_the_hash_says(
         tokens = read_tokens(tmp_path / "hashed", split)
         assert tokens == read_tokens(tmp_path / "prepared", split)
         assert tokens
-    with pytest.raises(ValueError, match="--validation and --validation-fraction were given"):
+    with pytest.raises(ValueError, match="--validation and --validation-fraction were both given"):
         bring_in(tmp_path / "both", train, validation=(str(validation),), validation_fraction="0.2")
 
 

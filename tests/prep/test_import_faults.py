@@ -53,18 +53,18 @@ def make_damaged(folder: Path, fault: str, ids: list[list[int]]) -> tuple[list[P
         return [path, folder / "." / "data.bin"], "is named twice"
     if fault == "npy":
         np.save(folder / "data.npy", np.zeros(10, np.uint16))
-        return [folder / "data.npy"], "is numpy's .npy; expected"
+        return [folder / "data.npy"], "is a NumPy .npy file; expected"
     if fault == "missing":
         return [folder / "none.bin"], "none.bin: no such file"
     if fault == "llama":
         write_llmc(path, [1, 2], magic=20240801, version=7)
-        return [path], r"data.bin: holds llm.c's ids of Llama 3's tokenizer \(magic 20240801\)"
+        return [path], r"data.bin: holds llm.c's ids of the Llama 3 tokenizer \(magic 20240801\)"
     if fault == "evaluation":
         write_llmc(path, [1, 2], magic=20240522)
-        return [path], "examples of an evaluation"
+        return [path], "evaluation examples"
     if fault == "version":
         write_llmc(path, [END, 2], version=2)
-        return [path], "is of llm.c's version 2; expected 1"
+        return [path], "is of llm.c version 2; expected 1"
     if fault == "llmc short":
         write_llmc(path, [END, *ids[0], 5])
         damage(path, lambda content: content.pop())
@@ -72,24 +72,24 @@ def make_damaged(folder: Path, fault: str, ids: list[list[int]]) -> tuple[list[P
     if fault == "llmc long":
         write_llmc(path, [END, *ids[0], 5])
         damage(path, lambda content: content.extend(b"ab"))
-        return [path], "of its header: it is cut or damaged"
+        return [path], "of its header: it is cut short or damaged"
     write_megatron(prefix, [[document, [END]] for document in ids])
     index = folder / "data.idx"
     changes: dict[str, tuple[Path, Callable[[bytearray], object], str]] = {
         "magic": (index, lambda c: c.__setitem__(0, 0), "data.idx: begins with .*; expected"),
-        "old": (index, lambda c: c.__setitem__(slice(0, 8), b"TNTIDX\0\0"), "of the old kind"),
-        "index version": (index, lambda c: c.__setitem__(9, 2), "data.idx: is of version 2"),
-        "float": (index, lambda c: c.__setitem__(17, 7), r"ids are of type 7 \(float32\)"),
+        "old": (index, lambda c: c.__setitem__(slice(0, 8), b"TNTIDX\0\0"), "in the old format"),
+        "index version": (index, lambda c: c.__setitem__(9, 2), "data.idx: has version 2"),
+        "float": (index, lambda c: c.__setitem__(17, 7), r"ids have type 7 \(float32\)"),
         "index cut": (index, lambda c: c.pop(), r"data.idx: has [\d,]+ bytes; expected"),
         "header alone": (index, lambda c: c.__delitem__(slice(20, None)), "begins with"),
-        "size": (index, lambda c: c.__setitem__(34, c[34] ^ 1), "data.idx: sequence 1 is said"),
+        "size": (index, lambda c: c.__setitem__(34, c[34] ^ 1), "data.idx: says that sequence 1 "),
         "last size": (
             index,
             lambda c: c.__setitem__(34 + 4 * (2 * len(ids) - 1), 9),
             r"data.bin: has [\d,]+ bytes; expected [\d,]+, by data.idx",
         ),
         "bounds": (index, lambda c: c.__setitem__(-8, c[-8] ^ 1), "its document bounds"),
-        "bounds down": (index, lambda c: c.__setitem__(-10, 1), "its document bounds go down"),
+        "bounds down": (index, lambda c: c.__setitem__(-10, 1), "its document bounds decrease"),
         "bin cut": (prefix.with_suffix(".bin"), lambda c: c.pop(), "data.bin: has"),
     }
     damaged, change, expected = changes[fault]
@@ -164,7 +164,7 @@ def test_a_file_that_changes_meanwhile_is_noticed(
         return tokens
 
     monkeypatch.setattr(TokenReader, "read", read_and_change)
-    with pytest.raises(ValueError, match=r"data.bin: changed while it was read"):
+    with pytest.raises(ValueError, match=r"data.bin: changed while it was being read"):
         bring_in(tmp_path / "shards", path)
 
 
@@ -172,10 +172,10 @@ def test_nothing_is_written_over(tmp_path: Path, ids: list[list[int]]) -> None:
     path = write_nanogpt(tmp_path / "train.bin", ids)
     bring_in(tmp_path / "shards", path)
     before = (tmp_path / "shards" / "manifest.json").read_bytes()
-    with pytest.raises(ValueError, match="shards: holds a set already; choose another --out"):
+    with pytest.raises(ValueError, match="shards: already holds a set; choose another --out"):
         bring_in(tmp_path / "shards", path)
     assert (tmp_path / "shards" / "manifest.json").read_bytes() == before
-    with pytest.raises(ValueError, match=r"train.bin: is there already; nothing is written over"):
+    with pytest.raises(ValueError, match=r"train.bin: already exists; nothing is overwritten"):
         bring_in(tmp_path, path)
     (tmp_path / "unfinished" / ".prep").mkdir(parents=True)
     (tmp_path / "unfinished" / ".prep" / "plan.json").write_text("{}")
@@ -230,7 +230,7 @@ def test_a_killed_import_is_done_again_from_any_moment(
                 assert len(calls) < moment
                 break
         if (out / "manifest.json").exists():
-            with pytest.raises(ValueError, match="holds a set already"):
+            with pytest.raises(ValueError, match="already holds a set"):
                 bring_in(out, path, **options)
         else:
             bring_in(out, path, **options)

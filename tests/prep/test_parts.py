@@ -69,7 +69,7 @@ def run_part(out: Path, source: Path, part: str, **options: object) -> list[str]
 
 
 def finish(out: Path) -> Manifest:
-    return finish_parts(out, 2, say=lambda line: None)
+    return finish_parts(Request(out, task="finish", workers=2), lambda line: None)
 
 
 def assert_same_set(out: Path, reference: Path) -> None:
@@ -108,12 +108,12 @@ def test_parts_at_once_some_killed_make_the_set_of_one_process(
         os.killpg(processes[number].pid, signal.SIGKILL)
     _, errors = processes[0].communicate()
     assert processes[0].returncode == 0, errors
-    assert "part 0/3 is done; when all parts 0 to 2 are: velocity prep --out" in errors
+    assert "part 0/3 is done; when all parts 0 to 2 are, run: velocity prep --out" in errors
     for process in processes[1:]:
         process.communicate()
         assert process.returncode == -signal.SIGKILL
 
-    with pytest.raises(ValueError, match=r"units are not done .* run again of the 3 parts: 1-2 "):
+    with pytest.raises(ValueError, match=r"units are not done .* of the 3 parts, run again 1-2 "):
         finish(out)
     assert not (out / "manifest.json").exists()
     again = [start(out, source, part) for part in ("1/3", "2/3")]
@@ -186,7 +186,7 @@ def test_finish_notices_what_is_damaged_and_its_part_mends_it(
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(content if damage == "flip" else content[:-2])
-    with pytest.raises(ValueError, match=r"run again of the 3 parts: 1 \(sbatch") as error:
+    with pytest.raises(ValueError, match=r"of the 3 parts, run again 1 \(sbatch") as error:
         finish(three_parts)
     assert path.name in str(error.value) or "units are not done (4)" in str(error.value)
     assert not (three_parts / "manifest.json").exists()
@@ -198,7 +198,7 @@ def test_finish_notices_what_is_damaged_and_its_part_mends_it(
 def test_finish_needs_no_sources_and_is_done_once(three_parts: Path, source: Path) -> None:
     first = finish(three_parts)
     said: list[str] = []
-    assert finish_parts(three_parts, 1, said.append) == first
+    assert finish_parts(Request(three_parts, task="finish"), said.append) == first
     assert "finished already" in said[-1]
     assert "finished already" in run_part(three_parts, source, "0/3")[-1]
 
@@ -208,7 +208,7 @@ def test_finish_does_not_make_the_first_version_again(three_parts: Path) -> None
     finish(three_parts)
     (three_parts / "versions").mkdir()
     (three_parts / "manifest.json").rename(three_parts / "versions/0123456789ab.json")
-    with pytest.raises(ValueError, match=r"has several versions and no manifest.json; copy the"):
+    with pytest.raises(ValueError, match=r"has several versions but no manifest.json; copy the"):
         finish(three_parts)
     assert not (three_parts / "manifest.json").exists()
 
@@ -221,12 +221,12 @@ def test_finish_takes_no_options_of_the_parts(tmp_path: Path, option: str) -> No
     arguments = ["prep", "--out", str(tmp_path), "--finish", "--workers", "2", option]
     error = CliRunner().invoke(app, arguments).exception
     assert isinstance(error, ValueError)
-    expected = f"{option.split('=')[0]}: --finish takes the sources and options that the parts"
+    expected = f"{option.split('=')[0]}: --finish uses the sources and options that the parts"
     assert str(error).startswith(expected)
 
 
 def test_finish_without_parts_says_how_to_begin(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no plan here, so no part was begun; begin with"):
+    with pytest.raises(ValueError, match=r"no plan here, so no part was started; start with"):
         finish(tmp_path)
 
 
@@ -235,7 +235,7 @@ def test_finish_refuses_a_damaged_plan(three_parts: Path) -> None:
     plan = json.loads(path.read_text())
     plan["content"]["policy"]["validation_fraction"] = "0.3"
     path.write_text(json.dumps(plan))
-    with pytest.raises(ValueError, match=r"plan.json: is damaged, or of another version"):
+    with pytest.raises(ValueError, match=r"plan.json: is damaged, or from another version"):
         finish(three_parts)
 
 
@@ -269,7 +269,7 @@ def test_two_processes_of_one_part_are_refused_and_a_dead_one_is_not_waited_for(
     lock = out / ".prep/parts/1-of-3.lock"
     wait_until(lambda: count_units(out, Part(1, 3)))
     os.kill(process.pid, signal.SIGSTOP)
-    found = rf"another process is at work on part 1/3 \(.*process {process.pid}, since "
+    found = rf"another process is working on part 1/3 \(.*process {process.pid}, since "
     with pytest.raises(ValueError, match=found):
         run_part(out, source, "1/3")
     os.kill(process.pid, signal.SIGKILL)
@@ -283,16 +283,16 @@ def test_the_whole_and_parts_keep_each_other_out(source: Path, tmp_path: Path) -
     with hold_part(out, Part(0, 2)):
         with hold_part(out, Part(1, 2)):
             pass
-        with pytest.raises(ValueError, match=r"part 0/2 is at work there \("):
+        with pytest.raises(ValueError, match=r"part 0/2 is running there \("):
             prepare_quietly(out, source, **OPTIONS)
-        with pytest.raises(ValueError, match=r"part 0/2 is at work there \("):
+        with pytest.raises(ValueError, match=r"part 0/2 is running there \("):
             run_part(out, source, "1/3")
         (out / ".prep/plan.json").write_text("{}")
-        with pytest.raises(ValueError, match=r"part 0/2 is at work there \("):
+        with pytest.raises(ValueError, match=r"part 0/2 is running there \("):
             finish(out)
     with (
         hold_whole(out),
-        pytest.raises(ValueError, match=r"a velocity prep without --part is at work there \("),
+        pytest.raises(ValueError, match=r"a velocity prep without --part is running there \("),
     ):
         run_part(out, source, "0/2")
 
@@ -393,7 +393,7 @@ def test_a_part_that_is_none_is_told(text: str) -> None:
 
 
 def test_limits_need_one_process_that_sees_all_units(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--max-tokens counts through all units"):
+    with pytest.raises(ValueError, match=r"--max-tokens counts across all units"):
         run_part(tmp_path, source, "0/2", max_tokens=1000)
-    with pytest.raises(ValueError, match=r"--part and --engine ray both share the work"):
+    with pytest.raises(ValueError, match=r"--part and --engine ray both divide the work"):
         Request(tmp_path, policy=Policy(), task=Part(0, 2), engine="ray")

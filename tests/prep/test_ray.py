@@ -231,7 +231,7 @@ def test_without_the_package_it_says_what_to_install(
 
 @needs_ray
 def test_an_address_where_nobody_listens_is_told_at_once() -> None:
-    with pytest.raises(ValueError, match=r"127.0.0.1:9: no Ray cluster lets this process in"):
+    with pytest.raises(ValueError, match=r"127.0.0.1:9: cannot join a Ray cluster there"):
         ray_cluster.connect("127.0.0.1:9")
 
 

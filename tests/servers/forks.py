@@ -6,34 +6,19 @@ pytest's may have some.
 
 import os
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from tests.servers.killed import arm, import_all, run_velocity
+from tests.servers.killed import arm, import_all, load_tokenizer_once, run_velocity
 
 
 def warm(tokenizer_json: Path) -> None:
     """Import and load what every run needs; the tokenizer is the same one in all of them."""
     import_all()
-    import prep.gather
-    import prep.manifest
-    import prep.planning.settle
-    import prep.run_part
-    import prep.text.copies
-    import prep.units.work
-    from prep.text.encoder import choose_encoder, load_encoder, load_reference
-
+    load_tokenizer_once(tokenizer_json)
     pa.array(["Arrow looks for pandas once."])
-
-    prep.planning.settle.build_gpt2_json = cache(prep.planning.settle.build_gpt2_json)
-    prep.planning.settle.build_gpt2_json()
-    reference = load_reference(tokenizer_json)
-    prep.manifest.load_reference = lambda path: reference  # type: ignore[assignment]
-    encoder = load_encoder(tokenizer_json, choose_encoder(None))
-    prep.units.work.load_encoder = lambda path, name: encoder  # type: ignore[assignment]
 
 
 def start(command: list[str], said: Path | None = None, moment: int | None = None) -> int:

@@ -52,6 +52,7 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     folder, pristine = Path(request["folder"]), Path(request["pristine"])
     import_all()
+    load_tokenizer_once(pristine / "tokenizer.json")
     reset(folder, pristine)
     total = count_calls(request["command"])
     generator = random.Random(request["seed"])
@@ -74,6 +75,15 @@ def import_all() -> None:
     import shards.edit.remove
     import shards.inspect.verify  # noqa: F401
     import train.tracing.takedown  # noqa: F401
+
+
+def load_tokenizer_once(path: Path) -> None:
+    """Load what is slow to load, so that a fork has it."""
+    from prep.text.encoder import choose_encoder, load_encoder
+    from prep.text.gpt2 import build_gpt2_json
+
+    build_gpt2_json()
+    load_encoder(path, choose_encoder(None))
 
 
 def reset(folder: Path, pristine: Path) -> None:

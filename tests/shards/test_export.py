@@ -47,7 +47,7 @@ def test_export_is_megatrons_and_comes_back(tmp_path: Path, prepared: Path) -> N
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     check_same(tmp_path / "back", prepared, "web_text_document.bin")
-    with pytest.raises(ValueError, match=r"web_text_document.bin: is there already"):
+    with pytest.raises(ValueError, match=r"web_text_document.bin: already exists"):
         export_megatron(open_shards(prepared), "train", prefix)
 
 

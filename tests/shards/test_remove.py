@@ -295,7 +295,7 @@ def test_many_urls_are_found_by_their_columns(shards_copy: Path) -> None:
     [
         ({}, "which documents"),
         ({"hashes": ["12"]}, "expected 32 hexadecimal digits"),
-        ({"hashes": ["0" * 32]}, "stands for documents that are removed"),
+        ({"hashes": ["0" * 32]}, "stands for removed documents"),
     ],
 )
 def test_mistakes_are_one_line(arguments: dict[str, list[str]], message: str) -> None:

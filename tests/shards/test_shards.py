@@ -134,14 +134,14 @@ def test_a_manifest_never_leads_out_of_its_folder(shards_copy: Path, name: str) 
     raw["content"]["shards"][0]["name"] = name
     raw["dataset_id"] = hash_canonical(raw["content"])
     path.write_text(json.dumps(raw))
-    with pytest.raises(ValueError, match="is no shard's name"):
+    with pytest.raises(ValueError, match="is not a shard's name"):
         read_manifest(shards_copy)
 
 
 def test_folders_without_a_set_say_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder; make the shards with: velocity prep"):
         open_shards(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="so these are no shards"):
+    with pytest.raises(ValueError, match="so this is not a set of shards"):
         open_shards(tmp_path)
     (tmp_path / ".prep").mkdir()
     with pytest.raises(ValueError, match="prep has not finished here"):
@@ -156,9 +156,12 @@ def test_folders_without_a_set_say_what_they_are(tmp_path: Path) -> None:
             lambda m: m["content"]["shards"][0].update(num_tokens="5"),
             r"shards\[0\].num_tokens is '5'",
         ),
-        (lambda m: m["content"]["shards"][1].update(num_documents=-1), "is -1; expected a number"),
+        (
+            lambda m: m["content"]["shards"][1].update(num_documents=-1),
+            "is -1; expected a whole number",
+        ),
         (lambda m: m["content"]["shards"].append(m["content"]["shards"][0]), "names a shard twice"),
-        (lambda m: m["content"]["shards"][0].update(name="../x.bin"), "is no shard's name"),
+        (lambda m: m["content"]["shards"][0].update(name="../x.bin"), "is not a shard's name"),
         (lambda m: m["content"].update(parent="x"), "content.parent is 'x'; expected an object"),
         (lambda m: m.update(audit={}), "audit.dropped is missing"),
         (lambda m: m["environment"].update(sidecar_sha256=[]), "sidecar_sha256 is .*an object"),

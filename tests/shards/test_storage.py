@@ -172,7 +172,7 @@ def test_a_missing_object_is_named_before_anything_is_fetched(
 ) -> None:
     push_shards(finished_set, url, ignore)
     open_storage(url).delete("train-00000-004.bin")
-    with pytest.raises(ValueError, match=r"004.bin: is missing there, one of 1 files"):
+    with pytest.raises(ValueError, match=r"004.bin: is missing there, one of 1 missing files"):
         pull_shards(url, tmp_path / "pulled", ignore)
     assert not (tmp_path / "pulled").exists()
     push_shards(finished_set, url, ignore)  # Pushing again mends it.
@@ -226,7 +226,7 @@ def test_one_split_keeps_its_order_and_says_so(
     assert pull_shards(url, tmp_path / "t", ignore, "train").shards == whole.split("train")
     with pytest.raises(ValueError, match="--split is 'test'; expected one of train, validation"):
         pull_shards(url, tmp_path / "none", ignore, split="test")
-    with pytest.raises(ValueError, match="22 train, 3 validation shards, so nothing is"):
+    with pytest.raises(ValueError, match="22 train, 3 validation shards, so the part asked"):
         pull_shards(url, tmp_path / "none", ignore, "validation", Part(5, 9))
 
 
@@ -284,7 +284,7 @@ def test_an_edited_manifest_or_one_that_leads_elsewhere_is_refused(
         pull_shards(url, tmp_path / "pulled", ignore)
     raw["dataset_id"] = hash_canonical(raw["content"])
     storage.write("manifest.json", [json.dumps(raw).encode()])
-    with pytest.raises(ValueError, match="is no shard's name"):
+    with pytest.raises(ValueError, match="is not a shard's name"):
         pull_shards(url, tmp_path / "pulled", ignore)
     assert not (tmp_path / "pulled").exists()
 
@@ -332,9 +332,11 @@ def test_places_without_a_set_say_what_they_are(finished_set: Path, tmp_path: Pa
         pull_shards("s3://no-such-one/set", tmp_path / "a", ignore)
     with pytest.raises(ValueError, match="s3://no-such-one/set: there is no such bucket; check"):
         push_shards(finished_set, "s3://no-such-one/set", ignore)
-    with pytest.raises(ValueError, match="s3://: names no bucket; expected such as s3://bucket"):
+    with pytest.raises(
+        ValueError, match="s3://: names no bucket; expected one such as s3://bucket"
+    ):
         pull_shards("s3://", tmp_path / "a", ignore)
-    with pytest.raises(ValueError, match="https://host/set: is no URL of a folder"):
+    with pytest.raises(ValueError, match="https://host/set: is not a folder's URL"):
         pull_shards("https://host/set", tmp_path / "a", ignore)
 
 

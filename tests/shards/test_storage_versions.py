@@ -148,7 +148,7 @@ def test_a_pull_takes_no_place_of_others(finished_set: Path, tmp_path: Path) -> 
     folder = tmp_path / "node"
     folder.mkdir()
     (folder / "tokenizer.json").write_text("mine")
-    with pytest.raises(ValueError, match=r"tokenizer.json: is there already and no file of this"):
+    with pytest.raises(ValueError, match=r"tokenizer.json: already exists and is not this set's"):
         pull_shards(str(finished_set), folder, ignore)
     assert files_of(folder) == {"tokenizer.json": b"mine"}
 

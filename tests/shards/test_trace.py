@@ -114,7 +114,7 @@ def test_documents_are_found_by_number_url_and_hash(traced: Path) -> None:
 
 
 def test_a_checkpoint_names_no_file_outside_the_set(traced: Path) -> None:
-    with pytest.raises(ValueError, match="is no dataset_id of 64 hexadecimal digits"):
+    with pytest.raises(ValueError, match="is not a dataset_id of 64 hexadecimal digits"):
         find_version(traced, open_shards(traced).manifest, "../" * 4 + "secret")
 
 
@@ -122,6 +122,6 @@ def test_a_run_on_other_shards_is_refused(traced: Path, small_shards: Path, tmp_
     run_small(small_shards, tmp_path, training__num_training_steps=1)
     with pytest.raises(ValueError, match="was trained on dataset_id"):
         trace_run(open_shards(traced), tmp_path / "checkpoints")
-    with pytest.raises(ValueError, match="no checkpoint there"):
+    with pytest.raises(ValueError, match="no checkpoint in it"):
         trace_run(open_shards(traced), tmp_path)
     assert load_config("tiny").training.num_training_steps > 1

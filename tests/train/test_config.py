@@ -104,7 +104,7 @@ def test_the_tree_round_trips_through_json() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.lr=1", "no key 'training.lr'; known are training.batch_size_per_device, "),
+        ("training.lr=1", "no key 'training.lr'; expected one of training.batch_size_per_device, "),
         ("training.learning_rat=1", "no key 'training.learning_rat'; did you mean training.learni"),
         ("trainin.x=1", "no section 'trainin'; did you mean training?"),
         ("training.warmup_steps=1.5", "training.warmup_steps is 1.5; expected a whole number"),
@@ -127,7 +127,7 @@ def test_the_tree_round_trips_through_json() -> None:
         ("training.save_steps=0", "training.save_steps is 0; expected at least 1"),
         ("training.min_learning_rate=1", "min_learning_rate is 1.0; expected a number from 0 to"),
         ("model.hidden_size=100", "model.hidden_size is 100; expected a multiple of"),
-        ("tokenizer.tokenizer_name=llama", "tokenizer_name is 'llama'; only 'gpt2' is known"),
+        ("tokenizer.tokenizer_name=llama", "tokenizer_name is 'llama'; expected 'gpt2'"),
         ("tokenizer.add_special_tokens=false", "add_special_tokens is false; shards always end a"),
     ],
 )
@@ -143,7 +143,7 @@ def test_mistakes_name_the_key(override: str, message: str) -> None:
     [
         ("training: 3\n", "training is a section; expected keys below it"),
         ("- a\n", "expected sections such as `training:`"),
-        ("training: {\n", "no valid YAML"),
+        ("training: {\n", "not valid YAML"),
         ("training:\n  epochs: 3\n", "a.yaml: no key 'training.epochs'"),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.checkpoints.seal import list_checkpoints, verify
-from tests.runs import make_overrides, read_metrics, torchrun
+from tests.runs import make_overrides, read_metrics, run_small, torchrun
 from train.checkpoints.folder import UNFINISHED
 
 
@@ -67,9 +67,12 @@ def test_killed_while_it_saves_it_goes_on_from_the_checkpoint_before(
     process = start(overrides, ranks)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert f"going on from {folder}/checkpoint-6: step 6" in errors
-    straight = make_overrides(small_shards, tmp_path / "straight", **settings)
-    assert torchrun(ranks, straight).returncode == 0
+    assert f"resuming from {folder}/checkpoint-6: step 6" in errors
+    if ranks == 1:
+        run_small(small_shards, tmp_path / "straight", **settings)
+    else:
+        straight = make_overrides(small_shards, tmp_path / "straight", **settings)
+        assert torchrun(ranks, straight).returncode == 0
     newest = tmp_path / "straight" / "checkpoints" / "checkpoint-12"
     assert same_model(folder / "checkpoint-12", newest)
     assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "straight")
@@ -114,7 +117,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_next_start_goes_on(
     assert "Traceback" not in errors
     [checkpoint] = list_checkpoints(tmp_path / "checkpoints")
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    assert f"stopped at step {step:,}; the same command goes on" in errors
+    assert f"stopped at step {step:,}; the same command resumes" in errors
     overrides = make_overrides(small_shards, tmp_path, training__num_training_steps=step + 2)
     process = start(overrides)
     _, errors = process.communicate()
@@ -157,7 +160,7 @@ def test_a_stop_during_an_evaluation_is_not_lost(small_shards: Path, tmp_path: P
         (["training.learning_rat=1"], "no key 'training.learning_rat'; did you mean training.lea"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such file; --config takes a path or one"),
         (["data.shards=nowhere"], "nowhere: no such folder; make the shards with: velocity prep"),
-        (["distributed.backend=nccl"], "distributed.backend is nccl, and torch finds no GPU here"),
+        (["distributed.backend=nccl"], "distributed.backend is nccl, but torch finds no GPU here"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -6,24 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import velocity
 from tests.runs import run_small
 from tests.texts import make_texts, write_jsonl
-
-
-def velocity(
-    *arguments: object, cwd: Path | None = None, stdin: str | None = None
-) -> tuple[int, str, str]:
-    """Run the command; exit code, output, errors. Nothing it says may be a traceback."""
-    process = subprocess.run(
-        [Path(sys.executable).parent / "velocity", *map(str, arguments)],
-        cwd=cwd,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "Traceback" not in process.stderr
-    return process.returncode, process.stdout, process.stderr
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +124,7 @@ def test_shards_commands(small_shards: Path, checkpoints: Path) -> None:
         code, _, errors = velocity("shards", "trace", small_shards, "--run", checkpoints, *choices)
         assert (code, errors) == (
             1,
-            "velocity: what is to be traced? give one of --step, --url and --doc-hash\n",
+            "velocity: what should be traced? give exactly one of --step, --url and --doc-hash\n",
         )
 
 
@@ -162,6 +147,19 @@ def test_debug_shows_the_traceback() -> None:
     )
     assert process.returncode == 1
     assert "Traceback" in process.stderr
+
+
+def test_the_installed_command_says_mistakes_in_one_line(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [Path(sys.executable).parent / "velocity", "shards", "info", "nowhere"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr.startswith("velocity: nowhere: no such folder; make ")
+    assert process.stderr.count("\n") == 1
 
 
 def test_help_is_there_for_every_command() -> None:

@@ -10,11 +10,14 @@ import numpy as np
 from prep.quickstart import measure_unigram_entropy
 from shards.reader import open_shards
 
+# Two steps, and a look at little of the validation split.
+SHORT = ("training.num_training_steps=2", "training.eval_windows=8")
+
 
 def test_quickstart_runs_its_commands_and_notices_that_nothing_was_learned(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("raise SystemExit('not this one')")
     process = subprocess.run(
-        [sys.executable, "-m", "cli", "quickstart", "training.num_training_steps=2"],
+        [sys.executable, "-m", "cli", "quickstart", *SHORT],
         cwd=tmp_path,
         env={"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "2"},
         capture_output=True,

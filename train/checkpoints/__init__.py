@@ -1,1 +1,1 @@
-"""Where a run stands: saved so that going on is exact, and found again."""
+"""A run's checkpoints: saved so that resuming is exact, and found again."""

@@ -1,4 +1,4 @@
-"""The folder of checkpoints: save whole or not at all, keep the newest, find where to go on."""
+"""The folder of checkpoints: save whole or not at all, keep the newest, find where to resume."""
 
 import os
 import shutil
@@ -20,8 +20,8 @@ UNFINISHED = ".unfinished-"
 def save_checkpoint(folder: Path, step: int, keep: int, fill: Callable[[Path], None]) -> Path:
     """Make folder/checkpoint-<step>, whose files `fill` writes; returns its path.
 
-    It gets its name when all its files and their sha256s are on the disk, so that a kill at any
-    moment leaves either the whole checkpoint or none. Then only the newest `keep` stay.
+    It gets its name once all its files and their sha256s are on disk, so a kill at any moment
+    leaves either the whole checkpoint or none. Only the newest `keep` checkpoints remain.
     """
     final = folder / f"checkpoint-{step}"
     unfinished = folder / f"{UNFINISHED}{final.name}"
@@ -34,10 +34,10 @@ def save_checkpoint(folder: Path, step: int, keep: int, fill: Callable[[Path], N
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished)
         raise ValueError(
-            f"{final} could not be written ({error}); free some disk and run the same command "
-            "again, the checkpoints before it are whole"
+            f"{final} could not be written ({error}); free some disk and run the same "
+            "command again; the checkpoints before it are intact"
         ) from error
-    if final.exists():  # A damaged one, or one that the run was rewound behind.
+    if final.exists():  # A damaged one, or one that the run was rewound past.
         remove_checkpoint(final)
     os.rename(unfinished, final)
     sync_folder(folder)
@@ -47,30 +47,30 @@ def save_checkpoint(folder: Path, step: int, keep: int, fill: Callable[[Path], N
 
 
 def choose_superseded(checkpoints: list[Path], newest: Path, keep: int) -> list[Path]:
-    """What is removed once `newest` is saved, so that it and those before it make `keep`.
+    """The checkpoints to remove once `newest` is saved, so that `keep` remain, itself included.
 
-    Checkpoints of later steps belong to a line that the run has left, because they were damaged;
-    they go as well, or the next start would find them first.
+    Those of later steps go as well: they were damaged, so the run resumed from before them, and the
+    next start would find them first.
     """
     place = checkpoints.index(newest)
     return checkpoints[:place] + checkpoints[place + keep :]
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what a killed save left."""
+    """Remove what a killed save left behind."""
     for leftover in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(leftover)
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint; the mark of completeness first, so that no half is taken for it."""
+    """Remove a checkpoint, its seal first, so that a half-removed one never counts as complete."""
     (checkpoint / CHECKSUMS).unlink(missing_ok=True)
     sync_folder(checkpoint)
     shutil.rmtree(checkpoint)
 
 
 def agree_on_start(config: InfrastructureConfig, rank: Rank, say: Say) -> Path | None:
-    """What `find_start` gives on the first rank, for all: one reads and checks, all go on alike."""
+    """The first rank's `find_start`, shared: one rank reads and checks, all start from the same."""
     start = find_start(config, say) if rank.is_first else None
     named = Path(str(config.resume_from_checkpoint))
     is_numbered = start is not None and start != named
@@ -83,9 +83,9 @@ def agree_on_start(config: InfrastructureConfig, rank: Rank, say: Say) -> Path |
 
 
 def find_start(config: InfrastructureConfig, say: Say) -> Path | None:
-    """The checkpoint to go on from; None = start from scratch.
+    """The checkpoint to resume from; None = start from scratch.
 
-    The newest complete and undamaged one in output_dir; where there is none, the one that
+    The newest complete and undamaged one in output_dir; if there is none, the one that
     infrastructure.resume_from_checkpoint names.
     """
     folder = Path(config.output_dir)
@@ -94,7 +94,7 @@ def find_start(config: InfrastructureConfig, say: Say) -> Path | None:
     if wanted is None:
         if candidates:
             raise ValueError(
-                f"{folder} holds {candidates[0].name}, and "
+                f"{folder} holds {candidates[0].name}, but "
                 "infrastructure.resume_from_checkpoint=null asks for a start from scratch; "
                 "choose another infrastructure.output_dir, or leave the setting at auto"
             )
@@ -116,7 +116,7 @@ def find_start(config: InfrastructureConfig, say: Say) -> Path | None:
 
 
 def verify_training_checkpoint(checkpoint: Path) -> None:
-    """CheckpointError where a checkpoint is damaged, or has no run's state to go on from."""
+    """Raise CheckpointError if a checkpoint is damaged or has no training state to resume from."""
     if not checkpoint.is_dir():
         raise CheckpointError(
             f"{checkpoint}: no such checkpoint; set infrastructure.resume_from_checkpoint=null to "
@@ -125,5 +125,5 @@ def verify_training_checkpoint(checkpoint: Path) -> None:
     verify(checkpoint)
     if not (checkpoint / TRAINING_STATE).is_file():
         raise CheckpointError(
-            f"{checkpoint}: holds a model but no {TRAINING_STATE}, so a run cannot go on from it"
+            f"{checkpoint}: holds a model but no {TRAINING_STATE}, so a run cannot resume from it"
         )

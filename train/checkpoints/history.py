@@ -1,7 +1,7 @@
-"""Which samples a step saw, also where the number of ranks or the batch changed on the way.
+"""Which samples a step saw, even where the number of ranks or the batch changed midway.
 
-A run's history is a list of stretches; each began at a step and a sample and took so many samples
-a step. It is kept in every checkpoint, and it is all that `velocity shards trace` needs.
+A run's history is a list of stretches; each starts at a step and a sample and takes a fixed number
+of samples per step. It is kept in every checkpoint, and is all that `velocity shards trace` needs.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stretch:
-    """Steps from `first_step` on take `samples_per_step`, the first from `first_sample` on."""
+    """Steps from `first_step` on take `samples_per_step` each, starting at `first_sample`."""
 
     first_step: int
     first_sample: int
@@ -20,7 +20,7 @@ History = tuple[Stretch, ...]
 
 
 def extend_history(history: History, step: int, sample: int, samples_per_step: int) -> History:
-    """The history of a run that goes on at `step` and `sample`.
+    """The history of a run that resumes at `step` and `sample`.
 
     >>> history = extend_history((), 0, 0, 32)
     >>> extend_history(history, 10, 320, 32) == history
@@ -35,7 +35,7 @@ def extend_history(history: History, step: int, sample: int, samples_per_step: i
 
 
 def samples_of_step(history: History, step: int) -> range:
-    """The samples that step number `step`, counted from 0, sees.
+    """The samples that step number `step` sees, counted from 0.
 
     >>> samples_of_step((Stretch(0, 0, 32), Stretch(10, 320, 64)), 11)
     range(384, 448)

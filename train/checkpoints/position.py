@@ -1,4 +1,4 @@
-"""Where a run is, as a checkpoint of it says; read without torch."""
+"""How far a run has come, as its checkpoint says; read without torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,16 @@ RUN_CONFIG = "run_config.json"
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is."""
+    """How far a run has come."""
 
-    step: int  # steps that are done
+    step: int  # steps done
     samples_consumed: int
     history: History
     dataset_id: str
 
 
 def read_position(folder: Path) -> Position:
-    """Where the run of a checkpoint was."""
+    """How far the run had come at a checkpoint."""
     raw = load_json(folder / TRAINING_STATE)
     history = tuple(Stretch(**entry) for entry in raw["history"])
     return Position(raw["step"], raw["samples_consumed"], history, raw["dataset_id"])

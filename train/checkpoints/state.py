@@ -1,11 +1,11 @@
-"""A run's state beside the model: what a checkpoint keeps so that going on is exact.
+"""A run's state besides the model: what a checkpoint keeps so that resuming is exact.
 
     optimizer.safetensors    Adam's moments and step counts, by the parameters' names
     training_state.json      step, samples consumed, scaler, skips, history, dataset_id
     run_config.json          the settings
 
 There is no other state: the data order is arithmetic, the learning rate a function of the step,
-and nothing in the model is random. torch's generator is kept all the same.
+and nothing in the model is random. torch's generator is saved all the same.
 """
 
 import json
@@ -74,7 +74,7 @@ def restore_state(
     scaler: torch.amp.GradScaler,
     skips: SkipCount,
 ) -> Position:
-    """Put optimizer, scaler, skips and generator back; returns where the run was."""
+    """Restore optimizer, scaler, skips and generator; returns how far the run had come."""
     raw = load_json(folder / TRAINING_STATE)
     tensors = load_file(folder / OPTIMIZER)
     torch.set_rng_state(tensors.pop(GENERATOR))
@@ -90,7 +90,7 @@ def restore_moments(
     optimizer: torch.optim.Optimizer,
     tensors: dict[str, torch.Tensor],
 ) -> None:
-    """Put Adam's tensors back, each beside its parameter; ValueError where names do not match."""
+    """Restore Adam's tensors, each on its parameter's device; ValueError if names do not match."""
     expected = 0
     for name, parameter in model.named_parameters():
         state = {}
@@ -98,10 +98,10 @@ def restore_moments(
             value = tensors.get(f"{name}.{key}")
             if value is None:
                 raise ValueError(
-                    f"{folder / OPTIMIZER}: no {name}.{key}, which the model's optimizer has; "
+                    f"{folder / OPTIMIZER}: no {name}.{key}, which the model's optimizer needs; "
                     "the file belongs to another model"
                 )
-            # A copy: safetensors maps the file, which may be replaced while the run goes on.
+            # A copy: safetensors maps the file, which may be replaced while the run continues.
             state[key] = value.to(parameter.device, copy=True)
             expected += 1
         optimizer.state[parameter] = state

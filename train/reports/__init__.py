@@ -1,1 +1,1 @@
-"""What a run tells: its numbers, computed in pure functions, and where they are written."""
+"""What a run reports: its metrics, how they are computed, and where they are written."""

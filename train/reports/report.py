@@ -1,6 +1,6 @@
-"""What a run tells: metrics.jsonl, TensorBoard's files, W&B where it is set up, one line on screen.
+"""Where a run reports: metrics.jsonl, TensorBoard's files, W&B if it is set up, one line on screen.
 
-Curves survive a restart: what was written behind the step that a run goes on from is dropped.
+Curves survive a restart: what was written after the step that a run resumes from is dropped.
 """
 
 import importlib.util
@@ -22,9 +22,9 @@ from train.settings import config_to_dict
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb-run-id"
-# By name; None = not known, as the MFU of a device whose peak is unknown.
+# By name; None = not known, such as the MFU of a device whose peak is unknown.
 Metrics = Mapping[str, float | None]
-# TensorBoard's name of each metric; those that are not named here go to metrics.jsonl only.
+# TensorBoard's name for each metric; those not listed go to metrics.jsonl only.
 CHARTS = {
     "loss": "train/loss",
     "validation_loss": "validation/loss",
@@ -41,7 +41,7 @@ CHARTS = {
 
 
 class Report:
-    """Writes a run's metrics to every place they go to; made on the first rank only."""
+    """Writes a run's metrics everywhere they go; made on the first rank only."""
 
     def __init__(self, config: Config, first_step: int) -> None:
         folder = Path(config.infrastructure.logging_dir)
@@ -65,12 +65,12 @@ class Report:
         self.line.draw(describe_progress(step, self.first_step, self.num_steps, seconds, metrics))
 
     def log_validation(self, step: int, loss: float) -> None:
-        """Record the validation loss after `step` steps, and say it."""
+        """Record the validation loss after `step` steps, and print it."""
         self._record(step, {"validation_loss": loss})
         self.line.say(f"step {step:,}: validation loss {loss:.4f}")
 
     def close(self) -> None:
-        """Flush and close every place."""
+        """Close the files and finish the W&B run."""
         self.line.clear()
         self.metrics_file.close()
         self.board.close()
@@ -122,7 +122,7 @@ def describe_progress(
 
 
 def set_aside(folder: Path) -> None:
-    """Move what another run logged here to earlier-1, ...; TensorBoard shows it apart."""
+    """Move another run's logs to earlier-1, ...; TensorBoard shows them separately."""
     left = [folder / METRICS, folder / WANDB_ID, *folder.glob("events.out.tfevents.*")]
     left = [path for path in left if path.exists()]
     if left:
@@ -133,7 +133,7 @@ def set_aside(folder: Path) -> None:
 
 
 def cut_metrics(path: Path, first_step: int) -> None:
-    """Drop the lines of metrics.jsonl that lie behind `first_step`, and a half-written last one."""
+    """Drop the lines of metrics.jsonl after `first_step`, and a half-written last one."""
     if not path.exists():
         return
     kept = []

@@ -1,7 +1,8 @@
-"""Tokens a second, MFU and memory: how they are computed, and from which peaks.
+"""Tokens per second, MFU and memory: how they are computed, and the peaks of known GPUs.
 
-MFU counts 6 FLOPs a matrix weight and token plus 12 L D T for attention, the whole square (PaLM:
-Chowdhery et al. 2022, appendix B), against the dense peak of the vendor's data sheet.
+MFU counts, per token, 6 FLOPs for each matrix weight plus 12 L D T for attention, not halved for
+causality (PaLM: Chowdhery et al. 2022, appendix B), against the dense peak in the vendor's data
+sheet.
 """
 
 import math
@@ -15,8 +16,8 @@ import torch
 
 from train.config import Precision
 
-# Dense TFLOP/s, without sparsity, by the device's full name: an unknown one has no MFU, since a
-# guess would be wrong by up to a factor (an H100 comes in three kinds).
+# Dense TFLOP/s, without sparsity, by the device's full name. An unknown one gets no MFU, since a
+# guess could be far off (the H100 comes in three kinds).
 HOPPER_SXM: dict[Precision, float] = {"fp16": 989.4, "bf16": 989.4, "fp32": 66.9}
 HOPPER_PCIE: dict[Precision, float] = {"fp16": 756.0, "bf16": 756.0, "fp32": 51.2}
 A100: dict[Precision, float] = {"fp16": 312.0, "bf16": 312.0, "fp32": 19.5}
@@ -38,7 +39,7 @@ PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
 
 
 def find_peak_flops(device_name: str, precision: Precision) -> float | None:
-    """The device's peak in FLOP/s; None where it is unknown.
+    """The device's peak in FLOP/s; None if it is unknown.
 
     >>> find_peak_flops("NVIDIA H100 80GB HBM3", "fp16")
     989400000000000.0
@@ -50,7 +51,7 @@ def find_peak_flops(device_name: str, precision: Precision) -> float | None:
 
 
 def find_device_peak(device: torch.device, precision: Precision) -> float | None:
-    """The peak of this rank's device."""
+    """The device's peak in FLOP/s; None for a CPU or an unknown GPU."""
     if device.type != "cuda":
         return None
     return find_peak_flops(torch.cuda.get_device_name(device), precision)
@@ -61,7 +62,7 @@ def measure_peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the launching process had, too.
+    if status.exists():  # getrusage would also count what the launching process had.
         [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # In bytes on macOS.
@@ -85,20 +86,20 @@ class Speed:
 
     @contextmanager
     def measure_step(self) -> Iterator[None]:
-        """Time a step. It ends by reading its loss, so the device has done it."""
+        """Time a step. It ends by reading its loss, so the device has finished it."""
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
         self.num_steps += 1
 
     def add_loss(self, loss: float) -> None:
-        """Add a step's loss to the mean; those that are not finite are left out of it."""
+        """Add a step's loss to the mean, unless it is not finite."""
         if math.isfinite(loss):
             self.total_loss += loss
             self.num_losses += 1
 
     def take(self) -> dict[str, float | None]:
-        """The figures since the last call; checkpoints and evaluations are not in them."""
+        """The figures since the last call, without time for checkpoints and evaluations."""
         tokens_per_second = compute_rate(self.num_steps * self.tokens_per_step, self.seconds)
         figures: dict[str, float | None] = {
             "loss": self.total_loss / self.num_losses if self.num_losses else None,
@@ -116,7 +117,7 @@ class Speed:
 
 
 def compute_rate(count: float, seconds: float) -> float:
-    """How many a second.
+    """The count per second; 0 if no time has passed.
 
     >>> compute_rate(4096, 2.0)
     2048.0
@@ -127,7 +128,7 @@ def compute_rate(count: float, seconds: float) -> float:
 def compute_mfu(
     tokens_per_second: float, flops_per_token: int, peak_flops: float | None
 ) -> float | None:
-    """The share of the peak that tokens/s amount to; None where the peak is unknown.
+    """The share of the peak that these tokens/s amount to; None if the peak is unknown.
 
     >>> round(compute_mfu(43_000, 11_489_193_984, 989.4e12), 3)
     0.499

@@ -1,1 +1,1 @@
-"""A finished or running run held against its documents: which step saw which. Needs no torch."""
+"""Which step of a run saw which documents; the run may still be running. Needs no torch."""

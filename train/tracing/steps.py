@@ -1,6 +1,6 @@
-"""Which documents did a step see, and which steps saw a document? Steps are counted as in the log.
+"""Which documents a step saw, and which steps saw a document.
 
-The log calls the first update step 1.
+Steps are numbered as in the log, where the first update is step 1.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,13 +20,13 @@ from train.checkpoints.history import History, extend_history, samples_of_step, 
 from train.checkpoints.position import TRAINING_STATE, read_position, read_run_config
 from train.config import Config
 
-# Steps that are listed for each of many documents.
+# Steps listed per document, at most, in a report on many documents.
 MAX_LISTED_STEPS = 20
 
 
 @dataclass(frozen=True)
 class Tracer:
-    """A run's order over its shards."""
+    """A run's sample order over its shards, and how many steps it has."""
 
     shards: Shards
     order: SampleOrder
@@ -41,20 +41,20 @@ class Tracer:
         return trace_samples(self.shards, "train", self.order, samples)
 
     def steps_of_document(self, document: Document) -> list[int]:
-        """The steps of the run, ascending, in which a sample held any token of the document."""
+        """The run's steps, ascending, in which a sample held any token of the document."""
         num_samples = samples_of_step(self.history, self.num_steps - 1).stop
         samples = trace_document(self.order, document, num_samples)
         return sorted({step_of_sample(self.history, sample) + 1 for sample in samples})
 
 
 def trace_run(shards: Shards, folder: Path) -> Tracer:
-    """The order of a run that left checkpoints, over the steps that its newest one has done."""
+    """A tracer for a run that left checkpoints, over the steps its newest one has done."""
     checkpoint = folder
     if not (folder / TRAINING_STATE).is_file():
         checkpoints = list_checkpoints(folder)
         if not checkpoints:
             raise ValueError(
-                f"{folder}: no checkpoint there; name a run's folder with --run, or give its "
+                f"{folder}: no checkpoint in it; name a run's folder with --run, or give its "
                 "settings with --config and --ranks"
             )
         checkpoint = checkpoints[0]
@@ -63,14 +63,14 @@ def trace_run(shards: Shards, folder: Path) -> Tracer:
     if version is None:
         raise ValueError(
             f"{checkpoint}: was trained on dataset_id {position.dataset_id}, "
-            f"{shards.folder} is {shards.manifest.dataset_id}"
+            f"but {shards.folder} is {shards.manifest.dataset_id}"
         )
     config, num_tokens = read_run_config(checkpoint), version.num_tokens("train")
     return make_tracer(shards, config, position.history, position.step, num_tokens)
 
 
 def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
-    """The order of a run with these settings, over all its steps."""
+    """A tracer for a run with these settings, over all its steps."""
     training = config.training
     per_step = training.batch_size_per_device * training.gradient_accumulation_steps * num_ranks
     history = extend_history((), 0, 0, per_step)
@@ -84,14 +84,14 @@ def make_tracer(
     num_steps: int,
     num_tokens: int | None = None,
 ) -> Tracer:
-    """A tracer over the train split, or the first `num_tokens` of it where the run had no more."""
+    """A tracer over the train split, or over its first `num_tokens` if the run had no more."""
     num_tokens = shards.manifest.num_tokens("train") if num_tokens is None else num_tokens
     order = SampleOrder(num_tokens, config.data.max_seq_length, config.infrastructure.seed)
     return Tracer(shards, order, history, num_steps)
 
 
 def describe_documents(tracer: Tracer, step: int) -> Iterator[str]:
-    """A step's documents, a line for each one that a sample holds tokens of."""
+    """A step's documents, one line for each that a sample holds tokens of."""
     for sample, start, documents in tracer.documents_of_step(step):
         stop = start + tracer.order.max_seq_length + 1
         yield f"sample {sample}: tokens {start} to {stop} of train"
@@ -105,7 +105,7 @@ def describe_documents(tracer: Tracer, step: int) -> Iterator[str]:
 
 
 def describe_steps(tracer: Tracer, url: str | None, doc_hash: str | None) -> Iterator[str]:
-    """For each document that the URL or hash means: the steps that saw it."""
+    """For each document with this URL or hash, the steps that saw it."""
     for split, document in choose_documents(tracer.shards, "train", None, url, doc_hash):
         name = f"{document.doc_hash} {document.source_file} row {document.source_row}"
         if split != "train":
@@ -117,7 +117,7 @@ def describe_steps(tracer: Tracer, url: str | None, doc_hash: str | None) -> Ite
 
 
 def describe_sightings(tracer: Tracer, documents: Iterable[Document]) -> Iterator[str]:
-    """For each document of the train split the steps that saw it, and how much that is in all."""
+    """For each document of the train split, the steps that saw it; then the totals."""
     num_documents, num_seen = 0, 0
     all_steps: set[int] = set()
     for document in documents:

@@ -1,6 +1,6 @@
-"""`velocity shards remove`: what was found, the steps of a run that saw it, and then the removal.
+"""`velocity shards remove`: what was found, which steps of a run saw it, and the removal.
 
-Steps are computed over the version that still has the documents, and told before it goes.
+Steps are computed over the version that still has the documents, and reported before it changes.
 """
 
 from collections.abc import Iterator
@@ -20,47 +20,47 @@ DEFAULT_RUN = Path("checkpoints")
 
 @dataclass(frozen=True)
 class Takedown:
-    """What the user asked for."""
+    """What to remove, and how."""
 
     folder: Path
     wanted: Wanted
     keeps_places: bool
-    # A run's checkpoints; None = those in checkpoints/, if they are of this set.
+    # A run's checkpoints; None = those in checkpoints/, if they belong to this set.
     run: Path | None = None
     is_dry: bool = False
 
 
 def take_down(takedown: Takedown, say: Say) -> Iterator[str]:
-    """Remove the documents; yields the report, line by line. ValueError where nothing can be."""
+    """Remove the documents; yields the report line by line. ValueError if the set cannot change."""
     folder = takedown.folder
-    open_shards(folder)  # So that a folder without a set is told as such, and left as it is.
+    open_shards(folder)  # Refuses a folder without a set before a lock is made in it.
     with lock_set(folder):
         if finish_version(folder):
             say(f"{folder}: finished a version whose command was stopped")
         if has_begun_append(folder):
             raise ValueError(
-                f"{folder}: an append was not finished, and what is removed may be in it; run the "
-                f"same prep command again, or remove {append_folder(folder)}"
+                f"{folder}: an append was not finished and may contain what is to be removed; run "
+                f"the same prep command again, or remove {append_folder(folder)}"
             )
         shards = open_shards(folder)
         tracer = find_run(shards, takedown.run, say)
         found = find_wanted(shards, takedown.wanted)
         yield from describe_found(takedown.wanted, found)
         if not found:
-            say(f"{folder}: none of these documents is in it; nothing was changed")
+            say(f"{folder}: contains none of these documents; nothing was changed")
             return
         if tracer:
             in_train = (entry.document for entry in found if entry.shard.split == "train")
             yield from describe_sightings(tracer, in_train)
         if takedown.is_dry:
-            say(f"{folder}: nothing was changed, as --dry-run asks")
+            say(f"{folder}: nothing was changed, because of --dry-run")
             return
         manifest = remove_documents(shards, found, takedown.keeps_places)
         say(f"{folder}: dataset_id {shards.manifest.dataset_id} became {manifest.dataset_id}")
 
 
 def find_run(shards: Shards, folder: Path | None, say: Say) -> Tracer | None:
-    """The run whose steps are reported; None where none was named and none is of this set."""
+    """The run whose steps are reported; None if none was named and the default one does not fit."""
     if folder is not None:
         return trace_run(shards, folder)
     if not DEFAULT_RUN.is_dir():
@@ -68,12 +68,12 @@ def find_run(shards: Shards, folder: Path | None, say: Say) -> Tracer | None:
     try:
         return trace_run(shards, DEFAULT_RUN)
     except ValueError as error:
-        say(f"{error}; so no steps are reported (name a run with --run)")
+        say(f"{error}; no steps are reported (name a run with --run)")
         return None
 
 
 def describe_found(wanted: Wanted, found: list[Found]) -> Iterator[str]:
-    """How much was found in each split, and what was not."""
+    """What was found, by split, and what was not."""
     missing = find_missing(wanted, found)
     num_wanted = len(wanted.urls) + len(wanted.hashes)
     num_tokens = sum(entry.document.num_tokens for entry in found)
