@@ -210,7 +210,7 @@ def describe_settings(options: argparse.Namespace) -> Json:
 
 def describe_machine() -> Json:
     """What the figures depend on, and nothing that identifies its owner."""
-    from prep.engines.choose import count_cores
+    from prep.engines.local import count_cores
 
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     machine: Json = {

@@ -1,9 +1,6 @@
 """Small training runs that the tests make."""
 
 import json
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +49,6 @@ def make_config(shards: Path, folder: Path, **changes: object) -> Config:
 def run_small(shards: Path, folder: Path, **changes: object) -> Outcome:
     """A small run in this process."""
     return train(make_config(shards, folder, **changes))
-
-
-def torchrun(num_ranks: int, overrides: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """A run of several ranks on this machine, through the user's own command."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_ranks)]
-    command += ["--standalone", "-m", "train", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def read_metrics(folder: Path, name: str = "loss") -> dict[int, float]:

@@ -277,4 +277,4 @@ def test_copies_are_one_bit_each() -> None:
 def test_another_kind_is_refused(source: Path, tmp_path: Path) -> None:
     code, _, errors = velocity("prep", "--out", tmp_path / "x", "--dedup", "fuzzy")
     assert code == 1
-    assert errors == "velocity: --dedup is fuzzy; expected exact, or no such option\n"
+    assert errors == "velocity: --dedup is fuzzy; expected exact, or leave the option out\n"

@@ -241,7 +241,7 @@ def test_a_file_that_is_garbage_because_it_changed_is_told_as_changed(
         path.write_text("no JSON\n")
         return found
 
-    monkeypatch.setattr("prep.sources.local.find_sources", find_and_change)
+    monkeypatch.setattr("prep.planning.plan.find_sources", find_and_change)
     with pytest.raises(ValueError, match=r"a.jsonl: was changed during the run \(had"):
         prepare_quietly(tmp_path / "shards", path)
 

@@ -12,19 +12,23 @@ import torch
 from safetensors.torch import load_file
 
 from model.checkpoints.seal import list_checkpoints, verify
-from tests.runs import make_overrides, read_metrics, run_small, torchrun
+from tests.runs import make_overrides, read_metrics, run_small
+from tests.servers.ranks import RunProcess, run_ranks
 from train.checkpoints.folder import UNFINISHED
 
+Process = RunProcess | subprocess.Popen[str]
 
-def start(overrides: list[str], ranks: int = 1) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "train", *overrides]
-    if ranks > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command = [sys.executable, *launcher, *command[1:]]
+
+def start(overrides: list[str], ranks: int = 1) -> Process:
+    """A run of one rank, or of several under torchrun."""
+    if ranks == 1:
+        return RunProcess(overrides)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(ranks), "-m", "train", *overrides]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def wait_for(condition: object, process: subprocess.Popen[str], seconds: float = 60) -> None:
+def wait_for(condition: object, process: Process, seconds: float = 60) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
@@ -71,8 +75,7 @@ def test_killed_while_it_saves_it_goes_on_from_the_checkpoint_before(
     if ranks == 1:
         run_small(small_shards, tmp_path / "straight", **settings)
     else:
-        straight = make_overrides(small_shards, tmp_path / "straight", **settings)
-        assert torchrun(ranks, straight).returncode == 0
+        run_ranks(ranks, make_overrides(small_shards, tmp_path / "straight", **settings))
     newest = tmp_path / "straight" / "checkpoints" / "checkpoint-12"
     assert same_model(folder / "checkpoint-12", newest)
     assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "straight")

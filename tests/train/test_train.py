@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from model.checkpoints.seal import CheckpointError, seal
-from tests.runs import make_config, make_overrides, read_metrics, run_small, torchrun
+from tests.runs import make_config, make_overrides, read_metrics, run_small
+from tests.servers.ranks import run_ranks
 from train.checkpoints.folder import find_start
 from train.checkpoints.state import OPTIMIZER
 from train.config import TrainingConfig
@@ -139,8 +140,7 @@ def test_two_ranks_give_the_losses_of_one(
     alone = {"training__gradient_accumulation_steps": 4, "training__precision": precision}
     run_small(small_shards, tmp_path / "one", **alone)
     two = make_overrides(small_shards, tmp_path / "two", training__precision=precision)
-    process = torchrun(2, two)
-    assert process.returncode == 0, process.stderr
+    run_ranks(2, two)
     tolerance = 1e-5 if precision == "fp32" else 1e-3
     for metric in ("loss", "grad_norm"):
         first, second = (read_metrics(tmp_path / n, metric) for n in ("one", "two"))
