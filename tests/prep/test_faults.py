@@ -28,6 +28,7 @@ from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
 from tests.commands import velocity
+from tests.servers.forked import Forked
 from tests.servers.forks import assert_kept, list_committed
 from tests.servers.kill_prep import find_children
 from tests.servers.killed import hash_files
@@ -437,12 +438,10 @@ def test_of_two_commands_on_one_output_the_second_is_refused(tmp_path: Path, rar
     out = tmp_path / "shards"
     command = ["prep", "--out", str(out), "--input", str(rare), *as_arguments(**OPTIONS)]
 
-    def begin() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*VELOCITY, *command, "--workers", "1"], stderr=subprocess.PIPE, text=True
-        )
+    def begin() -> Forked:
+        return Forked(["velocity", *command, "--workers", 1])
 
-    def assert_refused(process: subprocess.Popen[str], error: str) -> None:
+    def assert_refused(process: Forked, error: str) -> None:
         found = r": another velocity prep is running there \(.*, process \d+, since .*\); wait"
         assert process.returncode == 1
         assert re.search(found, error.splitlines()[-1])
@@ -488,9 +487,7 @@ def test_how_workers_died_is_told_as_it_was(
 def test_workers_whose_command_was_killed_end_by_themselves(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [*make_texts(20_000)])
     command = ["prep", "--out", tmp_path / "shards", "--input", source, "--unit-bytes", 2_000_000]
-    process = subprocess.Popen(
-        [*VELOCITY, *map(str, command), "--workers", "2"], stderr=subprocess.DEVNULL
-    )
+    process = Forked(["velocity", *command, "--workers", 2])
     deadline = time.monotonic() + 30
     while len(workers := find_children(process.pid)) < 2:
         assert time.monotonic() < deadline

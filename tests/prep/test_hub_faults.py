@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from prep.planning.forecast import count_units_on_disk
 from prep.sources.hub_files import choose_local_name
 from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
-from tests.servers.hub_server import STALL_SECONDS, Fault, HubServer, Request
+from tests.servers.forked import Forked, run_forked
+from tests.servers.hub_server import STALL_SECONDS, Fault, HubServer, Request, wait_little
 from tests.texts import make_texts, set_bytes, write_parquet
 
 REPO = "owner/corpus"
@@ -33,13 +33,6 @@ dataset_info:
     num_examples: 1000
 ---
 """
-# The command, with waits between tries that a test can sit through.
-QUICK_COMMAND = (
-    "import cli, prep.sources.hub_requests as requests;"
-    "object.__setattr__(requests.PATIENT, 'first_delay_seconds', 0.01);"
-    "object.__setattr__(requests.PATIENT, 'max_delay_seconds', 0.05);"
-    "cli.main()"
-)
 
 
 @pytest.fixture(scope="module")
@@ -70,24 +63,16 @@ def whole(files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def prep_command(*options: str) -> list[str]:
-    return [
-        *(sys.executable, "-c", QUICK_COMMAND, "prep", "--out", "shards", "--dataset", REPO),
-        *("--unit-bytes", "100", "--workers", "1", *options),
-    ]
+    words = ["velocity", "prep", "--out", "shards", "--dataset", REPO]
+    return [*words, "--unit-bytes", "100", "--workers", "1", *options]
 
 
 def run_prep(
     hub: HubServer, folder: Path, *options: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
-    return subprocess.run(
-        prep_command(*options),
-        cwd=folder,
-        env={**os.environ, **hub.environment(folder / "home"), **variables},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    environment = hub.environment(folder / "home") | variables
+    return run_forked(prep_command(*options), folder, environment, wait_little)
 
 
 def fetched(hub: HubServer) -> list[str]:
@@ -231,18 +216,8 @@ def test_ctrl_c_ends_a_run_whose_downloads_hang(
 ) -> None:
     for name in NAMES[3:]:
         hub.fail(name, Fault(stall_after=500), times=100)
-    process = subprocess.Popen(
-        prep_command("--workers", workers),
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            **hub.environment(tmp_path / "home"),
-            "HF_HUB_DOWNLOAD_TIMEOUT": "60",
-        },
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    patient = hub.environment(tmp_path / "home") | {"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
+    process = Forked(prep_command("--workers", workers), tmp_path, patient, wait_little)
     units = tmp_path / "shards/.prep/units"
     deadline = time.monotonic() + 60
     while len([*units.glob("*.json")] if units.exists() else []) < 3:

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
+from tests.servers.forked import Forked, run_forked
 from tests.servers.hub_server import Fault, HubServer
 from tests.texts import make_texts, set_bytes, write_parquet
 
@@ -48,13 +48,8 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
 def run_prep(hub: HubServer, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """`velocity prep --out shards/`, in a folder of its own."""
     folder.mkdir(exist_ok=True)
-    return subprocess.run(
-        [Path(sys.executable).parent / "velocity", "prep", "--out", "shards/", *options],
-        cwd=folder,
-        env={**os.environ, **hub.environment(folder / "home")},
-        capture_output=True,
-        text=True,
-    )
+    words = ["velocity", "prep", "--out", "shards/", *options]
+    return run_forked(words, folder, hub.environment(folder / "home"))
 
 
 def test_the_main_command_makes_a_set_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
@@ -91,23 +86,19 @@ def test_killed_it_goes_on_at_the_pinned_revision(hub: HubServer, tmp_path: Path
     whole = run_prep(hub, tmp_path / "whole", "--unit-bytes", "100")
     assert whole.returncode == 0, whole.stderr
 
-    hub.fail(NAMES[1], Fault(stall_after=500), times=1)
+    hub.fail(NAMES[1], Fault(stall_after=500), times=1, method="GET")
     folder = tmp_path / "killed"
     folder.mkdir()
-    command = [sys.executable, "-m", "cli", "prep", "--out", "shards/", "--unit-bytes", "100"]
-    process = subprocess.Popen(
-        [*command, "--workers", "1"],
-        cwd=folder,
-        env={**os.environ, **hub.environment(folder / "home"), "HF_HUB_DOWNLOAD_TIMEOUT": "60"},
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    command = ["velocity", "prep", "--out", "shards/", "--unit-bytes", "100", "--workers", "1"]
+    patient = hub.environment(folder / "home") | {"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
+    process = Forked(command, folder, patient)
     receipt = folder / "shards/.prep/units/00000.json"
     deadline = time.monotonic() + 60
     while not receipt.exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.3)
+    assert process.poll() is None, process.communicate()
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

@@ -26,6 +26,7 @@ from shards.disk.lock import acquire, hold
 from shards.format import Manifest, read_manifest
 from shards.part import Part, parse_part
 from tests.prep.test_hub_prep import NAMES, hub, run_prep
+from tests.servers.forked import Forked
 from tests.servers.hub_server import HubServer
 from tests.texts import (
     make_texts,
@@ -78,12 +79,12 @@ def assert_same_set(out: Path, reference: Path) -> None:
     assert set_bytes(out) == set_bytes(reference)
 
 
-def start(out: Path, source: Path, part: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "cli", "prep", "--out", str(out), "--input", str(source)]
+def start(out: Path, source: Path, part: str) -> Forked:
+    command = ["velocity", "prep", "--out", str(out), "--input", str(source)]
     for name, value in OPTIONS.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     command += ["--part", part, "--workers", "1"]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return Forked(command)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:

@@ -26,11 +26,12 @@ from shards.format import Manifest, read_manifest
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
 from tests.commands import velocity
+from tests.servers.forked import Forked, run_forked
 from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
 
 
 def prep_command(out: Path, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", "cli", "prep", "--out", str(out), *map(str, arguments)]
+    return ["velocity", "prep", "--out", str(out), *map(str, arguments)]
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +135,7 @@ def test_killed_again_and_again_it_gives_the_same_bytes(
     units_done = []
     while kills < 5:
         workers = generator.choice([1, 1, 2])
-        process = subprocess.Popen(
-            [*command, "--workers", str(workers)],
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        process = Forked([*command, "--workers", workers])
         wait_for_units(process, out, count_units(out) + generator.randint(0, 2))
         time.sleep(generator.uniform(0, 0.1))
         if process.poll() is not None:
@@ -152,7 +149,7 @@ def test_killed_again_and_again_it_gives_the_same_bytes(
         process.wait()
         kills += 1
         units_done.append(count_units(out))
-    subprocess.run([*command, "--workers", "2"], check=True, stderr=subprocess.DEVNULL)
+    assert run_forked([*command, "--workers", "2"]).returncode == 0
     assert max(units_done) > 0
     assert read_manifest(out).dataset_id == read_manifest(reference).dataset_id
     assert set_bytes(out) == set_bytes(reference)
@@ -163,7 +160,7 @@ def count_units(out: Path) -> int:
     return len(list((out / ".prep/units").glob("*.json")))
 
 
-def wait_for_units(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
+def wait_for_units(process: Forked, out: Path, count: int) -> None:
     """Return when the command has begun a unit and so many are done, or when it has ended."""
     while process.poll() is None:
         begun = (out / ".prep/tmp").is_dir() and any((out / ".prep/tmp").iterdir())
@@ -176,7 +173,7 @@ def test_a_worker_that_is_killed_is_replaced(source: Path, reference: Path, tmp_
     out = tmp_path / "shards"
     command = prep_command(out, "--input", source, "--unit-bytes", 8000, "--workers", 2)
     command += ["--validation-fraction", "0.2", "--shard-tokens", "5000"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = Forked(command)
     worker = find_worker(process.pid)
     os.kill(worker, signal.SIGKILL)
     assert process.wait(timeout=60) == 0
@@ -312,7 +309,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(source: Path, tmp_path: Path)
             sys.executable,
             "-c",
             script,
-            *arguments[3:],
+            *arguments[1:],
             "--workers",
             "1",
             "--unit-bytes",
@@ -341,7 +338,7 @@ def test_too_little_disk_is_refused_before_the_start(
 def test_a_stop_keeps_what_is_committed(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     command = prep_command(out, "--input", source, "--unit-bytes", 2000, "--workers", 1)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = Forked(command)
     while not list((out / ".prep/units").glob("*.json")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -350,7 +347,7 @@ def test_a_stop_keeps_what_is_committed(source: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert "the same command resumes from there" in errors
-    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+    assert run_forked(command).returncode == 0
 
 
 @pytest.mark.parametrize(

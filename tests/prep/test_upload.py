@@ -1,16 +1,17 @@
 """`velocity prep --out s3://...`: what is committed is sent while the rest is being made."""
 
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from prep.units.receipts import Receipt
 from shards.exchange.pull import pull_shards
 from shards.exchange.push import push_shards
 from shards.exchange.storage import open_storage
+from tests.servers.forked import Forked
 from tests.servers.s3_server import S3Server
 from tests.stored import (
     environment,
@@ -39,7 +40,7 @@ def source(tmp_path: Path) -> Path:
 
 def prep_to(url: str, source: Path, staging: Path, *options: object) -> list[str]:
     """The command that makes a set of `source` at `url`."""
-    command = [sys.executable, "-m", "cli", "prep", "--out", url, "--staging", str(staging)]
+    command = ["prep", "--out", url, "--staging", str(staging)]
     command += ["--input", str(source), "--validation-fraction", "0.1", "--unit-bytes", "20000"]
     return [*command, "--workers", "1", *map(str, options)]
 
@@ -49,8 +50,7 @@ def test_prep_sends_what_it_commits_and_goes_on_after_a_kill(
 ) -> None:
     staging = tmp_path / "staging"
     command = prep_to(url, source, staging, "--compress")
-    slow = [sys.executable, "-c", SLOW_PREP, *command[3:]]
-    process = subprocess.Popen(slow, stderr=subprocess.DEVNULL)
+    process = Forked(["velocity", *command], setup=work_slowly)
     storage = open_storage(url)
     while process.poll() is None and len(storage.list_files()) < 5:
         time.sleep(0.01)
@@ -61,7 +61,7 @@ def test_prep_sends_what_it_commits_and_goes_on_after_a_kill(
     assert not (staging / "manifest.json").exists()
 
     before = len(server.requests("PUT"))
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = run_command(*command)
     assert run.returncode == 0, run.stderr
     sent = [path.rsplit("/", 1)[1] for path in server.requests("PUT")[before:]]
     sent = [name for name in sent if name]  # pyarrow leaves a folder's mark where it deletes.
@@ -78,21 +78,26 @@ def test_prep_sends_what_it_commits_and_goes_on_after_a_kill(
     assert files_of(tmp_path / "pulled") == files_of(staging)
 
 
-# Units that take a while, so that shards are sent before the set is finished.
-SLOW_PREP = """
-import time, cli, prep.engines.local, prep.upload
-process_unit = prep.engines.local.process_unit
-prep.engines.local.process_unit = lambda *a, **k: (time.sleep(0.7), process_unit(*a, **k))[1]
-prep.upload.LOOK_SECONDS = 0.1
-cli.main()
-"""
+def work_slowly() -> None:
+    """Let units take a while, so that shards are sent before the set is finished."""
+    import prep.engines.local
+    import prep.upload
+
+    process_unit = prep.engines.local.process_unit
+
+    def process_slowly(*arguments: Any) -> Receipt:
+        time.sleep(0.7)
+        return process_unit(*arguments)
+
+    prep.engines.local.process_unit = process_slowly
+    prep.upload.LOOK_SECONDS = 0.1
 
 
 def test_what_is_not_final_is_sent_when_the_set_is_finished(
     source: Path, tmp_path: Path, url: str
 ) -> None:
     command = prep_to(url, source, tmp_path / "staging", "--max-documents", 900, "--dedup", "exact")
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = run_command(*command)
     assert run.returncode == 0, run.stderr
     pull_shards(url, tmp_path / "pulled", ignore)
     assert files_of(tmp_path / "pulled") == files_of(tmp_path / "staging")
@@ -104,9 +109,7 @@ def test_prep_asks_the_storage_before_it_begins(
     wanted = "s3://no-such-one/set: there is no such bucket"
     push_shards(finished_set, url, ignore)
     for place, message in ((url, "holds a finished set"), ("s3://no-such-one/set", wanted)):
-        run = subprocess.run(
-            prep_to(place, source, tmp_path / "staging"), capture_output=True, text=True
-        )
+        run = run_command(*prep_to(place, source, tmp_path / "staging"))
         assert run.returncode == 1
         assert message in run.stderr
         assert not (tmp_path / "staging").exists()
@@ -119,9 +122,9 @@ def test_prep_names_the_url_in_what_is_to_be_run_next(
 ) -> None:
     staging = tmp_path / "staging"
     command = prep_to(url, source, staging, "--part", "0/2")
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = run_command(*command)
     assert f"velocity prep --out {url} --staging {staging} --finish" in run.stderr
     push_shards(finished_set, f"{url}/whole", ignore)
     command = prep_to(f"{url}/whole", source, tmp_path / "gone", "--append")
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = run_command(*command)
     assert f"velocity shards pull {url}/whole {tmp_path / 'gone'}" in run.stderr

@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +23,7 @@ from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from shards.part import Part, parse_part
 from shards.reader import open_shards
+from tests.servers.forked import Forked
 from tests.servers.s3_server import S3Server
 from tests.stored import (
     BUCKET,
@@ -85,8 +84,8 @@ def test_a_killed_pull_goes_on_and_fetches_no_whole_file_again(
 ) -> None:
     push_shards(finished_set, url, ignore, compress)
     folder = tmp_path / "pulled"
-    command = [sys.executable, "-m", "cli", "shards", "pull", url, str(folder), "--workers", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    command = ["velocity", "shards", "pull", url, str(folder), "--workers", "1"]
+    process = Forked(command)
     while process.poll() is None and len(list(folder.glob("*.bin"))) < 8:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -109,9 +108,9 @@ def test_a_killed_pull_goes_on_and_fetches_no_whole_file_again(
 def test_a_killed_push_goes_on_and_sends_no_whole_file_again(
     finished_set: Path, tmp_path: Path, url: str, server: S3Server
 ) -> None:
-    command = [sys.executable, "-m", "cli", "shards", "push", str(finished_set), url]
+    command = ["velocity", "shards", "push", str(finished_set), url]
     command += ["--compress", "--workers", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = Forked(command)
     storage = open_storage(url)
     while process.poll() is None and len(storage.list_files()) < 10:
         time.sleep(0.001)

@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 
 from model.checkpoints.seal import list_checkpoints, verify
 from tests.runs import make_overrides, read_metrics, run_small
-from tests.servers.ranks import RunProcess, run_ranks
+from tests.servers.forked import Forked, run_ranks
 from train.checkpoints.folder import UNFINISHED
 
-Process = RunProcess | subprocess.Popen[str]
+Process = Forked | subprocess.Popen[str]
 
 
 def start(overrides: list[str], ranks: int = 1) -> Process:
     """A run of one rank, or of several under torchrun."""
     if ranks == 1:
-        return RunProcess(overrides)
+        return Forked(["train", *overrides])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(ranks), "-m", "train", *overrides]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)

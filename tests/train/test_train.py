@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from model.checkpoints.seal import CheckpointError, seal
 from tests.runs import make_config, make_overrides, read_metrics, run_small
-from tests.servers.ranks import run_ranks
+from tests.servers.forked import run_ranks
 from train.checkpoints.folder import find_start
 from train.checkpoints.state import OPTIMIZER
 from train.config import TrainingConfig

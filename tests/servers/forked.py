@@ -1,0 +1,136 @@
+"""`velocity` and `-m train` in processes forked from one that has all loaded: they start at once.
+
+What ends such a process is real: a signal, SIGKILL, its own exit. Python and torchrun are started
+only where they are what a test is about.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import mkstemp
+from typing import Any
+
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.servers.warm"])
+
+
+class Forked:
+    """A command in a process of its own, with what tests ask of a subprocess.Popen.
+
+    `words` begin with `velocity` or `train`. The process leads a session; `setup`, a function of a
+    module, is called in it first.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[object],
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        setup: Callable[[], None] | None = None,
+    ) -> None:
+        self.words = [str(word) for word in words]
+        self.files = [make_file(), make_file()]
+        variables = dict(os.environ) | dict(environment or {})
+        arguments = (self.words, self.files, str(cwd or Path.cwd()), variables, setup)
+        self.process: Any = FORKS.Process(target=run_words, args=arguments)
+        self.process.start()
+        self.pid: int = self.process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        code: int | None = self.process.exitcode
+        return code
+
+    @property
+    def returncode(self) -> int:
+        """The exit code of a process that has ended."""
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def wait(self, timeout: float = 60) -> int:
+        """Wait for its end."""
+        self.process.join(timeout)
+        return self.returncode
+
+    def communicate(self, timeout: float = 60) -> tuple[str, str]:
+        """Wait for its end; what it wrote to standard output and error."""
+        self.wait(timeout)
+        out, errors = (path.read_text(errors="replace") for path in self.files)
+        for path in self.files:
+            path.unlink()
+        return out, errors
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill it on the spot."""
+        self.send_signal(signal.SIGKILL)
+
+
+def run_forked(
+    words: Sequence[object],
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    setup: Callable[[], None] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, as subprocess.run does."""
+    process = Forked(words, cwd, environment, setup)
+    out, errors = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.words, process.returncode, out, errors)
+
+
+def make_file() -> Path:
+    """An empty file for what a process says."""
+    handle, name = mkstemp()
+    os.close(handle)
+    return Path(name)
+
+
+def run_words(
+    words: list[str],
+    files: list[Path],
+    cwd: str,
+    environment: dict[str, str],
+    setup: Callable[[], None] | None,
+) -> None:
+    """In the fork: the command."""
+    os.setsid()
+    for descriptor, path in zip((1, 2), files, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    if setup:
+        setup()
+    sys.argv = words
+    if words[0] == "train":
+        from train.__main__ import main
+    else:
+        from cli import main
+    main()
+
+
+def run_ranks(num_ranks: int, overrides: Sequence[str]) -> None:
+    """A run of several ranks on this machine, to its end."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables["WORLD_SIZE"] = str(num_ranks)
+    ranks = [
+        Forked(
+            ["train", *overrides],
+            environment=variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(num_ranks)
+    ]
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * num_ranks, said

@@ -1,0 +1,22 @@
+"""What takes long to import and load, for the process that tests/servers/forked.py forks from.
+
+Nothing of the Hub is here: its libraries read their settings when they are imported.
+"""
+
+import pandas
+import pyarrow.dataset
+import torch._dynamo
+
+import cli
+import prep.append
+import prep.gather
+import prep.run
+import prep.run_part
+import train.__main__
+import train.loop
+from prep.text.encoder import build_encoder, choose_encoder
+from prep.text.gpt2 import build_gpt2_json
+
+__all__ = ["cli", "pandas", "prep", "pyarrow", "torch", "train"]
+
+build_encoder(build_gpt2_json(), choose_encoder(None))
