@@ -31,7 +31,7 @@ def main() -> None:
     parser = make_parser("prep with several workers, beside one.")
     parser.add_argument("--input", type=Path, action="append", required=True, help="as for prep")
     parser.add_argument("--passes", type=int, default=32, help="how often the input is read")
-    parser.add_argument("--workers", type=int, default=2, help="beside one")
+    parser.add_argument("--workers", type=int, default=2, help="compared with one")
     options = parser.parse_args()
     sizes: list[int] = []
     with tempfile.TemporaryDirectory(prefix="benchmark-prep-") as name:

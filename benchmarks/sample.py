@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--intermediate-size", type=int, default=2048)
     parser.add_argument("--prompt-tokens", type=int, default=32, help="of each prompt")
-    parser.add_argument("--new-tokens", type=int, default=64, help="behind each prompt")
+    parser.add_argument("--new-tokens", type=int, default=64, help="after each prompt")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4], help="prompts")
     parser.add_argument("--threads", type=int, help="of torch; else as many as it takes")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda in half precision")

@@ -97,7 +97,7 @@ class Policy:
 
     @property
     def content(self) -> Json:
-        """Only the options that are set, so that a new option changes no older set's id."""
+        """Only the options that are set: a new one that is None or () by default changes no id."""
         return {key: value for key, value in asdict(self).items() if value not in (None, ())}
 
     def validation_threshold(self) -> int:

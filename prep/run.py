@@ -52,8 +52,9 @@ def prepare_locked(request: Request, say: Say, started: float) -> Manifest:
         return read_manifest(request.out)
     budget = Budget(plan.policy.max_documents, plan.policy.max_tokens)
     ledger = Ledger(request.out, plan.plan_id, range(len(plan.units)), budget)
+    is_resumed = bool(ledger.receipts)
     workers = do_units(request, plan, ledger, say)
-    seconds = time.monotonic() - started
+    seconds = None if is_resumed else time.monotonic() - started
     receipts = ledger.close()
     manifest = write_manifest(request.out, plan, receipts, workers, seconds, request.after)
     clear_leftovers(request.out)

@@ -16,6 +16,7 @@ from prep.units.receipts import parse_receipt
 from shards.disk.json_files import load_json
 from shards.disk.layout import MANIFEST, plan_path, receipts_folder
 from shards.disk.url import is_url, restore_url, show_url
+from shards.edit.lineage import ENDINGS
 from shards.exchange.claim import UPLOAD, Note, name_plan, read_note, refuse, write_note
 from shards.exchange.push import LocalFile, is_there, list_shard, push_shards, send_file
 from shards.exchange.storage import Storage, StorageError, open_storage
@@ -182,6 +183,6 @@ def make_meter() -> Meter:
 
 def refuse_files(storage: Storage, listed: dict[str, int]) -> None:
     """ValueError if files of another origin are there that look like a set's."""
-    taken = [name for name in listed if name.endswith((".bin", ".bin.zst", ".docs.parquet"))]
+    taken = [name for name in listed if name.endswith(ENDINGS)]
     if MANIFEST in listed or taken:
         refuse(storage, f"holds a file {(taken or [MANIFEST])[0]} of another origin")

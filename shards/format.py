@@ -124,9 +124,9 @@ class Manifest:
 
     @property
     def ancestors(self) -> list[str]:
-        """The dataset_ids of all earlier versions of this set, its parent last.
+        """The dataset_ids of all earlier versions of this set; empty for a part of a set.
 
-        Empty for a part of a set.
+        Oldest first, except for what stems from versions that did not list them yet: sorted.
         """
         parent = self.parent
         if parent is None or parent.change == PART:

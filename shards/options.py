@@ -55,9 +55,11 @@ def list_options(kind: Any) -> Iterator[inspect.Parameter]:
         if is_dataclass(hint):
             yield from list_options(hint)
         elif is_option(hint):
+            assert field.default_factory is MISSING, f"{field.name}: Typer needs a default to show"
             default = inspect.Parameter.empty if field.default is MISSING else field.default
             wanted, *extras = typing.get_args(hint)
             if takes_several(wanted):  # Typer wants a list for an option that may be repeated.
+                assert default is not inspect.Parameter.empty, f"{field.name}: may be left out"
                 hint, default = Annotated[list[str] | None, *extras], None
             yield inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
@@ -85,5 +87,7 @@ def is_option(hint: Any) -> bool:
 
 def takes_several(hint: Any) -> bool:
     """Whether a field's type is a sequence of strings, or a union with one."""
-    members = (hint, *typing.get_args(hint))
-    return any(typing.get_origin(member) in (tuple, Sequence) for member in members)
+    members = [member for member in (hint, *typing.get_args(hint)) if typing.get_origin(member)]
+    sequences = [m for m in members if typing.get_origin(m) in (tuple, list, Sequence)]
+    assert all(set(typing.get_args(m)) <= {str, ...} for m in sequences), f"{hint}: only strings"
+    return bool(sequences)

@@ -2,6 +2,7 @@
 
 To add a column, add it here (SIDECAR_SCHEMA, make_rows, and BLANK_VALUES if it reveals anything
 of the text) and fill it where documents come from: prep/text/batch.py and prep/foreign/run.py.
+Sidecars that exist lack the column, so read_rows must then fill it in.
 """
 
 import zlib

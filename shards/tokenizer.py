@@ -6,7 +6,6 @@ the bytes of its tokens in order, wherever the text is cut into tokens.
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,10 +13,6 @@ from tokenizers import Tokenizer
 from shards.disk.json_files import Json
 from shards.disk.layout import TOKENIZER
 from shards.format import Int64, Manifest
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 
 # Texts whose ids the manifest records, so that a tokenizer (or a new release of the library) that
 # cuts text differently is noticed: contractions, digits, scripts, spaces, a spelled-out special
@@ -69,7 +64,7 @@ def load_checked_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     return tokenizer
 
 
-def read_token_bytes(tokenizer: "Tokenizer") -> list[bytes]:
+def read_token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     """The bytes of each id; empty for special tokens such as <|endoftext|>.
 
     Raises ValueError if the vocabulary is not that of a byte-level BPE.

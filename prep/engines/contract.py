@@ -4,7 +4,7 @@ An engine is a file with a function `start(request)` that returns an `Engine`, a
 in prep/request.py. Its `run` takes jobs from `next_job(units in progress)` until that returns None,
 does them in any order and on any machine, and yields their receipts. While a unit is in progress,
 None may also mean that the next one's files are still on their way: the engine asks again. If a
-worker is lost, the engine does its job again; it raises what a job raises.
+worker is lost, the engine does its job again; what a job raises, the engine raises.
 """
 
 import os
@@ -18,6 +18,7 @@ from prep.request import ENGINES, Request
 from prep.units.receipts import Receipt
 from prep.units.work import Report, UnitJob
 
+# Workers that may die during one job before the run is given up: it is not chance any more.
 MAX_ATTEMPTS = 3
 # Counters of a unit: documents read, tokens written, bytes of text read. They are shared with the
 # parent without a lock: each has one writer, and a late read does no harm.

@@ -1,7 +1,8 @@
 """Source files as batches of documents: which formats there are, and how each is read.
 
 A file is read as a stream, in batches of bounded size, and what cannot be read is one error that
-names the file and says what to do. A new format is a reader and a row of FORMATS.
+names the file and says what to do. A new format is a reader, a row of
+FORMATS, and its suffix in prep/request.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

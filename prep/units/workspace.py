@@ -15,18 +15,15 @@ from pathlib import Path
 from shards.disk.durable import commit, sync_folder, write_file
 from shards.disk.layout import (
     downloads_folder,
+    part_lock,
     parts_folder,
+    plan_lock,
     receipts_folder,
     set_lock,
     temporary_folder,
 )
 from shards.disk.lock import describe_holder, hold, is_held
 from shards.part import Part
-
-
-def part_lock(out: Path, part: Part) -> Path:
-    """The lock of a part."""
-    return parts_folder(out) / f"{part.number}-of-{part.count}.lock"
 
 
 def find_parts(out: Path) -> list[Part]:
@@ -60,7 +57,7 @@ def hold_part(out: Path, part: Part) -> Iterator[None]:
 @contextmanager
 def hold_plan(out: Path) -> Iterator[None]:
     """Be the only one to make the plan; waits while another process does."""
-    with hold(parts_folder(out) / "plan.lock", "", seconds=-1):
+    with hold(plan_lock(out), "", seconds=-1):
         yield
 
 

@@ -1,3 +1,3 @@
 """Files that survive a crash: their names, durable writes, locks, free space. Knows nothing of
-tokens and imports none of our other packages.
+tokens.
 """

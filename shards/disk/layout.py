@@ -28,6 +28,8 @@ versions/<id>.json             every version's manifest, by the first 12 digits 
 import re
 from pathlib import Path
 
+from shards.part import Part
+
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 VERSIONS = "versions"
@@ -90,6 +92,16 @@ def set_lock(folder: Path) -> Path:
 def parts_folder(folder: Path) -> Path:
     """The locks of the parts, and of the plan while it is made."""
     return work_folder(folder) / "parts"
+
+
+def part_lock(folder: Path, part: Part) -> Path:
+    """The lock of whoever works on a part."""
+    return parts_folder(folder) / f"{part.number}-of-{part.count}.lock"
+
+
+def plan_lock(folder: Path) -> Path:
+    """The lock of the part that makes the plan."""
+    return parts_folder(folder) / "plan.lock"
 
 
 def import_folder(folder: Path) -> Path:

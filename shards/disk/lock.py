@@ -4,6 +4,13 @@ They are the kernel's own locks (flock), which end with their process and reach 
 an NFSv4, Lustre, GPFS or Ceph file system. On a file system without them, the existence of a file
 is the lock; it is taken over if its process was on this machine and is gone. A note next to each
 lock says who took it last.
+
+    set_lock     a run of the whole set, --finish, --append, import, remove; push if it may write
+    part_lock    a run of one part
+    plan_lock    the part that makes the plan, while it does
+    pull_lock    a pull
+
+At a URL, upload.json does the same (shards/exchange/claim.py).
 """
 
 import errno
@@ -35,7 +42,7 @@ def hold(path: Path, found: str, seconds: float | None = None) -> Iterator[None]
     if not lock.is_locked:
         remove = ""
         if isinstance(lock, SoftFileLock):
-            remove = f"; if it is gone, remove {path}"
+            remove = f"; if it is gone, remove {lock.lock_file}"
         raise ValueError(f"{found}{describe_holder(path)}; wait for it, or stop it{remove}")
     try:
         note_holder(path)
@@ -46,7 +53,7 @@ def hold(path: Path, found: str, seconds: float | None = None) -> Iterator[None]
 
 def is_held(path: Path) -> bool:
     """Whether another process holds a lock for longer than a check takes."""
-    if not path.exists():
+    if not (path.exists() or soft_path(path).exists()):
         return False
     lock = acquire(path, PROBE_SECONDS)
     held = not lock.is_locked
@@ -63,9 +70,17 @@ def acquire(path: Path, seconds: float) -> BaseFileLock:
         except (OSError, NotImplementedError) as error:
             if isinstance(error, OSError) and error.errno not in NO_LOCKS:
                 raise
-            lock = SoftFileLock(path)
+            lock = SoftFileLock(soft_path(path))
             lock.acquire(timeout=seconds)
     return lock
+
+
+def soft_path(path: Path) -> Path:
+    """The file that is the lock where the file system has none.
+
+    It needs a name of its own: a kernel lock that could not be taken leaves its file behind.
+    """
+    return path.with_name(f"{path.name}.soft")
 
 
 def note_path(path: Path) -> Path:

@@ -53,10 +53,10 @@ def claim(storage: Storage, listed: dict[str, int], manifest: Manifest, folder: 
         its plan's, or an earlier     claimed; the files of all earlier versions found will be
         version's   any               deleted, and those that the upload meant to delete
         other       any               refused
-        any         another set's     refused
+        none        another set's     refused
 
-    "Any" manifest means this set's or an earlier version's, as a push may be killed before or
-    after it writes the manifest. Raises ValueError if the URL is refused.
+    With an upload.json, any manifest may be there, or none: a push may be killed before or after
+    it writes one. Raises ValueError if the URL is refused.
     """
     names = {name for shard in manifest.shards for name in (shard.name, shard.sidecar)}
     note = read_note(storage, names) if UPLOAD in listed else None
@@ -76,8 +76,9 @@ def claim(storage: Storage, listed: dict[str, int], manifest: Manifest, folder: 
             refuse(storage, f"holds another set (dataset_id {found.dataset_id[:16]})")
         earlier.append(found)
     elif note is None:
-        for name in names & {form.removesuffix(PACKED) for form in listed}:
-            refuse(storage, f"holds a file {name} of another origin")
+        taken = names & {form.removesuffix(PACKED) for form in listed}
+        if taken:
+            refuse(storage, f"holds a file {min(taken)} of another origin")
     old = {name for version in earlier for name in list_replaced(version, manifest)}
     forms = {form for name in old for form in (name, name + PACKED) if form in listed}
     replaced = sorted(forms.union(note.replaced if note is not None else ()))

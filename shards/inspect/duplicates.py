@@ -1,7 +1,7 @@
 """Counts exact copies in a set by doc_hash, in memory that does not grow with the set.
 
 The hashes are read in several passes. Each takes one range of their first 64 bits and finds the
-values that repeat, a pass for every 52 M documents; one more pass compares the whole hashes of the
+values that repeat, a pass for every 53 M documents; one more pass compares the whole hashes of the
 documents with those values. That takes 0.5 GiB, and at most 2 GiB if nearly every document has a
 copy.
 """

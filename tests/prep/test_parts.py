@@ -1,5 +1,6 @@
 """`--part i/n` and `--finish`: processes that share a folder, killed or not, make the same set."""
 
+import errno
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock, SoftFileLock
+from filelock import SoftFileLock
 from typer.testing import CliRunner
 
 from cli import app
@@ -22,7 +23,7 @@ from prep.planning.plan import plan_local_files, restore_plan
 from prep.request import Policy, Request
 from prep.run_part import prepare_part
 from prep.units.workspace import hold_part, hold_whole
-from shards.disk.lock import acquire, hold
+from shards.disk.lock import acquire, hold, soft_path
 from shards.format import Manifest, read_manifest
 from shards.part import Part, parse_part
 from tests.prep.test_hub_prep import NAMES, hub, run_prep
@@ -303,21 +304,21 @@ def test_where_the_file_system_has_no_locks_a_file_is_the_lock(
 ) -> None:
     """A lock of a dead process of this machine is taken over; of another one it is named."""
 
-    def refuse(*arguments: object, **options: object) -> None:
-        raise OSError(37, "No locks available")
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(FileLock, "acquire", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     path = tmp_path / "lock"
     with hold(path, "somebody is there"):
         assert isinstance(acquire(path, 0), SoftFileLock)
         with (
-            pytest.raises(ValueError, match=rf"is there .*; if it is gone, remove {path}"),
+            pytest.raises(ValueError, match=rf"is there .*; if it is gone, remove {path}.soft$"),
             hold(path, "somebody is there", seconds=0),
         ):
             pass
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    path.write_text(f"{dead.pid}\n{os.uname().nodename}\n")
+    soft_path(path).write_text(f"{dead.pid}\n{os.uname().nodename}\n")
     with hold(path, "somebody is there", seconds=10):
         pass
 

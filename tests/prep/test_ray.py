@@ -20,6 +20,7 @@ from prep.engines import ray_cluster
 from prep.request import Policy, Request
 from prep.run import prepare
 from shards.format import read_manifest
+from tests.servers.forked import run_forked
 from tests.servers.hub_server import HubServer
 from tests.servers.hub_server import Request as HubRequest
 from tests.texts import (
@@ -185,17 +186,11 @@ def test_files_of_the_hub_arrive_while_others_are_in_work_each_once(tmp_path: Pa
         hub.commit("owner/corpus", {n: p.read_bytes() for n, p in zip(names, paths, strict=True)})
         for out, options in (("local", []), ("shards", ["--engine", "ray"])):
             hub.watch = watch if options else hub.watch
-            command = [sys.executable, "-m", "cli", "prep", "--out", str(tmp_path / out)]
-            command += ["--dataset", "owner/corpus", "--unit-bytes", "100", "--workers", "1"]
-            environment = {
-                **os.environ,
-                **hub.environment(tmp_path / "home"),
-                "HF_HUB_DOWNLOAD_TIMEOUT": "30",
-            }
-            environment.pop("RAY_ADDRESS", None)
-            process = subprocess.run(
-                [*command, *options], env=environment, capture_output=True, text=True, timeout=120
-            )
+            words = ["velocity", "prep", "--out", tmp_path / out, "--dataset", "owner/corpus"]
+            environment = hub.environment(tmp_path / "home")
+            environment |= {"HF_HUB_DOWNLOAD_TIMEOUT": "30", "RAY_ADDRESS": ""}
+            words += ["--unit-bytes", "100", "--workers", "1", *options]
+            process = run_forked(words, environment=environment)
             assert process.returncode == 0, process.stderr
     assert set_bytes(tmp_path / "shards") == set_bytes(tmp_path / "local")
     assert held[0]  # With one file after the other nobody would have asked for others.

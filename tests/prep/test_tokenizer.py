@@ -67,7 +67,13 @@ def test_every_code_point_alone_after_a_space_and_inside_a_word(
 ) -> None:
     installed = [name for name in ENCODERS if find_spec(name)]
     encoders = [Encoder(build_gpt2_json(), name) for name in installed]
-    every = [chr(i) for i in range(sys.maxunicode + 1) if i not in SURROGATES]
+    # Planes 4 to 13 have no character yet and are alike to every tokenizer: a sixteenth of them.
+    empty = range(0x40000, 0xE0000)
+    every = [
+        chr(i)
+        for i in range(sys.maxunicode + 1)
+        if i not in SURROGATES and (i not in empty or i % 16 == i // 16 % 16)
+    ]
     for start in range(0, len(every), 1 << 16):
         some = every[start : start + (1 << 16)]
         texts = ["\n".join(some), " ".join(some), "a".join(some)]

@@ -54,8 +54,11 @@ class Forked:
         return code
 
     def wait(self, timeout: float = 60) -> int:
-        """Wait for its end."""
+        """Wait for its end; subprocess.TimeoutExpired, and its end, if that takes too long."""
         self.process.join(timeout)
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise subprocess.TimeoutExpired(self.words, timeout)
         return self.returncode
 
     def communicate(self, timeout: float = 60) -> tuple[str, str]:
@@ -101,7 +104,7 @@ def run_words(
     environment: dict[str, str],
     setup: Callable[[], None] | None,
 ) -> None:
-    """In the fork: the command."""
+    """Run the command in the forked process."""
     os.setsid()
     for descriptor, path in zip((1, 2), files, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)

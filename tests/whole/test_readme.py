@@ -21,7 +21,6 @@ import tomllib
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,6 +34,7 @@ from prep.text.gpt2 import build_gpt2_json
 from tests.foreign import END, write_llmc, write_megatron, write_nanogpt
 from tests.prep.test_hub_prep import CARD, REPO
 from tests.runs import SMALL
+from tests.servers.forked import FORKS
 from tests.servers.hub_server import HubServer, changed_environment
 from tests.servers.s3_server import S3Server, run_s3_server
 from tests.texts import make_texts, write_parquet
@@ -252,11 +252,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         # One process for all commands, which loads what they need once.
         with (
             changed_environment(environment),
-            ProcessPoolExecutor(1, get_context("spawn")) as worker,
+            ProcessPoolExecutor(1, FORKS, take_environment, (dict(os.environ),)) as worker,
         ):
             world = World(folder, s3, worker, environment)
             run_page(world, "README.md", folder)
             yield world
+
+
+def take_environment(variables: dict[str, str]) -> None:
+    """In the worker, which is forked from a process that knows no Hub."""
+    os.environ.update(variables)
 
 
 def commit_datasets(hub: HubServer, folder: Path) -> None:
