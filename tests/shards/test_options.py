@@ -1,0 +1,75 @@
+"""Options as fields of dataclasses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from shards.options import takes_options
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: Annotated[int, typer.Option(help="How large.")] = 3
+    names: Annotated[tuple[str, ...], typer.Option("--name", help="May be repeated.")] = ("a",)
+
+
+@dataclass(frozen=True)
+class Outer:
+    out: Annotated[str, typer.Option(help="Where to.")]
+    inner: Inner = field(default_factory=Inner)
+    stop: Annotated[str | Sequence[str] | None, typer.Option(help="Where to end.")] = None
+    hidden: int = 7
+
+
+def run(*arguments: str) -> tuple[int, str, list[tuple[Outer, bool]]]:
+    """Exit code, what was printed, and what the command was called with."""
+    calls: list[tuple[Outer, bool]] = []
+
+    @takes_options
+    def command(outer: Outer, loud: bool = False) -> None:
+        calls.append((outer, loud))
+
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(command)
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output, calls
+
+
+def test_what_is_not_given_has_the_default_of_its_field() -> None:
+    assert run("--out", "x") == (0, "", [(Outer("x"), False)])
+
+
+def test_what_is_given_arrives_in_its_field() -> None:
+    words = ["--out", "x", "--size", "5", "--name", "b", "--name", "c", "--stop", "!", "--loud"]
+    _, _, calls = run(*words)
+    assert calls == [(Outer("x", Inner(5, ("b", "c")), ("!",)), True)]
+
+
+def test_a_field_without_a_default_must_be_given() -> None:
+    code, said, calls = run()
+    assert (code, calls) == (2, [])
+    assert "Missing option '--out'" in said
+
+
+def test_help_has_the_options_in_the_order_of_the_fields() -> None:
+    _, said, _ = run("--help")
+    places = [said.index(word) for word in ("--out", "--size", "--name", "--stop", "--loud")]
+    assert places == sorted(places)
+    assert "How large.  [default: 3]" in said
+    assert "hidden" not in said
+
+
+def test_what_cannot_be_an_option_is_found_when_the_command_is_made() -> None:
+    @dataclass(frozen=True)
+    class Numbers:
+        counts: Annotated[tuple[int, ...], typer.Option()] = ()
+
+    def command(numbers: Any) -> None: ...
+
+    command.__annotations__["numbers"] = Numbers
+    with pytest.raises(AssertionError, match="only strings"):
+        takes_options(command)
