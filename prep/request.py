@@ -18,6 +18,12 @@ ENCODERS = ("fastokens", "tokenizers")
 ENGINES = {"local": "prep.engines.local", "ray": "prep.engines.ray_cluster"}
 
 
+# An option that an import has as well.
+ShardTokens = Annotated[
+    int, typer.Option(help="Maximum tokens per shard; a longer document stays whole.")
+]
+
+
 @dataclass(frozen=True)
 class Policy:
     """The settings that decide which tokens come out; all are part of the dataset_id."""
@@ -32,9 +38,7 @@ class Policy:
     validation_fraction: Annotated[
         str, typer.Option(help="Fraction of documents that goes to validation.")
     ] = "0.001"
-    shard_tokens: Annotated[
-        int, typer.Option(help="Maximum tokens per shard; a longer document stays whole.")
-    ] = 1 << 28
+    shard_tokens: ShardTokens = 1 << 28
     # Both count in plan order, <|endoftext|> included.
     max_documents: Annotated[int | None, typer.Option(help="Stop after this many documents.")] = (
         None

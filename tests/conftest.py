@@ -38,6 +38,10 @@ SLOW_FILES = (
     "test_upload.py",
     "test_python_docs.py",
     "test_project.py",
+    "test_hub.py",
+    "test_import.py",
+    "test_import_faults.py",
+    "test_trace.py",
 )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from prep.request import Policy
+from prep.request import Policy, ShardTokens
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,7 @@ class ImportRequest:
     validation_fraction: Annotated[
         str, typer.Option(help="Fraction of documents that goes to validation, by their hash.")
     ] = "0"
-    shard_tokens: Annotated[
-        int, typer.Option(help="Maximum tokens per shard; a longer document stays whole.")
-    ] = 1 << 28
+    shard_tokens: ShardTokens = Policy.shard_tokens
     add_end_of_text: Annotated[
         bool,
         typer.Option(
