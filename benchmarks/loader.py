@@ -79,7 +79,9 @@ def write_tokens(folder: Path, options: argparse.Namespace) -> TokenStream:
     random = np.random.default_rng(options.seed)
     ids = random.integers(0, VOCAB_SIZE, options.tokens, np.uint16)
     ids.astype("<u2", copy=False).tofile(folder / "train-00000.bin")
-    return TokenStream(folder, [Shard("train", "train-00000.bin", options.tokens, 0, "")])
+    return TokenStream(
+        folder, [Shard("train", "train-00000.bin", options.tokens, 0, "")], VOCAB_SIZE
+    )
 
 
 def make_order(options: argparse.Namespace) -> SampleOrder:

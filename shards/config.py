@@ -1,6 +1,9 @@
 """The settings for what a run reads: sections `data` and `tokenizer`."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Verify = Literal["open", "first-read", "off"]
 
 
 @dataclass(frozen=True)
@@ -11,12 +14,21 @@ class DataConfig:
     shards: str = "shards/"
     # Tokens that one sample feeds to the model; a window is one token longer.
     max_seq_length: int = 2048
+    # Damage in the shards ends the run: "first-read" compares each MiB with its checksum the first
+    # time it is read, beside training; "open" hashes all shards before the first step; "off" = only
+    # ids outside the vocabulary are noticed.
+    verify: Verify = "first-read"
 
     def __post_init__(self) -> None:
         if self.max_seq_length < 1:
             raise ValueError(
                 f"data.max_seq_length is {self.max_seq_length}; expected at least 1 token"
             )
+
+    @property
+    def checks_first_reads(self) -> bool:
+        """Whether each MiB is compared with its checksum the first time it is read."""
+        return self.verify == "first-read"
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,28 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.first_read import FirstReads
 from shards.format import TOKEN_BYTES, Int64, Manifest, Shard, Tokens, read_manifest
 
 
 class TokenStream:
-    """The tokens of one split, in manifest order, as if they were one array of `num_tokens`."""
+    """The tokens of one split, in manifest order, as if they were one array of `num_tokens`.
 
-    def __init__(self, folder: Path, shards: list[Shard]) -> None:
+    Ids from `vocab_size` on are refused as damage. With `first_reads`, each MiB is compared with
+    its checksum the first time it is read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shards: list[Shard],
+        vocab_size: int,
+        first_reads: FirstReads | None = None,
+    ) -> None:
         self.folder = folder
         self.shards = shards
+        self.vocab_size = vocab_size
+        self.first_reads = first_reads
         # shard_starts[i] is the stream position of shard i's first token.
         sizes = [shard.num_tokens for shard in shards]
         self.shard_starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
@@ -30,17 +43,18 @@ class TokenStream:
     def read(self, start: int, count: int) -> Tokens:
         """`count` ids from position `start`, copied into a new array.
 
-        Raises ValueError if the stream does not hold all of them.
+        Raises ValueError if the stream does not hold all of them, or what is there is damaged.
         """
-        tokens = np.empty(count, np.uint16)
-        self._fill(tokens, start)
-        return tokens
+        window: Tokens = self.windows(np.array([start]), count)[0]
+        return window
 
     def windows(self, starts: Int64, num_tokens: int) -> Tokens:
         """The windows of `num_tokens` ids that begin at `starts`: (len(starts), num_tokens)."""
         tokens = np.empty((len(starts), num_tokens), np.uint16)
         for row, start in zip(tokens, starts.tolist(), strict=True):
             self._fill(row, start)
+        if tokens.max(initial=0) >= self.vocab_size:
+            raise self._make_id_error(tokens, starts)
         return tokens
 
     def _fill(self, out: Tokens, start: int) -> None:
@@ -53,10 +67,24 @@ class TokenStream:
         offset = start - int(self.shard_starts[index])
         filled = 0
         while filled < len(out):
-            piece = self._map(index)[offset : offset + len(out) - filled]
+            tokens = self._map(index)
+            piece = tokens[offset : offset + len(out) - filled]
+            if self.first_reads:
+                self.first_reads.check(index, tokens, offset, offset + len(piece))
             out[filled : filled + len(piece)] = piece
             filled += len(piece)
             index, offset = index + 1, 0
+
+    def _make_id_error(self, windows: Tokens, starts: Int64) -> ValueError:
+        row, column = np.argwhere(windows >= self.vocab_size)[0].tolist()
+        position = int(starts[row]) + column
+        index = int(np.searchsorted(self.shard_starts, position, side="right")) - 1
+        return ValueError(
+            f"{self.folder / self.shards[index].name}: holds the id {windows[row, column]} as "
+            f"token {position - int(self.shard_starts[index]):,}; the tokenizer has "
+            f"{self.vocab_size:,} ids, so the file is damaged; see what else is with: "
+            f"velocity shards verify {self.folder}"
+        )
 
     def _map(self, index: int) -> Tokens:
         tokens = self.maps[index]
@@ -87,9 +115,11 @@ class Shards:
     folder: Path
     manifest: Manifest
 
-    def stream(self, split: str) -> TokenStream:
-        """The tokens of one split."""
-        return TokenStream(self.folder, self.manifest.split(split))
+    def stream(self, split: str, checks_first_reads: bool = False) -> TokenStream:
+        """The tokens of one split, on request compared with their checksums as they are read."""
+        shards = self.manifest.split(split)
+        first_reads = FirstReads(self.folder, shards) if checks_first_reads else None
+        return TokenStream(self.folder, shards, self.manifest.vocab_size, first_reads)
 
 
 def open_shards(folder: str | Path) -> Shards:

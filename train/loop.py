@@ -57,7 +57,7 @@ def train(config: Config) -> Outcome:
 def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     """Take steps from where the run is to its last one, or until a signal."""
     training = run.config.training
-    validation = run.shards.stream("validation")
+    validation = run.shards.stream("validation", run.config.data.checks_first_reads)
     speed = make_speed(run)
     checkpoint, validation_loss, signal_number = None, None, 0
     while run.step < training.num_training_steps and not signal_number:

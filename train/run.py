@@ -11,6 +11,7 @@ from model.checkpoints.folder import load_model, save_model
 from model.transformer import Transformer
 from shards.disk.layout import TOKENIZER
 from shards.edit.versions import keeps_places
+from shards.inspect.verify import check_shards
 from shards.order import SampleOrder
 from shards.reader import Shards, open_shards
 from shards.screen import Say
@@ -77,6 +78,9 @@ def build_run(config: Config, rank: Rank, say: Say) -> Run:
     """The run that the settings describe, at its beginning or where its checkpoint left it."""
     check_precision(rank.device, config.training.precision)
     shards = open_checked_shards(config)
+    if config.data.verify == "open":
+        own = shards.manifest.shards[rank.rank :: rank.world_size]
+        check_shards(shards.folder, shards.manifest, own)
     start = agree_on_start(config.infrastructure, rank, say)
     if start:
         check_same_run(config, shards, start, say)
@@ -147,7 +151,7 @@ def share_model(model: Transformer, rank: Rank) -> nn.Module:
 
 def make_batches(config: Config, rank: Rank, shards: Shards, consumed: int) -> Batches:
     """This rank's share of the samples after those already consumed."""
-    stream = shards.stream("train")
+    stream = shards.stream("train", config.data.checks_first_reads)
     order = SampleOrder(stream.num_tokens, config.data.max_seq_length, config.infrastructure.seed)
     dealing = Dealing(
         config.training.batch_size_per_device,

@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from shards.disk.durable import hash_file
 from shards.disk.layout import TOKENIZER
 from shards.format import TOKEN_BYTES, Int64, Manifest, Shard, read_manifest
 from shards.reader import map_shard
+from shards.screen import ReadProgress
 from shards.sidecar import BLOCK_BYTES, open_sidecar, read_block_checksums
 from shards.tokenizer import load_checked_tokenizer
 
@@ -25,9 +26,30 @@ def verify_shards(folder: Path) -> Iterator[tuple[str, str | None]]:
     manifest = read_manifest(folder)
     yield TOKENIZER, verify_tokenizer(folder, manifest)
     for shard in manifest.shards:
-        fault, ends = verify_sidecar(folder, shard, manifest.sidecar_sha256(shard))
-        yield shard.sidecar, fault
-        yield shard.name, verify_tokens(folder, shard, manifest, ends)
+        yield from verify_shard(folder, shard, manifest)
+
+
+def verify_shard(
+    folder: Path, shard: Shard, manifest: Manifest
+) -> Iterator[tuple[str, str | None]]:
+    """Re-read a shard's files; yields each one's name with None, or with what is wrong with it."""
+    fault, ends = verify_sidecar(folder, shard, manifest.sidecar_sha256(shard))
+    yield shard.sidecar, fault
+    yield shard.name, verify_tokens(folder, shard, manifest, ends)
+
+
+def check_shards(folder: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
+    """Re-read some shards of a set; ValueError if a file is damaged."""
+    progress = ReadProgress("tokens checked", sum(shard.num_tokens for shard in shards))
+    for shard in shards:
+        for name, fault in verify_shard(folder, shard, manifest):
+            if fault:
+                raise ValueError(
+                    f"{folder / name}: {fault}; see what else is damaged with: "
+                    f"velocity shards verify {folder}"
+                )
+        progress.add(shard.num_tokens)
+    progress.finish()
 
 
 def verify_tokenizer(folder: Path, manifest: Manifest) -> str | None:
