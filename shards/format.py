@@ -2,21 +2,30 @@
 
 The manifest's `content` holds everything that decides which tokens are in the set and where; the
 sha256 of its canonical JSON is the `dataset_id`. Versions, hosts and times are kept outside it.
+The file is sealed (shards/disk/json_files.py), so that no bit of it changes unseen.
 """
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.disk.json_files import Json, hash_canonical, load_json
+from shards.disk.json_files import (
+    SEAL,
+    Json,
+    hash_canonical,
+    is_sealed,
+    parse_json,
+    read_json,
+    seal_json,
+)
 from shards.disk.layout import MANIFEST, pull_folder, work_folder
+from shards.disk.shapes import MAX_INT, find_misshape
 from shards.disk.url import refuse_url
+from shards.schema import MANIFEST_SHAPE
 
 Tokens = npt.NDArray[np.uint16]
 # Counts and positions of tokens and documents.
@@ -25,6 +34,10 @@ Int64 = npt.NDArray[np.int64]
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation")
 TOKEN_BYTES = 2  # uint16
+MAX_IDS = 1 << 16
+
+# The keys of manifest.json before its SEAL, which sets of earlier releases do not have.
+KEYS = ("schema_version", "dataset_id", "content", "totals", "audit", "environment")
 
 # How one set is made from another: a change (a new version), or a cut (a part).
 REMOVE = "remove"
@@ -93,6 +106,8 @@ class Manifest:
     content: Json
     audit: Json
     environment: Json
+    # Whether the file has a hash of itself, so that all of this is what was written.
+    is_sealed: bool = False
 
     @property
     def shards(self) -> list[Shard]:
@@ -180,15 +195,9 @@ class Manifest:
 def make_manifest(content: Json, shards: Iterable[Shard], audit: Json, environment: Json) -> str:
     """The text of manifest.json for a finished set."""
     content = content | {"shards": [asdict(shard) for shard in shards]}
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "dataset_id": hash_canonical(content),
-        "content": content,
-        "totals": count_totals(content["shards"]),
-        "audit": audit,
-        "environment": environment,
-    }
-    return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    totals = count_totals(content["shards"])
+    values = (SCHEMA_VERSION, hash_canonical(content), content, totals, audit, environment)
+    return seal_json(dict(zip(KEYS, values, strict=True)))
 
 
 def count_totals(shards: list[Json]) -> Json:
@@ -211,33 +220,71 @@ def read_manifest(folder: Path) -> Manifest:
     damaged, was edited, or has another schema version.
     """
     refuse_url(folder)
-    path = folder / MANIFEST
-    return parse_manifest(load_json(path, missing=describe_unfinished(folder)), path)
+    return load_manifest(folder / MANIFEST, describe_unfinished(folder))
 
 
-def parse_manifest(raw: Json, path: Path | str) -> Manifest:
-    """Check a manifest's JSON; `path` is what errors call it.
+def load_manifest(path: Path, missing: str | None = None) -> Manifest:
+    """Read and check a manifest; ValueError with one line, `missing` if there is no such file."""
+    return parse_manifest(read_json(path, missing), path)
+
+
+def parse_manifest(text: str | bytes, path: Path | str) -> Manifest:
+    """Check the text of a manifest; `path` is what errors call it.
 
     Raises ValueError with one line if it is damaged, was edited, or has another schema version.
     """
-    if raw.get("schema_version") != SCHEMA_VERSION:
+    advice = (
+        "so it was edited or damaged; restore the file from a copy (versions/ may have one), or "
+        "make the set again with the command that made it"
+    )
+    raw = parse_json(text, path, f", {advice}")
+    if SEAL in raw and not is_sealed(text):
+        raise ValueError(f"{path}: its lines do not hash to its {SEAL}, {advice}")
+    version = raw.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
         raise ValueError(
-            f"{path}: schema_version is {raw.get('schema_version')!r}; this velocity reads "
+            f"{path}: schema_version is {version!r:.60}; this velocity reads "
             f"{SCHEMA_VERSION}, so prepare the set again or use the version that made it"
         )
-    content = raw.get("content")
-    if not isinstance(content, dict) or hash_canonical(content) != raw.get("dataset_id"):
-        raise ValueError(
-            f"{path}: its content does not hash to its dataset_id, so it was edited or damaged; "
-            "restore the file from a copy (versions/ may have one), or make the set again with the "
-            "command that made it"
-        )
-    fault = find_misshape(raw, MANIFEST_SHAPE)
+    if raw.keys() - {SEAL} != set(KEYS):
+        wrong = min(raw.keys() - {SEAL} ^ set(KEYS))
+        state = "is missing" if wrong in KEYS else "is not a key of a manifest"
+        raise ValueError(f"{path}: {wrong:.60} {state}, {advice}")
+    if hash_canonical(raw["content"]) != raw["dataset_id"]:
+        raise ValueError(f"{path}: its content does not hash to its dataset_id, {advice}")
+    fault = find_misshape(raw, MANIFEST_SHAPE) or find_contradiction(raw)
     if fault:
         raise ValueError(f"{path}: {fault}; restore the file from where the set was made")
-    manifest = Manifest(raw["dataset_id"], content, raw["audit"], raw["environment"])
+    manifest = Manifest(
+        raw["dataset_id"], raw["content"], raw["audit"], raw["environment"], SEAL in raw
+    )
     check_names(path, [(shard.name, shard.split) for shard in manifest.shards])
     return manifest
+
+
+def find_contradiction(raw: Json) -> str | None:
+    """What cannot be true of a manifest that has MANIFEST_SHAPE, in words; None if all can."""
+    content = raw["content"]
+    for shard in content["shards"]:
+        # Each document ends in a token of its own.
+        if shard["num_documents"] > shard["num_tokens"]:
+            return (
+                f"{shard['name']:.60} has {shard['num_documents']:,} documents of "
+                f"{shard['num_tokens']:,} tokens; expected at least a token each"
+            )
+    if sum(shard["num_tokens"] for shard in content["shards"]) > MAX_INT // TOKEN_BYTES:
+        return "the shards have more tokens than any disk can hold"
+    if raw["totals"] != count_totals(content["shards"]):
+        return "totals are not those of its shards"
+    tokenizer = content["tokenizer"]
+    if not tokenizer["end_of_text"] < tokenizer["vocab_size"] <= MAX_IDS:
+        return (
+            f"content.tokenizer has {tokenizer['vocab_size']:,} ids, the last of a document "
+            f"{tokenizer['end_of_text']:,}; expected at most {MAX_IDS:,} ids and that one of them"
+        )
+    if sum(e["files"] for e in content.get("appended", [])) > len(content["sources"]["files"]):
+        return "content.appended has more files than content.sources"
+    return None
 
 
 def describe_unfinished(folder: Path) -> str:
@@ -263,7 +310,7 @@ def describe_unfinished(folder: Path) -> str:
 def check_names(path: Path | str, shards: list[tuple[str, str]]) -> None:
     """ValueError if a shard's name leads out of the folder or occurs twice."""
     for name, split in shards:
-        plain = name == Path(name).name and "\\" not in name
+        plain = name == Path(name).name and "\\" not in name and name.isprintable()
         if not plain or not name.endswith(".bin") or name == ".bin" or split not in SPLITS:
             raise ValueError(
                 f"{path}: {name!r} is not a shard's name; "
@@ -271,53 +318,3 @@ def check_names(path: Path | str, shards: list[tuple[str, str]]) -> None:
             )
     if len({name for name, _ in shards}) < len(shards):
         raise ValueError(f"{path}: names a shard twice; restore it from where the set was made")
-
-
-# A shape is a type, a list of one shape, or a dictionary of shapes; a key that ends in a question
-# mark may be missing.
-MANIFEST_SHAPE: dict[str, Any] = {
-    "content": {
-        "sources": {"files": [{"name": str, "num_bytes": int, "rows": int}]},
-        "tokenizer": {
-            "name": str,
-            "sha256": str,
-            "vocab_size": int,
-            "end_of_text": int,
-            "self_test": [{"text": str, "ids": [int]}],
-        },
-        "policy": dict,
-        "shards": [
-            {"split": str, "name": str, "num_tokens": int, "num_documents": int, "sha256": str}
-        ],
-        "parent?": {"dataset_id": str, "change?": str, "ancestors?": [str]},
-        "ancestors?": [str],
-        "same_places?": [str],
-    },
-    "audit": {"dropped": dict},
-    "environment": {"sidecar_sha256?": dict},
-}
-NAMES = {str: "text", int: "a whole number, 0 or more", dict: "an object", list: "a list"}
-
-
-def find_misshape(value: Any, shape: Any, place: str = "") -> str | None:
-    """Where a value does not have a shape, in words; None if it does.
-
-    >>> find_misshape({"a": [1, "2"]}, {"a": [int]})
-    "a[1] is '2'; expected a whole number, 0 or more"
-    """
-    kind = shape if isinstance(shape, type) else type(shape)
-    fits = isinstance(value, kind) and not isinstance(value, bool)
-    if not fits or (kind is int and value < 0):
-        return f"{place} is {value!r:.60}; expected {NAMES[kind]}"
-    if isinstance(shape, list):
-        parts = ((entry, shape[0], f"{place}[{i}]") for i, entry in enumerate(value))
-    elif isinstance(shape, dict):
-        inner = f"{place}." if place else ""
-        keys = {key.rstrip("?"): part for key, part in shape.items()}
-        missing = [key for key in shape if not key.endswith("?") and key not in value]
-        if missing:
-            return f"{inner}{missing[0]} is missing"
-        parts = ((value[key], part, inner + key) for key, part in keys.items() if key in value)
-    else:
-        return None
-    return next((fault for part in parts if (fault := find_misshape(*part))), None)

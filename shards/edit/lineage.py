@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from shards.disk.json_files import load_json
 from shards.disk.layout import MANIFEST, version_path, work_folder
 from shards.edit.versions import finish_version
-from shards.format import Manifest, parse_manifest, read_manifest
+from shards.format import Manifest, load_manifest, read_manifest
 
 # The endings of files that a new version may replace.
 ENDINGS = (".bin", ".bin.zst", ".docs.parquet")
@@ -24,7 +23,7 @@ def is_later(new: Manifest, old: Manifest) -> bool:
 def read_earlier(folder: Path, manifest: Manifest) -> list[Manifest]:
     """The manifests of a set's earlier versions, as far as versions/ in `folder` has them."""
     paths = [version_path(folder, ancestor) for ancestor in sorted(manifest.ancestors)]
-    return [parse_manifest(load_json(path), path) for path in paths if path.exists()]
+    return [load_manifest(path) for path in paths if path.exists()]
 
 
 def is_replaceable(name: object) -> bool:

@@ -27,7 +27,7 @@ from shards.disk.layout import (
     version_folder,
     version_path,
 )
-from shards.format import Manifest, parse_manifest, read_manifest
+from shards.format import Manifest, load_manifest, parse_manifest, read_manifest
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def keep_manifests(folder: Path, following: str) -> None:
     (folder / VERSIONS).mkdir(exist_ok=True)
     sync_folder(folder)
     for text in ((folder / MANIFEST).read_text(encoding="utf-8"), following):
-        path = version_path(folder, json.loads(text)["dataset_id"])
+        path = version_path(folder, parse_manifest(text, folder / MANIFEST).dataset_id)
         if not path.exists():
             write_file(path, text)
 
@@ -127,7 +127,7 @@ def find_version(folder: Path, manifest: Manifest, dataset_id: str) -> Manifest 
         path = version_path(folder, parent.dataset_id)
         if not path.exists():
             return None
-        manifest = parse_manifest(load_json(path), path)
+        manifest = load_manifest(path)
         if manifest.dataset_id != parent.dataset_id:
             return None
     return manifest
@@ -150,7 +150,7 @@ def keeps_places(folder: Path, manifest: Manifest, dataset_id: str) -> bool:
     path = version_path(folder, dataset_id)
     if dataset_id in manifest.same_places or not path.exists():
         return dataset_id in manifest.same_places
-    earlier = parse_manifest(load_json(path), path)
+    earlier = load_manifest(path)
     was, now = earlier.parent, manifest.parent
     if was is None or now is None or earlier.dataset_id != dataset_id:
         return False
@@ -160,7 +160,7 @@ def keeps_places(folder: Path, manifest: Manifest, dataset_id: str) -> bool:
 def list_versions(folder: Path, manifest: Manifest) -> list[Manifest]:
     """The manifests of all versions known here, the set's own first."""
     kept = sorted((folder / VERSIONS).glob("*.json"))
-    return [manifest, *(parse_manifest(load_json(path), path) for path in kept)]
+    return [manifest, *(load_manifest(path) for path in kept)]
 
 
 def parse_next(path: Path, raw: Json) -> NextVersion:

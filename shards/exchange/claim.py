@@ -105,21 +105,13 @@ def refuse(storage: Storage, state: str) -> NoReturn:
 def read_remote_manifest(storage: Storage) -> Manifest:
     """The manifest of the set at a URL, checked."""
     where = f"{storage.name}/{MANIFEST}"
-    return parse_manifest(parse_json(read_text(storage, MANIFEST), where), where)
-
-
-def read_text(storage: Storage, name: str) -> str:
-    """A small text file; ValueError if it is not UTF-8."""
-    try:
-        return storage.read_bytes(name).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{storage.name}/{name}: not valid JSON ({error})") from None
+    return parse_manifest(storage.read_bytes(MANIFEST), where)
 
 
 def read_note(storage: Storage, kept: Collection[str] = ()) -> Note:
     """Read upload.json; ValueError if it would delete a file in `kept`, or one not a set's."""
     where = f"{storage.name}/{UPLOAD}"
-    raw = parse_json(read_text(storage, UPLOAD), where)
+    raw = parse_json(storage.read_bytes(UPLOAD), where)
     replaced = raw.get("replaced", [])
     wrong = [
         name

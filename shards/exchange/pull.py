@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from shards.disk.durable import write_file
-from shards.disk.json_files import load_json, parse_json
+from shards.disk.json_files import load_json
 from shards.disk.layout import (
     MANIFEST,
     TOKENIZER,
@@ -31,7 +31,7 @@ from shards.disk.url import refuse_url
 from shards.edit.cut import cut_manifest
 from shards.edit.lineage import find_replaced, is_replaceable
 from shards.edit.versions import NextVersion, commit_version
-from shards.exchange.claim import UPLOAD, read_text
+from shards.exchange.claim import UPLOAD
 from shards.exchange.fetch import RemoteFile, fetch_files, has_size, is_whole
 from shards.exchange.packing import PACKED
 from shards.exchange.push import DEFAULT_WORKERS
@@ -62,7 +62,7 @@ def pull_shards(
     text, manifest = read_remote(storage, listed)
     if split is not None or part is not None:
         text = cut_manifest(manifest, split, part)
-        manifest = parse_manifest(parse_json(text, MANIFEST), MANIFEST)
+        manifest = parse_manifest(text, MANIFEST)
     wanted = list_wanted(storage, manifest, listed)
     has_set = (folder / MANIFEST).exists()
     with lock_set(folder) if has_set else nullcontext():
@@ -116,9 +116,9 @@ def read_remote(storage: Storage, listed: dict[str, int]) -> tuple[str, Manifest
             f"{storage.name}: no {MANIFEST} there ({found}), so this is not a set of shards; "
             "check the URL"
         )
-    text = read_text(storage, MANIFEST)
-    where = f"{storage.name}/{MANIFEST}"
-    return text, parse_manifest(parse_json(text, where), where)
+    text = storage.read_bytes(MANIFEST)
+    manifest = parse_manifest(text, f"{storage.name}/{MANIFEST}")
+    return text.decode("utf-8"), manifest
 
 
 def list_wanted(storage: Storage, manifest: Manifest, listed: dict[str, int]) -> list[RemoteFile]:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.disk.durable import hash_file
-from shards.disk.json_files import parse_json
 from shards.disk.layout import MANIFEST, TOKENIZER, set_lock
 from shards.disk.lock import lock_set
 from shards.exchange.claim import UPLOAD, claim, clear_temporaries
@@ -82,9 +81,7 @@ def push_locked(
 ) -> Manifest:
     """Send the set's files, then exactly the manifest that was read at the start."""
     text = (folder / MANIFEST).read_bytes()
-    manifest = parse_manifest(
-        parse_json(text.decode("utf-8"), folder / MANIFEST), folder / MANIFEST
-    )
+    manifest = parse_manifest(text, folder / MANIFEST)
     files = list_local(folder, manifest)
     replaced = claim(storage, listed, manifest, folder)
     clear_temporaries(storage, listed)

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from shards.disk.durable import commit
+from shards.disk.json_files import check_json_size
 from shards.disk.url import is_url, restore_url, show_url
 
 # Each piece is a request to S3: large pieces, so that round trips cost little.
@@ -64,9 +65,13 @@ class Storage:
         return int(info.size) if info.type == fs.FileType.File else None
 
     def read_bytes(self, name: str) -> bytes:
-        """The bytes of a small file."""
+        """The bytes of a small file; ValueError if it is larger than any JSON file of ours."""
+        content = bytearray()
         with self.open(name) as file:
-            return bytes(file.read())
+            while piece := file.read(CHUNK_BYTES):
+                content += piece
+                check_json_size(len(content), f"{self.name}/{name}")
+        return bytes(content)
 
     def read_tail(self, name: str, num_bytes: int) -> bytes:
         """The last `num_bytes` of a file; all of a shorter one."""

@@ -33,7 +33,7 @@ def verify_shard(
     folder: Path, shard: Shard, manifest: Manifest
 ) -> Iterator[tuple[str, str | None]]:
     """Re-read a shard's files; yields each one's name with None, or with what is wrong with it."""
-    fault, ends = verify_sidecar(folder, shard, manifest.sidecar_sha256(shard))
+    fault, ends = verify_sidecar(folder, shard, manifest)
     yield shard.sidecar, fault
     yield shard.name, verify_tokens(folder, shard, manifest, ends)
 
@@ -64,14 +64,16 @@ def verify_tokenizer(folder: Path, manifest: Manifest) -> str | None:
 
 
 def verify_sidecar(
-    folder: Path, shard: Shard, sha256: str | None
+    folder: Path, shard: Shard, manifest: Manifest
 ) -> tuple[str | None, Int64 | None]:
     """What is wrong with a shard's sidecar, if anything; if nothing, where its documents end."""
     path = folder / shard.sidecar
     if not path.is_file():
         return "is missing", None
+    sha256 = manifest.sidecar_sha256(shard)
     if sha256 is not None and hash_file(path) != sha256:
-        return "its sha256 is not the manifest's", None
+        unsure = "" if manifest.is_sealed else "; one of the two is damaged"
+        return f"its sha256 is not the manifest's{unsure}", None
     try:
         with open_sidecar(folder, shard) as file:
             table = file.read(columns=["start", "num_tokens"])

@@ -1,6 +1,5 @@
 """Sets on object storage: what comes back is what was sent, or it does not come back at all."""
 
-import json
 import shutil
 import signal
 import time
@@ -13,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from shards.disk.json_files import hash_canonical
 from shards.disk.url import restore_url, show_url
 from shards.exchange.packing import DamagedError, pack, unpack
 from shards.exchange.pull import pull_shards
@@ -23,6 +21,7 @@ from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from shards.part import Part, parse_part
 from shards.reader import open_shards
+from tests.manifests import edit_manifest
 from tests.servers.forked import Forked
 from tests.servers.s3_server import S3Server
 from tests.stored import (
@@ -275,14 +274,14 @@ def test_an_edited_manifest_or_one_that_leads_elsewhere_is_refused(
     finished_set: Path, tmp_path: Path, url: str
 ) -> None:
     push_shards(finished_set, url, ignore)
-    raw = json.loads((finished_set / "manifest.json").read_text())
-    raw["content"]["shards"][0]["name"] = "../../evil.bin"
     storage = open_storage(url)
-    storage.write("manifest.json", [json.dumps(raw).encode()])
-    with pytest.raises(ValueError, match=f"{url}/manifest.json: its content does not hash"):
+    text = storage.read_bytes("manifest.json")
+    storage.write("manifest.json", [text.replace(b"train-00000", b"train-00009")])
+    with pytest.raises(ValueError, match=f"{url}/manifest.json: its lines do not hash to its sha"):
         pull_shards(url, tmp_path / "pulled", ignore)
-    raw["dataset_id"] = hash_canonical(raw["content"])
-    storage.write("manifest.json", [json.dumps(raw).encode()])
+    folder = Path(copytree(finished_set, tmp_path / "copy"))
+    path = edit_manifest(folder, lambda m: m["content"]["shards"][0].update(name="../evil.bin"))
+    storage.write("manifest.json", [path.read_bytes()])
     with pytest.raises(ValueError, match="is not a shard's name"):
         pull_shards(url, tmp_path / "pulled", ignore)
     assert not (tmp_path / "pulled").exists()

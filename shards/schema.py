@@ -1,0 +1,60 @@
+"""The shape of manifest.json: every field that any code here reads, and what it may hold.
+
+A key that is not here is read by nothing: it is kept as it is.
+"""
+
+from shards.disk.shapes import HASH, NUMBER, Each, Only, OrNull
+
+# One dataset of the Hub, as far as it is shown and compared.
+HUB = OrNull({"repo": str, "revision": str})
+POLICY = {"validation_fraction?": str, "imported?": str, "where?": [str]}
+COUNTS = Each(int)
+
+MANIFEST_SHAPE = {
+    "content": {
+        "sources": {
+            "hub": HUB,
+            "files": [{"name": str, "num_bytes": int, "sha256?": OrNull(str), "rows": int}],
+        },
+        "tokenizer": {
+            "name": str,
+            "sha256": HASH,
+            "vocab_size": int,
+            "end_of_text": int,
+            "self_test": [{"text": str, "ids": [int]}],
+        },
+        "policy": POLICY,
+        # Nothing else: a further key would be lost in the next version.
+        "shards": [
+            Only(
+                {"split": str, "name": str, "num_tokens": int, "num_documents": int, "sha256": HASH}
+            )
+        ],
+        "parent?": OrNull(
+            {
+                "dataset_id": HASH,
+                "change?": str,
+                "mode?": OrNull(str),
+                "documents?": OrNull(int),
+                "tokens?": OrNull(int),
+                "split?": OrNull(str),
+                "part?": OrNull(str),
+                "ancestors?": OrNull([HASH]),
+            }
+        ),
+        "ancestors?": [HASH],
+        "same_places?": [HASH],
+        "appended?": [{"hub": HUB, "files": int, "policy": POLICY, "plan_id": HASH}],
+    },
+    "totals": Each(COUNTS),
+    "audit": {
+        "documents_read?": int,
+        "train?": int,
+        "validation?": int,
+        "dropped": COUNTS,
+        "texts_repaired?": int,
+        "text_bytes?": int,
+        "rows_by_source?": COUNTS,
+    },
+    "environment": {"seconds?": OrNull(NUMBER), "sidecar_sha256?": Each(HASH)},
+}
