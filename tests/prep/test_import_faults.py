@@ -176,6 +176,7 @@ def test_nothing_is_written_over(tmp_path: Path, ids: list[list[int]]) -> None:
     for options in ({"train": other}, {"train": path, "validation_fraction": "0.5"}):
         with pytest.raises(ValueError, match="shards: already holds a set, made of other files or"):
             bring_in(tmp_path / "shards", options.pop("train"), **options)
+    other.unlink()
     assert (tmp_path / "shards" / "manifest.json").read_bytes() == before
     with pytest.raises(ValueError, match=r"train.bin: already exists; nothing is overwritten"):
         bring_in(tmp_path, path)
