@@ -9,7 +9,6 @@ manifest that lists both replaces the old one. No other file of the old set is t
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from fractions import Fraction
@@ -23,11 +22,12 @@ from prep.run import prepare
 from prep.text.gpt2 import build_gpt2_json
 from prep.units.receipts import Audit
 from prep.units.workspace import make_folders
+from shards.disk.folders import remove
 from shards.disk.json_files import Json, load_json
 from shards.disk.layout import append_folder, plan_path
 from shards.disk.lock import lock_set
+from shards.edit.next_version import NextVersion
 from shards.edit.versions import (
-    NextVersion,
     commit_version,
     finish_version,
     has_begun_append,
@@ -69,10 +69,10 @@ def append_sources(request: Request, say: Say) -> Manifest:
             addition = make_addition(replace(request, out=folder, after=out), manifest, say)
         except BaseException:
             if not has_begun_append(out):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder, ignore_errors=True)
             raise
         if addition is None:
-            shutil.rmtree(folder)
+            remove(folder)
             return manifest
         following = join(out, manifest, addition, load_json(plan_path(folder))["plan_id"])
         manifest = commit_version(out, plan_version(out, manifest, addition, following))

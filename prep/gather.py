@@ -6,16 +6,16 @@ from pathlib import Path
 
 from prep.engines.local import count_cores
 from prep.manifest import summarize, write_manifest
-from prep.planning.plan import Plan, restore_plan
+from prep.planning.plan import Plan, read_plan
 from prep.planning.settle import refuse_lost_version
 from prep.request import Request
 from prep.units.budget import Budget
 from prep.units.cut import finish_units
 from prep.units.ledger import Ledger
 from prep.units.receipts import Receipt, discard_unit
-from prep.units.workspace import clear_folder, clear_leftovers, find_parts, hold_whole, make_folders
+from prep.units.workspace import clear_leftovers, find_parts, hold_whole
 from shards.disk.durable import hash_file
-from shards.disk.json_files import load_json
+from shards.disk.folders import clear
 from shards.disk.layout import MANIFEST, TOKENIZER, plan_path, temporary_folder
 from shards.format import TOKEN_BYTES, Manifest, read_manifest
 from shards.screen import Say, format_bytes
@@ -35,14 +35,13 @@ def finish_parts(request: Request, say: Say) -> Manifest:
             f"{out}: no plan here, so no part was started; "
             f"start with: velocity prep --out {request.place} --part 0/N ..., and so on up to N - 1"
         )
-    make_folders(out)
     with hold_whole(out):
         refuse_lost_version(out)
-        plan = load_plan(out)
+        _, plan = read_plan(plan_path(out))
         if (out / MANIFEST).exists():
             say(f"{out}: this set is finished already; nothing was done")
             return read_manifest(out)
-        clear_folder(temporary_folder(out))
+        clear(temporary_folder(out))
         finish_units(out)
         budget = Budget(plan.policy.max_documents, plan.policy.max_tokens)
         ledger = Ledger(out, plan.plan_id, range(len(plan.units)), budget)
@@ -59,23 +58,6 @@ def finish_parts(request: Request, say: Say) -> Manifest:
     for line in summarize(manifest, out):
         say(line)
     return manifest
-
-
-def load_plan(out: Path) -> Plan:
-    """The plan that the parts worked under; ValueError if it is damaged."""
-    path = plan_path(out)
-    raw = load_json(path)
-    try:
-        plan = restore_plan(raw["content"])
-        is_whole = plan.plan_id == raw["plan_id"]
-    except (KeyError, TypeError):
-        is_whole = False
-    if not is_whole:
-        raise ValueError(
-            f"{path}: is damaged, or from another version of velocity; finish with the version "
-            "that did the parts, or choose another --out and start over"
-        )
-    return plan
 
 
 def check_bytes(out: Path, plan: Plan, receipts: Sequence[Receipt], workers: int, say: Say) -> None:

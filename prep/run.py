@@ -25,7 +25,8 @@ from prep.units.cut import finish_units
 from prep.units.ledger import Ledger
 from prep.units.receipts import has_receipt
 from prep.units.work import UnitJob
-from prep.units.workspace import clear_folder, clear_leftovers, hold_whole, make_folders
+from prep.units.workspace import clear_leftovers, hold_whole
+from shards.disk.folders import clear
 from shards.disk.layout import MANIFEST, downloads_folder, temporary_folder
 from shards.format import Manifest, read_manifest
 from shards.screen import Say, format_bytes, format_count
@@ -37,14 +38,13 @@ def prepare(request: Request, say: Say) -> Manifest:
     Raises ValueError or OSError for what the user can fix; what was committed stays.
     """
     started = time.monotonic()
-    make_folders(request.out)
     with hold_whole(request.out):
         return prepare_locked(request, say, started)
 
 
 def prepare_locked(request: Request, say: Say, started: float) -> Manifest:
     """`prepare`, once the folder is locked: no other process works in it."""
-    clear_folder(temporary_folder(request.out))
+    clear(temporary_folder(request.out))
     finish_units(request.out)
     plan = settle_plan(request, say)
     if (request.out / MANIFEST).exists():

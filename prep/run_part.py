@@ -9,7 +9,7 @@ from prep.request import Request
 from prep.run import do_units
 from prep.units.budget import Budget
 from prep.units.ledger import Ledger
-from prep.units.workspace import clear_part, hold_part, make_folders
+from prep.units.workspace import clear_part, hold_part
 from shards.disk.layout import MANIFEST, dedup_folder
 from shards.screen import Say
 
@@ -21,7 +21,6 @@ def prepare_part(request: Request, say: Say) -> None:
     """
     part, out = request.part, request.out
     assert part is not None
-    make_folders(out)
     with hold_part(out, part):
         plan = share_plan(request, say)
         if (out / MANIFEST).exists():

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prep.request import Policy, Request
-from prep.units.receipts import parse_receipt
-from shards.disk.json_files import load_json
+from prep.units.receipts import load_receipt
 from shards.disk.layout import MANIFEST, plan_path, receipts_folder
 from shards.disk.url import is_url, restore_url, show_url
 from shards.edit.lineage import ENDINGS
@@ -136,10 +135,10 @@ class Upload:
 
     def send_new(self) -> None:
         """Send the shards of new receipts."""
-        receipts = sorted(receipts_folder(self.folder).glob("*.json"))
+        receipts = sorted(receipts_folder(self.folder).glob("[0-9]*.json"))
         for path in receipts:
             if path.name not in self.sent:
-                receipt = parse_receipt(load_json(path))
+                receipt = load_receipt(path, int(path.stem))
                 sidecars = receipt.sidecar_sha256
                 self.send_shards(receipt.plan_id, receipt.shards, sidecars)
                 self.sent.add(path.name)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from shards.disk.durable import hash_file, sync_file, sync_folder
+from shards.disk.durable import hash_file, naming, open_new, sync_file, sync_folder
 from shards.format import Int64, Shard, Tokens
 from shards.sidecar import BlockChecksums, SidecarWriter, count_tokens
 
@@ -92,7 +92,8 @@ class OpenShard:
         self.shard = Shard(split, name, 0, 0, "")
         self.sha256 = hashlib.sha256()
         self.blocks = BlockChecksums()
-        self.tokens_file = open(folder / name, "wb")  # noqa: SIM115 - closed by close()
+        self.path = folder / name
+        self.tokens_file = open_new(self.path)
         self.sidecar = SidecarWriter(folder / self.shard.sidecar)
 
     @property
@@ -103,16 +104,20 @@ class OpenShard:
     def append(self, tokens: Tokens, rows: pa.RecordBatch) -> None:
         """Add the next documents: their tokens, and their rows (of ROWS_SCHEMA)."""
         content = np.ascontiguousarray(tokens, "<u2").data.cast("B")
-        self.tokens_file.write(content)
+        with naming(self.path):
+            self.tokens_file.write(content)
         self.sha256.update(content)
         self.blocks.update(content)
-        self.sidecar.append(rows)
+        with naming(self.sidecar.path):
+            self.sidecar.append(rows)
 
     def close(self) -> WrittenShard:
         """Finish both files and make them durable."""
-        self.sidecar.close(self.blocks.finish())
-        sync_file(self.tokens_file)
-        self.tokens_file.close()
+        with naming(self.sidecar.path):
+            self.sidecar.close(self.blocks.finish())
+        with naming(self.path):
+            sync_file(self.tokens_file)
+            self.tokens_file.close()
         shard = replace(
             self.shard,
             num_tokens=self.sidecar.num_tokens,

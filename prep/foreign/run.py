@@ -7,7 +7,6 @@ shards     written in .prep/import, named in .prep/import.json, renamed; the man
 """
 
 import json
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,14 @@ import pyarrow as pa
 from prep.foreign.documents import FoundDocuments, Notes, read_documents
 from prep.foreign.files import ForeignFile, find_files
 from prep.foreign.request import ImportRequest
+from prep.foreign.taken import (
+    clear_leftovers,
+    describe_policy,
+    find_files_there,
+    list_sources,
+    refuse_files,
+    refuse_taken,
+)
 from prep.foreign.text import OriginCheck, TextReader
 from prep.manifest import check_conservation, describe_content, describe_environment, summarize
 from prep.planning.forecast import SIDECAR_SHARE
@@ -25,14 +32,13 @@ from prep.sources.local import Source
 from prep.text.batch import EncodedBatch, choose_validation
 from prep.text.gpt2 import build_gpt2_json
 from prep.units.receipts import Audit
-from shards.disk.durable import commit, sync_folder, write_file
-from shards.disk.json_files import load_json
+from shards.disk.durable import commit, hash_file, write_file
+from shards.disk.folders import make_folder, remove
 from shards.disk.layout import (
     MANIFEST,
     TOKENIZER,
     import_folder,
     import_names_path,
-    plan_path,
 )
 from shards.disk.lock import lock_set
 from shards.disk.space import check_space
@@ -56,62 +62,32 @@ def import_tokens(request: ImportRequest, say: Say) -> Manifest:
             "name the validation files or the fraction that goes there, not both"
         )
     files = find_files(request.train, request.validation, request.format, request.add_end_of_text)
-    refuse_taken(request.out)
-    request.out.mkdir(parents=True, exist_ok=True)
-    with lock_set(request.out):
-        refuse_taken(request.out)
-        clear_leftovers(request.out)
+    out = request.out
+    refuse_taken(out, request, files)
+    make_folder(out)
+    with lock_set(out):
+        refuse_taken(out, request, files)
+        clear_leftovers(out)
+        if (out / MANIFEST).exists():
+            say(f"{out}: this set is finished already; nothing was done")
+            return read_manifest(out)
         num_tokens = sum(file.num_tokens for file in files)
         num_bytes = int(num_tokens * TOKEN_BYTES * (1 + SIDECAR_SHARE))
-        check_space(request.out, num_bytes, "choose another --out")
+        check_space(out, num_bytes, "choose another --out")
         for file in files:
             say(f"{file.path}: {file.format}, {file.num_tokens:,} tokens, for {file.split}")
-        temporary = import_folder(request.out)
-        temporary.mkdir()
+        temporary = import_folder(out)
+        make_folder(temporary)
         work = ImportWork(temporary, threshold, request.shard_tokens)
         try:
             work.run(files)
             manifest = finish(request, files, work, started)
         finally:
             work.close()
-            shutil.rmtree(temporary, ignore_errors=True)
-    for line in [*describe_notes(work.notes), *summarize(manifest, request.out)]:
+            remove(temporary, ignore_errors=True)
+    for line in [*describe_notes(work.notes), *summarize(manifest, out)]:
         say(line)
     return manifest
-
-
-def refuse_taken(out: Path) -> None:
-    """ValueError if the folder holds what an import would overwrite."""
-    if (out / MANIFEST).exists():
-        raise ValueError(f"{out}: already holds a set; choose another --out")
-    if plan_path(out).exists():
-        raise ValueError(
-            f"{out}: holds the unfinished set of a velocity prep; choose another --out"
-        )
-    ours = (
-        set(load_json(import_names_path(out))["names"])
-        if import_names_path(out).exists()
-        else set()
-    )
-    found = {path.name for end in ("bin", "docs.parquet") for path in out.glob(f"*.{end}")}
-    if (out / TOKENIZER).exists():
-        found.add(TOKENIZER)
-    if found - ours:
-        raise ValueError(
-            f"{out / min(found - ours)}: already exists; nothing is overwritten, so choose "
-            "another --out"
-        )
-
-
-def clear_leftovers(out: Path) -> None:
-    """Remove what a killed import left in the folder."""
-    if import_folder(out).exists():
-        shutil.rmtree(import_folder(out))
-    if import_names_path(out).exists():
-        for name in load_json(import_names_path(out))["names"]:
-            (out / Path(name).name).unlink(missing_ok=True)
-        sync_folder(out)
-        import_names_path(out).unlink()
 
 
 class ImportWork:
@@ -205,8 +181,13 @@ def finish(
     """Give the files their names, and write the manifest: from then on the set is complete."""
     out, written = request.out, work.written
     text = describe_set(request, files, work, time.monotonic() - started)
-    names = [name for entry in written for name in (entry.shard.sidecar, entry.shard.name)]
-    write_file(import_names_path(out), json.dumps({"names": [*names, TOKENIZER]}) + "\n")
+    made = {entry.shard.sidecar: entry.sidecar_sha256 for entry in written}
+    made |= {entry.shard.name: entry.shard.sha256 for entry in written}
+    made[TOKENIZER] = hash_file(work.temporary / TOKENIZER)
+    # What has the very bytes was put there by an import that was stopped.
+    there = find_files_there(out)
+    refuse_files(out, [name for name in there if made.get(name) != hash_file(out / name)])
+    write_file(import_names_path(out), json.dumps({"files": made}) + "\n")
     commit_shards(written, out)
     commit(work.temporary / TOKENIZER, out / TOKENIZER)
     write_file(out / MANIFEST, text)
@@ -219,23 +200,14 @@ def describe_set(
 ) -> str:
     """The text of the manifest."""
     check_conservation(work.audit)
-    sources = []
-    rows_by_source = dict(work.audit.rows_by_source)
-    for file in files:
-        sha256 = work.notes.sha256
-        sources.append(Source(file.name, file.path.stat().st_size, sha256[file.name]))
-        if file.index is not None:
-            num_bytes = file.index_path.stat().st_size
-            sources.append(Source(file.index_name, num_bytes, sha256[file.index_name]))
-            rows_by_source[file.index_name] = 0
-    work.audit.rows_by_source = rows_by_source
-    policy = {
-        "imported": ", ".join(sorted({file.format for file in files})),
-        "validation_files": [file.name for file in files if file.split == "validation"],
-        "validation_fraction": request.validation_fraction,
-        "shard_tokens": request.shard_tokens,
-        "add_end_of_text": request.add_end_of_text,
+    named = list_sources(files)
+    sha256 = work.notes.sha256
+    sources = [Source(name, path.stat().st_size, sha256[name]) for name, path in named]
+    rows_by_source = work.audit.rows_by_source
+    work.audit.rows_by_source = {
+        name: rows_by_source.get(name, 0) for name in [*rows_by_source, *(n for n, _ in named)]
     }
+    policy = describe_policy(request, files)
     content = describe_content(work.temporary, sources, work.audit, policy)
     shards = [entry.shard for entry in work.written]
     sidecars = {entry.shard.sidecar: entry.sidecar_sha256 for entry in work.written}

@@ -15,7 +15,8 @@ from prep.sources.documents import Piece
 from prep.sources.formats import estimate_text_bytes, split_file
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.local import Source, find_sources
-from shards.disk.json_files import Json, hash_canonical
+from shards.disk.json_files import Json, hash_canonical, load_json
+from shards.format import find_misshape
 
 PLAN_SCHEMA_VERSION = 1
 # Source bytes of a unit if the user gives none: small enough to keep all workers busy and to
@@ -25,6 +26,13 @@ MAX_UNIT_BYTES = 64 << 20
 AIMED_UNITS = 1024
 # A file is cut only when it is this many units long, so that ordinary files stay whole.
 SPLIT_FROM_UNITS = 2
+CONTENT_SHAPE = {
+    "schema_version": int,
+    "sources": [list],
+    "policy": dict,
+    "tokenizer_sha256": str,
+    "units": [[list]],
+}
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,32 @@ def plan_hub_dataset(dataset: HubDataset, policy: Policy, tokenizer_sha256: str)
     return Plan(sources, units, policy, tokenizer_sha256, dataset, text_bytes)
 
 
+def read_plan(path: Path) -> tuple[Json, Plan]:
+    """The content of plan.json, and the plan that it is; ValueError if it is damaged."""
+    raw = load_json(path)
+    try:
+        plan = restore_plan(raw["content"])
+        is_whole = plan.plan_id == raw["plan_id"] == hash_canonical(raw["content"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(
+            f"{path}: is damaged, or from another version of velocity; go on with the version "
+            "that made it, or choose another --out and start over"
+        )
+    return raw["content"], plan
+
+
 def restore_plan(content: Json) -> Plan:
-    """The plan with this content, without what decides nothing: paths and estimates."""
+    """The plan with this content, without what decides nothing: paths and estimates.
+
+    Raises KeyError, TypeError, ValueError or AttributeError if it is no plan's content.
+    """
+    fault = find_misshape(content, CONTENT_SHAPE)
+    if fault is None and content["hub"]:
+        fault = find_misshape(content["hub"], {"repo": str, "split": str, "revision": str})
+    if fault is not None or not all(map(is_source, content["sources"])):
+        raise ValueError(fault or "sources")
     policy = Policy(**content["policy"] | {"where": tuple(content["policy"].get("where", ()))})
     units = tuple(
         Unit(tuple(Piece("", *piece) for piece in pieces), 0) for pieces in content["units"]
@@ -117,6 +149,15 @@ def restore_plan(content: Json) -> Plan:
     sources = tuple(Source(*entry) for entry in content["sources"])
     dataset = stored_hub_dataset(content)
     return Plan(sources, units, policy, content["tokenizer_sha256"], dataset, 0)
+
+
+def is_source(entry: list[object]) -> bool:
+    """Whether this is a source in a plan's content: its name, size, sha256 and git_sha1."""
+    match entry:
+        case [str(), int(), str() | None, str() | None]:
+            return True
+        case _:
+            return False
 
 
 def stored_hub_dataset(content: Json) -> HubDataset | None:

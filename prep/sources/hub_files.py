@@ -4,7 +4,6 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from prep.sources.hub_requests import (
     explaining,
     warn,
 )
+from shards.disk.folders import remove
 from shards.screen import Say
 
 
@@ -77,7 +77,7 @@ def download(
             ) from None
         raise
     finally:
-        shutil.rmtree(private, ignore_errors=True)
+        remove(private, ignore_errors=True)
     return path
 
 
@@ -86,7 +86,7 @@ def remove_files(dataset: HubDataset, folder: Path) -> None:
     for file in dataset.files:
         path = folder / choose_local_name(file.name)
         path.unlink(missing_ok=True)
-        shutil.rmtree(_private_folder(path), ignore_errors=True)
+        remove(_private_folder(path), ignore_errors=True)
 
 
 def choose_local_name(name: str) -> str:
@@ -128,7 +128,7 @@ def _fetch_whole(dataset: HubDataset, file: HubFile, private: Path) -> Path:
     """Fetch a file into an empty folder of its own, and compare it with what the Hub has."""
     from huggingface_hub import hf_hub_download
 
-    shutil.rmtree(private, ignore_errors=True)
+    remove(private, ignore_errors=True)
     try:
         fetched = hf_hub_download(
             dataset.repo,

@@ -7,16 +7,16 @@ next time, so a killed command starts over and ends with the same set.
 
 import json
 import os
-import shutil
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from prep.text.copies import Copies, PlacedShard, find_copies
-from prep.units.receipts import Audit, Receipt, parse_receipt
-from shards.disk.durable import commit, sync_folder, write_file
-from shards.disk.json_files import load_json
+from prep.units.receipts import Audit, Receipt, load_receipt
+from shards.disk.durable import commit, hash_file, sync_folder, write_file
+from shards.disk.folders import make_folder, remove
 from shards.disk.layout import dedup_folder, receipt_path, temporary_folder
 from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter
 from shards.format import Int64, Shard
@@ -39,9 +39,8 @@ def drop_copies(
     """
     placed = [PlacedShard(out, shard) for receipt in receipts for shard in receipt.shards]
     temporary = temporary_folder(out) / "hashes"
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    temporary.mkdir(parents=True)
+    remove(temporary)
+    make_folder(temporary)
     copies = find_copies([*earlier, *placed], temporary)
     temporary.rmdir()
     rewriter = make_rewriter(out, dedup_folder(out), end_of_text, keeps_places=False)
@@ -75,9 +74,8 @@ def drop_from_unit(rewriter: Rewriter, receipt: Receipt, copies: Copies, first: 
         return receipt
     out = rewriter.folder
     folder = dedup_folder(out) / f"{receipt.unit:05d}"
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    remove(folder)
+    make_folder(folder)
     rewriter = replace(rewriter, temporary=folder)
     rewritten = {
         shard: rewriter.rewrite(shard, here, shard.name, receipt.sidecar_sha256[shard.sidecar])
@@ -87,7 +85,7 @@ def drop_from_unit(rewriter: Rewriter, receipt: Receipt, copies: Copies, first: 
     sync_folder(folder)
     following = describe_unit(receipt, rewritten)
     write_file(folder.with_suffix(".json"), json.dumps(asdict(following), indent=1) + "\n")
-    finish_unit(out, receipt.unit)
+    place_unit(out, receipt, following)
     return following
 
 
@@ -119,27 +117,52 @@ def describe_unit(receipt: Receipt, rewritten: dict[Shard, Rewritten]) -> Receip
     )
 
 
-def finish_unit(out: Path, unit: int) -> None:
+def place_unit(out: Path, before: Receipt, after: Receipt) -> None:
     """Give a rewritten unit's files their names, and the unit its receipt; may be repeated."""
-    folder = dedup_folder(out) / f"{unit:05d}"
-    path = folder.with_suffix(".json")
-    before = parse_receipt(load_json(receipt_path(out, unit)))
-    after = parse_receipt(load_json(path))
-    for rewritten in sorted(folder.iterdir()):
-        os.replace(rewritten, out / rewritten.name)
-    for name in {shard.name for shard in before.shards} - {shard.name for shard in after.shards}:
+    folder = dedup_folder(out) / f"{after.unit:05d}"
+    for name in list_files(after):
+        if (folder / name).exists():
+            os.replace(folder / name, out / name)
+    for name in list_files(before).keys() - list_files(after).keys():
         (out / name).unlink(missing_ok=True)
-        (out / Shard("", name, 0, 0, "").sidecar).unlink(missing_ok=True)
     sync_folder(out)
-    commit(path, receipt_path(out, unit))
-    folder.rmdir()
+    commit(folder.with_suffix(".json"), receipt_path(out, after.unit))
+    remove(folder)
+
+
+def check_rewritten(out: Path, before: Receipt, after: Receipt) -> None:
+    """ValueError if a unit's new receipt is not the old one's without copies, or files are lost."""
+    folder = dedup_folder(out) / f"{after.unit:05d}"
+    files = list_files(after)
+    fault = None
+    if after.plan_id != before.plan_id or not files.keys() <= list_files(before).keys():
+        fault = f"is not what is left of {receipt_path(out, after.unit)}"
+    for name, sha256 in files.items():
+        places = [place / name for place in (folder, out) if (place / name).is_file()]
+        if not places or hash_file(places[0]) != sha256:
+            fault = f"{(places or [out / name])[0]} is not the file that it names"
+    if fault is not None:
+        raise ValueError(
+            f"{folder.with_suffix('.json')}: {fault}; it was edited or damaged, and nothing was "
+            f"changed; remove {receipt_path(out, after.unit)} and {folder.parent}, and run the "
+            "same command again, which makes the unit again"
+        )
+
+
+def list_files(receipt: Receipt) -> dict[str, str]:
+    """The sha256 of each of a unit's files, by name."""
+    files = {shard.name: shard.sha256 for shard in receipt.shards}
+    return files | {s.sidecar: receipt.sidecar_sha256[s.sidecar] for s in receipt.shards}
 
 
 def finish_units(out: Path) -> None:
     """Complete after a kill the units that were rewritten whole, and clear the others."""
     folder = dedup_folder(out)
-    if not folder.exists():
-        return
     for path in sorted(folder.glob("*.json")):
-        finish_unit(out, int(path.stem))
-    shutil.rmtree(folder)
+        if not re.fullmatch(r"\d{5,}", path.stem):
+            raise ValueError(f"{path}: is no unit's; remove it and run the same command again")
+        unit = int(path.stem)
+        before, after = load_receipt(receipt_path(out, unit), unit), load_receipt(path, unit)
+        check_rewritten(out, before, after)
+        place_unit(out, before, after)
+    remove(folder)

@@ -1,15 +1,38 @@
 """What a finished unit leaves behind: its receipt, and the counts of its audit."""
 
 import json
+import re
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from prep.units.budget import Budget
 from shards.disk.durable import commit, sync_folder, write_file
 from shards.disk.json_files import Json, load_json
 from shards.disk.layout import pending_path, receipt_path, temporary_folder
-from shards.format import TOKEN_BYTES, Shard
+from shards.format import SPLITS, TOKEN_BYTES, Shard, find_misshape
+
+SHARD_SHAPE = {"split": str, "name": str, "num_tokens": int, "num_documents": int, "sha256": str}
+AUDIT_SHAPE = {
+    "documents_read": int,
+    "train": int,
+    "validation": int,
+    "dropped": dict,
+    "texts_repaired?": int,
+    "text_bytes": int,
+    "rows_by_source": dict,
+}
+RECEIPT_SHAPE: dict[str, Any] = {
+    "plan_id": str,
+    "unit": int,
+    "budget": dict,
+    "shards": [SHARD_SHAPE],
+    "sidecar_sha256": dict,
+    "audit": AUDIT_SHAPE,
+    "cut_documents?": int,
+    "cut_tokens?": int,
+}
 
 
 @dataclass
@@ -96,21 +119,61 @@ def read_receipt(folder: Path, unit: int, plan_id: str) -> Receipt | None:
     path = receipt_path(folder, unit)
     if not path.is_file():
         return None
-    receipt = parse_receipt(load_json(path))
+    receipt = load_receipt(path, unit)
     whole = all(has_files(folder, shard) for shard in receipt.shards)
     return receipt if whole and receipt.plan_id == plan_id else None
 
 
+def load_receipt(path: Path, unit: int) -> Receipt:
+    """Read the receipt of a unit, at `path`.
+
+    Raises ValueError with one line if it is damaged, or names files that are not this unit's:
+    what it names may be deleted.
+    """
+    raw = load_json(path)
+    fault = find_misshape(raw, RECEIPT_SHAPE) or find_strange(raw, unit)
+    if fault is not None:
+        raise ValueError(
+            f"{path}: {fault}; it was edited or damaged, so remove it and run the same command "
+            "again, which makes the unit again"
+        )
+    return parse_receipt(raw)
+
+
+def find_strange(raw: Json, unit: int) -> str | None:
+    """What in a receipt of the right shape cannot be of this unit, in words; None if all can."""
+    own = re.compile(rf"({'|'.join(SPLITS)})-{unit:05d}(-\d+)?\.bin")
+    counts = {**raw["audit"]["dropped"], **raw["audit"]["rows_by_source"]}
+    limits = [raw["budget"].get(key) for key in ("documents", "tokens")]
+    sidecars = [Shard(**entry).sidecar for entry in pick_shards(raw)]
+    hashes = [raw["sidecar_sha256"].get(name) for name in sidecars]
+    if raw["unit"] != unit:
+        return f"is of unit {raw['unit']}"
+    if any(type(count) is not int or count < 0 for count in counts.values()):
+        return "counts documents by something other than whole numbers"
+    if any(limit is not None and (type(limit) is not int or limit < 0) for limit in limits):
+        return "has a budget other than whole numbers"
+    if not isinstance(raw.get("truncated"), bool) or not all(isinstance(h, str) for h in hashes):
+        return "does not say whether it was cut short, or the sha256 of each sidecar"
+    strange = [entry["name"] for entry in raw["shards"] if not own.fullmatch(entry["name"])]
+    return f"{strange[0]!r} is no file of unit {unit}" if strange else None
+
+
+def pick_shards(raw: Json) -> list[Json]:
+    """The entries of a receipt's shards."""
+    return [{key: entry[key] for key in SHARD_SHAPE} for entry in raw["shards"]]
+
+
 def parse_receipt(raw: Json) -> Receipt:
-    """A receipt from its JSON; older ones have no counts of cut copies."""
+    """A receipt from JSON of its shape; older ones have no counts of cut copies."""
     return Receipt(
         raw["plan_id"],
         raw["unit"],
-        Budget(**raw["budget"]),
+        Budget(raw["budget"].get("documents"), raw["budget"].get("tokens")),
         raw["truncated"],
-        tuple(Shard(**entry) for entry in raw["shards"]),
+        tuple(Shard(**entry) for entry in pick_shards(raw)),
         raw["sidecar_sha256"],
-        Audit(**raw["audit"]),
+        Audit(**{e.name: raw["audit"][e.name] for e in fields(Audit) if e.name in raw["audit"]}),
         raw.get("cut_documents", 0),
         raw.get("cut_tokens", 0),
     )
@@ -131,11 +194,13 @@ def discard_unit(folder: Path, unit: int) -> None:
     """
     pending = pending_path(folder, unit)
     if receipt_path(folder, unit).exists():
+        load_receipt(receipt_path(folder, unit), unit)
         commit(receipt_path(folder, unit), pending)
     if not pending.exists():
         return
-    for shard in parse_receipt(load_json(pending)).shards:
+    for shard in load_receipt(pending, unit).shards:
         (folder / shard.name).unlink(missing_ok=True)
         (folder / shard.sidecar).unlink(missing_ok=True)
+    sync_folder(folder)
     pending.unlink()
     sync_folder(pending.parent)

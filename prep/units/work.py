@@ -4,7 +4,6 @@ Everything is made under temporary names and renamed when it is whole; the recei
 """
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from prep.text.filters import make_filter
 from prep.units.budget import Budget
 from prep.units.receipts import Audit, Receipt, confirm_pending, write_pending
 from shards.disk.durable import advise_writing
+from shards.disk.folders import remove
 from shards.disk.layout import TOKENIZER, downloads_folder, temporary_folder
 from shards.format import SPLITS
 from shards.writer import ShardWriter, commit_shards
@@ -63,7 +63,7 @@ def process_unit(job: UnitJob, report: Report) -> Receipt:
         ) from error
     finally:
         work.close()
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary, ignore_errors=True)
     if job.hub:
         remove_files(job.hub, downloads_folder(job.folder))
     return receipt

@@ -6,13 +6,14 @@ the others', so of two that start at once, at least one sees the other.
 """
 
 import os
+import re
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from shards.disk.durable import commit, sync_folder, write_file
+from shards.disk.folders import clear, make_folder, remove
 from shards.disk.layout import (
     downloads_folder,
     part_lock,
@@ -29,14 +30,16 @@ from shards.part import Part
 def find_parts(out: Path) -> list[Part]:
     """The parts that were ever started here, the latest last."""
     notes = sorted(parts_folder(out).glob("*-of-*.holder"), key=lambda path: path.stat().st_mtime)
-    return [Part(*map(int, path.name.split(".")[0].split("-of-"))) for path in notes]
+    found = (re.fullmatch(r"(\d+)-of-(\d+)\.lock\.holder", path.name) for path in notes)
+    return [Part(int(match[1]), int(match[2])) for match in found if match]
 
 
 @contextmanager
 def hold_whole(out: Path) -> Iterator[None]:
     """Hold `out` alone; ValueError if another process is working there."""
-    with hold(set_lock(out), f"{out}: another velocity prep is running there"):
+    with hold(out, set_lock(out), f"{out}: another velocity prep is running there"):
         refuse_parts(out, find_parts(out))
+        make_folders(out)
         yield
 
 
@@ -44,20 +47,21 @@ def hold_whole(out: Path) -> Iterator[None]:
 def hold_part(out: Path, part: Part) -> Iterator[None]:
     """Hold a part, beside others of the same count; ValueError if another process is in the way."""
     lock = part_lock(out, part)
-    with hold(lock, f"{out}: another process is working on part {part}"):
+    with hold(out, lock, f"{out}: another process is working on part {part}"):
         if is_held(set_lock(out)):
             raise ValueError(
                 f"{out}: a velocity prep without --part is running there"
                 f"{describe_holder(set_lock(out))}; wait for it, or stop it"
             )
         refuse_parts(out, [other for other in find_parts(out) if other.count != part.count])
+        make_folders(out)
         yield
 
 
 @contextmanager
 def hold_plan(out: Path) -> Iterator[None]:
     """Be the only one to make the plan; waits while another process does."""
-    with hold(plan_lock(out), "", seconds=-1):
+    with hold(out, plan_lock(out), "", seconds=-1):
         yield
 
 
@@ -74,9 +78,8 @@ def refuse_parts(out: Path, parts: list[Part]) -> None:
 
 def make_folders(folder: Path) -> None:
     """Make the folders that prep works in."""
-    for inner in (receipts_folder(folder), temporary_folder(folder)):
-        inner.mkdir(parents=True, exist_ok=True)
-    downloads_folder(folder).mkdir(exist_ok=True)
+    for inner in (receipts_folder(folder), temporary_folder(folder), downloads_folder(folder)):
+        make_folder(inner)
 
 
 def write_first(path: Path, content: str, temporary: Path) -> bool:
@@ -101,24 +104,10 @@ def clear_part(out: Path, part: Part) -> None:
     for leftover in temporary_folder(out).iterdir():
         unit = leftover.name.partition("-")[0]
         if unit.isdigit() and int(unit) % part.count == part.number:
-            remove(leftover)
+            remove(leftover, ignore_errors=True)
 
 
 def clear_leftovers(out: Path) -> None:
     """Remove what was left by workers that were stopped because the set was full."""
     for folder in (temporary_folder(out), downloads_folder(out)):
-        clear_folder(folder)
-
-
-def clear_folder(folder: Path) -> None:
-    """Remove everything in one of prep's own folders."""
-    for leftover in folder.iterdir():
-        remove(leftover)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, or a folder and everything in it."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)  # A download may still be ending there.
-    else:
-        path.unlink(missing_ok=True)
+        clear(folder)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 # What to do about a write error, by errno; the message before it is the system's.
 FREE_SOME = "free some disk and run the same command again"
@@ -41,12 +41,18 @@ def commit(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
+def open_new(path: Path) -> BinaryIO:
+    """Open a file of our own to write it anew; what a link of that name leads to stays."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
+
+
 def write_file(path: Path, content: str) -> None:
     """Write a small text file durably: under a temporary name first, then renamed to `path`."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with naming(path), open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(content)
+        with naming(path), open_new(temporary) as file:
+            file.write(content.encode())
             sync_file(file)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from shards.disk.durable import naming
+from shards.disk.durable import write_file
+from shards.disk.folders import make_folder, refuse_links
 from shards.disk.layout import set_lock
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -32,12 +33,14 @@ PROBE_SECONDS = 2.0
 
 
 @contextmanager
-def hold(path: Path, found: str, seconds: float | None = None) -> Iterator[None]:
-    """Hold a lock; ValueError, beginning with `found`, if another process keeps it.
+def hold(folder: Path, path: Path, found: str, seconds: float | None = None) -> Iterator[None]:
+    """Hold a lock of the set in `folder`; ValueError, beginning with `found`, if it is taken.
 
     Waits up to `seconds`, -1 = as long as it takes; by default just long enough to outlast a check.
+    Whatever changes the folder holds a lock first, so this is where links in it are refused.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
+    make_folder(path.parent)
     lock = acquire(path, PROBE_SECONDS if seconds is None else seconds)
     if not lock.is_locked:
         remove = ""
@@ -91,10 +94,7 @@ def note_path(path: Path) -> Path:
 def note_holder(path: Path) -> None:
     """Note for others that this process holds a lock."""
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    with naming(note_path(path)):
-        note_path(path).write_text(
-            f"{platform.node()}, process {os.getpid()}, since {since}", encoding="utf-8"
-        )
+    write_file(note_path(path), f"{platform.node()}, process {os.getpid()}, since {since}")
 
 
 def describe_holder(path: Path) -> str:
@@ -108,5 +108,6 @@ def describe_holder(path: Path) -> str:
 @contextmanager
 def lock_set(folder: Path) -> Iterator[None]:
     """Be the only process that changes the set; ValueError if another one is changing it."""
-    with hold(set_lock(folder), f"{folder}: another velocity command is changing this set"):
+    found = f"{folder}: another velocity command is changing this set"
+    with hold(folder, set_lock(folder), found):
         yield

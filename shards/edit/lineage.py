@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from shards.disk.layout import MANIFEST, version_path, work_folder
-from shards.edit.versions import finish_version
-from shards.format import Manifest, load_manifest, read_manifest
+from shards.disk.layout import version_path
+from shards.format import Manifest, load_manifest
 
 # The endings of files that a new version may replace.
 ENDINGS = (".bin", ".bin.zst", ".docs.parquet")
@@ -49,27 +48,3 @@ def list_replaced(old: Manifest, new: Manifest) -> list[str]:
                 f"earlier version {old.dataset_id[:16]}; choose a new place for it"
             )
     return replaced
-
-
-def find_replaced(folder: Path, manifest: Manifest) -> list[str] | None:
-    """The files to delete if `folder` has an earlier version of the set; None if it has none.
-
-    Raises ValueError if another set is there, or prep is making one.
-    """
-    if not (folder / MANIFEST).exists():
-        if work_folder(folder).exists():
-            raise ValueError(
-                f"{folder}: velocity prep is making a set there, or was stopped; "
-                "choose a new folder"
-            )
-        return None
-    finish_version(folder)
-    found = read_manifest(folder)
-    if found.dataset_id == manifest.dataset_id:
-        return None
-    if is_later(manifest, found):
-        return list_replaced(found, manifest)
-    raise ValueError(
-        f"{folder}: holds another set (dataset_id {found.dataset_id[:16]}, "
-        f"not {manifest.dataset_id[:16]}); choose a new folder"
-    )

@@ -1,7 +1,6 @@
 """Removes documents from a finished set: found by URL or hash, left out of a new version."""
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shards.disk.folders import remove
 from shards.disk.json_files import Json
 from shards.disk.layout import version_folder
 from shards.disk.space import check_space
 from shards.documents import Document, make_document, parse_hash
+from shards.edit.next_version import NextVersion
 from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter
-from shards.edit.versions import NextVersion, begin_version, commit_version, name_next
+from shards.edit.versions import begin_version, commit_version, name_next
 from shards.format import (
     CUT,
     KEEP_PLACES,
@@ -131,16 +132,28 @@ def remove_documents(shards: Shards, found: list[Found], keeps_places: bool) -> 
     changed: dict[Shard, list[int]] = {}
     for entry in found:
         changed.setdefault(entry.shard, []).append(entry.row)
+    refuse_linked(shards.folder, list(changed))
     check_disk(shards.folder, list(changed))
     work = begin_version(shards.folder)
     try:
         rewriter = make_rewriter(shards.folder, work, shards.manifest.end_of_text, keeps_places)
         rewritten = rewrite_shards(rewriter, shards.manifest, changed)
     except BaseException:
-        shutil.rmtree(work)
+        remove(work)
         raise
     text = describe_removal(shards.manifest, rewritten, keeps_places)
     return commit_version(shards.folder, plan_moves(shards.folder, rewritten, text))
+
+
+def refuse_linked(folder: Path, changed: list[Shard]) -> None:
+    """ValueError if a file to be deleted is a link: what is to be removed would stay behind it."""
+    for shard in changed:
+        for path in (folder / shard.name, folder / shard.sidecar):
+            if path.is_symlink():
+                raise ValueError(
+                    f"{path}: is a symbolic link to {os.readlink(path)}, where the documents would "
+                    f"stay; move that file to {path}, and run the same command again"
+                )
 
 
 def check_disk(folder: Path, changed: list[Shard]) -> None:

@@ -9,39 +9,24 @@ the files that the new version does not have are deleted. A kill before next.jso
 version; a kill after it leaves one of the two, and the next command finishes the change.
 """
 
-import json
 import os
-import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shards.disk.durable import sync_folder, write_file
-from shards.disk.json_files import Json, load_json
+from shards.disk.folders import make_folder, remove
 from shards.disk.layout import (
     MANIFEST,
     VERSIONS,
-    WORK,
     append_folder,
     next_path,
     receipts_folder,
     version_folder,
     version_path,
+    work_folder,
 )
+from shards.edit.lineage import is_later, list_replaced
+from shards.edit.next_version import NextVersion, check_files, find_fault, read_next, write_next
 from shards.format import Manifest, load_manifest, parse_manifest, read_manifest
-
-
-@dataclass(frozen=True)
-class NextVersion:
-    """What is left to do once a version's files are whole."""
-
-    # The text of its manifest.json.
-    manifest: str
-    # Files to rename into the set: (path below the set's folder, plain file name).
-    moves: tuple[tuple[str, str], ...]
-    # Files that the new version does not have.
-    deletes: tuple[str, ...]
-    # Folders below .prep that the version was made from, deleted last.
-    clears: tuple[str, ...] = ()
 
 
 def has_begun_append(folder: Path) -> bool:
@@ -54,39 +39,36 @@ def begin_version(folder: Path) -> Path:
     """An empty folder for a version's files; what a killed command left is finished or cleared."""
     finish_version(folder)
     work = version_folder(folder)
-    work.mkdir(parents=True)
+    make_folder(work)
     return work
 
 
 def commit_version(folder: Path, following: NextVersion) -> Manifest:
     """Make `following` the set's version; its files must be whole and durable."""
-    for source, name in following.moves:
-        if (folder / name).exists():
-            raise ValueError(
-                f"{folder / name}: is in the way of a new version and not part of the set; "
-                "move it away and run the same command again"
-            )
-        if not (folder / source).is_file():
-            raise ValueError(
-                f"{folder / source}: is missing, so the new version cannot be made; "
-                f"remove {(folder / source).parent} and run the same command again"
-            )
+    fault = find_fault(folder, following)
+    if fault is not None:
+        raise ValueError(f"{folder}: no new version can be made of this set: {fault}")
+    check_files(folder, following, hashes=False)
     for parent in {(folder / source).parent for source, _ in following.moves}:
         sync_folder(parent)
-    version_folder(folder).mkdir(parents=True, exist_ok=True)
-    write_file(next_path(folder), json.dumps(asdict(following)) + "\n")
-    finish_version(folder)
+    make_folder(version_folder(folder))
+    write_next(folder, following)
+    replace_version(folder, following)
     return read_manifest(folder)
 
 
 def finish_version(folder: Path) -> bool:
     """Do what is left for a version whose files are whole; False if there is none."""
-    path = next_path(folder)
-    if not path.exists():
-        if path.parent.exists():
-            shutil.rmtree(path.parent)
+    following = read_next(folder)
+    if following is None:
+        remove(version_folder(folder))
         return False
-    following = parse_next(path, load_json(path))
+    replace_version(folder, following)
+    return True
+
+
+def replace_version(folder: Path, following: NextVersion) -> None:
+    """Do what next.json says, from wherever a kill left it."""
     for source, name in following.moves:
         if (folder / source).exists():
             os.replace(folder / source, folder / name)
@@ -97,21 +79,44 @@ def finish_version(folder: Path) -> bool:
         (folder / name).unlink(missing_ok=True)
     sync_folder(folder)
     for name in following.clears:
-        shutil.rmtree(folder / name, ignore_errors=True)
+        remove(folder / name, ignore_errors=True)
+    path = next_path(folder)
     path.unlink()
     sync_folder(path.parent)
-    shutil.rmtree(path.parent)
-    return True
+    remove(path.parent)
 
 
 def keep_manifests(folder: Path, following: str) -> None:
     """Keep copies, in versions/, of the manifest about to be replaced and of the new one."""
-    (folder / VERSIONS).mkdir(exist_ok=True)
-    sync_folder(folder)
+    make_folder(folder / VERSIONS)
     for text in ((folder / MANIFEST).read_text(encoding="utf-8"), following):
         path = version_path(folder, parse_manifest(text, folder / MANIFEST).dataset_id)
         if not path.exists():
             write_file(path, text)
+
+
+def find_replaced(folder: Path, manifest: Manifest) -> list[str] | None:
+    """The files to delete if `folder` has an earlier version of the set; None if it has none.
+
+    Raises ValueError if another set is there, or prep is making one.
+    """
+    if not (folder / MANIFEST).exists():
+        if work_folder(folder).exists():
+            raise ValueError(
+                f"{folder}: velocity prep is making a set there, or was stopped; "
+                "choose a new folder"
+            )
+        return None
+    finish_version(folder)
+    found = read_manifest(folder)
+    if found.dataset_id == manifest.dataset_id:
+        return None
+    if is_later(manifest, found):
+        return list_replaced(found, manifest)
+    raise ValueError(
+        f"{folder}: holds another set (dataset_id {found.dataset_id[:16]}, "
+        f"not {manifest.dataset_id[:16]}); choose a new folder"
+    )
 
 
 def find_version(folder: Path, manifest: Manifest, dataset_id: str) -> Manifest | None:
@@ -161,27 +166,6 @@ def list_versions(folder: Path, manifest: Manifest) -> list[Manifest]:
     """The manifests of all versions known here, the set's own first."""
     kept = sorted((folder / VERSIONS).glob("*.json"))
     return [manifest, *(load_manifest(path) for path in kept)]
-
-
-def parse_next(path: Path, raw: Json) -> NextVersion:
-    """What `commit_version` wrote; ValueError if a name leads out of the folder."""
-    following = NextVersion(
-        raw["manifest"],
-        tuple((a, b) for a, b in raw["moves"]),
-        tuple(raw["deletes"]),
-        tuple(raw.get("clears", [])),
-    )
-    names = [name for _, name in following.moves] + list(following.deletes)
-    sources = [Path(source) for source, _ in following.moves]
-    sources += [Path(cleared) for cleared in following.clears]
-    plain = all(name == Path(name).name and "\\" not in name for name in names)
-    inside = all(
-        source.parts[:1] == (WORK,) and len(source.parts) > 1 and ".." not in source.parts
-        for source in sources
-    )
-    if not plain or not inside:
-        raise ValueError(f"{path}: names a file outside the set's folder; it was edited or damaged")
-    return following
 
 
 def name_next(name: str) -> str:

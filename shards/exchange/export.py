@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from shards.disk.durable import commit, sync_file
+from shards.disk.durable import commit, naming, open_new, sync_file
 from shards.disk.space import check_space
 from shards.documents import read_pieces
 from shards.exchange.megatron import HEADER, MAGIC, UINT16_CODE, VERSION
@@ -36,12 +36,14 @@ def export_megatron(shards: Shards, split: str, prefix: Path) -> str:
     check_disk(prefix, chosen)
     temporary = [path.with_name(f"{path.name}.tmp") for path in (bin_path, idx_path)]
     try:
-        with open(temporary[0], "wb") as file:
+        with open_new(temporary[0]) as file:
             copy_tokens(shards, chosen, file)
-            sync_file(file)
-        with open(temporary[1], "wb") as file:
+            with naming(temporary[0]):
+                sync_file(file)
+        with open_new(temporary[1]) as file:
             num_documents = write_index(shards, chosen, file)
-            sync_file(file)
+            with naming(temporary[1]):
+                sync_file(file)
         commit(temporary[0], bin_path)
         commit(temporary[1], idx_path)
     finally:
@@ -50,6 +52,12 @@ def export_megatron(shards: Shards, split: str, prefix: Path) -> str:
                 path.unlink()
     num_tokens = bin_path.stat().st_size // TOKEN_BYTES
     return f"{bin_path}, {idx_path.name}: {num_documents:,} documents, {num_tokens:,} tokens"
+
+
+def write(file: BinaryIO, content: bytes | memoryview) -> None:
+    """Write to one of the files; an error names it."""
+    with naming(Path(file.name)):
+        file.write(content)
 
 
 def choose_shards(shards: Shards, split: str) -> list[Shard]:
@@ -81,7 +89,7 @@ def copy_tokens(shards: Shards, chosen: list[Shard], file: BinaryIO) -> None:
             kept = ~is_blank(rows.column("doc_hash"))
             if not kept.all():
                 tokens = tokens[np.repeat(kept, count_tokens(rows))]
-            file.write(tokens.data.cast("B"))
+            write(file, tokens.data.cast("B"))
             progress.add(len(tokens))
         if sha256.hexdigest() != shard.sha256:
             raise ValueError(
@@ -94,22 +102,22 @@ def copy_tokens(shards: Shards, chosen: list[Shard], file: BinaryIO) -> None:
 def write_index(shards: Shards, chosen: list[Shard], file: BinaryIO) -> int:
     """Write the .idx list by list, each from its own pass over the sidecars."""
     num_documents = sum(len(sizes) for sizes in read_sizes(shards, chosen))
-    file.write(HEADER.pack(MAGIC, VERSION, UINT16_CODE, num_documents, num_documents + 1))
+    write(file, HEADER.pack(MAGIC, VERSION, UINT16_CODE, num_documents, num_documents + 1))
     for sizes in read_sizes(shards, chosen):
         if int(sizes.max(initial=0)) >= 1 << 31:
             raise ValueError(
                 f"{shards.folder}: a document has {int(sizes.max()):,} tokens; "
                 "Megatron's index holds at most 2,147,483,647"
             )
-        file.write(sizes.astype("<i4").tobytes())
+        write(file, sizes.astype("<i4").tobytes())
     position = 0
     for sizes in read_sizes(shards, chosen):
         ends = position + np.cumsum(sizes) * TOKEN_BYTES
-        file.write((ends - sizes * TOKEN_BYTES).astype("<i8").tobytes())
+        write(file, (ends - sizes * TOKEN_BYTES).astype("<i8").tobytes())
         position = int(ends[-1]) if len(ends) else position
     for start in range(0, num_documents + 1, 1 << 20):
         stop = min(start + (1 << 20), num_documents + 1)
-        file.write(np.arange(start, stop, dtype="<i8").tobytes())
+        write(file, np.arange(start, stop, dtype="<i8").tobytes())
     return num_documents
 
 

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.disk.durable import commit, hash_file, sync_file
+from shards.disk.durable import commit, hash_file, open_new, sync_file
 from shards.exchange.packing import DamagedError, read_chunks, unpack
 from shards.exchange.storage import Storage, StorageError
 from shards.exchange.transfer import Meter, keep_trying, transfer_all
@@ -86,7 +86,7 @@ def copy_file(storage: Storage, file: RemoteFile, target: Path, meter: Meter) ->
     sha256, size = hashlib.sha256(), 0
     fault: str | None = "is incomplete"
     try:
-        with storage.open(file.stored) as source, open(target, "wb") as out:
+        with storage.open(file.stored) as source, open_new(target) as out:
             for chunk in unpack(source) if file.is_packed else read_chunks(source):
                 meter.add(len(chunk))
                 size += len(chunk)

@@ -10,12 +10,12 @@ manifest and never lead out of the folder.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from shards.disk.durable import write_file
+from shards.disk.durable import hash_file, write_file
+from shards.disk.folders import make_folder, remove
 from shards.disk.json_files import load_json
 from shards.disk.layout import (
     MANIFEST,
@@ -29,8 +29,9 @@ from shards.disk.lock import hold, lock_set
 from shards.disk.space import check_space
 from shards.disk.url import refuse_url
 from shards.edit.cut import cut_manifest
-from shards.edit.lineage import find_replaced, is_replaceable
-from shards.edit.versions import NextVersion, commit_version
+from shards.edit.lineage import is_replaceable
+from shards.edit.next_version import NextVersion
+from shards.edit.versions import commit_version, find_replaced
 from shards.exchange.claim import UPLOAD
 from shards.exchange.fetch import RemoteFile, fetch_files, has_size, is_whole
 from shards.exchange.packing import PACKED
@@ -98,8 +99,8 @@ def pull_locked(
             write_file(folder / MANIFEST, text)
         else:
             commit_version(folder, NextVersion(text, (), tuple(replaced)))
-        for name in names - {file.name for file in wanted}:
-            (folder / name).unlink(missing_ok=True)
+        here = {file.name for file in wanted}
+        clear_left_over(folder, {name: sha for name, sha in names.items() if name not in here})
     return fetched
 
 
@@ -155,23 +156,44 @@ def check_free(folder: Path, wanted: list[RemoteFile]) -> None:
             )
 
 
-def note_names(folder: Path, wanted: list[RemoteFile]) -> set[str]:
-    """Note the names of files to come, so that none is left over; returns killed pulls' too."""
+def note_names(folder: Path, wanted: list[RemoteFile]) -> dict[str, str]:
+    """Note which files are to come, so that none is left over; returns killed pulls' too.
+
+    The sha256 beside each name proves later that a file is what a pull put there. Where the
+    manifest has none, and in notes of earlier releases, nothing is proved, so such files stay.
+    """
     path = pull_names_path(folder)
-    earlier = load_json(path).get("names", []) if path.exists() else []
-    names = {name for name in earlier if is_replaceable(name)}
-    names.update(file.name for file in wanted if is_replaceable(file.name))
-    write_file(path, json.dumps({"names": sorted(names)}) + "\n")
-    return names
+    raw = load_json(path) if path.exists() else {}
+    noted = raw.get("files", {})
+    if not isinstance(noted, dict) or not all(
+        is_replaceable(name) and isinstance(sha256, str) for name, sha256 in noted.items()
+    ):
+        raise ValueError(
+            f"{path}: does not list files of a set, each with its sha256; it was edited or "
+            "damaged, so remove it and run the same command again"
+        )
+    files = {f.name: f.sha256 for f in wanted if f.sha256 is not None and is_replaceable(f.name)}
+    # Of two versions' files of one name, neither is left over while the name is wanted.
+    files = noted | files
+    write_file(path, json.dumps({"files": files}, sort_keys=True) + "\n")
+    return files
+
+
+def clear_left_over(folder: Path, left: dict[str, str]) -> None:
+    """Delete what killed pulls of other versions put there, if it still has its sha256."""
+    for name, sha256 in left.items():
+        path = folder / name
+        if path.is_file() and not path.is_symlink() and hash_file(path) == sha256:
+            path.unlink()
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[Path]:
     """Be the only pull into a folder; yields an empty folder for unfinished files."""
-    work = pull_folder(folder)
     temporary = pull_temporary_folder(folder)
-    with hold(pull_lock(folder), f"{folder}: another velocity shards pull is running there"):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+    found = f"{folder}: another velocity shards pull is running there"
+    with hold(folder, pull_lock(folder), found):
+        remove(temporary, ignore_errors=True)
+        make_folder(temporary)
         yield temporary
-        shutil.rmtree(work, ignore_errors=True)
+        remove(pull_folder(folder), ignore_errors=True)

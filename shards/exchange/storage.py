@@ -18,7 +18,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from shards.disk.durable import commit
+from shards.disk.durable import commit, naming, open_new, sync_file
+from shards.disk.folders import make_folder
 from shards.disk.json_files import check_json_size
 from shards.disk.url import is_url, restore_url, show_url
 
@@ -174,15 +175,16 @@ def open_storage(url: str | Path) -> Storage:
 
 def write_local(path: Path, chunks: Iterable[bytes]) -> int:
     """Write a file in a plain folder under another name, then rename it; returns its size."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     written = 0
     try:
-        with open(temporary, "wb") as file:
+        with open_new(temporary) as file:
             for chunk in chunks:
-                written += file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+                with naming(path):
+                    written += file.write(chunk)
+            with naming(path):
+                sync_file(file)
         commit(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

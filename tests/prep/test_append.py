@@ -320,7 +320,7 @@ def test_a_failed_append_leaves_nothing_in_the_way(
     assert not (shards_copy / ".prep/append").exists()
     # A kill leaves the folder, in which nothing has begun.
     with monkeypatch.context() as patch:
-        patch.setattr("prep.append.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("prep.append.remove", lambda *_, **__: None)
         with pytest.raises(ValueError, match="has a source of this name"):
             append(shards_copy, folders[0])
     assert (shards_copy / ".prep/append").exists()

@@ -166,7 +166,7 @@ def test_an_output_that_cannot_be_made_is_named(tmp_path: Path, rare: Path) -> N
     (tmp_path / "file").write_text("")
     code, _, errors = velocity("prep", "--out", tmp_path / "file" / "shards", "--input", rare)
     lines = errors.splitlines()
-    assert (code, lines) == (1, [f"velocity: {tmp_path}/file/shards/.prep/units: Not a directory"])
+    assert (code, lines) == (1, [f"velocity: {tmp_path}/file: Not a directory"])
 
 
 # Sources that change

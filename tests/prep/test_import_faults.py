@@ -172,8 +172,11 @@ def test_nothing_is_written_over(tmp_path: Path, ids: list[list[int]]) -> None:
     path = write_nanogpt(tmp_path / "train.bin", ids)
     bring_in(tmp_path / "shards", path)
     before = (tmp_path / "shards" / "manifest.json").read_bytes()
-    with pytest.raises(ValueError, match="shards: already holds a set; choose another --out"):
-        bring_in(tmp_path / "shards", path)
+    other = write_nanogpt(tmp_path / "other.bin", ids)
+    for options in ({"train": other}, {"train": path, "validation_fraction": "0.5"}):
+        with pytest.raises(ValueError, match="shards: already holds a set, made of other files or"):
+            bring_in(tmp_path / "shards", options.pop("train"), **options)
+    other.unlink()
     assert (tmp_path / "shards" / "manifest.json").read_bytes() == before
     with pytest.raises(ValueError, match=r"train.bin: already exists; nothing is overwritten"):
         bring_in(tmp_path, path)
@@ -229,11 +232,8 @@ def test_a_killed_import_is_done_again_from_any_moment(
             else:
                 assert len(calls) < moment
                 break
-        if (out / "manifest.json").exists():
-            with pytest.raises(ValueError, match="already holds a set"):
-                bring_in(out, path, **options)
-        else:
-            bring_in(out, path, **options)
+        bring_in(out, path, **options)
+        assert [path.name for path in (out / ".prep").iterdir()] == ["lock", "lock.holder"]
         assert read_manifest(out).dataset_id == dataset_id
         assert set_bytes(out) == set_bytes(tmp_path / "whole")
     assert moment > 20

@@ -309,17 +309,17 @@ def test_where_the_file_system_has_no_locks_a_file_is_the_lock(
 
     monkeypatch.setattr("fcntl.flock", refuse)
     path = tmp_path / "lock"
-    with hold(path, "somebody is there"):
+    with hold(tmp_path, path, "somebody is there"):
         assert isinstance(acquire(path, 0), SoftFileLock)
         with (
             pytest.raises(ValueError, match=rf"is there .*; if it is gone, remove {path}.soft$"),
-            hold(path, "somebody is there", seconds=0),
+            hold(tmp_path, path, "somebody is there", seconds=0),
         ):
             pass
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     soft_path(path).write_text(f"{dead.pid}\n{os.uname().nodename}\n")
-    with hold(path, "somebody is there", seconds=10):
+    with hold(tmp_path, path, "somebody is there", seconds=10):
         pass
 
 

@@ -62,15 +62,14 @@ def list_committed(out: Path) -> dict[str, tuple[int, int]]:
 
     Beside the shards of receipts, and of pending ones, nothing else looks like a shard.
     """
-    from prep.units.receipts import parse_receipt
-    from shards.disk.json_files import load_json
+    from prep.units.receipts import load_receipt
 
     committed: dict[str, tuple[int, int]] = {}
     known = set()
     for path in sorted((out / ".prep/units").glob("*.*")):
         if path.suffix not in (".json", ".pending"):
             continue
-        receipt = parse_receipt(load_json(path))
+        receipt = load_receipt(path, int(path.stem))
         names = {name for shard in receipt.shards for name in (shard.name, shard.sidecar)}
         known |= names
         if path.suffix == ".json":

@@ -1,7 +1,6 @@
 """The folder of checkpoints: save whole or not at all, keep the newest, find where to resume."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from safetensors import SafetensorError
 
 from model.checkpoints.seal import CHECKSUMS, CheckpointError, list_checkpoints, seal, verify
 from shards.disk.durable import sync_folder
+from shards.disk.folders import make_folder, remove
 from shards.screen import Say
 from train.checkpoints.position import TRAINING_STATE
 from train.config import InfrastructureConfig
@@ -25,14 +25,14 @@ def save_checkpoint(folder: Path, step: int, keep: int, fill: Callable[[Path], N
     """
     final = folder / f"checkpoint-{step}"
     unfinished = folder / f"{UNFINISHED}{final.name}"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     clear_unfinished(folder)
     unfinished.mkdir()
     try:
         fill(unfinished)
         seal(unfinished)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(unfinished)
+        remove(unfinished)
         raise ValueError(
             f"{final} could not be written ({error}); free some disk and run the same "
             "command again; the checkpoints before it are intact"
@@ -59,14 +59,18 @@ def choose_superseded(checkpoints: list[Path], newest: Path, keep: int) -> list[
 def clear_unfinished(folder: Path) -> None:
     """Remove what a killed save left behind."""
     for leftover in folder.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(leftover)
+        remove(leftover)
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint, its seal first, so that a half-removed one never counts as complete."""
-    (checkpoint / CHECKSUMS).unlink(missing_ok=True)
-    sync_folder(checkpoint)
-    shutil.rmtree(checkpoint)
+    """Remove a checkpoint, its seal first, so that a half-removed one never counts as complete.
+
+    Of a link only the link goes: the checkpoint was put elsewhere to be kept.
+    """
+    if not checkpoint.is_symlink():
+        (checkpoint / CHECKSUMS).unlink(missing_ok=True)
+        sync_folder(checkpoint)
+    remove(checkpoint)
 
 
 def agree_on_start(config: InfrastructureConfig, rank: Rank, say: Say) -> Path | None:
