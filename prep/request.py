@@ -143,8 +143,9 @@ class Request:
         tuple[str, ...],
         typer.Option(
             "--input",
-            help="Local text instead of a Hub dataset: a file, folder or glob of "
-            f"{', '.join(SUFFIXES)} files. May be given several times.",
+            help="Local text instead of a Hub dataset: a file, folder or glob of .parquet, .txt or "
+            f"JSON lines ({', '.join(JSON_LINES)}; also with .gz or .zst). May be given several "
+            "times.",
         ),
     ] = ()
     dataset: Annotated[str, typer.Option(help="Dataset on the Hugging Face Hub.")] = (

@@ -95,7 +95,7 @@ def take_text(hint: Any) -> Any:
     wanted, *extras = typing.get_args(hint)
     extras = [copy.copy(extra) for extra in extras]
     for extra in extras:
-        extra.metavar = extra.metavar or "PATH"
+        extra.metavar = extra.metavar or "<path>"
     return Annotated[(str if wanted is Path else str | None, *extras)]
 
 

@@ -108,7 +108,8 @@ def make_plan(request: Request, tokenizer_sha256: str, stored: Json | None, say:
     dataset = stored_hub_dataset(stored) if stored else None
     if dataset is None or not is_requested(dataset, request):
         say(f"asking the Hub for the files of {request.dataset}")
-        found = resolve(request.dataset, request.dataset_config, request.split, request.revision)
+        wanted = (request.dataset, request.dataset_config, request.split, request.revision)
+        found = resolve(*wanted, say=say)
         dataset = sample_dataset(found, request.policy.sample)
     return plan_hub_dataset(dataset, request.policy, tokenizer_sha256)
 

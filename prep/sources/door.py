@@ -13,7 +13,7 @@ _POINTERS = (
 _MAX_POINTER_BYTES = 1024
 
 
-def check_file(path: Path) -> None:
+def check_readable(path: Path) -> None:
     """ValueError for what is no file, cannot be opened, or is a pointer to a file elsewhere."""
     status = examine(path)
     refuse_special(path, status)
@@ -25,6 +25,17 @@ def check_file(path: Path) -> None:
     for start, name, command in _POINTERS:
         if head.startswith(start) and status.st_size < _MAX_POINTER_BYTES:
             raise ValueError(f"{path}: is a {name} pointer, not the file; {command} brings it")
+
+
+def check_name(name: str) -> None:
+    """ValueError for a file's name that is not UTF-8, as all names in a set are."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        raise ValueError(
+            f"{shown}: this file's name is not UTF-8, as names in a set are; rename the file"
+        ) from None
 
 
 def examine(path: Path) -> os.stat_result:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from prep.request import JSON_LINES, SUFFIXES
 from prep.sources.documents import Documents, Piece
-from prep.sources.door import check_file
+from prep.sources.door import check_readable
 from prep.sources.lines import (
     Document,
     check_size,
@@ -112,7 +112,7 @@ def find_format(path: Path) -> "Format":
 @contextmanager
 def _naming_errors(path: Path) -> Iterator[None]:
     """Put the file's name, and what to do, into the errors of the libraries that read it."""
-    check_file(path)
+    check_readable(path)
     try:
         yield
     except _MixedTypesError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prep.request import SUFFIXES
+from prep.sources.door import check_name
 from prep.sources.lines import begins_with_document
 from prep.sources.stamp import Stamp, take_stamp
 from prep.sources.walk import Walk, is_pattern
@@ -76,13 +77,7 @@ def add_entry(walk: Walk, entry: str) -> None:
 
 def make_source(path: Path, name: str) -> Source:
     """A local file as a source; ValueError if its name cannot be written into a set."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-        raise ValueError(
-            f"{shown}: this name is not UTF-8, as names in a set are; rename it"
-        ) from None
+    check_name(name)
     stamp = take_stamp(path)
     return Source(name, stamp.num_bytes, path=str(path), stamp=stamp)
 

@@ -10,7 +10,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from prep.request import SUFFIXES
 from prep.sources.door import examine, refuse_special
@@ -199,7 +199,7 @@ def identify(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
 
 
-def has_suffix(path: Path) -> bool:
+def has_suffix(path: PurePath) -> bool:
     """Whether a file's name ends as those that are read do, in capitals or not."""
     return path.name.lower().endswith(SUFFIXES)
 
