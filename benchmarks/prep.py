@@ -123,7 +123,7 @@ def write_text(scratch: Path, options: argparse.Namespace) -> Text:
 
     It is compressed with zstd, in row groups of 1,000 documents.
     """
-    paths = [path for entry in options.input or () for path in find_files(str(entry))]
+    paths = find_files([str(entry) for entry in options.input or ()])[0]
     if not paths:
         paths = [scratch / "python-docs.jsonl"]
         write_python_docs(paths[0])

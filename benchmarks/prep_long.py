@@ -59,7 +59,7 @@ def run_long(inputs: list[Path], passes: int) -> tuple[dict[str, float], dict[st
         folder = Path(name)
         link_files(inputs, folder / "input", passes)
         # Small units, so that even a short run has tenths.
-        sizes = [path.stat().st_size for path in find_files(str(folder / "input"))]
+        sizes = [path.stat().st_size for path in find_files([str(folder / "input")])[0]]
         policy = Policy(unit_bytes=min(sum(sizes) // (2 * TENTHS), MAX_UNIT_BYTES))
         request = Request(
             folder / "shards", policy=policy, inputs=(str(folder / "input"),), workers=1
@@ -82,7 +82,7 @@ def link_files(inputs: list[Path], folder: Path, passes: int) -> None:
     """Links to the input's files, under a new name for each pass."""
     folder.mkdir()
     for number in range(passes):
-        for path in (file for entry in inputs for file in find_files(str(entry))):
+        for path in find_files([str(entry) for entry in inputs])[0]:
             (folder / f"{number:04d}-{path.name}").symlink_to(path)
 
 

@@ -1,5 +1,6 @@
 """The options of `velocity prep`, each with its help, default and check."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +12,12 @@ from shards.disk.json_files import Json
 from shards.part import Part
 
 # Suffixes of source files; prep/sources/formats.py has a reader for each.
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+SUFFIXES = (
+    ".parquet",
+    *(f"{name}{packed}" for name in JSON_LINES for packed in ("", ".gz", ".zst")),
+    ".txt",
+)
 # Libraries that turn text into ids, fastest first.
 ENCODERS = ("fastokens", "tokenizers")
 # Where each engine is; prep/engines/contract.py says what it is.
@@ -137,8 +143,9 @@ class Request:
         tuple[str, ...],
         typer.Option(
             "--input",
-            help="Local text instead of a Hub dataset: a file, folder or glob of "
-            f"{', '.join(SUFFIXES)} files. May be given several times.",
+            help="Local text instead of a Hub dataset: a file, folder or glob of .parquet, .txt or "
+            f"JSON lines ({', '.join(JSON_LINES)}; also with .gz or .zst). May be given several "
+            "times.",
         ),
     ] = ()
     dataset: Annotated[str, typer.Option(help="Dataset on the Hugging Face Hub.")] = (
@@ -193,6 +200,8 @@ class Request:
         return f"{self.url} --staging {self.out}" if self.url else str(self.out)
 
     def __post_init__(self) -> None:
+        refuse_empty("--input", self.inputs)
+        refuse_empty("--dataset", [self.dataset])
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers is {self.workers}; expected at least 1")
         if self.engine not in ENGINES:
@@ -230,6 +239,12 @@ class Request:
                 f"{', '.join(map(name_option, chosen))}: --finish uses the sources and options "
                 "that the parts were run with; leave this out"
             )
+
+
+def refuse_empty(option: str, values: Iterable[str]) -> None:
+    """ValueError if a value is empty: of a path, that would be the current folder."""
+    if any(not value.strip() for value in values):
+        raise ValueError(f"{option} is empty; name what is meant, or leave the option out")
 
 
 def name_option(field: str) -> str:

@@ -13,11 +13,13 @@ for the options in it:
 makes a command with the options --name and --loud.
 """
 
+import copy
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 from typer.models import ParameterInfo
@@ -29,14 +31,17 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         hint = hints[parameter.name]
-        given = list_options(hint) if is_dataclass(hint) else [parameter.replace(annotation=hint)]
+        if is_dataclass(hint):
+            given = [*list_options(hint)]
+        else:
+            given = [parameter.replace(annotation=take_text(hint))]
         parameters += [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in given]
 
     @wraps(command)
     def filled(**values: Any) -> None:
         command(
             **{
-                name: build(hint, values) if is_dataclass(hint) else values[name]
+                name: build(hint, values) if is_dataclass(hint) else fill(name, hint, values[name])
                 for name, hint in hints.items()
                 if name != "return"
             }
@@ -62,7 +67,10 @@ def list_options(kind: Any) -> Iterator[inspect.Parameter]:
                 assert default is not inspect.Parameter.empty, f"{field.name}: may be left out"
                 hint, default = Annotated[list[str] | None, *extras], None
             yield inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default,
+                annotation=take_text(hint),
             )
 
 
@@ -75,9 +83,36 @@ def build(kind: Any, values: Mapping[str, Any]) -> Any:
         if is_dataclass(hint):
             filled[field.name] = build(hint, values)
         elif is_option(hint) and values[field.name] is not None:
-            value = values[field.name]
+            value = fill(field.name, hint, values[field.name])
             filled[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**filled)
+
+
+def take_text(hint: Any) -> Any:
+    """The type that Typer is told: text for a path, for of no text it makes the current folder."""
+    if not is_path(hint):
+        return hint
+    wanted, *extras = typing.get_args(hint)
+    extras = [copy.copy(extra) for extra in extras]
+    for extra in extras:
+        extra.metavar = extra.metavar or "<path>"
+    return Annotated[(str if wanted is Path else str | None, *extras)]
+
+
+def fill(name: str, hint: Any, value: Any) -> Any:
+    """What an option's field or parameter gets; ValueError for an empty path."""
+    if not is_path(hint) or not isinstance(value, str):
+        return value
+    if not value.strip():
+        raise ValueError(
+            f"--{name.replace('_', '-')} is empty; name what is meant, or leave the option out"
+        )
+    return Path(value)
+
+
+def is_path(hint: Any) -> bool:
+    """Whether an option's type is a path, or a path or None."""
+    return is_option(hint) and typing.get_args(hint)[0] in (Path, Path | None)
 
 
 def is_option(hint: Any) -> bool:

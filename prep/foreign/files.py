@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from prep.sources.door import check_name, check_readable
 from prep.text.gpt2 import END_OF_TEXT
 from shards.exchange.megatron import Index, read_index
 
@@ -80,11 +81,12 @@ def find_files(
     if not named:
         raise ValueError("no file to import; name at least one, or one with --validation")
     root = os.path.commonpath([path.absolute().parent for path, _ in named])
+    names = [path.absolute().relative_to(root).as_posix() for path, _ in named]
+    for name in names:
+        check_name(name)
     return [
-        check_file(
-            path, path.absolute().relative_to(root).as_posix(), split, format, add_end_of_text
-        )
-        for path, split in named
+        check_file(path, name, split, format, add_end_of_text)
+        for (path, split), name in zip(named, names, strict=True)
     ]
 
 
@@ -95,9 +97,11 @@ def find_path(entry: str) -> Path:
         path = path.with_suffix(".bin")
     if not path.exists() and path.with_name(f"{path.name}.idx").is_file():
         path = path.with_name(f"{path.name}.bin")
-    if not path.is_file():
-        state = "is a folder; name the files in it" if path.is_dir() else "no such file"
-        raise ValueError(f"{path}: {state}")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; name the files in it")
+    if not os.path.lexists(path):
+        raise ValueError(f"{path}: no such file")
+    check_readable(path)
     return path
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from prep.request import Policy, ShardTokens
+from prep.request import Policy, ShardTokens, refuse_empty
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class ImportRequest:
             "--add-end-of-text", help="If a nanogpt file does not end in <|endoftext|>, add it."
         ),
     ] = False
+
+    def __post_init__(self) -> None:
+        refuse_empty("FILE", self.train)
+        refuse_empty("--validation", self.validation)
 
     @property
     def policy(self) -> Policy:

@@ -16,7 +16,8 @@ from prep.sources.formats import estimate_text_bytes, split_file
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.local import Source, find_sources
 from shards.disk.json_files import Json, hash_canonical, load_json
-from shards.format import find_misshape
+from shards.disk.shapes import find_misshape
+from shards.screen import Say
 
 PLAN_SCHEMA_VERSION = 1
 # Source bytes of a unit if the user gives none: small enough to keep all workers busy and to
@@ -87,9 +88,17 @@ class Plan:
         return {file.name: file for file in self.hub.files} if self.hub else {}
 
 
-def plan_local_files(inputs: Sequence[str], policy: Policy, tokenizer_sha256: str) -> Plan:
-    """Plan a set from files on this machine: paths, folders and globs."""
-    sources = choose_sample(find_sources(inputs), policy.sample)
+def plan_local_files(
+    inputs: Sequence[str],
+    policy: Policy,
+    tokenizer_sha256: str,
+    say: Say = lambda line: None,
+) -> Plan:
+    """Plan a set from files on this machine: paths, folders and patterns.
+
+    `say` gets a line about the files that are left out.
+    """
+    sources = choose_sample(find_sources(inputs, policy.text_column, say), policy.sample)
     unit_bytes = choose_unit_bytes(policy, sum(source.num_bytes for source in sources))
     sized_pieces: list[tuple[Piece, int]] = []
     for source in sources:

@@ -110,11 +110,12 @@ def refuse_other_plan(out: Path, stored: Json, plan: Plan) -> NoReturn:
 def make_plan(request: Request, tokenizer_sha256: str, stored: Json | None, say: Say) -> Plan:
     """What the request means now; a Hub revision stays the commit that was pinned."""
     if request.inputs:
-        return plan_local_files(request.inputs, request.policy, tokenizer_sha256)
+        return plan_local_files(request.inputs, request.policy, tokenizer_sha256, say)
     dataset = stored_hub_dataset(stored) if stored else None
     if dataset is None or not is_requested(dataset, request):
         say(f"asking the Hub for the files of {request.dataset}")
-        found = resolve(request.dataset, request.dataset_config, request.split, request.revision)
+        wanted = (request.dataset, request.dataset_config, request.split, request.revision)
+        found = resolve(*wanted, say=say)
         dataset = sample_dataset(found, request.policy.sample)
     return plan_hub_dataset(dataset, request.policy, tokenizer_sha256)
 

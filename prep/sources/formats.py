@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from prep.request import SUFFIXES
+from prep.request import JSON_LINES, SUFFIXES
 from prep.sources.documents import Documents, Piece
+from prep.sources.door import check_readable
 from prep.sources.lines import (
     Document,
     check_size,
@@ -103,7 +104,7 @@ def estimate_text_bytes(path: Path, text_column: str) -> int:
 def find_format(path: Path) -> "Format":
     """The format that a file's name says; ValueError if it is not one of FORMATS."""
     for suffix, form in FORMATS.items():
-        if path.name.endswith(suffix):
+        if path.name.lower().endswith(suffix):
             return form
     raise ValueError(f"{path}: unknown kind of file; expected {', '.join(FORMATS)}")
 
@@ -111,15 +112,17 @@ def find_format(path: Path) -> "Format":
 @contextmanager
 def _naming_errors(path: Path) -> Iterator[None]:
     """Put the file's name, and what to do, into the errors of the libraries that read it."""
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be opened ({error.strerror})") from None
+    check_readable(path)
     try:
         yield
     except _MixedTypesError as error:
         raise ValueError(
             f"{path}: {error}; expected one type, to compare it with --where"
+        ) from None
+    except MemoryError:
+        raise ValueError(
+            f"{path}: there is not enough memory to read it; try fewer --workers. A .zst made with "
+            "--long takes as much as its window: make a smaller one with zstd -d --long=31 | zstd"
         ) from None
     except (OSError, pa.ArrowException) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
@@ -217,11 +220,14 @@ class _MixedTypesError(ValueError):
     """Values of a key that have no type in common."""
 
 
+_LINES = {
+    "": Format(_read_lines, _estimate_plain, split_lines),
+    ".gz": Format(partial(_read_lines, codec="gzip"), _estimate_compressed),
+    ".zst": Format(partial(_read_lines, codec="zstd"), _estimate_compressed),
+}
 FORMATS: dict[str, Format] = {
     ".parquet": Format(_read_parquet, measure_column, split_row_groups),
-    ".jsonl": Format(_read_lines, _estimate_plain, split_lines),
-    ".jsonl.gz": Format(partial(_read_lines, codec="gzip"), _estimate_compressed),
-    ".jsonl.zst": Format(partial(_read_lines, codec="zstd"), _estimate_compressed),
+    **{f"{name}{packed}": _LINES[packed] for name in JSON_LINES for packed in _LINES},
     ".txt": Format(_read_text, _estimate_plain),
 }
 # The help of --input and its error messages list them.

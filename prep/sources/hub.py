@@ -6,6 +6,7 @@
 import tempfile
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 from prep.request import SUFFIXES
@@ -20,10 +21,13 @@ from prep.sources.hub_requests import (
     forward_logs,
     warn,
 )
+from prep.sources.walk import HIDDEN, describe_left_out, has_suffix, name_suffix
 from shards.screen import Say
 
 # What `datasets` reads to find a dataset's configs and splits.
 CARD_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
+# Part of every repository.
+GIT_FILES = (".gitattributes", ".gitignore")
 PATHS_PER_REQUEST = 500
 
 
@@ -34,10 +38,12 @@ def resolve(
     revision: str | None = None,
     report: Say = warn,
     retry: Retry = PATIENT,
+    say: Say = lambda line: None,
 ) -> HubDataset:
     """Find the files of a dataset's split at the commit that `revision` now names.
 
-    `report` gets one line for each request that is made again. Raises HubError for a dataset,
+    `report` gets one line for each request that is made again, `say` one about the files of the
+    repository that no split has. Raises HubError for a dataset,
     revision, config or split that does not exist or may not be read, files in formats that are
     not read here, or a Hub that cannot be reached.
     """
@@ -48,10 +54,16 @@ def resolve(
             ask(lambda: _check_access(name), repo, retry, report)
         names_there = {file.rfilename for file in info.siblings or ()}
         for card in sorted(names_there.intersection(CARD_FILES)):
-            ask(partial(_fetch_card, name, commit, card), repo, retry, report)
+            with explaining(repo, commit, card):
+                ask(partial(_fetch_card, name, commit, card), repo, retry, report)
         builder = ask(lambda: _load_builder(name, config, commit), repo, retry, report)
         prefix = f"hf://datasets/{name}@{commit}/"
-        paths = choose_files(builder.config.data_files or {}, repo, prefix, split)
+        data_files = builder.config.data_files or {}
+        paths = choose_files(data_files, repo, prefix, split)
+        listed = {url.removeprefix(prefix) for urls in data_files.values() for url in urls}
+        left_out = describe_unlisted(names_there - listed, len(builder.builder_configs) > 1)
+        if left_out:
+            say(f"{repo}: {left_out}")
         files: list[HubFile] = []
         for start in range(0, len(paths), PATHS_PER_REQUEST):
             part = paths[start : start + PATHS_PER_REQUEST]
@@ -85,7 +97,7 @@ def choose_files(
             f"{repo}: lists {foreign[0]}, which is not one of its own files; download what "
             "you need and prepare it with --input"
         )
-    unread = [url for url in urls if not url.endswith(SUFFIXES)]
+    unread = [url for url in urls if not url.lower().endswith(SUFFIXES)]
     if unread:
         raise HubError(
             f"{repo}: {unread[0].removeprefix(prefix)} ({len(unread):,} of {len(urls):,} files) "
@@ -93,6 +105,25 @@ def choose_files(
             "with --input"
         )
     return [url.removeprefix(prefix) for url in urls]
+
+
+def describe_unlisted(names: Iterable[str], has_configs: bool) -> str:
+    """The files of a repository that no split has, by reason and count; "" if there are none.
+
+    Those in formats that are read here may belong to other configs, if there are any.
+
+    >>> describe_unlisted(["README.md", ".gitattributes", "a.csv", "b.jsonl"], has_configs=False)
+    '2 files left out: .csv 1, .jsonl in no split 1'
+    """
+    reasons = []
+    for path in sorted(PurePosixPath(name) for name in {*names}.difference(CARD_FILES, GIT_FILES)):
+        if any(part.startswith((".", "_")) for part in path.parts):
+            reasons.append(HIDDEN)
+        elif not has_suffix(path):
+            reasons.append(name_suffix(path.name))
+        elif not has_configs:
+            reasons.append(f"{name_suffix(path.name)} in no split")
+    return describe_left_out(reasons)
 
 
 def _find_commit(repo: str, revision: str | None) -> Any:

@@ -62,7 +62,7 @@ def download(
         return path
     private = _private_folder(path)
     try:
-        with explaining(dataset.repo, dataset.revision):
+        with explaining(dataset.repo, dataset.revision, file.name):
             fetched = ask(
                 lambda: _fetch_whole(dataset, file, private),
                 f"{dataset.repo}: {file.name}",

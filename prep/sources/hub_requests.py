@@ -131,20 +131,22 @@ def diagnose(error: BaseException) -> Fault | None:
 
 
 @contextmanager
-def explaining(repo: str, revision: str | None) -> Iterator[None]:
-    """Turn the libraries' errors about a dataset into one line that says what to do."""
+def explaining(repo: str, revision: str | None, file: str | None = None) -> Iterator[None]:
+    """Turn the libraries' errors about a dataset, or a file of it, into one line of advice."""
     try:
         yield
     except HubError:
         raise
     except Exception as error:
-        message = explain(error, repo, revision)
+        message = explain(error, repo, revision, file)
         if message is None:
             raise
         raise HubError(message) from error
 
 
-def explain(error: Exception, repo: str, revision: str | None) -> str | None:
+def explain(
+    error: Exception, repo: str, revision: str | None, file: str | None = None
+) -> str | None:
     """Say in one line why the Hub did not give what was asked for; None for other errors."""
     from huggingface_hub import constants, errors
 
@@ -165,8 +167,8 @@ def explain(error: Exception, repo: str, revision: str | None) -> str | None:
                 return f"{repo}: no revision {revision!r}; see {url}/commits/main"
             case errors.RemoteEntryNotFoundError():
                 return (
-                    f"{repo}: a file is gone from commit {revision}; the dataset's history was "
-                    "rewritten: start over with another --out"
+                    f"{repo}: {file or 'a file'} is gone from commit {revision}; the dataset's "
+                    "history was rewritten: start over with another --out"
                 )
             case errors.HFValidationError():
                 return f"{repo}: is not the name of a dataset; expected one such as owner/name"
@@ -175,9 +177,18 @@ def explain(error: Exception, repo: str, revision: str | None) -> str | None:
                     f"{repo}: the Hub cannot be asked while HF_HUB_OFFLINE is set; unset it, or "
                     "prepare local files with --input"
                 )
-            case errors.HfHubHTTPError():
+            case errors.HfHubHTTPError() if file and link.response.status_code in (404, 410):
+                # Without the Hub's own error header: a mirror, or a proxy.
                 return (
-                    f"{repo}: the Hub refused with HTTP {link.response.status_code} "
+                    f"{repo}: {file} is not at {constants.ENDPOINT} (HTTP "
+                    f"{link.response.status_code}); commit {revision} no longer has it, or this "
+                    "mirror lacks it: try the same command with another HF_ENDPOINT, or start over "
+                    "with another --out"
+                )
+            case errors.HfHubHTTPError():
+                refused = f"refused {file}" if file else "refused"
+                return (
+                    f"{repo}: the Hub {refused} with HTTP {link.response.status_code} "
                     f"({link.server_message or 'no reason given'}); see {url}, and check your "
                     "token with `hf auth whoami`"
                 )

@@ -15,16 +15,19 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.json
 
+from prep.sources.encodings import HEAD_BYTES, UTF8_MARK, refuse_wide
+from prep.sources.streams import BUFFER_BYTES, open_stream
+
 # A longer document is most likely a file that is not what it should be; and handling one takes no
 # more than a few times its size in memory.
 MAX_DOCUMENT_BYTES = 256 << 20
 
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = BUFFER_BYTES
 _LONG_LINE_BYTES = 16 << 20
 _MAX_KEYS_SHOWN = 20
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_UTF8_MARK = b"\xef\xbb\xbf"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+# A line that holds nothing, after strip().
+_BLANK = (b"", UTF8_MARK)
 _TYPE_NAMES = {
     bool: "true or false",
     int: "a number",
@@ -49,7 +52,9 @@ class Document(NamedTuple):
 def read_whole(path: Path) -> Iterator[Document]:
     """Yield a .txt as one document, to the last byte."""
     check_size(path.stat().st_size, str(path), "for many documents use --blank-line-documents")
-    text, repaired = decode(_drop_mark(path.read_bytes(), path))
+    content = path.read_bytes()
+    refuse_wide(content[:HEAD_BYTES], path)
+    text, repaired = decode(content.removeprefix(UTF8_MARK))
     yield Document(text, None, 0, repaired)
 
 
@@ -58,8 +63,9 @@ def read_blocks(path: Path) -> Iterator[Document]:
     row = num_bytes = 0
     block: list[bytes] = []
     with open(path, "rb") as file:
+        refuse_wide(file.peek(HEAD_BYTES), path)
         for number, line in enumerate(iter(partial(file.readline, MAX_DOCUMENT_BYTES + 1), b"")):
-            content = line if number else _drop_mark(line, path)
+            content = line if number else line.removeprefix(UTF8_MARK)
             if content.strip():
                 block.append(content)
                 num_bytes += len(content)
@@ -82,25 +88,28 @@ def read_json_lines(
 ) -> Iterator[Document]:
     """Yield the text under `key`, and what is under `keys`, for the lines in bytes [start, stop).
 
-    `codec` is Arrow's name for the file's compression; None = none.
-    Blank lines hold no document, but count as rows. Raises ValueError for a line that is not an
-    object with text (or null) under that key, and if the file was changed since it was cut.
+    `codec` is the file's compression, as `open_stream` has it. A key with dots that is not there
+    is that of an object in an object. Blank lines hold no document, but count as rows. A byte
+    order mark may stand before any line, as joined files have it. Raises ValueError for a line
+    that is not an object with text (or null) under that key, and if the file was changed since
+    it was cut.
     """
     row, position = first_row, start
-    with _open_lines(path, codec) as file:
+    with open_stream(path, codec) as file:
         if start:
             file.seek(start)
+        else:
+            _check_head(file, path)
         while stop is None or position < stop:
             line = file.readline(MAX_DOCUMENT_BYTES + 1)
             if not line:
                 break
             check_size(len(line), f"{path}, line {row + 1}", "expected a document on each line")
-            content = line if position else _drop_mark(line, path)
             position += len(line)
             row += 1
-            if content.strip():
-                document = _parse_line(content, row - 1, key, keys, f"{path}, line {row}")
-                del line, content  # A large one is not held while its document is processed.
+            if line.strip() not in _BLANK:
+                document = _parse_line(line, row - 1, key, keys, f"{path}, line {row}")
+                del line  # A large one is not held while its document is processed.
                 yield document
                 del document
     if stop is not None and position != stop:
@@ -108,6 +117,17 @@ def read_json_lines(
             f"{path}: was changed since it was planned, when a line ended at byte {stop:,}; "
             "put the old file back, or start over"
         )
+
+
+def begins_with_document(path: Path, key: str) -> bool:
+    """Whether a file's first line is an object with something under that key."""
+    with open(path, "rb") as file:
+        line = file.readline(_LONG_LINE_BYTES)
+    try:
+        found = json.loads(decode(line.removeprefix(UTF8_MARK))[0])
+        return isinstance(found, dict) and (key in found or _look_inside(found, key) is not None)
+    except (ValueError, KeyError, RecursionError):
+        return False
 
 
 def split_lines(path: Path, max_bytes: int) -> list[tuple[int, int, int]]:
@@ -162,25 +182,25 @@ def decode(data: bytes) -> tuple[str, bool]:
         return data.decode("utf-8", errors="replace"), True
 
 
-def _drop_mark(start: bytes, path: Path) -> bytes:
-    """Drop the byte order mark from a file's first bytes; ValueError if it is UTF-16's."""
-    if start.startswith(_UTF16_MARKS):
-        raise ValueError(f"{path}: is in UTF-16; convert it with iconv -f UTF-16 -t UTF-8")
-    return start.removeprefix(_UTF8_MARK)
+def _check_head(file: BinaryIO, path: Path) -> None:
+    """ValueError for a file that does not begin as lines of JSON in UTF-8 do."""
+    head = cast(io.BufferedReader, file).peek(HEAD_BYTES)
+    refuse_wide(head, path)
+    first, _, others = head.removeprefix(UTF8_MARK).strip().partition(b"\n")
+    if first.startswith(b"[") and not (first.rstrip().endswith(b"]") and others):
+        found, command = "is one JSON list", "jq -c '.[]'"
+    elif first.rstrip() == b"{":
+        found, command = "is JSON over several lines", "jq -c ."
+    else:
+        return
+    raise ValueError(
+        f"{path}: {found}; expected one JSON object on each line, as {command} writes them"
+    )
 
 
 def _join_block(lines: list[bytes], row: int) -> Document:
     text, repaired = decode(b"".join(lines).removesuffix(b"\n").removesuffix(b"\r"))
     return Document(text, None, row, repaired)
-
-
-def _open_lines(path: Path, codec: str | None) -> BinaryIO:
-    """Open a .jsonl for reading, decompressed if it is compressed."""
-    if codec is None:
-        return open(path, "rb")
-    # Arrow notices a stream that is cut short; `zstandard` ends as if the stream were whole.
-    stream = pa.CompressedInputStream(pa.OSFile(str(path)), codec)
-    return cast(BinaryIO, io.BufferedReader(stream, _CHUNK_BYTES))
 
 
 def _parse_line(line: bytes, row: int, key: str, keys: Sequence[str], place: str) -> Document:
@@ -189,12 +209,14 @@ def _parse_line(line: bytes, row: int, key: str, keys: Sequence[str], place: str
         return long
     source, line_repaired = decode(line)
     found = _parse_object(source, place)
-    if key not in found:
+    try:
+        text = found[key] if key in found else _look_inside(found, key)
+    except KeyError:
         keys = repair(", ".join(list(found)[:_MAX_KEYS_SHOWN]))[0] or "none"
         raise ValueError(
             f"{place}: no key {key!r}; the keys are {keys}; name the right one with --text-column"
-        )
-    text, url = found[key], found.get("url")
+        ) from None
+    url = found.get("url")
     url = repair(url)[0] if isinstance(url, str) else None
     values = tuple(found.get(name) for name in keys)
     if text is None:
@@ -207,6 +229,17 @@ def _parse_line(line: bytes, row: int, key: str, keys: Sequence[str], place: str
     text, text_repaired = repair(text)
     text_repaired = text_repaired or (line_repaired and "\ufffd" in text)
     return Document(text, url, row, text_repaired, values)
+
+
+def _look_inside(found: dict[str, Any], key: str) -> Any:
+    """What is under a key such as `json.text` in the object under `json`; KeyError if nothing."""
+    outer, dot, inner = key.partition(".")
+    value = found[outer]
+    if not dot or value is None:
+        return value
+    if not isinstance(value, dict):
+        raise KeyError(key)
+    return value[inner] if inner in value else _look_inside(value, inner)
 
 
 def _parse_long_line(line: bytes, row: int, key: str) -> Document | None:
@@ -234,6 +267,8 @@ def _parse_object(source: str, place: str) -> dict[str, Any]:
     try:
         found = json.loads(source)
     except json.JSONDecodeError as error:
+        if source.startswith("\ufeff"):
+            return _parse_object(source.lstrip("\ufeff"), place)
         reason = f"not JSON ({error.msg} at character {error.pos + 1})"
     except (ValueError, RecursionError) as error:
         reason = f"JSON that cannot be read ({error})"

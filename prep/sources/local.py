@@ -1,14 +1,16 @@
 """Source files on this machine: what --input names."""
 
-import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from prep.request import SUFFIXES
+from prep.sources.door import check_name
+from prep.sources.lines import begins_with_document
 from prep.sources.stamp import Stamp, take_stamp
-from shards.disk.layout import WORK
+from prep.sources.walk import Walk, is_pattern
+from shards.screen import Say
 
 
 @dataclass(frozen=True)
@@ -26,46 +28,65 @@ class Source:
     stamp: Stamp | None = field(default=None, compare=False)
 
 
-def find_sources(inputs: Sequence[str]) -> list[Source]:
-    """The files that --input names, in the given order; those of a folder or glob are sorted.
+def find_sources(
+    inputs: Sequence[str], text_column: str = "content", say: Say = lambda line: None
+) -> list[Source]:
+    """The files that --input names, in the given order; those of a folder or pattern are sorted.
 
     A source's name is its path below the folder that all of them share, so the same data gives
-    the same dataset_id wherever it is.
+    the same dataset_id wherever it is. `say` gets one line about what folders and patterns hold
+    besides. Raises ValueError for what cannot be read: a pipe, a broken link, a shut folder.
     """
-    paths = list(dict.fromkeys(path for entry in inputs for path in find_files(entry)))
+    paths, left_out = find_files(inputs, text_column)
+    if left_out:
+        say(left_out)
     if len(paths) == 1:
         root = paths[0].parent
     else:
         root = Path(os.path.commonpath([path.parent for path in paths]))
-    stamps = [(path, take_stamp(path)) for path in paths]
-    return [
-        Source(path.relative_to(root).as_posix(), stamp.num_bytes, path=str(path), stamp=stamp)
-        for path, stamp in stamps
-    ]
+    return [make_source(path, path.relative_to(root).as_posix()) for path in paths]
 
 
-def find_files(entry: str) -> list[Path]:
-    """The files of one --input: a file, a folder (with everything below it), or a glob."""
-    path = Path(entry)
-    if path.is_file():
-        found = [path]
-        if not entry.endswith(SUFFIXES):
-            raise ValueError(f"{entry}: expected a file ending in {', '.join(SUFFIXES)}")
-    elif path.is_dir():
-        # A set of shards below it, known by prep's own folder, is not a source.
-        sets = [folder.parent for folder in path.rglob(WORK)]
-        found = [
-            file
-            for file in path.rglob("*")
-            if file.is_file() and not any(folder in file.parents for folder in sets)
-        ]
-    else:
-        found = [Path(match) for match in glob.glob(entry, recursive=True)]
-        if not found:
+def find_files(inputs: Sequence[str], text_column: str = "content") -> tuple[list[Path], str]:
+    """The files that --input names, each real one once; and what was left out, in a line or ""."""
+    walk = Walk(lambda path: doubt_json(path, text_column))
+    paths: list[Path] = []
+    for entry in inputs:
+        before = walk.num_taken
+        add_entry(walk, entry)
+        if walk.num_taken == before:
+            left_out = walk.describe_left_out()
             raise ValueError(
-                f"{entry}: no such file or folder, and as a pattern it matches nothing"
+                f"{entry}: no file ending in {', '.join(SUFFIXES)} there"
+                + (f" ({left_out})" if left_out else "")
             )
-    files = [Path(os.path.abspath(file)) for file in found if str(file).endswith(SUFFIXES)]
-    if not files:
-        raise ValueError(f"{entry}: no file ending in {', '.join(SUFFIXES)} there")
-    return sorted(files)
+        paths += sorted(list(walk.found.values())[len(paths) :])
+    return paths, walk.describe_left_out()
+
+
+def add_entry(walk: Walk, entry: str) -> None:
+    """Take what one --input names: a file, a folder (with everything below it), or a pattern."""
+    path = Path(entry)
+    if path.is_dir():
+        walk.add_folder(path)
+    elif os.path.lexists(path):
+        walk.add_file(path)
+    elif not is_pattern(path) or not walk.add_pattern(path):
+        raise ValueError(f"{entry}: no such file or folder, and as a pattern it matches nothing")
+
+
+def make_source(path: Path, name: str) -> Source:
+    """A local file as a source; ValueError if its name cannot be written into a set."""
+    check_name(name)
+    stamp = take_stamp(path)
+    return Source(name, stamp.num_bytes, path=str(path), stamp=stamp)
+
+
+def doubt_json(path: Path, text_column: str) -> str | None:
+    """Why a .json is left out of a folder: it does not begin as lines of documents do.
+
+    Such files lie beside many data sets, and describe them.
+    """
+    if path.suffix.lower() != ".json" or begins_with_document(path, text_column):
+        return None
+    return f".json without the key {text_column!r}"

@@ -11,7 +11,8 @@ from prep.units.budget import Budget
 from shards.disk.durable import commit, sync_folder, write_file
 from shards.disk.json_files import Json, load_json
 from shards.disk.layout import pending_path, receipt_path, temporary_folder
-from shards.format import SPLITS, TOKEN_BYTES, Shard, find_misshape
+from shards.disk.shapes import find_misshape
+from shards.format import SPLITS, TOKEN_BYTES, Shard
 
 SHARD_SHAPE = {"split": str, "name": str, "num_tokens": int, "num_documents": int, "sha256": str}
 AUDIT_SHAPE = {

@@ -151,7 +151,7 @@ def test_a_file_that_vanished_ends_the_run_and_what_is_committed_stays(
 
     hub.watch = vanish
     done = run_prep(hub, tmp_path, "--workers", "2")
-    assert_one_line(done, f"{REPO}: a file is gone from commit {commit}; .*start over")
+    assert_one_line(done, f"{REPO}: {NAMES[7]} is gone from commit {commit}; .*start over")
     receipts = {path.stem for path in (tmp_path / "shards/.prep/units").glob("*.json")}
     # Six may lie on the disk, so this one was asked for when two were done.
     assert len(receipts) >= 2
