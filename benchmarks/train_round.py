@@ -111,12 +111,12 @@ def describe_round(
 def measure_velocity(options: argparse.Namespace, scratch: Path) -> Json:
     """Our round."""
     from train.loop import take_step
-    from train.run import build_run
+    from train.run import build_run, open_checked_shards
 
     config = make_config(options, scratch)
     with join_ranks(config.distributed) as rank:
         watch = Stopwatch(options, rank.device)
-        run = build_run(config, rank, say)
+        run = build_run(config, rank, open_checked_shards(config), say)
         load_weights(run.model, scratch)
         losses = []
         while run.step < config.training.num_training_steps:

@@ -5,7 +5,12 @@ torchrun --nproc_per_node 4 -m train [--config NAME|FILE] [section.key=value ...
 
 import argparse
 import os
+import signal
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C just ends the process, with no traceback, until there is a run that listens for it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # On a CPU, waiting threads should sleep: by default they spin, and next to one busy process the run
 # takes ten times as long (docs/log.md). This must be set before torch is loaded.
@@ -15,7 +20,11 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from train.config import Config
+from train.distributed import FirstRankError
+from train.launch import adopt_launcher
+from train.reports.console import keep_standard_error
 from train.settings import list_named_configs, load_config
+from train.stop import listen_for_stop
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -41,6 +50,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def load_settings(arguments: argparse.Namespace) -> Config:
     """The settings; on an error, exits with one line, printed by the first rank only."""
     try:
+        adopt_launcher(os.environ)
         return load_config(arguments.config, arguments.overrides)
     except (ValueError, OSError) as error:
         if arguments.debug:
@@ -62,12 +72,16 @@ def describe_error(error: Exception) -> str:
 @record
 def main() -> None:
     """Run the command; exits with 128 + the signal's number if a signal ended the run."""
+    keep_standard_error()
     arguments = parse_arguments(sys.argv[1:])
     config = load_settings(arguments)
     from train.loop import train
 
     try:
-        outcome = train(config)
+        with listen_for_stop() as stop:
+            outcome = train(config, stop)
+    except FirstRankError:
+        sys.exit(1)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if arguments.debug:
             raise

@@ -5,6 +5,7 @@ A default is written once, at its field; train/settings.py reads what overrides 
 
 import typing
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 from model.config import ModelConfig
@@ -101,15 +102,21 @@ class InfrastructureConfig:
     seed: int = 42
     # Folder for checkpoints: output_dir/checkpoint-<step>.
     output_dir: str = "checkpoints/"
-    # Folder for metrics.jsonl and TensorBoard's files.
-    logging_dir: str = "logs/"
+    # Folder for metrics.jsonl and TensorBoard's files; null = output_dir/logs.
+    logging_dir: str | None = None
     # "auto" = the newest complete checkpoint in output_dir, or from scratch if there is none; a
-    # path = the checkpoint to start from while output_dir has none; null = from scratch.
+    # path = the checkpoint to start from, where output_dir has none that does not come from it;
+    # null = from scratch.
     resume_from_checkpoint: str | None = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"infrastructure.seed is {self.seed}; expected 0 to 2**63 - 1")
+
+    @property
+    def log_folder(self) -> Path:
+        """The folder of metrics.jsonl and TensorBoard's files."""
+        return Path(self.output_dir, "logs") if self.logging_dir is None else Path(self.logging_dir)
 
 
 @dataclass(frozen=True)

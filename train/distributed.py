@@ -1,10 +1,11 @@
 """The ranks of a run: which one this process is, its device, and what they compute together."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,12 @@ from train.config import DistributedConfig
 
 # How long ranks wait for each other, above all for the first one while it saves.
 PATIENCE = timedelta(hours=2)
+
+Result = TypeVar("Result")
+
+
+class FirstRankError(Exception):
+    """What the first rank does for all has failed there; it tells why, the others only end."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +52,23 @@ class Rank:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
 
-    def wait_for_all(self) -> None:
-        """Return once every rank has reached this call."""
-        if self.world_size > 1:
-            dist.barrier()
+    def do_first(self, action: Callable[[], Result]) -> Result | None:
+        """What `action` returns on the first rank, which alone calls it; the others wait.
+
+        If it fails, its error is raised there, and FirstRankError on all others.
+        """
+        result, error = None, None
+        if self.is_first:
+            try:
+                result = action()
+            except Exception as caught:
+                error = caught
+        has_failed = self.max(error is not None)
+        if error:
+            raise error
+        if has_failed:
+            raise FirstRankError
+        return result
 
 
 @contextmanager
@@ -67,10 +87,9 @@ def join_ranks(config: DistributedConfig) -> Iterator[Rank]:
     dist.init_process_group(
         backend, timeout=PATIENCE, device_id=device if backend == "nccl" else None
     )
-    try:
-        yield Rank(rank, world_size, local_rank, device)
-    finally:
-        dist.destroy_process_group()
+    yield Rank(rank, world_size, local_rank, device)
+    # Not after an error: it would wait for ranks that are still at work, with the error untold.
+    dist.destroy_process_group()
 
 
 def choose_device(local_rank: int, backend: str) -> torch.device:

@@ -10,16 +10,18 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from shards.reader import TokenStream
+from shards.reader import Shards, TokenStream
+from train.checkpoints.claim import claim_folders
+from train.checkpoints.folder import SaveError
 from train.config import Config
-from train.distributed import join_ranks
+from train.distributed import FirstRankError, Rank, join_ranks
 from train.evaluate import count_windows, evaluate
 from train.optimizer import update
 from train.reports.report import Report
 from train.reports.throughput import Speed, find_device_peak
-from train.run import Run, build_run
+from train.run import Run, build_run, open_checked_shards
 from train.schedule import learning_rate
-from train.stop import StopFlag, listen_for_stop
+from train.stop import StopFlag
 
 
 @dataclass(frozen=True)
@@ -33,25 +35,32 @@ class Outcome:
     signal_number: int
 
 
-def train(config: Config) -> Outcome:
-    """Train to the last step, or until SIGTERM or Ctrl-C; either way a checkpoint is saved.
+def train(config: Config, stop: StopFlag | None = None) -> Outcome:
+    """Train to the last step, or until `stop` is set; either way a checkpoint is saved.
 
     Raises ValueError or OSError, with one line, for what the user can fix.
     """
     with join_ranks(config.distributed) as rank:
-        run = build_run(config, rank, say_first if rank.is_first else say_nothing)
-        report = Report(config, run.step) if rank.is_first else None
-        try:
-            # Before this there is nothing to save, and a signal just ends the process.
-            with listen_for_stop() as stop:
-                return run_steps(run, stop, report)
-        finally:
-            run.batches.close()
-            if report:
-                report.close()
-            # DDP must go before the process group: otherwise gloo may abort when the process ends.
-            run.parallel_model = run.model
-            gc.collect()
+        shards = open_checked_shards(config)
+        with claim_folders(config.infrastructure, rank):
+            return build_and_run(config, rank, shards, stop or StopFlag())
+
+
+def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) -> Outcome:
+    """Train in folders that are this run's alone."""
+    run = build_run(config, rank, shards, say_first if rank.is_first else say_nothing)
+    report = None
+    try:
+        if rank.is_first:
+            report = Report(config, run.step, run.is_continued, say_first)
+        return run_steps(run, stop, report)
+    finally:
+        run.batches.close()
+        if report:
+            report.close()
+        # DDP must go before the process group: otherwise gloo may abort when the process ends.
+        run.parallel_model = run.model
+        gc.collect()
 
 
 def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
@@ -60,9 +69,13 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     validation = run.shards.stream("validation", run.config.data.checks_first_reads)
     speed = make_speed(run)
     checkpoint, validation_loss, signal_number = None, None, 0
+    saved_step = run.step
+    if misses_validation(run, report):
+        validation_loss = take_validation_loss(run, validation, stop, report)
     while run.step < training.num_training_steps and not signal_number:
         with speed.measure_step():
             loss, norm = take_step(run)
+        stop.has_progress = True
         [loss_sum] = run.rank.sum(loss)
         signal_number = run.rank.max(stop.signal_number)
         is_last = run.step == training.num_training_steps
@@ -71,17 +84,43 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         if report and (run.step % training.logging_steps == 0 or is_last or signal_number):
             report.log_step(run.step, describe_step(run, norm) | speed.take())
         # Saved before anything else that may fail, such as an evaluation.
-        is_saved = run.step % training.save_steps == 0 or is_last or signal_number > 0
-        if is_saved:
-            checkpoint = run.save()
-        if (run.step % training.eval_steps == 0 or is_last) and not signal_number:
-            validation_loss = take_validation_loss(run, validation, stop)
-            if report and validation_loss is not None:
-                report.log_validation(run.step, validation_loss)
+        if run.step % training.save_steps == 0 or is_last or signal_number:
+            if saved := try_to_save(run):
+                checkpoint, saved_step = saved, run.step
+            # One that came meanwhile needs no other checkpoint.
             signal_number = run.rank.max(stop.signal_number)
-            if signal_number and not is_saved:
-                checkpoint = run.save()
+        if is_validated(run) and not signal_number:
+            validation_loss = take_validation_loss(run, validation, stop, report)
+            signal_number = run.rank.max(stop.signal_number)
+    if run.step != saved_step:  # A signal during an evaluation, or a disk that was full.
+        checkpoint = run.save()
     return Outcome(run.step, checkpoint, validation_loss, signal_number)
+
+
+def try_to_save(run: Run) -> Path | None:
+    """Save a checkpoint; if the disk does not take it, say so and go on without."""
+    try:
+        return run.save()
+    except FirstRankError:
+        pass
+    except (SaveError, OSError) as error:
+        say_first(f"{error}; free some disk, it is tried again")
+    return None
+
+
+def is_validated(run: Run) -> bool:
+    """Whether the validation loss is taken after the step that the run has done."""
+    training = run.config.training
+    return run.step > 0 and (
+        run.step % training.eval_steps == 0 or run.step == training.num_training_steps
+    )
+
+
+def misses_validation(run: Run, report: Report | None) -> bool:
+    """Whether a run goes on from a step whose validation loss it was killed before taking."""
+    if not run.is_continued or not is_validated(run):
+        return False
+    return run.rank.max(report is not None and not report.has_validation(run.step)) > 0
 
 
 def take_step(run: Run) -> tuple[float, float]:
@@ -111,11 +150,13 @@ def share_gradients(run: Run, is_last: bool) -> AbstractContextManager[None]:
     return run.parallel_model.no_sync()
 
 
-def take_validation_loss(run: Run, validation: TokenStream, stop: StopFlag) -> float | None:
-    """The validation loss at this step; None if there are no windows, or on a stop."""
+def take_validation_loss(
+    run: Run, validation: TokenStream, stop: StopFlag, report: Report | None
+) -> float | None:
+    """The validation loss at this step, reported; None if there are no windows, or on a stop."""
     config = run.config
     length = config.data.max_seq_length
-    return evaluate(
+    loss = evaluate(
         run.model,
         validation,
         count_windows(validation, length, config.training.eval_windows),
@@ -125,6 +166,9 @@ def take_validation_loss(run: Run, validation: TokenStream, stop: StopFlag) -> f
         run.autocast,
         is_stopping=lambda: stop.signal_number != 0,
     )
+    if report and loss is not None:
+        report.log_validation(run.step, loss)
+    return loss
 
 
 def describe_step(run: Run, norm: float) -> dict[str, float | None]:

@@ -17,9 +17,10 @@ from shards.reader import Shards, open_shards
 from shards.screen import Say
 from shards.tokenizer import load_checked_tokenizer
 from train.batches import Batches, Dealing
-from train.checkpoints.folder import agree_on_start, save_checkpoint
+from train.checkpoints.folder import prune_checkpoints, save_checkpoint, tidy_checkpoints
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.position import Position, read_position, read_run_config
+from train.checkpoints.resume import agree_on_start, is_same_folder
 from train.checkpoints.state import restore_state, save_state
 from train.config import Config
 from train.distributed import Rank
@@ -43,6 +44,8 @@ class Run:
     batches: Batches
     step: int
     history: History
+    # The checkpoint that it goes on from; None = it began from scratch.
+    start: Path | None = None
     skips: SkipCount = field(default_factory=SkipCount)
 
     @property
@@ -56,15 +59,27 @@ class Run:
         dataset_id = self.shards.manifest.dataset_id
         return Position(self.step, self.batches.consumed, self.history, dataset_id)
 
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints are."""
+        return Path(self.config.infrastructure.output_dir)
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether it goes on from a checkpoint of its own; otherwise a new run begins."""
+        return self.start is not None and is_same_folder(self.start.parent, self.folder)
+
     def save(self) -> Path:
-        """Write a checkpoint; returns its path. The first rank writes, all wait."""
-        infrastructure = self.config.infrastructure
-        folder = Path(infrastructure.output_dir)
-        if self.rank.is_first:
-            keep = self.config.training.save_total_limit
-            save_checkpoint(folder, self.step, keep, self._fill_checkpoint)
-        self.rank.wait_for_all()
-        return folder / f"checkpoint-{self.step}"
+        """Write a checkpoint, and remove those beyond the limit; returns its path.
+
+        The first rank writes, all wait. If that fails, SaveError there, FirstRankError elsewhere.
+        """
+        self.rank.do_first(self._save)
+        return self.folder / f"checkpoint-{self.step}"
+
+    def _save(self) -> None:
+        saved = save_checkpoint(self.folder, self.step, self._fill_checkpoint)
+        prune_checkpoints(self.folder, saved, self.config.training.save_total_limit)
 
     def _fill_checkpoint(self, folder: Path) -> None:
         tokenizer_json = (self.shards.folder / TOKENIZER).read_text(encoding="utf-8")
@@ -74,16 +89,17 @@ class Run:
         )
 
 
-def build_run(config: Config, rank: Rank, say: Say) -> Run:
+def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     """The run that the settings describe, at its beginning or where its checkpoint left it."""
     check_precision(rank.device, config.training.precision)
-    shards = open_checked_shards(config)
     if config.data.verify == "open":
         own = shards.manifest.shards[rank.rank :: rank.world_size]
         check_shards(shards.folder, shards.manifest, own)
     start = agree_on_start(config.infrastructure, rank, say)
     if start:
         check_same_run(config, shards, start, say)
+    folder, keep = Path(config.infrastructure.output_dir), config.training.save_total_limit
+    rank.do_first(lambda: tidy_checkpoints(folder, start, keep))
     model = build_model(config, rank, start)
     optimizer = make_optimizer(model, config.training)
     scaler = make_scaler(rank.device, config.training)
@@ -107,6 +123,7 @@ def build_run(config: Config, rank: Rank, say: Say) -> Run:
         batches,
         position.step,
         history,
+        start,
         skips,
     )
 

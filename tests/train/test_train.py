@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from model.checkpoints.seal import CheckpointError, seal
 from tests.runs import make_config, make_overrides, read_metrics, run_small
 from tests.servers.forked import run_ranks
-from train.checkpoints.folder import find_start
+from train.checkpoints.resume import find_start
 from train.checkpoints.state import OPTIMIZER
 from train.config import TrainingConfig
 from train.optimizer import SkipCount, make_scaler, update
@@ -100,7 +100,7 @@ def test_many_skips_in_a_row_end_the_run_with_a_report(small_shards: Path, tmp_p
     settings |= {"training__num_training_steps": 30, "training__max_skipped_steps": 3}
     with pytest.raises(ValueError, match=r"step 5: the gradients were not finite in 3 steps in a"):
         run_small(small_shards, tmp_path, **settings)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
+    assert list_names(tmp_path) == ["checkpoint-2"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -161,8 +161,7 @@ def test_two_ranks_give_the_losses_of_one(
 
 def test_only_the_newest_checkpoints_stay(small_shards: Path, tmp_path: Path) -> None:
     run_small(small_shards, tmp_path, training__save_steps=1, training__save_total_limit=2)
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["checkpoint-7", "checkpoint-8"]
+    assert list_names(tmp_path) == ["checkpoint-7", "checkpoint-8"]
     modes = {path.stat().st_mode for path in (tmp_path / "checkpoints/checkpoint-8").iterdir()}
     assert len(modes) == 1  # Whoever may read config.json may read the weights.
 
@@ -175,8 +174,14 @@ def test_a_run_that_left_a_damaged_checkpoint_behind_keeps_its_own(
     flip_byte(tmp_path / "checkpoints" / "checkpoint-8" / "model.safetensors")
     settings = {"training__num_training_steps": 6, "training__save_total_limit": 1}
     outcome = run_small(small_shards, tmp_path, **settings)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-6"]
+    assert list_names(tmp_path) == ["checkpoint-6"]
     assert outcome.checkpoint == tmp_path / "checkpoints" / "checkpoint-6"
+
+
+def list_names(folder: Path) -> list[str]:
+    """What is in a run's folder of checkpoints, but for its lock."""
+    names = (path.name for path in (folder / "checkpoints").iterdir())
+    return sorted(name for name in names if not name.startswith(".lock"))
 
 
 def flip_byte(path: Path) -> None:
@@ -296,5 +301,5 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(small_shards: Path, tmp_pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
+    assert list_names(tmp_path) == ["checkpoint-2"]
     assert run_small(small_shards, tmp_path, training__num_training_steps=4).step == 4

@@ -1,133 +1,103 @@
-"""The folder of checkpoints: save whole or not at all, keep the newest, find where to resume."""
+"""The folder of checkpoints: saved whole or not at all, and only the newest kept."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from model.checkpoints.seal import CHECKSUMS, CheckpointError, list_checkpoints, seal, verify
+from model.checkpoints.seal import CHECKSUMS, list_checkpoints, seal
 from shards.disk.durable import sync_folder
 from shards.disk.folders import make_folder, remove
-from shards.screen import Say
-from train.checkpoints.position import TRAINING_STATE
-from train.config import InfrastructureConfig
-from train.distributed import Rank
+from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE
+from train.checkpoints.state import OPTIMIZER
 
 UNFINISHED = ".unfinished-"
+REMOVED = ".removed-"
 
 
-def save_checkpoint(folder: Path, step: int, keep: int, fill: Callable[[Path], None]) -> Path:
+class SaveError(ValueError):
+    """A checkpoint that could not be written; those before it are intact."""
+
+
+def save_checkpoint(folder: Path, step: int, fill: Callable[[Path], None]) -> Path:
     """Make folder/checkpoint-<step>, whose files `fill` writes; returns its path.
 
     It gets its name once all its files and their sha256s are on disk, so a kill at any moment
-    leaves either the whole checkpoint or none. Only the newest `keep` checkpoints remain.
+    leaves either the whole checkpoint or none. SaveError, and no trace, if it cannot be written.
     """
     final = folder / f"checkpoint-{step}"
     unfinished = folder / f"{UNFINISHED}{final.name}"
-    make_folder(folder)
-    clear_unfinished(folder)
-    unfinished.mkdir()
     try:
+        make_folder(folder)
+        clear_leftovers(folder)
+        unfinished.mkdir()
         fill(unfinished)
         seal(unfinished)
+        if final.exists():  # A damaged one, or one that the run was rewound past.
+            remove_checkpoint(final)
+        os.rename(unfinished, final)
+        sync_folder(folder)
     except (OSError, SafetensorError) as error:
-        remove(unfinished)
-        raise ValueError(
-            f"{final} could not be written ({error}); free some disk and run the same "
-            "command again; the checkpoints before it are intact"
+        remove(unfinished, ignore_errors=True)
+        raise SaveError(
+            f"{final} could not be written ({error}); the checkpoints before it are intact"
         ) from error
-    if final.exists():  # A damaged one, or one that the run was rewound past.
-        remove_checkpoint(final)
-    os.rename(unfinished, final)
-    sync_folder(folder)
-    for old in choose_superseded(list_checkpoints(folder), final, keep):
-        remove_checkpoint(old)
     return final
 
 
-def choose_superseded(checkpoints: list[Path], newest: Path, keep: int) -> list[Path]:
-    """The checkpoints to remove once `newest` is saved, so that `keep` remain, itself included.
+def prune_checkpoints(folder: Path, newest: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, `newest` included.
 
     Those of later steps go as well: they were damaged, so the run resumed from before them, and the
     next start would find them first.
     """
+    checkpoints = list_checkpoints(folder)
     place = checkpoints.index(newest)
-    return checkpoints[:place] + checkpoints[place + keep :]
+    for old in checkpoints[:place] + checkpoints[place + keep :]:
+        remove_checkpoint(old)
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Remove what a killed save left behind."""
-    for leftover in folder.glob(f"{UNFINISHED}*"):
-        remove(leftover)
+def tidy_checkpoints(folder: Path, start: Path | None, keep: int) -> None:
+    """Remove what a run that was killed while it saved or pruned has left behind.
+
+    `start` is the checkpoint that the run goes on from; later ones stay until it has saved again.
+    """
+    if not folder.is_dir():
+        return
+    clear_leftovers(folder)
+    checkpoints = list_checkpoints(folder)
+    if start in checkpoints:
+        for old in checkpoints[checkpoints.index(start) + keep :]:
+            remove_checkpoint(old)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove half-written and half-removed checkpoints.
+
+    A checkpoint-<step> without a seal is one if it holds any of a run's state, or nothing. Others
+    were put there by someone else and stay.
+    """
+    for path in list(folder.iterdir()):
+        if path.name.startswith((UNFINISHED, REMOVED)) or (
+            re.fullmatch(r"checkpoint-\d+", path.name) and is_half_removed(path)
+        ):
+            remove(path)
+
+
+def is_half_removed(path: Path) -> bool:
+    """Whether a folder without a seal is what a killed removal left of a checkpoint."""
+    if path.is_symlink() or not path.is_dir() or (path / CHECKSUMS).exists():
+        return False
+    names = {entry.name for entry in path.iterdir()}
+    return not names or not names.isdisjoint({TRAINING_STATE, RUN_CONFIG, OPTIMIZER})
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint, its seal first, so that a half-removed one never counts as complete.
-
-    Of a link only the link goes: the checkpoint was put elsewhere to be kept.
-    """
-    if not checkpoint.is_symlink():
-        (checkpoint / CHECKSUMS).unlink(missing_ok=True)
-        sync_folder(checkpoint)
-    remove(checkpoint)
-
-
-def agree_on_start(config: InfrastructureConfig, rank: Rank, say: Say) -> Path | None:
-    """The first rank's `find_start`, shared: one rank reads and checks, all start from the same."""
-    start = find_start(config, say) if rank.is_first else None
-    named = Path(str(config.resume_from_checkpoint))
-    is_numbered = start is not None and start != named
-    step = int(start.name.removeprefix("checkpoint-")) if start and is_numbered else 0
-    shared = rank.sum(start is not None, is_numbered, step)
-    is_found, has_number, step = (int(value) for value in shared)
-    if is_found and not has_number:
-        return named
-    return Path(config.output_dir) / f"checkpoint-{step}" if is_found else None
-
-
-def find_start(config: InfrastructureConfig, say: Say) -> Path | None:
-    """The checkpoint to resume from; None = start from scratch.
-
-    The newest complete and undamaged one in output_dir; if there is none, the one that
-    infrastructure.resume_from_checkpoint names.
-    """
-    folder = Path(config.output_dir)
-    candidates = list_checkpoints(folder)
-    wanted = config.resume_from_checkpoint
-    if wanted is None:
-        if candidates:
-            raise ValueError(
-                f"{folder} holds {candidates[0].name}, but "
-                "infrastructure.resume_from_checkpoint=null asks for a start from scratch; "
-                "choose another infrastructure.output_dir, or leave the setting at auto"
-            )
-        return None
-    for checkpoint in candidates:
-        try:
-            verify_training_checkpoint(checkpoint)
-            return checkpoint
-        except CheckpointError as error:
-            say(f"{error}; trying the checkpoint before it")
-    if candidates:
-        raise ValueError(
-            f"{folder}: every checkpoint in it is damaged; restore one, or move them away"
-        )
-    if wanted == "auto":
-        return None
-    verify_training_checkpoint(Path(wanted))
-    return Path(wanted)
-
-
-def verify_training_checkpoint(checkpoint: Path) -> None:
-    """Raise CheckpointError if a checkpoint is damaged or has no training state to resume from."""
-    if not checkpoint.is_dir():
-        raise CheckpointError(
-            f"{checkpoint}: no such checkpoint; set infrastructure.resume_from_checkpoint=null to "
-            "start from scratch"
-        )
-    verify(checkpoint)
-    if not (checkpoint / TRAINING_STATE).is_file():
-        raise CheckpointError(
-            f"{checkpoint}: holds a model but no {TRAINING_STATE}, so a run cannot resume from it"
-        )
+    """Remove a checkpoint: its name first, so that a half-removed one is never taken for one."""
+    removed = checkpoint.with_name(f"{REMOVED}{checkpoint.name}")
+    remove(removed)
+    os.rename(checkpoint, removed)
+    sync_folder(checkpoint.parent)
+    remove(removed)

@@ -1,27 +1,28 @@
 """Where a run reports: metrics.jsonl, TensorBoard's files, W&B if it is set up, one line on screen.
 
-Curves survive a restart: what was written after the step that a run resumes from is dropped.
+Curves survive a restart (train/reports/log_folder.py). No fault of a log ends the run: it is told
+once, and what can be written later is.
 """
 
+import errno
 import importlib.util
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard.writer import SummaryWriter
-
-from shards.screen import ScreenLine
+from shards.screen import Say, ScreenLine
 from train.config import Config
+from train.reports.events import begin_events, describe_scalars, name_events
+from train.reports.growing_file import GrowingFile
+from train.reports.log_folder import METRICS, WANDB_ID, has_metric, open_log
 from train.settings import config_to_dict
 
-METRICS = "metrics.jsonl"
-WANDB_ID = "wandb-run-id"
 # By name; None = not known, such as the MFU of a device whose peak is unknown.
 Metrics = Mapping[str, float | None]
 # TensorBoard's name for each metric; those not listed go to metrics.jsonl only.
@@ -38,24 +39,31 @@ CHARTS = {
     "step_seconds": "speed/step_seconds",
     "memory_bytes": "speed/memory_bytes",
 }
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Report:
     """Writes a run's metrics everywhere they go; made on the first rank only."""
 
-    def __init__(self, config: Config, first_step: int) -> None:
-        folder = Path(config.infrastructure.logging_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, config: Config, first_step: int, is_continued: bool, say: Say) -> None:
+        self.folder = config.infrastructure.log_folder
         self.num_steps = config.training.num_training_steps
         self.first_step = first_step
         self.started = time.monotonic()
-        path = folder / METRICS
-        if first_step == 0:
-            set_aside(folder)
-        cut_metrics(path, first_step)
-        self.metrics_file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self.board = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
-        self.wandb_run = start_wandb(folder, config_to_dict(config))
+        self.say = say
+        self.failing: set[str] = set()
+        self.metrics_file = GrowingFile(self.folder / METRICS)
+        self.event_file = GrowingFile(name_events(self.folder))
+        self.event_file.waiting = begin_events(first_step + 1 if first_step else None)
+        output_dir = Path(config.infrastructure.output_dir)
+        self.is_open = False
+        self.open_log: Callable[[], None] = lambda: open_log(
+            self.folder, output_dir, is_continued, first_step, say
+        )
+        self._open_or_wait()
+        settings = config_to_dict(config)
+        self.wandb_run: Any = None
+        self._try("W&B", lambda: self._start_wandb(settings))
         self.line = ScreenLine(sys.stderr)
 
     def log_step(self, step: int, metrics: Metrics) -> None:
@@ -69,13 +77,28 @@ class Report:
         self._record(step, {"validation_loss": loss})
         self.line.say(f"step {step:,}: validation loss {loss:.4f}")
 
+    def has_validation(self, step: int) -> bool:
+        """Whether the log has the validation loss after `step` steps."""
+        return has_metric(self.folder, step, "validation_loss")
+
     def close(self) -> None:
-        """Close the files and finish the W&B run."""
+        """Write what is still to be written, and finish the W&B run."""
         self.line.clear()
-        self.metrics_file.close()
-        self.board.close()
+        self._write()
         if self.wandb_run:
-            self.wandb_run.finish()
+            self._try("W&B", self.wandb_run.finish)
+
+    def _start_wandb(self, settings: Mapping[str, Any]) -> None:
+        self.wandb_run = start_wandb(self.folder, settings)
+
+    def _open_or_wait(self) -> None:
+        """Open the log. A full disk may have room later; any other fault is the user's to mend."""
+        try:
+            self._open()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._tell(str(self.folder), error)
 
     def _record(self, step: int, metrics: Metrics) -> None:
         known = {
@@ -83,13 +106,43 @@ class Report:
             for name, value in metrics.items()
             if value is not None and math.isfinite(value)
         }
-        self.metrics_file.write(json.dumps({"step": step, **known}) + "\n")
-        self.metrics_file.flush()
         charted = {CHARTS[name]: value for name, value in known.items() if name in CHARTS}
-        for name, value in charted.items():
-            self.board.add_scalar(name, value, step)
+        line = json.dumps({"step": step, **known}) + "\n"
+        self.metrics_file.waiting += line.encode()
+        self.event_file.waiting += describe_scalars(step, charted)
+        self._write()
         if self.wandb_run:
-            self.wandb_run.log(charted, step=step)
+            self._try("W&B", lambda: self.wandb_run.log(charted, step=step))
+
+    def _open(self) -> None:
+        if not self.is_open:
+            self.open_log()
+            self.is_open = True
+
+    def _write(self) -> None:
+        self._try(str(self.folder), self._write_files)
+
+    def _write_files(self) -> None:
+        self._open()
+        self.metrics_file.write_waiting()
+        self.event_file.write_waiting()
+
+    def _try(self, place: str, action: Callable[[], object]) -> None:
+        """Write to a place of the log; a fault is told once, until it is over."""
+        try:
+            action()
+        except Exception as error:
+            self._tell(place, error)
+        else:
+            if place in self.failing:
+                self.failing.remove(place)
+                self.say(f"{place}: the log is written again")
+
+    def _tell(self, place: str, error: Exception) -> None:
+        if place not in self.failing:
+            self.failing.add(place)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.say(f"{place}: cannot be logged to ({reason}); the run goes on")
 
 
 def describe_progress(
@@ -119,33 +172,6 @@ def describe_progress(
     left = round(seconds / max(step - first_step, 1) * (num_steps - step))
     parts.append(f"{timedelta(seconds=left)} left")
     return "  ".join(parts)
-
-
-def set_aside(folder: Path) -> None:
-    """Move another run's logs to earlier-1, ...; TensorBoard shows them separately."""
-    left = [folder / METRICS, folder / WANDB_ID, *folder.glob("events.out.tfevents.*")]
-    left = [path for path in left if path.exists()]
-    if left:
-        number = len(list(folder.glob("earlier-*"))) + 1
-        (folder / f"earlier-{number}").mkdir()
-        for path in left:
-            os.replace(path, folder / f"earlier-{number}" / path.name)
-
-
-def cut_metrics(path: Path, first_step: int) -> None:
-    """Drop the lines of metrics.jsonl after `first_step`, and a half-written last one."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= first_step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            continue
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def start_wandb(folder: Path, settings: Mapping[str, Any]) -> Any:

@@ -1,0 +1,56 @@
+"""TensorBoard's event files, written one event at a time.
+
+torch's SummaryWriter writes from a thread: it loses what it held when its disk was full, and raises
+later, somewhere else.
+"""
+
+import io
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+PATTERN = "events.out.tfevents.*"
+VERSION = "brain.Event:2"
+NUMBERS = count()
+
+
+def name_events(folder: Path) -> Path:
+    """A new name for an event file, of the form that TensorBoard looks for."""
+    place = f"{platform.node()}.{os.getpid()}.{next(NUMBERS)}"
+    return folder / PATTERN.replace("*", f"{int(time.time()):010d}.{place}")
+
+
+def begin_events(purge_step: int | None) -> bytes:
+    """The head of an event file; what others say of steps from `purge_step` on is not shown."""
+    events = [Event(wall_time=time.time(), file_version=VERSION)]
+    if purge_step is not None:
+        start = SessionLog(status=SessionLog.START)
+        events.append(Event(wall_time=time.time(), step=purge_step, session_log=start))
+    return encode(events)
+
+
+def describe_scalars(step: int, values: Mapping[str, float]) -> bytes:
+    """An event for each value at a step."""
+    now = time.time()
+    return encode(
+        Event(
+            wall_time=now, step=step, summary=Summary(value=[Summary.Value(tag=t, simple_value=v)])
+        )
+        for t, v in values.items()
+    )
+
+
+def encode(events: list[Event] | Iterator[Event]) -> bytes:
+    """Events as the records of a file."""
+    stream = io.BytesIO()
+    writer = RecordWriter(stream)
+    for event in events:
+        writer.write(event.SerializeToString())
+    return stream.getvalue()

@@ -1,0 +1,114 @@
+"""A run's log folder: whose log is in it, and what of it stays when a run begins or goes on.
+
+    metrics.jsonl  events.out.tfevents.*  wandb-run-id    the log
+    run-folder                                            the output_dir that it belongs to
+    earlier-1/ ...                                        logs of other runs, set aside
+
+No line of another run is lost: only what a run wrote itself behind the step that it goes on from is
+dropped, since it does these steps again.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from shards.screen import Say
+from train.reports.events import PATTERN
+
+METRICS = "metrics.jsonl"
+WANDB_ID = "wandb-run-id"
+RUN_FOLDER = "run-folder"
+
+
+def open_log(folder: Path, output_dir: Path, is_continued: bool, step: int, say: Say) -> None:
+    """Make `folder` the log of the run in `output_dir`, as it was after `step` steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    owner, own = read_owner(folder), name_owner(folder, output_dir)
+    if not is_continued or owner not in (None, own):
+        set_aside(folder, say)
+    else:
+        # A log of before runs signed theirs may be another's: then a copy of all of it stays.
+        cut_metrics(folder, step, keeps_copy=owner is None)
+    if owner != own:
+        (folder / RUN_FOLDER).write_text(own + "\n", encoding="utf-8")
+
+
+def read_owner(folder: Path) -> str | None:
+    """The output_dir that a log belongs to, as seen from its folder; None if it does not say."""
+    try:
+        return (folder / RUN_FOLDER).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
+def name_owner(folder: Path, output_dir: Path) -> str:
+    """A run's output_dir as seen from its log, so that both can move together."""
+    try:
+        return Path(
+            os.path.relpath(os.path.realpath(output_dir), os.path.realpath(folder))
+        ).as_posix()
+    except ValueError:  # On another drive.
+        return Path(os.path.realpath(output_dir)).as_posix()
+
+
+def set_aside(folder: Path, say: Say) -> None:
+    """Move another run's log to earlier-1, ...; TensorBoard shows them separately."""
+    left = [folder / METRICS, folder / WANDB_ID, folder / RUN_FOLDER, *folder.glob(PATTERN)]
+    left = [path for path in left if path.exists()]
+    if left:
+        aside = make_earlier(folder)
+        for path in left:
+            os.replace(path, aside / path.name)
+        say(f"{folder}: the log of another run is there; it is now in {aside}")
+
+
+def make_earlier(folder: Path) -> Path:
+    """A new folder earlier-N."""
+    numbers = [path.name.removeprefix("earlier-") for path in folder.glob("earlier-*")]
+    newest = max((int(number) for number in numbers if number.isdigit()), default=0)
+    aside = folder / f"earlier-{newest + 1}"
+    aside.mkdir()
+    return aside
+
+
+def cut_metrics(folder: Path, step: int, keeps_copy: bool) -> None:
+    """Drop the lines of metrics.jsonl after `step`, and a half-written last one."""
+    path = folder / METRICS
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if (found := read_step(line)) is not None and found <= step]
+    if kept == lines:
+        return
+    if keeps_copy:
+        shutil.copy2(path, make_earlier(folder) / METRICS)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(b"".join(kept))
+    os.replace(temporary, path)
+
+
+def read_step(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl; None if it is not a whole one."""
+    record = read_record(line)
+    step = record.get("step")
+    return step if isinstance(step, int) and line.endswith(b"\n") else None
+
+
+def read_record(line: bytes) -> dict[str, object]:
+    """What a line of metrics.jsonl holds; nothing if it is not a whole one."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def has_metric(folder: Path, step: int, name: str) -> bool:
+    """Whether a log has a metric of a step."""
+    try:
+        lines = (folder / METRICS).read_bytes().splitlines()
+    except OSError:
+        return False
+    records = (read_record(line) for line in lines)
+    return any(record.get("step") == step and name in record for record in records)
