@@ -6,6 +6,7 @@ torchrun --nproc_per_node 4 -m train [--config NAME|FILE] [section.key=value ...
 import argparse
 import os
 import sys
+from typing import NoReturn
 
 # On a CPU, waiting threads should sleep: by default they spin, and next to one busy process the run
 # takes ten times as long (docs/log.md). This must be set before torch is loaded.
@@ -15,27 +16,8 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from train.config import Config
-from train.settings import list_named_configs, load_config
-
-
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="torchrun --nproc_per_node N -m train",
-        description="Train on the shards that velocity prep made. Run the same command again to "
-        "resume from the last checkpoint.",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="NAME|FILE",
-        help=f"settings: a YAML file, or one of {', '.join(list_named_configs())}; "
-        "the default is the 1.7 B model",
-    )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings to override"
-    )
-    return parser.parse_args(arguments)
+from train.settings import load_config
+from train.start.arguments import parse_arguments
 
 
 def load_settings(arguments: argparse.Namespace) -> Config:
@@ -45,7 +27,12 @@ def load_settings(arguments: argparse.Namespace) -> Config:
     except (ValueError, OSError) as error:
         if arguments.debug:
             raise
-        sys.exit(describe_error(error) if os.environ.get("RANK", "0") == "0" else 1)
+        exit_on_words(error)
+
+
+def exit_on_words(error: Exception) -> NoReturn:
+    """End for what is wrong with the command's words, which every rank has: the first one tells."""
+    sys.exit(describe_error(error) if os.environ.get("RANK", "0") == "0" else 1)
 
 
 def describe_error(error: Exception) -> str:
@@ -62,7 +49,10 @@ def describe_error(error: Exception) -> str:
 @record
 def main() -> None:
     """Run the command; exits with 128 + the signal's number if a signal ended the run."""
-    arguments = parse_arguments(sys.argv[1:])
+    try:
+        arguments = parse_arguments(sys.argv[1:])
+    except ValueError as error:
+        exit_on_words(error)
     config = load_settings(arguments)
     from train.loop import train
 
