@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 import sys
+from typing import NoReturn
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Ctrl-C just ends the process, with no traceback, until there is a run that listens for it.
@@ -23,28 +24,9 @@ from train.config import Config
 from train.distributed import FirstRankError
 from train.launch import adopt_launcher
 from train.reports.console import keep_standard_error
-from train.settings import list_named_configs, load_config
+from train.settings import load_config
+from train.start.arguments import parse_arguments
 from train.stop import listen_for_stop
-
-
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="torchrun --nproc_per_node N -m train",
-        description="Train on the shards that velocity prep made. Run the same command again to "
-        "resume from the last checkpoint.",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="NAME|FILE",
-        help=f"settings: a YAML file, or one of {', '.join(list_named_configs())}; "
-        "the default is the 1.7 B model",
-    )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings to override"
-    )
-    return parser.parse_args(arguments)
 
 
 def load_settings(arguments: argparse.Namespace) -> Config:
@@ -55,7 +37,12 @@ def load_settings(arguments: argparse.Namespace) -> Config:
     except (ValueError, OSError) as error:
         if arguments.debug:
             raise
-        sys.exit(describe_error(error) if os.environ.get("RANK", "0") == "0" else 1)
+        exit_on_words(error)
+
+
+def exit_on_words(error: Exception) -> NoReturn:
+    """End for what is wrong with the command's words, which every rank has: the first one tells."""
+    sys.exit(describe_error(error) if os.environ.get("RANK", "0") == "0" else 1)
 
 
 def describe_error(error: Exception) -> str:
@@ -73,7 +60,10 @@ def describe_error(error: Exception) -> str:
 def main() -> None:
     """Run the command; exits with 128 + the signal's number if a signal ended the run."""
     keep_standard_error()
-    arguments = parse_arguments(sys.argv[1:])
+    try:
+        arguments = parse_arguments(sys.argv[1:])
+    except ValueError as error:
+        exit_on_words(error)
     config = load_settings(arguments)
     from train.loop import train
 

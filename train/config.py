@@ -13,6 +13,9 @@ from shards.config import DataConfig, TokenizerConfig
 
 Precision = Literal["fp16", "bf16", "fp32"]
 
+# A step's tokens are in memory as a whole; no rank has use for more.
+MAX_STEP_TOKENS = 2**30
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -88,10 +91,16 @@ class TrainingConfig:
         for name in ("warmup_steps", "eval_windows", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; expected at least 0")
-        if self.max_grad_norm <= 0:
-            raise ValueError(
-                f"training.max_grad_norm is {self.max_grad_norm}; expected a number above 0"
-            )
+        for name in ("max_grad_norm", "adam_epsilon"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"training.{name} is {getattr(self, name)}; expected a number above 0"
+                )
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"training.{name} is {getattr(self, name)}; expected a number from 0 to below 1"
+                )
 
 
 @dataclass(frozen=True)
@@ -121,8 +130,10 @@ class InfrastructureConfig:
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """Section `distributed`: how the ranks communicate."""
+    """Section `distributed`: what the ranks compute on, and how they communicate."""
 
+    # "auto" = a GPU for each rank, else for a single rank Apple's GPU (mps), else the CPU.
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     # "auto" = nccl on GPUs, gloo on CPUs.
     backend: Literal["auto", "nccl", "gloo"] = "auto"
 
@@ -144,6 +155,15 @@ class Config:
                 f"data.max_seq_length is {self.data.max_seq_length}; the model's context, "
                 f"model.max_position_embeddings={self.model.max_position_embeddings}, "
                 "must be at least as long"
+            )
+        training = self.training
+        samples = training.batch_size_per_device * training.gradient_accumulation_steps
+        if samples * self.data.max_seq_length > MAX_STEP_TOKENS:
+            raise ValueError(
+                f"training.batch_size_per_device={training.batch_size_per_device:,} x "
+                f"training.gradient_accumulation_steps={training.gradient_accumulation_steps:,} x "
+                f"data.max_seq_length={self.data.max_seq_length:,} are more tokens a step than a "
+                f"rank can hold; expected at most {MAX_STEP_TOKENS:,}"
             )
 
 

@@ -26,6 +26,7 @@ from train.config import Config
 from train.distributed import Rank
 from train.optimizer import SkipCount, make_optimizer, make_scaler
 from train.precision import Autocast, check_precision, make_autocast
+from train.schedule import describe_change
 
 
 @dataclass
@@ -200,6 +201,9 @@ def check_same_run(config: Config, shards: Shards, start: Path, say: Say) -> Non
         old, new = getattr(before.training, entry.name), getattr(config.training, entry.name)
         if old != new:
             say(f"training.{entry.name} was {old}, is now {new}")
+    changed = describe_change(before.training, config.training, read_position(start).step)
+    if changed:
+        say(changed)
 
 
 def find_own_id(shards: Shards, start: Path, say: Say) -> str:

@@ -30,6 +30,8 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 def locate_in_cycle(step: int, config: TrainingConfig) -> tuple[int, int]:
     """How far into its cycle a step is, counted from the end of warmup, and the cycle's length."""
     length = config.cycle_steps or default_cycle_steps(config)
+    if config.cycle_multiplier == 1:
+        return step % length, length
     while step >= length:
         step -= length
         length *= config.cycle_multiplier
@@ -40,3 +42,24 @@ def default_cycle_steps(config: TrainingConfig) -> int:
     """The length of the first cycle at which NUM_DEFAULT_CYCLES cycles fill the run."""
     parts: int = sum(config.cycle_multiplier**cycle for cycle in range(NUM_DEFAULT_CYCLES))
     return max(math.ceil((config.num_training_steps - config.warmup_steps) / parts), 1)
+
+
+def describe_change(before: TrainingConfig, now: TrainingConfig, step: int) -> str | None:
+    """What other settings change about the learning rate from `step` steps on; None if nothing.
+
+    >>> describe_change(TrainingConfig(), TrainingConfig(num_training_steps=50_000), 40_000)
+    'the learning rate follows the new schedule: step 40,001 has 2.19e-04 (had 8.67e-05), \
+the last one 6.00e-05'
+    """
+    last = now.num_training_steps - 1
+    if step > last:
+        return None
+    # Steps on which the schedules of the same run would differ if they differ at all.
+    steps = {step + (last - step) * part // 1000 for part in range(1001)}
+    if all(learning_rate(s, before) == learning_rate(s, now) for s in steps):
+        return None
+    return (
+        f"the learning rate follows the new schedule: step {step + 1:,} has "
+        f"{learning_rate(step, now):.2e} (had {learning_rate(step, before):.2e}), the last one "
+        f"{learning_rate(last, now):.2e}"
+    )

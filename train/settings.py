@@ -2,23 +2,30 @@
 
     load_config("tiny", ["training.learning_rate=3e-4"])
 
-The defaults come first, then the file, then the overrides.
+The defaults come first, then the file, then the overrides. File and command line give text, which
+means what the setting's type says, alike in both (train/start/words.py).
 """
 
 import difflib
-import math
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from train.config import SECTIONS, Config
+from train.start.words import (
+    describe,
+    expand_path,
+    expand_union,
+    fits,
+    hint_number,
+    read_word,
+    show,
+)
+from train.start.yaml_file import Entry, read_entries, read_settings_text
 
 # Keys of the original VelocityLM that have no effect here: which values are harmless, and what to
 # tell a user who sets another one. An empty tuple: any value is harmless.
@@ -37,18 +44,22 @@ KEYS_WITHOUT_MEANING: dict[str, tuple[tuple[object, ...], str]] = {
 }
 
 
+# Settings that are paths, in which ~ and $NAME mean what they mean to a shell.
+PATHS = (
+    "data.shards",
+    "infrastructure.output_dir",
+    "infrastructure.logging_dir",
+    "infrastructure.resume_from_checkpoint",
+)
+
+
 def load_config(name_or_path: str | None = None, overrides: Sequence[str] = ()) -> Config:
     """The settings of a run: defaults, then a file (or a name: tiny), then `section.key=value`s.
 
-    Raises ValueError, naming key and file, for an unknown key or a wrong value.
+    Raises ValueError, naming key and file or the words, for an unknown key or a wrong value.
     """
-    tree, origin = read_file(name_or_path) if name_or_path else ({}, "")
-    layered = {section: dict(values) for section, values in check_tree(tree, origin).items()}
-    for override in overrides:
-        section, key, value = parse_override(override)
-        checked = check_tree({section: {key: value}}, override)
-        layered.setdefault(section, {}).update(checked[section])
-    return build_config(layered)
+    entries = [*read_file(name_or_path)] if name_or_path else []
+    return build_config(layer([*entries, *map(parse_override, overrides)], expand_path))
 
 
 def build_config(tree: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -56,9 +67,19 @@ def build_config(tree: Mapping[str, Mapping[str, Any]]) -> Config:
     return Config(**{name: leaf(**tree.get(name, {})) for name, leaf in SECTIONS.items()})
 
 
-def config_from_dict(tree: Mapping[str, Any], origin: str) -> Config:
+def config_from_dict(tree: Any, origin: str) -> Config:
     """The settings that `asdict(config)` wrote, for instance into a checkpoint."""
-    return build_config(check_tree(tree, origin))
+    return build_config(layer(list_entries(tree, origin)))
+
+
+def list_entries(tree: Any, origin: str) -> Iterator[Entry]:
+    """The settings of a tree read from JSON."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"{origin}: is {show(tree)}; expected settings in sections")
+    for section, values in tree.items():
+        if not isinstance(values, dict):
+            raise ValueError(f"{origin}: {section} is a section; expected keys below it")
+        yield from (Entry(section, key, value, f"{origin}: ") for key, value in values.items())
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -66,123 +87,102 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return asdict(config)
 
 
+@cache
 def list_named_configs() -> list[str]:
-    """The names that --config accepts besides paths."""
+    """The names that --config accepts besides paths, smallest model first."""
     folder = resources.files("train") / "configs"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir())
+    names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir()]
+    return sorted(names, key=lambda name: load_config(name).model.num_parameters())
 
 
-def read_file(name_or_path: str) -> tuple[Mapping[str, Any], str]:
-    """A settings file as plain data, and what to call it in messages."""
-    if name_or_path in list_named_configs():
-        text = (resources.files("train") / "configs" / f"{name_or_path}.yaml").read_text("utf-8")
+def read_file(name_or_path: str) -> Iterator[Entry]:
+    """The entries of a settings file, or of a named configuration."""
+    named = resources.files("train") / "configs" / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    if path.name == name_or_path and named.is_file():
+        text = named.read_text("utf-8")
+    elif path.exists():
+        text = read_settings_text(path)
     else:
-        path = Path(name_or_path)
-        if not path.is_file():
-            names = ", ".join(list_named_configs())
-            raise ValueError(
-                f"{name_or_path}: no such file; --config takes a path or one of {names}"
-            )
-        text = path.read_text("utf-8")
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        detail = " ".join(str(error).split())
-        raise ValueError(f"{name_or_path}: not valid YAML ({detail})") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{name_or_path}: expected sections such as `training:` with keys below")
-    return tree, name_or_path
+        raise ValueError(
+            f"{name_or_path}: no such file; --config takes a path or one of "
+            f"{', '.join(list_named_configs())}"
+        )
+    return read_entries(text, name_or_path)
 
 
-def parse_override(override: str) -> tuple[str, str, Any]:
-    """Section, key and value of `section.key=value`; the value is read as YAML.
+def parse_override(override: str) -> Entry:
+    """The entry of `section.key=value`; the value is the text as it stands.
 
-    >>> parse_override("training.learning_rate=3e-4")
-    ('training', 'learning_rate', '3e-4')
+    >>> parse_override("infrastructure.output_dir=runs/a #1").value
+    'runs/a #1'
     """
     name, equals, value = override.partition("=")
     section, dot, key = name.partition(".")
     if not (equals and dot and key):
+        owners = [other for other in SECTIONS if name in typing.get_type_hints(SECTIONS[other])]
+        hint = f"; did you mean {owners[0]}.{name}?" if owners else ""
         raise ValueError(
-            f"{override}: expected section.key=value, such as training.max_grad_norm=1"
+            f"{override[:120]}: expected section.key=value, such as training.max_grad_norm=1{hint}"
         )
-    try:
-        return section, key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(f"{override}: the value is not valid YAML") from None
+    return Entry(section, key, value, "")
 
 
-def check_tree(tree: Mapping[str, Any], origin: str) -> dict[str, dict[str, Any]]:
-    """Check names and types; the values come back converted to their fields' types."""
-    checked: dict[str, dict[str, Any]] = {}
-    for section, values in tree.items():
-        if section not in SECTIONS:
-            raise ValueError(f"{origin}: no section {section!r}{suggest(section, SECTIONS)}")
-        if not isinstance(values, Mapping):
-            raise ValueError(f"{origin}: {section} is a section; expected keys below it")
-        pairs = (check_key(section, key, value, origin) for key, value in values.items())
-        checked[section] = {key: value for key, value in pairs if key}
-    return checked
+def layer(
+    entries: Iterable[Entry], read_path: Callable[[str, Entry], str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The entries as a tree of checked values; of two for one key the later one counts.
+
+    `read_path` reads those that are paths.
+    """
+    tree: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        key, value = check_entry(entry)
+        name = f"{entry.section}.{key}"
+        if read_path and name in PATHS and isinstance(value, str):
+            value = read_path(value, entry)
+        if key:
+            tree.setdefault(entry.section, {})[key] = value
+    return tree
 
 
-def check_key(section: str, key: str, value: Any, origin: str) -> tuple[str, Any]:
-    """The key and value in this project's terms; an empty key means to leave it out."""
+def check_entry(entry: Entry) -> tuple[str, Any]:
+    """Key and value in this project's terms; an empty key means to leave it out."""
+    section, key, value, place = entry.section, entry.key, entry.value, entry.place
+    if section not in SECTIONS:
+        raise ValueError(f"{place}no section {show(section)}{suggest(section, SECTIONS)}")
     name = f"{section}.{key}"
     if name == "training.fp16":
-        return "precision", "fp16" if convert(value, bool, name, origin) else "fp32"
+        return "precision", "fp16" if convert(value, bool, name, place) else "fp32"
     if name in KEYS_WITHOUT_MEANING:
         harmless, reason = KEYS_WITHOUT_MEANING[name]
-        if harmless and value not in harmless:
-            raise ValueError(f"{origin}: {name} is {value!r}, which is not supported: {reason}")
+        if harmless and read_word(value, type(harmless[0])) not in harmless:
+            raise ValueError(f"{place}{name} is {show(value)}, which is not supported: {reason}")
         return "", None
     known = typing.get_type_hints(SECTIONS[section])
     if key not in known:
-        raise ValueError(f"{origin}: no key {name!r}{suggest(key, known, section)}")
-    return key, convert(value, known[key], name, origin)
+        raise ValueError(f"{place}no key {show(name)}{suggest(key, known, section)}")
+    return key, convert(value, known[key], name, place)
 
 
-def convert(value: Any, wanted: Any, name: str, origin: str) -> Any:
+def convert(value: Any, wanted: Any, name: str, place: str) -> Any:
     """The value as the field's type; text such as 6e-4 is a number where one is expected."""
-    try:
-        # pydantic would take true for the number 1.
-        if isinstance(value, bool) and bool not in expand_union(wanted):
-            raise TypeError
-        converted = TypeAdapter(wanted).validate_python(value)
-        if isinstance(converted, float) and not math.isfinite(converted):
-            raise TypeError
-        return converted
-    except (TypeError, ValidationError):
-        raise ValueError(f"{origin}: {name} is {value!r}; expected {describe(wanted)}") from None
-
-
-def expand_union(wanted: Any) -> tuple[Any, ...]:
-    """The members of a union; any other type is its own only member."""
-    return typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-
-
-def describe(wanted: Any) -> str:
-    """A field's type in words.
-
-    >>> describe(int | None)
-    'a whole number or null'
-    """
-    words = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        type(None): "null",
-    }
-    members = expand_union(wanted)
-    if typing.get_origin(wanted) is Literal:
-        return "one of " + ", ".join(typing.get_args(wanted))
-    return " or ".join(words[member] for member in members)
+    converted = read_word(value, wanted)
+    if not fits(converted, wanted):
+        expected = describe(wanted)
+        if {int, float} & {*expand_union(wanted)}:
+            expected += hint_number(value)
+        raise ValueError(f"{place}{name} is {show(value)}; expected {expected}")
+    return float(converted) if wanted is float else converted
 
 
 def suggest(name: str, known: Mapping[str, Any], section: str = "") -> str:
-    """A hint: the nearest known name, or all of them."""
+    """A hint: the nearest known name, the section that has it, or all names."""
     prefix = f"{section}." if section else ""
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    owners = [other for other in SECTIONS if name in typing.get_type_hints(SECTIONS[other])]
+    if section and owners:
+        return f"; did you mean {owners[0]}.{name}?"
+    nearest = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.5)
     if nearest:
         return f"; did you mean {prefix}{nearest[0]}?"
     return f"; expected one of {', '.join(prefix + key for key in known)}"

@@ -22,7 +22,7 @@ ROOTS = ("shards", "model", "prep", "train")
 SHARDS = {"shards", "shards.disk", "shards.inspect", "shards.edit", "shards.exchange"}
 MODEL = {"model", "model.checkpoints", "model.decode"}
 PREP = {f"prep.{room}" for room in ("sources", "text", "units", "planning", "engines", "foreign")}
-TRAIN = {"train", "train.checkpoints", "train.tracing", "train.reports"}
+TRAIN = {"train", "train.start", "train.checkpoints", "train.tracing", "train.reports"}
 MAY_IMPORT = {
     "shards.disk": set[str](),
     "shards": {"shards.disk"},
@@ -42,7 +42,8 @@ MAY_IMPORT = {
     "train.reports": {"shards"},
     "train.checkpoints": SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
-    "train": {"train.checkpoints", "train.reports"} | SHARDS | MODEL,
+    "train.start": SHARDS | MODEL,
+    "train": {"train.start", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "cli": {"prep", "prep.text", "prep.foreign"} | SHARDS | MODEL | TRAIN,
 }
 # The faces of a package: each may import all rooms of it.
@@ -57,6 +58,7 @@ SHARED = {
     "prep.engines": {"prep.request"},
     "prep.foreign": {"prep.request", "prep.manifest"},
     "train.checkpoints": {"train.config", "train.settings", "train.distributed", "train.optimizer"},
+    "train.start": {"train.config", "train.settings", "train.distributed"},
     "train.tracing": {"train.config"},
     "train.reports": {"train.config", "train.settings"},
 }

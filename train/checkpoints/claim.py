@@ -27,7 +27,7 @@ def hold_both(config: InfrastructureConfig, locks: ExitStack) -> None:
     """Hold the locks of both folders; of one, if they are the same."""
     output, log = Path(config.output_dir), config.log_folder
     locks.enter_context(
-        hold(output / LOCK, f"{output}: another run is writing its checkpoints there")
+        hold(output, output / LOCK, f"{output}: another run is writing its checkpoints there")
     )
     if os.path.realpath(output) != os.path.realpath(log):
-        locks.enter_context(hold(log / LOCK, f"{log}: another run is writing its log there"))
+        locks.enter_context(hold(log, log / LOCK, f"{log}: another run is writing its log there"))

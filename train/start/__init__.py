@@ -1,0 +1,1 @@
+"""How a run starts: its command line and settings file, and what it needs, told or refused."""

@@ -1,0 +1,142 @@
+"""What the text of a setting means, by the setting's type: numbers, words for true, paths.
+
+Decimal numbers only, and none with leading zeros, so that no base can be mistaken.
+"""
+
+import math
+import os
+import re
+import reprlib
+import types
+import typing
+from typing import Any, Literal
+
+from shards.disk.url import is_url, show_url
+from train.start.yaml_file import Entry
+
+NUMBER = re.compile(r"[+-]?(0|[1-9][0-9_]*)?(\.[0-9_]*)?([eE][+-]?[0-9]{1,3})?")
+MAX_DIGITS = 40
+BOOLS = {"true": True, "yes": True, "on": True, "1": True}
+BOOLS |= {"false": False, "no": False, "off": False, "0": False}
+VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 80
+
+
+def read_word(value: Any, wanted: Any) -> Any:
+    """What text means where `wanted` is expected; text that means nothing there, as it is.
+
+    >>> read_word("1e-3", float), read_word("1_000", int), read_word("off", bool | None)
+    (0.001, 1000, False)
+    >>> read_word("010", int), read_word("1:30", int), read_word("no", str)
+    ('010', '1:30', 'no')
+    """
+    members = expand_union(wanted)
+    if not isinstance(value, str):
+        return value
+    if value == "null" and type(None) in members:
+        return None
+    if bool in members:
+        return BOOLS.get(value.strip().lower(), value)
+    if {int, float} & {*members}:
+        number = read_number(value.strip())
+        return value if number is None else number
+    return value
+
+
+def read_number(text: str) -> int | float | None:
+    """A number as people write it, a whole one as an int; None if it is none.
+
+    >>> read_number("-1_000"), read_number("1e5"), read_number("2.5"), read_number("08")
+    (-1000, 100000, 2.5, None)
+    """
+    if len(text) > MAX_DIGITS or not NUMBER.fullmatch(text):
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
+
+
+def fits(value: Any, wanted: Any) -> bool:
+    """Whether a value is of the field's type: finite, and in 64 bits."""
+    if typing.get_origin(wanted) is Literal:
+        return isinstance(value, str) and value in typing.get_args(wanted)
+    members = expand_union(wanted)
+    if isinstance(value, bool):
+        return bool in members
+    if isinstance(value, int):
+        return bool({int, float} & {*members}) and abs(value) < 2**63
+    if isinstance(value, float):
+        return float in members and math.isfinite(value)
+    return type(value) in members
+
+
+def expand_path(path: str, entry: Entry) -> str:
+    """A path with ~ and $NAME replaced as a shell would; ValueError if it cannot be one."""
+    name = f"{entry.place}{entry.section}.{entry.key}"
+    if not path.strip():
+        raise ValueError(f"{name} is empty; expected a path")
+    if "\0" in path:
+        raise ValueError(f"{name} is {show(path)}; a path has no NUL character")
+    if entry.section == "infrastructure" and is_url(path):
+        raise ValueError(
+            f"{name} is the URL {show_url(path)}; a run reads and writes local folders"
+        )
+    unset = [n for n in ("".join(found) for found in VARIABLE.findall(path)) if n not in os.environ]
+    if unset:
+        raise ValueError(f"{name} is {show(path)}, but ${unset[0]} is not set")
+    expanded = VARIABLE.sub(
+        lambda found: os.environ[found[1] or found[2]], os.path.expanduser(path)
+    )
+    try:
+        expanded.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is {show(path)}, which is not valid UTF-8") from None
+    return expanded
+
+
+def expand_union(wanted: Any) -> tuple[Any, ...]:
+    """The members of a union; any other type is its own only member."""
+    return typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+
+
+def describe(wanted: Any) -> str:
+    """A field's type in words.
+
+    >>> describe(int | None)
+    'a whole number or null'
+    """
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+    }
+    members = expand_union(wanted)
+    if typing.get_origin(wanted) is Literal:
+        return "one of " + ", ".join(typing.get_args(wanted))
+    return " or ".join(words[member] for member in members)
+
+
+def hint_number(value: Any) -> str:
+    """What a number lacks that looks like one.
+
+    >>> hint_number("010"), hint_number("9" * 20), hint_number("ten")
+    (' without leading zeros', ' below 2**63', '')
+    """
+    digits = str(value).strip().lstrip("+-") if isinstance(value, str | int) else ""
+    if not digits.isdigit():
+        return ""
+    return " without leading zeros" if digits.startswith("0") else " below 2**63"
+
+
+def show(value: Any) -> str:
+    """A value as it was given, cut where it is long."""
+    return SHORT.repr(value)

@@ -1,0 +1,147 @@
+"""A settings file as entries, each with its line: sections, and below them `key: value`.
+
+The file is YAML, read event by event, and a value is the text that stands there: its type is the
+setting's (train/start/words.py). So 010 is not 8 and 1:30 is not 90, as YAML 1.1 would have it, and
+nothing in a file can grow, nest or be built.
+"""
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# Nobody's settings are longer; what is, is another file given by mistake.
+MAX_BYTES = 2**20
+NULLS = ("", "~", "null", "Null", "NULL")
+SECTIONS_EXPECTED = "expected sections such as `training:` with keys below"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One setting as it was given."""
+
+    section: str
+    key: str
+    # Text from a file or the command line; from a checkpoint's JSON any value.
+    value: Any
+    # Where, as messages begin with it: "c.yaml, line 3: ", or "" for the command line.
+    place: str
+
+
+def read_settings_text(path: Path) -> str:
+    """The text of a settings file: UTF-8, or UTF-16 with its mark.
+
+    Raises ValueError if it cannot be one, in words that begin with the path.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; expected a settings file")
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: is not a regular file, and every rank reads the settings; save them to a file"
+        )
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(
+            f"{path}: has {path.stat().st_size:,} bytes; settings have at most {MAX_BYTES:,}"
+        )
+    raw = path.read_bytes()
+    is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = raw.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not text in UTF-8 (byte {error.start:,})") from None
+    if "\0" in text:
+        raise ValueError(
+            f"{path}: not a text file: it holds NUL characters; if it is UTF-16, save it as UTF-8"
+        )
+    return text
+
+
+def read_entries(text: str, origin: str) -> Iterator[Entry]:
+    """The settings in a file's text, in its order; a key that has no value has None.
+
+    Raises ValueError, naming origin and line, for what is not plain `key: value` in sections, and
+    for a section or key that stands there twice.
+
+    >>> list(read_entries("training: {warmup_steps: 010}", "a.yaml"))
+    [Entry(section='training', key='warmup_steps', value='010', place='a.yaml, line 1: ')]
+    """
+    events = _read_events(text, origin)
+    if isinstance(next(events), yaml.StreamEndEvent):
+        raise ValueError(f"{origin}: has no settings; {SECTIONS_EXPECTED}")
+    if not isinstance(next(events), yaml.MappingStartEvent):
+        raise ValueError(f"{origin}: {SECTIONS_EXPECTED}")
+    for section in _read_keys(events, origin, ""):
+        start = next(events)
+        if not isinstance(start, yaml.MappingStartEvent):
+            raise ValueError(
+                f"{_place(origin, start)}{section} is a section; expected keys below it"
+            )
+        for key in _read_keys(events, origin, f"{section}."):
+            value = next(events)
+            place = _place(origin, value)
+            if not isinstance(value, yaml.ScalarEvent):
+                raise ValueError(
+                    f"{place}{section}.{key} is a list or has keys below it; expected one value"
+                )
+            is_null = value.style is None and value.value in NULLS
+            yield Entry(section, key, None if is_null else value.value, place)
+    next(events)  # The document's end.
+    after = next(events)
+    if not isinstance(after, yaml.StreamEndEvent):
+        raise ValueError(f"{_place(origin, after)}a second document begins; expected one")
+
+
+def _read_keys(events: Iterator[yaml.Event], origin: str, prefix: str) -> Iterator[str]:
+    """The keys of the mapping that has just begun; after each, the caller reads its value."""
+    lines: dict[str, int] = {}
+    while not isinstance(event := next(events), yaml.MappingEndEvent):
+        if not isinstance(event, yaml.ScalarEvent):
+            raise ValueError(f"{_place(origin, event)}a key is a list or mapping; expected a name")
+        key = event.value
+        if key in lines:
+            kind = "key" if prefix else "section"
+            raise ValueError(
+                f"{_place(origin, event)}the {kind} {prefix}{key} stands here twice, first in "
+                f"line {lines[key]}; keep one"
+            )
+        lines[key] = event.start_mark.line + 1
+        yield key
+
+
+def _read_events(text: str, origin: str) -> Iterator[yaml.Event]:
+    """The file's events after its start, as far as they are plain values, lists and mappings."""
+    for event in _parse(text, origin):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(
+                f"{_place(origin, event)}*{event.anchor} is an alias, which is not read here; "
+                "write the value itself"
+            )
+        if getattr(event, "tag", None):
+            raise ValueError(
+                f"{_place(origin, event)}{event.tag} is a tag, which is not read here; "
+                "write the value alone"
+            )
+        if not isinstance(event, yaml.StreamStartEvent):
+            yield event
+
+
+def _parse(text: str, origin: str) -> Iterator[yaml.Event]:
+    try:
+        yield from yaml.parse(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        detail = " ".join(filter(None, (error.context, error.problem)))
+        if "'\\t'" in detail:
+            detail += "; indent with spaces"
+        raise ValueError(f"{origin}{line}: not valid YAML ({detail})") from None
+    # Numbers that no version of YAML has, and letters that Unicode does not have.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        detail = " ".join(str(error).split())
+        raise ValueError(f"{origin}: not valid YAML ({detail})") from None
+
+
+def _place(origin: str, event: yaml.Event) -> str:
+    return f"{origin}, line {event.start_mark.line + 1}: "
