@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command runs, so that --help is quick.
 """
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -101,15 +102,22 @@ def sample(
 
 @app.command()
 def convert(
-    ckpt: Annotated[Path, typer.Argument(help="A checkpoint of the original VelocityLM.")],
+    ckpt: Annotated[
+        Path,
+        typer.Argument(
+            help="A checkpoint of the original VelocityLM, or one of ours whose tokenizer keeps "
+            "others from writing <|endoftext|>."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="A new folder.")],
 ) -> None:
-    """Convert a checkpoint of the original VelocityLM to today's format."""
-    from model.checkpoints.original import convert_seed
+    """Convert an older checkpoint to today's format; the weights stay the same."""
+    from model.checkpoints.convert import convert as convert_checkpoint
     from prep.text.gpt2 import build_gpt2_json
 
-    convert_seed(ckpt, out, build_gpt2_json())
-    say(f"{out}: converted; try it with: velocity sample --ckpt {out}")
+    convert_checkpoint(ckpt, out, build_gpt2_json())
+    command = shlex.join(["velocity", "sample", "--ckpt", str(out)])
+    say(f"{out}: converted; try it with: {command}")
 
 
 if __name__ == "__main__":

@@ -29,17 +29,27 @@ CACHE_TOKENS_MULTIPLE = 64
 
 
 class Generator:
-    """A model with its tokenizer, ready to generate."""
+    """A model with its tokenizer, ready to generate.
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
+    `tokenizer.encode(prompt).ids` are the model's input. Each of the tokens `ends` ends a text, and
+    `begin` stands for an empty prompt; by default, both are <|endoftext|>.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        ends: Sequence[int] = (),
+        begin: int | None = None,
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        # Text that spells <|endoftext|> is text, in a prompt as in the training data.
-        tokenizer.encode_special_tokens = True
-        end_of_text = tokenizer.token_to_id(END_OF_TEXT)
-        assert end_of_text is not None, f"the tokenizer has no {END_OF_TEXT}"
-        self.end_of_text = end_of_text
-        self.num_words = tokenizer.get_vocab_size()
+        self.ends = tuple(ends) or (tokenizer.token_to_id(END_OF_TEXT),)
+        assert None not in self.ends, f"the tokenizer has no {END_OF_TEXT}"
+        self.end_of_text = self.ends[0]
+        self.begin = self.ends[0] if begin is None else begin
+        # Ids may have gaps, so this is not their number. Rows of the head from here on are padding.
+        self.num_words = 1 + max(tokenizer.get_vocab().values())
 
     def generate(
         self,
@@ -120,7 +130,7 @@ class Generator:
                     text=text,
                     tokens=tokens.copy(),
                     num_prompt_tokens=len(tokens),
-                    end_of_text=self.end_of_text,
+                    ends=self.ends,
                     limit=limit,
                     limit_reason=limit_reason,
                     stream=TextStream(self.tokenizer, settings.stops),
@@ -132,8 +142,8 @@ class Generator:
 
     def _encode(self, text: str) -> list[int]:
         """The prompt's tokens; an empty prompt is the beginning of a document, as in training."""
-        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return tokens or [self.end_of_text]
+        tokens: list[int] = self.tokenizer.encode(text).ids
+        return tokens or [self.begin]
 
     def _find_limit(self, num_prompt_tokens: int, settings: Settings) -> tuple[int, FinishReason]:
         """The most tokens that a text may have, and the reason for ending there."""
