@@ -48,8 +48,8 @@ class ModelConfig:
             if not is_number or not 0 < value < MAX_NUMBER:  # NaN compares as False, too.
                 kind = "whole number" if field.type is int else "number"
                 raise ValueError(
-                    f"model.{field.name} is {reprlib.repr(value)}; expected a {kind} above 0 and below "
-                    f"{MAX_NUMBER:g}"
+                    f"model.{field.name} is {reprlib.repr(value)}; expected a {kind} above 0 and "
+                    f"below {MAX_NUMBER:g}"
                 )
         if self.vocab_size > MAX_VOCAB_SIZE:
             raise ValueError(

@@ -21,6 +21,7 @@ from model.checkpoints.seal import (
 )
 from model.checkpoints.tokenizer import load_tokenizer, splits_special_tokens
 from model.decode.generator import Generator
+from model.decode.settings import Settings as Settings  # For `complete` and `stream`.
 from model.device import choose_device, choose_dtype
 
 
@@ -53,9 +54,9 @@ def load_generator(
     generator = Generator(model, tokenizer, ends, begins[0] if begins else None)
     if max(generator.num_words, generator.begin + 1) > model.config.vocab_size:
         raise CheckpointError(
-            f"{folder}: the tokenizer has {generator.num_words} tokens and begins a text with token "
-            f"{generator.begin}, the model has {model.config.vocab_size}; use the tokenizer that "
-            "it was trained with"
+            f"{folder}: the tokenizer has {generator.num_words} tokens and begins a text with "
+            f"token {generator.begin}, the model has {model.config.vocab_size}; use the tokenizer "
+            "that it was trained with"
         )
     return generator
 

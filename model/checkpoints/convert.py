@@ -1,4 +1,4 @@
-"""`velocity convert`: a checkpoint of an older release, or of the original VelocityLM, as today's."""
+"""`velocity convert`: a checkpoint of an older release or the original VelocityLM as today's."""
 
 import shutil
 from pathlib import Path

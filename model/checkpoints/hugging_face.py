@@ -177,4 +177,6 @@ def _require(values: Json, key: str) -> Any:
 
 def _expect(key: str, found: object, ours: object) -> None:
     if found != ours:
-        raise ValueError(f"{key} is {reprlib.repr(found)}; velocity's architecture needs {ours!r} here")
+        raise ValueError(
+            f"{key} is {reprlib.repr(found)}; velocity's architecture needs {ours!r} here"
+        )

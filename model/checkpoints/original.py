@@ -75,6 +75,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     num_bytes = sum(w.numel() * w.element_size() for name, w in weights.items() if name != HEAD)
     if num_bytes > path.stat().st_size:
         raise CheckpointError(
-            f"{path}: its tensors take {num_bytes:,} bytes, more than the file has; use another copy"
+            f"{path}: its tensors take {num_bytes:,} bytes, more than the file has; use another "
+            "copy"
         )
     return weights

@@ -21,7 +21,8 @@ class Completion:
     # Token ids of the prompt and of everything generated, including what ended it.
     tokens: tuple[int, ...]
     num_prompt_tokens: int
-    # It reached a stop string, a token that ends a text, max_length, or the end of the model's context.
+    # It reached a stop string, a token such as <|endoftext|>, max_length, or the end of the model's
+    # context.
     finish_reason: FinishReason
 
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from model.checkpoints.folder import load_model, save_model
 from model.checkpoints.convert import convert
+from model.checkpoints.folder import load_model, save_model
 from model.checkpoints.original import is_seed_checkpoint, load_seed_model
 from model.checkpoints.seal import CheckpointError, find_checkpoint, list_checkpoints, seal, verify
 from model.config import ModelConfig
