@@ -3,13 +3,15 @@
 Nothing heavy is imported before a command runs, so that --help is quick.
 """
 
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from model.decode.settings import Prompts, Settings
+from model.decode.settings import Prompts, Settings, read_stop
 from prep.command import prep
 from prep.foreign.command import import_shards
 from shards.commands import app as shards_app
@@ -85,31 +87,42 @@ def sample(
     settings: Settings,
     stream: Annotated[bool, typer.Option(help="Show a single text as it is generated.")] = True,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:1. Default: cuda if there is a GPU.")
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one."),
     ] = None,
 ) -> None:
     """Generate text from a checkpoint."""
-    from model.decode.console import read_prompts, write_texts
+    from model.decode.console import write_texts
+    from model.decode.output import open_output
+    from model.decode.prompts import read_prompts
     from model.generate import load_generator
     from prep.text.gpt2 import build_gpt2_json
 
-    prompts = read_prompts(source)
+    settings = replace(settings, stop=tuple(map(read_stop, settings.stops)))
+    prompts = read_prompts(source, say)
     # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
     generator = load_generator(ckpt, device, tokenizer_json=build_gpt2_json())
-    write_texts(generator, prompts, settings, sys.stdout, stream)
+    write_texts(generator, prompts, settings, open_output(sys.stdout), say, stream)
 
 
 @app.command()
 def convert(
-    ckpt: Annotated[Path, typer.Argument(help="A checkpoint of the original VelocityLM.")],
+    ckpt: Annotated[
+        Path,
+        typer.Argument(
+            help="A checkpoint of the original VelocityLM, or one of ours whose tokenizer keeps "
+            "others from writing <|endoftext|>."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="A new folder.")],
 ) -> None:
-    """Convert a checkpoint of the original VelocityLM to today's format."""
-    from model.checkpoints.original import convert_seed
+    """Convert an older checkpoint to today's format; the weights stay the same."""
+    from model.checkpoints.convert import convert as convert_checkpoint
     from prep.text.gpt2 import build_gpt2_json
 
-    convert_seed(ckpt, out, build_gpt2_json())
-    say(f"{out}: converted; try it with: velocity sample --ckpt {out}")
+    convert_checkpoint(ckpt, out, build_gpt2_json())
+    command = shlex.join(["velocity", "sample", "--ckpt", str(out)])
+    say(f"{out}: converted; try it with: {command}")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 Names match the settings and config.json. Nothing here imports torch.
 """
 
+import reprlib
 from dataclasses import dataclass, fields
 
 MAX_VOCAB_SIZE = 65536  # Token ids are stored as uint16.
+MAX_NUMBER = 1e30  # Far above any use, and well within fp32.
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,13 @@ class ModelConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             allowed = (int,) if field.type is int else (int, float)
-            if not isinstance(value, allowed) or isinstance(value, bool) or not value > 0:
+            is_number = isinstance(value, allowed) and not isinstance(value, bool)
+            if not is_number or not 0 < value < MAX_NUMBER:  # NaN compares as False, too.
                 kind = "whole number" if field.type is int else "number"
-                raise ValueError(f"model.{field.name} is {value!r}; expected a {kind} above 0")
+                raise ValueError(
+                    f"model.{field.name} is {reprlib.repr(value)}; expected a {kind} above 0 and "
+                    f"below {MAX_NUMBER:g}"
+                )
         if self.vocab_size > MAX_VOCAB_SIZE:
             raise ValueError(
                 f"model.vocab_size is {self.vocab_size}; expected at most {MAX_VOCAB_SIZE}, "

@@ -1,16 +1,28 @@
 """Text from a checkpoint: load_generator(folder).generate("Once upon a time")."""
 
-import json
+import shlex
+import sys
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
 from model.checkpoints.folder import load_model
-from model.checkpoints.hugging_face import END_OF_TEXT
+from model.checkpoints.hugging_face import END_OF_TEXT, read_token_ids
 from model.checkpoints.original import is_seed_checkpoint, load_seed_model
-from model.checkpoints.seal import TOKENIZER, CheckpointError, find_checkpoint
+from model.checkpoints.seal import (
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    CheckpointError,
+    find_checkpoint,
+    is_sealed,
+    read_json,
+)
+from model.checkpoints.tokenizer import load_tokenizer, splits_special_tokens
 from model.decode.generator import Generator
+from model.decode.settings import Settings as Settings  # For `complete` and `stream`.
+from model.device import choose_device, choose_dtype
 
 
 def load_generator(
@@ -20,59 +32,51 @@ def load_generator(
 ) -> "Generator":
     """The generator of a checkpoint folder, or of the newest checkpoint in a folder of them.
 
-    Uses a GPU if there is one, in bf16 or fp16; a CPU computes in fp32. `tokenizer_json` is
-    the text of a tokenizer.json for a folder without one, such as the original VelocityLM's.
-    Raises CheckpointError if the folder is not a checkpoint or is damaged.
+    Uses a GPU if there is one, with CUDA in bf16 or fp16, with MPS in fp32; a CPU computes in
+    fp32. `tokenizer_json` is the text of a tokenizer.json for a folder without one, such as the
+    original VelocityLM's. Raises CheckpointError if the folder is not a checkpoint or is damaged.
     """
     folder = find_checkpoint(Path(checkpoint_path))
-    device = _choose_device(device)
-    tokenizer = _load_tokenizer(folder, tokenizer_json)
-    load = load_seed_model if is_seed_checkpoint(folder) else load_model
-    model = load(folder, device, _choose_dtype(device))
-    if tokenizer.get_vocab_size() > model.config.vocab_size:
+    device = choose_device(device)
+    is_seed, is_complete = is_seed_checkpoint(folder), is_sealed(folder)
+    tokenizer = load_tokenizer(folder, is_seed or is_complete, tokenizer_json)
+    begins, ends = ([], []) if is_seed else _read_token_ids(folder)
+    load = load_seed_model if is_seed else load_model
+    model = load(folder, device, choose_dtype(device))
+    if is_complete and splits_special_tokens(folder):
+        print(
+            f"velocity: {folder / TOKENIZER_CONFIG}: others cannot write {END_OF_TEXT} with this "
+            "tokenizer (split_special_tokens), as older releases saved it; for a folder where "
+            f"they can: {shlex.join(['velocity', 'convert', str(folder), 'NEW'])}",
+            file=sys.stderr,
+        )
+    ends = ends or _find_default_end(folder, tokenizer)
+    generator = Generator(model, tokenizer, ends, begins[0] if begins else None)
+    if max(generator.num_words, generator.begin + 1) > model.config.vocab_size:
         raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model "
-            f"{model.config.vocab_size}; use the tokenizer that it was trained with"
+            f"{folder}: the tokenizer has {generator.num_words} tokens and begins a text with "
+            f"token {generator.begin}, the model has {model.config.vocab_size}; use the tokenizer "
+            "that it was trained with"
         )
-    return Generator(model, tokenizer)
+    return generator
 
 
-def _choose_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _read_token_ids(folder: Path) -> tuple[list[int], list[int]]:
+    """The ids that begin and that end a text, as the folder's configs say; they may say none."""
+    config, path = read_json(folder / CONFIG), folder / GENERATION_CONFIG
+    generation = read_json(path) if path.is_file() else {}
     try:
-        device = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device {device!r} is unknown; expected cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: torch sees no GPU; use cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {device}: torch sees {torch.cuda.device_count()} GPUs, numbered from 0"
-        )
-    return device
+        begins = read_token_ids("bos_token_id", generation, config)
+        return begins, read_token_ids("eos_token_id", generation, config)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {CONFIG} or {GENERATION_CONFIG}: {error}") from None
 
 
-def _choose_dtype(device: torch.device) -> torch.dtype:
-    if device.type != "cuda":
-        return torch.float32
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bf16 else torch.float16
-
-
-def _load_tokenizer(folder: Path, tokenizer_json: str | None) -> Tokenizer:
-    """The folder's tokenizer, else the given one; CheckpointError unless it is byte-level."""
-    path = folder / TOKENIZER
-    content = path.read_bytes() if path.is_file() else (tokenizer_json or "").encode()
-    if not content:
-        raise CheckpointError(f"{folder}: no {TOKENIZER}; put the model's tokenizer there")
-    try:
-        tokenizer = Tokenizer.from_buffer(content)
-    except Exception as error:  # The library raises a bare Exception for any error.
-        raise CheckpointError(f"{path}: not a readable tokenizer ({error})") from None
-    decoder = (json.loads(content).get("decoder") or {}).get("type")
-    if decoder != "ByteLevel" or tokenizer.token_to_id(END_OF_TEXT) is None:
+def _find_default_end(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    if end_of_text is None:
         raise CheckpointError(
-            f"{path}: expected a byte-level tokenizer with the token {END_OF_TEXT}, like GPT-2's"
+            f"{folder}: what ends a text is unknown: no eos_token_id in {CONFIG} or "
+            f"{GENERATION_CONFIG}, and no token {END_OF_TEXT}"
         )
-    return tokenizer
+    return [end_of_text]

@@ -6,10 +6,11 @@ checksums.json   the seal (model/checkpoints/seal.py)
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -34,6 +35,8 @@ from model.config import ModelConfig
 from model.transformer import Transformer
 
 EMBEDDING = "model.embed_tokens.weight"
+GATE = "model.layers.0.mlp.gate_proj.weight"
+WEIGHTS_PER_LAYER = 9
 HEAD = "lm_head.weight"  # Tied to the embedding, so it is not saved.
 
 
@@ -51,9 +54,9 @@ def save_model(folder: Path, model: Transformer, tokenizer_json: str) -> None:
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / TOKENIZER).write_bytes(tokenizer_json.encode())
     dtype_name = str(dtype).removeprefix("torch.")
-    _write_json(folder / CONFIG, make_config_json(config, end_of_text, dtype_name))
-    _write_json(folder / TOKENIZER_CONFIG, make_tokenizer_config_json(config))
-    _write_json(folder / GENERATION_CONFIG, make_generation_config_json(end_of_text))
+    write_json(folder / CONFIG, make_config_json(config, end_of_text, dtype_name))
+    write_json(folder / TOKENIZER_CONFIG, make_tokenizer_config_json(config))
+    write_json(folder / GENERATION_CONFIG, make_generation_config_json(end_of_text))
 
 
 def load_model(
@@ -69,15 +72,18 @@ def load_model(
         config = read_config_json(values)
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+    path = folder / WEIGHTS
     try:
-        weights = load_file(folder / WEIGHTS)
+        with safe_open(path, framework="pt") as file:
+            _check_number(config, len(file.keys()), path)
+        weights = load_file(path)  # Maps the file into memory, and reads nothing yet.
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder}: no {WEIGHTS}; expected all weights in that one file"
         ) from None
     except SafetensorError as error:
-        raise CheckpointError(f"{folder / WEIGHTS}: damaged ({error})") from None
-    return build_model(config, weights, folder / WEIGHTS, device, dtype)
+        raise CheckpointError(f"{path}: damaged ({error})") from None
+    return build_model(config, weights, path, device, dtype)
 
 
 def build_model(
@@ -93,11 +99,15 @@ def build_model(
         name.replace("_orig_mod.", "").removeprefix("module."): weight
         for name, weight in weights.items()
     }
+    # What the config says is compared with the file before a model of that size is made.
+    _check_size(config, weights, origin)
     with torch.device("meta"):
         model = Transformer(config)
     head = weights.pop(HEAD, None)
     shapes = {name: weight.shape for name, weight in model.state_dict().items() if name != HEAD}
-    _check_weights(weights, shapes, origin)
+    _check_names(weights, shapes, origin)
+    for name, shape in shapes.items():
+        _check_weight(weights, name, shape, origin)
     if head is not None and not torch.equal(head, weights[EMBEDDING]):
         raise CheckpointError(
             f"{origin}: {HEAD} differs from {EMBEDDING}; velocity's architecture ties the two"
@@ -108,7 +118,28 @@ def build_model(
     return model
 
 
-def _check_weights(weights: dict[str, Tensor], shapes: dict[str, torch.Size], origin: Path) -> None:
+def _check_size(config: ModelConfig, weights: Mapping[str, Tensor], origin: Path) -> None:
+    """Raise CheckpointError if the config's sizes are not about those of the weights."""
+    _check_number(config, len(weights), origin)
+    wide = (config.intermediate_size, config.hidden_size)
+    for name, shape in ((EMBEDDING, (config.vocab_size, config.hidden_size)), (GATE, wide)):
+        if name not in weights:
+            raise CheckpointError(f"{origin}: missing weight {name}")
+        _check_weight(weights, name, shape, origin)
+
+
+def _check_number(config: ModelConfig, num_weights: int, origin: Path) -> None:
+    expected = config.num_hidden_layers * WEIGHTS_PER_LAYER + 2  # The embedding, the last norm.
+    if not expected / 2 <= num_weights <= expected * 2:
+        raise CheckpointError(
+            f"{origin}: holds {num_weights:,} weights, but num_hidden_layers in {CONFIG} beside it "
+            f"is {config.num_hidden_layers:,}, which takes {expected:,}"
+        )
+
+
+def _check_names(
+    weights: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], origin: Path
+) -> None:
     """Raise CheckpointError unless these are exactly the model's weights."""
     missing, unknown = shapes.keys() - weights.keys(), weights.keys() - shapes.keys()
     for names, fault in ((missing, "missing weight"), (unknown, "unknown weight")):
@@ -117,13 +148,23 @@ def _check_weights(weights: dict[str, Tensor], shapes: dict[str, torch.Size], or
                 f"{origin}: {fault} {min(names)} ({len(names)} in all); {CONFIG} beside it "
                 f"describes {len(shapes)} weights, the file holds {len(weights)}"
             )
-    for name, shape in shapes.items():
-        if weights[name].shape != shape:
-            raise CheckpointError(
-                f"{origin}: {name} has shape {tuple(weights[name].shape)}; {CONFIG} beside it "
-                f"says {tuple(shape)}"
-            )
 
 
-def _write_json(path: Path, values: Json) -> None:
+def _check_weight(
+    weights: Mapping[str, Tensor], name: str, shape: Sequence[int], origin: Path
+) -> None:
+    weight = weights[name]
+    if weight.shape != tuple(shape):
+        raise CheckpointError(
+            f"{origin}: {name} has shape {tuple(weight.shape)}; {CONFIG} beside it says "
+            f"{tuple(shape)}"
+        )
+    if not weight.is_floating_point():
+        raise CheckpointError(
+            f"{origin}: {name} holds {weight.dtype}; expected floating-point numbers"
+        )
+
+
+def write_json(path: Path, values: Json) -> None:
+    """Write one of a checkpoint's JSON files, as people read it."""
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ written; when reading, a missing key means what it means to transformers.
 """
 
 import json
+import reprlib
 from typing import Any
 
 from model.config import ModelConfig
@@ -49,7 +50,12 @@ def make_config_json(config: ModelConfig, end_of_text: int, dtype: str) -> Json:
 
 
 def make_tokenizer_config_json(config: ModelConfig) -> Json:
-    """tokenizer_config.json: encodes as in training; a spelled-out <|endoftext|> is text."""
+    """tokenizer_config.json: encodes as in training, except that eos_token can be written.
+
+    Text that spells <|endoftext|> is text to prep and to our own sampling, which say so to the
+    tokenizer (model/checkpoints/tokenizer.py). Others end their documents with it, so to them
+    it is the token.
+    """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.max_position_embeddings,
@@ -61,7 +67,6 @@ def make_tokenizer_config_json(config: ModelConfig) -> Json:
         "unk_token": END_OF_TEXT,
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
-        "split_special_tokens": True,
     }
 
 
@@ -116,19 +121,52 @@ def read_config_json(values: Json) -> ModelConfig:
         layer_norm_eps=values.get("rms_norm_eps", 1e-6),
         rope_theta=_read_rope_theta(values),
     )
-    _expect("head_dim", values.get("head_dim") or config.head_size, config.head_size)
+    head_size = values.get("head_dim")
+    _expect("head_dim", config.head_size if head_size is None else head_size, config.head_size)
     return config
 
 
 def _read_rope_theta(values: Json) -> float:
-    """The rotary base, from either place it may be in; scaled positions are refused."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    _expect("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
-    for place in (values, rope):
-        _expect("partial_rotary_factor", place.get("partial_rotary_factor", 1.0), 1.0)
-    theta: float = rope.get("rope_theta") or values.get("rope_theta", 10000.0)
-    _expect("rope_theta", values.get("rope_theta", theta), theta)
+    """The rotary base; scaled positions, and places that disagree on the base, are refused.
+
+    transformers 5 writes rope_parameters; where rope_scaling, its name in transformers 4, stands
+    beside it, that is what transformers 5 reads.
+    """
+    places = [values]
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = values.get(name) or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"{name} is {reprlib.repr(rope)}; expected an object")
+        for key, value in rope.items():
+            if isinstance(value, dict):  # Positions of their own for some layers.
+                _expect(f"{name}.{key}", value, None)
+        _expect("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
+        places.append(rope)
+    for place in places:
+        factor = place.get("partial_rotary_factor")
+        _expect("partial_rotary_factor", 1.0 if factor is None else factor, 1.0)
+    found = [place["rope_theta"] for place in reversed(places) if "rope_theta" in place]
+    theta: float = found[0] if found else 10000.0
+    for other in found:
+        _expect("rope_theta", other, theta)
     return theta
+
+
+def read_token_ids(key: str, generation: Json, config: Json) -> list[int]:
+    """The ids of bos_token_id or eos_token_id: generation_config.json's, else config.json's.
+
+    There may be none. Raises ValueError if they are not ids.
+    """
+    for values in (generation, config):
+        found = values.get(key)
+        if found is not None:
+            ids = found if isinstance(found, list) else [found]
+            if not all(type(token) is int and token >= 0 for token in ids):
+                raise ValueError(
+                    f"{key} is {reprlib.repr(found)}; expected a token's id, or a list of ids"
+                )
+            return ids
+    return []
 
 
 def _require(values: Json, key: str) -> Any:
@@ -139,4 +177,6 @@ def _require(values: Json, key: str) -> Any:
 
 def _expect(key: str, found: object, ours: object) -> None:
     if found != ours:
-        raise ValueError(f"{key} is {found!r}; velocity's architecture needs {ours!r} here")
+        raise ValueError(
+            f"{key} is {reprlib.repr(found)}; velocity's architecture needs {ours!r} here"
+        )

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoints.folder import build_model, save_model
-from model.checkpoints.seal import CONFIG, SEED_WEIGHTS, CheckpointError, read_json, seal
+from model.checkpoints.folder import HEAD, build_model
+from model.checkpoints.seal import CONFIG, SEED_WEIGHTS, CheckpointError, read_json
 from model.config import ModelConfig
 from model.transformer import Transformer
 
@@ -32,14 +32,6 @@ def load_seed_model(
     config = _read_config(folder / CONFIG)
     weights = _read_weights(folder / SEED_WEIGHTS)
     return build_model(config, weights, folder / SEED_WEIGHTS, device, dtype)
-
-
-def convert_seed(folder: Path, out: Path, tokenizer_json: str) -> None:
-    """Rewrite an original checkpoint as a sealed checkpoint folder; `out` must be new or empty."""
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out}: not empty; name a new folder for the converted checkpoint")
-    save_model(out, load_seed_model(folder), tokenizer_json)
-    seal(out)
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -75,6 +67,15 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: unreadable ({reason}); use another copy") from None
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items()
+    ):
         raise CheckpointError(f"{path}: not a state dict; expected names and their tensors")
+    # A view may repeat what is stored once, to any size.
+    num_bytes = sum(w.numel() * w.element_size() for name, w in weights.items() if name != HEAD)
+    if num_bytes > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: its tensors take {num_bytes:,} bytes, more than the file has; use another "
+            "copy"
+        )
     return weights

@@ -25,6 +25,12 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
 MODEL_FILES = (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG)
 CHECKSUMS = "checksums.json"
+CHECKPOINT_NAME = r"checkpoint-(\d+)"
+# What the trainer puts beside the model; a folder that holds one of them was written by it.
+TRAINING_FILES = ("training_state.json", "optimizer.safetensors", "run_config.json")
+# A checkpoint's JSON files hold some kilobytes. What is larger is something else, and would take
+# many times its size in memory.
+MAX_JSON_BYTES = 2**24
 
 
 class CheckpointError(ValueError):
@@ -74,7 +80,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     sealed = {
         int(match[1]): path
         for path in folder.iterdir()
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / CHECKSUMS).is_file()
+        if (match := re.fullmatch(CHECKPOINT_NAME, path.name)) and is_sealed(path)
     }
     return [sealed[step] for step in sorted(sealed, reverse=True)]
 
@@ -82,12 +88,19 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that `path` names: the folder itself, or the newest undamaged one in it.
 
-    Damaged ones are skipped and reported on stderr. A folder without a seal (made elsewhere) is
-    taken as is. Raises CheckpointError, saying what was found, if there is no checkpoint.
+    Damaged ones are skipped and reported on stderr. A folder from elsewhere needs no seal and is
+    taken as is; one of ours that has lost it is refused. Raises CheckpointError, saying what was
+    found, if there is no checkpoint.
     """
     if _is_checkpoint(path):
-        if (path / CHECKSUMS).is_file():
+        if is_sealed(path):
             _verify_or_offer_another(path)
+        elif _was_sealed(path):
+            raise CheckpointError(
+                f"{path}: a checkpoint without {CHECKSUMS}: it was not written, or not removed, to "
+                f"the end; use another checkpoint, or copy {CONFIG}, {WEIGHTS} and the tokenizer's "
+                "files to a new folder to read them unchecked"
+            )
         return path
     complete = list_checkpoints(path)
     for folder in complete:
@@ -100,12 +113,27 @@ def find_checkpoint(path: Path) -> Path:
     raise CheckpointError(f"{path}: {_describe(path, complete)}")
 
 
+def is_sealed(folder: Path) -> bool:
+    """Whether the folder was completed by us: by the trainer, or by `velocity convert`."""
+    return (folder / CHECKSUMS).is_file()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a checkpoint's JSON file; CheckpointError if there is none."""
     try:
+        num_bytes = path.stat().st_size
+        if num_bytes > MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"{path}: {num_bytes:,} bytes; expected at most {MAX_JSON_BYTES:,} in a "
+                "checkpoint's JSON file"
+            )
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; expected a checkpoint folder") from None
+    except CheckpointError:
+        raise
+    except RecursionError:
+        raise CheckpointError(f"{path}: JSON nested too deeply; use another checkpoint") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error}); use another checkpoint") from None
     if not isinstance(values, dict):
@@ -116,6 +144,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def _is_checkpoint(path: Path) -> bool:
     weights = (path / WEIGHTS, path / SEED_WEIGHTS)
     return (path / CONFIG).is_file() and any(file.is_file() for file in weights)
+
+
+def _was_sealed(path: Path) -> bool:
+    """Whether a folder without a seal is one of ours: half written, or half removed."""
+    is_of_a_run = re.fullmatch(CHECKPOINT_NAME, path.name) and list_checkpoints(path.parent)
+    return bool(is_of_a_run) or any((path / name).exists() for name in TRAINING_FILES)
 
 
 def _verify_or_offer_another(path: Path) -> None:
@@ -146,7 +180,10 @@ def _read_checksums(path: Path) -> dict[str, dict[str, Any]]:
     """The sealed files by name; CheckpointError if a name leads out of the folder."""
     files = read_json(path).get("files")
     if not isinstance(files, dict) or not all(
-        isinstance(entry, dict) and entry.keys() >= {"bytes", "sha256"} for entry in files.values()
+        isinstance(entry, dict)
+        and isinstance(entry.get("bytes"), int)
+        and isinstance(entry.get("sha256"), str)
+        for entry in files.values()
     ):
         raise CheckpointError(f"{path}: not a list of files with bytes and sha256")
     for name in files:

@@ -1,44 +1,24 @@
-"""Reads prompts from the command line, files or standard input, and writes the generated texts."""
+"""Writes the generated texts, with what a reader could not see in them: where each begins and ends.
 
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TextIO
+`show` writes a piece of output at once, `say` a line that is not output.
+"""
+
+from collections.abc import Callable, Sequence
 
 from model.decode.draft import Completion
-from model.decode.generator import LONE_SURROGATES, Generator
-from model.decode.settings import Prompts, Settings
+from model.decode.generator import Generator
+from model.decode.settings import LONE_SURROGATES, Settings
 from model.decode.text_stream import REPLACEMENT
 
-STANDARD_INPUT = "-"
-
-
-def read_prompts(source: Prompts) -> list[str]:
-    """Prompts given directly, as one whole file, and as the lines of a file; "-" reads stdin.
-
-    Without any, there is one empty prompt: the beginning of a document.
-    """
-    found = list(source.prompt)
-    if source.prompt_file is not None:
-        found.append(read_text(source.prompt_file).removesuffix("\n"))
-    if source.prompt_lines is not None:
-        found += [line for line in read_text(source.prompt_lines).splitlines() if line]
-        if not found:
-            raise ValueError(f"{source.prompt_lines}: no prompts in it; expected one on each line")
-    return found or [""]
-
-
-def read_text(path: str) -> str:
-    """A file's text, or standard input's."""
-    data = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
-    return data.decode("utf-8", errors="replace")
+Show = Callable[[str], None]
 
 
 def write_texts(
     generator: Generator,
     prompts: Sequence[str],
     settings: Settings,
-    out: TextIO,
+    show: Show,
+    say: Show,
     streams: bool = True,
 ) -> None:
     """Write the texts that continue the prompts, the prompts included.
@@ -47,19 +27,31 @@ def write_texts(
     done.
     """
     num_texts = len(prompts) * settings.num_return_sequences
-    if num_texts == 1 and streams:
-        pieces = generator.stream(prompts[0], settings)
-        out.write(LONE_SURROGATES.sub(REPLACEMENT, prompts[0]))
-        for piece in pieces:
-            out.write(piece)
-            out.flush()
-        out.write("\n")
+    if num_texts == 1:
+        completion = _write_one(generator, prompts[0], settings, show if streams else None)
+        show("\n" if streams else completion.text + "\n")
+        if completion.finish_reason == "context":
+            say(
+                f"velocity: the text ends here because the model's context, {generator.context:,} "
+                "tokens, is full"
+            )
         return
-    completions = generator.complete(prompts, settings)
-    for number, completion in enumerate(completions):
-        if num_texts > 1:
-            out.write(describe_place(number, settings.num_return_sequences, completion) + "\n")
-        out.write(completion.text + "\n")
+    for number, completion in enumerate(generator.complete(prompts, settings)):
+        show(describe_place(number, settings.num_return_sequences, completion) + "\n")
+        show(completion.text + "\n")
+
+
+def _write_one(
+    generator: Generator, prompt: str, settings: Settings, show: Show | None
+) -> Completion:
+    """Complete a prompt; `show`, if given, shows the prompt and then each piece as it comes."""
+    drafts = generator.start([prompt], settings)  # What is wrong is said before anything is shown.
+    if show is not None:
+        show(LONE_SURROGATES.sub(REPLACEMENT, prompt))
+    for _, piece in generator.write(drafts, settings):
+        if show is not None:
+            show(piece)
+    return drafts[0].complete()
 
 
 def describe_place(number: int, num_samples: int, completion: Completion) -> str:

@@ -1,6 +1,7 @@
 """One text as it is being written: its tokens, its text so far, and why it ended."""
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,8 @@ class Completion:
     # Token ids of the prompt and of everything generated, including what ended it.
     tokens: tuple[int, ...]
     num_prompt_tokens: int
-    # It reached a stop string, <|endoftext|>, max_length, or the end of the model's context.
+    # It reached a stop string, a token such as <|endoftext|>, max_length, or the end of the model's
+    # context.
     finish_reason: FinishReason
 
 
@@ -32,7 +34,7 @@ class Draft:
     text: str
     tokens: list[int]
     num_prompt_tokens: int
-    end_of_text: int
+    ends: Collection[int]  # Any of these tokens ends it.
     limit: int  # It ends at this many tokens at the latest,
     limit_reason: FinishReason  # and this is then why.
     stream: TextStream
@@ -42,7 +44,7 @@ class Draft:
     def add(self, token: int) -> str:
         """Add a generated token; return the text that it makes certain."""
         self.tokens.append(token)
-        if token == self.end_of_text:
+        if token in self.ends:
             piece = self.stream.finish()
             self.finish_reason = "end_of_text"
         else:

@@ -6,7 +6,6 @@ near-even choice).
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,32 +18,42 @@ from model.cache import KVCache, allocate_cache
 from model.checkpoints.hugging_face import END_OF_TEXT
 from model.decode.draft import Completion, Draft, FinishReason, make_random
 from model.decode.sampler import choose_tokens
-from model.decode.settings import Settings
+from model.decode.settings import DEFAULT_MAX_LENGTH, LONE_SURROGATES, Settings
 from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
 
-# Not valid in UTF-8; in arguments, Python uses them for bytes that are not UTF-8.
-LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 CACHE_TOKENS_MULTIPLE = 64
 
 
 class Generator:
-    """A model with its tokenizer, ready to generate."""
+    """A model with its tokenizer, ready to generate.
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
+    `tokenizer.encode(prompt).ids` are the model's input. Each of the tokens `ends` ends a text, and
+    `begin` stands for an empty prompt; by default, both are <|endoftext|>.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        ends: Sequence[int] = (),
+        begin: int | None = None,
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        # Text that spells <|endoftext|> is text, in a prompt as in the training data.
-        tokenizer.encode_special_tokens = True
-        end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+        end_of_text = ends[0] if ends else tokenizer.token_to_id(END_OF_TEXT)
         assert end_of_text is not None, f"the tokenizer has no {END_OF_TEXT}"
+        self.ends = frozenset([end_of_text, *ends])
         self.end_of_text = end_of_text
-        self.num_words = tokenizer.get_vocab_size()
+        self.begin = end_of_text if begin is None else begin
+        # Ids may have gaps, so this is not their number. Rows of the head from here on are padding.
+        self.context = model.config.max_position_embeddings
+        self.num_words = 1 + max(tokenizer.get_vocab().values())
 
     def generate(
         self,
         prompt: str | Sequence[str],
-        max_length: int = Settings.max_length,
+        max_length: int | None = Settings.max_length,
         temperature: float = Settings.temperature,
         top_k: int | None = Settings.top_k,
         top_p: float | None = Settings.top_p,
@@ -87,9 +96,9 @@ class Generator:
 
         `on_text(i, piece)`, if given, receives each piece of text i as it is generated.
         """
-        drafts = self._start_drafts(prompts, settings)
+        drafts = self.start(prompts, settings)
         for first in range(0, len(drafts), settings.batch_size):
-            for draft, piece in self._write(drafts[first : first + settings.batch_size], settings):
+            for draft, piece in self.write(drafts[first : first + settings.batch_size], settings):
                 if on_text is not None:
                     on_text(draft.index, piece)
         return [draft.complete() for draft in drafts]
@@ -102,11 +111,14 @@ class Generator:
 
         Raises ValueError right away, before the first piece, for what `generate` refuses.
         """
-        drafts = self._start_drafts([prompt], replace(settings, num_return_sequences=1))
-        return (piece for _, piece in self._write(drafts, settings))
+        drafts = self.start([prompt], replace(settings, num_return_sequences=1))
+        return (piece for _, piece in self.write(drafts, settings))
 
-    def _start_drafts(self, prompts: Sequence[str], settings: Settings) -> list[Draft]:
-        """A draft for each requested text, so far with only its prompt."""
+    def start(self, prompts: Sequence[str], settings: Settings) -> list[Draft]:
+        """A draft for each requested text, so far with only its prompt.
+
+        Raises ValueError for what `generate` refuses.
+        """
         seed = int(torch.randint(2**63 - 1, ())) if settings.seed is None else settings.seed
         num_uses = Counter[str]()
         drafts: list[Draft] = []
@@ -120,7 +132,7 @@ class Generator:
                     text=text,
                     tokens=tokens.copy(),
                     num_prompt_tokens=len(tokens),
-                    end_of_text=self.end_of_text,
+                    ends=self.ends,
                     limit=limit,
                     limit_reason=limit_reason,
                     stream=TextStream(self.tokenizer, settings.stops),
@@ -132,18 +144,18 @@ class Generator:
 
     def _encode(self, text: str) -> list[int]:
         """The prompt's tokens; an empty prompt is the beginning of a document, as in training."""
-        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return tokens or [self.end_of_text]
+        tokens: list[int] = self.tokenizer.encode(text).ids
+        return tokens or [self.begin]
 
     def _find_limit(self, num_prompt_tokens: int, settings: Settings) -> tuple[int, FinishReason]:
         """The most tokens that a text may have, and the reason for ending there."""
-        context = self.model.config.max_position_embeddings
+        context = self.context
         if num_prompt_tokens >= context:
             raise ValueError(
                 f"the prompt has {num_prompt_tokens:,} tokens, the model's context is {context:,}; "
                 "shorten the prompt to leave room for new text"
             )
-        limit = settings.max_length
+        limit = DEFAULT_MAX_LENGTH if settings.max_length is None else settings.max_length
         if settings.max_new_tokens is not None:
             limit = num_prompt_tokens + settings.max_new_tokens
         if limit <= num_prompt_tokens:
@@ -153,8 +165,11 @@ class Generator:
             )
         return (limit, "length") if limit <= context else (context, "context")
 
-    def _write(self, drafts: list[Draft], settings: Settings) -> Iterator[tuple[Draft, str]]:
-        """Write all drafts together until each has ended; yields each piece of text as it comes."""
+    def write(self, drafts: list[Draft], settings: Settings) -> Iterator[tuple[Draft, str]]:
+        """Write all drafts together until each has ended; yields each piece of text as it comes.
+
+        Drafts that have ended are `complete`.
+        """
         logits, cache = self._read_prompts(drafts)
         while True:
             tokens = choose_tokens(

@@ -56,7 +56,7 @@ def penalize_repetition(
         seen = torch.tensor(sorted(set(history)), device=logits.device)
         found = row[seen]
         row[seen] = torch.where(found < 0, found * penalty, found / penalty)
-    return logits
+    return _bound(logits)
 
 
 def find_candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def find_candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
 
     Scores are logits over temperature; a row with fewer than W candidates ends with -inf.
     """
-    scores, tokens = _keep_top_k(logits / sampling.temperature, sampling.top_k or 0)
+    scores, tokens = _keep_top_k(_bound(logits / sampling.temperature), sampling.top_k or 0)
     if sampling.top_p is not None and sampling.top_p < 1:
         # Summed from the least probable up, as in transformers, so that rounding agrees too.
         rising = torch.softmax(scores, -1).flip(-1).cumsum(-1).flip(-1)
@@ -95,6 +95,11 @@ def _keep_top_k(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     if num_kept > top_k:
         best = scores.topk(num_kept, dim=-1)
     return best.values.masked_fill(best.values < lowest, -torch.inf), best.indices
+
+
+def _bound(scores: Tensor) -> Tensor:
+    """The scores with those that overflowed at the ends of their dtype, as infinities make NaN."""
+    return scores.nan_to_num()  # A NaN, from 0 divided by a penalty that rounds to 0, becomes 0.
 
 
 def _remove(scores: Tensor, removed: Tensor) -> Tensor:

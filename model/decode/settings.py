@@ -1,18 +1,27 @@
 """What to generate: how much, how many texts, and how tokens are chosen. Imports no torch."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
+DEFAULT_MAX_LENGTH = 150
+# Below this the likeliest token has all the probability there is, short of ties, and dividing the
+# logits by it only risks an overflow.
+MIN_TEMPERATURE = 1e-5
+# Not valid in UTF-8; in arguments, Python uses them for bytes that are not UTF-8.
+LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen. Raises ValueError, naming the setting, for an invalid value."""
 
-    # False always takes the likeliest token, as does a temperature of 0.
+    # False always takes the likeliest token, as does a temperature of 0 (or under 0.00001).
     do_sample: bool = True
     # Divides the logits; below 1, likely tokens become likelier still.
     temperature: Annotated[
@@ -58,19 +67,22 @@ class Sampling:
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is always taken, instead of drawing one."""
-        return not self.do_sample or self.temperature == 0
+        return not self.do_sample or self.temperature < MIN_TEMPERATURE
 
 
 @dataclass(frozen=True)
 class Settings(Sampling):
     """What to generate: how much, how many texts, and how tokens are chosen."""
 
+    # With neither of the two, DEFAULT_MAX_LENGTH.
     max_length: Annotated[
-        int,
-        typer.Option(help="Maximum tokens in a text, its prompt included."),
-    ] = 150
+        int | None,
+        typer.Option(
+            help=f"Maximum tokens in a text, its prompt included. Default: {DEFAULT_MAX_LENGTH}."
+        ),
+    ] = None
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Maximum tokens after the prompt; replaces --max-length.")
+        int | None, typer.Option(help="Maximum tokens after the prompt, instead of --max-length.")
     ] = None
     num_return_sequences: Annotated[
         int,
@@ -78,7 +90,10 @@ class Settings(Sampling):
     ] = 1
     stop: Annotated[
         str | Sequence[str] | None,
-        typer.Option(help="Stop before this text. May be given several times."),
+        typer.Option(
+            help="Stop before this text. May be given several times. \\n is a line's end, \\t a "
+            "tab, \\\\ a backslash."
+        ),
     ] = None
     # None gives different texts each time.
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same texts.")] = None
@@ -91,6 +106,13 @@ class Settings(Sampling):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
+        if self.max_length is not None and self.max_new_tokens is not None:
+            raise ValueError(
+                f"max_length is {self.max_length} and max_new_tokens is {self.max_new_tokens}; "
+                "expected only one: the first counts the prompt's tokens too"
+            )
+        if any(LONE_SURROGATES.search(stop) for stop in self.stops):
+            raise ValueError("a stop string is not UTF-8 and would never be found; leave it out")
         if "" in self.stops:
             raise ValueError("a stop string is empty and would end every text; leave it out")
 
@@ -98,6 +120,15 @@ class Settings(Sampling):
     def stops(self) -> tuple[str, ...]:
         """The stop strings as a tuple, which may be empty."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+def read_stop(typed: str) -> str:
+    r"""A stop string as it is meant by one who cannot type a line's end or a tab.
+
+    >>> read_stop(r"\n\nUser:"), read_stop(r"\\nabla \x")
+    ('\n\nUser:', '\\nabla \\x')
+    """
+    return re.sub(r"\\[nt\\]", lambda found: ESCAPES[found[0]], typed)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from model.checkpoints.convert import convert
 from model.checkpoints.folder import load_model, save_model
-from model.checkpoints.original import convert_seed, is_seed_checkpoint, load_seed_model
+from model.checkpoints.original import is_seed_checkpoint, load_seed_model
 from model.checkpoints.seal import CheckpointError, find_checkpoint, list_checkpoints, seal, verify
 from model.config import ModelConfig
 from model.transformer import Transformer
@@ -351,12 +352,12 @@ def test_seed_checkpoints_load_and_convert(tmp_path: Path) -> None:
     assert find_checkpoint(old) == old
     assert torch.equal(predict(load_seed_model(old)), predict(model))
 
-    convert_seed(old, new, TOKENIZER_JSON)
+    convert(old, new, TOKENIZER_JSON)
     verify(new)
     assert not is_seed_checkpoint(new)
     assert torch.equal(predict(load_model(new)), predict(model))
     with pytest.raises(ValueError, match="not empty"):
-        convert_seed(old, new, TOKENIZER_JSON)
+        convert(old, new, TOKENIZER_JSON)
 
 
 def test_seed_checkpoints_in_the_old_pickle_format_load(tmp_path: Path) -> None:

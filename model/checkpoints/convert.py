@@ -1,0 +1,54 @@
+"""`velocity convert`: a checkpoint of an older release or the original VelocityLM as today's."""
+
+import shutil
+from pathlib import Path
+
+from model.checkpoints.folder import save_model, write_json
+from model.checkpoints.original import is_seed_checkpoint, load_seed_model
+from model.checkpoints.seal import (
+    CHECKSUMS,
+    TOKENIZER_CONFIG,
+    CheckpointError,
+    find_checkpoint,
+    is_sealed,
+    read_json,
+    seal,
+    verify,
+)
+from model.checkpoints.tokenizer import splits_special_tokens
+
+
+def convert(path: Path, out: Path, tokenizer_json: str) -> None:
+    """Write the checkpoint at `path` as a sealed folder of today's; `out` must be new or empty.
+
+    `tokenizer_json` is for the original VelocityLM's, which have no tokenizer. Of a folder of ours,
+    every file is copied as it is, the training state too, except for tokenizer_config.json.
+    Raises ValueError if there is nothing to convert.
+    """
+    folder = find_checkpoint(path)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out}: not empty; name a new folder for the converted checkpoint")
+    if is_seed_checkpoint(folder):
+        save_model(out, load_seed_model(folder), tokenizer_json)
+    elif not is_sealed(folder):
+        raise CheckpointError(
+            f"{folder}: neither a checkpoint of ours, which has {CHECKSUMS}, nor one of the "
+            "original VelocityLM; a folder from elsewhere is sampled as it is"
+        )
+    elif not splits_special_tokens(folder):
+        raise ValueError(f"{folder}: in today's format already; nothing to convert")
+    else:
+        verify(folder)
+        _copy(folder, out)
+    seal(out)
+
+
+def _copy(folder: Path, out: Path) -> None:
+    """Copy a checkpoint's files; in tokenizer_config.json, special tokens are no longer split."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        if file.is_file() and file.name not in (CHECKSUMS, TOKENIZER_CONFIG):
+            shutil.copyfile(file, out / file.name)
+    values = read_json(folder / TOKENIZER_CONFIG)
+    del values["split_special_tokens"]
+    write_json(out / TOKENIZER_CONFIG, values)

@@ -1,0 +1,119 @@
+"""The tokenizer of a checkpoint folder, loaded so that a prompt becomes what the model was given.
+
+A folder of ours, which its seal shows, was trained on text that prep encoded: there, text that
+spells a special token is text, and nothing is added before or after it. A folder from elsewhere
+is read as transformers reads it: its special tokens can be written, unless tokenizer_config.json
+says split_special_tokens, and its post-processor may add some.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from model.checkpoints.hugging_face import Json
+from model.checkpoints.seal import TOKENIZER, TOKENIZER_CONFIG, CheckpointError, read_json
+
+# Twenty times what 65,536 tokens and their merges take.
+MAX_TOKENIZER_BYTES = 2**26
+SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+def load_tokenizer(folder: Path, is_ours: bool, tokenizer_json: str | None = None) -> Tokenizer:
+    """The folder's tokenizer, else the given one; `encode(prompt).ids` are the model's input.
+
+    Raises CheckpointError, naming the file, unless it is byte-level.
+    """
+    path = folder / TOKENIZER
+    content = _read_content(path) if path.is_file() else (tokenizer_json or "").encode()
+    if not content:
+        raise CheckpointError(f"{folder}: no {TOKENIZER}; put the model's tokenizer there")
+    try:
+        tokenizer = Tokenizer.from_buffer(content)
+    except Exception as error:  # The library raises a bare Exception for any error.
+        raise CheckpointError(f"{path}: not a readable tokenizer ({error})") from None
+    if (json.loads(content).get("decoder") or {}).get("type") != "ByteLevel":
+        raise CheckpointError(f"{path}: expected a byte-level tokenizer like GPT-2's")
+    # Left in the file by whoever last used it: they would cut or fill up the prompt.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if is_ours:
+        tokenizer.encode_special_tokens = True
+        tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    elif (folder / TOKENIZER_CONFIG).is_file():
+        values = read_json(folder / TOKENIZER_CONFIG)
+        try:
+            _apply_config(tokenizer, values)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{folder / TOKENIZER_CONFIG}: {error}") from None
+    return tokenizer
+
+
+def splits_special_tokens(folder: Path) -> bool:
+    """Whether others cannot write <|endoftext|> with the folder's tokenizer: once, ours said so."""
+    path = folder / TOKENIZER_CONFIG
+    return path.is_file() and read_json(path).get("split_special_tokens") is True
+
+
+def _read_content(path: Path) -> bytes:
+    num_bytes = path.stat().st_size
+    if num_bytes > MAX_TOKENIZER_BYTES:
+        raise CheckpointError(
+            f"{path}: {num_bytes:,} bytes; expected at most {MAX_TOKENIZER_BYTES:,} in a tokenizer"
+        )
+    return path.read_bytes()
+
+
+def _apply_config(tokenizer: Tokenizer, values: Json) -> None:
+    """Change a tokenizer.json's tokenizer as transformers does for tokenizer_config.json's values.
+
+    Tokens that only this file names become special, with new ids unless the vocabulary has them.
+    """
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for token in _list_tokens(values):
+        if token.content not in known:  # The first mention counts.
+            known.add(token.content)
+            tokenizer.add_tokens([token])
+    tokenizer.encode_special_tokens = values.get("split_special_tokens") is True
+    if "add_bos_token" in values or "add_eos_token" in values:
+        begin = _find_own(values, "bos") if values.get("add_bos_token") is True else []
+        end = _find_own(values, "eos") if values.get("add_eos_token") is True else []
+        tokenizer.post_processor = TemplateProcessing(
+            single=[*(f"{token}:0" for token in begin), "$A:0", *(f"{token}:0" for token in end)],
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (*begin, *end)],
+        )
+
+
+def _list_tokens(values: Json) -> Iterator[AddedToken]:
+    """The tokens that a tokenizer_config.json names, in the order in which they get their ids."""
+    added = values.get("added_tokens_decoder") or {}
+    if not isinstance(added, dict) or not all(key.isdecimal() for key in added):
+        raise ValueError("added_tokens_decoder is not an object of ids and their tokens")
+    for _, value in sorted(added.items(), key=lambda item: int(item[0])):
+        yield _read_token(value, "added_tokens_decoder", special=False)
+    for name in SPECIAL_TOKENS:
+        if (value := values.get(f"{name}_token")) is not None:
+            yield _read_token(value, f"{name}_token")
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = values.get(key) or []
+        for value in more.values() if isinstance(more, dict) else more:
+            yield _read_token(value, key)
+
+
+def _find_own(values: Json, name: str) -> list[str]:
+    """The token `bos` or `eos` as a list, which is empty if there is none."""
+    value = values.get(f"{name}_token")
+    return [] if value is None else [_read_token(value, f"{name}_token").content]
+
+
+def _read_token(value: Any, key: str, special: bool = True) -> AddedToken:
+    """A token, written as its text or as an object that also has its flags."""
+    flags: Json = {"content": value} if isinstance(value, str) else value
+    if not isinstance(flags, dict) or not isinstance(flags.get("content"), str):
+        raise ValueError(f"{key} is {value!r}; expected a token's text, or an object with it")
+    names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    given = {name: flags[name] is True for name in names if name in flags}
+    return AddedToken(flags["content"], **({"special": special} | given))
