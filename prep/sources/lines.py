@@ -125,9 +125,11 @@ def begins_with_document(path: Path, key: str) -> bool:
         line = file.readline(_LONG_LINE_BYTES)
     try:
         found = json.loads(decode(line.removeprefix(UTF8_MARK))[0])
-        return isinstance(found, dict) and (key in found or _look_inside(found, key) is not None)
+        if isinstance(found, dict) and key not in found:
+            _look_inside(found, key)
     except (ValueError, KeyError, RecursionError):
         return False
+    return isinstance(found, dict)
 
 
 def split_lines(path: Path, max_bytes: int) -> list[tuple[int, int, int]]:

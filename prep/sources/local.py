@@ -67,6 +67,8 @@ def find_files(inputs: Sequence[str], text_column: str = "content") -> tuple[lis
 def add_entry(walk: Walk, entry: str) -> None:
     """Take what one --input names: a file, a folder (with everything below it), or a pattern."""
     path = Path(entry)
+    if entry == "-":
+        raise ValueError("--input -: standard input is not read; write it to a file first")
     if path.is_dir():
         walk.add_folder(path)
     elif os.path.lexists(path):

@@ -57,12 +57,9 @@ class Walk:
         """Take what a pattern matches, if anything; `**` stands for any number of folders."""
         before = self.num_taken, len(self.left_out)
         fixed = next(i for i, part in enumerate(pattern.parts) if _MAGIC.search(part))
-        rest = pattern.parts[fixed:]
-        while rest[-1:] == ("**",):
-            rest = rest[:-1]
         start = Path(*pattern.parts[:fixed])
         if start.is_dir():
-            self._add(start, rest)
+            self._add(start, pattern.parts[fixed:])
         return before != (self.num_taken, len(self.left_out))
 
     def _add(self, start: Path, parts: Parts) -> None:
@@ -76,6 +73,7 @@ class Walk:
                 open_folders, links = self._follow(sorted(links)), []
                 continue
             folder, parts = open_folders.pop()
+            parts = simplify(parts)
             key = (identify(examine(folder)), parts)
             if key in visited:
                 continue
@@ -120,7 +118,10 @@ class Walk:
             if is_set and is_own(entry.name):
                 self.left_out[folder / entry.name] = OWN
             elif is_hidden(entry.name, parts):
-                self.left_out[folder / entry.name] = HIDDEN_FOLDERS if entry.is_dir() else HIDDEN
+                if os.path.isdir(entry.path):
+                    self.left_out[folder / entry.name] = HIDDEN_FOLDERS
+                elif not rest:
+                    self.left_out[folder / entry.name] = HIDDEN
             else:
                 yield entry, rest
 
@@ -178,13 +179,24 @@ def is_pattern(path: Path) -> bool:
     return _MAGIC.search(str(path)) is not None
 
 
+def simplify(parts: Parts) -> Parts:
+    """The same pattern of what is in a folder, without what says nothing.
+
+    >>> simplify(("**", "*")), simplify(("a*", "**")), simplify(("*", "*"))
+    ((), ('a*',), ('*', '*'))
+    """
+    while parts[-1:] == ("**",):
+        parts = parts[:-1]
+    return () if parts[-1:] == ("*",) and set(parts[:-1]) <= {"**"} else parts
+
+
 def match(entry: "os.DirEntry[str]", parts: Parts) -> Parts | None:
     """What is to match below an entry of a folder, if the entry itself matches; else None."""
     head, *rest = parts or ("*",)
     if head == "**":
         # As a file it is matched by what follows; a broken link may have led to a folder.
-        is_folder = entry.is_dir() or (entry.is_symlink() and not os.path.exists(entry.path))
-        return parts if is_folder else None
+        is_broken = entry.is_symlink() and not os.path.exists(entry.path)
+        return parts if is_broken or os.path.isdir(entry.path) else None
     is_match = fnmatchcase(entry.name, head) if _MAGIC.search(head) else entry.name == head
     return tuple(rest) if is_match else None
 
