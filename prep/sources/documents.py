@@ -1,7 +1,9 @@
 """Documents between their files and their tokens: pieces of a file, batches of documents."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,25 @@ class Piece:
     stamp: Stamp | None = field(default=None, compare=False)
 
 
+class BadDocument(ValueError):
+    """A document, or a whole file, that cannot be read: --on-bad-document says what becomes of it.
+
+    The message is one line that names the file and the place in it; `reason` is what it is counted
+    under. A reader that raises it leaves out the file, or the piece of the file, as a whole.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+# What a document has under a key that it does not have.
+MISSING = object()
+
+
 class Documents(NamedTuple):
     """A batch of documents, in the order of their file: as Arrow arrays, never a list of texts."""
 
@@ -32,6 +53,8 @@ class Documents(NamedTuple):
     rows: Int64  # parquet: row; .jsonl: line; .txt: block; all counted from 0
     repaired: npt.NDArray[np.bool_]  # whether U+FFFD stands for what was invalid in the text
     columns: dict[str, pa.Array]  # the other columns that were asked for
+    # Those that could not be read, by their place in the batch; their text is null.
+    bad: Mapping[int, BadDocument] = MappingProxyType({})
 
     @property
     def num_bytes(self) -> Int64:
@@ -45,12 +68,14 @@ class Documents(NamedTuple):
     def filter(self, kept: npt.NDArray[np.bool_]) -> "Documents":
         """The documents that `kept` marks."""
         mask = pa.array(kept)
+        places = np.flatnonzero(kept).tolist() if self.bad else []
         return Documents(
             self.texts.filter(mask),
             self.urls.filter(mask),
             self.rows[kept],
             self.repaired[kept],
             {name: values.filter(mask) for name, values in self.columns.items()},
+            {i: self.bad[place] for i, place in enumerate(places) if place in self.bad},
         )
 
     def first(self, count: int) -> "Documents":
@@ -61,6 +86,7 @@ class Documents(NamedTuple):
             self.rows[:count],
             self.repaired[:count],
             {name: values[:count] for name, values in self.columns.items()},
+            {place: error for place, error in self.bad.items() if place < count},
         )
 
 
@@ -68,3 +94,40 @@ def find_offsets(texts: pa.Array) -> Int64:
     """Where each text begins in the array's buffer of bytes, and where the last one ends."""
     offsets = np.frombuffer(texts.buffers()[1], np.int64)
     return offsets[texts.offset : texts.offset + len(texts) + 1]
+
+
+def split_name(name: str) -> Iterator[tuple[str, str]]:
+    """The ways to read a name as that of a field inside another, the longest outer name first.
+
+    >>> list(split_name("a.b.c"))
+    [('a.b', 'c'), ('a', 'b.c')]
+    """
+    place = name.rfind(".")
+    while place > 0:
+        yield name[:place], name[place + 1 :]
+        place = name.rfind(".", 0, place)
+
+
+def find_value(found: dict[str, Any], name: str) -> Any:
+    """What an object has under a key, or under `outer.inner` in the objects inside it, or MISSING.
+
+    >>> find_value({"a.b": 1, "a": {"b": 2, "c": 3}}, "a.b"), find_value({"a": {"c": 3}}, "a.c")
+    (1, 3)
+    """
+    if name in found:
+        return found[name]
+    for outer, inner in split_name(name):
+        inside = found.get(outer, MISSING)
+        if inside is None:
+            return None
+        if isinstance(inside, dict) and (value := find_value(inside, inner)) is not MISSING:
+            return value
+    return MISSING
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type, or its dictionary, holds text, checked as UTF-8 or not."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    plain = (pa.string(), pa.large_string(), pa.string_view())
+    return kind in (*plain, pa.binary(), pa.large_binary(), pa.binary_view())

@@ -1,19 +1,29 @@
 """Text columns of parquet files, read with pyarrow alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prep.sources.documents import BadDocument, find_offsets, is_text, split_name
 from prep.sources.lines import decode
+from prep.sources.pages import PageError, choose_rows, estimate_bytes, find_chunks, read_pages
 
 # A column is read through a window of this size; without one, Arrow holds the compressed column of
 # a whole row group. (A memory map would spare the copy, but end the process if the file shrinks.)
 _BUFFER_BYTES = 1 << 20
+# What the rows that are decoded at a time may take, besides the largest page.
+_DECODED_BYTES = 32 << 20
+# Rows from which the text of a column that stores only differences is estimated.
+_SAMPLED_ROWS = 100
+
+# The names on the way to a column: ("json", "text") is the field `text` of the column `json`.
+Column = tuple[str, ...]
 
 
 def read_columns(
@@ -30,44 +40,80 @@ def read_columns(
     and urls are large strings whose bytes are not checked yet.
     """
     with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, page_checksum_verification=True) as file:
-        check_text_column(file, path, text_column)
-        check_columns(file, path, columns)
+        schema = file.schema_arrow
+        text = find_text_column(schema, path, text_column)
+        others = [find_other_column(schema, path, name) for name in columns]
+        url = find_column(schema, path, "url")
+        if url and not is_text(_type_of(schema, url)):
+            url = None
         groups = groups[: file.num_row_groups - groups.start]
-        has_url = "url" in file.schema_arrow.names and _is_text(file.schema_arrow.field("url").type)
-        wanted = dict.fromkeys([text_column, *columns, *(["url"] if has_url else [])])
-        for batch in file.iter_batches(
-            _choose_rows(file, groups, text_column, max_rows, max_bytes),
-            row_groups=groups,
-            columns=list(wanted),
-            use_threads=False,
-        ):
-            texts = _unify(batch.column(text_column))
-            no_urls = pa.nulls(len(texts), pa.large_string())
-            urls = _unify(batch.column("url")) if has_url else no_urls
-            for rows in _halve(texts, max_bytes):
-                yield texts[rows], urls[rows], {name: batch.column(name)[rows] for name in columns}
+        found = [text, *([url] if url else []), *others]
+        batches = _read_batches(file, path, groups, found, max_rows)
+        for batch in _join_small(batches, max_rows, max_bytes):
+            for values in _cut([_pick(batch, column) for column in found], max_bytes):
+                texts, *rest = values
+                urls = rest.pop(0) if url else pa.nulls(len(texts), pa.large_string())
+                yield texts, urls, dict(zip(columns, rest, strict=True))
 
 
-def check_text_column(file: pq.ParquetFile, path: Path, text_column: str) -> None:
-    """Raise ValueError if a file has no such column, or no text in it."""
-    check_columns(file, path, [text_column], "; name the right one with --text-column")
-    found = file.schema_arrow.field(text_column).type
-    if not _is_text(found):
-        raise ValueError(
-            f"{path}: the column {text_column!r} holds {found}; expected text; "
-            "name the right one with --text-column"
+def find_text_column(schema: pa.Schema, path: Path, name: str) -> Column:
+    """Find the text column; BadDocument if a file has no such column, or no text in it."""
+    advice = "; name the right one with --text-column"
+    column = find_column(schema, path, name)
+    if column is None:
+        raise BadDocument(
+            f"{path}: no column {name!r}; the columns are {', '.join(schema.names)}{advice}",
+            "no such column",
         )
+    found = _type_of(schema, column)
+    if not (is_text(found) or pa.types.is_null(found)):
+        raise BadDocument(
+            f"{path}: the column {name!r} holds {found}; expected text{advice}", "not text"
+        )
+    return column
 
 
-def check_columns(
-    file: pq.ParquetFile, path: Path, columns: Sequence[str], advice: str = ""
-) -> None:
-    """Raise ValueError for the first of the columns that a file does not have."""
-    names = file.schema_arrow.names
-    for column in columns:
-        if column not in names:
-            known = ", ".join(names)
-            raise ValueError(f"{path}: no column {column!r}; the columns are {known}{advice}")
+def find_other_column(schema: pa.Schema, path: Path, name: str) -> Column:
+    """Find a column for --where; ValueError if a file has no such column, or it has parts."""
+    column = find_column(schema, path, name)
+    if column is None:
+        raise ValueError(f"{path}: no column {name!r}; the columns are {', '.join(schema.names)}")
+    found = _type_of(schema, column)
+    if pa.types.is_nested(found):
+        fields = [f"{name}.{field.name}" for field in found] if pa.types.is_struct(found) else []
+        raise ValueError(
+            f"{path}: the column {name!r} holds {found}, which --where cannot compare; name "
+            f"{' or '.join(fields) or 'another column'}"
+        )
+    return column
+
+
+def find_column(schema: pa.Schema, path: Path, name: str) -> Column | None:
+    """The column of that name, else the field `inner` of the column `outer` for `outer.inner`.
+
+    BadDocument if the file has several of them, as nothing says which one is meant.
+    """
+
+    def search(fields: list[pa.Field], name: str, column: Column) -> Column | None:
+        same = [field for field in fields if field.name == name]
+        if len(same) > 1:
+            count = "two" if len(same) == 2 else len(same)
+            raise BadDocument(
+                f"{path}: has {count} columns {'.'.join((*column, name))!r}; expected one; "
+                "rename the others, or leave the file out",
+                "several columns of one name",
+            )
+        if same:
+            return (*column, name)
+        for outer, inner in split_name(name):
+            inside = [field for field in fields if field.name == outer]
+            if any(pa.types.is_struct(field.type) for field in inside):
+                search(fields, outer, column)  # Refuses two.
+                if found := search(list(inside[0].type), inner, (*column, outer)):
+                    return found
+        return None
+
+    return search(list(schema), name, ())
 
 
 def split_row_groups(path: Path, max_bytes: int) -> list[tuple[int, int, int]]:
@@ -87,59 +133,127 @@ def split_row_groups(path: Path, max_bytes: int) -> list[tuple[int, int, int]]:
 
 
 def measure_column(path: Path, text_column: str) -> int:
-    """Return the size of a column before compression, from the file's footer."""
-    with pq.ParquetFile(path) as file:
-        check_text_column(file, path, text_column)
+    """Return about how many bytes a column takes once decoded: from the footer and, if in doubt,
+    the pages.
+    """
+    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file, open(path, "rb") as source:
+        column = find_text_column(file.schema_arrow, path, text_column)
         groups = range(file.num_row_groups)
-        return sum(
-            _find_chunk(file, group, text_column).total_uncompressed_size for group in groups
-        )
+        total = 0
+        for group, chunks in zip(groups, find_chunks(file, path, groups, [column]), strict=True):
+            num_bytes = sum(estimate_bytes(source, chunk) for chunk in chunks)
+            if any(chunk.stores_differences for chunk in chunks):
+                num_bytes = max(num_bytes, _sample(file, path, group, column))
+            total += num_bytes
+        return total
 
 
-def _find_chunk(file: pq.ParquetFile, group: int, name: str) -> Any:
-    """Return what the footer says about a column in a row group."""
-    metadata = file.metadata.row_group(group)
-    chunks = (metadata.column(i) for i in range(metadata.num_columns))
-    return next(chunk for chunk in chunks if chunk.path_in_schema == name)
+def _sample(file: pq.ParquetFile, path: Path, group: int, column: Column) -> int:
+    """Estimate a column's text in a row group from its first rows."""
+    batches = _read_batches(file, path, range(group, group + 1), [column], _SAMPLED_ROWS)
+    batch = next(batches, None)
+    if batch is None:
+        return 0
+    num_rows = file.metadata.row_group(group).num_rows
+    return int(_pick(batch, column).nbytes * num_rows / len(batch))
 
 
-def _choose_rows(
-    file: pq.ParquetFile, groups: range, text_column: str, max_rows: int, max_bytes: int
-) -> int:
-    """Choose the rows to decode at a time, so that long documents do not pile up in memory."""
-    longest_mean = 1.0
-    for group in groups:
-        num_rows = max(file.metadata.row_group(group).num_rows, 1)
-        size = _find_chunk(file, group, text_column).total_uncompressed_size
-        longest_mean = max(longest_mean, size / num_rows)
-    return max(1, min(max_rows, int(max_bytes / longest_mean)))
+def _read_batches(
+    file: pq.ParquetFile, path: Path, groups: range, columns: Sequence[Column], max_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Read the row groups, as many rows at a time as memory allows."""
+    names = list(dict.fromkeys(".".join(column) for column in columns))
+    with open(path, "rb") as source:
+        limits = []
+        for group, chunks in zip(groups, find_chunks(file, path, groups, columns), strict=True):
+            limit, budget = max_rows, _DECODED_BYTES // max(len(chunks), 1)
+            for chunk in chunks:
+                limit = choose_rows(source, read_pages(source, path, chunk), limit, budget)
+            limits.append((group, limit))
+    for num_rows, run in groupby(limits, key=lambda entry: entry[1]):
+        together = [group for group, _ in run]
+        expected = sum(file.metadata.row_group(group).num_rows for group in together)
+        for batch in file.iter_batches(
+            num_rows, row_groups=together, columns=names, use_threads=False
+        ):
+            expected -= len(batch)
+            if len(batch):
+                yield batch
+        if expected:
+            raise PageError(f"it has {-expected:+,} rows compared with its footer")
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    plain = (pa.string(), pa.large_string(), pa.string_view())
-    as_bytes = (pa.binary(), pa.large_binary(), pa.binary_view())
-    return kind in (*plain, *as_bytes, pa.null())
+def _type_of(schema: pa.Schema, column: Column) -> pa.DataType:
+    found = schema.field(column[0]).type
+    for name in column[1:]:
+        found = found.field(name).type
+    return found
 
 
-def _unify(column: pa.Array) -> pa.Array:
-    """Turn every kind of text column into large strings, without checking their bytes."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if column.type in (pa.string(), pa.large_string(), pa.null()):
-        return column.cast(pa.large_string())
-    return column.cast(pa.large_binary()).view(pa.large_string())
+def _pick(batch: pa.RecordBatch, column: Column) -> pa.Array:
+    """A column of a batch, or a field in it; text of every kind as large strings, not checked."""
+    values = batch.column(column[0])
+    if len(column) > 1:
+        values = pc.struct_field(values, list(column[1:]))
+    return _unify(values)
 
 
-def _halve(column: pa.Array, max_bytes: int, start: int = 0) -> Iterator[slice]:
-    """Cut a column, which starts at row `start`, into slices of at most `max_bytes` or one row."""
-    if len(column) <= 1 or column.nbytes <= max_bytes:
-        yield slice(start, start + len(column))
+def _unify(values: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(values.type):
+        return _unify(values.dictionary).take(values.indices)
+    if values.type in (pa.string(), pa.large_string(), pa.null()):
+        return values.cast(pa.large_string())
+    if is_text(values.type):
+        return values.cast(pa.large_binary()).view(pa.large_string())
+    return values
+
+
+def _join_small(
+    batches: Iterable[pa.RecordBatch], max_rows: int, max_bytes: int
+) -> Iterator[pa.RecordBatch]:
+    """Join neighbors that have at most so many rows and bytes together."""
+    waiting: list[pa.RecordBatch] = []
+    num_rows = num_bytes = 0
+    for batch in batches:
+        size = batch.nbytes
+        if waiting and (num_rows + len(batch) > max_rows or num_bytes + size > max_bytes):
+            yield _join(waiting)
+            num_rows = num_bytes = 0
+        waiting.append(batch)
+        num_rows, num_bytes = num_rows + len(batch), num_bytes + size
+        del batch  # A large one is not held twice.
+        if num_rows >= max_rows or num_bytes >= max_bytes:
+            yield _join(waiting)
+            num_rows = num_bytes = 0
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(waiting: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """Join batches, and empty the list."""
+    joined = waiting[0]
+    if len(waiting) > 1:
+        [joined] = pa.Table.from_batches(waiting).combine_chunks().to_batches()
+    waiting.clear()
+    return joined
+
+
+def _cut(batch: list[pa.Array], max_bytes: int) -> Iterator[list[pa.Array]]:
+    """Halve a batch until no part has more than `max_bytes`, or more than one row."""
+    num_rows = len(batch[0])
+    if num_rows <= 1 or sum(map(_count_bytes, batch)) <= max_bytes:
+        yield batch
         return
-    middle = len(column) // 2
-    yield from _halve(column[:middle], max_bytes, start)
-    yield from _halve(column[middle:], max_bytes, start + middle)
+    yield from _cut([values[: num_rows // 2] for values in batch], max_bytes)
+    yield from _cut([values[num_rows // 2 :] for values in batch], max_bytes)
+
+
+def _count_bytes(values: pa.Array) -> int:
+    """The bytes of a column's texts; what is no text is never large."""
+    if values.type != pa.large_string() or not len(values):
+        return 0
+    offsets = find_offsets(values)
+    return int(offsets[-1] - offsets[0])
 
 
 def make_valid(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:

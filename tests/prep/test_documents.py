@@ -532,9 +532,9 @@ def test_stopping_early_does_not_hang_at_exit(tmp_path: Path) -> None:
     program = (
         "from prep.sources.documents import Piece;"
         "from prep.sources.formats import read_documents;"
-        f"batches = read_documents(Piece({str(path)!r}, 'a'), 'content'); print(len(next(batches)))"
+        f"batches = read_documents(Piece({str(path)!r}, 'a'), 'content'); print(len(next(batches).rows))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=20
     )
-    assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "1000\n"), done.stderr

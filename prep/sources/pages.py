@@ -1,0 +1,327 @@
+"""What the headers of a parquet column's pages say: how much memory its rows take once decoded.
+
+A footer counts what is stored. A text that a dictionary stores once may stand in any number of
+rows, so how many rows may be decoded at a time is taken from the pages, which are small to look
+at: a header, some 30 bytes, for about a megabyte of data.
+
+The format is apache/parquet-format's parquet.thrift (PageHeader), in Thrift's compact protocol.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prep.sources.documents import BadDocument
+from shards.screen import format_bytes
+
+# A page is decompressed whole; a larger one leaves no room in a worker's GiB.
+_MAX_PAGE_BYTES = 384 << 20
+# What a footer says is compared with the pages if it is this many times what is stored, or if a
+# dictionary may make this many times as much of it.
+_INCREDIBLE_RATIO = 1000
+_SUSPICIOUS_RATIO = 2
+# Some old files leave the header of the dictionary out of a chunk's size.
+_SLACK_BYTES = 100
+
+_DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
+_DICTIONARY_ENCODINGS = (2, 8)
+_DELTA_BYTE_ARRAY = 7
+# Most headers are shorter; those that quote the least and the greatest text may be much longer.
+_HEADER_BYTES = 512
+_MAX_HEADER_BYTES = 16 << 20
+_MAX_DEPTH = 8
+
+
+class PageError(OSError):
+    """What cannot be in a parquet file that is whole."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Where a column of a row group lies in its file, and what the footer says about it."""
+
+    name: str
+    start: int
+    stop: int
+    num_rows: int
+    num_bytes: int  # before compression, with headers
+    codec: str  # as pyarrow calls it
+    stores_differences: bool  # from the text before it, in some pages at least
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of a column; sizes are in bytes."""
+
+    num_rows: int
+    num_bytes: int  # before compression
+    encoding: int
+    start: int  # of its content in the file
+    stop: int
+    is_dictionary: bool
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The pages of a chunk: a dictionary, if it has one, and data."""
+
+    chunk: Chunk
+    dictionary: Page | None
+    data: tuple[Page, ...]
+
+
+def find_chunks(
+    file: pq.ParquetFile, path: Path, groups: range, columns: Sequence[tuple[str, ...]]
+) -> list[list[Chunk]]:
+    """The chunks of the columns that hold text or bytes, in each row group.
+
+    PageError if they cannot be where the footer says.
+    """
+    names = {".".join(column) for column in columns}
+    leaves = [file.schema.column(place) for place in range(len(file.schema))]
+    places = [
+        place
+        for place, leaf in enumerate(leaves)
+        if leaf.path in names and leaf.physical_type == "BYTE_ARRAY"
+    ]
+    found = [[_find_chunk(file.metadata.row_group(i), place) for place in places] for i in groups]
+    num_bytes = path.stat().st_size
+    # Without rows a chunk need not be anywhere.
+    chunks = [chunk for group in found for chunk in group if chunk.num_rows]
+    chunks.sort(key=lambda chunk: chunk.start)
+    for chunk in chunks:
+        if (
+            not 4 <= chunk.start <= chunk.stop <= num_bytes
+            or min(chunk.num_rows, chunk.num_bytes) < 0
+        ):
+            raise PageError(f"the footer states impossible sizes of the column {chunk.name!r}")
+    if any(chunk.stop > following.start for chunk, following in pairwise(chunks)):
+        raise PageError("the footer puts two row groups in one place")
+    return found
+
+
+def _find_chunk(group: Any, place: int) -> Chunk:
+    column = group.column(place)
+    start = column.data_page_offset
+    if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
+        start = column.dictionary_page_offset
+    return Chunk(
+        column.path_in_schema,
+        start,
+        start + column.total_compressed_size,
+        group.num_rows,
+        column.total_uncompressed_size,
+        column.compression,
+        "DELTA_BYTE_ARRAY" in column.encodings,
+    )
+
+
+def estimate_bytes(file: BinaryIO, chunk: Chunk) -> int:
+    """About how many bytes a chunk's rows take, each with a text of its own.
+
+    That is what the footer says, unless it is in doubt. PageError if it is wrong.
+    """
+    if not chunk.num_rows:
+        return 0
+    first = _read_page(file, chunk.start, chunk.stop)
+    mean = first.num_bytes / max(first.num_rows, 1) if first.is_dictionary else 0.0
+    stored = chunk.stop - chunk.start
+    if (
+        chunk.num_rows * mean <= _SUSPICIOUS_RATIO * chunk.num_bytes
+        and stored <= _SUSPICIOUS_RATIO * chunk.num_bytes
+        and chunk.num_bytes <= _INCREDIBLE_RATIO * stored
+    ):
+        return chunk.num_bytes
+    pages = _read_pages(file, chunk)
+    total = sum(page.num_bytes for page in (first, *pages.data))
+    if chunk.num_bytes > _SUSPICIOUS_RATIO * total + (1 << 20):
+        raise PageError(
+            f"the footer says that the column {chunk.name!r} takes {chunk.num_bytes:,} bytes, "
+            f"its pages say {total:,}"
+        )
+    looked_up = sum(page.num_rows for page in pages.data if _is_looked_up(page))
+    return int(looked_up * mean) + sum(p.num_bytes for p in pages.data if not _is_looked_up(p))
+
+
+def read_pages(file: BinaryIO, path: Path, chunk: Chunk) -> Pages:
+    """Read the headers of a chunk's pages.
+
+    Raises PageError if they do not hold the rows that the footer says, and BadDocument if one is
+    too large to be read.
+    """
+    pages = _read_pages(file, chunk)
+    for page in (*([pages.dictionary] if pages.dictionary else []), *pages.data):
+        if page.num_bytes > _MAX_PAGE_BYTES:
+            what = "dictionary" if page.is_dictionary else "page"
+            raise BadDocument(
+                f"{path}: the column {chunk.name!r} has a {what} of {format_bytes(page.num_bytes)} "
+                f"for {page.num_rows:,} texts; expected at most {_MAX_PAGE_BYTES >> 20} MiB in "
+                "one; write the file again with smaller pages (documents of more than 256 MiB are "
+                "not read), or leave it out",
+                "too large",
+            )
+    return pages
+
+
+def _read_pages(file: BinaryIO, chunk: Chunk) -> Pages:
+    dictionary, data = None, []
+    position, num_rows = chunk.start, 0
+    while num_rows < chunk.num_rows and position < chunk.stop:
+        page = _read_page(file, position, chunk.stop)
+        position = page.stop
+        if page.is_dictionary:
+            dictionary = page
+        elif page.num_rows:
+            data.append(page)
+            num_rows += page.num_rows
+    if num_rows != chunk.num_rows:
+        raise PageError(
+            f"the column {chunk.name!r} holds {num_rows:,} rows, the footer says "
+            f"{chunk.num_rows:,}"
+        )
+    return Pages(chunk, dictionary, tuple(data))
+
+
+def choose_rows(file: BinaryIO, pages: Pages, max_rows: int, max_bytes: int) -> int:
+    """How many rows of a chunk may be decoded at a time: at most `max_rows`, at least 1.
+
+    However they lie, they take at most `max_bytes`, besides what the largest page or entry takes.
+    """
+    if not pages.data:
+        return max_rows
+    longest = 0
+    if pages.dictionary is not None:
+        longest = pages.dictionary.num_bytes
+        if longest * max_rows > max_bytes:  # An ordinary dictionary is read, to be exact.
+            longest = _find_longest(file, pages.dictionary, pages.chunk.codec)
+    rows = np.array([page.num_rows for page in pages.data])
+    sizes = np.array([float(page.num_bytes) for page in pages.data])
+    is_plain = np.array([not _repeats(page) for page in pages.data])
+    sizes = np.where([_is_looked_up(page) for page in pages.data], longest, sizes)
+    ends = np.cumsum(rows)
+    limit = max_bytes + sizes.max()
+    while max_rows > 1:
+        # A batch that begins with the last row of a page reaches most others.
+        touched = np.minimum(np.searchsorted(ends, ends + max_rows - 1), len(ends) - 1)
+        totals = np.cumsum(np.where(is_plain, sizes, sizes * np.minimum(rows, max_rows)))
+        before = np.append(0, totals[:-1])
+        if (totals[touched] - before).max() <= limit:
+            break
+        max_rows //= 2
+    return max_rows
+
+
+def _is_looked_up(page: Page) -> bool:
+    return page.encoding in _DICTIONARY_ENCODINGS
+
+
+def _repeats(page: Page) -> bool:
+    """Whether a row may take as much as the whole page, or as the longest entry."""
+    return _is_looked_up(page) or page.encoding == _DELTA_BYTE_ARRAY
+
+
+def _find_longest(file: BinaryIO, page: Page, codec: str) -> int:
+    """The size of the longest entry of a dictionary; the page's if it cannot be read here."""
+    file.seek(page.start)
+    content = file.read(page.stop - page.start)
+    if codec != "UNCOMPRESSED":
+        try:
+            unpacked = pa.Codec(codec.lower()).decompress(content, page.num_bytes)
+        except (ValueError, OSError, pa.ArrowException):
+            return page.num_bytes
+        content = unpacked.to_pybytes()
+    longest = position = 0
+    while position + 4 <= len(content):
+        (size,) = struct.unpack_from("<I", content, position)
+        longest = max(longest, size)
+        position += 4 + size
+    return min(longest, page.num_bytes)
+
+
+def _read_page(file: BinaryIO, start: int, stop: int) -> Page:
+    """Read the header of the page at `start`, in a chunk that ends at `stop`."""
+    stop += _SLACK_BYTES
+    limit = min(_MAX_HEADER_BYTES, stop - start)
+    num_bytes = min(_HEADER_BYTES, limit)
+    while True:
+        file.seek(start)
+        reader = _Reader(file.read(num_bytes))
+        try:
+            header = reader.read_struct()
+            break
+        except IndexError:
+            if num_bytes >= limit:
+                raise PageError("a page's header does not end") from None
+            num_bytes = min(num_bytes * 8, limit)
+    try:
+        kind, size, stored = header[1], header[2], header[3]
+        inner = header.get({_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}.get(kind, 0), {1: 0, 2: 0, 4: 0})
+        num_rows, encoding = inner[1], inner[4 if kind == _DATA_V2 else 2]
+    except (KeyError, TypeError):
+        raise PageError("a page's header is not one") from None
+    content = start + reader.position
+    if min(size, stored, num_rows) < 0 or content + stored > stop:
+        raise PageError("a page's header states an impossible size")
+    return Page(num_rows, size, encoding, content, content + stored, kind == _DICTIONARY)
+
+
+class _Reader:
+    """Thrift's compact protocol, as far as a page's header needs it; IndexError at the end."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.position = 0
+
+    def read_struct(self, depth: int = 0) -> dict[int, Any]:
+        """The fields of a struct by their numbers."""
+        if depth > _MAX_DEPTH:
+            raise PageError("a page's header is nested too deeply")
+        fields: dict[int, Any] = {}
+        number = 0
+        while (head := self._read_byte()) != 0:
+            number = number + (head >> 4) if head >> 4 else self._read_number()
+            fields[number] = self._read_value(head & 15, depth)
+        return fields
+
+    def _read_value(self, kind: int, depth: int) -> Any:
+        if kind in (1, 2):
+            return kind == 1
+        if kind in (4, 5, 6):
+            return self._read_number()
+        if kind == 8:
+            return self._skip(self._read_varint())
+        if kind == 12:
+            return self.read_struct(depth + 1)
+        if kind in (3, 7):
+            return self._skip(1 if kind == 3 else 8)
+        raise PageError("a page's header is not one")  # Lists and maps: it has none.
+
+    def _read_byte(self) -> int:
+        byte = self.data[self.position]
+        self.position += 1
+        return byte
+
+    def _read_varint(self) -> int:
+        value = shift = 0
+        while (byte := self._read_byte()) & 128:
+            value |= (byte & 127) << shift
+            shift += 7
+            if shift > 63:
+                raise PageError("a page's header is not one")
+        return value | byte << shift
+
+    def _read_number(self) -> int:
+        value = self._read_varint()
+        return value >> 1 ^ -(value & 1)
+
+    def _skip(self, num_bytes: int) -> None:
+        if self.position + num_bytes > len(self.data):
+            raise IndexError
+        self.position += num_bytes
