@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from shards.disk.json_files import Json, hash_canonical, load_json
 from shards.disk.layout import MANIFEST, pull_folder, work_folder
+from shards.disk.names import quote
 from shards.disk.url import refuse_url
 
 Tokens = npt.NDArray[np.uint16]
@@ -243,7 +244,9 @@ def parse_manifest(raw: Json, path: Path | str) -> Manifest:
 def describe_unfinished(folder: Path) -> str:
     """Why there is no manifest in `folder`, and what to do."""
     if not folder.is_dir():
-        return f"{folder}: no such folder; make the shards with: velocity prep --out {folder}"
+        return (
+            f"{folder}: no such folder; make the shards with: velocity prep --out {quote(folder)}"
+        )
     if work_folder(folder).is_dir():
         return (
             f"{folder}: prep has not finished here (no {MANIFEST}); "

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.reader import TokenStream
+from shards.screen import say
 from train.config import Config
 from train.distributed import join_ranks
 from train.evaluate import count_windows, evaluate
@@ -154,7 +154,7 @@ def make_speed(run: Run) -> Speed:
 
 def say_first(text: str) -> None:
     """Print a line for the user."""
-    print(text, file=sys.stderr, flush=True)
+    say(text)
 
 
 def say_nothing(text: str) -> None:

@@ -9,9 +9,9 @@ Nothing here imports torch.
 
 import hashlib
 import json
+import logging
 import os
 import re
-import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
 MODEL_FILES = (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG)
 CHECKSUMS = "checksums.json"
+
+# The command line shows on the screen what is logged here.
+logger = logging.getLogger("velocity")
 
 
 class CheckpointError(ValueError):
@@ -94,7 +97,7 @@ def find_checkpoint(path: Path) -> Path:
         try:
             verify(folder, MODEL_FILES)
         except CheckpointError as error:
-            print(f"velocity: {error}; skipping {folder.name}", file=sys.stderr)
+            logger.warning("velocity: %s; skipping %s", error, folder.name)
         else:
             return folder
     raise CheckpointError(f"{path}: {_describe(path, complete)}")
