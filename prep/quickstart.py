@@ -20,6 +20,7 @@ from prep.sources.python_docs import write_python_docs
 from shards.disk.names import quote
 from shards.reader import Shards, open_shards
 from shards.screen import put
+from shards.secrets import hide
 
 PROMPT = "The list of"
 # How far below the unigram entropy the validation loss must come to count as learning.
@@ -67,7 +68,7 @@ def run_quickstart(out: Path, overrides: Sequence[str] = ()) -> None:
 def run_command(*words: str | Path) -> None:
     """Print a command and run it with this Python; ValueError if it fails."""
     command = [str(word) for word in words]
-    put(f"$ {shlex.join(command)}", bold=True)
+    put(f"$ {hide(shlex.join(command))}", bold=True)
     module = {"velocity": "cli", "torchrun": "torch.distributed.run"}[command[0]]
     # The working folder is the user's: no module of theirs may stand in for one of ours.
     environment = os.environ | {"PYTHONSAFEPATH": "1"}

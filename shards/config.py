@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from shards.disk.url import refuse_url
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -13,6 +15,7 @@ class DataConfig:
     max_seq_length: int = 2048
 
     def __post_init__(self) -> None:
+        refuse_url(self.shards)
         if self.max_seq_length < 1:
             raise ValueError(
                 f"data.max_seq_length is {self.max_seq_length}; expected at least 1 token"

@@ -111,7 +111,7 @@ def naming_pipes(command: Callable[..., None]) -> Callable[..., None]:
 
 def has_no_reader(stream: TextIO) -> bool:
     """Whether what reads a stream has ended, as `head` does; sockets of ours break as well."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):  # Windows has no poll.
         poll = select.poll()
         poll.register(stream.fileno(), 0)
         return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -16,6 +16,8 @@ MIN_KEY_CHARS = 4
 MIN_USER_CHARS = 8
 SECRET_NAMES = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY|ACCESS_KEY_ID)$")
 URL_START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")
+# Keys that are known by their form: in an error about a request's headers, say.
+KEY_FORMS = re.compile(r"\bhf_\w{16,}|(?<=Bearer )[^\s'\"]+|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 # In the query of a storage's URL, these say where the storage is.
 OPEN_QUERY = {"region", "scheme", "endpoint_override", "retry_limit_seconds", "project_id"}
 
@@ -49,7 +51,7 @@ def hide_known(text: str) -> str:
 
 def hide(text: str) -> str:
     """A text without the secrets that were learned, and without any that a URL in it holds."""
-    return show_urls(hide_known(text))
+    return show_urls(KEY_FORMS.sub(MASK, hide_known(text)))
 
 
 def find_keys(word: str) -> set[str]:

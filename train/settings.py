@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from shards.secrets import learn_words
 from train.config import SECTIONS, Config
 
 # Keys of the original VelocityLM that have no effect here: which values are harmless, and what to
@@ -84,6 +85,7 @@ def read_file(name_or_path: str) -> tuple[Mapping[str, Any], str]:
                 f"{name_or_path}: no such file; --config takes a path or one of {names}"
             )
         text = path.read_text("utf-8")
+    learn_words(text.splitlines())
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -9,10 +9,10 @@ import shlex
 from pathlib import Path
 
 # What a terminal obeys instead of showing it (C0, DEL, C1), other ends of lines, marks that turn
-# the direction of writing, and surrogates, which stand for bytes that are not UTF-8.
-CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-IN_LINE = re.compile(f"[{CONTROLS}\t\n]")
-IN_TEXT = re.compile(f"(?!\r\n)[{CONTROLS}]")
+# the direction of writing, and surrogates. All else that cannot be seen belongs to some language.
+CONTROLS = re.compile(
+    "(?!\r\n)[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def escape(text: str) -> str:
@@ -21,47 +21,51 @@ def escape(text: str) -> str:
     >>> escape("a\x1b[2J\tb\r\nc\rd")
     'a\\x1b[2J\tb\r\nc\\rd'
     """
-    return IN_TEXT.sub(_spell, text)
+    return CONTROLS.sub(lambda found: escape_character(found[0]), text)
 
 
 def escape_line(text: str) -> str:
-    r"""A text as one line that a terminal only shows.
+    r"""A text as one line in which every character can be seen.
 
     >>> escape_line("two\nlines, caf\udce9")
     'two\\nlines, caf\\xe9'
     """
-    return IN_LINE.sub(_spell, text)
+    return text if text.isprintable() else "".join(map(escape_character, text))
+
+
+def escape_character(character: str) -> str:
+    r"""A character, or its escape if it cannot be seen or is only a piece of one.
+
+    >>> escape_character("a"), escape_character("\t"), escape_character("\u200b")
+    ('a', '\\t', '\\u200b')
+    """
+    if "\udc80" <= character <= "\udcff":  # A byte that is not UTF-8, from surrogateescape.
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def quote(name: str | Path) -> str:
     r"""A file's name, or another word, as it can be pasted into bash or zsh.
 
     >>> quote("shards"), quote("my shards"), quote("-x"), quote("a\nb")
-    ('shards', "'my shards'", './-x', "$'a\\nb'")
+    ('shards', "'my shards'", './-x', "$'a\\x0ab'")
     """
     word = str(name)
     if word.startswith("-"):
         word = f"./{word}"
-    if not IN_LINE.search(word):
+    if word.isprintable():
         return shlex.quote(word)
-    return "$'" + "".join(_spell_bytes(character) for character in word) + "'"
+    return "$'" + "".join(map(spell_bytes, word)) + "'"
 
 
-def _spell(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    if 0xDC80 <= code <= 0xDCFF:  # A byte that is not UTF-8.
-        return f"\\x{code - 0xDC00:02x}"
-    return repr(found[0])[1:-1]
-
-
-def _spell_bytes(character: str) -> str:
-    """A character inside $'...'."""
+def spell_bytes(character: str) -> str:
+    r"""A character inside $'...', where one that cannot be seen is its bytes."""
     if character in "\\'":
         return f"\\{character}"
-    if not IN_LINE.search(character):
+    if character.isprintable():
         return character
-    if character in "\t\n\r":
-        return repr(character)[1:-1]
-    if "\udc80" <= character <= "\udcff":
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
+    is_byte = "\udc80" <= character <= "\udcff"
+    raw = character.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in raw)
