@@ -3,11 +3,11 @@
 Nothing heavy is imported before a command runs, so that --help is quick.
 """
 
-import shlex
+import io
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,8 +15,10 @@ from model.decode.settings import Prompts, Settings, read_stop
 from prep.command import prep
 from prep.foreign.command import import_shards
 from shards.commands import app as shards_app
-from shards.options import takes_options
-from shards.screen import say
+from shards.disk.names import quote
+from shards.failure import naming_pipes, prepare_screen, reporting
+from shards.options import expect_paths, takes_options
+from shards.screen import open_output, say, say_text
 from train.commands import Overrides, remove, trace
 
 app = typer.Typer(
@@ -32,31 +34,34 @@ app.add_typer(shards_app, name="shards")
 for name, command in (("import", import_shards), ("trace", trace), ("remove", remove)):
     shards_app.command(name)(command)
 
+# Typer's and Click's errors about the words of a command have this class in common.
+WRONG_WORDS = typer.BadParameter.__mro__[2]
+
 
 def main() -> None:
-    """Run the command; errors that the user can fix are reported in one line."""
+    """Run the command; errors are reported in one line."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    prepare_screen(sys.argv)
+    with reporting(debug):
+        sys.exit(run())
+
+
+def run() -> int:
+    """Run the command; its exit code. What is wrong with the words themselves is told here."""
     try:
-        app(prog_name="velocity")
-    except (ValueError, OSError) as error:
-        if debug:
+        return app(prog_name="velocity", standalone_mode=False) or 0
+    except typer.Abort:
+        say("Aborted!")
+        return 1
+    except Exception as error:
+        if not isinstance(error, WRONG_WORDS):
             raise
-        sys.exit(f"velocity: {describe_error(error)}")
-
-
-def describe_error(error: Exception) -> str:
-    """The error in one line.
-
-    >>> describe_error(FileNotFoundError(2, "No such file or directory", "a.txt"))
-    'a.txt: No such file or directory'
-    """
-    if not isinstance(error, OSError) or not error.strerror:
-        return str(error)
-    from shards.disk.durable import advise_writing
-
-    parts = [f"{error.filename}: {error.strerror}" if error.filename else error.strerror]
-    return "; ".join([*parts, *filter(None, [advise_writing(error)])])
+        wrong: Any = error
+        usage = io.StringIO()
+        wrong.show(usage)
+        say_text(usage.getvalue())
+        return int(wrong.exit_code)
 
 
 @app.callback()
@@ -93,7 +98,6 @@ def sample(
 ) -> None:
     """Generate text from a checkpoint."""
     from model.decode.console import write_texts
-    from model.decode.output import open_output
     from model.decode.prompts import read_prompts
     from model.generate import load_generator
     from prep.text.gpt2 import build_gpt2_json
@@ -102,7 +106,7 @@ def sample(
     prompts = read_prompts(source, say)
     # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
     generator = load_generator(ckpt, device, tokenizer_json=build_gpt2_json())
-    write_texts(generator, prompts, settings, open_output(sys.stdout), say, stream)
+    write_texts(generator, prompts, settings, open_output(), say, stream)
 
 
 @app.command()
@@ -121,8 +125,13 @@ def convert(
     from prep.text.gpt2 import build_gpt2_json
 
     convert_checkpoint(ckpt, out, build_gpt2_json())
-    command = shlex.join(["velocity", "sample", "--ckpt", str(out)])
-    say(f"{out}: converted; try it with: {command}")
+    say(f"{out}: converted; try it with: velocity sample --ckpt {quote(out)}")
+
+
+for group in (app, shards_app):
+    for entry in group.registered_commands:
+        assert entry.callback is not None
+        entry.callback = naming_pipes(expect_paths(entry.callback))
 
 
 if __name__ == "__main__":

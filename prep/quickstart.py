@@ -17,7 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from prep.sources.python_docs import write_python_docs
+from shards.disk.names import quote
 from shards.reader import Shards, open_shards
+from shards.screen import put
+from shards.secrets import hide
 
 PROMPT = "The list of"
 # How far below the unigram entropy the validation loss must come to count as learning.
@@ -34,7 +37,8 @@ def run_quickstart(out: Path, overrides: Sequence[str] = ()) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not text.exists():
         num_documents = write_python_docs(text)
-        print(f"{text}: {num_documents} documents from Python's own documentation\n", flush=True)
+        put(f"{text}: {num_documents} documents from Python's own documentation")
+        put("")
     run_command(
         *("velocity", "prep", "--input", text, "--out", shards),
         *("--validation-fraction", "0.05"),
@@ -52,7 +56,8 @@ def run_quickstart(out: Path, overrides: Sequence[str] = ()) -> None:
     )
     entropy = measure_unigram_entropy(open_shards(shards))
     loss = read_validation_loss(logs / "metrics.jsonl")
-    print(describe_result(loss, entropy, checkpoints, shards), flush=True)
+    for line in describe_result(loss, entropy, checkpoints, shards):
+        put(line)
     if not loss <= entropy - REQUIRED_NATS:
         raise ValueError(
             f"the validation loss {loss:.3f} is not {REQUIRED_NATS} below the unigram entropy "
@@ -63,13 +68,12 @@ def run_quickstart(out: Path, overrides: Sequence[str] = ()) -> None:
 def run_command(*words: str | Path) -> None:
     """Print a command and run it with this Python; ValueError if it fails."""
     command = [str(word) for word in words]
-    line = f"$ {shlex.join(command)}"
-    print(f"\033[1m{line}\033[0m" if sys.stdout.isatty() else line, flush=True)
+    put(f"$ {hide(shlex.join(command))}", bold=True)
     module = {"velocity": "cli", "torchrun": "torch.distributed.run"}[command[0]]
     # The working folder is the user's: no module of theirs may stand in for one of ours.
     environment = os.environ | {"PYTHONSAFEPATH": "1"}
     process = subprocess.run([sys.executable, "-m", module, *command[1:]], env=environment)
-    print(flush=True)
+    put("")
     if process.returncode:
         raise ValueError(f"this command failed with exit code {process.returncode}")
 
@@ -92,19 +96,18 @@ def read_validation_loss(metrics: Path) -> float:
     return float(losses[-1]) if losses else math.nan
 
 
-def describe_result(loss: float, entropy: float, checkpoints: Path, shards: Path) -> str:
+def describe_result(loss: float, entropy: float, checkpoints: Path, shards: Path) -> list[str]:
     """What was learned, and what to type next."""
-    return "\n".join(
-        [
-            f"validation loss        {loss:.3f} nats a token",
-            f"unigram entropy        {entropy:.3f}, what knowing only the frequencies gives",
-            f"                       {entropy - loss:+.3f} learned from the order of the words",
-            "",
-            "next:",
-            f'  velocity sample --ckpt {checkpoints} --prompt "Your words"',
-            f"  velocity shards info {shards}",
-            f"  velocity shards trace {shards} --run {checkpoints} --step 1",
-            "  velocity prep --input YOUR_TEXT.jsonl --text-column text --out shards/",
-            "  torchrun --nproc_per_node 4 -m train",
-        ]
-    )
+    run, made = quote(checkpoints), quote(shards)
+    return [
+        f"validation loss        {loss:.3f} nats a token",
+        f"unigram entropy        {entropy:.3f}, what knowing only the frequencies gives",
+        f"                       {entropy - loss:+.3f} learned from the order of the words",
+        "",
+        "next:",
+        f'  velocity sample --ckpt {run} --prompt "Your words"',
+        f"  velocity shards info {made}",
+        f"  velocity shards trace {made} --run {run} --step 1",
+        "  velocity prep --input YOUR_TEXT.jsonl --text-column text --out shards/",
+        "  torchrun --nproc_per_node 4 -m train",
+    ]

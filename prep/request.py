@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from shards.disk.json_files import Json
+from shards.disk.names import quote
+from shards.disk.url import read_place
 from shards.part import Part
 
 # Suffixes of source files; prep/sources/formats.py has a reader for each.
@@ -136,7 +138,12 @@ class Request:
     """
 
     out: Annotated[
-        Path, typer.Option(help="Folder for the shards, or a URL: s3://bucket/prefix, gs://...")
+        Path,
+        typer.Option(
+            help="Folder for the shards, or a URL: s3://bucket/prefix, gs://...",
+            parser=read_place,
+            metavar="<path>",
+        ),
     ]
     # Empty = take `dataset` from the Hub.
     inputs: Annotated[
@@ -197,7 +204,9 @@ class Request:
     @property
     def place(self) -> str:
         """The set's place as a command line gives it, after --out."""
-        return f"{self.url} --staging {self.out}" if self.url else str(self.out)
+        if self.url is None:
+            return quote(self.out)
+        return f"{quote(self.url)} --staging {quote(self.out)}"
 
     def __post_init__(self) -> None:
         refuse_empty("--input", self.inputs)

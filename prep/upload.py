@@ -14,7 +14,8 @@ from pathlib import Path
 from prep.request import Policy, Request
 from prep.units.receipts import load_receipt
 from shards.disk.layout import MANIFEST, plan_path, receipts_folder
-from shards.disk.url import is_url, restore_url, show_url
+from shards.disk.names import quote
+from shards.disk.url import is_url, name_folder, restore_url, show_url
 from shards.edit.lineage import ENDINGS
 from shards.exchange.claim import UPLOAD, Note, name_plan, read_note, refuse, write_note
 from shards.exchange.push import LocalFile, is_there, list_shard, push_shards, send_file
@@ -37,7 +38,7 @@ def split_out(out: Path, staging: Path | None, compress: bool) -> tuple[str | No
                 raise ValueError(f"{option} is for an --out that is a URL, but {out} is a folder")
         return None, out
     url = restore_url(out)
-    return url, staging or Path(show_url(url).rsplit("/", 1)[-1])
+    return url, staging or Path(name_folder(url))
 
 
 def sends_units(policy: Policy) -> bool:
@@ -57,7 +58,7 @@ def check_url(url: str, folder: Path, appends: bool) -> None:
         if appends:
             raise ValueError(
                 f"{folder}: no set here to append to; fetch it with: "
-                f"velocity shards pull {show_url(url)} {folder}"
+                f"velocity shards pull {quote(show_url(url))} {quote(folder)}"
             )
         refuse(storage, f"holds a finished set, and {folder} does not")
     if UPLOAD in listed and not plan_path(folder).exists():

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from shards.screen import say
+from shards.screen import put, put_text, say
 
 app = typer.Typer(
     help="Inspect a set, change it, move it.", no_args_is_help=True, rich_markup_mode=None
@@ -21,7 +21,7 @@ def info(
     from shards.inspect.show import describe_set
 
     for line in describe_set(read_manifest(folder)):
-        typer.echo(line)
+        put(line)
 
 
 @app.command()
@@ -36,13 +36,13 @@ def verify(
         num_files += 1
         num_damaged += fault is not None
         if fault is not None:
-            typer.echo(f"{folder / name}: {fault}")
+            put(f"{folder / name}: {fault}")
     if num_damaged:
         raise ValueError(
             f"{folder}: {num_damaged} of {num_files} files are damaged; restore them from a copy, "
             "or make the set again in a new folder, with the command that made it"
         )
-    typer.echo(f"{folder}: {num_files} files are whole")
+    put(f"{folder}: {num_files} files are whole")
 
 
 @app.command()
@@ -63,11 +63,11 @@ def show(
 
     shards = open_shards(folder)
     if start is not None:
-        typer.echo(decode_tokens(shards, split, start, tokens))
+        put_text(decode_tokens(shards, split, start, tokens))
         return
     for found_split, found in choose_documents(shards, split, document, url, doc_hash):
-        typer.echo(f"{found_split}, {found}", err=True)
-        typer.echo(decode_document(shards, found_split, found))
+        say(f"{found_split}, {found}")
+        put_text(decode_document(shards, found_split, found))
 
 
 @app.command()
@@ -97,7 +97,7 @@ def stats(
         plot_stats(counted, plot)
     lines = [json.dumps(describe_json(counted, top))] if as_json else describe_stats(counted, top)
     for line in lines:
-        typer.echo(line)
+        put(line)
 
 
 @app.command()

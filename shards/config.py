@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from shards.disk.url import refuse_url
+
 Verify = Literal["open", "first-read", "off"]
 
 
@@ -20,6 +22,7 @@ class DataConfig:
     verify: Verify = "first-read"
 
     def __post_init__(self) -> None:
+        refuse_url(self.shards)
         if self.max_seq_length < 1:
             raise ValueError(
                 f"data.max_seq_length is {self.max_seq_length}; expected at least 1 token"

@@ -23,6 +23,7 @@ from shards.disk.json_files import (
     seal_json,
 )
 from shards.disk.layout import MANIFEST, pull_folder, work_folder
+from shards.disk.names import quote
 from shards.disk.shapes import MAX_INT, find_misshape
 from shards.disk.url import refuse_url
 from shards.schema import MANIFEST_SHAPE
@@ -290,7 +291,9 @@ def find_contradiction(raw: Json) -> str | None:
 def describe_unfinished(folder: Path) -> str:
     """Why there is no manifest in `folder`, and what to do."""
     if not folder.is_dir():
-        return f"{folder}: no such folder; make the shards with: velocity prep --out {folder}"
+        return (
+            f"{folder}: no such folder; make the shards with: velocity prep --out {quote(folder)}"
+        )
     if work_folder(folder).is_dir():
         return (
             f"{folder}: prep has not finished here (no {MANIFEST}); "

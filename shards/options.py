@@ -22,7 +22,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer.models import ParameterInfo
+from typer.models import ArgumentInfo, ParameterInfo
+
+from shards.disk.url import refuse_url
+
+# Options and arguments that are text, because they may be a pattern or a name as well as a path.
+PATHS_AS_TEXT = {"inputs", "train", "validation", "config", "prompt_file", "prompt_lines"}
 
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -126,3 +131,39 @@ def takes_several(hint: Any) -> bool:
     sequences = [m for m in members if typing.get_origin(m) in (tuple, list, Sequence)]
     assert all(set(typing.get_args(m)) <= {str, ...} for m in sequences), f"{hint}: only strings"
     return bool(sequences)
+
+
+def expect_paths(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a command so that a URL in place of a local path is refused before it does anything.
+
+    An option with a parser of its own (shards/disk/url.py: read_place) takes URLs.
+    """
+    labels = dict(label_paths(typing.get_type_hints(command, include_extras=True)))
+
+    @wraps(command)
+    def checked(**values: Any) -> None:
+        for name, label in labels.items():
+            given = values.get(name)
+            for path in given if isinstance(given, list | tuple) else [given]:
+                if path is not None:
+                    refuse_url(path, label)
+        command(**values)
+
+    return checked
+
+
+def label_paths(hints: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each parameter that is a local path, and what to call it; "" for a set of shards."""
+    for name, hint in hints.items():
+        for extra in getattr(hint, "__metadata__", ()):
+            wanted = typing.get_args(hint)[0]
+            is_path = Path in (wanted, *typing.get_args(wanted)) or name in PATHS_AS_TEXT
+            if not isinstance(extra, ParameterInfo) or not is_path or extra.parser is not None:
+                continue
+            if name == "folder":
+                yield name, ""
+            elif isinstance(extra, ArgumentInfo):
+                yield name, name.upper()
+            else:
+                declared = [word for word in extra.param_decls or () if word.startswith("--")]
+                yield name, (declared or [f"--{name.replace('_', '-')}"])[0]

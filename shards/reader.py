@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.disk.names import quote
 from shards.first_read import FirstReads
 from shards.format import TOKEN_BYTES, Int64, Manifest, Shard, Tokens, read_manifest
 
@@ -102,7 +103,7 @@ def map_shard(folder: Path, shard: Shard) -> Tokens:
         state = "is missing" if found is None else f"has {found:,} bytes"
         raise ValueError(
             f"{path} {state}; expected {expected:,} bytes. "
-            f"See what else is damaged with: velocity shards verify {folder}"
+            f"See what else is damaged with: velocity shards verify {quote(folder)}"
         )
     # A plain array over the map: slices of a np.memmap take several times as long.
     return np.memmap(path, dtype="<u2", mode="r").view(np.ndarray)
@@ -132,5 +133,5 @@ def make_damage_error(folder: Path, name: str) -> ValueError:
     """The error for a damaged file that was to be copied."""
     return ValueError(
         f"{folder / name}: is missing or damaged, and nothing was changed; "
-        f"see what else is damaged with: velocity shards verify {folder}"
+        f"see what else is damaged with: velocity shards verify {quote(folder)}"
     )

@@ -1,10 +1,21 @@
-"""What people read while a command runs: lines, the progress of a long job, and numbers."""
+"""What people read while a command runs: lines, the progress of a long job, and numbers.
 
+Everything that is printed goes through here. What comes from data cannot give orders to a
+terminal or look like a line of ours (shards/disk/names.py), and no secret is shown
+(shards/secrets.py).
+"""
+
+import io
+import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import TextIO
+
+from shards.disk.names import escape, escape_line
+from shards.secrets import hide, hide_known
 
 # Shows the user one line.
 Say = Callable[[str], None]
@@ -12,11 +23,81 @@ Say = Callable[[str], None]
 # Seconds between two drawings: in place on a terminal, as a new line in a log.
 TERMINAL_SECONDS = 0.5
 LOG_SECONDS = 15.0
+BOLD, PLAIN = "\033[1m", "\033[0m"
 
 
 def say(text: str) -> None:
-    """Tell the user something that is not the command's output."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the user something that is not the command's output, in one line."""
+    write_aside(sys.stderr, make_line(text) + "\n")
+
+
+def say_text(text: str) -> None:
+    """The same in several lines, such as a traceback."""
+    write_aside(sys.stderr, escape(hide(text)).rstrip("\n") + "\n")
+
+
+def put(line: str, bold: bool = False) -> None:
+    """Print a line of the command's output; on a terminal perhaps in bold letters."""
+    line = escape_line(hide_known(line))
+    write_out(f"{BOLD}{line}{PLAIN}\n" if bold and sys.stdout.isatty() else f"{line}\n")
+
+
+def put_text(text: str) -> None:
+    """Print a text of the data: as it is, but escaped on a terminal."""
+    write_out((escape(text) if sys.stdout.isatty() else text) + "\n")
+
+
+def open_output() -> Callable[[str], None]:
+    """A function that writes texts to standard output piece by piece, each at once.
+
+    A terminal shows what it cannot encode, and control characters, as escapes. A file or a pipe
+    gets the text itself, in UTF-8.
+    """
+    stream = sys.stdout
+    on_terminal = stream.isatty()
+    if isinstance(stream, io.TextIOWrapper):
+        if on_terminal:
+            stream.reconfigure(errors="backslashreplace")
+        else:
+            stream.reconfigure(encoding="utf-8")
+
+    def show(text: str) -> None:
+        stream.write(escape(text) if on_terminal else text)
+        stream.flush()
+
+    return show
+
+
+class LogLines(logging.Handler):
+    """Says what is logged, for the modules that cannot import this one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say a record's message."""
+        say(record.getMessage())
+
+
+def make_line(text: str) -> str:
+    """A text as one line that may be shown."""
+    return escape_line(hide(text))
+
+
+def write_out(text: str) -> None:
+    """Write to standard output; what its encoding lacks is escaped."""
+    sys.stdout.write(fit_encoding(sys.stdout, text))
+    sys.stdout.flush()
+
+
+def write_aside(stream: TextIO, text: str) -> None:
+    """Write what no work may depend on: it goes on where a terminal or a log is gone or full."""
+    with suppress(OSError, ValueError):
+        stream.write(fit_encoding(stream, text))
+        stream.flush()
+
+
+def fit_encoding(stream: TextIO, text: str) -> str:
+    """A text with what the stream's encoding lacks escaped."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class ScreenLine:
@@ -41,24 +122,22 @@ class ScreenLine:
     def draw(self, text: str) -> None:
         """Show `text` in place of the last line."""
         self.drawn = time.monotonic()
+        line = make_line(text)
         if self.on_terminal:
-            self.stream.write("\r" + text.ljust(self.width))
-            self.width = len(text)
+            write_aside(self.stream, "\r" + line.ljust(self.width))
+            self.width = len(line)
         else:
-            self.stream.write(text + "\n")
-        self.stream.flush()
+            write_aside(self.stream, line + "\n")
 
     def say(self, text: str) -> None:
         """Print `text` on a line that stays."""
         self.clear()
-        self.stream.write(text + "\n")
-        self.stream.flush()
+        write_aside(self.stream, make_line(text) + "\n")
 
     def clear(self) -> None:
         """Wipe the line off a terminal; a log keeps its lines."""
         if self.on_terminal and self.width:
-            self.stream.write("\r" + " " * self.width + "\r")
-            self.stream.flush()
+            write_aside(self.stream, "\r" + " " * self.width + "\r")
             self.width = 0
 
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from shards.disk.json_files import Json
 from shards.disk.layout import TOKENIZER
+from shards.disk.names import escape_line
 from shards.format import Int64, Manifest
 
 # Texts whose ids the manifest records, so that a tokenizer (or a new release of the library) that
@@ -113,17 +114,4 @@ def escape_token(content: bytes) -> str:
     >>> print(escape_token(b" caf\\xc3\\xa9\\n"), escape_token(b"\\xe2\\x80"))
      café\\n \\xe2\\x80
     """
-    return "".join(map(escape_character, content.decode("utf-8", "surrogateescape")))
-
-
-def escape_character(character: str) -> str:
-    """A character, or its escape if it is invisible or only a piece of one.
-
-    >>> escape_character("a"), escape_character("\\t"), escape_character("\\u200b")
-    ('a', '\\\\t', '\\\\u200b')
-    """
-    if 0xDC80 <= ord(character) <= 0xDCFF:  # A byte that is not UTF-8, from surrogateescape.
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    if character.isprintable() and character != "\\":
-        return character
-    return character.encode("unicode_escape").decode("ascii")
+    return escape_line(content.decode("utf-8", "surrogateescape").replace("\\", "\\\\"))

@@ -3,11 +3,9 @@
 torchrun --nproc_per_node 4 -m train [--config NAME|FILE] [section.key=value ...]
 """
 
-import argparse
 import os
 import signal
 import sys
-from typing import NoReturn
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Ctrl-C just ends the process, with no traceback, until there is a run that listens for it.
@@ -20,6 +18,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from shards.disk.names import quote
+from shards.failure import describe_error, prepare_screen, reporting
+from shards.screen import say
 from train.config import Config
 from train.distributed import FirstRankError
 from train.launch import adopt_launcher
@@ -29,55 +30,39 @@ from train.start.arguments import parse_arguments
 from train.stop import listen_for_stop
 
 
-def load_settings(arguments: argparse.Namespace) -> Config:
-    """The settings; on an error, exits with one line, printed by the first rank only."""
-    try:
-        adopt_launcher(os.environ)
-        return load_config(arguments.config, arguments.overrides)
-    except (ValueError, OSError) as error:
-        if arguments.debug:
-            raise
-        exit_on_words(error)
-
-
-def exit_on_words(error: Exception) -> NoReturn:
-    """End for what is wrong with the command's words, which every rank has: the first one tells."""
-    sys.exit(describe_error(error) if os.environ.get("RANK", "0") == "0" else 1)
-
-
-def describe_error(error: Exception) -> str:
-    """The error in one line, with its rank if that is not the first."""
+def describe_training_error(error: Exception) -> str:
+    """The error in words, with its rank if that is not the first."""
     rank = int(os.environ.get("RANK", "0"))
     if isinstance(error, torch.OutOfMemoryError):
         error = ValueError(
             "the GPU's memory is full; set a smaller training.batch_size_per_device (and more "
             "training.gradient_accumulation_steps), or training.gradient_checkpointing=true"
         )
-    return f"velocity: {f'rank {rank}: ' if rank else ''}{error}"
+    return f"{f'rank {rank}: ' if rank else ''}{describe_error(error)}"
 
 
 @record
 def main() -> None:
     """Run the command; exits with 128 + the signal's number if a signal ended the run."""
     keep_standard_error()
-    try:
+    prepare_screen(sys.argv)
+    debug = "--debug" in sys.argv
+    with reporting(debug):
+        adopt_launcher(os.environ)
+    # What is wrong with the words, every rank has: the first one tells.
+    with reporting(debug, is_told=os.environ.get("RANK", "0") == "0"):
         arguments = parse_arguments(sys.argv[1:])
-    except ValueError as error:
-        exit_on_words(error)
-    config = load_settings(arguments)
-    from train.loop import train
+        config = load_config(arguments.config, arguments.overrides)
+    with reporting(debug, describe_training_error):
+        from train.loop import train
 
-    try:
-        with listen_for_stop() as stop:
-            outcome = train(config, stop)
-    except FirstRankError:
-        sys.exit(1)
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        if arguments.debug:
-            raise
-        sys.exit(describe_error(error))
+        try:
+            with listen_for_stop() as stop:
+                outcome = train(config, stop)
+        except FirstRankError:
+            sys.exit(1)
     if os.environ.get("RANK", "0") == "0":
-        print(describe_outcome(config, outcome.step, outcome.signal_number), file=sys.stderr)
+        say(describe_outcome(config, outcome.step, outcome.signal_number))
     if outcome.signal_number:
         sys.exit(128 + outcome.signal_number)
 
@@ -87,7 +72,7 @@ def describe_outcome(config: Config, step: int, signal_number: int) -> str:
     folder = config.infrastructure.output_dir
     if signal_number:
         return f"stopped at step {step:,}; the same command resumes from {folder}"
-    return f"done: step {step:,}; try it with: velocity sample --ckpt {folder}"
+    return f"done: step {step:,}; try it with: velocity sample --ckpt {quote(folder)}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from shards.screen import say
+from shards.screen import put, say
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Settings of the run.")
@@ -44,7 +44,7 @@ def trace(
     else:
         lines = tracing.describe_steps(tracer, url, doc_hash)
     for line in lines:
-        typer.echo(line)
+        put(line)
 
 
 def remove(
@@ -75,4 +75,4 @@ def remove(
 
     wanted = collect_wanted(url or (), url_file, doc_hash or (), hash_file)
     for line in take_down(Takedown(folder, wanted, keep_places, run, dry_run), say):
-        typer.echo(line)
+        put(line)

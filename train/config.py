@@ -10,6 +10,7 @@ from typing import Literal
 
 from model.config import ModelConfig
 from shards.config import DataConfig, TokenizerConfig
+from shards.disk.url import refuse_url
 
 Precision = Literal["fp16", "bf16", "fp32"]
 
@@ -119,6 +120,8 @@ class InfrastructureConfig:
     resume_from_checkpoint: str | None = "auto"
 
     def __post_init__(self) -> None:
+        for name in ("output_dir", "logging_dir", "resume_from_checkpoint"):
+            refuse_url(getattr(self, name) or "", f"infrastructure.{name}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"infrastructure.seed is {self.seed}; expected 0 to 2**63 - 1")
 

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.reader import Shards, TokenStream
+from shards.screen import say
 from train.checkpoints.claim import claim_folders
 from train.checkpoints.folder import SaveError
 from train.config import Config
@@ -198,7 +198,7 @@ def make_speed(run: Run) -> Speed:
 
 def say_first(text: str) -> None:
     """Print a line for the user."""
-    print(text, file=sys.stderr, flush=True)
+    say(text)
 
 
 def say_nothing(text: str) -> None:

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from shards.secrets import learn_words
 from train.config import SECTIONS, Config
 from train.start.words import (
     describe,
@@ -108,6 +109,7 @@ def read_file(name_or_path: str) -> Iterator[Entry]:
             f"{name_or_path}: no such file; --config takes a path or one of "
             f"{', '.join(list_named_configs())}"
         )
+    learn_words(text.splitlines())
     return read_entries(text, name_or_path)
 
 

@@ -9,9 +9,9 @@ Nothing here imports torch.
 
 import hashlib
 import json
+import logging
 import os
 import re
-import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ TRAINING_FILES = ("training_state.json", "optimizer.safetensors", "run_config.js
 # A checkpoint's JSON files hold some kilobytes. What is larger is something else, and would take
 # many times its size in memory.
 MAX_JSON_BYTES = 2**24
+
+# The command line shows on the screen what is logged here.
+logger = logging.getLogger("velocity")
 
 
 class CheckpointError(ValueError):
@@ -107,7 +110,7 @@ def find_checkpoint(path: Path) -> Path:
         try:
             verify(folder, MODEL_FILES)
         except CheckpointError as error:
-            print(f"velocity: {error}; skipping {folder.name}", file=sys.stderr)
+            logger.warning("velocity: %s; skipping %s", error, folder.name)
         else:
             return folder
     raise CheckpointError(f"{path}: {_describe(path, complete)}")

@@ -8,7 +8,6 @@ import importlib
 import logging
 import random
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,9 @@ from functools import cache
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
-from shards.screen import Say
+from shards.disk.url import show_url
+from shards.screen import Say, say
+from shards.secrets import hide
 
 Answer = TypeVar("Answer")
 # A connection that sends nothing for this long is given up, if the library sets no limit.
@@ -32,7 +33,13 @@ _PASSING_STATUSES = {408, 425, 429}
 
 
 class HubError(ValueError):
-    """What the Hub did not give, and what to do about it, in one line."""
+    """What the Hub did not give, and what to do about it, in one line.
+
+    Libraries put the URLs into their errors that they were sent on to, which are signed.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(hide(message))
 
 
 class FailedDownloadError(Exception):
@@ -70,7 +77,7 @@ class Fault(NamedTuple):
 
 def warn(line: str) -> None:
     """Print a line for the user on stderr, beside the progress line."""
-    print(f"velocity: {line}", file=sys.stderr, flush=True)
+    say(f"velocity: {line}")
 
 
 def ask(request: Callable[[], Answer], what: str, retry: Retry, report: Say) -> Answer:
@@ -150,7 +157,8 @@ def explain(
     """Say in one line why the Hub did not give what was asked for; None for other errors."""
     from huggingface_hub import constants, errors
 
-    url = f"{constants.ENDPOINT}/datasets/{repo}"
+    endpoint = show_url(constants.ENDPOINT)
+    url = f"{endpoint}/datasets/{repo}"
     for link in unfold(error):
         match link:
             case errors.GatedRepoError():
@@ -160,7 +168,7 @@ def explain(
                 )
             case errors.RepositoryNotFoundError():
                 return (
-                    f"{repo}: no such dataset at {constants.ENDPOINT}, or it is private; check the "
+                    f"{repo}: no such dataset at {endpoint}, or it is private; check the "
                     "name, or log in with `hf auth login`"
                 )
             case errors.RevisionNotFoundError():

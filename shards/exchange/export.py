@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from shards.disk.durable import commit, naming, open_new, sync_file
+from shards.disk.names import quote
 from shards.disk.space import check_space
 from shards.documents import read_pieces
 from shards.exchange.megatron import HEADER, MAGIC, UINT16_CODE, VERSION
@@ -94,7 +95,7 @@ def copy_tokens(shards: Shards, chosen: list[Shard], file: BinaryIO) -> None:
         if sha256.hexdigest() != shard.sha256:
             raise ValueError(
                 f"{shards.folder / shard.name}: its sha256 is not the manifest's. See where it is "
-                f"damaged with: velocity shards verify {shards.folder}"
+                f"damaged with: velocity shards verify {quote(shards.folder)}"
             )
     progress.finish()
 

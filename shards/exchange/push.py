@@ -20,6 +20,7 @@ from pathlib import Path
 from shards.disk.durable import hash_file
 from shards.disk.layout import MANIFEST, TOKENIZER, set_lock
 from shards.disk.lock import lock_set
+from shards.disk.names import quote
 from shards.exchange.claim import UPLOAD, claim, clear_temporaries
 from shards.exchange.packing import PACKED, TRAILER_BYTES, make_trailer, pack, read_chunks
 from shards.exchange.storage import Storage, open_storage
@@ -128,7 +129,8 @@ def check_file(path: Path, num_bytes: int | None, sha256: str | None) -> LocalFi
     if found is None or found != (num_bytes if num_bytes is not None else found):
         state = "is missing" if found is None else f"has {found:,} bytes"
         raise ValueError(
-            f"{path} {state}; see what else is damaged with: velocity shards verify {path.parent}"
+            f"{path} {state}; see what else is damaged with: "
+            f"velocity shards verify {quote(path.parent)}"
         )
     return LocalFile(path, found, sha256)
 
@@ -149,7 +151,7 @@ def send_file(storage: Storage, file: LocalFile, compress: bool, meter: Meter) -
     if file.sha256 not in (None, found):
         raise ValueError(
             f"{file.path}: its sha256 is not the manifest's, so it is not sent; "
-            f"see what else is damaged with: velocity shards verify {file.path.parent}"
+            f"see what else is damaged with: velocity shards verify {quote(file.path.parent)}"
         )
     packed = compress and file.can_pack
     name = file.path.name + (PACKED if packed else "")

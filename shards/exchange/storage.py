@@ -21,7 +21,8 @@ from pyarrow import fs
 from shards.disk.durable import commit, naming, open_new, sync_file
 from shards.disk.folders import make_folder
 from shards.disk.json_files import check_json_size
-from shards.disk.url import is_url, restore_url, show_url
+from shards.disk.url import EXPECTED, check_url, is_url, restore_url, show_url
+from shards.secrets import hide, learn_words
 
 # Each piece is a request to S3: large pieces, so that round trips cost little.
 CHUNK_BYTES = 8 << 20
@@ -155,18 +156,17 @@ def open_storage(url: str | Path) -> Storage:
     if not is_url(url):
         folder = Path(url).absolute()
         return Storage(fs.LocalFileSystem(), str(folder), str(url).rstrip("/"))
+    check_url(str(url))
     url = restore_url(url)
     name = show_url(url)
-    if name.endswith(":"):
-        raise ValueError(f"{url}: names no bucket; expected one such as s3://bucket/prefix")
+    learn_words([url])
     if re.match(r"gc?s://", url) and "retry_limit_seconds" not in url:
         url += f"{'&' if '?' in url else '?'}retry_limit_seconds={GCS_RETRY_SECONDS}"
     try:
         files, root = fs.FileSystem.from_uri(url)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(
-            f"{name}: is not a folder's URL ({first_line(error)}); "
-            "expected one such as s3://bucket/prefix or gs://bucket/prefix"
+            f"{name}: is not a folder's URL ({first_line(error)}); {EXPECTED}"
         ) from None
     except OSError as error:
         raise explain(name, error) from error
@@ -210,11 +210,11 @@ def explain(where: str, error: Exception) -> Exception:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a storage's error, without request ids and details.
+    """The first line of a storage's error, without secrets, request ids and details.
 
     >>> first_line(OSError("When listing: AWS Error SLOW_DOWN: wait (Request ID: 4Zq)"))
     'When listing: AWS Error SLOW_DOWN: wait'
     """
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     line = re.sub(r" \(Request ID: \S*\)| error_info=.*", "", line)
-    return line[:300]
+    return hide(line)[:300]

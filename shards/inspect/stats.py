@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from shards.disk.json_files import Json
+from shards.disk.names import quote
 from shards.format import SPLITS, Int64, Shard, Tokens
 from shards.inspect.duplicates import Duplicates, count_duplicates
 from shards.inspect.lengths import PERCENTILES, LengthCounter, Lengths
@@ -149,7 +150,7 @@ class SetCounter:
             raise ValueError(
                 f"{self.shards.folder / shard.sidecar}: its documents have {start:,} tokens; "
                 f"expected {len(tokens):,}. See what is damaged with: "
-                f"velocity shards verify {self.shards.folder}"
+                f"velocity shards verify {quote(self.shards.folder)}"
             )
 
     def _count_tokens(self, shard: Shard, block: Tokens) -> int:
@@ -159,7 +160,7 @@ class SetCounter:
             raise ValueError(
                 f"{self.shards.folder / shard.name}: holds the id {len(counts) - 1}; the tokenizer "
                 f"has {len(self.bytes_of):,}. See what is damaged with: "
-                f"velocity shards verify {self.shards.folder}"
+                f"velocity shards verify {quote(self.shards.folder)}"
             )
         self.token_counts += counts
         self.progress.add(len(block))

@@ -127,7 +127,12 @@ def test_rooms_import_only_what_they_may(module: str) -> None:
 
 def test_a_request_for_prep_is_read_before_anything_is_loaded() -> None:
     ours = set(imported_modules(MODULES["prep.request"])) & MODULES.keys()
-    assert ours == {"shards.disk.json_files", "shards.part"}
+    assert ours == {
+        "shards.disk.json_files",
+        "shards.disk.names",
+        "shards.disk.url",
+        "shards.part",
+    }
 
 
 def test_every_rule_is_about_a_room_that_is_there_and_needs_it() -> None:
