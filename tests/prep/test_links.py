@@ -193,7 +193,9 @@ def test_shards_names_that_are_links_are_replaced_and_not_written_through(
     (origin / ".prep/units/00000.json").rename(origin / ".prep/units/00000.pending")
     (origin / "train-00000.bin").unlink()
     (origin / "train-00000.bin").symlink_to(victim / "train-00000.bin")
-    assert velocity("prep", "--out", origin, "--input", source, "--validation-fraction", "0")[0] == 0
+    assert (
+        velocity("prep", "--out", origin, "--input", source, "--validation-fraction", "0")[0] == 0
+    )
     assert not (origin / "train-00000.bin").is_symlink()
     assert set_bytes(node) == set_bytes(origin)
     assert look(victim) == before
