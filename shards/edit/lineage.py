@@ -1,12 +1,17 @@
 """Versions of a set: which ones a later version may replace, and which files it then deletes."""
 
+import re
 from pathlib import Path
 
 from shards.disk.layout import version_path
-from shards.format import Manifest, load_manifest
+from shards.format import SPLITS, Manifest, load_manifest
 
 # The endings of files that a new version may replace.
 ENDINGS = (".bin", ".bin.zst", ".docs.parquet")
+# The names that prep, import, append and remove give to shards, with these endings.
+SHARD_FILE = re.compile(
+    rf"({'|'.join(SPLITS)})-[0-9]{{5,}}(-[0-9]+)?(\.r[0-9]+)?({'|'.join(map(re.escape, ENDINGS))})"
+)
 
 
 def is_later(new: Manifest, old: Manifest) -> bool:
@@ -26,10 +31,12 @@ def read_earlier(folder: Path, manifest: Manifest) -> list[Manifest]:
 
 
 def is_replaceable(name: object) -> bool:
-    """Whether this is a plain file name that a new version may delete."""
-    if not isinstance(name, str) or not name.isprintable() or not name.endswith(ENDINGS):
-        return False
-    return name == Path(name).name and "\\" not in name and ".." not in name
+    """Whether this is the name of a shard's file, such as a new version may delete.
+
+    >>> is_replaceable("train-00012-001.r2.docs.parquet"), is_replaceable("thesis.bin")
+    (True, False)
+    """
+    return isinstance(name, str) and SHARD_FILE.fullmatch(name) is not None
 
 
 def list_replaced(old: Manifest, new: Manifest) -> list[str]:

@@ -79,7 +79,8 @@ def claim(storage: Storage, listed: dict[str, int], manifest: Manifest, folder: 
         taken = names & {form.removesuffix(PACKED) for form in listed}
         if taken:
             refuse(storage, f"holds a file {min(taken)} of another origin")
-    old = {name for version in earlier for name in list_replaced(version, manifest)}
+    listed_old = (name for version in earlier for name in list_replaced(version, manifest))
+    old = {name for name in listed_old if is_replaceable(name)}
     forms = {form for name in old for form in (name, name + PACKED) if form in listed}
     replaced = sorted(forms.union(note.replaced if note is not None else ()))
     write_note(storage, Note(manifest.dataset_id, replaced))
