@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from shards.format import SPLITS, Shard, Tokens
-from shards.reader import Shards, make_damage_error, map_shard
-from shards.sidecar import BLANK_HASH, ROWS_SCHEMA, count_tokens, open_sidecar, read_rows
+from shards.reader import Shards, map_shard
+from shards.rows import find_groups, read_rows, take_rows
+from shards.sidecar import BLANK_HASH, ROWS_SCHEMA, SIDECAR_SCHEMA, count_tokens
 
 # Tokens copied at a time; a document longer than this is one piece.
 PIECE_TOKENS = 1 << 21
@@ -64,7 +64,7 @@ class Sidecars:
         remaining = index
         for place, shard in enumerate(self.stream.shards):
             if 0 <= remaining < shard.num_documents:
-                table = self._read_rows(shard).slice(remaining, 1)
+                table = take_rows(self.folder, shard, np.array([remaining]))
                 return self._to_documents(place, table)[0]
             remaining -= shard.num_documents
         total = sum(shard.num_documents for shard in self.stream.shards)
@@ -75,23 +75,20 @@ class Sidecars:
     def matching(self, matches: Callable[[pa.Table], pa.Array]) -> Iterator[Document]:
         """The documents whose sidecar rows `matches` marks, in order."""
         for index, shard in enumerate(self.stream.shards):
-            table = self._read_rows(shard)
-            yield from self._to_documents(index, table.filter(matches(table)))
+            for batch in read_rows(self.folder, shard, SIDECAR_SCHEMA.names):
+                table = pa.Table.from_batches([batch])
+                yield from self._to_documents(index, table.filter(matches(table)))
 
     def _read_overlap(self, index: int, start: int, stop: int) -> list[Document]:
         offset = int(self.stream.shard_starts[index])
-        with open_sidecar(self.folder, self.stream.shards[index]) as file:
-            table = file.read_row_groups(
-                overlapping_row_groups(file, start - offset, stop - offset)
-            )
+        shard = self.stream.shards[index]
+        groups = find_groups(self.folder, shard, start - offset, stop - offset)
+        batches = read_rows(self.folder, shard, SIDECAR_SCHEMA.names, groups=groups)
+        table = pa.Table.from_batches(batches, SIDECAR_SCHEMA)
         begins = table["start"].to_numpy().astype(np.int64)
         ends = begins + table["num_tokens"].to_numpy().astype(np.int64)
         kept = pa.array((begins < stop - offset) & (ends > start - offset))
         return self._to_documents(index, table.filter(kept))
-
-    def _read_rows(self, shard: Shard) -> pa.Table:
-        with open_sidecar(self.folder, shard) as file:
-            return file.read()
 
     def _to_documents(self, index: int, table: pa.Table) -> list[Document]:
         offset = int(self.stream.shard_starts[index])
@@ -104,19 +101,6 @@ def make_document(shard: Shard, start: int, row: dict[str, Any]) -> Document:
     place = (start + row["start"], row["num_tokens"])
     origin = (row["source_file"], row["source_row"], row["url"])
     return Document(shard.name, *place, *origin, row["doc_hash"].hex())
-
-
-def overlapping_row_groups(file: pq.ParquetFile, start: int, stop: int) -> list[int]:
-    """The row groups that may hold documents with tokens in [start, stop) of their shard."""
-    column = file.schema_arrow.get_field_index("start")
-    metadata = file.metadata
-    first = [
-        metadata.row_group(group).column(column).statistics.min
-        for group in range(metadata.num_row_groups)
-    ]
-    low = max(int(np.searchsorted(first, max(start, 0), side="right")) - 1, 0)
-    high = int(np.searchsorted(first, stop, side="left"))
-    return list(range(low, high))
 
 
 def match_url(url: str) -> Callable[[pa.Table], pa.Array]:
@@ -166,5 +150,3 @@ def read_pieces(folder: Path, shard: Shard) -> Iterator[tuple[int, Tokens, pa.Re
             document, before = last, after
         row += len(batch)
         position += before
-    if (row, position) != (shard.num_documents, shard.num_tokens):
-        raise make_damage_error(folder, shard.sidecar)

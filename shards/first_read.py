@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
+from shards.disk.names import quote
 from shards.format import TOKEN_BYTES, Shard, Tokens
-from shards.sidecar import BLOCK_BYTES, read_block_checksums
+from shards.rows import read_block_checksums
+from shards.sidecar import BLOCK_BYTES
 
 BLOCK_TOKENS = BLOCK_BYTES // TOKEN_BYTES
 
@@ -57,7 +58,7 @@ class FirstReads:
                     f"{self.folder / self.shards[index].name}: damaged in tokens {place.start:,} "
                     f"to {min(place.stop, len(tokens)):,}: their checksum is not the one taken "
                     "when they were written; see what else is damaged with: "
-                    f"velocity shards verify {self.folder}"
+                    f"velocity shards verify {quote(self.folder)}"
                 )
             unread[block] = False
 
@@ -65,10 +66,7 @@ class FirstReads:
         checksums = self.checksums.get(index)
         if checksums is None:
             shard = self.shards[index]
-            try:
-                checksums = np.array(read_block_checksums(self.folder, shard), np.uint32)
-            except (OSError, ValueError, KeyError, pa.ArrowException):
-                checksums = np.empty(0, np.uint32)
+            checksums = np.array(read_block_checksums(self.folder, shard), np.uint32)
             if len(checksums) != len(self.unread[index]):
                 raise ValueError(
                     f"{self.folder / shard.sidecar}: its checksums of {shard.name} are missing or "

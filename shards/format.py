@@ -36,6 +36,8 @@ SCHEMA_VERSION = 1
 SPLITS = ("train", "validation")
 TOKEN_BYTES = 2  # uint16
 MAX_IDS = 1 << 16
+# 128 TB; a row group's counts that are at most this sum up within 64 bits.
+MAX_SHARD_TOKENS = 1 << 46
 
 # The keys of manifest.json before its SEAL, which sets of earlier releases do not have.
 KEYS = ("schema_version", "dataset_id", "content", "totals", "audit", "environment")
@@ -267,6 +269,8 @@ def find_contradiction(raw: Json) -> str | None:
     """What cannot be true of a manifest that has MANIFEST_SHAPE, in words; None if all can."""
     content = raw["content"]
     for shard in content["shards"]:
+        if shard["num_tokens"] > MAX_SHARD_TOKENS:
+            return f"{shard['name']:.60} has more tokens than any file holds"
         # Each document ends in a token of its own.
         if shard["num_documents"] > shard["num_tokens"]:
             return (
@@ -274,7 +278,7 @@ def find_contradiction(raw: Json) -> str | None:
                 f"{shard['num_tokens']:,} tokens; expected at least a token each"
             )
     if sum(shard["num_tokens"] for shard in content["shards"]) > MAX_INT // TOKEN_BYTES:
-        return "the shards have more tokens than any disk can hold"
+        return "the shards have more tokens than any disk holds"
     if raw["totals"] != count_totals(content["shards"]):
         return "totals are not those of its shards"
     tokenizer = content["tokenizer"]

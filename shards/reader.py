@@ -84,7 +84,7 @@ class TokenStream:
             f"{self.folder / self.shards[index].name}: holds the id {windows[row, column]} as "
             f"token {position - int(self.shard_starts[index]):,}; the tokenizer has "
             f"{self.vocab_size:,} ids, so the file is damaged; see what else is with: "
-            f"velocity shards verify {self.folder}"
+            f"velocity shards verify {quote(self.folder)}"
         )
 
     def _map(self, index: int) -> Tokens:

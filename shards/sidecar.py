@@ -1,12 +1,11 @@
-"""A .bin's sidecar, train-00000.docs.parquet: its columns, reader and writer; a row per document.
+"""A .bin's sidecar, train-00000.docs.parquet: its columns and writer; a row per document.
 
 To add a column, add it here (SIDECAR_SCHEMA, make_rows, and BLANK_VALUES if it reveals anything
 of the text) and fill it where documents come from: prep/text/batch.py and prep/foreign/run.py.
-Sidecars that exist lack the column, so read_rows must then fill it in.
+Sidecars that exist lack the column, so shards/rows.py must then fill it in.
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.disk.durable import sync_file
-from shards.format import Int64, Shard
+from shards.format import Int64
 
 Marks = npt.NDArray[np.bool_]
 # Halves of doc_hashes.
@@ -94,26 +93,6 @@ def count_tokens(rows: pa.RecordBatch) -> Int64:
     """The tokens of each document, <|endoftext|> included."""
     sizes: Int64 = rows.column("num_tokens").to_numpy().astype(np.int64)
     return sizes
-
-
-def open_sidecar(folder: Path, shard: Shard, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
-    """Open a shard's sidecar; columns with few distinct values may be read as dictionaries."""
-    return pq.ParquetFile(folder / shard.sidecar, read_dictionary=list(read_dictionary))
-
-
-def read_rows(
-    folder: Path, shard: Shard, columns: Sequence[str], read_dictionary: Sequence[str] = ()
-) -> Iterator[pa.RecordBatch]:
-    """Some columns of a shard's rows, in order, at most ROW_GROUP_DOCUMENTS rows at a time."""
-    with open_sidecar(folder, shard, read_dictionary) as file:
-        yield from file.iter_batches(ROW_GROUP_DOCUMENTS, columns=list(columns))
-
-
-def read_block_checksums(folder: Path, shard: Shard) -> list[int]:
-    """The crc32 of each MiB of a shard's .bin, taken when it was written."""
-    with open_sidecar(folder, shard) as file:
-        digits = file.metadata.metadata[BLOCK_CHECKSUMS].decode("ascii")
-    return [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
 
 
 class SidecarWriter:

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from shards.disk.durable import naming
 from shards.format import Int64, Shard
-from shards.sidecar import is_blank, read_rows, split_hashes
+from shards.rows import read_rows
+from shards.sidecar import is_blank, split_hashes
 
 MAX_FILES = 512
 # Hashes sorted at a time; also about the most that a file holds, while 512 files are enough.

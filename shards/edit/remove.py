@@ -29,7 +29,8 @@ from shards.format import (
     Shard,
 )
 from shards.reader import Shards
-from shards.sidecar import BLANK_HASH, open_sidecar
+from shards.rows import read_rows, take_rows
+from shards.sidecar import BLANK_HASH, Marks
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,17 @@ class Wanted:
     # 16 bytes each.
     hashes: frozenset[bytes] = frozenset()
 
-    def mark(self, table: pa.Table) -> pa.ChunkedArray:
-        """Which rows of a sidecar are wanted; `table` needs no more than `columns`."""
+    def mark(self, rows: pa.RecordBatch) -> Marks:
+        """Which rows of a sidecar are wanted; they need no more than `columns`."""
         marks = []
         if self.urls:
             urls = pa.array(sorted(self.urls), pa.string())
-            marks.append(pc.is_in(table["url"], value_set=urls))
+            marks.append(pc.is_in(rows.column("url"), value_set=urls))
         if self.hashes:
             hashes = pa.array(sorted(self.hashes), pa.binary(16))
-            marks.append(pc.is_in(table["doc_hash"], value_set=hashes))
-        return marks[0] if len(marks) == 1 else pc.or_(*marks)
+            marks.append(pc.is_in(rows.column("doc_hash"), value_set=hashes))
+        found = marks[0] if len(marks) == 1 else pc.or_(*marks)
+        return np.asarray(found.to_numpy(zero_copy_only=False))
 
     @property
     def columns(self) -> list[str]:
@@ -104,16 +106,14 @@ def find_wanted(shards: Shards, wanted: Wanted) -> list[Found]:
 
 def find_in_shard(folder: Path, shard: Shard, start: int, wanted: Wanted) -> Iterator[Found]:
     """The wanted documents of a shard that begins at `start` in its split's stream."""
-    with open_sidecar(folder, shard) as file:
-        first = 0
-        for group in range(file.num_row_groups):
-            marks = wanted.mark(file.read_row_group(group, wanted.columns)).to_numpy()
-            if marks.any():
-                rows = np.flatnonzero(marks)
-                table = file.read_row_group(group).take(pa.array(rows))
-                for row, entry in zip((rows + first).tolist(), table.to_pylist(), strict=True):
-                    yield Found(shard, row, make_document(shard, start, entry))
-            first += len(marks)
+    first = 0
+    for batch in read_rows(folder, shard, wanted.columns):
+        rows = first + np.flatnonzero(wanted.mark(batch))
+        if len(rows):
+            entries = take_rows(folder, shard, rows).to_pylist()
+            for row, entry in zip(rows.tolist(), entries, strict=True):
+                yield Found(shard, row, make_document(shard, start, entry))
+        first += len(batch)
 
 
 def find_missing(wanted: Wanted, found: list[Found]) -> list[str]:

@@ -15,8 +15,9 @@ from shards.documents import read_pieces
 from shards.exchange.megatron import HEADER, MAGIC, UINT16_CODE, VERSION
 from shards.format import SPLITS, TOKEN_BYTES, Int64, Shard
 from shards.reader import Shards
+from shards.rows import read_rows
 from shards.screen import ReadProgress
-from shards.sidecar import count_tokens, is_blank, read_rows
+from shards.sidecar import count_tokens, is_blank
 
 
 def export_megatron(shards: Shards, split: str, prefix: Path) -> str:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from shards.disk.durable import hash_file
 from shards.disk.layout import TOKENIZER
+from shards.disk.names import quote
 from shards.format import TOKEN_BYTES, Int64, Manifest, Shard, read_manifest
 from shards.reader import map_shard
+from shards.rows import SidecarError, read_block_checksums, read_rows
 from shards.screen import ReadProgress
-from shards.sidecar import BLOCK_BYTES, open_sidecar, read_block_checksums
+from shards.sidecar import BLOCK_BYTES, count_tokens
 from shards.tokenizer import load_checked_tokenizer
 
 # Small enough for a block to stay in a core's cache while three passes read it.
@@ -46,7 +47,7 @@ def check_shards(folder: Path, manifest: Manifest, shards: Sequence[Shard]) -> N
             if fault:
                 raise ValueError(
                     f"{folder / name}: {fault}; see what else is damaged with: "
-                    f"velocity shards verify {folder}"
+                    f"velocity shards verify {quote(folder)}"
                 )
         progress.add(shard.num_tokens)
     progress.finish()
@@ -75,20 +76,10 @@ def verify_sidecar(
         unsure = "" if manifest.is_sealed else "; one of the two is damaged"
         return f"its sha256 is not the manifest's{unsure}", None
     try:
-        with open_sidecar(folder, shard) as file:
-            table = file.read(columns=["start", "num_tokens"])
-    except (OSError, pa.ArrowException) as error:
-        return f"cannot be read as parquet ({error})", None
-    starts, sizes = (table[name].to_numpy().astype(np.int64) for name in ("start", "num_tokens"))
-    if len(sizes) != shard.num_documents or sizes.sum() != shard.num_tokens:
-        return (
-            f"has {len(sizes):,} documents of {sizes.sum():,} tokens; "
-            f"expected {shard.num_documents:,} of {shard.num_tokens:,}"
-        ), None
-    ends = np.cumsum(sizes)
-    if not np.array_equal(starts, ends - sizes):
-        return "its documents are not back to back", None
-    return None, ends
+        sizes = [count_tokens(rows) for rows in read_rows(folder, shard, ["start", "num_tokens"])]
+    except SidecarError as error:
+        return error.fault, None
+    return None, np.cumsum(np.concatenate([np.empty(0, np.int64), *sizes]))
 
 
 def verify_tokens(folder: Path, shard: Shard, manifest: Manifest, ends: Int64 | None) -> str | None:
@@ -133,8 +124,11 @@ def read_blocks(path: Path) -> Iterator[tuple[int, npt.NDArray[np.uint16]]]:
 def locate_damage(folder: Path, shard: Shard) -> str:
     """The bytes and tokens of each MiB whose checksum is not the one taken when it was written."""
     places = []
+    checksums = read_block_checksums(folder, shard)
+    if not checksums:
+        return "(the sidecar has no checksums to say where)"
     with open(folder / shard.name, "rb") as file:
-        for index, expected in enumerate(read_block_checksums(folder, shard)):
+        for index, expected in enumerate(checksums):
             if zlib.crc32(file.read(BLOCK_BYTES)) != expected:
                 start = index * BLOCK_BYTES
                 places.append(

@@ -101,8 +101,10 @@ def check_whole(work: Path, written: WrittenShard) -> None:
     """Sidecar, checksums and hashes of a rewritten shard, as verify sees them."""
     from shards.format import Manifest
 
-    manifest = Manifest("", {"tokenizer": {"vocab_size": 50257, "end_of_text": 50256}}, {}, {})
-    fault, ends = verify_sidecar(work, written.shard, written.sidecar_sha256)
+    content = {"tokenizer": {"vocab_size": 50257, "end_of_text": 50256}}
+    hashes = {written.shard.sidecar: written.sidecar_sha256}
+    manifest = Manifest("", content, {}, {"sidecar_sha256": hashes})
+    fault, ends = verify_sidecar(work, written.shard, manifest)
     assert fault is None
     assert verify_tokens(work, written.shard, manifest, ends) is None
     assert pq.read_schema(work / written.shard.sidecar).equals(SIDECAR_SCHEMA)

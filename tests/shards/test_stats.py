@@ -230,7 +230,7 @@ def test_a_damaged_set_is_not_counted(finished_set: Path, tmp_path: Path) -> Non
         measure_set(open_shards(folder))
     shutil.copy(finished_set / read_manifest(folder).shards[1].sidecar, folder / shard.sidecar)
     shutil.copy(finished_set / shard.name, path)
-    with pytest.raises(ValueError, match=r"its documents have .* tokens; expected"):
+    with pytest.raises(ValueError, match=r"docs.parquet: has 269 documents; expected 257 of"):
         measure_set(open_shards(folder))
     with pytest.raises(ValueError, match="--split is 'test'; expected one of train, validation"):
         measure_set(open_shards(finished_set), "test")
