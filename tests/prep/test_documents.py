@@ -606,13 +606,13 @@ def test_a_stream_is_whole_or_an_error_wherever_it_is_cut_and_read(
 ) -> None:
     monkeypatch.setattr("prep.sources.streams._READ_BYTES", read_bytes)
     path = tmp_path / "a"
-    content = random.Random(0).randbytes(300)  # Stored as it is, as it cannot be compressed.
-    packed = {"gzip": gzip.compress, "zstd": zstandard.compress}[codec](content)
+    content = random.Random(0).randbytes(60)  # Stored as it is, as it cannot be compressed.
+    packed = gzip.compress(content) if codec == "gzip" else zstandard.compress(content)
     for size in range(1, 2 * len(packed) + 1):
         path.write_bytes((packed * 2)[:size])
         with open_stream(path, codec) as file:
             if size % len(packed):
-                with pytest.raises(OSError, match="."):
+                with pytest.raises(OSError, match=r"stream|check|decompress"):
                     file.read()
             else:
                 assert file.read() == content * (size // len(packed))
