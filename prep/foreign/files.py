@@ -188,6 +188,7 @@ def check_megatron(path: Path, name: str, split: str) -> ForeignFile:
     index_path = path.with_suffix(".idx")
     if not index_path.is_file():
         raise ValueError(f"{path}: has no {index_path.name} beside it, as Megatron's files do")
+    check_readable(index_path)
     index = read_index(index_path, path)
     return ForeignFile(
         path, name, split, "megatron", index.num_tokens, dtype=index.dtype, index=index

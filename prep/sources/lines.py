@@ -191,7 +191,7 @@ def _check_head(file: BinaryIO, path: Path) -> None:
     first, _, others = head.removeprefix(UTF8_MARK).strip().partition(b"\n")
     if first.startswith(b"[") and not (first.rstrip().endswith(b"]") and others):
         found, command = "is one JSON list", "jq -c '.[]'"
-    elif first.rstrip() == b"{":
+    elif first.rstrip() == b"{" and others:
         found, command = "is JSON over several lines", "jq -c ."
     else:
         return

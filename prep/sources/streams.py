@@ -13,6 +13,9 @@ _READ_BYTES = 1 << 20
 _MAX_WINDOW_BYTES = 1 << 31
 # What is decoded after the last byte of a .zst; if it does not come out, the file is cut short.
 _END = b"\0the end of the stream\0"
+# With a checksum behind it: the bytes of the frame end otherwise than its content, as they are
+# content themselves where a file is cut in what could not be compressed.
+_END_FRAME = zstandard.ZstdCompressor(write_checksum=True).compress(_END)
 
 
 def open_stream(path: Path, codec: str | None) -> BinaryIO:
@@ -91,7 +94,7 @@ class ZstdFrames(Decoder):
         super().__init__(file)
         decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
         self.frames = decompressor.stream_reader(
-            _Joined(file, zstandard.compress(_END)),  # type: ignore[arg-type]
+            _Joined(file, _END_FRAME),  # type: ignore[arg-type]
             read_size=_READ_BYTES,
             read_across_frames=True,
         )
@@ -122,14 +125,19 @@ class ZstdFrames(Decoder):
 
 
 class _Joined:
-    """A file with some bytes after its last one."""
+    """A file with some bytes after its last one.
+
+    They come together with the file's last bytes: libzstd takes a frame that a read begins with
+    for a whole one, even if the bytes before it were the start of another.
+    """
 
     def __init__(self, file: BinaryIO, end: bytes) -> None:
         self.file = file
         self.end = end
+        self.ahead = file.read(_READ_BYTES)
 
     def read(self, size: int) -> bytes:
-        found = self.file.read(size)
-        if not found:
-            found, self.end = self.end, b""
+        found, self.ahead = self.ahead, self.file.read(_READ_BYTES)
+        if not self.ahead:
+            found, self.end = found + self.end, b""
         return found

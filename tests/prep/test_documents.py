@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import zstandard
 from prep.request import SUFFIXES
 from prep.sources.documents import Piece
 from prep.sources.formats import estimate_text_bytes, read_documents, split_file
+from prep.sources.streams import open_stream
 
 TEXTS = [
     "plain",
@@ -57,9 +59,9 @@ def join(pieces: list[Piece], column: str = "content", **options: Any) -> Found:
 def write_lines(path: Path, texts: list[str | None], **more: Any) -> Path:
     lines = [json.dumps({"content": text, **more}) + "\n" for text in texts]
     data = "".join(lines).encode()
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         data = gzip.compress(data)
-    elif path.suffix == ".zst":
+    elif path.suffix.lower() == ".zst":
         data = zstandard.compress(data)
     path.write_bytes(data)
     return path
@@ -78,18 +80,21 @@ def count_bytes(texts: list[str | None]) -> int:
 # What every format gives
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst"])
+@pytest.mark.parametrize(
+    "suffix", [*SUFFIXES[:-1], ".JSONL", ".Json.Gz", ".PARQUET", ".NdJson.ZST"]
+)
 def test_texts_urls_and_rows_come_as_they_stand(tmp_path: Path, suffix: str) -> None:
     texts = [*TEXTS, None, "after null"]
     path = tmp_path / f"a{suffix}"
-    if suffix == ".parquet":
+    is_parquet = suffix.lower() == ".parquet"
+    if is_parquet:
         write_parquet(path, pa.array(texts), url=[f"http://{i}" for i in range(len(texts))])
     else:
         write_lines(path, texts, url="http://x")
     found = read(path)
     assert found.texts == texts
     assert found.rows == list(range(len(texts)))
-    assert found.urls[3] == ("http://3" if suffix == ".parquet" else "http://x")
+    assert found.urls[3] == ("http://3" if is_parquet else "http://x")
     assert found.num_bytes == count_bytes(texts)
     assert found.repaired == [False] * len(texts)
 
@@ -130,6 +135,81 @@ def test_a_byte_order_mark_is_dropped(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(pack("text".encode("utf-16")))
     with pytest.raises(ValueError, match="is in UTF-16; convert it with iconv"):
         read(path)
+
+
+def test_files_joined_with_their_marks_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    mark, line = b"\xef\xbb\xbf", b'{"content": "\xef\xbb\xbftext"}\n'
+    path.write_bytes(mark + line + mark + line + mark + b"\r\n" + mark + mark + line + mark)
+    found = read(path)
+    assert found.texts == ["\ufefftext"] * 3
+    assert found.rows == [0, 1, 3]
+    assert not any(found.repaired)
+    assert join(split_file(path, "a", 20)) == found
+    path.write_bytes(mark + b"oops\n")
+    with pytest.raises(ValueError, match=r"a.jsonl, line 1: not JSON \(Expecting value at"):
+        read(path)
+
+
+RUSSIAN = "\u0432\u0441\u0435 \u043b\u044e\u0434\u0438 \u0440\u043e\u0436\u0434\u0430\u044e\u0442"
+CHINESE = "\u4eba\u4eba\u751f\u800c\u81ea\u7531\n\u5728\u5c0a\u4e25"
+JAPANESE = "\u3059\u3079\u3066\u306e\u4eba\u9593\u306f \u751f\u307e\u308c"
+ARABIC = "\u064a\u0648\u0644\u062f \u062c\u0645\u064a\u0639"
+WIDE = {
+    "UTF-16LE": ["English text.\n", "one\ttwo", RUSSIAN, CHINESE, ARABIC, "hi"],
+    "UTF-16BE": ["English text.\n", RUSSIAN, CHINESE, JAPANESE, "caf\u00e9 au lait"],
+    "UTF-32LE": ["English text.\n", RUSSIAN, CHINESE, "hi"],
+    "UTF-32BE": ["English text.\n", "\U0001f642 and so on", JAPANESE],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name, texts in WIDE.items() for text in texts]
+)
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json.gz", ".jsonl.zst"])
+def test_utf_16_and_32_are_told_without_a_mark(
+    tmp_path: Path, name: str, text: str, suffix: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    content = text if suffix == ".txt" else json.dumps({"content": text}) + "\n"
+    pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
+    path.write_bytes(pack((content * 400).encode(name)))
+    with pytest.raises(ValueError, match=f"is in {name}; convert it with iconv -f {name} -t UTF-8"):
+        read(path)
+    if suffix == ".txt":
+        path.write_bytes(text.encode(name))  # However short.
+        with pytest.raises(ValueError, match=f"is in {name}; "):
+            read(path, blank_line_documents=True)
+
+
+def test_a_mark_of_utf_32_is_not_taken_for_one_of_utf_16(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for mark, name in ((b"\xff\xfe\0\0", "UTF-32LE"), (b"\0\0\xfe\xff", "UTF-32BE")):
+        path.write_bytes(mark + "text".encode(name))
+        with pytest.raises(ValueError, match="is in UTF-32; convert it with iconv -f UTF-32 -t"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nul \x00 <|endoftext|>",
+        b"one\0two\0three\0",
+        b"\0" * 4096,
+        b"a\0\0\0",
+        "na\u00efve \0 caf\u00e9".encode(),
+        "na\u00efve \0 caf\u00e9 \0".encode("latin-1") * 100,
+        f"{CHINESE}\0{CHINESE}".encode(),
+        CHINESE.encode("gb18030") * 100,
+        b"".join(bytes([i]) for i in range(256)),
+        b"\0text",
+        b"ab\0",
+    ],
+)
+def test_a_nul_alone_does_not_make_utf_16(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    assert read(path).texts == [data.decode("utf-8", "replace")]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
@@ -467,6 +547,128 @@ def test_a_multi_frame_zst_is_read_to_the_end(tmp_path: Path) -> None:
     assert read(path).texts == ["0", "1", "2", "3", "4", "last"]
     (tmp_path / "a.jsonl.gz").write_bytes(b"".join(map(gzip.compress, frames)))
     assert len(read(tmp_path / "a.jsonl.gz").texts) == 5
+
+
+def test_zeros_behind_gzip_are_padding(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    members = [gzip.compress(b'{"content": "%d"}\n' % i) for i in range(3)]
+    zeros = bytes(3 << 20)
+    for data in (members[0] + zeros, bytes(100).join(members) + zeros, members[0] + b"\0"):
+        path.write_bytes(data)
+        assert read(path).texts == [str(i) for i in range(len(read(path).texts))]
+    assert len(read(path).texts) == 1
+    for data in (zeros, members[0] + b"\0garbage", members[0] + zeros + members[1][:-3]):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"a.jsonl.gz: damaged, cut short, or not what its"):
+            read(path)
+
+
+@pytest.mark.parametrize("window_log", [10, 27, 28, 31])
+def test_a_zst_is_read_whatever_its_window(tmp_path: Path, window_log: int) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    options = zstandard.ZstdCompressionParameters.from_level(
+        1, window_log=window_log, write_content_size=False, enable_ldm=True
+    )
+    # A small table: only the window is what the reader needs.
+    lines = b"".join(b'{"content": "%d"}\n' % i for i in range(20_000))
+    packer = zstandard.ZstdCompressor(compression_params=options).compressobj()
+    data = packer.compress(lines) + packer.flush()
+    if window_log > 27:
+        with pytest.raises(zstandard.ZstdError, match="too much memory"):
+            zstandard.ZstdDecompressor().stream_reader(data).read()
+    path.write_bytes(zstandard.compress(b'{"content": "first"}\n') + data)
+    assert read(path).texts == ["first", *map(str, range(20_000))]
+    path.write_bytes(data[:-1])
+    with pytest.raises(ValueError, match=r"a.jsonl.zst: damaged, cut short"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+def test_a_compressed_file_cut_at_any_byte_is_told(tmp_path: Path, suffix: str) -> None:
+    path = write_lines(tmp_path / f"a{suffix}", ["some words"] * 20)
+    skippable = b"\x50\x2a\x4d\x18\x04\0\0\0abcd" if suffix.endswith("zst") else b""
+    data = skippable + path.read_bytes() + skippable
+    path.write_bytes(data)
+    assert len(read(path).texts) == 20
+    whole = len(data) - len(skippable)
+    for size in range(1, len(data)):
+        path.write_bytes(data[:size])
+        if size in (whole, len(skippable)):
+            continue
+        with pytest.raises(ValueError, match=r"damaged, cut short, or not what its name says"):
+            read(path)
+
+
+@pytest.mark.parametrize("read_bytes", [1, 7, 64, 1 << 20])
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_a_stream_is_whole_or_an_error_wherever_it_is_cut_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, read_bytes: int
+) -> None:
+    monkeypatch.setattr("prep.sources.streams._READ_BYTES", read_bytes)
+    path = tmp_path / "a"
+    content = random.Random(0).randbytes(60)  # Stored as it is, as it cannot be compressed.
+    packed = gzip.compress(content) if codec == "gzip" else zstandard.compress(content)
+    for size in range(1, 2 * len(packed) + 1):
+        path.write_bytes((packed * 2)[:size])
+        with open_stream(path, codec) as file:
+            if size % len(packed):
+                with pytest.raises(OSError, match=r"stream|check|decompress"):
+                    file.read()
+            else:
+                assert file.read() == content * (size // len(packed))
+
+
+def test_too_little_memory_for_a_window_is_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl.zst", ["a"])
+    monkeypatch.setattr("prep.sources.streams._MAX_WINDOW_BYTES", 1 << 10)
+    packer = zstandard.ZstdCompressor(write_content_size=False).compressobj()
+    path.write_bytes(packer.compress(b'{"content": "a"}\n' * 9000) + packer.flush())
+    with pytest.raises(ValueError, match=r"a.jsonl.zst: there is not enough memory to read it; t"):
+        read(path)
+
+
+def test_a_key_with_dots_is_that_of_an_inner_object(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"json": {"text": "inner"}, "url": "http://x"}\n'
+        '{"json.text": "flat", "json": {"text": "inner"}}\n'
+        '{"json": null}\n{"json": {"text": null}}\n'
+        '{"json": {"a": {"b.c": 1}, "text": "last"}}\n'
+    )
+    found = read(path, "json.text")
+    assert found.texts == ["inner", "flat", None, None, "last"]
+    assert found.urls[0] == "http://x"
+    path.write_text('{"a": {"b.c": "one", "b": {"c": "other"}}}\n{"a": {"b": {"c": "two"}}}\n')
+    assert read(path, "a.b.c").texts == ["one", "two"]
+    for line, message in (
+        ({"json": {}}, "no key 'json.text'; the keys are json; name the right one with --text-col"),
+        ({"json": "a"}, "no key 'json.text'; the keys are json"),
+        ({"json": {"text": {"a": 1}}}, "'json.text' holds an object; expected text"),
+    ):
+        path.write_text(json.dumps(line))
+        with pytest.raises(ValueError, match=f"line 1: {message}"):
+            read(path, "json.text")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".json.gz"])
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'[{"content": "a"}, {"content": "b"}]', "is one JSON list"),
+        (b'\xef\xbb\xbf\n[\n  {"content": "a"}\n]\n', "is one JSON list"),
+        (b'[{"content": "' + b"long " * 5000 + b'"}]', "is one JSON list"),
+        (b'{\r\n  "content": "a"\r\n}\r\n', "is JSON over several lines"),
+    ],
+)
+def test_json_that_is_not_lines_is_told_with_what_makes_lines_of_it(
+    tmp_path: Path, suffix: str, content: bytes, found: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    with pytest.raises(ValueError, match=rf"{found}; expected one JSON object on each line, as jq"):
+        read(path)
 
 
 @pytest.mark.parametrize(

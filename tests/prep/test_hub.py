@@ -4,6 +4,7 @@ The library reads the Hub's address when it is imported, so the calls are made i
 process that lives for all tests here.
 """
 
+import gzip
 import hashlib
 import io
 import os
@@ -84,6 +85,12 @@ def call_quickly(
     lines: list[str] = []
     with changed_environment(environment):
         return function(*args, report=lines.append, retry=QUICK, **options), lines
+
+
+def resolve_and_listen(repo: str, **options: Any) -> tuple[HubDataset, list[str]]:
+    """In the worker: a dataset, and what was said about it."""
+    lines: list[str] = []
+    return resolve(repo, say=lines.append, **options), lines
 
 
 def download_together(datasets: list[HubDataset], folder: Path) -> list[tuple[Path, list[str]]]:
@@ -217,6 +224,30 @@ def test_what_is_not_there_or_cannot_be_read_is_one_line(hub: HubServer, call: C
         assert "\n" not in str(caught.value)
     with pytest.raises(HubError, match=r"there/is: no revision 'v9'; see http.*commits/main"):
         call(resolve, "there/is", revision="v9")
+
+
+def test_files_that_no_split_has_are_told(hub: HubServer, call: Call) -> None:
+    names = ("LICENSE", ".gitattributes", "table.csv", "scripts/make.py", "_old/a.jsonl", "b.Md")
+    more = dict.fromkeys(names, b"x")
+    hub.commit("mixed/corpus", {**make_corpus(), **more, "more.jsonl": LINES})
+    [found, lines], _ = call(resolve_and_listen, "mixed/corpus")
+    assert len(found.files) == 2
+    assert lines == [
+        "mixed/corpus: 6 files left out: .csv 1, .jsonl in no split 1, .md 1, .py 1, hidden 1, "
+        "without a suffix 1"
+    ]
+    files = {"README.md": CONFIGS_CARD, "en/1.jsonl": LINES, "en-test.jsonl": LINES}
+    hub.commit("mixed/configs", {**files, "de/1.jsonl": LINES, "en/notes.csv": b"x"})
+    [found, lines], _ = call(resolve_and_listen, "mixed/configs", config="english")
+    assert [file.name for file in found.files] == ["en/1.jsonl"]
+    assert lines == ["mixed/configs: 1 file left out: .csv 1"]
+
+
+def test_json_lines_under_their_other_names_are_read(hub: HubServer, call: Call) -> None:
+    names = ["data/c4-train.00000-of-01024.json.gz", "data/c4-train.00001-of-01024.json.gz"]
+    hub.commit("c4/like", dict.fromkeys(names, gzip.compress(LINES)))
+    found, _ = call(resolve, "c4/like")
+    assert [file.name for file in found.files] == names
 
 
 def test_a_gated_dataset_says_where_to_ask_and_opens_with_a_token(
@@ -365,6 +396,37 @@ def test_a_file_that_vanished_is_one_line(
     with pytest.raises(HubError, match=f"no revision '{'0' * 40}'"):
         call(download, rewritten, found.files[0], tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_file_that_a_mirror_lacks_is_named(
+    hub: HubServer,
+    call: Call,
+    tmp_path: Path,
+    dataset: tuple[HubDataset, bytes],
+    method: str,
+    status: int,
+) -> None:
+    found, _ = dataset
+    hub.fail("data/a.parquet", Fault(status), times=1000, method=method)
+    with pytest.raises(
+        HubError,
+        match=rf"{found.repo}: data/a.parquet is not at http://\S+ \(HTTP {status}\); commit "
+        f"{found.revision} no longer has it, or this mirror lacks it: .* HF_ENDPOINT",
+    ):
+        call(download, found, found.files[0], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("status", [401, 403, 451])
+def test_a_file_that_is_refused_is_named(
+    hub: HubServer, call: Call, tmp_path: Path, dataset: tuple[HubDataset, bytes], status: int
+) -> None:
+    found, _ = dataset
+    hub.fail("data/a.parquet", Fault(status), times=1000, method="GET")
+    with pytest.raises(HubError, match=f"the Hub refused data/a.parquet with HTTP {status}"):
+        call(download, found, found.files[0], tmp_path)
 
 
 def test_a_finished_file_is_not_fetched_again_and_a_damaged_one_is(

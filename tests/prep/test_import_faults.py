@@ -116,6 +116,31 @@ def test_a_fault_is_named_and_nothing_is_left(
     assert not (tmp_path / "shards" / ".prep" / "import").exists()
 
 
+@pytest.mark.parametrize("name", ["data.bin", "data.idx"])
+def test_what_stands_for_a_file_is_refused(tmp_path: Path, ids: list[list[int]], name: str) -> None:
+    write_megatron(tmp_path / "data", [[document, [END]] for document in ids])
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ValueError, match=f"{name}: is a git-lfs pointer, not the file; git lfs p"):
+        bring_in(tmp_path / "shards", tmp_path / "data")
+    path.unlink()
+    path.symlink_to("not-mounted")
+    expected = f"{name}: is a link to not-mounted" if name == "data.bin" else "data.bin: ends in"
+    with pytest.raises(ValueError, match=expected):
+        bring_in(tmp_path / "shards", tmp_path / "data.bin")
+
+
+def test_a_pipe_and_a_name_that_is_not_utf8_are_refused(
+    tmp_path: Path, ids: list[list[int]]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.bin")
+    with pytest.raises(ValueError, match=r"pipe.bin: is a pipe; write it to a file first"):
+        bring_in(tmp_path / "shards", tmp_path / "pipe.bin")
+    write_nanogpt(tmp_path / os.fsdecode(b"caf\xe9.bin"), ids)
+    with pytest.raises(ValueError, match=r"caf\\xe9.bin: this file's name is not UTF-8"):
+        bring_in(tmp_path / "shards", tmp_path / os.fsdecode(b"caf\xe9.bin"))
+
+
 def test_a_format_can_be_insisted_on(tmp_path: Path, ids: list[list[int]]) -> None:
     path = write_nanogpt(tmp_path / "data.bin", ids)
     with pytest.raises(ValueError, match=r"begins with the number .*; expected 20240520"):
