@@ -121,12 +121,17 @@ def run_words(
     main()
 
 
-def run_ranks(num_ranks: int, overrides: Sequence[str]) -> None:
-    """A run of several ranks on this machine, to its end."""
+def find_port() -> int:
+    """A port that is free."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        port: int = found.getsockname()[1]
+    return port
+
+
+def run_ranks(num_ranks: int, overrides: Sequence[str]) -> None:
+    """A run of several ranks on this machine, to its end."""
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_port())}
     variables["WORLD_SIZE"] = str(num_ranks)
     ranks = [
         Forked(

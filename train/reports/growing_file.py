@@ -1,6 +1,7 @@
 """A file of the log that grows by whole entries, whatever happens to its disk."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -24,6 +25,7 @@ class GrowingFile:
                 while content:
                     content = content[file.write(content) :]
             except OSError:
-                file.truncate(end)
+                with suppress(OSError):
+                    file.truncate(end)
                 raise
         self.waiting = b""
