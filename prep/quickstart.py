@@ -18,6 +18,7 @@ import numpy as np
 
 from prep.sources.python_docs import write_python_docs
 from shards.reader import Shards, open_shards
+from train.start.choose import suggest_command
 
 PROMPT = "The list of"
 # How far below the unigram entropy the validation loss must come to count as learning.
@@ -105,6 +106,6 @@ def describe_result(loss: float, entropy: float, checkpoints: Path, shards: Path
             f"  velocity shards info {shards}",
             f"  velocity shards trace {shards} --run {checkpoints} --step 1",
             "  velocity prep --input YOUR_TEXT.jsonl --text-column text --out shards/",
-            "  torchrun --nproc_per_node 4 -m train",
+            f"  {suggest_command(Path('shards'))}",
         ]
     )

@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from train.config import Config
 from train.settings import load_config
 from train.start.arguments import parse_arguments
+from train.start.choose import list_configs
 
 
 def load_settings(arguments: argparse.Namespace) -> Config:
@@ -53,6 +54,9 @@ def main() -> None:
         arguments = parse_arguments(sys.argv[1:])
     except ValueError as error:
         exit_on_words(error)
+    if arguments.config == "list":
+        print("\n".join(list_configs()))
+        return
     config = load_settings(arguments)
     from train.loop import train
 

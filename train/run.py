@@ -25,6 +25,7 @@ from train.distributed import Rank
 from train.optimizer import SkipCount, make_optimizer, make_scaler
 from train.precision import Autocast, check_precision, make_autocast
 from train.schedule import describe_change
+from train.start.report import check_start
 
 
 @dataclass
@@ -81,6 +82,8 @@ def build_run(config: Config, rank: Rank, say: Say) -> Run:
     start = agree_on_start(config.infrastructure, rank, say)
     if start:
         check_same_run(config, shards, start, say)
+    first_step = read_position(start).step if start else 0
+    check_start(config, rank, shards, first_step, say)
     model = build_model(config, rank, start)
     optimizer = make_optimizer(model, config.training)
     scaler = make_scaler(rank.device, config.training)
