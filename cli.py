@@ -15,7 +15,7 @@ from prep.foreign.command import import_shards
 from shards.commands import app as shards_app
 from shards.options import takes_options
 from shards.screen import say
-from train.commands import Overrides, remove, trace
+from train.commands import Overrides, remove, trace, train
 
 app = typer.Typer(
     name="velocity",
@@ -29,6 +29,8 @@ app.command()(prep)
 app.add_typer(shards_app, name="shards")
 for name, command in (("import", import_shards), ("trace", trace), ("remove", remove)):
     shards_app.command(name)(command)
+# Not a command, but what many type first.
+app.command(hidden=True, context_settings={"ignore_unknown_options": True})(train)
 
 
 def main() -> None:
