@@ -19,7 +19,7 @@ from shards.disk.names import quote
 from shards.failure import naming_pipes, prepare_screen, reporting
 from shards.options import expect_paths, takes_options
 from shards.screen import open_output, say, say_text
-from train.commands import Overrides, remove, trace
+from train.commands import Overrides, remove, trace, train
 
 app = typer.Typer(
     name="velocity",
@@ -33,6 +33,8 @@ app.command()(prep)
 app.add_typer(shards_app, name="shards")
 for name, command in (("import", import_shards), ("trace", trace), ("remove", remove)):
     shards_app.command(name)(command)
+# Not a command, but what many type first.
+app.command(hidden=True, context_settings={"ignore_unknown_options": True})(train)
 
 # Typer's and Click's errors about the words of a command have this class in common.
 WRONG_WORDS = typer.BadParameter.__mro__[2]

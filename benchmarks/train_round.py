@@ -18,7 +18,7 @@ from model.transformer import Transformer
 from shards.order import SampleOrder
 from shards.reader import open_shards
 from train.batches import read_samples
-from train.config import Config
+from train.config import Config, DistributedConfig
 from train.distributed import choose_device, join_ranks
 from train.reports.throughput import compute_mfu, find_device_peak, measure_peak_memory
 from train.settings import load_config
@@ -138,7 +138,7 @@ def measure_transformers(options: argparse.Namespace, scratch: Path) -> Json:
     from transformers import LlamaForCausalLM, PrinterCallback, Trainer
 
     config = make_config(options, scratch)
-    watch = Stopwatch(options, choose_device(0, "auto"))
+    watch = Stopwatch(options, choose_device(DistributedConfig(), 0, 1))
     model: Any = LlamaForCausalLM.from_pretrained(scratch / "weights", dtype=torch.float32)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -96,6 +96,8 @@ def find_commands(command: Any, words: list[str]) -> Iterator[list[str]]:
     """The words of a command and of every command below it."""
     yield words
     for name, below in getattr(command, "commands", {}).items():
+        if below.hidden:
+            continue
         yield from find_commands(below, [*words, name])
 
 

@@ -39,7 +39,6 @@ def prep(
     """Turn documents into token shards, once, offline. Run the same command again to resume."""
     from prep.text.filters import make_filter
     from prep.upload import split_out
-    from shards.disk.names import quote
     from shards.disk.url import show_url
 
     url, out = split_out(request.out, staging, compress)
@@ -52,8 +51,9 @@ def prep(
         say(f"stopped; what is committed in {out} stays, and the same command resumes from there")
         raise typer.Exit(130) from None
     if num_tokens:
-        option = "" if out == Path("shards") else f" {quote(f'data.shards={out}')}"
-        say(f"next: torchrun --nproc_per_node 1 -m train{option}")
+        from train.start.choose import suggest_command
+
+        say(f"next: {suggest_command(out, num_tokens)}")
 
 
 def choose_task(request: Request, part: str | None, finish: bool, append: bool) -> Request:

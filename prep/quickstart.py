@@ -21,6 +21,7 @@ from shards.disk.names import quote
 from shards.reader import Shards, open_shards
 from shards.screen import put
 from shards.secrets import hide
+from train.start.choose import suggest_command
 
 PROMPT = "The list of"
 # How far below the unigram entropy the validation loss must come to count as learning.
@@ -109,5 +110,5 @@ def describe_result(loss: float, entropy: float, checkpoints: Path, shards: Path
         f"  velocity shards info {made}",
         f"  velocity shards trace {made} --run {run} --step 1",
         "  velocity prep --input YOUR_TEXT.jsonl --text-column text --out shards/",
-        "  torchrun --nproc_per_node 4 -m train",
+        f"  {suggest_command(Path('shards'))}",
     ]

@@ -20,13 +20,14 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from shards.disk.names import quote
 from shards.failure import describe_error, prepare_screen, reporting
-from shards.screen import say
+from shards.screen import put, say
 from train.config import Config
 from train.distributed import FirstRankError
 from train.launch import adopt_launcher
 from train.reports.console import keep_standard_error
 from train.settings import load_config
 from train.start.arguments import parse_arguments
+from train.start.choose import list_configs
 from train.stop import listen_for_stop
 
 
@@ -52,6 +53,10 @@ def main() -> None:
     # What is wrong with the words, every rank has: the first one tells.
     with reporting(debug, is_told=os.environ.get("RANK", "0") == "0"):
         arguments = parse_arguments(sys.argv[1:])
+        if arguments.config == "list":
+            for line in list_configs():
+                put(line)
+            return
         config = load_config(arguments.config, arguments.overrides)
     with reporting(debug, describe_training_error):
         from train.loop import train

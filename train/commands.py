@@ -1,5 +1,6 @@
 """`velocity shards trace` and `remove`: the commands that need a run as well as a set."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,14 @@ from shards.screen import put, say
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Settings of the run.")
 ]
+
+
+def train(
+    words: Annotated[list[str] | None, typer.Argument(help="Options and settings.")] = None,
+) -> None:
+    """Say how training is started: torchrun does it, as it starts a process for each GPU."""
+    command = shlex.join(["torchrun", "--nproc_per_node", "1", "-m", "train", *(words or ())])
+    raise ValueError(f"training is started by torchrun: {command}")
 
 
 def trace(

@@ -16,6 +16,8 @@ Precision = Literal["fp16", "bf16", "fp32"]
 
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
+# More than any run has; all that is computed from it stays within 64 bits.
+MAX_STEPS = 10**9
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ class TrainingConfig:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; expected at least 1")
+        if self.num_training_steps > MAX_STEPS:
+            raise ValueError(
+                f"training.num_training_steps is {self.num_training_steps}; expected at most "
+                f"{MAX_STEPS:,}"
+            )
         if self.cycle_steps is not None and self.cycle_steps < 1:
             raise ValueError(f"training.cycle_steps is {self.cycle_steps}; expected at least 1")
         if not 0 <= self.min_learning_rate <= self.learning_rate:

@@ -77,7 +77,7 @@ def join_ranks(config: DistributedConfig) -> Iterator[Rank]:
     rank = int(os.environ.get("RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = choose_device(local_rank, config.backend)
+    device = choose_device(config, local_rank, world_size)
     if world_size == 1:
         yield Rank(rank, world_size, local_rank, device)
         return
@@ -92,15 +92,30 @@ def join_ranks(config: DistributedConfig) -> Iterator[Rank]:
     dist.destroy_process_group()
 
 
-def choose_device(local_rank: int, backend: str) -> torch.device:
-    """The GPU of this rank, or the CPU if there is none."""
-    if not torch.cuda.is_available():
-        if backend == "nccl":
-            raise ValueError(
-                "distributed.backend is nccl, but torch finds no GPU here; "
-                "set distributed.backend=gloo or leave it at auto"
-            )
-        return torch.device("cpu")
+def choose_device(config: DistributedConfig, local_rank: int, world_size: int) -> torch.device:
+    """The device of this rank: its own GPU; alone, Apple's; else the CPU.
+
+    Raises ValueError if `distributed.device` asks for what is not there.
+    """
+    has_mps = torch.backends.mps.is_available() and world_size == 1
+    there = {"cuda": torch.cuda.is_available(), "mps": has_mps, "cpu": True}
+    kind = config.device
+    if kind == "auto":
+        kind = "cuda" if there["cuda"] else "mps" if has_mps else "cpu"
+    if config.backend == "nccl" and kind != "cuda":
+        found = "torch finds no GPU here" if not there["cuda"] else f"distributed.device is {kind}"
+        raise ValueError(
+            f"distributed.backend is nccl, but {found}; "
+            "set distributed.backend=gloo or leave it at auto"
+        )
+    if not there[kind]:
+        what = "GPU" if kind == "cuda" else "Apple GPU (MPS) for a run of one rank"
+        raise ValueError(
+            f"distributed.device is {kind}, but torch finds no {what} here; "
+            "set distributed.device=cpu or leave it at auto"
+        )
+    if kind != "cuda":
+        return torch.device(kind)
     if local_rank >= torch.cuda.device_count():
         raise ValueError(
             f"rank {local_rank} on this machine has no GPU: there are {torch.cuda.device_count()}; "

@@ -66,7 +66,8 @@ def update(
         group["lr"] = learning_rate
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True))
+    foreach = parameters[0].device.type != "mps"  # Which has no such kernels.
+    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=foreach))
     if math.isfinite(norm):
         scaler.step(optimizer)
     scaler.update()

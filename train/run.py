@@ -27,6 +27,7 @@ from train.distributed import Rank
 from train.optimizer import SkipCount, make_optimizer, make_scaler
 from train.precision import Autocast, check_precision, make_autocast
 from train.schedule import describe_change
+from train.start.report import check_start
 
 
 @dataclass
@@ -99,6 +100,8 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     start = agree_on_start(config.infrastructure, rank, say)
     if start:
         check_same_run(config, shards, start, say)
+    first_step = read_position(start).step if start else 0
+    check_start(config, rank, shards, first_step, say)
     folder, keep = Path(config.infrastructure.output_dir), config.training.save_total_limit
     rank.do_first(lambda: tidy_checkpoints(folder, start, keep))
     model = build_model(config, rank, start)

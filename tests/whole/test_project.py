@@ -47,7 +47,14 @@ MAY_IMPORT = {
     "cli": {"prep", "prep.text", "prep.foreign"} | SHARDS | MODEL | TRAIN,
 }
 # The faces of a package: each may import all rooms of it.
-FACES = {"shards.commands": SHARDS, "model.generate": MODEL, "train.commands": SHARDS | TRAIN}
+FACES = {
+    "shards.commands": SHARDS,
+    "model.generate": MODEL,
+    "train.commands": SHARDS | TRAIN,
+    # They say with which command to train.
+    "prep.command": PREP | SHARDS | {"train.start"},
+    "prep.quickstart": PREP | SHARDS | {"train.start"},
+}
 # What rooms that come before the package's own files may import of these.
 SHARED = {
     "shards.disk": {"shards.screen", "shards.part"},
@@ -194,6 +201,7 @@ def modules_loaded_by(statement: str) -> set[str]:
         ("import train.loop, train.__main__", {"datasets", "transformers"}),
         ("import model.decode.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
         ("import train.settings, model.config", {"torch"}),
+        ("import train.start.choose", {"torch", "numpy", "pyarrow"}),
         ("import train.tracing.steps, train.commands", {"torch"}),
     ],
 )

@@ -34,6 +34,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "overrides", nargs="*", metavar="section.key=value", help="settings to override"
     )
     parsed, unknown = parser.parse_known_intermixed_args(arguments)
+    # To argparse, words with a blank are no options.
+    unknown += [word for word in parsed.overrides if word.startswith("-")]
     if unknown:
         parser.error(describe_unknown(unknown[0], ["--config", "--debug", "--help"]))
     return parsed

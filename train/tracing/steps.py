@@ -22,6 +22,8 @@ from train.config import Config
 
 # Steps listed per document, at most, in a report on many documents.
 MAX_LISTED_STEPS = 20
+# Samples of a step that is listed: more than the largest runs have.
+MAX_STEP_SAMPLES = 2**24
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,18 @@ def trace_run(shards: Shards, folder: Path) -> Tracer:
 
 
 def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
-    """A tracer for a run with these settings, over all its steps."""
+    """A tracer for a run with these settings, over all its steps.
+
+    Raises ValueError for a number of ranks that no run has.
+    """
     training = config.training
-    per_step = training.batch_size_per_device * training.gradient_accumulation_steps * num_ranks
+    per_rank = training.batch_size_per_device * training.gradient_accumulation_steps
+    per_step = per_rank * num_ranks
+    if not per_rank <= per_step <= MAX_STEP_SAMPLES:
+        raise ValueError(
+            f"--ranks {num_ranks} x {per_rank:,} samples a rank: expected at least 1 rank, and at "
+            f"most {MAX_STEP_SAMPLES:,} samples a step"
+        )
     history = extend_history((), 0, 0, per_step)
     return make_tracer(shards, config, history, training.num_training_steps)
 

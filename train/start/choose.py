@@ -1,0 +1,104 @@
+"""The named configurations: what each needs and reaches, and which one fits a machine and a set."""
+
+import shlex
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from shards.screen import format_bytes, format_count
+from train.config import Config
+from train.settings import list_named_configs, load_config
+from train.start.machine import find_gpus
+from train.start.memory import CHECKPOINT_BYTES, Memory, estimate_memory
+
+# The one for a first try on any machine.
+SMALLEST = "tiny"
+# Repeating a set up to four times is almost as good as new text (Muennighoff et al. 2023).
+MAX_EPOCHS = 4
+
+
+@dataclass(frozen=True)
+class NamedConfig:
+    """A file of train/configs/."""
+
+    name: str
+    config: Config
+
+    @property
+    def option(self) -> str:
+        """What chooses it on the command line: nothing for the default."""
+        return "" if self.config == Config() else f" --config {self.name}"
+
+    def count_tokens(self, world_size: int = 1) -> int:
+        """Tokens that the whole run reads on so many ranks."""
+        training = self.config.training
+        samples = training.batch_size_per_device * training.gradient_accumulation_steps
+        tokens = samples * self.config.data.max_seq_length * world_size
+        return tokens * training.num_training_steps
+
+    def need(self, device_type: str, world_size: int = 1) -> Memory:
+        """The memory of one rank."""
+        return estimate_memory(self.config, device_type, world_size)
+
+
+@cache
+def named_configs() -> list[NamedConfig]:
+    """All of them, the smallest model first."""
+    return [NamedConfig(name, load_config(name)) for name in list_named_configs()]
+
+
+def find_largest(device_type: str, num_bytes: int, world_size: int = 1) -> NamedConfig | None:
+    """The largest that fits into a rank's `num_bytes`; None if none does."""
+    fitting = [n for n in named_configs() if n.need(device_type, world_size).peak <= num_bytes]
+    return fitting[-1] if fitting else None
+
+
+def tabulate_configs() -> list[list[str]]:
+    """A row for each: name, parameters, memory, checkpoint, and the run's tokens on one rank."""
+    rows = [["--config", "parameters", "memory on a GPU", "on a CPU", "a checkpoint", "tokens"]]
+    for named in named_configs():
+        num_parameters = named.config.model.num_parameters()
+        sizes = [
+            named.need("cuda").peak,
+            named.need("cpu").peak,
+            CHECKPOINT_BYTES * num_parameters,
+        ]
+        tokens = format_count(named.count_tokens())
+        rows.append([named.name, f"{num_parameters:,}", *map(format_bytes, sizes), tokens])
+    return rows
+
+
+def list_configs() -> list[str]:
+    """The same as lines for the terminal, in columns."""
+    rows = tabulate_configs()
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def suggest_command(folder: Path, num_tokens: int | None = None) -> str:
+    """The command that trains on the set in `folder`, with the configuration that fits best.
+
+    That is the largest that fits this machine's GPUs and does not read a token of the set, which
+    has `num_tokens`, more than MAX_EPOCHS times; without a GPU the smallest.
+    """
+    gpus = find_gpus()
+    named = choose(gpus, num_tokens)
+    shards = "" if folder == Path("shards") else f" {shlex.quote(f'data.shards={folder}')}"
+    ranks = 1 if named.name == SMALLEST else max(len(gpus), 1)
+    return f"torchrun --nproc_per_node {ranks} -m train{named.option}{shards}"
+
+
+def choose(gpus: list[int], num_tokens: int | None) -> NamedConfig:
+    """The configuration for these GPUs' bytes of memory and a set of so many tokens."""
+    fitting = [
+        named
+        for named in named_configs()
+        if gpus
+        and named.need("cuda", len(gpus)).peak <= min(gpus)
+        and (num_tokens is None or named.count_tokens(len(gpus)) <= MAX_EPOCHS * num_tokens)
+    ]
+    [smallest] = [named for named in named_configs() if named.name == SMALLEST]
+    return fitting[-1] if fitting else smallest

@@ -1,0 +1,172 @@
+"""What a run says at its start: what it runs on, how far it goes, what it needs; or why it cannot.
+
+Refused is only what surely fails. What may fail is warned of, as estimates are estimates.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from shards.disk.space import check_space
+from shards.reader import Shards
+from shards.screen import Say, format_bytes, format_count
+from train.config import Config
+from train.distributed import Rank
+from train.start.choose import find_largest
+from train.start.machine import find_memory
+from train.start.memory import CHECKPOINT_BYTES, Memory, estimate_memory
+
+LABEL_WIDTH = 12
+
+
+def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say: Say) -> None:
+    """Say what the run is and needs; ValueError if the machine cannot hold it.
+
+    `first_step` is the number of steps done before.
+    """
+    need = estimate_memory(config, rank.device.type, rank.world_size)
+    available = find_available(rank)
+    refuse_too_large(config, rank, need, available)
+    lines = {
+        "device": describe_device(config, rank),
+        "model": f"{config.model.num_parameters():,} parameters",
+        "step": describe_step(config, rank),
+        "run": describe_length(config, rank, shards, first_step),
+        "validation": describe_validation(config, shards),
+        "memory": describe_memory(need, available),
+        "checkpoints": describe_checkpoints(config),
+        "logs": str(config.infrastructure.logging_dir),
+    }
+    for label, text in lines.items():
+        say(f"{label:<{LABEL_WIDTH}} {text}")
+
+
+def find_available(rank: Rank) -> tuple[int, int] | None:
+    """A rank's share of the memory of its device: all of it, and what is free; None if unknown."""
+    if rank.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(rank.device)
+        return total, free
+    memory = find_memory()
+    if memory is None:
+        return None
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return memory[0] // ranks, memory[1] // ranks
+
+
+def refuse_too_large(
+    config: Config, rank: Rank, need: Memory, available: tuple[int, int] | None
+) -> None:
+    """ValueError, with what would fit, if the state alone is more than there is."""
+    if available is None or need.state <= available[0]:
+        return
+    where = "GPU" if rank.device.type == "cuda" else "machine"
+    fitting = find_largest(rank.device.type, available[0], rank.world_size)
+    advice = f"--config {fitting.name} fits" if fitting else "none of the named configs fits"
+    raise ValueError(
+        f"the model is too large for this {where}: weights, gradients and optimizer of its "
+        f"{config.model.num_parameters():,} parameters take {format_bytes(need.state)} on each "
+        f"rank, {format_bytes(need.peak)} with the rest, and a rank has "
+        f"{format_bytes(available[0])}; {advice} (--config list shows all)"
+    )
+
+
+def describe_device(config: Config, rank: Rank) -> str:
+    """What the ranks compute on, and in which precision."""
+    device, precision = rank.device, config.training.precision
+    if device.type == "cuda":
+        return f"{rank.world_size} x {torch.cuda.get_device_name(device)}, {precision}"
+    if device.type == "mps":
+        return f"Apple GPU (MPS), {precision}"
+    ranks = f"{rank.world_size} ranks, each with " if rank.world_size > 1 else ""
+    text = f"CPU, {ranks}{torch.get_num_threads()} threads, {precision}"
+    slow = ", which most CPUs compute slowly; training.precision=fp32 is faster"
+    return text + (slow if precision != "fp32" else "")
+
+
+def describe_step(config: Config, rank: Rank) -> str:
+    """How many tokens a step takes, and how they come about."""
+    training, length = config.training, config.data.max_seq_length
+    factors = f"{training.batch_size_per_device:,} samples of {length:,}"
+    if training.gradient_accumulation_steps > 1:
+        factors += f" x {training.gradient_accumulation_steps:,} micro-steps"
+    if rank.world_size > 1:
+        factors += f" x {rank.world_size:,} ranks"
+    return f"{count_step_tokens(config, rank):,} tokens ({factors})"
+
+
+def count_step_tokens(config: Config, rank: Rank) -> int:
+    """Tokens a step, over all ranks."""
+    training = config.training
+    samples = training.batch_size_per_device * training.gradient_accumulation_steps
+    return samples * config.data.max_seq_length * rank.world_size
+
+
+def describe_length(config: Config, rank: Rank, shards: Shards, first_step: int) -> str:
+    """How many steps and tokens there are, and how often the whole run sees each of the set's."""
+    num_steps, held = config.training.num_training_steps, shards.manifest.num_tokens("train")
+    tokens = num_steps * count_step_tokens(config, rank)
+    steps = f"{num_steps:,} steps"
+    if first_step:
+        steps += f", {min(first_step, num_steps):,} of them done"
+    return f"{steps}; {format_count(tokens)} tokens, {describe_epochs(tokens / max(held, 1))}"
+
+
+def describe_epochs(epochs: float) -> str:
+    """How often a run sees each token of its set.
+
+    >>> describe_epochs(0.25), describe_epochs(1.5)
+    ('0.25 epochs: a part of the set, once', '1.5 epochs: each token of the set 1.5 times')
+    """
+    if epochs < 1:
+        return f"{epochs:.2g} epochs: a part of the set, once"
+    times = "once" if epochs == 1 else f"{epochs:,.3g} times"
+    return f"{epochs:,.3g} epochs: each token of the set {times}"
+
+
+def describe_validation(config: Config, shards: Shards) -> str:
+    """When a validation loss is taken and over how much; or that none is, and why."""
+    held, length = shards.manifest.num_tokens("validation"), config.data.max_seq_length
+    windows = min(config.training.eval_windows, max(held - 1, 0) // length)
+    if windows:
+        return f"every {config.training.eval_steps:,} steps, {windows:,} windows of {length:,}"
+    if config.training.eval_windows == 0:
+        return "none: training.eval_windows is 0"
+    if held == 0:
+        return "none: the set has no validation split (prep's --validation-fraction makes one)"
+    return (
+        f"none: a window has {length + 1:,} tokens (data.max_seq_length and one), and the "
+        f"validation split {held:,}"
+    )
+
+
+def describe_memory(need: Memory, available: tuple[int, int] | None) -> str:
+    """What a rank is expected to need, and what is free."""
+    text = f"about {format_bytes(need.peak)} a rank"
+    if available is None:
+        return text
+    text += f", {format_bytes(available[1])} free"
+    if need.peak <= available[1]:
+        return text
+    return (
+        f"{text}: it may not fit; if it does not, set a smaller training.batch_size_per_device "
+        "and more training.gradient_accumulation_steps"
+    )
+
+
+def describe_checkpoints(config: Config) -> str:
+    """Where they go, how large they are and how many are kept.
+
+    Raises ValueError if not even one more has room on the disk.
+    """
+    folder, keep = Path(config.infrastructure.output_dir), config.training.save_total_limit
+    size = CHECKPOINT_BYTES * config.model.num_parameters()
+    there = folder.absolute()
+    while not there.is_dir():
+        there = there.parent
+    check_space(there, size, "choose another infrastructure.output_dir", "for a checkpoint")
+    free = shutil.disk_usage(there).free
+    text = f"{folder}: {format_bytes(size)} each, {keep} kept, {format_bytes(free)} of disk free"
+    # The oldest goes once the new one is whole.
+    return text + (": too little for all of them" if free < (keep + 1) * size else "")
