@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TextIO
 
 from shards.disk.durable import advise_writing
 from shards.screen import LogLines, say, say_text
-from shards.secrets import learn_environment, learn_words
+from shards.secrets import forget, learn_environment, learn_words
 
 # An error that quotes what it met may be as long as that.
 MAX_CHARS = 2000
@@ -49,6 +49,7 @@ def reporting(
 
 def prepare_screen(words: list[str]) -> None:
     """Before anything is printed: learn which secrets the command was given, and catch logs."""
+    forget()
     learn_words(words)
     learn_environment(os.environ)
     logger = logging.getLogger("velocity")
