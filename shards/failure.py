@@ -80,7 +80,7 @@ def describe_error(error: Exception) -> str:
     >>> describe_error(FileNotFoundError(2, "No such file or directory", "a.txt"))
     'a.txt: No such file or directory'
     >>> describe_error(KeyError("totals"))
-    "unexpected KeyError: 'totals'; this is not your fault: report it, with what --debug shows"
+    "unexpected KeyError: 'totals'; --debug shows where; please report it"
     """
     if isinstance(error, OSError) and error.strerror:
         name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
@@ -91,7 +91,7 @@ def describe_error(error: Exception) -> str:
     words = " ".join(str(error).split())
     return (
         f"unexpected {type(error).__name__}{f': {words}' if words else ''}; "
-        "this is not your fault: report it, with what --debug shows"
+        "--debug shows where; please report it"
     )
 
 

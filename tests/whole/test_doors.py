@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from inspect import unwrap
 from pathlib import Path
 from typing import Any, get_type_hints
 from unittest.mock import patch
@@ -18,6 +19,7 @@ from shards.options import label_paths
 from tests.commands import run_main, velocity
 from tests.texts import make_texts, write_jsonl
 from train.__main__ import load_settings, parse_arguments
+from train.__main__ import main as train_main
 
 KEYS = ("SECRETKEY", "ETKEY")
 # Not one of them gets as far as a network.
@@ -234,6 +236,23 @@ def test_a_bug_in_a_command_ends_in_one_line(folder: Path) -> None:
     assert (code, output) == (1, "")
     assert errors.startswith("velocity: unexpected KeyError: 'totals'; ")
     assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_a_bug_in_training_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(sys, "argv", ["train", "--config", "tiny"])
+    failing = patch("train.loop.train", side_effect=RecursionError("too\ndeep"))
+    with failing, pytest.raises(SystemExit) as end:
+        unwrap(train_main)()  # Without torchrun's fault handler, which wants a real stderr.
+    assert end.value.code == 1
+    name = "rank 3: " if rank == "3" else ""
+    assert capsys.readouterr().err == (
+        f"velocity: {name}unexpected RecursionError: too deep; --debug shows where; "
+        "please report it\n"
+    )
 
 
 def test_a_broken_pipe_of_ours_is_told(folder: Path) -> None:
