@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TextIO
 
 from shards.disk.durable import advise_writing
 from shards.screen import LogLines, say, say_text
-from shards.secrets import learn_environment, learn_words
+from shards.secrets import forget, learn_environment, learn_words
 
 # An error that quotes what it met may be as long as that.
 MAX_CHARS = 2000
@@ -49,6 +49,7 @@ def reporting(
 
 def prepare_screen(words: list[str]) -> None:
     """Before anything is printed: learn which secrets the command was given, and catch logs."""
+    forget()
     learn_words(words)
     learn_environment(os.environ)
     logger = logging.getLogger("velocity")
@@ -79,7 +80,7 @@ def describe_error(error: Exception) -> str:
     >>> describe_error(FileNotFoundError(2, "No such file or directory", "a.txt"))
     'a.txt: No such file or directory'
     >>> describe_error(KeyError("totals"))
-    "unexpected KeyError: 'totals'; this is not your fault: report it, with what --debug shows"
+    "unexpected KeyError: 'totals'; --debug shows where; please report it"
     """
     if isinstance(error, OSError) and error.strerror:
         name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
@@ -90,7 +91,7 @@ def describe_error(error: Exception) -> str:
     words = " ".join(str(error).split())
     return (
         f"unexpected {type(error).__name__}{f': {words}' if words else ''}; "
-        "this is not your fault: report it, with what --debug shows"
+        "--debug shows where; please report it"
     )
 
 

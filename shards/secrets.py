@@ -24,6 +24,11 @@ OPEN_QUERY = {"region", "scheme", "endpoint_override", "retry_limit_seconds", "p
 _known: set[str] = set()
 
 
+def forget() -> None:
+    """Forget what was learned: another command begins."""
+    _known.clear()
+
+
 def learn_words(words: Iterable[str]) -> None:
     """Learn the keys in words of a command line, or in lines of a settings file."""
     for word in words:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from shards.disk.names import escape_line
 from shards.inspect.lengths import PERCENTILES
 from shards.inspect.stats import Amount, Stats
 
@@ -41,6 +42,7 @@ def describe_stats(stats: Stats, top: int) -> Iterator[str]:
 
 def describe_amounts(what: str, amounts: list[tuple[str, Amount]], total: Amount) -> Iterator[str]:
     """Documents, tokens, share of the tokens and bytes per token of each amount."""
+    amounts = [(escape_line(name), amount) for name, amount in amounts]
     width = max([len(what), len("all"), *(len(name) for name, _ in amounts)])
     yield f"{what:<{width}} {'documents':>15} {'tokens':>19} {'of tokens':>10} {'bytes/token':>12}"
     rows = amounts if len(amounts) == 1 else [*amounts, ("all", total)]
