@@ -5,6 +5,7 @@ names the file and says what to do. A new format is a reader, a row of
 FORMATS, and its suffix in prep/request.py.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +17,16 @@ import numpy as np
 import pyarrow as pa
 
 from prep.request import SUFFIXES
-from prep.sources.documents import Documents, Piece
+from prep.sources.documents import MISSING, BadDocument, Documents, Piece
 from prep.sources.lines import (
+    MAX_DOCUMENT_BYTES,
     Document,
-    check_size,
+    find_excess,
+    list_keys,
     read_blocks,
     read_json_lines,
     read_whole,
+    repair,
     split_lines,
 )
 from prep.sources.parquet import make_valid, measure_column, read_columns, split_row_groups
@@ -46,6 +50,8 @@ class ReadOptions:
     # Other columns to read, for the filters.
     columns: tuple[str, ...]
     blank_line_documents: bool
+    # Whether bad documents are left out, and told by `Documents.bad`; else they are errors.
+    skips_bad: bool
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,11 @@ class Format:
 
 
 def read_documents(
-    piece: Piece, text_column: str, blank_line_documents: bool = False, columns: Sequence[str] = ()
+    piece: Piece,
+    text_column: str,
+    blank_line_documents: bool = False,
+    columns: Sequence[str] = (),
+    skips_bad: bool = False,
 ) -> Iterator[Documents]:
     """Yield a piece's documents, at most 1000 at a time, and fewer once they make 8 MB.
 
@@ -70,12 +80,14 @@ def read_documents(
     start of a .jsonl or .txt is dropped.
 
     Raises ValueError or OSError, in one line that names the file (and the line), for a file that is
-    missing, cut short, damaged, or does not hold what its name or `text_column` says.
+    missing, cut short, damaged, or does not hold what its name or `text_column` says. It is a
+    BadDocument if the file itself is bad; the documents before that may have been yielded.
     """
     path = Path(piece.path)
     form = find_format(path)
+    options = ReadOptions(text_column, tuple(columns), blank_line_documents, skips_bad)
     with _naming_errors(path):
-        yield from form.read(piece, ReadOptions(text_column, tuple(columns), blank_line_documents))
+        yield from form.read(piece, options)
 
 
 def split_file(path: Path, name: str, max_bytes: int) -> list[Piece]:
@@ -117,16 +129,23 @@ def _naming_errors(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be opened ({error.strerror})") from None
     try:
         yield
-    except _MixedTypesError as error:
+    except MemoryError as error:  # Arrow's as well; not a fault of the file.
         raise ValueError(
-            f"{path}: {error}; expected one type, to compare it with --where"
-        ) from None
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ValueError(
-            f"{path}: damaged, cut short, or not what its name says ({reason}); "
-            "copy or download it again, or leave it out"
+            f"{path}: does not fit into memory ({_first_line(error)}); try again with fewer "
+            "--workers, or leave it out"
         ) from error
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        message = (
+            f"{path}: damaged, cut short, or not what its name says ({_first_line(error)}); "
+            "copy or download it again, or leave it out"
+        )
+        if isinstance(error, OSError) and error.errno:  # Of the disk, which may be well again.
+            raise ValueError(message) from error
+        raise BadDocument(message, "damaged") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _read_parquet(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
@@ -143,26 +162,82 @@ def _read_parquet(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
         row += len(rows)
         valid_texts, repaired = make_valid(texts)
         valid_urls = make_valid(urls)[0].cast(pa.string())
-        documents = Documents(valid_texts, valid_urls, rows, repaired, others)
-        largest = int(documents.num_bytes.argmax())
-        advice = f"each row of {options.text_column!r} is a document"
-        check_size(int(documents.num_bytes[largest]), f"{piece.path}, row {rows[largest]}", advice)
-        yield documents
+        documents = Documents(valid_texts, valid_urls, rows, repaired, others, {}, piece.path)
+        yield documents._replace(bad=_find_too_large(documents, options))
+
+
+def _find_too_large(documents: Documents, options: ReadOptions) -> dict[int, BadDocument]:
+    """The documents of a batch that are too large; raises the first if they are errors."""
+    bad = {}
+    advice = f"each row of {options.text_column!r} is a document"
+    sizes = documents.num_bytes
+    for place in np.flatnonzero(sizes > MAX_DOCUMENT_BYTES).tolist():
+        error = find_excess(int(sizes[place]), documents.name(place), advice)
+        assert error is not None
+        if not options.skips_bad:
+            raise error
+        bad[place] = error
+    return bad
 
 
 def _read_lines(
     piece: Piece, options: ReadOptions, codec: str | None = None
 ) -> Iterator[Documents]:
-    place = (piece.start, piece.stop, piece.first_row)
-    key, keys = options.text_column, options.columns
-    yield from _batch(read_json_lines(Path(piece.path), codec, key, keys, *place), keys)
+    documents = _read_piece(piece, options, codec)
+    if options.columns:
+        documents = _expect_keys(documents, piece, options, codec)
+    yield from _batch(documents, piece.path, "line", options.columns)
+
+
+def _read_piece(piece: Piece, options: ReadOptions, codec: str | None) -> Iterator[Document]:
+    return read_json_lines(
+        Path(piece.path),
+        codec,
+        options.text_column,
+        options.columns,
+        piece.start,
+        piece.stop,
+        piece.first_row,
+        options.skips_bad,
+    )
+
+
+def _expect_keys(
+    documents: Iterable[Document], piece: Piece, options: ReadOptions, codec: str | None
+) -> Iterator[Document]:
+    """Pass documents on; ValueError at the end if none of the file has one of the keys.
+
+    A slip would drop them all. A piece without the key is looked up in its whole file.
+    """
+    unseen = set(enumerate(options.columns))
+    has_documents = False
+    for document in documents:
+        if unseen and document.bad is None:
+            has_documents = True
+            unseen -= {entry for entry in unseen if document.values[entry[0]] is not MISSING}
+        yield document
+    if not (unseen and has_documents):
+        return
+    if piece.start or piece.stop is not None:
+        for document in _read_piece(Piece(piece.path, piece.name), options, codec):
+            unseen -= {entry for entry in unseen if document.values[entry[0]] is not MISSING}
+            if not unseen:
+                return
+    _, key = min(unseen)
+    raise ValueError(
+        f"{piece.path}: no key {key!r} on any line; the keys are "
+        f"{list_keys(Path(piece.path), codec)}; name one of them in --where, or leave the file out"
+    )
 
 
 def _read_text(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
     path = Path(piece.path)
     if options.columns:
         raise ValueError(f"{path}: is text without columns, so there is no {options.columns[0]!r}")
-    yield from _batch(read_blocks(path) if options.blank_line_documents else read_whole(path))
+    if options.blank_line_documents:
+        yield from _batch(read_blocks(path, options.skips_bad), piece.path, "block")
+    else:
+        yield from _batch(read_whole(path), piece.path)
 
 
 def _estimate_plain(path: Path, text_column: str) -> int:
@@ -173,7 +248,9 @@ def _estimate_compressed(path: Path, text_column: str) -> int:
     return path.stat().st_size * COMPRESSION_RATIO
 
 
-def _batch(documents: Iterable[Document], columns: Sequence[str] = ()) -> Iterator[Documents]:
+def _batch(
+    documents: Iterable[Document], path: str, row_name: str = "row", columns: Sequence[str] = ()
+) -> Iterator[Documents]:
     """Collect documents into batches."""
     batch: list[Document] = []
     size = 0
@@ -183,38 +260,77 @@ def _batch(documents: Iterable[Document], columns: Sequence[str] = ()) -> Iterat
         # Characters or bytes: either keeps a batch from growing without bound.
         size += text.as_buffer().size if isinstance(text, pa.Scalar) else len(text or "")
         if len(batch) == MAX_BATCH_DOCUMENTS or size >= MAX_BATCH_BYTES:
-            transposed = _transpose(batch, columns)
+            transposed = _transpose(batch, path, row_name, columns)
             del document, text  # Large texts are not held twice while they are encoded.
             batch, size = [], 0
             yield transposed
             del transposed
     if batch:
-        yield _transpose(batch, columns)
+        yield _transpose(batch, path, row_name, columns)
 
 
-def _transpose(batch: list[Document], columns: Sequence[str]) -> Documents:
-    texts, urls, rows, repaired, others = zip(*batch, strict=True)
+def _transpose(
+    batch: list[Document], path: str, row_name: str, columns: Sequence[str]
+) -> Documents:
+    texts, urls, rows, repaired, others, bad = zip(*batch, strict=True)
     return Documents(
         pa.array(texts, pa.large_string()),
         pa.array(urls, pa.string()),
         np.array(rows, np.int64),
         np.array(repaired, np.bool_),
-        {name: _unite(name, [row[i] for row in others]) for i, name in enumerate(columns)},
+        {name: _unite([row[i] for row in others]) for i, name in enumerate(columns)},
+        {place: error for place, error in enumerate(bad) if error},
+        path,
+        row_name,
     )
 
 
-def _unite(name: str, values: list[Any]) -> pa.Array:
-    """The values of a key as an array of one type."""
+def _unite(values: list[Any]) -> pa.Array:
+    """The values of a key as an array: of their type, or a union if they are of several."""
+    kinds = [_find_kind(value) for value in values]
+    names = [kind for kind in dict.fromkeys(kinds) if kind is not None]
+    # What is missing goes with the values of the first kind.
+    codes = [0 if kind is None else names.index(kind) for kind in kinds]
+    parts: list[list[Any]] = [[] for _ in names or [None]]
+    offsets = []
+    for value, code in zip(values, codes, strict=True):
+        offsets.append(len(parts[code]))
+        parts[code].append(None if value is MISSING else value)
+    if len(names) < 2:
+        return _make_array(names[0] if names else None, parts[0])
+    arrays = [_make_array(kind, part) for kind, part in zip(names, parts, strict=True)]
+    return pa.UnionArray.from_dense(
+        pa.array(codes, pa.int8()), pa.array(offsets, pa.int32()), arrays
+    )
+
+
+def _find_kind(value: Any) -> type | None:
+    """What a value is compared as; None if it is missing or null."""
+    if value is MISSING or value is None:
+        return None
+    return float if type(value) is int else type(value)
+
+
+def _make_array(kind: type | None, values: list[Any]) -> pa.Array:
+    """The values of one kind as an array; None = null."""
+    if kind is str:
+        return pa.array([value and repair(value)[0] for value in values], pa.large_string())
+    if kind in (list, dict):  # --where refuses them by their type.
+        return pa.array(
+            [None if value is None else kind() for value in values],
+            pa.list_(pa.null()) if kind is list else pa.struct([]),
+        )
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        if {type(value) for value in values} <= {int, float, type(None)}:  # Beyond 64 bits.
-            return pa.array([None if value is None else float(value) for value in values])
-        raise _MixedTypesError(f"the key {name!r} holds values of several types") from None
+    except (pa.ArrowInvalid, OverflowError):  # Numbers beyond 64 bits.
+        return pa.array([value if value is None else _to_float(value) for value in values])
 
 
-class _MixedTypesError(ValueError):
-    """Values of a key that have no type in common."""
+def _to_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 FORMATS: dict[str, Format] = {

@@ -183,8 +183,7 @@ def _read_pages(file: BinaryIO, chunk: Chunk) -> Pages:
             num_rows += page.num_rows
     if num_rows != chunk.num_rows:
         raise PageError(
-            f"the column {chunk.name!r} holds {num_rows:,} rows, the footer says "
-            f"{chunk.num_rows:,}"
+            f"the column {chunk.name!r} holds {num_rows:,} rows, the footer says {chunk.num_rows:,}"
         )
     return Pages(chunk, dictionary, tuple(data))
 
