@@ -10,11 +10,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
-from prep.manifest import check_conservation
+from prep.manifest import check_conservation, describe_bad
 from prep.planning.plan import Plan
 from prep.planning.settle import settle_plan
 from prep.request import Request
@@ -44,6 +44,7 @@ OWN_OPTIONS = {
     "max_tokens",
     "unit_bytes",
     "sample",
+    "on_bad_document",
 }
 NUMBERED = re.compile(r"(train|validation)-(\d+)(.*\.bin)")
 
@@ -89,6 +90,8 @@ def make_addition(request: Request, manifest: Manifest, say: Say) -> Manifest | 
         return None
     check_sources(manifest, plan)
     addition = prepare(request, say)
+    for line in describe_bad(Audit(**addition.audit)):
+        say(line)
     if not any(shard.num_documents for shard in addition.shards):
         dropped = ", ".join(f"{n:,} {why}" for why, n in addition.audit["dropped"].items() if n)
         say(
@@ -217,7 +220,7 @@ def join(out: Path, manifest: Manifest, addition: Manifest, plan_id: str) -> str
         parent,
         shards,
         {name: sha256 for name, sha256 in hashes.items() if sha256},
-        asdict(audit),
+        audit.content,
         sources=sources | {"files": [*sources["files"], *more["files"]]},
         appended=[*list_appended(manifest), appended],
     )

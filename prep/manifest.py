@@ -3,11 +3,11 @@
 import platform
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 from prep.planning.plan import Plan
+from prep.sources.documents import BAD
 from prep.sources.local import Source
 from prep.text.copies import PlacedShard
 from prep.text.gpt2 import END_OF_TEXT
@@ -64,7 +64,7 @@ def write_manifest(
     content = describe_content(out, sources, audit, plan.policy.content, plan.content["hub"])
     hashes = {name: h for receipt in receipts for name, h in receipt.sidecar_sha256.items()}
     environment = describe_environment(hashes, workers, seconds)
-    write_file(out / MANIFEST, make_manifest(content, shards, asdict(audit), environment))
+    write_file(out / MANIFEST, make_manifest(content, shards, audit.content, environment))
     return read_manifest(out)
 
 
@@ -135,6 +135,20 @@ def find_version(package: str) -> str | None:
         return None
 
 
+def describe_bad(audit: Audit) -> list[str]:
+    """What --on-bad-document skip left out: how much, and the first few."""
+    num_documents = sum(n for why, n in audit.dropped.items() if why.startswith(BAD))
+    files = ", ".join(f"{count:,} {reason}" for reason, count in audit.left_out.items())
+    lines = []
+    if files:
+        lines.append(f"files left out, or pieces of large ones: {files}")
+    if audit.bad:
+        num_bad = num_documents + sum(audit.left_out.values())
+        lines.append(f"bad, and left out: {num_bad:,}; the first of them:")
+        lines += [f"  {message}" for message in audit.bad]
+    return lines
+
+
 def summarize(manifest: Manifest, out: Path) -> list[str]:
     """What was made, the audit, and what to type next."""
     audit, environment = Audit(**manifest.audit), manifest.environment
@@ -153,6 +167,7 @@ def summarize(manifest: Manifest, out: Path) -> list[str]:
         f"{format_bytes(audit.text_bytes)} of text{rate}",
         f"dataset_id {manifest.dataset_id}",
     ]
+    lines += describe_bad(audit)
     if audit.texts_repaired:
         lines.append(
             f"{audit.texts_repaired:,} texts had invalid UTF-8 or lone surrogates, "

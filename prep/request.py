@@ -81,6 +81,13 @@ class Policy:
             "'language_score>=0.65'. May be given several times."
         ),
     ] = ()
+    on_bad_document: Annotated[
+        str,
+        typer.Option(
+            help="A document or file that cannot be read: error ends the run there, skip leaves it "
+            "out, counts it, and names the first few."
+        ),
+    ] = "error"
     # A decimal number; files are chosen by a hash of their names.
     sample: Annotated[
         str | None,
@@ -104,13 +111,23 @@ class Policy:
                 raise ValueError(f"{name_option(name)} is {value}; expected a number of at least 1")
         if self.dedup not in (None, "exact"):
             raise ValueError(f"--dedup is {self.dedup}; expected exact, or leave the option out")
+        if self.on_bad_document not in ("error", "skip"):
+            raise ValueError(f"--on-bad-document is {self.on_bad_document}; expected error or skip")
         self.validation_threshold()
         parse_fraction(self.sample)
 
     @property
     def content(self) -> Json:
         """Only the options that are set: a new one that is None or () by default changes no id."""
-        return {key: value for key, value in asdict(self).items() if value not in (None, ())}
+        content = {key: value for key, value in asdict(self).items() if value not in (None, ())}
+        if not self.skips_bad:
+            del content["on_bad_document"]
+        return content
+
+    @property
+    def skips_bad(self) -> bool:
+        """Whether bad documents and files are left out and counted; else they end the run."""
+        return self.on_bad_document == "skip"
 
     def validation_threshold(self) -> int:
         """A document goes to validation if the first 64 bits of its hash are below this.

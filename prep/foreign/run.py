@@ -215,7 +215,7 @@ def describe_set(
     environment["import"] = {
         key: value for key, value in asdict(work.notes).items() if key != "sha256"
     }
-    return make_manifest(content, shards, asdict(work.audit), environment)
+    return make_manifest(content, shards, work.audit.content, environment)
 
 
 def describe_notes(notes: Notes) -> list[str]:

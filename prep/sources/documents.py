@@ -26,6 +26,10 @@ class Piece:
     stamp: Stamp | None = field(default=None, compare=False)
 
 
+# Begins the reasons under which bad documents are counted as dropped.
+BAD = "bad: "
+
+
 class BadDocument(ValueError):
     """A document, or a whole file, that cannot be read: --on-bad-document says what becomes of it.
 
@@ -39,6 +43,10 @@ class BadDocument(ValueError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+    def named(self, piece: "Piece") -> "BadDocument":
+        """The same, with the name that the set has for the file instead of its path here."""
+        return BadDocument(str(self).replace(piece.path, piece.name, 1), self.reason)
 
 
 # What a document has under a key that it does not have.
@@ -55,6 +63,13 @@ class Documents(NamedTuple):
     columns: dict[str, pa.Array]  # the other columns that were asked for
     # Those that could not be read, by their place in the batch; their text is null.
     bad: Mapping[int, BadDocument] = MappingProxyType({})
+    path: str = ""  # of their file, and what a row of it is called
+    row_name: str = "row"
+
+    def name(self, place: int) -> str:
+        """What to call a document in a message; lines are counted from 1, as editors do."""
+        row = int(self.rows[place]) + (self.row_name == "line")
+        return f"{self.path}, {self.row_name} {row}"
 
     @property
     def num_bytes(self) -> Int64:
@@ -69,24 +84,24 @@ class Documents(NamedTuple):
         """The documents that `kept` marks."""
         mask = pa.array(kept)
         places = np.flatnonzero(kept).tolist() if self.bad else []
-        return Documents(
-            self.texts.filter(mask),
-            self.urls.filter(mask),
-            self.rows[kept],
-            self.repaired[kept],
-            {name: values.filter(mask) for name, values in self.columns.items()},
-            {i: self.bad[place] for i, place in enumerate(places) if place in self.bad},
+        return self._replace(
+            texts=self.texts.filter(mask),
+            urls=self.urls.filter(mask),
+            rows=self.rows[kept],
+            repaired=self.repaired[kept],
+            columns={name: values.filter(mask) for name, values in self.columns.items()},
+            bad={i: self.bad[place] for i, place in enumerate(places) if place in self.bad},
         )
 
     def first(self, count: int) -> "Documents":
         """The first `count` documents."""
-        return Documents(
-            self.texts[:count],
-            self.urls[:count],
-            self.rows[:count],
-            self.repaired[:count],
-            {name: values[:count] for name, values in self.columns.items()},
-            {place: error for place, error in self.bad.items() if place < count},
+        return self._replace(
+            texts=self.texts[:count],
+            urls=self.urls[:count],
+            rows=self.rows[:count],
+            repaired=self.repaired[:count],
+            columns={name: values[:count] for name, values in self.columns.items()},
+            bad={place: error for place, error in self.bad.items() if place < count},
         )
 
 

@@ -5,6 +5,8 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
+from prep.sources.documents import BadDocument
+
 UTF8_MARK = codecs.BOM_UTF8
 # Longest first: UTF-16's little-endian mark begins UTF-32's.
 _MARKS = (
@@ -22,11 +24,13 @@ _ASCII, _EAST_ASIAN = 0, -1
 
 
 def refuse_wide(head: bytes, path: Path) -> None:
-    """ValueError naming the encoding if a file's first bytes are UTF-16 or UTF-32."""
+    """BadDocument naming the encoding if a file's first bytes are UTF-16 or UTF-32."""
     name = next((name for mark, name in _MARKS if head.startswith(mark)), None)
     name = name or guess_wide(head[:HEAD_BYTES])
     if name:
-        raise ValueError(f"{path}: is in {name}; convert it with iconv -f {name} -t UTF-8")
+        raise BadDocument(
+            f"{path}: is in {name}; convert it with iconv -f {name} -t UTF-8", f"in {name}"
+        )
 
 
 def guess_wide(head: bytes) -> str | None:

@@ -10,17 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from prep.request import JSON_LINES, SUFFIXES
-from prep.sources.documents import Documents, Piece
+from prep.sources.documents import MISSING, BadDocument, Documents, Piece
 from prep.sources.door import check_readable
+from prep.sources.keys import unite
 from prep.sources.lines import (
+    MAX_DOCUMENT_BYTES,
     Document,
-    check_size,
+    find_excess,
+    list_keys,
     read_blocks,
     read_json_lines,
     read_whole,
@@ -47,6 +49,8 @@ class ReadOptions:
     # Other columns to read, for the filters.
     columns: tuple[str, ...]
     blank_line_documents: bool
+    # Whether bad documents are left out, and told by `Documents.bad`; else they are errors.
+    skips_bad: bool
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,11 @@ class Format:
 
 
 def read_documents(
-    piece: Piece, text_column: str, blank_line_documents: bool = False, columns: Sequence[str] = ()
+    piece: Piece,
+    text_column: str,
+    blank_line_documents: bool = False,
+    columns: Sequence[str] = (),
+    skips_bad: bool = False,
 ) -> Iterator[Documents]:
     """Yield a piece's documents, at most 1000 at a time, and fewer once they make 8 MB.
 
@@ -71,12 +79,14 @@ def read_documents(
     start of a .jsonl or .txt is dropped.
 
     Raises ValueError or OSError, in one line that names the file (and the line), for a file that is
-    missing, cut short, damaged, or does not hold what its name or `text_column` says.
+    missing, cut short, damaged, or does not hold what its name or `text_column` says. It is a
+    BadDocument if the file itself is bad; the documents before that may have been yielded.
     """
     path = Path(piece.path)
     form = find_format(path)
+    options = ReadOptions(text_column, tuple(columns), blank_line_documents, skips_bad)
     with _naming_errors(path):
-        yield from form.read(piece, ReadOptions(text_column, tuple(columns), blank_line_documents))
+        yield from form.read(piece, options)
 
 
 def split_file(path: Path, name: str, max_bytes: int) -> list[Piece]:
@@ -115,21 +125,24 @@ def _naming_errors(path: Path) -> Iterator[None]:
     check_readable(path)
     try:
         yield
-    except _MixedTypesError as error:
+    except MemoryError as error:  # Arrow's as well; not a fault of the file.
         raise ValueError(
-            f"{path}: {error}; expected one type, to compare it with --where"
-        ) from None
-    except MemoryError:
-        raise ValueError(
-            f"{path}: there is not enough memory to read it; try fewer --workers. A .zst made with "
-            "--long takes as much as its window: make a smaller one with zstd -d --long=31 | zstd"
-        ) from None
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ValueError(
-            f"{path}: damaged, cut short, or not what its name says ({reason}); "
-            "copy or download it again, or leave it out"
+            f"{path}: there is not enough memory to read it ({_first_line(error)}); try fewer "
+            "--workers, or leave it out. A .zst made with --long takes as much as its window: make "
+            "a smaller one with zstd -d --long=31 | zstd"
         ) from error
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        message = (
+            f"{path}: damaged, cut short, or not what its name says ({_first_line(error)}); "
+            "copy or download it again, or leave it out"
+        )
+        if isinstance(error, OSError) and error.errno:  # Of the disk, which may be well again.
+            raise ValueError(message) from error
+        raise BadDocument(message, "damaged") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _read_parquet(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
@@ -146,26 +159,82 @@ def _read_parquet(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
         row += len(rows)
         valid_texts, repaired = make_valid(texts)
         valid_urls = make_valid(urls)[0].cast(pa.string())
-        documents = Documents(valid_texts, valid_urls, rows, repaired, others)
-        largest = int(documents.num_bytes.argmax())
-        advice = f"each row of {options.text_column!r} is a document"
-        check_size(int(documents.num_bytes[largest]), f"{piece.path}, row {rows[largest]}", advice)
-        yield documents
+        documents = Documents(valid_texts, valid_urls, rows, repaired, others, {}, piece.path)
+        yield documents._replace(bad=_find_too_large(documents, options))
+
+
+def _find_too_large(documents: Documents, options: ReadOptions) -> dict[int, BadDocument]:
+    """The documents of a batch that are too large; raises the first if they are errors."""
+    bad = {}
+    advice = f"each row of {options.text_column!r} is a document"
+    sizes = documents.num_bytes
+    for place in np.flatnonzero(sizes > MAX_DOCUMENT_BYTES).tolist():
+        error = find_excess(int(sizes[place]), documents.name(place), advice)
+        assert error is not None
+        if not options.skips_bad:
+            raise error
+        bad[place] = error
+    return bad
 
 
 def _read_lines(
     piece: Piece, options: ReadOptions, codec: str | None = None
 ) -> Iterator[Documents]:
-    place = (piece.start, piece.stop, piece.first_row)
-    key, keys = options.text_column, options.columns
-    yield from _batch(read_json_lines(Path(piece.path), codec, key, keys, *place), keys)
+    documents = _read_piece(piece, options, codec)
+    if options.columns:
+        documents = _expect_keys(documents, piece, options, codec)
+    yield from _batch(documents, piece.path, "line", options.columns)
+
+
+def _read_piece(piece: Piece, options: ReadOptions, codec: str | None) -> Iterator[Document]:
+    return read_json_lines(
+        Path(piece.path),
+        codec,
+        options.text_column,
+        options.columns,
+        piece.start,
+        piece.stop,
+        piece.first_row,
+        options.skips_bad,
+    )
+
+
+def _expect_keys(
+    documents: Iterable[Document], piece: Piece, options: ReadOptions, codec: str | None
+) -> Iterator[Document]:
+    """Pass documents on; ValueError at the end if none of the file has one of the keys.
+
+    A slip would drop them all. A piece without the key is looked up in its whole file.
+    """
+    unseen = set(enumerate(options.columns))
+    has_documents = False
+    for document in documents:
+        if unseen and document.bad is None:
+            has_documents = True
+            unseen -= {entry for entry in unseen if document.values[entry[0]] is not MISSING}
+        yield document
+    if not (unseen and has_documents):
+        return
+    if piece.start or piece.stop is not None:
+        for document in _read_piece(Piece(piece.path, piece.name), options, codec):
+            unseen -= {entry for entry in unseen if document.values[entry[0]] is not MISSING}
+            if not unseen:
+                return
+    _, key = min(unseen)
+    raise ValueError(
+        f"{piece.path}: no key {key!r} on any line; the keys are "
+        f"{list_keys(Path(piece.path), codec)}; name one of them in --where, or leave the file out"
+    )
 
 
 def _read_text(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
     path = Path(piece.path)
     if options.columns:
         raise ValueError(f"{path}: is text without columns, so there is no {options.columns[0]!r}")
-    yield from _batch(read_blocks(path) if options.blank_line_documents else read_whole(path))
+    if options.blank_line_documents:
+        yield from _batch(read_blocks(path, options.skips_bad), piece.path, "block")
+    else:
+        yield from _batch(read_whole(path), piece.path)
 
 
 def _estimate_plain(path: Path, text_column: str) -> int:
@@ -176,7 +245,9 @@ def _estimate_compressed(path: Path, text_column: str) -> int:
     return path.stat().st_size * COMPRESSION_RATIO
 
 
-def _batch(documents: Iterable[Document], columns: Sequence[str] = ()) -> Iterator[Documents]:
+def _batch(
+    documents: Iterable[Document], path: str, row_name: str = "row", columns: Sequence[str] = ()
+) -> Iterator[Documents]:
     """Collect documents into batches."""
     batch: list[Document] = []
     size = 0
@@ -186,38 +257,29 @@ def _batch(documents: Iterable[Document], columns: Sequence[str] = ()) -> Iterat
         # Characters or bytes: either keeps a batch from growing without bound.
         size += text.as_buffer().size if isinstance(text, pa.Scalar) else len(text or "")
         if len(batch) == MAX_BATCH_DOCUMENTS or size >= MAX_BATCH_BYTES:
-            transposed = _transpose(batch, columns)
+            transposed = _transpose(batch, path, row_name, columns)
             del document, text  # Large texts are not held twice while they are encoded.
             batch, size = [], 0
             yield transposed
             del transposed
     if batch:
-        yield _transpose(batch, columns)
+        yield _transpose(batch, path, row_name, columns)
 
 
-def _transpose(batch: list[Document], columns: Sequence[str]) -> Documents:
-    texts, urls, rows, repaired, others = zip(*batch, strict=True)
+def _transpose(
+    batch: list[Document], path: str, row_name: str, columns: Sequence[str]
+) -> Documents:
+    texts, urls, rows, repaired, others, bad = zip(*batch, strict=True)
     return Documents(
         pa.array(texts, pa.large_string()),
         pa.array(urls, pa.string()),
         np.array(rows, np.int64),
         np.array(repaired, np.bool_),
-        {name: _unite(name, [row[i] for row in others]) for i, name in enumerate(columns)},
+        {name: unite([row[i] for row in others]) for i, name in enumerate(columns)},
+        {place: error for place, error in enumerate(bad) if error},
+        path,
+        row_name,
     )
-
-
-def _unite(name: str, values: list[Any]) -> pa.Array:
-    """The values of a key as an array of one type."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        if {type(value) for value in values} <= {int, float, type(None)}:  # Beyond 64 bits.
-            return pa.array([None if value is None else float(value) for value in values])
-        raise _MixedTypesError(f"the key {name!r} holds values of several types") from None
-
-
-class _MixedTypesError(ValueError):
-    """Values of a key that have no type in common."""
 
 
 _LINES = {

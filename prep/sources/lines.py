@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.json
 
+from prep.sources.documents import MISSING, BadDocument, find_value
 from prep.sources.encodings import HEAD_BYTES, UTF8_MARK, refuse_wide
 from prep.sources.streams import BUFFER_BYTES, open_stream
 
@@ -46,7 +47,8 @@ class Document(NamedTuple):
     url: str | None
     row: int
     repaired: bool
-    values: tuple[Any, ...] = ()  # of the other keys that were asked for
+    values: tuple[Any, ...] = ()  # of the other keys that were asked for; MISSING where not there
+    bad: BadDocument | None = None  # why there is no text, if bad documents are not errors
 
 
 def read_whole(path: Path) -> Iterator[Document]:
@@ -58,10 +60,11 @@ def read_whole(path: Path) -> Iterator[Document]:
     yield Document(text, None, 0, repaired)
 
 
-def read_blocks(path: Path) -> Iterator[Document]:
+def read_blocks(path: Path, skips_bad: bool = False) -> Iterator[Document]:
     """Yield the blocks between the blank lines of a .txt, each without its last line end."""
     row = num_bytes = 0
     block: list[bytes] = []
+    bad: BadDocument | None = None
     with open(path, "rb") as file:
         refuse_wide(file.peek(HEAD_BYTES), path)
         for number, line in enumerate(iter(partial(file.readline, MAX_DOCUMENT_BYTES + 1), b"")):
@@ -69,12 +72,16 @@ def read_blocks(path: Path) -> Iterator[Document]:
             if content.strip():
                 block.append(content)
                 num_bytes += len(content)
-                check_size(num_bytes, f"{path}, block {row}", "blank lines separate documents")
+                place = f"{path}, block {row}"
+                if bad := bad or find_excess(num_bytes, place, "blank lines separate documents"):
+                    if not skips_bad:
+                        raise bad
+                    block = [b""]  # The rest of it is not kept.
             elif block:
-                yield _join_block(block, row)
-                row, block, num_bytes = row + 1, [], 0
+                yield _join_block(block, row, bad)
+                row, block, num_bytes, bad = row + 1, [], 0, None
     if block:
-        yield _join_block(block, row)
+        yield _join_block(block, row, bad)
 
 
 def read_json_lines(
@@ -85,14 +92,15 @@ def read_json_lines(
     start: int = 0,
     stop: int | None = None,
     first_row: int = 0,
+    skips_bad: bool = False,
 ) -> Iterator[Document]:
     """Yield the text under `key`, and what is under `keys`, for the lines in bytes [start, stop).
 
     `codec` is the file's compression, as `open_stream` has it. A key with dots that is not there
     is that of an object in an object. Blank lines hold no document, but count as rows. A byte
-    order mark may stand before any line, as joined files have it. Raises ValueError for a line
-    that is not an object with text (or null) under that key, and if the file was changed since
-    it was cut.
+    order mark may stand before any line, as joined files have it. Raises BadDocument for a line
+    that is not an object with text (or null) under that key (or, if bad ones are skipped, yields it
+    as such), and ValueError if the file was changed since it was cut.
     """
     row, position = first_row, start
     with open_stream(path, codec) as file:
@@ -104,11 +112,23 @@ def read_json_lines(
             line = file.readline(MAX_DOCUMENT_BYTES + 1)
             if not line:
                 break
-            check_size(len(line), f"{path}, line {row + 1}", "expected a document on each line")
+            place = f"{path}, line {row + 1}"
+            if bad := find_excess(len(line), place, "expected a document on each line"):
+                if not skips_bad:
+                    raise bad
+                position += len(line) + (0 if line.endswith(b"\n") else _pass_line(file))
+                row += 1
+                yield _mark_bad(bad, row - 1, keys)
+                continue
             position += len(line)
             row += 1
             if line.strip() not in _BLANK:
-                document = _parse_line(line, row - 1, key, keys, f"{path}, line {row}")
+                try:
+                    document = _parse_line(line, row - 1, key, keys, place)
+                except BadDocument as error:
+                    if not skips_bad:
+                        raise
+                    document = _mark_bad(error, row - 1, keys)
                 del line  # A large one is not held while its document is processed.
                 yield document
                 del document
@@ -125,11 +145,9 @@ def begins_with_document(path: Path, key: str) -> bool:
         line = file.readline(_LONG_LINE_BYTES)
     try:
         found = json.loads(decode(line.removeprefix(UTF8_MARK))[0])
-        if isinstance(found, dict) and key not in found:
-            _look_inside(found, key)
-    except (ValueError, KeyError, RecursionError):
+    except (ValueError, RecursionError):
         return False
-    return isinstance(found, dict)
+    return isinstance(found, dict) and find_value(found, key) is not MISSING
 
 
 def split_lines(path: Path, max_bytes: int) -> list[tuple[int, int, int]]:
@@ -148,13 +166,32 @@ def split_lines(path: Path, max_bytes: int) -> list[tuple[int, int, int]]:
     return cuts
 
 
+def list_keys(path: Path, codec: str | None) -> str:
+    """The keys of a file's first object, for a message."""
+    with open_stream(path, codec) as file:
+        for line in iter(partial(file.readline, _LONG_LINE_BYTES), b""):
+            try:
+                return _name_keys(_parse_object(decode(line.removeprefix(UTF8_MARK))[0], ""))
+            except BadDocument:
+                continue
+    return "none"
+
+
 def check_size(num_bytes: int, place: str, advice: str) -> None:
-    """Raise ValueError for a document that is too large."""
-    if num_bytes > MAX_DOCUMENT_BYTES:
-        raise ValueError(
-            f"{place}: a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB; {advice}; "
-            "split it, or leave it out"
-        )
+    """Raise BadDocument for a document that is too large."""
+    if bad := find_excess(num_bytes, place, advice):
+        raise bad
+
+
+def find_excess(num_bytes: int, place: str, advice: str) -> BadDocument | None:
+    """What to say of a document if it is too large."""
+    if num_bytes <= MAX_DOCUMENT_BYTES:
+        return None
+    return BadDocument(
+        f"{place}: a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB; {advice}; "
+        "split it, or leave it out",
+        "too large",
+    )
 
 
 def repair(text: str) -> tuple[str, bool]:
@@ -195,14 +232,21 @@ def _check_head(file: BinaryIO, path: Path) -> None:
         found, command = "is JSON over several lines", "jq -c ."
     else:
         return
-    raise ValueError(
-        f"{path}: {found}; expected one JSON object on each line, as {command} writes them"
+    raise BadDocument(
+        f"{path}: {found}; expected one JSON object on each line, as {command} writes them",
+        "not JSON lines",
     )
 
 
-def _join_block(lines: list[bytes], row: int) -> Document:
+def _join_block(lines: list[bytes], row: int, bad: BadDocument | None) -> Document:
+    if bad:
+        return _mark_bad(bad, row)
     text, repaired = decode(b"".join(lines).removesuffix(b"\n").removesuffix(b"\r"))
     return Document(text, None, row, repaired)
+
+
+def _mark_bad(error: BadDocument, row: int, keys: Sequence[str] = ()) -> Document:
+    return Document(None, None, row, False, (MISSING,) * len(keys), error)
 
 
 def _parse_line(line: bytes, row: int, key: str, keys: Sequence[str], place: str) -> Document:
@@ -211,37 +255,26 @@ def _parse_line(line: bytes, row: int, key: str, keys: Sequence[str], place: str
         return long
     source, line_repaired = decode(line)
     found = _parse_object(source, place)
-    try:
-        text = found[key] if key in found else _look_inside(found, key)
-    except KeyError:
-        keys = repair(", ".join(list(found)[:_MAX_KEYS_SHOWN]))[0] or "none"
-        raise ValueError(
-            f"{place}: no key {key!r}; the keys are {keys}; name the right one with --text-column"
-        ) from None
-    url = found.get("url")
+    text, url = find_value(found, key), found.get("url")
+    if text is MISSING:
+        raise BadDocument(
+            f"{place}: no key {key!r}; the keys are {_name_keys(found)}; "
+            "name the right one with --text-column",
+            "no such key",
+        )
     url = repair(url)[0] if isinstance(url, str) else None
-    values = tuple(found.get(name) for name in keys)
+    values = tuple(find_value(found, name) for name in keys)
     if text is None:
         return Document(None, url, row, False, values)
     if not isinstance(text, str):
-        raise ValueError(
+        raise BadDocument(
             f"{place}: {key!r} holds {_TYPE_NAMES[type(text)]}; expected text; "
-            "name the right key with --text-column"
+            "name the right key with --text-column",
+            "not text",
         )
     text, text_repaired = repair(text)
     text_repaired = text_repaired or (line_repaired and "\ufffd" in text)
     return Document(text, url, row, text_repaired, values)
-
-
-def _look_inside(found: dict[str, Any], key: str) -> Any:
-    """What is under a key such as `json.text` in the object under `json`; KeyError if nothing."""
-    outer, dot, inner = key.partition(".")
-    value = found[outer]
-    if not dot or value is None:
-        return value
-    if not isinstance(value, dict):
-        raise KeyError(key)
-    return value[inner] if inner in value else _look_inside(value, inner)
 
 
 def _parse_long_line(line: bytes, row: int, key: str) -> Document | None:
@@ -278,7 +311,11 @@ def _parse_object(source: str, place: str) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
         reason = f"holds {_TYPE_NAMES[type(found)]}"
-    raise ValueError(f"{place}: {reason}; each line must be one JSON object")
+    raise BadDocument(f"{place}: {reason}; each line must be one JSON object", "not a JSON object")
+
+
+def _name_keys(found: dict[str, Any]) -> str:
+    return repair(", ".join(list(found)[:_MAX_KEYS_SHOWN]))[0] or "none"
 
 
 def _skip_line(file: BinaryIO) -> bool:
@@ -287,6 +324,16 @@ def _skip_line(file: BinaryIO) -> bool:
         if piece.endswith(b"\n"):
             return True
     return False
+
+
+def _pass_line(file: BinaryIO) -> int:
+    """Read past the next line end; returns how many bytes that was."""
+    num_bytes = 0
+    while piece := file.readline(_CHUNK_BYTES):
+        num_bytes += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return num_bytes
 
 
 def _count_lines(file: BinaryIO, num_bytes: int) -> int:

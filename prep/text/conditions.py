@@ -5,8 +5,9 @@ same in parquet and in JSON lines:
 
 numbers         as numbers
 true, false     as true or false
-dates, times    as moments: 2019, 2019-01, 2019-01-01, 2019-01-01T12:00, 2019-01-01 12:00:00.5+02:00;
-                what is left out is the first of it (midnight), a time without a zone is in UTC
+dates, times    as moments: 2019, 2019-01, 2019-01-01, 2019-01-01T12:00, or in full
+                2019-01-01 12:00:00.5+02:00; a date without a time is its midnight, a year or month
+                its first one, and a time without a zone is in UTC
 text            = and != compare the text; < <= > >= compare numbers if the condition gives a
                 number, dates if it gives a date, else the text, by code points
 
@@ -118,10 +119,10 @@ class Condition:
             if pa.types.is_integer(kind):  # score>=0.65, where all are 0 or 1
                 values = values.cast(pa.float64(), safe=False)
             with np.errstate(over="ignore"):
-                wanted = values.type.to_pandas_dtype()(self.value)
+                rounded = float(values.type.to_pandas_dtype()(self.value))
             if pa.types.is_float16(kind):  # Arrow compares none.
-                values, wanted = values.cast(pa.float32()), np.float32(wanted)
-            return self._apply(values, wanted)
+                values = values.cast(pa.float32())
+            return self._apply(values, rounded)
         if pa.types.is_decimal(kind):
             self._expect(number, kind, "a number")
             return self._apply_each(values, Decimal(self.value))

@@ -3,17 +3,16 @@
 null, empty                no text
 min_chars, max_chars       --min-chars, --max-chars: too few or too many characters
 keep_url, drop_url         --keep-url, --drop-url: regular expressions in RE2's syntax
-where language=en          --where: any other column of the source
+where language=en          --where: any other column of the source (prep/text/conditions.py)
+bad: not JSON              --on-bad-document skip: what could not be read, or not be compared
 
 Three other places drop documents: prep/units/work.py and ledger.py those that do not fit into
 --max-documents and --max-tokens (prep/units/budget.py), prep/units/cut.py the copies that --dedup
 finds (prep/text/copies.py), and prep/foreign/run.py the empty documents of imported token files.
 """
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,63 +20,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prep.request import Policy
-from prep.sources.documents import Documents
-
-COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
-    "!=": pc.not_equal,
-    ">=": pc.greater_equal,
-    "<=": pc.less_equal,
-    "=": pc.equal,
-    ">": pc.greater,
-    "<": pc.less,
-}
-CONDITION = re.compile(r"\s*([\w.-]+)\s*(!=|>=|<=|=|>|<)\s*(.*?)\s*", re.DOTALL)
+from prep.sources.documents import BAD, BadDocument, Documents
+from prep.text.conditions import parse_condition
 
 # Marks the documents of a batch to which a reason applies.
 Mark = Callable[[Documents], pa.Array]
 
 
-@dataclass(frozen=True)
-class Condition:
-    """One --where: a column, how to compare, and with what."""
+class Choice(NamedTuple):
+    """Which documents of a batch are kept, and what became of the others."""
 
-    text: str
-    column: str
-    comparison: str
-    value: str
-
-    def fails(self, documents: Documents) -> pa.Array:
-        """The documents for which it does not hold; it never holds for null."""
-        values = documents.columns[self.column]
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
-        if pa.types.is_null(values.type):
-            return pa.repeat(True, len(values))
-        try:
-            if pa.types.is_integer(values.type) and not self.value.lstrip("+-").isdigit():
-                values = values.cast(pa.float64(), safe=False)  # score>=0.65, where all are 0 or 1
-            wanted = pa.scalar(self.value).cast(values.type)
-            return pc.invert(COMPARISONS[self.comparison](values, wanted).fill_null(False))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise ValueError(
-                f"--where {self.text!r}: the column {self.column!r} holds {values.type}, which "
-                f"cannot be compared with {self.value!r}; give a value of that type"
-            ) from None
-
-
-def parse_condition(text: str) -> Condition:
-    """Parse one --where; ValueError if it is not a condition.
-
-    >>> parse_condition("language_score >= 0.65")
-    Condition(text='language_score >= 0.65', column='language_score', comparison='>=', value='0.65')
-    """
-    found = CONDITION.fullmatch(text)
-    if found is None:
-        raise ValueError(
-            f"--where is {text!r}; expected a column, one of {' '.join(COMPARISONS)}, and a value, "
-            "such as language=en"
-        )
-    return Condition(text, *found.groups())
+    kept: npt.NDArray[np.bool_]
+    dropped: dict[str, int]  # how many for each reason
+    bad: dict[int, BadDocument]  # those among them that were bad, by their place in the batch
 
 
 class Filter:
@@ -90,9 +45,11 @@ class Filter:
         keep_url: str | None = None,
         drop_url: str | None = None,
         where: Sequence[str] = (),
+        skips_bad: bool = False,
     ) -> None:
-        conditions = [parse_condition(text) for text in where]
-        self.columns = tuple(dict.fromkeys(condition.column for condition in conditions))
+        self.conditions = [parse_condition(text) for text in dict.fromkeys(where)]
+        self.columns = tuple(dict.fromkeys(condition.column for condition in self.conditions))
+        self.skips_bad = skips_bad
         self.marks: dict[str, Mark] = {
             "null": lambda documents: documents.texts.is_null(),
             "empty": lambda documents: pc.equal(pc.binary_length(documents.texts), 0),
@@ -106,27 +63,54 @@ class Filter:
             self.marks["keep_url"] = lambda documents: pc.invert(find_kept(documents))
         if drop_url is not None:
             self.marks["drop_url"] = search_url("--drop-url", drop_url)
-        for condition in conditions:
-            self.marks[f"where {condition.text}"] = condition.fails
 
-    def choose(self, documents: Documents) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
+    def choose(self, documents: Documents) -> Choice:
         """Which documents of a batch to keep, and how many were dropped for each reason.
 
-        A document is counted for the first reason that applies.
+        A document is counted for the first reason that applies. BadDocument if one cannot be
+        compared as a condition asks, and bad documents are not skipped.
         """
-        kept = np.ones(len(documents.rows), np.bool_)
-        dropped = {}
+        choice = Choice(np.ones(len(documents.rows), np.bool_), {}, {})
+        for place, error in documents.bad.items():
+            drop_bad(choice, place, error)
         for reason, mark in self.marks.items():
-            found = mark(documents).fill_null(False).to_numpy(zero_copy_only=False) & kept
-            dropped[reason] = int(found.sum())
-            kept &= ~found
-        return kept, dropped
+            found = mark(documents).fill_null(False).to_numpy(zero_copy_only=False)
+            drop(choice, reason, found)
+        for condition in self.conditions:
+            judgement = condition.judge(documents.columns[condition.column])
+            for place, why in judgement.misfits.items():
+                if choice.kept[place]:
+                    error = BadDocument(f"{documents.name(place)}: {why}", "not comparable")
+                    if not self.skips_bad:
+                        raise error
+                    drop_bad(choice, place, error)
+            drop(choice, f"where {condition.text}", ~judgement.holds)
+        return choice
+
+
+def drop(choice: Choice, reason: str, found: npt.NDArray[np.bool_]) -> None:
+    """Drop those of the documents that are still kept, and count them."""
+    choice.dropped[reason] = int((found & choice.kept).sum())
+    choice.kept[found] = False
+
+
+def drop_bad(choice: Choice, place: int, error: BadDocument) -> None:
+    """Drop a bad document, and count and keep why."""
+    reason = BAD + error.reason
+    choice.dropped[reason] = choice.dropped.get(reason, 0) + 1
+    choice.kept[place] = False
+    choice.bad[place] = error
 
 
 def make_filter(policy: Policy) -> Filter:
     """The filter of a policy; ValueError for an invalid regular expression or condition."""
     return Filter(
-        policy.min_chars, policy.max_chars, policy.keep_url, policy.drop_url, policy.where
+        policy.min_chars,
+        policy.max_chars,
+        policy.keep_url,
+        policy.drop_url,
+        policy.where,
+        policy.skips_bad,
     )
 
 

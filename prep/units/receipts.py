@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from prep.sources.documents import BadDocument
 from prep.units.budget import Budget
 from shards.disk.durable import commit, sync_folder, write_file
 from shards.disk.json_files import Json, load_json
@@ -35,6 +36,10 @@ RECEIPT_SHAPE: dict[str, Any] = {
     "cut_tokens?": int,
 }
 
+# Bad documents and files that are named in an audit, and how much of the message is kept.
+MAX_NAMED_BAD = 5
+MAX_NAMED_CHARACTERS = 300
+
 
 @dataclass
 class Audit:
@@ -47,6 +52,23 @@ class Audit:
     texts_repaired: int = 0
     text_bytes: int = 0
     rows_by_source: dict[str, int] = field(default_factory=dict)
+    # --on-bad-document skip: how many files, or pieces of files, were left out as a whole, for each
+    # reason, and the first few of all that was left out, in words.
+    left_out: dict[str, int] = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
+
+    @property
+    def content(self) -> Json:
+        """The audit as a manifest has it: what was left out only if anything was."""
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if value or key not in ("left_out", "bad")
+        }
+
+    def leave_out(self, error: BadDocument) -> None:
+        """Count and name a file, or a piece of one, that was left out as a whole."""
+        self.add(Audit(left_out={error.reason: 1}, bad=[str(error)]))
 
     def add(self, other: "Audit") -> None:
         """Add another audit's counts to this one."""
@@ -58,9 +80,18 @@ class Audit:
         for mine, theirs in (
             (self.dropped, other.dropped),
             (self.rows_by_source, other.rows_by_source),
+            (self.left_out, other.left_out),
         ):
             for key, count in theirs.items():
                 mine[key] = mine.get(key, 0) + count
+        self.bad = [*self.bad, *(shorten(message) for message in other.bad)][:MAX_NAMED_BAD]
+
+
+def shorten(message: str) -> str:
+    """A message, cut to what an audit keeps of it."""
+    if len(message) <= MAX_NAMED_CHARACTERS:
+        return message
+    return message[: MAX_NAMED_CHARACTERS - 3] + "..."
 
 
 @dataclass(frozen=True)

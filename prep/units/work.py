@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from prep.request import Policy
-from prep.sources.documents import Documents, Piece
+from prep.sources.documents import BadDocument, Documents, Piece
 from prep.sources.formats import read_documents
 from prep.sources.hub_files import HubDataset, download, remove_files
 from prep.sources.stamp import expect_unchanged
 from prep.text.batch import EncodedBatch, check_encoding, encode_batch
 from prep.text.encoder import load_encoder
-from prep.text.filters import make_filter
+from prep.text.filters import Choice, make_filter
 from prep.units.budget import Budget
 from prep.units.receipts import Audit, Receipt, confirm_pending, write_pending
 from shards.disk.durable import advise_writing
@@ -48,12 +48,28 @@ class UnitJob:
 
 def process_unit(job: UnitJob, report: Report) -> Receipt:
     """Do a unit from its sources to its receipt."""
+    left_out: dict[Piece, BadDocument] = {}
+    while (receipt := try_unit(job, report, left_out)) is None:
+        pass
+    if job.hub:
+        remove_files(job.hub, downloads_folder(job.folder))
+    return receipt
+
+
+def try_unit(job: UnitJob, report: Report, left_out: dict[Piece, BadDocument]) -> Receipt | None:
+    """Do a unit without the pieces that are left out.
+
+    None if another must be left out, of which documents were written already: it is added, and the
+    unit begins again. So the documents before the damage do not depend on who reads it, and how.
+    """
     temporary = Path(
         tempfile.mkdtemp(prefix=f"{job.number:05d}-", dir=temporary_folder(job.folder))
     )
-    work = UnitWork(job, temporary, report)
+    work = UnitWork(job, temporary, report, left_out)
     try:
-        receipt = work.run()
+        return work.run()
+    except LeaveOut:
+        return None
     except OSError as error:  # Sources raise ValueErrors that name them: this is our own writing.
         reason = os.strerror(error.errno) if error.errno else str(error)
         advice = advise_writing(error) or "fix that and run the same command again"
@@ -64,16 +80,20 @@ def process_unit(job: UnitJob, report: Report) -> Receipt:
     finally:
         work.close()
         remove(temporary, ignore_errors=True)
-    if job.hub:
-        remove_files(job.hub, downloads_folder(job.folder))
-    return receipt
+
+
+class LeaveOut(Exception):
+    """A piece turned out to be bad after documents of it were written."""
 
 
 class UnitWork:
     """A unit in progress: its writers, its counts, and what is left of its budget."""
 
-    def __init__(self, job: UnitJob, temporary: Path, report: Report) -> None:
+    def __init__(
+        self, job: UnitJob, temporary: Path, report: Report, left_out: dict[Piece, BadDocument]
+    ) -> None:
         self.job = job
+        self.left_out = left_out
         self.report = report
         self.encoder = load_encoder(job.folder / TOKENIZER, job.encoder)
         self.filter = make_filter(job.policy)
@@ -119,17 +139,40 @@ class UnitWork:
             writer.close()
 
     def read_piece(self, piece: Piece) -> None:
-        """Read a piece's documents to its end, or to the end of the budget."""
-        self.audit.rows_by_source.setdefault(piece.name, 0)
+        """Read a piece's documents to its end, or to the end of the budget.
+
+        A piece that cannot be read to its end is left out as a whole, if bad documents are.
+        """
+        if piece not in self.left_out:
+            fetched, num_read = self._fetch(piece), self.audit.documents_read
+            try:
+                self._read(fetched)
+            except BadDocument as error:
+                if not self.job.policy.skips_bad:
+                    raise
+                self.left_out[piece] = error.named(fetched)
+                if self.audit.documents_read > num_read:
+                    raise LeaveOut from None
+        if piece in self.left_out:
+            self.audit.leave_out(self.left_out[piece])
+        else:
+            self.audit.rows_by_source.setdefault(piece.name, 0)
+
+    def _read(self, piece: Piece) -> None:
         policy = self.job.policy
-        piece = self._fetch(piece)
         with expect_unchanged(piece.path, piece.stamp):
             for documents in read_documents(
-                piece, policy.text_column, policy.blank_line_documents, self.filter.columns
+                piece,
+                policy.text_column,
+                policy.blank_line_documents,
+                self.filter.columns,
+                policy.skips_bad,
             ):
-                self._add(documents, piece.name)
-                self.report(self.audit.documents_read, self.num_tokens, self.audit.text_bytes)
-                if self.truncated:
+                if not self.truncated:
+                    self._add(documents, piece)
+                    self.report(self.audit.documents_read, self.num_tokens, self.audit.text_bytes)
+                # Whether a piece is left out must not depend on where the budget ends.
+                if self.truncated and not policy.skips_bad:
                     return
 
     def _fetch(self, piece: Piece) -> Piece:
@@ -140,12 +183,11 @@ class UnitWork:
         path = download(self.job.hub, file, downloads_folder(self.job.folder))
         return replace(piece, path=str(path))
 
-    def _add(self, documents: Documents, source_file: str) -> None:
-        kept, dropped = self.filter.choose(documents)
+    def _add(self, documents: Documents, piece: Piece) -> None:
+        choice = self.filter.choose(documents)
+        kept = choice.kept
         wanted = documents if kept.all() else documents.filter(kept)
-        batch = encode_batch(
-            self.encoder, wanted, source_file, self.threshold, self.job.end_of_text
-        )
+        batch = encode_batch(self.encoder, wanted, piece.name, self.threshold, self.job.end_of_text)
         self._check(wanted, batch)
         fitting = self.budget.count_fitting(batch.ends)
         if fitting < len(batch.rows):
@@ -154,12 +196,12 @@ class UnitWork:
             # What follows the last document that fits does not count as read.
             num_read = int(np.flatnonzero(kept)[fitting - 1]) + 1 if fitting else 0
             documents = documents.first(num_read)
-            _, dropped = self.filter.choose(documents)
+            choice = self.filter.choose(documents)
         for split, is_validation in (("train", False), ("validation", True)):
             self.writers[split].append(*batch.split(is_validation))
         self.budget = self.budget.minus(fitting, len(batch.tokens))
         self.num_tokens += len(batch.tokens)
-        self._count(documents, dropped, batch, source_file)
+        self._count(documents, choice, batch, piece)
 
     def _check(self, documents: Documents, batch: EncodedBatch) -> None:
         """Check some of the documents against the reference, if another encoder is used."""
@@ -169,7 +211,7 @@ class UnitWork:
             self.unchecked.difference_update(batch.is_validation.tolist())
 
     def _count(
-        self, documents: Documents, dropped: dict[str, int], batch: EncodedBatch, source_file: str
+        self, documents: Documents, choice: Choice, batch: EncodedBatch, piece: Piece
     ) -> None:
         num_validation = int(batch.is_validation.sum())
         num_read = len(documents.rows)
@@ -178,9 +220,10 @@ class UnitWork:
                 documents_read=num_read,
                 train=len(batch.rows) - num_validation,
                 validation=num_validation,
-                dropped=dropped,
+                dropped=choice.dropped,
                 texts_repaired=int(documents.repaired.sum()),
                 text_bytes=int(batch.num_bytes.sum()),
-                rows_by_source={source_file: num_read},
+                rows_by_source={piece.name: num_read},
+                bad=[str(choice.bad[place].named(piece)) for place in sorted(choice.bad)],
             )
         )
