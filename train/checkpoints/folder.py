@@ -37,7 +37,7 @@ def save_checkpoint(folder: Path, step: int, keep: int, fill: Callable[[Path], N
             f"{final} could not be written ({error}); free some disk and run the same "
             "command again; the checkpoints before it are intact"
         ) from error
-    if final.exists():  # A damaged one, or one that the run was rewound past.
+    if final.exists() or final.is_symlink():  # A damaged one, or one that the run was rewound past.
         remove_checkpoint(final)
     os.rename(unfinished, final)
     sync_folder(folder)
