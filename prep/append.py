@@ -236,8 +236,8 @@ def rename_shards(out: Path, manifest: Manifest, addition: Manifest) -> dict[Sha
         match = NUMBERED.fullmatch(shard.name)
         if match is None:
             raise ValueError(
-                f"{append_folder(out)}: {shard.name!r} is no name that prep gives to a shard; remove "
-                "that folder and run the same command again"
+                f"{append_folder(out)}: {shard.name!r} is no name that prep gives to a shard; "
+                "remove that folder and run the same command again"
             )
         return replace(shard, name=f"{match[1]}-{first + int(match[2]):05d}{match[3]}")
 
