@@ -237,7 +237,11 @@ def rename_shards(out: Path, manifest: Manifest, addition: Manifest) -> dict[Sha
 
     def rename(shard: Shard) -> Shard:
         match = NUMBERED.fullmatch(shard.name)
-        assert match is not None
+        if match is None:
+            raise ValueError(
+                f"{append_folder(out)}: {shard.name!r} is no name that prep gives to a shard; "
+                "remove that folder and run the same command again"
+            )
         return replace(shard, name=f"{match[1]}-{first + int(match[2]):05d}{match[3]}")
 
     return {shard: rename(shard) for shard in addition.shards}

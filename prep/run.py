@@ -45,11 +45,11 @@ def prepare(request: Request, say: Say) -> Manifest:
 def prepare_locked(request: Request, say: Say, started: float) -> Manifest:
     """`prepare`, once the folder is locked: no other process works in it."""
     clear(temporary_folder(request.out))
-    finish_units(request.out)
     plan = settle_plan(request, say)
     if (request.out / MANIFEST).exists():
         say(f"{request.out}: this set is finished already; nothing was done")
         return read_manifest(request.out)
+    finish_units(request.out)
     budget = Budget(plan.policy.max_documents, plan.policy.max_tokens)
     ledger = Ledger(request.out, plan.plan_id, range(len(plan.units)), budget)
     is_resumed = bool(ledger.receipts)

@@ -42,6 +42,10 @@ SLOW_FILES = (
     "test_hub.py",
     "test_import.py",
     "test_import_faults.py",
+    "test_failing_disk.py",
+    "test_lost_names.py",
+    "test_planted.py",
+    "test_links.py",
     "test_trace.py",
 )
 

@@ -7,11 +7,12 @@ standard library, read from its source without importing it.
 import ast
 import importlib
 import json
-import os
 import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+from shards.disk.durable import write_file
 
 # Folders of the standard library that are tests, tools, or other people's packages.
 SKIPPED_FOLDERS = {
@@ -39,9 +40,7 @@ def write_python_docs(path: Path) -> int:
             f"{library}: this Python comes without its documentation; use one that is complete"
         )
     lines = [json.dumps({"content": text, "url": name}) + "\n" for name, text in documents]
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text("".join(lines), encoding="ascii")
-    os.replace(unfinished, path)
+    write_file(path, "".join(lines))
     return len(documents)
 
 

@@ -44,7 +44,7 @@ def refuse_links(folder: Path) -> None:
         if link is not None:
             raise ValueError(
                 f"{link}: is a symbolic link to {os.readlink(link)}; nothing is written or deleted "
-                f"through links, so remove it (only {folder} itself may be one)"
+                f"through links, so remove it; only {folder} itself may be one"
             )
 
 

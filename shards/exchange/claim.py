@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from shards.disk.json_files import load_json, parse_json
 from shards.disk.layout import MANIFEST, TOKENIZER, plan_path
-from shards.edit.lineage import ENDINGS, is_later, is_replaceable, list_replaced, read_earlier
+from shards.edit.lineage import is_later, is_replaceable, list_replaced, read_earlier
 from shards.exchange.packing import PACKED
 from shards.exchange.storage import Storage
 from shards.format import Manifest, parse_manifest
@@ -91,7 +91,7 @@ def clear_temporaries(storage: Storage, listed: dict[str, int]) -> None:
     """Delete what killed uploads left in a plain folder: files that never got their names."""
     for name in listed:
         found = re.fullmatch(r"\.(.+)\.\d+\.tmp", name)
-        if found and found[1].endswith((*ENDINGS, MANIFEST, TOKENIZER, UPLOAD)):
+        if found and (is_replaceable(found[1]) or found[1] in (MANIFEST, TOKENIZER, UPLOAD)):
             storage.delete(name)
 
 

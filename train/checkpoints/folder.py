@@ -35,7 +35,7 @@ def save_checkpoint(folder: Path, step: int, fill: Callable[[Path], None]) -> Pa
         unfinished.mkdir()
         fill(unfinished)
         seal(unfinished)
-        if final.exists():  # A damaged one, or one that the run was rewound past.
+        if os.path.lexists(final):  # A damaged one, or one that the run was rewound past.
             remove_checkpoint(final)
         os.rename(unfinished, final)
         sync_folder(folder)
