@@ -68,7 +68,7 @@ def load_plan(out: Path) -> Plan:
     try:
         plan = restore_plan(raw["content"])
         is_whole = plan.plan_id == raw["plan_id"]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         is_whole = False
     if not is_whole:
         raise ValueError(
