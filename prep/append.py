@@ -15,14 +15,14 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path, PurePosixPath
 
 from prep.manifest import check_conservation
-from prep.planning.plan import Plan
+from prep.planning.plan import Plan, read_plan
 from prep.planning.settle import settle_plan
 from prep.request import Request, parse_number
 from prep.run import prepare
 from prep.text.gpt2 import build_gpt2_json
 from prep.units.receipts import Audit
 from prep.units.workspace import make_folders
-from shards.disk.json_files import Json, load_json
+from shards.disk.json_files import Json
 from shards.disk.layout import MANIFEST, append_folder, plan_path
 from shards.disk.lock import lock_set
 from shards.edit.versions import (
@@ -74,7 +74,7 @@ def append_sources(request: Request, say: Say) -> Manifest:
         if addition is None:
             shutil.rmtree(folder)
             return manifest
-        following = join(out, manifest, addition, load_json(plan_path(folder))["plan_id"])
+        following = join(out, manifest, addition, read_plan(plan_path(folder))["plan_id"])
         manifest = commit_version(out, plan_version(out, manifest, addition, following))
     for line in summarize(out, manifest):
         say(line)

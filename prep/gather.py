@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prep.engines.local import count_cores
 from prep.manifest import summarize, write_manifest
-from prep.planning.plan import Plan, restore_plan
+from prep.planning.plan import Plan, read_plan, restore_plan
 from prep.planning.settle import refuse_lost_version
 from prep.request import Request
 from prep.units.budget import Budget
@@ -15,7 +15,6 @@ from prep.units.ledger import Ledger
 from prep.units.receipts import Receipt, discard_unit
 from prep.units.workspace import clear_folder, clear_leftovers, find_parts, hold_whole, make_folders
 from shards.disk.durable import hash_file
-from shards.disk.json_files import load_json
 from shards.disk.layout import MANIFEST, TOKENIZER, plan_path, temporary_folder
 from shards.format import TOKEN_BYTES, Manifest, read_manifest
 from shards.screen import Say, format_bytes
@@ -64,7 +63,7 @@ def finish_parts(request: Request, say: Say) -> Manifest:
 def load_plan(out: Path) -> Plan:
     """The plan that the parts worked under; ValueError if it is damaged."""
     path = plan_path(out)
-    raw = load_json(path)
+    raw = read_plan(path)
     try:
         plan = restore_plan(raw["content"])
         is_whole = plan.plan_id == raw["plan_id"]
@@ -72,8 +71,8 @@ def load_plan(out: Path) -> Plan:
         is_whole = False
     if not is_whole:
         raise ValueError(
-            f"{path}: is damaged, or from another version of velocity; finish with the version "
-            "that did the parts, or choose another --out and start over"
+            f"{path}: is damaged, or from another version of velocity; go on with that version, "
+            "or choose another --out and start over"
         )
     return plan
 

@@ -15,7 +15,8 @@ from prep.sources.documents import Piece
 from prep.sources.formats import estimate_text_bytes, split_file
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.local import Source, find_sources
-from shards.disk.json_files import Json, hash_canonical
+from shards.disk.json_files import Json, hash_canonical, load_json
+from shards.disk.shapes import HASH, OrNull, find_misshape
 
 PLAN_SCHEMA_VERSION = 1
 # Source bytes of a unit if the user gives none: small enough to keep all workers busy and to
@@ -23,6 +24,16 @@ PLAN_SCHEMA_VERSION = 1
 MIN_UNIT_BYTES = 8 << 20
 MAX_UNIT_BYTES = 64 << 20
 AIMED_UNITS = 1024
+PLAN_SHAPE = {
+    "plan_id": HASH,
+    "content": {
+        "hub": OrNull({"repo": str, "split": str, "revision": str}),
+        "sources": [list],
+        "policy": {"validation_fraction": str, "where?": [str]},
+        "tokenizer_sha256": HASH,
+        "units": [[list]],
+    },
+}
 # A file is cut only when it is this many units long, so that ordinary files stay whole.
 SPLIT_FROM_UNITS = 2
 
@@ -106,6 +117,23 @@ def plan_hub_dataset(dataset: HubDataset, policy: Policy, tokenizer_sha256: str)
     # If the card does not say: parquet of web text holds about twice its size in text.
     text_bytes = dataset.num_text_bytes or 2 * total_bytes
     return Plan(sources, units, policy, tokenizer_sha256, dataset, text_bytes)
+
+
+def read_plan(path: Path) -> Json:
+    """A stored plan: its plan_id, and the content that it is computed from.
+
+    Raises ValueError if it is damaged, or not one.
+    """
+    raw = load_json(path)
+    fault = find_misshape(raw, PLAN_SHAPE)
+    if fault is None and hash_canonical(raw["content"]) != raw["plan_id"]:
+        fault = "its content does not hash to its plan_id"
+    if fault:
+        raise ValueError(
+            f"{path}: is damaged, or from another version of velocity ({fault}); go on with that "
+            "version, or choose another --out and start over"
+        )
+    return raw
 
 
 def restore_plan(content: Json) -> Plan:

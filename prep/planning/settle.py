@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 from typing import NoReturn
 
-from prep.planning.plan import Plan, plan_hub_dataset, plan_local_files, stored_hub_dataset
+from prep.planning.plan import (
+    Plan,
+    plan_hub_dataset,
+    plan_local_files,
+    read_plan,
+    stored_hub_dataset,
+)
 from prep.planning.subset import sample_dataset
 from prep.request import Request
 from prep.sources.hub import resolve
@@ -13,7 +19,7 @@ from prep.text.filters import make_filter
 from prep.text.gpt2 import build_gpt2_json
 from prep.units.workspace import hold_plan, write_first
 from shards.disk.durable import hash_file, write_file
-from shards.disk.json_files import Json, hash_canonical, load_json
+from shards.disk.json_files import Json, hash_canonical
 from shards.disk.layout import (
     MANIFEST,
     TOKENIZER,
@@ -59,7 +65,7 @@ def settle_plan(request: Request, say: Say) -> Plan:
     # A plan under which nothing was done yet binds nobody: the next command may fix its options.
     # But a part's plan may also be that of another part, which is about to start.
     binds = request.part is not None or has_begun(request.out)
-    stored = load_json(path)["content"] if path.exists() and binds else None
+    stored = read_plan(path)["content"] if path.exists() and binds else None
     plan = make_plan(request, tokenizer_sha256, stored, say)
     if stored is None:
         refuse_foreign_files(request.out)

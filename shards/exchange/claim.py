@@ -35,7 +35,7 @@ def name_plan(plan_id: str) -> str:
 def find_plan(folder: Path) -> str | None:
     """The owner under which prep uploads the set in `folder`; None if prep did not make it."""
     path = plan_path(folder)
-    return name_plan(load_json(path)["plan_id"]) if path.exists() else None
+    return name_plan(str(load_json(path).get("plan_id"))) if path.exists() else None
 
 
 def claim(storage: Storage, listed: dict[str, int], manifest: Manifest, folder: Path) -> list[str]:

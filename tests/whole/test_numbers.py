@@ -1,5 +1,6 @@
 """Numbers that nobody should type: refused at once, in a line that names the option, or taken."""
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -7,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from shards.disk.json_files import hash_canonical
+from shards.documents import Sidecars
+from shards.reader import open_shards
 from tests.commands import velocity
 from tests.texts import make_texts, prepare_quietly, write_jsonl
 
@@ -19,14 +23,14 @@ TINY = ("--config", "tiny", "data.max_seq_length=16")
 @pytest.fixture(scope="module")
 def finished_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("set")
-    source = write_jsonl(folder / "source.jsonl", make_texts(30))
+    source = write_jsonl(folder / "source.jsonl", [*make_texts(30)])
     prepare_quietly(folder / "shards", source, validation_fraction="0.2")
     return folder / "shards"
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return write_jsonl(tmp_path / "source.jsonl", make_texts(3))
+    return write_jsonl(tmp_path / "source.jsonl", [*make_texts(3)])
 
 
 def check_refused(option: str, *command: object) -> None:
@@ -140,9 +144,6 @@ def test_a_run_that_nobody_has_is_not_traced(finished_set: Path, setting: str, n
 
 
 def test_a_document_is_not_looked_for_in_a_billion_epochs(finished_set: Path) -> None:
-    from shards.documents import Sidecars
-    from shards.reader import open_shards
-
     doc_hash = Sidecars(open_shards(finished_set), "train").at_index(0).doc_hash
     trace = ("shards", "trace", finished_set, *TINY, "--doc-hash", doc_hash)
     check_refused(
@@ -152,13 +153,14 @@ def test_a_document_is_not_looked_for_in_a_billion_epochs(finished_set: Path) ->
 
 
 def test_a_stored_plan_with_such_a_number_is_refused(tmp_path: Path, source: Path) -> None:
-    import json
-
     out = tmp_path / "out"
     velocity("prep", "--out", out, "--input", source, "--workers", 1, "--part", "0/2")
     path = out / ".prep/plan.json"
     plan = json.loads(path.read_text())
     plan["content"]["policy"]["validation_fraction"] = "1e-999999999"
+    plan["plan_id"] = hash_canonical(plan["content"])
     path.write_text(json.dumps(plan))
-    check_refused("plan.json: is damaged", "prep", "--out", out, "--finish")
+    check_refused(
+        "plan.json: is damaged, or from another version", "prep", "--out", out, "--finish"
+    )
     shutil.rmtree(out)
