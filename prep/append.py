@@ -10,21 +10,20 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
-from fractions import Fraction
+from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
 
 from prep.manifest import check_conservation, describe_bad
-from prep.planning.plan import Plan
+from prep.planning.plan import Plan, read_plan
 from prep.planning.settle import settle_plan
-from prep.request import Request
+from prep.request import Request, parse_number
 from prep.run import prepare
 from prep.text.gpt2 import build_gpt2_json
 from prep.units.receipts import Audit
 from prep.units.workspace import make_folders
 from shards.disk.folders import remove
-from shards.disk.json_files import Json, load_json
-from shards.disk.layout import append_folder, plan_path
+from shards.disk.json_files import Json
+from shards.disk.layout import MANIFEST, append_folder, plan_path
 from shards.disk.lock import lock_set
 from shards.edit.next_version import NextVersion
 from shards.edit.versions import (
@@ -62,6 +61,7 @@ def append_sources(request: Request, say: Say) -> Manifest:
             say(f"{out}: finished a version whose command was stopped")
         manifest = read_manifest(out)
         check_policy(manifest, request)
+        read_audit(out, manifest)  # Refused before anything is made.
         folder = append_folder(out)
         if has_begun_append(out):
             say(f"{out}: resuming the append in {folder}; remove that folder to give it up")
@@ -75,7 +75,7 @@ def append_sources(request: Request, say: Say) -> Manifest:
         if addition is None:
             remove(folder)
             return manifest
-        following = join(out, manifest, addition, load_json(plan_path(folder))["plan_id"])
+        following = join(out, manifest, addition, read_plan(plan_path(folder))[1].plan_id)
         manifest = commit_version(out, plan_version(out, manifest, addition, following))
     for line in summarize(out, manifest):
         say(line)
@@ -129,10 +129,28 @@ def check_policy(manifest: Manifest, request: Request) -> None:
         )
 
 
+def read_audit(out: Path, manifest: Manifest) -> Audit:
+    """The set's audit; ValueError if it does not add up, or counts what is not known here."""
+    unknown = manifest.audit.keys() - {entry.name for entry in fields(Audit)}
+    if unknown:
+        raise ValueError(
+            f"{out / MANIFEST}: audit.{min(unknown):.60} is not known to this velocity; "
+            "append with the version that made the set"
+        )
+    audit = Audit(**manifest.audit)
+    kept = audit.train + audit.validation + sum(audit.dropped.values())
+    if not audit.documents_read == kept == sum(audit.rows_by_source.values()):
+        raise ValueError(
+            f"{out / MANIFEST}: its audit does not add up ({audit.documents_read:,} documents "
+            f"read, {kept:,} kept or dropped); restore the file from where the set was made"
+        )
+    return audit
+
+
 def is_same(name: str, before: object, wanted: object) -> bool:
     """Whether two values of an option mean the same, as 0.05 and 0.050 do."""
     if name == "validation_fraction" and before and wanted:
-        return Fraction(str(before)) == Fraction(str(wanted))
+        return before == wanted or parse_number(before) == parse_number(wanted)
     return before == wanted
 
 
@@ -212,7 +230,7 @@ def join(out: Path, manifest: Manifest, addition: Manifest, plan_id: str) -> str
         documents=sum(shard.num_documents for shard in addition.shards),
         tokens=sum(shard.num_tokens for shard in addition.shards),
     )
-    audit = Audit(**manifest.audit)
+    audit = read_audit(out, manifest)
     audit.add(Audit(**addition.audit))
     check_conservation(audit)
     hashes = {new.sidecar: addition.sidecar_sha256(old) for old, new in renamed.items()}

@@ -1,5 +1,6 @@
 """The options of `velocity prep`, each with its help, default and check."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
@@ -24,7 +25,12 @@ SUFFIXES = (
 ENCODERS = ("fastokens", "tokenizers")
 # Where each engine is; prep/engines/contract.py says what it is.
 ENGINES = {"local": "prep.engines.local", "ray": "prep.engines.ray_cluster"}
-
+# Larger than any count of tokens, bytes or characters; sums of two such still fit into 64 bits.
+MAX_NUMBER = 1 << 62
+MAX_WORKERS = 1 << 16
+# A decimal number as people type one. An exact fraction of 1e-999999999 would take all memory.
+MAX_DIGITS = 400
+EXPONENT = re.compile(r"[eE][-+]?[\d_]{4,}")
 
 # An option that an import has as well.
 ShardTokens = Annotated[
@@ -106,9 +112,7 @@ class Policy:
     def __post_init__(self) -> None:
         limits = ("shard_tokens", "max_documents", "max_tokens", "unit_bytes")
         for name in (*limits, "min_chars", "max_chars"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name_option(name)} is {value}; expected a number of at least 1")
+            check_number(name, getattr(self, name), MAX_NUMBER)
         if self.dedup not in (None, "exact"):
             raise ValueError(f"--dedup is {self.dedup}; expected exact, or leave the option out")
         if self.on_bad_document not in ("error", "skip"):
@@ -135,13 +139,10 @@ class Policy:
         >>> Policy(validation_fraction="0.5").validation_threshold() == 2**63
         True
         """
-        try:
-            fraction = Fraction(self.validation_fraction)
-        except (ValueError, ZeroDivisionError):
-            fraction = Fraction(-1)
-        if not 0 <= fraction < 1:
+        fraction = parse_number(self.validation_fraction)
+        if fraction is None or not 0 <= fraction < 1:
             raise ValueError(
-                f"--validation-fraction is {self.validation_fraction}; "
+                f"--validation-fraction is {self.validation_fraction!s:.60}; "
                 "expected a number from 0 to less than 1, such as 0.001"
             )
         return int(fraction * 2**64)
@@ -228,8 +229,7 @@ class Request:
     def __post_init__(self) -> None:
         refuse_empty("--input", self.inputs)
         refuse_empty("--dataset", [self.dataset])
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"--workers is {self.workers}; expected at least 1")
+        check_number("workers", self.workers, MAX_WORKERS)
         if self.engine not in ENGINES:
             raise ValueError(f"--engine is {self.engine}; expected {' or '.join(ENGINES)}")
         if self.ray_address is not None and self.engine != "ray":
@@ -288,12 +288,33 @@ def parse_fraction(sample: str | None) -> Fraction:
     >>> parse_fraction("0.01")
     Fraction(1, 100)
     """
-    try:
-        fraction = Fraction(sample or 1)
-    except (ValueError, ZeroDivisionError):
-        fraction = Fraction(0)
-    if not 0 < fraction <= 1:
+    if sample is None:
+        return Fraction(1)
+    fraction = parse_number(sample)
+    if fraction is None or not 0 < fraction <= 1:
         raise ValueError(
-            f"--sample is {sample}; expected a number above 0 and up to 1, such as 0.01"
+            f"--sample is {sample!s:.60}; expected a number above 0 and up to 1, such as 0.01"
         )
     return fraction
+
+
+def parse_number(text: object) -> Fraction | None:
+    """A decimal number, exactly; None if it is none, or longer than anyone means.
+
+    >>> parse_number("2e-3"), parse_number("1e-999999999"), parse_number("nan")
+    (Fraction(1, 500), None, None)
+    """
+    if not isinstance(text, str) or len(text) > MAX_DIGITS or EXPONENT.search(text):
+        return None
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def check_number(field: str, value: int | None, most: int) -> None:
+    """ValueError if an option that is given is not a number from 1 to `most`."""
+    if value is not None and not 1 <= value <= most:
+        raise ValueError(
+            f"{name_option(field)} is {value!s:.60}; expected a number from 1 to {most:,}"
+        )

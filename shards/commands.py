@@ -58,12 +58,12 @@ def show(
     split: Annotated[str, typer.Option(help="train or validation.")] = "train",
 ) -> None:
     """Print a document, or a window of tokens, as text."""
-    from shards.inspect.show import choose_documents, decode_document, decode_tokens
+    from shards.inspect.show import choose_documents, decode_document, show_window
     from shards.reader import open_shards
 
     shards = open_shards(folder)
     if start is not None:
-        put_text(decode_tokens(shards, split, start, tokens))
+        put_text(show_window(shards, split, start, tokens))
         return
     for found_split, found in choose_documents(shards, split, document, url, doc_hash):
         say(f"{found_split}, {found}")

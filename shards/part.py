@@ -29,10 +29,10 @@ def parse_part(text: str) -> Part:
     >>> parse_part("3/8")
     Part(number=3, count=8)
     """
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     part = Part(int(match[1]), int(match[2])) if match else None
     if part is None or part.number >= part.count:
         raise ValueError(
-            f"--part is {text}; expected i/n with i from 0 to n - 1, such as 0/4, 1/4, 2/4, 3/4"
+            f"--part is {text:.60}; expected i/n with i from 0 to n - 1, such as 0/4, 1/4, 2/4, 3/4"
         )
     return part

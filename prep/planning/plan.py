@@ -16,7 +16,7 @@ from prep.sources.formats import estimate_text_bytes, split_file
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.local import Source, find_sources
 from shards.disk.json_files import Json, hash_canonical, load_json
-from shards.disk.shapes import find_misshape
+from shards.disk.shapes import HASH, OrNull, find_misshape
 from shards.screen import Say
 
 PLAN_SCHEMA_VERSION = 1
@@ -25,15 +25,19 @@ PLAN_SCHEMA_VERSION = 1
 MIN_UNIT_BYTES = 8 << 20
 MAX_UNIT_BYTES = 64 << 20
 AIMED_UNITS = 1024
+PLAN_SHAPE = {
+    "plan_id": HASH,
+    "content": {
+        "schema_version": int,
+        "hub": OrNull({"repo": str, "split": str, "revision": str}),
+        "sources": [list],
+        "policy": {"validation_fraction": str, "where?": [str]},
+        "tokenizer_sha256": HASH,
+        "units": [[list]],
+    },
+}
 # A file is cut only when it is this many units long, so that ordinary files stay whole.
 SPLIT_FROM_UNITS = 2
-CONTENT_SHAPE = {
-    "schema_version": int,
-    "sources": [list],
-    "policy": dict,
-    "tokenizer_sha256": str,
-    "units": [[list]],
-}
 
 
 @dataclass(frozen=True)
@@ -128,29 +132,28 @@ def plan_hub_dataset(dataset: HubDataset, policy: Policy, tokenizer_sha256: str)
 def read_plan(path: Path) -> tuple[Json, Plan]:
     """The content of plan.json, and the plan that it is; ValueError if it is damaged."""
     raw = load_json(path)
+    fault = find_misshape(raw, PLAN_SHAPE)
+    if fault is None and hash_canonical(raw["content"]) != raw["plan_id"]:
+        fault = "its content does not hash to its plan_id"
     try:
-        plan = restore_plan(raw["content"])
-        is_whole = plan.plan_id == raw["plan_id"] == hash_canonical(raw["content"])
+        if fault is None and (plan := restore_plan(raw["content"])).plan_id == raw["plan_id"]:
+            return raw["content"], plan
     except (KeyError, TypeError, ValueError, AttributeError):
-        is_whole = False
-    if not is_whole:
-        raise ValueError(
-            f"{path}: is damaged, or from another version of velocity; go on with the version "
-            "that made it, or choose another --out and start over"
-        )
-    return raw["content"], plan
+        pass
+    raise ValueError(
+        f"{path}: is damaged, or from another version of velocity"
+        f"{f' ({fault})' if fault else ''}; go on with the version that made it, or choose another "
+        "--out and start over"
+    )
 
 
 def restore_plan(content: Json) -> Plan:
-    """The plan with this content, without what decides nothing: paths and estimates.
+    """The plan with this content, of PLAN_SHAPE, without what decides nothing: paths and estimates.
 
     Raises KeyError, TypeError, ValueError or AttributeError if it is no plan's content.
     """
-    fault = find_misshape(content, CONTENT_SHAPE)
-    if fault is None and content["hub"]:
-        fault = find_misshape(content["hub"], {"repo": str, "split": str, "revision": str})
-    if fault is not None or not all(map(is_source, content["sources"])):
-        raise ValueError(fault or "sources")
+    if not all(map(is_source, content["sources"])):
+        raise ValueError("sources")
     policy = Policy(**content["policy"] | {"where": tuple(content["policy"].get("where", ()))})
     units = tuple(
         Unit(tuple(Piece("", *piece) for piece in pieces), 0) for pieces in content["units"]

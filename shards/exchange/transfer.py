@@ -11,6 +11,7 @@ from shards.screen import ScreenLine, format_bytes, format_seconds
 T = TypeVar("T")
 
 MAX_ATTEMPTS = 5
+MAX_WORKERS = 1024
 FIRST_WAIT_SECONDS = 1.0
 POLL_SECONDS = 0.2
 
@@ -116,6 +117,8 @@ def keep_trying(attempt: Callable[[], T], meter: Meter) -> T:
 
 
 def check_workers(workers: int) -> None:
-    """ValueError if the number of files at a time is below 1."""
-    if workers < 1:
-        raise ValueError(f"--workers is {workers}; expected at least 1")
+    """ValueError if the number of files at a time is not one that makes sense."""
+    if not 1 <= workers <= MAX_WORKERS:
+        raise ValueError(
+            f"--workers is {workers!s:.60}; expected a number from 1 to {MAX_WORKERS:,}"
+        )

@@ -7,6 +7,9 @@ from shards.format import SPLITS, Manifest
 from shards.reader import Shards
 from shards.tokenizer import load_checked_tokenizer
 
+# Tokens that are decoded at a time: about 16 MB of text.
+MAX_SHOWN_TOKENS = 1 << 22
+
 
 def describe_set(manifest: Manifest) -> Iterator[str]:
     """What a set holds and where it came from, line by line."""
@@ -34,6 +37,29 @@ def describe_set(manifest: Manifest) -> Iterator[str]:
     yield "policy      " + ", ".join(f"{k}={v}" for k, v in policy.items() if v is not None)
 
 
+def show_window(shards: Shards, split: str, start: int, count: int) -> str:
+    """`count` tokens of a split from `start` on as text, or as many as there are.
+
+    Raises ValueError for a place outside the split, or for more than is decoded at a time.
+    """
+    check_split(split)
+    num_tokens = shards.manifest.num_tokens(split)
+    if not 0 <= start < num_tokens:
+        raise ValueError(
+            f"--start is {start!s:.60}; {split} of {shards.folder} has {num_tokens:,} tokens, "
+            "counted from 0"
+        )
+    if count < 1:
+        raise ValueError(f"--tokens is {count!s:.60}; expected at least 1")
+    count = min(count, num_tokens - start)
+    if count > MAX_SHOWN_TOKENS:
+        raise ValueError(
+            f"--tokens is {count:,}; expected at most {MAX_SHOWN_TOKENS:,} at a time: "
+            "go on from there with --start"
+        )
+    return decode_tokens(shards, split, start, count)
+
+
 def decode_tokens(shards: Shards, split: str, start: int, count: int) -> str:
     """Tokens of a split's stream as text; <|endoftext|> shows where documents end."""
     tokenizer = load_checked_tokenizer(shards.folder, shards.manifest)
@@ -56,6 +82,7 @@ def choose_documents(
     Only the first of these that is given counts. Raises ValueError if none is, or if no document
     is found.
     """
+    check_split(split)
     if index is not None:
         return [(split, Sidecars(shards, split).at_index(index))]
     if url is not None:
@@ -68,3 +95,9 @@ def choose_documents(
     if not found:
         raise ValueError(f"{shards.folder}: no document with the {wanted}")
     return found
+
+
+def check_split(split: str) -> None:
+    """ValueError if this is not a split."""
+    if split not in SPLITS:
+        raise ValueError(f"--split is {split!r:.60}; expected one of {', '.join(SPLITS)}")

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from shards.edit.remove import Wanted, find_wanted
 from shards.format import Manifest, make_manifest, read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
+from tests.manifests import edit_manifest
 from tests.prep.test_dedup import keep_first, read_documents
 from tests.runs import run_small
 from tests.servers.killed import hash_files, kill_often
@@ -416,3 +419,45 @@ def test_where_there_is_no_set_nothing_is_made(
     (shards_copy / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"has several versions but no manifest.json; copy the"):
         prepare_quietly(shards_copy, folders[0], dedup="exact", **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["audit"].update(zz=1), r"manifest.json: audit.zz is not known to this"),
+        (lambda m: m["audit"].update(train=1), r"manifest.json: its audit does not add up \("),
+        (lambda m: m["audit"]["rows_by_source"].clear(), "its audit does not add up"),
+        (lambda m: m["content"].update(appended=[{"x": 1}]), r"appended\[0\].hub is missing"),
+        (
+            lambda m: m["content"]["policy"].update(validation_fraction="1e-999999999"),
+            "validation_fraction was 1e-999999999, is now",
+        ),
+    ],
+)
+def test_a_set_that_nothing_can_be_appended_to_is_refused_before_anything_is_made(
+    shards_copy: Path,
+    folders: tuple[Path, Path],
+    change: Callable[[Any], object],
+    message: str,
+) -> None:
+    edit_manifest(shards_copy, change)
+    before = set_bytes(shards_copy)
+    with pytest.raises(ValueError, match=message):
+        append(shards_copy, folders[1])
+    assert set_bytes(shards_copy) == before
+    assert not (shards_copy / ".prep/append").exists()
+
+
+def test_a_damaged_plan_is_refused(shards_copy: Path, folders: tuple[Path, Path]) -> None:
+    path = shards_copy / ".prep/plan.json"
+    whole = path.read_text(encoding="utf-8")
+    for text, message in (
+        (whole.replace('"sources"', '"sourced"'), "content.sources is missing"),
+        (whole.replace("a0.parquet", "a9.parquet"), "does not hash to its plan_id"),
+        (whole.replace('"0.2"', "0.2"), "validation_fraction is 0.2; expected text"),
+        ("{}", "plan_id is missing"),
+        ("[" * 100_000, "nested too deeply"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"plan.json: .*{message}"):
+            prepare_quietly(shards_copy, folders[0], dedup="exact", **OPTIONS)

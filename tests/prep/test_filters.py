@@ -168,7 +168,7 @@ def test_the_filters_are_part_of_what_the_set_is(source: Path, tmp_path: Path) -
         ({"where": ("language",)}, r"--where is 'language'; expected a column, one of"),
         ({"where": ("score=high",)}, r"'score' holds double, which cannot be compared with 'high'"),
         ({"keep_url": "("}, r"--keep-url is '\('; expected a regular expression in RE2's syntax"),
-        ({"max_chars": 0}, r"--max-chars is 0; expected a number of at least 1"),
+        ({"max_chars": 0}, r"--max-chars is 0; expected a number from 1 to 4,611,"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(

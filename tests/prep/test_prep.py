@@ -359,7 +359,10 @@ def test_a_stop_keeps_what_is_committed(source: Path, tmp_path: Path) -> None:
         (["--input", "*.parquet", "--text-column", "text"], "no column 'text'"),
         (["--input", "bad.jsonl"], "bad.jsonl, line 2: "),
         (["--input", "b.jsonl", "--validation-fraction", "1.5"], "--validation-fraction is 1.5"),
-        (["--input", "b.jsonl", "--workers", "0"], "--workers is 0; expected at least 1"),
+        (
+            ["--input", "b.jsonl", "--workers", "0"],
+            "--workers is 0; expected a number from 1 to 65,536",
+        ),
         (["--input", "b.jsonl", "--max-tokens", "0"], "--max-tokens is 0"),
     ],
 )

@@ -20,10 +20,13 @@ from train.checkpoints.history import History, extend_history, samples_of_step, 
 from train.checkpoints.position import TRAINING_STATE, read_position, read_run_config
 from train.config import Config
 
+# More than any run takes: a step's samples are held in memory, a run's are counted in 64 bits.
+MAX_STEP_SAMPLES = 1 << 22
+MAX_STEPS = 1 << 40
+# Epochs of a run in which a document is looked for, one by one.
+MAX_EPOCHS = 1 << 17
 # Steps listed per document, at most, in a report on many documents.
 MAX_LISTED_STEPS = 20
-# Samples of a step that is listed: more than the largest runs have.
-MAX_STEP_SAMPLES = 2**24
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class Tracer:
     def steps_of_document(self, document: Document) -> list[int]:
         """The run's steps, ascending, in which a sample held any token of the document."""
         num_samples = samples_of_step(self.history, self.num_steps - 1).stop
+        epochs = num_samples // self.order.windows_per_epoch
+        if epochs > MAX_EPOCHS:
+            raise ValueError(
+                f"the run reads the set {epochs:,} times; a document is looked for in at most "
+                f"{MAX_EPOCHS:,} epochs, so ask for single steps with --step"
+            )
         samples = trace_document(self.order, document, num_samples)
         return sorted({step_of_sample(self.history, sample) + 1 for sample in samples})
 
@@ -77,12 +86,18 @@ def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
     Raises ValueError for a number of ranks that no run has.
     """
     training = config.training
-    per_rank = training.batch_size_per_device * training.gradient_accumulation_steps
-    per_step = per_rank * num_ranks
-    if not per_rank <= per_step <= MAX_STEP_SAMPLES:
+    per_step = training.batch_size_per_device * training.gradient_accumulation_steps * num_ranks
+    if num_ranks < 1 or per_step > MAX_STEP_SAMPLES:
         raise ValueError(
-            f"--ranks {num_ranks} x {per_rank:,} samples a rank: expected at least 1 rank, and at "
+            f"--ranks is {num_ranks!s:.60}, training.batch_size_per_device "
+            f"{training.batch_size_per_device!s:.60}, training.gradient_accumulation_steps "
+            f"{training.gradient_accumulation_steps!s:.60}; expected at least one rank, and at "
             f"most {MAX_STEP_SAMPLES:,} samples a step"
+        )
+    if training.num_training_steps > MAX_STEPS:
+        raise ValueError(
+            f"training.num_training_steps is {training.num_training_steps!s:.60}; expected at "
+            f"most {MAX_STEPS:,} steps"
         )
     history = extend_history((), 0, 0, per_step)
     return make_tracer(shards, config, history, training.num_training_steps)
