@@ -122,7 +122,7 @@ def _naming_errors(path: Path) -> Iterator[None]:
     except MemoryError:
         raise ValueError(
             f"{path}: there is not enough memory to read it; try fewer --workers. A .zst made with "
-            "--long takes as much as its window: make a smaller one with zstd -d --long=31 | zstd"
+            "--long takes as much as its window: zstd -d --long=31, then zstd makes a smaller one"
         ) from None
     except (OSError, pa.ArrowException) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")

@@ -125,8 +125,7 @@ def test_what_stands_for_a_file_is_refused(tmp_path: Path, ids: list[list[int]],
         bring_in(tmp_path / "shards", tmp_path / "data")
     path.unlink()
     path.symlink_to("not-mounted")
-    expected = f"{name}: is a link to not-mounted" if name == "data.bin" else "data.bin: ends in"
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(ValueError, match=f"{name}: is a link to not-mounted, which cannot be op"):
         bring_in(tmp_path / "shards", tmp_path / "data.bin")
 
 
