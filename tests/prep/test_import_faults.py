@@ -136,7 +136,7 @@ def test_a_pipe_and_a_name_that_is_not_utf8_are_refused(
     with pytest.raises(ValueError, match=r"pipe.bin: is a pipe; write it to a file first"):
         bring_in(tmp_path / "shards", tmp_path / "pipe.bin")
     write_nanogpt(tmp_path / os.fsdecode(b"caf\xe9.bin"), ids)
-    with pytest.raises(ValueError, match=r"caf\\xe9.bin: this file's name is not UTF-8"):
+    with pytest.raises(ValueError, match=r"caf\\xe9.bin: this name is not UTF-8"):
         bring_in(tmp_path / "shards", tmp_path / os.fsdecode(b"caf\xe9.bin"))
 
 
