@@ -101,7 +101,19 @@ def take_text(hint: Any) -> Any:
     extras = [copy.copy(extra) for extra in extras]
     for extra in extras:
         extra.metavar = extra.metavar or "<path>"
+        if extra.parser is not None:
+            extra.parser = keep_empty(extra.parser)
     return Annotated[(str if wanted is Path else str | None, *extras)]
+
+
+def keep_empty(parser: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser of an option's text that leaves an empty one as it is, for `fill` to refuse."""
+
+    @wraps(parser)
+    def parse(text: str) -> Any:
+        return parser(text) if str(text).strip() else text  # A default is no text.
+
+    return parse
 
 
 def fill(name: str, hint: Any, value: Any) -> Any:

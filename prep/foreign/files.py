@@ -126,7 +126,7 @@ def guess_format(path: Path, head: bytes) -> str:
         raise ValueError(
             f"{path}: is a NumPy .npy file; expected ids of nanoGPT, llm.c or Megatron"
         )
-    if path.with_suffix(".idx").is_file():
+    if os.path.lexists(path.with_suffix(".idx")):
         return "megatron"
     # As ids, these magics would be beyond GPT-2's, so no nanoGPT file begins with one.
     return "llmc" if read_magic(head) in (LLMC_MAGIC, *OTHER_MAGICS) else "nanogpt"
@@ -186,7 +186,7 @@ def check_llmc(path: Path, name: str, split: str, head: bytes) -> ForeignFile:
 def check_megatron(path: Path, name: str, split: str) -> ForeignFile:
     """A .bin with its .idx, which must match."""
     index_path = path.with_suffix(".idx")
-    if not index_path.is_file():
+    if not os.path.lexists(index_path):
         raise ValueError(f"{path}: has no {index_path.name} beside it, as Megatron's files do")
     check_readable(index_path)
     index = read_index(index_path, path)

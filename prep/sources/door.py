@@ -34,7 +34,7 @@ def check_name(name: str) -> None:
     except UnicodeEncodeError:
         shown = os.fsencode(name).decode("utf-8", "backslashreplace")
         raise ValueError(
-            f"{shown}: this file's name is not UTF-8, as names in a set are; rename the file"
+            f"{shown}: this name is not UTF-8, as names in a set are; rename the file or folder"
         ) from None
 
 

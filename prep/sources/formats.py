@@ -128,8 +128,8 @@ def _naming_errors(path: Path) -> Iterator[None]:
     except MemoryError as error:  # Arrow's as well; not a fault of the file.
         raise ValueError(
             f"{path}: there is not enough memory to read it ({_first_line(error)}); try fewer "
-            "--workers, or leave it out. A .zst made with --long takes as much as its window: make "
-            "a smaller one with zstd -d --long=31 | zstd"
+            "--workers, or leave it out. A .zst made with --long takes as much as its window: zstd "
+            "-d --long=31, then zstd makes a smaller one"
         ) from error
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         message = (

@@ -79,7 +79,8 @@ def add_entry(walk: Walk, entry: str) -> None:
 
 def make_source(path: Path, name: str) -> Source:
     """A local file as a source; ValueError if its name cannot be written into a set."""
-    check_name(name)
+    # Arrow opens parquet files by names in UTF-8.
+    check_name(str(path) if path.suffix.lower() == ".parquet" else name)
     stamp = take_stamp(path)
     return Source(name, stamp.num_bytes, path=str(path), stamp=stamp)
 

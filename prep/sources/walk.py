@@ -17,7 +17,7 @@ from prep.sources.door import examine, refuse_special
 from shards.disk.layout import MANIFEST, PULL, TOKENIZER, VERSIONS, WORK
 
 # Tells a file from all others on this machine, whatever it is called.
-Identity = tuple[int, int]
+Identity = tuple[int, int, str]
 # What is left of a pattern, a name each; () = everything.
 Parts = tuple[str, ...]
 # A folder or link, and what to match below it.
@@ -74,7 +74,7 @@ class Walk:
                 continue
             folder, parts = open_folders.pop()
             parts = simplify(parts)
-            key = (identify(examine(folder)), parts)
+            key = (identify(folder, examine(folder)), parts)
             if key in visited:
                 continue
             visited.add(key)
@@ -142,7 +142,7 @@ class Walk:
         """Take a file, unless it was taken under another name."""
         path = Path(os.path.abspath(path))
         self.num_taken += 1
-        if self.found.setdefault(identify(status), path) != path:
+        if self.found.setdefault(identify(path, status), path) != path:
             self.left_out[path] = AGAIN
 
     def describe_left_out(self) -> str:
@@ -206,9 +206,9 @@ def is_hidden(name: str, parts: Parts) -> bool:
     return name.startswith((".", "_")) and not (parts and parts[0].startswith((".", "_")))
 
 
-def identify(status: os.stat_result) -> Identity:
-    """The identity of a file or folder."""
-    return status.st_dev, status.st_ino
+def identify(path: Path, status: os.stat_result) -> Identity:
+    """The identity of a file or folder: its number, or on a disk without numbers its real path."""
+    return status.st_dev, status.st_ino, "" if status.st_ino else os.path.realpath(path)
 
 
 def has_suffix(path: PurePath) -> bool:

@@ -125,8 +125,7 @@ def test_what_stands_for_a_file_is_refused(tmp_path: Path, ids: list[list[int]],
         bring_in(tmp_path / "shards", tmp_path / "data")
     path.unlink()
     path.symlink_to("not-mounted")
-    expected = f"{name}: is a link to not-mounted" if name == "data.bin" else "data.bin: ends in"
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(ValueError, match=f"{name}: is a link to not-mounted, which cannot be op"):
         bring_in(tmp_path / "shards", tmp_path / "data.bin")
 
 
@@ -137,7 +136,7 @@ def test_a_pipe_and_a_name_that_is_not_utf8_are_refused(
     with pytest.raises(ValueError, match=r"pipe.bin: is a pipe; write it to a file first"):
         bring_in(tmp_path / "shards", tmp_path / "pipe.bin")
     write_nanogpt(tmp_path / os.fsdecode(b"caf\xe9.bin"), ids)
-    with pytest.raises(ValueError, match=r"caf\\xe9.bin: this file's name is not UTF-8"):
+    with pytest.raises(ValueError, match=r"caf\\xe9.bin: this name is not UTF-8"):
         bring_in(tmp_path / "shards", tmp_path / os.fsdecode(b"caf\xe9.bin"))
 
 

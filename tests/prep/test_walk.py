@@ -283,8 +283,11 @@ def test_devices_and_descriptors_are_refused() -> None:
 def test_a_name_that_is_not_utf8_is_named(tmp_path: Path, name: bytes) -> None:
     write(tmp_path / "in/a.jsonl")
     write(tmp_path / "in" / os.fsdecode(name))
-    with pytest.raises(ValueError, match=r"caf\\xe9.*: this file's name is not UTF-8, .* rename"):
+    with pytest.raises(ValueError, match=r"caf\\xe9.*: this name is not UTF-8, .*; rename"):
         find(tmp_path / "in")
+    write(tmp_path / os.fsdecode(b"caf\xe9/b.parquet"))
+    with pytest.raises(ValueError, match=r"caf\\xe9/b.parquet: this name is not UTF-8, .*; rename"):
+        find(tmp_path / os.fsdecode(b"caf\xe9/b.parquet"))
 
 
 # What is empty

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -73,3 +74,41 @@ def test_what_cannot_be_an_option_is_found_when_the_command_is_made() -> None:
     command.__annotations__["numbers"] = Numbers
     with pytest.raises(AssertionError, match="only strings"):
         takes_options(command)
+
+
+@dataclass(frozen=True)
+class Places:
+    out: Annotated[Path, typer.Option(help="Where to.")]
+    other: Annotated[Path | None, typer.Option(help="Or where.")] = None
+    parsed: Annotated[Path, typer.Option(parser=lambda text: Path(text) / "in")] = Path("x")
+
+
+def call_with_places(*arguments: str) -> list[tuple[Places, Path]]:
+    calls: list[tuple[Places, Path]] = []
+
+    @takes_options
+    def command(
+        places: Places, more: Annotated[Path, typer.Option(help="And more.")] = Path("m")
+    ) -> None:
+        calls.append((places, more))
+
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(command)
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception:
+        raise result.exception
+    return calls
+
+
+def test_paths_arrive_as_paths() -> None:
+    expected = (Places(Path("a"), Path("b"), Path("c/in")), Path("d"))
+    words = ("--out", "a", "--other", "b", "--parsed", "c", "--more", "d")
+    assert call_with_places(*words) == [expected]
+    assert call_with_places("--out", "a") == [(Places(Path("a"), None, Path("x/in")), Path("m"))]
+
+
+@pytest.mark.parametrize("value", ["", " ", "\n"])
+@pytest.mark.parametrize("option", ["--out", "--other", "--parsed", "--more"])
+def test_an_empty_path_is_not_the_current_folder(option: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} is empty; name what is meant, or leave"):
+        call_with_places("--out", "a", option, value)
