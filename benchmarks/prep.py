@@ -36,12 +36,12 @@ from benchmarks.measure import (
     say,
     take_turns,
 )
+from prep.python_docs import write_python_docs
 from prep.request import Policy, Request
 from prep.run import prepare
 from prep.sources.documents import Piece
 from prep.sources.formats import read_documents
 from prep.sources.local import find_files
-from prep.sources.python_docs import write_python_docs
 from prep.text import encoder
 from prep.text.encoder import Encoder, Ids, build_encoder
 from prep.text.gpt2 import END_OF_TEXT, build_gpt2_json

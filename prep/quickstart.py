@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prep.sources.python_docs import write_python_docs
+from prep.python_docs import write_python_docs
 from shards.disk.names import quote
 from shards.reader import Shards, open_shards
 from shards.screen import put

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from prep.python_docs import collect_docstrings, read_docstrings, write_python_docs
 from prep.sources.documents import Piece
 from prep.sources.formats import read_documents
-from prep.sources.python_docs import collect_docstrings, read_docstrings, write_python_docs
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_another_process_writes_the_same_bytes_and_imports_nothing_it_reads(
 ) -> None:
     program = (
         "import sys; from pathlib import Path;"
-        "from prep.sources.python_docs import write_python_docs;"
+        "from prep.python_docs import write_python_docs;"
         f"write_python_docs(Path({str(tmp_path / 'docs.jsonl')!r}));"
         "print([name for name in ('turtle', 'tkinter', 'antigravity') if name in sys.modules])"
     )
