@@ -1,6 +1,10 @@
-"""Text in UTF-16 or UTF-32: known by its first bytes, and refused with what converts it."""
+"""Bytes as text: UTF-8, with U+FFFD for what is invalid.
+
+UTF-16 and UTF-32 are known by their first bytes, and refused with what converts them.
+"""
 
 import codecs
+import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -21,6 +25,34 @@ _SPACES = "\t\n\r\f\v"
 # The least share of characters from one alphabet and ASCII together, in any text of letters.
 _ONE_ALPHABET = 0.8
 _ASCII, _EAST_ASIAN = 0, -1
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def repair(text: str) -> tuple[str, bool]:
+    r"""Replace each lone surrogate by U+FFFD; also says whether there was one.
+
+    >>> repair("\ud83d!") == ("\ufffd!", True)
+    True
+    """
+    if text.isascii():
+        return text, False
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return _SURROGATES.sub("\ufffd", text), True
+    return text, False
+
+
+def decode(data: bytes) -> tuple[str, bool]:
+    r"""Decode UTF-8, with U+FFFD for what is invalid; also says whether anything was.
+
+    >>> decode(b"caf\xe9") == ("caf\ufffd", True)
+    True
+    """
+    try:
+        return data.decode("utf-8"), False
+    except UnicodeDecodeError:
+        return data.decode("utf-8", errors="replace"), True
 
 
 def refuse_wide(head: bytes, path: Path) -> None:

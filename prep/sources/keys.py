@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from prep.sources.documents import MISSING
-from prep.sources.lines import repair
+from prep.sources.encodings import repair
 
 
 def unite(values: list[Any]) -> pa.Array:

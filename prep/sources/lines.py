@@ -6,7 +6,6 @@ What is not valid Unicode becomes U+FFFD and is marked, never skipped.
 import io
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.json
 
 from prep.sources.documents import MISSING, BadDocument, find_value
-from prep.sources.encodings import HEAD_BYTES, UTF8_MARK, refuse_wide
+from prep.sources.encodings import HEAD_BYTES, UTF8_MARK, decode, refuse_wide, repair
 from prep.sources.streams import BUFFER_BYTES, open_stream
 
 # A longer document is most likely a file that is not what it should be; and handling one takes no
@@ -26,7 +25,6 @@ MAX_DOCUMENT_BYTES = 256 << 20
 _CHUNK_BYTES = BUFFER_BYTES
 _LONG_LINE_BYTES = 16 << 20
 _MAX_KEYS_SHOWN = 20
-_SURROGATES = re.compile("[\ud800-\udfff]")
 # A line that holds nothing, after strip().
 _BLANK = (b"", UTF8_MARK)
 _TYPE_NAMES = {
@@ -192,33 +190,6 @@ def find_excess(num_bytes: int, place: str, advice: str) -> BadDocument | None:
         "split it, or leave it out",
         "too large",
     )
-
-
-def repair(text: str) -> tuple[str, bool]:
-    r"""Replace each lone surrogate by U+FFFD; also says whether there was one.
-
-    >>> repair("\ud83d!") == ("\ufffd!", True)
-    True
-    """
-    if text.isascii():
-        return text, False
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return _SURROGATES.sub("\ufffd", text), True
-    return text, False
-
-
-def decode(data: bytes) -> tuple[str, bool]:
-    r"""Decode UTF-8, with U+FFFD for what is invalid; also says whether anything was.
-
-    >>> decode(b"caf\xe9") == ("caf\ufffd", True)
-    True
-    """
-    try:
-        return data.decode("utf-8"), False
-    except UnicodeDecodeError:
-        return data.decode("utf-8", errors="replace"), True
 
 
 def _check_head(file: BinaryIO, path: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prep.sources.documents import BadDocument, find_offsets, is_text, split_name
-from prep.sources.lines import decode
+from prep.sources.encodings import decode
 from prep.sources.pages import PageError, choose_rows, estimate_bytes, find_chunks, read_pages
 
 # A column is read through a window of this size; without one, Arrow holds the compressed column of

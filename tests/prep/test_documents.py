@@ -734,7 +734,8 @@ def test_stopping_early_does_not_hang_at_exit(tmp_path: Path) -> None:
     program = (
         "from prep.sources.documents import Piece;"
         "from prep.sources.formats import read_documents;"
-        f"batches = read_documents(Piece({str(path)!r}, 'a'), 'content'); print(len(next(batches).rows))"
+        f"batches = read_documents(Piece({str(path)!r}, 'a'), 'content');"
+        "print(len(next(batches).rows))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=20
