@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -267,21 +268,24 @@ def test_a_log_that_does_not_say_whose_it_is_is_kept_whole(
     assert count_events(logs).keys() == set(range(1, 9))
 
 
+@pytest.mark.parametrize("fault", ["gone", "full"])
 def test_a_log_that_cannot_be_written_resumes_when_it_can(
     small_shards: Shards,
     tmp_path: Path,
+    fault: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs, away = tmp_path / "logs", tmp_path / "away"
+    place = logs if fault == "gone" else logs / "metrics.jsonl"
 
     def disturb(step: int) -> None:
-        if step == 3:  # The disk of the log is gone.
-            os.rename(logs, away)
-            logs.write_text("")
+        if step == 3:
+            os.rename(place, away)
+            place.symlink_to("/dev/null" if fault == "gone" else "/dev/full")
         if step == 6:
-            logs.unlink()
-            os.rename(away, logs)
+            place.unlink()
+            os.rename(away, place)
 
     with each_step(monkeypatch, disturb):
         assert run_small(small_shards, tmp_path).step == 8
@@ -290,25 +294,6 @@ def test_a_log_that_cannot_be_written_resumes_when_it_can(
     said = capsys.readouterr().err.splitlines()
     assert len([line for line in said if f"{logs}: cannot be logged to (" in line]) == 1
     assert said.count(f"{logs}: the log is written again") == 1
-
-
-def test_a_log_on_a_full_disk_is_said_once_and_the_run_goes_on(
-    small_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "metrics.jsonl").symlink_to("/dev/full")
-    # That of another run is moved out of the way; this one's own is not.
-    (tmp_path / "logs" / "run-folder").write_text("../checkpoints\n")
-    first = {"infrastructure__logging_dir": tmp_path / "first", "training__num_training_steps": 4}
-    run_small(small_shards, tmp_path, **first)
-    capsys.readouterr()
-    assert run_small(small_shards, tmp_path).step == 8
-    said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if "cannot be logged to" in line] == [
-        f"{tmp_path}/logs: cannot be logged to ([Errno 28] No space left on device); "
-        "the run goes on"
-    ]
-    assert list_names(tmp_path / "checkpoints") == ["checkpoint-4", "checkpoint-8"]
 
 
 WANDB = """
@@ -407,9 +392,9 @@ def test_a_checkpoint_that_finds_no_disk_is_tried_again(
     evaluate = train.loop.evaluate
     with small_files() as set_full:
 
-        def free_and_evaluate(*arguments: object) -> float | None:
+        def free_and_evaluate(*arguments: Any, **options: Any) -> float | None:
             set_full(False)
-            return evaluate(*arguments)  # type: ignore[arg-type]
+            return evaluate(*arguments, **options)
 
         monkeypatch.setattr(train.loop, "evaluate", free_and_evaluate)
         with each_step(monkeypatch, lambda step: set_full(full_from <= step < full_to)):
