@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ import train.loop
 from model.checkpoints.seal import list_checkpoints
 from tests.runs import make_config, make_overrides, read_metrics, run_small
 from tests.servers.forked import Forked, find_port, run_forked
+from train.config import DistributedConfig
+from train.distributed import join_ranks
 from train.loop import Outcome
 from train.run import Run
 from train.stop import StopFlag
@@ -116,6 +119,19 @@ def test_where_the_first_rank_fails_it_alone_says_why(small_shards: Shards, tmp_
     assert [rank.returncode for rank in ranks] == [1, 1]
     assert [line[:40] for line in said[0]] == [f"velocity: {tmp_path}"[:40]]
     assert said[1] == []
+
+
+def test_ranks_that_cannot_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": port}
+        for name, value in (variables | {"MASTER_ADDR": "127.0.0.1"}).items():
+            monkeypatch.setenv(name, value)
+        match = rf"cannot meet at 127.0.0.1:{port} \(.*\); set MASTER_PORT to a port that is free"
+        with pytest.raises(ValueError, match=match), join_ranks(DistributedConfig()):
+            pass
 
 
 # Where a run starts
@@ -218,6 +234,20 @@ def test_a_log_lies_beside_its_checkpoints(small_shards: Shards, tmp_path: Path)
         settings = {"infrastructure__output_dir": tmp_path / name, "infrastructure__seed": 1}
         run_small(small_shards, tmp_path, **settings, infrastructure__logging_dir="null")
         assert describe_steps(tmp_path / name / "logs" / "metrics.jsonl") == list(range(1, 9))
+
+
+def test_a_run_that_logs_elsewhere_than_before_says_so(
+    small_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one of before logs lay beside their checkpoints."""
+    run_small(small_shards, tmp_path, training__num_training_steps=4)
+    log = (tmp_path / "logs" / "metrics.jsonl").read_text()
+    run_small(small_shards, tmp_path, infrastructure__logging_dir="null")
+    beside = tmp_path / "checkpoints" / "logs"
+    said = f"the log goes on in {beside}; what was logged before is in {tmp_path}/logs"
+    assert said in capsys.readouterr().err.splitlines()
+    assert (tmp_path / "logs" / "metrics.jsonl").read_text() == log
+    assert describe_steps(beside / "metrics.jsonl") == [5, 6, 7, 8]
 
 
 def count_events(folder: Path) -> dict[int, float]:
