@@ -84,9 +84,17 @@ def join_ranks(config: DistributedConfig) -> Iterator[Rank]:
     backend = config.backend
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, timeout=PATIENCE, device_id=device if backend == "nccl" else None
-    )
+    try:
+        dist.init_process_group(
+            backend, timeout=PATIENCE, device_id=device if backend == "nccl" else None
+        )
+    except dist.DistNetworkError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"the ranks cannot meet at {place} ({reason}); set MASTER_PORT to a port that is "
+            "free, the same for all ranks"
+        ) from error
     yield Rank(rank, world_size, local_rank, device)
     # Not after an error: it would wait for ranks that are still at work, with the error untold.
     dist.destroy_process_group()

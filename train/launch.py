@@ -71,8 +71,10 @@ def adopt(environment: Environment, launcher: Launcher) -> None:
     environment["RANK"] = environment[launcher.rank]
     environment["WORLD_SIZE"] = environment[launcher.world_size]
     environment["LOCAL_RANK"] = environment[launcher.local_rank]
-    environment.setdefault("MASTER_ADDR", find_first_machine(environment, launcher))
-    environment.setdefault("MASTER_PORT", str(choose_port(environment)))
+    if "MASTER_ADDR" not in environment:
+        environment["MASTER_ADDR"] = find_first_machine(environment, launcher)
+    if "MASTER_PORT" not in environment:
+        environment["MASTER_PORT"] = str(choose_port(environment))
 
 
 def find_first_machine(environment: Environment, launcher: Launcher) -> str:

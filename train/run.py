@@ -200,6 +200,10 @@ def check_same_run(config: Config, shards: Shards, start: Path, say: Say) -> Non
                 f"{start}: was trained with {name}={old}, now it is {new}; keep it as it was, or "
                 "choose another infrastructure.output_dir for a new run"
             )
+    old, new = before.infrastructure.log_folder, config.infrastructure.log_folder
+    is_own = is_same_folder(start.parent, config.infrastructure.output_dir)
+    if is_own and old.is_dir() and not is_same_folder(old, new):
+        say(f"the log goes on in {new}; what was logged before is in {old}")
     for entry in fields(config.training):
         old, new = getattr(before.training, entry.name), getattr(config.training, entry.name)
         if old != new:

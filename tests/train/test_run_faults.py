@@ -5,12 +5,14 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,8 @@ import train.loop
 from model.checkpoints.seal import list_checkpoints
 from tests.runs import make_config, make_overrides, read_metrics, run_small
 from tests.servers.forked import Forked, find_port, run_forked
+from train.config import DistributedConfig
+from train.distributed import join_ranks
 from train.loop import Outcome
 from train.run import Run
 from train.stop import StopFlag
@@ -115,6 +119,19 @@ def test_where_the_first_rank_fails_it_alone_says_why(small_shards: Shards, tmp_
     assert [rank.returncode for rank in ranks] == [1, 1]
     assert [line[:40] for line in said[0]] == [f"velocity: {tmp_path}"[:40]]
     assert said[1] == []
+
+
+def test_ranks_that_cannot_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": port}
+        for name, value in (variables | {"MASTER_ADDR": "127.0.0.1"}).items():
+            monkeypatch.setenv(name, value)
+        match = rf"cannot meet at 127.0.0.1:{port} \(.*\); set MASTER_PORT to a port that is free"
+        with pytest.raises(ValueError, match=match), join_ranks(DistributedConfig()):
+            pass
 
 
 # Where a run starts
@@ -219,6 +236,20 @@ def test_a_log_lies_beside_its_checkpoints(small_shards: Shards, tmp_path: Path)
         assert describe_steps(tmp_path / name / "logs" / "metrics.jsonl") == list(range(1, 9))
 
 
+def test_a_run_that_logs_elsewhere_than_before_says_so(
+    small_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one of before logs lay beside their checkpoints."""
+    run_small(small_shards, tmp_path, training__num_training_steps=4)
+    log = (tmp_path / "logs" / "metrics.jsonl").read_text()
+    run_small(small_shards, tmp_path, infrastructure__logging_dir="null")
+    beside = tmp_path / "checkpoints" / "logs"
+    said = f"the log goes on in {beside}; what was logged before is in {tmp_path}/logs"
+    assert said in capsys.readouterr().err.splitlines()
+    assert (tmp_path / "logs" / "metrics.jsonl").read_text() == log
+    assert describe_steps(beside / "metrics.jsonl") == [5, 6, 7, 8]
+
+
 def count_events(folder: Path) -> dict[int, float]:
     """The losses that TensorBoard shows."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -267,21 +298,24 @@ def test_a_log_that_does_not_say_whose_it_is_is_kept_whole(
     assert count_events(logs).keys() == set(range(1, 9))
 
 
+@pytest.mark.parametrize("fault", ["gone", "full"])
 def test_a_log_that_cannot_be_written_resumes_when_it_can(
     small_shards: Shards,
     tmp_path: Path,
+    fault: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs, away = tmp_path / "logs", tmp_path / "away"
+    place = logs if fault == "gone" else logs / "metrics.jsonl"
 
     def disturb(step: int) -> None:
-        if step == 3:  # The disk of the log is gone.
-            os.rename(logs, away)
-            logs.write_text("")
+        if step == 3:
+            os.rename(place, away)
+            place.symlink_to("/dev/null" if fault == "gone" else "/dev/full")
         if step == 6:
-            logs.unlink()
-            os.rename(away, logs)
+            place.unlink()
+            os.rename(away, place)
 
     with each_step(monkeypatch, disturb):
         assert run_small(small_shards, tmp_path).step == 8
@@ -290,25 +324,6 @@ def test_a_log_that_cannot_be_written_resumes_when_it_can(
     said = capsys.readouterr().err.splitlines()
     assert len([line for line in said if f"{logs}: cannot be logged to (" in line]) == 1
     assert said.count(f"{logs}: the log is written again") == 1
-
-
-def test_a_log_on_a_full_disk_is_said_once_and_the_run_goes_on(
-    small_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "metrics.jsonl").symlink_to("/dev/full")
-    # That of another run is moved out of the way; this one's own is not.
-    (tmp_path / "logs" / "run-folder").write_text("../checkpoints\n")
-    first = {"infrastructure__logging_dir": tmp_path / "first", "training__num_training_steps": 4}
-    run_small(small_shards, tmp_path, **first)
-    capsys.readouterr()
-    assert run_small(small_shards, tmp_path).step == 8
-    said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if "cannot be logged to" in line] == [
-        f"{tmp_path}/logs: cannot be logged to ([Errno 28] No space left on device); "
-        "the run goes on"
-    ]
-    assert list_names(tmp_path / "checkpoints") == ["checkpoint-4", "checkpoint-8"]
 
 
 WANDB = """
@@ -407,9 +422,9 @@ def test_a_checkpoint_that_finds_no_disk_is_tried_again(
     evaluate = train.loop.evaluate
     with small_files() as set_full:
 
-        def free_and_evaluate(*arguments: object) -> float | None:
+        def free_and_evaluate(*arguments: Any, **options: Any) -> float | None:
             set_full(False)
-            return evaluate(*arguments)  # type: ignore[arg-type]
+            return evaluate(*arguments, **options)
 
         monkeypatch.setattr(train.loop, "evaluate", free_and_evaluate)
         with each_step(monkeypatch, lambda step: set_full(full_from <= step < full_to)):
