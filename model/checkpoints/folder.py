@@ -37,6 +37,7 @@ from model.transformer import Transformer
 EMBEDDING = "model.embed_tokens.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
 WEIGHTS_PER_LAYER = 9
+MAX_HEADER_BYTES = 2**24  # A weight takes some hundred.
 HEAD = "lm_head.weight"  # Tied to the embedding, so it is not saved.
 
 
@@ -74,6 +75,7 @@ def load_model(
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
     path = folder / WEIGHTS
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             _check_number(config, len(file.keys()), path)
         weights = load_file(path)  # Maps the file into memory, and reads nothing yet.
@@ -84,6 +86,17 @@ def load_model(
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged ({error})") from None
     return build_model(config, weights, path, device, dtype)
+
+
+def _check_header(path: Path) -> None:
+    """Raise CheckpointError if a safetensors file's header, which it starts with, is too long."""
+    with open(path, "rb") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+    if num_bytes > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{path}: damaged; its header has {num_bytes:,} bytes, expected at most "
+            f"{MAX_HEADER_BYTES:,}"
+        )
 
 
 def build_model(
