@@ -107,11 +107,7 @@ def build_model(
     dtype: torch.dtype,
 ) -> Transformer:
     """A model with copies of these weights; errors name `origin` as their file."""
-    # torch.compile and DDP add these to names.
-    weights = {
-        name.replace("_orig_mod.", "").removeprefix("module."): weight
-        for name, weight in weights.items()
-    }
+    weights = _rename(weights, origin)
     # What the config says is compared with the file before a model of that size is made.
     _check_size(config, weights, origin)
     with torch.device("meta"):
@@ -129,6 +125,17 @@ def build_model(
     model.load_state_dict(copies, strict=False, assign=True)
     model.lm_head.weight = model.model.embed_tokens.weight
     return model
+
+
+def _rename(weights: Mapping[str, Tensor], origin: Path) -> dict[str, Tensor]:
+    """The weights by the names they have without what torch.compile and DDP add."""
+    renamed: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        plain = name.replace("_orig_mod.", "").removeprefix("module.")
+        if plain in renamed:
+            raise CheckpointError(f"{origin}: two weights are named {plain}, apart from prefixes")
+        renamed[plain] = weight
+    return renamed
 
 
 def _check_size(config: ModelConfig, weights: Mapping[str, Tensor], origin: Path) -> None:
