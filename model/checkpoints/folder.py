@@ -107,7 +107,7 @@ def build_model(
     dtype: torch.dtype,
 ) -> Transformer:
     """A model with copies of these weights; errors name `origin` as their file."""
-    weights = _rename(weights, origin)
+    weights = _take_weights(weights, origin)
     # What the config says is compared with the file before a model of that size is made.
     _check_size(config, weights, origin)
     with torch.device("meta"):
@@ -127,13 +127,17 @@ def build_model(
     return model
 
 
-def _rename(weights: Mapping[str, Tensor], origin: Path) -> dict[str, Tensor]:
-    """The weights by the names they have without what torch.compile and DDP add."""
+def _take_weights(weights: Mapping[str, Tensor], origin: Path) -> dict[str, Tensor]:
+    """The weights, if they are numbers, by their names without what torch.compile and DDP add."""
     renamed: dict[str, Tensor] = {}
     for name, weight in weights.items():
         plain = name.replace("_orig_mod.", "").removeprefix("module.")
         if plain in renamed:
             raise CheckpointError(f"{origin}: two weights are named {plain}, apart from prefixes")
+        if not weight.is_floating_point():
+            raise CheckpointError(
+                f"{origin}: {name} holds {weight.dtype}; expected floating-point numbers"
+            )
         renamed[plain] = weight
     return renamed
 
@@ -178,10 +182,6 @@ def _check_weight(
         raise CheckpointError(
             f"{origin}: {name} has shape {tuple(weight.shape)}; {CONFIG} beside it says "
             f"{tuple(shape)}"
-        )
-    if not weight.is_floating_point():
-        raise CheckpointError(
-            f"{origin}: {name} holds {weight.dtype}; expected floating-point numbers"
         )
 
 
