@@ -1,4 +1,4 @@
-"""Hostile and damaged checkpoint folders: one line that names the file, soon and in little memory."""
+"""Hostile and damaged checkpoint folders: one line that names the file, soon, in little memory."""
 
 import json
 import os
