@@ -7,7 +7,7 @@ import reprlib
 from dataclasses import dataclass, fields
 
 MAX_VOCAB_SIZE = 65536  # Token ids are stored as uint16.
-MAX_NUMBER = 1e30  # Far above any use, and well within fp32.
+MAX_NUMBER = 1e18  # Far above any use, and within int64 and fp32.
 
 
 @dataclass(frozen=True)

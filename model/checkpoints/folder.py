@@ -37,6 +37,7 @@ from model.transformer import Transformer
 EMBEDDING = "model.embed_tokens.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
 WEIGHTS_PER_LAYER = 9
+MAX_HEADER_BYTES = 2**24  # A weight takes some hundred.
 HEAD = "lm_head.weight"  # Tied to the embedding, so it is not saved.
 
 
@@ -74,6 +75,7 @@ def load_model(
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
     path = folder / WEIGHTS
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             _check_number(config, len(file.keys()), path)
         weights = load_file(path)  # Maps the file into memory, and reads nothing yet.
@@ -86,6 +88,17 @@ def load_model(
     return build_model(config, weights, path, device, dtype)
 
 
+def _check_header(path: Path) -> None:
+    """Raise CheckpointError if a safetensors file's header, which it starts with, is too long."""
+    with open(path, "rb") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+    if num_bytes > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{path}: damaged; its header has {num_bytes:,} bytes, expected at most "
+            f"{MAX_HEADER_BYTES:,}"
+        )
+
+
 def build_model(
     config: ModelConfig,
     weights: dict[str, Tensor],
@@ -94,11 +107,7 @@ def build_model(
     dtype: torch.dtype,
 ) -> Transformer:
     """A model with copies of these weights; errors name `origin` as their file."""
-    # torch.compile and DDP add these to names.
-    weights = {
-        name.replace("_orig_mod.", "").removeprefix("module."): weight
-        for name, weight in weights.items()
-    }
+    weights = _take_weights(weights, origin)
     # What the config says is compared with the file before a model of that size is made.
     _check_size(config, weights, origin)
     with torch.device("meta"):
@@ -116,6 +125,21 @@ def build_model(
     model.load_state_dict(copies, strict=False, assign=True)
     model.lm_head.weight = model.model.embed_tokens.weight
     return model
+
+
+def _take_weights(weights: Mapping[str, Tensor], origin: Path) -> dict[str, Tensor]:
+    """The weights, if they are numbers, by their names without what torch.compile and DDP add."""
+    renamed: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        plain = name.replace("_orig_mod.", "").removeprefix("module.")
+        if plain in renamed:
+            raise CheckpointError(f"{origin}: two weights are named {plain}, apart from prefixes")
+        if not weight.is_floating_point():
+            raise CheckpointError(
+                f"{origin}: {name} holds {weight.dtype}; expected floating-point numbers"
+            )
+        renamed[plain] = weight
+    return renamed
 
 
 def _check_size(config: ModelConfig, weights: Mapping[str, Tensor], origin: Path) -> None:
@@ -158,10 +182,6 @@ def _check_weight(
         raise CheckpointError(
             f"{origin}: {name} has shape {tuple(weight.shape)}; {CONFIG} beside it says "
             f"{tuple(shape)}"
-        )
-    if not weight.is_floating_point():
-        raise CheckpointError(
-            f"{origin}: {name} holds {weight.dtype}; expected floating-point numbers"
         )
 
 

@@ -5,6 +5,7 @@ in section "model".
 """
 
 import pickle
+import warnings
 import zipfile
 from dataclasses import fields
 from pathlib import Path
@@ -56,19 +57,21 @@ def _read_config(path: Path) -> ModelConfig:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a pickled state dict, read without running any code in the pickle."""
     try:
-        # Only the zip format, torch's default since 2020, can be memory-mapped.
-        weights = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        with warnings.catch_warnings(action="ignore"):  # Of odd pickles; the error says enough.
+            # Only the zip format, torch's default since 2020, can be memory-mapped.
+            weights = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: asks to run code when loaded, or is not a pickle of tensors; not loaded"
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # A damaged pickle goes wrong in any way.
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: unreadable ({reason}); use another copy") from None
     if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items()
+        isinstance(name, str) and isinstance(weight, Tensor) and _is_plain(weight)
+        for name, weight in weights.items()
     ):
         raise CheckpointError(f"{path}: not a state dict; expected names and their tensors")
     # A view may repeat what is stored once, to any size.
@@ -79,3 +82,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             "copy"
         )
     return weights
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether a tensor's numbers are in the file, one after another."""
+    return weight.device.type == "cpu" and weight.layout == torch.strided

@@ -101,8 +101,8 @@ def find_checkpoint(path: Path) -> Path:
         elif _was_sealed(path):
             raise CheckpointError(
                 f"{path}: a checkpoint without {CHECKSUMS}: it was not written, or not removed, to "
-                f"the end; use another checkpoint, or copy {CONFIG}, {WEIGHTS} and the tokenizer's "
-                "files to a new folder to read them unchecked"
+                f"the end; use another one, or copy {', '.join(MODEL_FILES)} to a new folder to "
+                "read them unchecked"
             )
         return path
     complete = list_checkpoints(path)

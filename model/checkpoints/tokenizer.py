@@ -71,6 +71,7 @@ def _apply_config(tokenizer: Tokenizer, values: Json) -> None:
     """Change a tokenizer.json's tokenizer as transformers does for tokenizer_config.json's values.
 
     Tokens that only this file names become special, with new ids unless the vocabulary has them.
+    Its add_bos_token means nothing beside a tokenizer.json, whose post-processor decides.
     """
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for token in _list_tokens(values):
@@ -78,13 +79,6 @@ def _apply_config(tokenizer: Tokenizer, values: Json) -> None:
             known.add(token.content)
             tokenizer.add_tokens([token])
     tokenizer.encode_special_tokens = values.get("split_special_tokens") is True
-    if "add_bos_token" in values or "add_eos_token" in values:
-        begin = _find_own(values, "bos") if values.get("add_bos_token") is True else []
-        end = _find_own(values, "eos") if values.get("add_eos_token") is True else []
-        tokenizer.post_processor = TemplateProcessing(
-            single=[*(f"{token}:0" for token in begin), "$A:0", *(f"{token}:0" for token in end)],
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (*begin, *end)],
-        )
 
 
 def _list_tokens(values: Json) -> Iterator[AddedToken]:
@@ -101,12 +95,6 @@ def _list_tokens(values: Json) -> Iterator[AddedToken]:
         more = values.get(key) or []
         for value in more.values() if isinstance(more, dict) else more:
             yield _read_token(value, key)
-
-
-def _find_own(values: Json, name: str) -> list[str]:
-    """The token `bos` or `eos` as a list, which is empty if there is none."""
-    value = values.get(f"{name}_token")
-    return [] if value is None else [_read_token(value, f"{name}_token").content]
 
 
 def _read_token(value: Any, key: str, special: bool = True) -> AddedToken:

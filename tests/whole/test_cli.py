@@ -50,7 +50,7 @@ def test_sample_takes_prompts_from_words_files_and_standard_input(
     assert bytes_text.startswith("caf\ufffd")
     _, lines, _ = velocity("sample", *options, "--prompt-lines", tmp_path / "prompts.txt")
     assert "--- prompt 1, sample 1: 3 tokens, ended by length ---\n" + one in lines
-    assert "--- prompt 2, sample 1: 3 tokens, ended by length ---\nthe other" in lines
+    assert "--- prompt 3, sample 1: 3 tokens, ended by length ---\nthe other" in lines
     _, two, _ = velocity(
         "sample", *options[:2], "--prompt", "a", "--num-samples", 2, "--max-length", 9
     )
