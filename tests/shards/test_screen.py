@@ -1,6 +1,7 @@
 """What reaches the screen: one line for a line, and nothing that a terminal obeys."""
 
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from prep.engines.contract import flatten
 from shards.disk.names import escape, escape_line, quote
 from shards.failure import describe_error, has_no_reader, prepare_screen, reporting
 from shards.screen import ScreenLine, open_output, put, put_text, say
@@ -156,6 +158,17 @@ def test_the_traceback_gives_no_orders_and_shows_no_keys() -> None:
     assert "ETKEY" not in said
     assert_obedient(said.replace("\n", "").replace("\t", ""))
     assert said.splitlines()[-1].startswith("velocity: unexpected KeyError")
+
+
+def test_debug_shows_where_a_worker_failed() -> None:
+    try:
+        {}["totals"]
+    except KeyError as error:
+        ours, theirs = multiprocessing.Pipe()
+        theirs.send(flatten(error))
+        said = fail_with(ours.recv(), debug=True)
+    assert '{}["totals"]' in said
+    assert said.splitlines()[-1].startswith("velocity: unexpected RuntimeError: KeyError: 'totals'")
 
 
 def test_only_who_is_asked_to_tells_an_error() -> None:
