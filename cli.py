@@ -46,7 +46,8 @@ def main() -> None:
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     prepare_screen(sys.argv)
     with reporting(debug):
-        sys.exit(run())
+        code = run()
+    sys.exit(code)
 
 
 def run() -> int:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TextIO
 
 from shards.disk.durable import advise_writing
 from shards.screen import LogLines, say, say_text
-from shards.secrets import forget, learn_environment, learn_words
+from shards.secrets import forget, hide, learn_environment, learn_words
 
 # An error that quotes what it met may be as long as that.
 MAX_CHARS = 2000
@@ -38,7 +38,7 @@ def reporting(
     """
     try:
         yield
-        sys.stdout.flush()
+        sys.stdout.flush()  # What cannot be written must not fail after the exit code is chosen.
     except Exception as error:
         if isinstance(error, BrokenPipeError) and has_no_reader(sys.stdout):
             leave_quietly()
@@ -62,7 +62,7 @@ def tell(error: Exception, debug: bool, describe: Callable[[Exception], str]) ->
     """Say why the command ends."""
     if debug:
         say_text("".join(traceback.format_exception(error)))
-    text = describe(error)
+    text = hide(describe(error))  # Before it is cut: half a key is a key's half.
     rest = len(text) - MAX_CHARS
     say(f"velocity: {text[:MAX_CHARS]}" + (f"... ({rest:,} more characters)" if rest > 0 else ""))
 

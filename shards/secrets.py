@@ -87,4 +87,11 @@ def find_keys(word: str) -> set[str]:
 def _learn(found: set[str]) -> None:
     for secret in found:
         # As it was typed, decoded by a library, encoded by one, and as a Path has it.
-        _known.update((secret, unquote(secret), quote(secret, safe=""), re.sub("/+", "/", secret)))
+        _known.update(
+            (
+                secret,
+                unquote(secret),
+                quote(secret, safe="", errors="replace"),
+                re.sub("/+", "/", secret),
+            )
+        )

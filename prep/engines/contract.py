@@ -8,6 +8,7 @@ worker is lost, the engine does its job again; what a job raises, the engine rai
 """
 
 import os
+import traceback
 from collections.abc import Callable, Iterator, MutableSequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -61,8 +62,10 @@ def keep_to_one_core() -> None:
 
 
 def flatten(error: Exception) -> Exception:
-    """An error that can be sent to the parent, whatever the original holds."""
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    """An error that can be sent to the parent, whatever the original holds, and its traceback."""
+    flat = RuntimeError(f"{type(error).__name__}: {error}")
+    flat.add_note("".join(traceback.format_exception(error)))
+    return flat
 
 
 def make_report(counters: Counters, unit: int, tick: Tick | None = None) -> Report:

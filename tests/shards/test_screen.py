@@ -1,6 +1,7 @@
 """What reaches the screen: one line for a line, and nothing that a terminal obeys."""
 
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from prep.engines.contract import flatten
 from shards.disk.names import escape, escape_line, quote
 from shards.failure import describe_error, has_no_reader, prepare_screen, reporting
 from shards.screen import ScreenLine, open_output, put, put_text, say
@@ -158,6 +160,24 @@ def test_the_traceback_gives_no_orders_and_shows_no_keys() -> None:
     assert said.splitlines()[-1].startswith("velocity: unexpected KeyError")
 
 
+def test_debug_shows_where_a_worker_failed() -> None:
+    try:
+        {}["totals"]
+    except KeyError as error:
+        ours, theirs = multiprocessing.Pipe()
+        theirs.send(flatten(error))
+        said = fail_with(ours.recv(), debug=True)
+    assert '{}["totals"]' in said
+    assert said.splitlines()[-1].startswith("velocity: unexpected RuntimeError: KeyError: 'totals'")
+
+
+def test_a_key_is_hidden_before_a_long_error_is_cut() -> None:
+    prepare_screen(["velocity", "s3://AKIA:SECRETKEY@bucket", "s3://AKIA:caf\udce9@bucket"])
+    said = fail_with(ValueError("." * 1995 + "SECRETKEY"))
+    assert "SECR" not in said
+    assert "caf" not in fail_with(ValueError("caf\udce9"))
+
+
 def test_only_who_is_asked_to_tells_an_error() -> None:
     said = io.StringIO()
     with redirect_stderr(said), pytest.raises(SystemExit), reporting(False, is_told=False):
@@ -194,6 +214,23 @@ def test_a_pipe_that_nobody_reads_is_told_from_others() -> None:
         os.close(ours)
         assert has_no_reader(stream)
     assert describe_error(ConnectionError("reset by peer")) == "reset by peer"
+
+
+def test_output_that_is_lost_at_the_end_is_told() -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    said = io.StringIO()
+    with (
+        redirect_stderr(said),
+        redirect_stdout(Full()),
+        pytest.raises(SystemExit) as end,
+        reporting(False),
+    ):
+        print("the last piece")
+    assert end.value.code == 1
+    assert said.getvalue().startswith("velocity: No space left on device")
 
 
 def test_a_command_whose_reader_leaves_ends_without_a_word(small_shards: Path) -> None:

@@ -101,6 +101,17 @@ def test_no_command_shows_a_key_or_makes_anything_for_a_wrong_url(
         assert [name for name in list_names(folder) if name not in before] == []
 
 
+def test_a_file_url_with_a_machine_is_not_taken_for_a_path(folder: Path) -> None:
+    """As a Path, it would have lost one slash, and the machine would be a folder."""
+    before = list_names(folder)
+    url = f"FILE:/{folder}/new"
+    for words in (["prep", "--out", url, "--input", "a.jsonl"], ["shards", "push", "SET", url]):
+        code, _, errors = velocity(*words, cwd=folder)
+        assert code == 1
+        assert errors.endswith(": a file URL names no machine; expected file:///folder\n")
+    assert list_names(folder) == before
+
+
 @pytest.mark.parametrize("url", URLS)
 def test_the_traceback_shows_no_key(folder: Path, url: str) -> None:
     said = io.StringIO()
@@ -159,6 +170,18 @@ def test_no_setting_shows_a_key(
             said = capsys.readouterr().err
             assert_clean(said)
             assert len(said.splitlines()) == 1
+
+
+def test_a_settings_file_that_is_not_yaml_shows_no_key(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "run.yaml").write_text('data:\n  shards: "s3://AKIA:SECR ETKEY@bucket\n')
+    prepare_screen([])
+    with pytest.raises(SystemExit):
+        load_settings(parse_arguments(["--config", str(folder / "run.yaml")]))
+    said = capsys.readouterr().err
+    assert "not valid YAML" in said
+    assert_clean(said)
 
 
 ORDERS = "\x1b]0;x\x07\x1b[31m\u202e"
