@@ -125,3 +125,12 @@ def test_a_run_on_other_shards_is_refused(traced: Path, small_shards: Path, tmp_
     with pytest.raises(ValueError, match="no checkpoint in it"):
         trace_run(open_shards(traced), tmp_path)
     assert load_config("tiny").training.num_training_steps > 1
+
+
+@pytest.mark.parametrize("num_ranks", [0, -1, 2**23, 10**30])
+def test_a_number_of_ranks_that_no_run_has_is_refused(
+    traced: Path, tmp_path: Path, num_ranks: int
+) -> None:
+    config = make_config(traced, tmp_path)
+    with pytest.raises(ValueError, match=f"--ranks {num_ranks} x 4 samples a rank: expected at"):
+        trace_settings(open_shards(traced), config, num_ranks)
