@@ -37,7 +37,7 @@ def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say
         "validation": describe_validation(config, shards),
         "memory": describe_memory(need, available),
         "checkpoints": describe_checkpoints(config),
-        "logs": str(config.infrastructure.logging_dir),
+        "logs": str(config.infrastructure.log_folder),
     }
     for label, text in lines.items():
         say(f"{label:<{LABEL_WIDTH}} {text}")
