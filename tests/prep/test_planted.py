@@ -11,7 +11,7 @@ import pytest
 
 from shards.edit.versions import begin_version
 from shards.exchange.claim import UPLOAD
-from shards.format import make_manifest, read_manifest
+from shards.format import Shard, make_manifest, read_manifest
 from shards.inspect.verify import verify_shards
 from tests.commands import velocity
 from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
@@ -69,12 +69,12 @@ def make_next(out: Path, removed: Path) -> dict[str, Any]:
 
 
 def forge(text: str) -> str:
-    """Another set's manifest, with the right dataset_id for what it holds."""
+    """A manifest of the same shards, with the right dataset_id, that is no version of this set."""
     raw = json.loads(text)
-    raw["content"]["ancestors"] = []
-    del raw["content"]["parent"]
-    raw["content"]["policy"] = {}
-    return make_manifest(raw["content"], [], raw["audit"], raw["environment"])
+    lineage = ("ancestors", "same_places", "parent", "shards")
+    content = {key: value for key, value in raw["content"].items() if key not in lineage}
+    shards = [Shard(**entry) for entry in raw["content"]["shards"]]
+    return make_manifest(content, shards, raw["audit"], raw["environment"])
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
