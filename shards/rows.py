@@ -237,6 +237,8 @@ def find_fault(batch: pa.RecordBatch, shard: Shard, position: int | None) -> str
     if "num_tokens" not in columns:
         return None
     sizes = count_tokens(batch)
+    if len(sizes) and sizes.min() < 1:
+        return "its column num_tokens has a 0; expected at least 1, <|endoftext|>"
     if "start" in columns and len(batch):
         starts = columns["start"].to_numpy().astype(np.int64)
         ends = starts + sizes

@@ -126,7 +126,8 @@ PLACES: dict[str, tuple[Edit, str]] = {
         numbers("num_tokens", lambda v: v + 1),
         "not back to back|more than the sha|exp",
     ),
-    "no sizes": (numbers("num_tokens", lambda v: v * 0), "not back to back|of 0 tokens"),
+    "no sizes": (numbers("num_tokens", lambda v: v * 0), "num_tokens has a 0; expected at least 1"),
+    "an empty document": (numbers("num_tokens", put(5, 0)), "num_tokens has a 0; expected at le"),
 }
 STARTS: dict[str, tuple[Edit, str]] = {
     "starts past the end": (numbers("start", put(2, 2**63)), "its column start has 9,22"),
@@ -155,6 +156,14 @@ def test_a_sidecar_of_another_shape_is_one_line_in_every_command(
         assert errors.startswith(f"velocity: {path}: "), errors
         assert errors.count("\n") == 1
     assert (tmp_path / "exported.bin").exists() == (case in STARTS)
+
+
+@pytest.mark.parametrize("column", ["start", "num_tokens", "source_file", "doc_hash"])
+def test_nulls_that_the_footer_does_not_tell_of_are_found(shards_copy: Path, column: str) -> None:
+    edit_sidecar(shards_copy, SHAPES[f"{column} null"][0], write_statistics=False)
+    shard = read_manifest(shards_copy).shards[0]
+    with pytest.raises(ValueError, match=f"its column {column} has nulls; expected none"):
+        list(read_rows(shards_copy, shard, [column]))
 
 
 def test_a_file_that_is_no_parquet_is_one_line(shards_copy: Path, tmp_path: Path) -> None:
