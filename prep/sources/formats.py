@@ -19,7 +19,6 @@ from prep.sources.documents import MISSING, BadDocument, Documents, Piece
 from prep.sources.door import check_readable
 from prep.sources.keys import unite
 from prep.sources.lines import (
-    MAX_DOCUMENT_BYTES,
     Document,
     find_excess,
     list_keys,
@@ -126,10 +125,11 @@ def _naming_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:  # Arrow's as well; not a fault of the file.
+        reason = f" ({found})" if (found := _first_line(error)) else ""
         raise ValueError(
-            f"{path}: there is not enough memory to read it ({_first_line(error)}); try fewer "
-            "--workers, or leave it out. A .zst made with --long takes as much as its window: zstd "
-            "-d --long=31, then zstd makes a smaller one"
+            f"{path}: there is not enough memory to read it{reason}; try fewer --workers, or leave "
+            "it out. A .zst made with --long takes as much as its window: zstd -d --long=31, then "
+            "zstd makes a smaller one"
         ) from error
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         message = (
@@ -165,15 +165,16 @@ def _read_parquet(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
 
 def _find_too_large(documents: Documents, options: ReadOptions) -> dict[int, BadDocument]:
     """The documents of a batch that are too large; raises the first if they are errors."""
-    bad = {}
+    bad: dict[int, BadDocument] = {}
     advice = f"each row of {options.text_column!r} is a document"
-    sizes = documents.num_bytes
-    for place in np.flatnonzero(sizes > MAX_DOCUMENT_BYTES).tolist():
-        error = find_excess(int(sizes[place]), documents.name(place), advice)
-        assert error is not None
-        if not options.skips_bad:
-            raise error
-        bad[place] = error
+    sizes = documents.num_bytes.tolist()
+    if find_excess(max(sizes, default=0), documents.path, advice) is None:
+        return bad
+    for place, size in enumerate(sizes):
+        if error := find_excess(size, documents.name(place), advice):
+            if not options.skips_bad:
+                raise error
+            bad[place] = error
     return bad
 
 

@@ -67,6 +67,11 @@ class Page:
     stop: int
     is_dictionary: bool
 
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether its rows are places in the dictionary."""
+        return self.encoding in _DICTIONARY_ENCODINGS
+
 
 @dataclass(frozen=True)
 class Pages:
@@ -97,10 +102,8 @@ def find_chunks(
     chunks = [chunk for group in found for chunk in group if chunk.num_rows]
     chunks.sort(key=lambda chunk: chunk.start)
     for chunk in chunks:
-        if (
-            not 4 <= chunk.start <= chunk.stop <= num_bytes
-            or min(chunk.num_rows, chunk.num_bytes) < 0
-        ):
+        is_inside = 4 <= chunk.start <= chunk.stop <= num_bytes
+        if not is_inside or min(chunk.num_rows, chunk.num_bytes) < 0:
             raise PageError(f"the footer states impossible sizes of the column {chunk.name!r}")
     if any(chunk.stop > following.start for chunk, following in pairwise(chunks)):
         raise PageError("the footer puts two row groups in one place")
@@ -109,6 +112,8 @@ def find_chunks(
 
 def _find_chunk(group: Any, place: int) -> Chunk:
     column = group.column(place)
+    if column.num_values != group.num_rows:
+        raise PageError(f"the footer states two numbers of rows for {column.path_in_schema!r}")
     start = column.data_page_offset
     if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
         start = column.dictionary_page_offset
@@ -123,13 +128,13 @@ def _find_chunk(group: Any, place: int) -> Chunk:
     )
 
 
-def estimate_bytes(file: BinaryIO, chunk: Chunk) -> int:
-    """About how many bytes a chunk's rows take, each with a text of its own.
+def find_doubtful(file: BinaryIO, chunk: Chunk) -> Pages | None:
+    """The pages of a chunk whose rows, each with a text of its own, may take more than it states.
 
-    That is what the footer says, unless it is in doubt. PageError if it is wrong.
+    PageError if what it states is wrong.
     """
     if not chunk.num_rows:
-        return 0
+        return None
     first = _read_page(file, chunk.start, chunk.stop)
     mean = first.num_bytes / max(first.num_rows, 1) if first.is_dictionary else 0.0
     stored = chunk.stop - chunk.start
@@ -138,7 +143,7 @@ def estimate_bytes(file: BinaryIO, chunk: Chunk) -> int:
         and stored <= _SUSPICIOUS_RATIO * chunk.num_bytes
         and chunk.num_bytes <= _INCREDIBLE_RATIO * stored
     ):
-        return chunk.num_bytes
+        return None
     pages = _read_pages(file, chunk)
     total = sum(page.num_bytes for page in (first, *pages.data))
     if chunk.num_bytes > _SUSPICIOUS_RATIO * total + (1 << 20):
@@ -146,8 +151,7 @@ def estimate_bytes(file: BinaryIO, chunk: Chunk) -> int:
             f"the footer says that the column {chunk.name!r} takes {chunk.num_bytes:,} bytes, "
             f"its pages say {total:,}"
         )
-    looked_up = sum(page.num_rows for page in pages.data if _is_looked_up(page))
-    return int(looked_up * mean) + sum(p.num_bytes for p in pages.data if not _is_looked_up(p))
+    return pages
 
 
 def read_pages(file: BinaryIO, path: Path, chunk: Chunk) -> Pages:
@@ -188,22 +192,25 @@ def _read_pages(file: BinaryIO, chunk: Chunk) -> Pages:
     return Pages(chunk, dictionary, tuple(data))
 
 
-def choose_rows(file: BinaryIO, pages: Pages, max_rows: int, max_bytes: int) -> int:
+def choose_rows(
+    file: BinaryIO, pages: Pages, max_rows: int, max_bytes: int, keeps_dictionary: bool = False
+) -> int:
     """How many rows of a chunk may be decoded at a time: at most `max_rows`, at least 1.
 
     However they lie, they take at most `max_bytes`, besides what the largest page or entry takes.
+    A row that keeps its dictionary takes nothing if it is looked up there.
     """
     if not pages.data:
         return max_rows
     longest = 0
-    if pages.dictionary is not None:
+    if pages.dictionary is not None and not keeps_dictionary:
         longest = pages.dictionary.num_bytes
         if longest * max_rows > max_bytes:  # An ordinary dictionary is read, to be exact.
             longest = _find_longest(file, pages.dictionary, pages.chunk.codec)
     rows = np.array([page.num_rows for page in pages.data])
     sizes = np.array([float(page.num_bytes) for page in pages.data])
     is_plain = np.array([not _repeats(page) for page in pages.data])
-    sizes = np.where([_is_looked_up(page) for page in pages.data], longest, sizes)
+    sizes = np.where([page.is_looked_up for page in pages.data], longest, sizes)
     ends = np.cumsum(rows)
     limit = max_bytes + sizes.max()
     while max_rows > 1:
@@ -217,13 +224,9 @@ def choose_rows(file: BinaryIO, pages: Pages, max_rows: int, max_bytes: int) -> 
     return max_rows
 
 
-def _is_looked_up(page: Page) -> bool:
-    return page.encoding in _DICTIONARY_ENCODINGS
-
-
 def _repeats(page: Page) -> bool:
     """Whether a row may take as much as the whole page, or as the longest entry."""
-    return _is_looked_up(page) or page.encoding == _DELTA_BYTE_ARRAY
+    return page.is_looked_up or page.encoding == _DELTA_BYTE_ARRAY
 
 
 def _find_longest(file: BinaryIO, page: Page, codec: str) -> int:

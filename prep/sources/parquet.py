@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,14 @@ import pyarrow.parquet as pq
 
 from prep.sources.documents import BadDocument, find_offsets, is_text, split_name
 from prep.sources.encodings import decode
-from prep.sources.pages import PageError, choose_rows, estimate_bytes, find_chunks, read_pages
+from prep.sources.pages import (
+    PageError,
+    Pages,
+    choose_rows,
+    find_chunks,
+    find_doubtful,
+    read_pages,
+)
 
 # A column is read through a window of this size; without one, Arrow holds the compressed column of
 # a whole row group. (A memory map would spare the copy, but end the process if the file shrinks.)
@@ -21,6 +29,8 @@ _BUFFER_BYTES = 1 << 20
 _DECODED_BYTES = 32 << 20
 # Rows from which the text of a column that stores only differences is estimated.
 _SAMPLED_ROWS = 100
+# Rows of which the places in a dictionary are read at a time.
+_INDEXED_ROWS = 1 << 16
 
 # The names on the way to a column: ("json", "text") is the field `text` of the column `json`.
 Column = tuple[str, ...]
@@ -133,19 +143,51 @@ def split_row_groups(path: Path, max_bytes: int) -> list[tuple[int, int, int]]:
 
 
 def measure_column(path: Path, text_column: str) -> int:
-    """Return about how many bytes a column takes once decoded: from the footer and, if in doubt,
-    the pages.
+    """Return about how many bytes a column takes once decoded.
+
+    The footer says so, unless texts are stored once for several rows: then those are counted.
     """
     with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file, open(path, "rb") as source:
         column = find_text_column(file.schema_arrow, path, text_column)
         groups = range(file.num_row_groups)
         total = 0
         for group, chunks in zip(groups, find_chunks(file, path, groups, [column]), strict=True):
-            num_bytes = sum(estimate_bytes(source, chunk) for chunk in chunks)
+            num_bytes = 0
+            for chunk in chunks:
+                if pages := find_doubtful(source, chunk):
+                    num_bytes += _measure(path, source, group, column, pages)
+                else:
+                    num_bytes += chunk.num_bytes
             if any(chunk.stores_differences for chunk in chunks):
                 num_bytes = max(num_bytes, _sample(file, path, group, column))
             total += num_bytes
         return total
+
+
+def _measure(path: Path, source: BinaryIO, group: int, column: Column, pages: Pages) -> int:
+    """The bytes of a column's text in a row group, without making the text of each row."""
+    num_bytes = sum(page.num_bytes for page in pages.data if not page.is_looked_up)
+    left = sum(page.num_rows for page in pages.data if page.is_looked_up)
+    if pages.dictionary is None or not left:
+        return num_bytes
+    limit = choose_rows(source, pages, _INDEXED_ROWS, _DECODED_BYTES, keeps_dictionary=True)
+    name = pages.chunk.name
+    try:
+        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, read_dictionary=[name]) as file:
+            batches = file.iter_batches(
+                limit, row_groups=[group], columns=[name], use_threads=False
+            )
+            for batch in batches:  # Pages that look up come first.
+                values = _dig(batch, column)[:left]
+                sizes = pc.binary_length(values.dictionary).take(values.indices)
+                num_bytes += pc.sum(sizes).as_py() or 0
+                left -= len(values)
+                if not left:
+                    break
+    except (OSError, pa.ArrowException):
+        # Arrow keeps the dictionary of most encodings. What is damaged, reading it will tell.
+        num_bytes += left * pages.dictionary.num_bytes // max(pages.dictionary.num_rows, 1)
+    return num_bytes
 
 
 def _sample(file: pq.ParquetFile, path: Path, group: int, column: Column) -> int:
@@ -192,10 +234,12 @@ def _type_of(schema: pa.Schema, column: Column) -> pa.DataType:
 
 def _pick(batch: pa.RecordBatch, column: Column) -> pa.Array:
     """A column of a batch, or a field in it; text of every kind as large strings, not checked."""
+    return _unify(_dig(batch, column))
+
+
+def _dig(batch: pa.RecordBatch, column: Column) -> pa.Array:
     values = batch.column(column[0])
-    if len(column) > 1:
-        values = pc.struct_field(values, list(column[1:]))
-    return _unify(values)
+    return pc.struct_field(values, list(column[1:])) if len(column) > 1 else values
 
 
 def _unify(values: pa.Array) -> pa.Array:

@@ -197,7 +197,7 @@ def test_whole_and_decimal_numbers_are_compared_as_numbers(tmp_path: Path) -> No
     assert read_rows(tmp_path / "shards") == {*range(1001), 1003, 1004}
 
 
-def test_columns_of_several_types_on_the_lines_are_named(tmp_path: Path) -> None:
+def test_columns_of_several_types_on_the_lines_are_compared_each_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"content": "a", "score": 1}\n{"content": "b", "score": "high"}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl: .*'score'.* several types"):

@@ -80,7 +80,8 @@ def describe_device(config: Config, rank: Rank) -> str:
     if device.type == "mps":
         return f"Apple GPU (MPS), {precision}"
     ranks = f"{rank.world_size} ranks, each with " if rank.world_size > 1 else ""
-    text = f"CPU, {ranks}{count} thread{"s" if count != 1 else ""}, {precision}"
+    threads = torch.get_num_threads()
+    text = f"CPU, {ranks}{threads} thread{'s' if threads > 1 else ''}, {precision}"
     slow = ", which most CPUs compute slowly; training.precision=fp32 is faster"
     return text + (slow if precision != "fp32" else "")
 
