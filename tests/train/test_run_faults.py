@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -567,5 +568,8 @@ def test_a_rank_whose_torchrun_was_killed_ends(has_torchrun: bool) -> None:
     if not has_torchrun:
         os.killpg(parent.pid, signal.SIGUSR1)
     number = 15 if has_torchrun else signal.SIGUSR1.value
+    never = Timer(10, os.killpg, (parent.pid, signal.SIGKILL))
+    never.start()
     assert parent.stdout.read() == f"stopping by {number}\n"
+    never.cancel()
     parent.stdout.close()
