@@ -54,7 +54,6 @@ def prepare_screen(words: list[str]) -> None:
     learn_environment(os.environ)
     logger = logging.getLogger("velocity")
     logger.handlers[:] = [LogLines()]
-    logger.propagate = False
     threading.excepthook = tell_of_thread
 
 

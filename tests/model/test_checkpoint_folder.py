@@ -286,16 +286,16 @@ def test_checkpoints_are_listed_by_step(tmp_path: Path) -> None:
 
 
 def test_the_newest_undamaged_checkpoint_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (5, 10, 20):
         write_checkpoint(tmp_path / f"checkpoint-{step}")
     assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
 
     flip_byte(tmp_path / "checkpoint-20" / "model.safetensors")
     assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    warning = capsys.readouterr().err
+    warning = caplog.text
     assert f"{tmp_path / 'checkpoint-20' / 'model.safetensors'}: damaged" in warning
 
     with pytest.raises(CheckpointError) as caught:
