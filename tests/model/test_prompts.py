@@ -14,7 +14,7 @@ import torch
 from model.decode.console import write_texts
 from model.decode.generator import Generator
 from model.decode.prompts import cut_lines, decode_text, read_prompts
-from model.decode.sampler import choose_tokens
+from model.decode.sampler import choose_tokens, find_candidates, penalize_repetition
 from model.decode.settings import Prompts, Sampling, Settings, read_stop
 from model.device import choose_device
 from tests.model.test_generate import make_scripted
@@ -167,11 +167,14 @@ def test_no_option_makes_nan(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 300) * 100
     logits[0, 5], logits[1, 5] = 0.0, -100.0
-    scores = torch.tensor([3e38, -3e38]).repeat(150)[None]
-    for given in (logits, scores.expand(4, 300)):
+    extreme = torch.tensor([3e38, -3e38]).repeat(150)[None].expand(4, 300)
+    for given in (logits, extreme):
         random = [torch.Generator().manual_seed(row) for row in range(4)]
-        tokens = choose_tokens(given, [[5, 7]] * 4, Sampling(**options), random)
-        assert all(0 <= token < 300 for token in tokens)
+        sampling = Sampling(**options)
+        choose_tokens(given, [[5, 7]] * 4, sampling, random)
+        penalized = penalize_repetition(given, [[5, 7]] * 4, sampling.repetition_penalty)
+        scores, _ = find_candidates(penalized, sampling)
+        assert not bool(torch.softmax(scores, -1).isnan().any())
     if options.get("top_p"):
         random = [torch.Generator().manual_seed(row) for row in range(4)]
         tokens = choose_tokens(logits, [[]] * 4, Sampling(**options), random)
