@@ -15,10 +15,10 @@ from model.decode.settings import Prompts, Settings, read_stop
 from prep.command import prep
 from prep.foreign.command import import_shards
 from shards.commands import app as shards_app
-from shards.disk.names import quote
 from shards.failure import naming_pipes, prepare_screen, reporting
 from shards.options import expect_paths, takes_options
-from shards.screen import open_output, say, say_text
+from shards.screen.lines import open_output, say, say_text
+from shards.screen.names import quote
 from train.commands import Overrides, remove, trace, train
 
 app = typer.Typer(

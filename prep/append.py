@@ -33,7 +33,7 @@ from shards.edit.versions import (
     list_versions,
 )
 from shards.format import APPEND, SPLITS, Manifest, Parent, Shard, read_manifest
-from shards.screen import Say
+from shards.screen.lines import Say
 
 # How the new sources are read, and how much of them: may differ from append to append.
 OWN_OPTIONS = {

@@ -9,7 +9,7 @@ import typer
 from prep.request import Request
 from shards.options import takes_options
 from shards.part import parse_part
-from shards.screen import say
+from shards.screen.lines import say
 
 
 @takes_options
@@ -39,7 +39,7 @@ def prep(
     """Turn documents into token shards, once, offline. Run the same command again to resume."""
     from prep.text.filters import make_filter
     from prep.upload import split_out
-    from shards.disk.url import show_url
+    from shards.screen.url import show_url
 
     url, out = split_out(request.out, staging, compress)
     request = replace(request, out=out, url=show_url(url) if url else None)

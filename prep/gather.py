@@ -18,7 +18,7 @@ from shards.disk.durable import hash_file
 from shards.disk.folders import clear
 from shards.disk.layout import MANIFEST, TOKENIZER, plan_path, temporary_folder
 from shards.format import TOKEN_BYTES, Manifest, read_manifest
-from shards.screen import Say, format_bytes
+from shards.screen.lines import Say, format_bytes
 
 MAX_NAMED = 8
 

@@ -17,7 +17,7 @@ from shards.disk.durable import hash_file, write_file
 from shards.disk.json_files import Json
 from shards.disk.layout import MANIFEST, TOKENIZER
 from shards.format import SCHEMA_VERSION, SPLITS, Manifest, make_manifest, read_manifest
-from shards.screen import format_bytes, format_count, format_seconds
+from shards.screen.lines import format_bytes, format_count, format_seconds
 from shards.tokenizer import load_tokenizer, make_self_test
 
 PACKAGES = (

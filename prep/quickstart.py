@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from prep.python_docs import write_python_docs
-from shards.disk.names import quote
 from shards.reader import Shards, open_shards
-from shards.screen import put
-from shards.secrets import hide
+from shards.screen.lines import put
+from shards.screen.names import quote
+from shards.screen.secrets import hide
 from train.start.choose import suggest_command
 
 PROMPT = "The list of"

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import typer
 
 from shards.disk.json_files import Json
-from shards.disk.names import quote
-from shards.disk.url import read_place
 from shards.part import Part
+from shards.screen.names import quote
+from shards.screen.url import read_place
 
 # Suffixes of source files; prep/sources/formats.py has a reader for each.
 JSON_LINES = (".jsonl", ".ndjson", ".json")

@@ -29,7 +29,7 @@ from prep.units.workspace import clear_leftovers, hold_whole
 from shards.disk.folders import clear
 from shards.disk.layout import MANIFEST, downloads_folder, temporary_folder
 from shards.format import Manifest, read_manifest
-from shards.screen import Say, format_bytes, format_count
+from shards.screen.lines import Say, format_bytes, format_count
 
 
 def prepare(request: Request, say: Say) -> Manifest:

@@ -11,7 +11,7 @@ from prep.units.budget import Budget
 from prep.units.ledger import Ledger
 from prep.units.workspace import clear_part, hold_part
 from shards.disk.layout import MANIFEST, dedup_folder
-from shards.screen import Say
+from shards.screen.lines import Say
 
 
 def prepare_part(request: Request, say: Say) -> None:

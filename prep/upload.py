@@ -14,15 +14,15 @@ from pathlib import Path
 from prep.request import Policy, Request
 from prep.units.receipts import load_receipt
 from shards.disk.layout import MANIFEST, plan_path, receipts_folder
-from shards.disk.names import quote
-from shards.disk.url import is_url, name_folder, restore_url, show_url
 from shards.edit.lineage import ENDINGS
 from shards.exchange.claim import UPLOAD, Note, name_plan, read_note, refuse, write_note
 from shards.exchange.push import LocalFile, is_there, list_shard, push_shards, send_file
 from shards.exchange.storage import Storage, StorageError, open_storage
 from shards.exchange.transfer import Meter, Stopped, keep_trying, transfer_all
 from shards.format import Shard
-from shards.screen import Say
+from shards.screen.lines import Say
+from shards.screen.names import quote
+from shards.screen.url import is_url, name_folder, restore_url, show_url
 
 LOOK_SECONDS = 1.0
 FAULT_SECONDS = 60.0

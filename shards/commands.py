@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from shards.screen import put, put_text, say
+from shards.screen.lines import put, put_text, say
 
 app = typer.Typer(
     help="Inspect a set, change it, move it.", no_args_is_help=True, rich_markup_mode=None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from shards.disk.url import refuse_url
+from shards.screen.url import refuse_url
 
 Verify = Literal["open", "first-read", "off"]
 

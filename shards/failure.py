@@ -20,8 +20,8 @@ from functools import wraps
 from typing import Any, NoReturn, TextIO
 
 from shards.disk.durable import advise_writing
-from shards.screen import LogLines, say, say_text
-from shards.secrets import forget, hide, learn_environment, learn_words
+from shards.screen.lines import LogLines, say, say_text
+from shards.screen.secrets import forget, hide, learn_environment, learn_words
 
 # An error that quotes what it met may be as long as that.
 MAX_CHARS = 2000

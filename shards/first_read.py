@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shards.disk.names import quote
 from shards.format import TOKEN_BYTES, Shard, Tokens
 from shards.rows import read_block_checksums
+from shards.screen.names import quote
 from shards.sidecar import BLOCK_BYTES
 
 BLOCK_TOKENS = BLOCK_BYTES // TOKEN_BYTES

@@ -23,10 +23,10 @@ from shards.disk.json_files import (
     seal_json,
 )
 from shards.disk.layout import MANIFEST, pull_folder, work_folder
-from shards.disk.names import quote
 from shards.disk.shapes import MAX_INT, find_misshape
-from shards.disk.url import refuse_url
 from shards.schema import MANIFEST_SHAPE
+from shards.screen.names import quote
+from shards.screen.url import refuse_url
 
 Tokens = npt.NDArray[np.uint16]
 # Counts and positions of tokens and documents.

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 from typer.models import ArgumentInfo, ParameterInfo
 
-from shards.disk.url import refuse_url
+from shards.screen.url import refuse_url
 
 # Options and arguments that are text, because they may be a pattern or a name as well as a path.
 PATHS_AS_TEXT = {"inputs", "train", "validation", "config", "prompt_file", "prompt_lines"}
@@ -148,7 +148,7 @@ def takes_several(hint: Any) -> bool:
 def expect_paths(command: Callable[..., None]) -> Callable[..., None]:
     """Decorate a command so that a URL in place of a local path is refused before it does anything.
 
-    An option with a parser of its own (shards/disk/url.py: read_place) takes URLs.
+    An option with a parser of its own (shards/screen/url.py: read_place) takes URLs.
     """
     labels = dict(label_paths(typing.get_type_hints(command, include_extras=True)))
 

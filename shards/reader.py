@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.disk.names import quote
 from shards.first_read import FirstReads
 from shards.format import TOKEN_BYTES, Int64, Manifest, Shard, Tokens, read_manifest
+from shards.screen.names import quote
 
 
 class TokenStream:

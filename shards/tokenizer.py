@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 
 from shards.disk.json_files import Json
 from shards.disk.layout import TOKENIZER
-from shards.disk.names import escape_line
 from shards.format import Int64, Manifest
+from shards.screen.names import escape_line
 
 # Texts whose ids the manifest records, so that a tokenizer (or a new release of the library) that
 # cuts text differently is noticed: contractions, digits, scripts, spaces, a spelled-out special

@@ -18,9 +18,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from shards.disk.names import quote
 from shards.failure import describe_error, prepare_screen, reporting
-from shards.screen import put, say
+from shards.screen.lines import put, say
+from shards.screen.names import quote
 from train.config import Config
 from train.distributed import FirstRankError
 from train.launch import adopt_launcher

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from shards.screen import put, say
+from shards.screen.lines import put, say
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Settings of the run.")

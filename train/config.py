@@ -10,7 +10,7 @@ from typing import Literal
 
 from model.config import ModelConfig
 from shards.config import DataConfig, TokenizerConfig
-from shards.disk.url import refuse_url
+from shards.screen.url import refuse_url
 
 Precision = Literal["fp16", "bf16", "fp32"]
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.reader import Shards, TokenStream
-from shards.screen import say
+from shards.screen.lines import say
 from train.checkpoints.claim import claim_folders
 from train.checkpoints.folder import SaveError
 from train.config import Config

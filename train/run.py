@@ -14,7 +14,7 @@ from shards.edit.versions import keeps_places
 from shards.inspect.verify import check_shards
 from shards.order import SampleOrder
 from shards.reader import Shards, open_shards
-from shards.screen import Say
+from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer
 from train.batches import Batches, Dealing
 from train.checkpoints.folder import prune_checkpoints, save_checkpoint, tidy_checkpoints

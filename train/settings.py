@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from shards.secrets import learn_words
+from shards.screen.secrets import learn_words
 from train.config import SECTIONS, Config
 from train.start.words import (
     describe,

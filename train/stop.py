@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from threading import Thread
 from types import FrameType
 
-from shards.screen import say
+from shards.screen.lines import say
 
 # Besides SIGTERM and Ctrl-C: a closed terminal, and what batch systems send before the end.
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")

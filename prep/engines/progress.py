@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from prep.engines.contract import NUM_COUNTERS
-from shards.screen import ScreenLine, format_bytes, format_count, format_seconds
+from shards.screen.lines import ScreenLine, format_bytes, format_count, format_seconds
 
 
 @dataclass(frozen=True)

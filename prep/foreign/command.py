@@ -2,7 +2,7 @@
 
 from prep.foreign.request import ImportRequest
 from shards.options import takes_options
-from shards.screen import say
+from shards.screen.lines import say
 
 
 @takes_options

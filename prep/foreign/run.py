@@ -43,7 +43,7 @@ from shards.disk.layout import (
 from shards.disk.lock import lock_set
 from shards.disk.space import check_space
 from shards.format import SPLITS, TOKEN_BYTES, Int64, Manifest, Tokens, make_manifest, read_manifest
-from shards.screen import ReadProgress, Say
+from shards.screen.lines import ReadProgress, Say
 from shards.sidecar import make_rows
 from shards.writer import ShardWriter, WrittenShard, commit_shards
 

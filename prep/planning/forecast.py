@@ -7,7 +7,7 @@ from pathlib import Path
 from prep.planning.plan import Plan
 from shards.disk.space import check_space
 from shards.format import TOKEN_BYTES
-from shards.screen import format_bytes
+from shards.screen.lines import format_bytes
 
 # GPT-2 tokens per byte of English web text: 0.239 over 414 MB; a little more, to be safe.
 TOKENS_PER_TEXT_BYTE = 0.25

@@ -17,7 +17,7 @@ from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.local import Source, find_sources
 from shards.disk.json_files import Json, hash_canonical, load_json
 from shards.disk.shapes import HASH, OrNull, find_misshape
-from shards.screen import Say
+from shards.screen.lines import Say
 
 PLAN_SCHEMA_VERSION = 1
 # Source bytes of a unit if the user gives none: small enough to keep all workers busy and to

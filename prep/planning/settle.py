@@ -29,7 +29,7 @@ from shards.disk.layout import (
     temporary_folder,
     work_folder,
 )
-from shards.screen import Say
+from shards.screen.lines import Say
 
 
 def write_tokenizer(out: Path) -> str:

@@ -22,7 +22,7 @@ from prep.sources.hub_requests import (
     warn,
 )
 from prep.sources.walk import HIDDEN, describe_left_out, has_suffix, name_suffix
-from shards.screen import Say
+from shards.screen.lines import Say
 
 # What `datasets` reads to find a dataset's configs and splits.
 CARD_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")

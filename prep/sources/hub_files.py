@@ -16,7 +16,7 @@ from prep.sources.hub_requests import (
     warn,
 )
 from shards.disk.folders import remove
-from shards.screen import Say
+from shards.screen.lines import Say
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from functools import cache
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
-from shards.disk.url import show_url
-from shards.screen import Say, say
-from shards.secrets import hide
+from shards.screen.lines import Say, say
+from shards.screen.secrets import hide
+from shards.screen.url import show_url
 
 Answer = TypeVar("Answer")
 # A connection that sends nothing for this long is given up, if the library sets no limit.

@@ -10,7 +10,7 @@ from prep.sources.door import check_name
 from prep.sources.lines import begins_with_document
 from prep.sources.stamp import Stamp, take_stamp
 from prep.sources.walk import Walk, is_pattern
-from shards.screen import Say
+from shards.screen.lines import Say
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prep.sources.documents import BadDocument
-from shards.screen import format_bytes
+from shards.screen.lines import format_bytes
 
 # A page is decompressed whole; a larger one leaves no room in a worker's GiB.
 _MAX_PAGE_BYTES = 384 << 20

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from shards.screen import format_bytes
+from shards.screen.lines import format_bytes
 
 
 def check_space(folder: Path, num_bytes: int, advice: str, details: str = "") -> str:

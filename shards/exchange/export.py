@@ -9,14 +9,14 @@ from typing import BinaryIO
 import numpy as np
 
 from shards.disk.durable import commit, naming, open_new, sync_file
-from shards.disk.names import quote
 from shards.disk.space import check_space
 from shards.documents import read_pieces
 from shards.exchange.megatron import HEADER, MAGIC, UINT16_CODE, VERSION
 from shards.format import SPLITS, TOKEN_BYTES, Int64, Shard
 from shards.reader import Shards
 from shards.rows import read_rows
-from shards.screen import ReadProgress
+from shards.screen.lines import ReadProgress
+from shards.screen.names import quote
 from shards.sidecar import count_tokens, is_blank
 
 

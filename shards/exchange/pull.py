@@ -27,7 +27,6 @@ from shards.disk.layout import (
 )
 from shards.disk.lock import hold, lock_set
 from shards.disk.space import check_space
-from shards.disk.url import refuse_url
 from shards.edit.cut import cut_manifest
 from shards.edit.lineage import is_replaceable
 from shards.edit.next_version import NextVersion
@@ -40,7 +39,8 @@ from shards.exchange.storage import Storage, open_storage
 from shards.exchange.transfer import check_workers
 from shards.format import TOKEN_BYTES, Manifest, parse_manifest
 from shards.part import Part
-from shards.screen import Say, format_bytes
+from shards.screen.lines import Say, format_bytes
+from shards.screen.url import refuse_url
 
 
 def pull_shards(

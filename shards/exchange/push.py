@@ -20,13 +20,13 @@ from pathlib import Path
 from shards.disk.durable import hash_file
 from shards.disk.layout import MANIFEST, TOKENIZER, set_lock
 from shards.disk.lock import lock_set
-from shards.disk.names import quote
 from shards.exchange.claim import UPLOAD, claim, clear_temporaries
 from shards.exchange.packing import PACKED, TRAILER_BYTES, make_trailer, pack, read_chunks
 from shards.exchange.storage import Storage, open_storage
 from shards.exchange.transfer import Meter, check_workers, keep_trying, transfer_all
 from shards.format import TOKEN_BYTES, Manifest, Shard, parse_manifest, read_manifest
-from shards.screen import Say, format_bytes
+from shards.screen.lines import Say, format_bytes
+from shards.screen.names import quote
 
 DEFAULT_WORKERS = 8
 

@@ -21,8 +21,8 @@ from pyarrow import fs
 from shards.disk.durable import commit, naming, open_new, sync_file
 from shards.disk.folders import make_folder
 from shards.disk.json_files import check_json_size
-from shards.disk.url import EXPECTED, check_url, is_url, restore_url, show_url
-from shards.secrets import hide, learn_words
+from shards.screen.secrets import hide, learn_words
+from shards.screen.url import EXPECTED, check_url, is_url, restore_url, show_url
 
 # Each piece is a request to S3: large pieces, so that round trips cost little.
 CHUNK_BYTES = 8 << 20

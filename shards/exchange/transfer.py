@@ -6,7 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TextIO, TypeVar
 
 from shards.exchange.storage import StorageError
-from shards.screen import ScreenLine, format_bytes, format_seconds
+from shards.screen.lines import ScreenLine, format_bytes, format_seconds
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from shards.format import Int64, Shard
 from shards.rows import read_rows
-from shards.screen import ReadProgress
+from shards.screen.lines import ReadProgress
 from shards.sidecar import Keys, count_tokens, is_blank, split_hashes
 
 # Hashes in memory at a time, 8 bytes each; a range is chosen to fill four fifths of it.

@@ -11,13 +11,13 @@ from itertools import pairwise
 import numpy as np
 
 from shards.disk.json_files import Json
-from shards.disk.names import quote
 from shards.format import SPLITS, Int64, Shard, Tokens
 from shards.inspect.duplicates import Duplicates, count_duplicates
 from shards.inspect.lengths import PERCENTILES, LengthCounter, Lengths
 from shards.reader import Shards, map_shard
 from shards.rows import read_rows
-from shards.screen import ReadProgress
+from shards.screen.lines import ReadProgress
+from shards.screen.names import quote
 from shards.sidecar import count_tokens, is_blank
 from shards.tokenizer import (
     count_token_bytes,

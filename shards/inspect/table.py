@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from shards.disk.names import escape_line
 from shards.inspect.lengths import PERCENTILES
 from shards.inspect.stats import Amount, Stats
+from shards.screen.names import escape_line
 
 BAR_WIDTH = 32
 SHOWN_SOURCES = 20

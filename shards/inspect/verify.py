@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from shards.disk.durable import hash_file
 from shards.disk.layout import TOKENIZER
-from shards.disk.names import quote
 from shards.format import TOKEN_BYTES, Int64, Manifest, Shard, read_manifest
 from shards.reader import map_shard
 from shards.rows import SidecarError, read_block_checksums, read_rows
-from shards.screen import ReadProgress
+from shards.screen.lines import ReadProgress
+from shards.screen.names import quote
 from shards.sidecar import BLOCK_BYTES, count_tokens
 from shards.tokenizer import load_checked_tokenizer
 

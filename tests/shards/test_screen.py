@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from prep.engines.contract import flatten
-from shards.disk.names import escape, escape_line, quote
 from shards.failure import describe_error, has_no_reader, prepare_screen, reporting
-from shards.screen import ScreenLine, open_output, put, put_text, say
+from shards.screen.lines import ScreenLine, open_output, put, put_text, say
+from shards.screen.names import escape, escape_line, quote
 
 # Clears the screen, rings, sets a title with C1 codes, overwrites a line, turns the writing, and
 # breaks lines in six ways; the last is a byte that is not UTF-8.

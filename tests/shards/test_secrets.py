@@ -7,9 +7,9 @@ import pytest
 
 from prep.sources.hub_requests import HubError
 from shards import secrets
-from shards.disk.url import is_url, name_folder, read_place, restore_url, show_url, show_urls
 from shards.exchange.storage import open_storage
-from shards.secrets import hide, learn_environment, learn_words
+from shards.screen.secrets import hide, learn_environment, learn_words
+from shards.screen.url import is_url, name_folder, read_place, restore_url, show_url, show_urls
 
 # Pieces that no text may hold.
 KEYS = ("SECRETKEY", "ETKEY")

@@ -12,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from shards.disk.url import restore_url, show_url
 from shards.exchange.packing import DamagedError, pack, unpack
 from shards.exchange.pull import pull_shards
 from shards.exchange.push import push_shards
@@ -21,6 +20,7 @@ from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from shards.part import Part, parse_part
 from shards.reader import open_shards
+from shards.screen.url import restore_url, show_url
 from tests.manifests import edit_manifest
 from tests.servers.forked import Forked
 from tests.servers.s3_server import S3Server

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from model.checkpoints.seal import CheckpointError, list_checkpoints, verify
-from shards.screen import Say
+from shards.screen.lines import Say
 from train.checkpoints.position import TRAINING_STATE, read_run_config
 from train.config import InfrastructureConfig
 from train.distributed import Rank

@@ -13,7 +13,7 @@ import os
 import shutil
 from pathlib import Path
 
-from shards.screen import Say
+from shards.screen.lines import Say
 from train.reports.events import PATTERN
 
 METRICS = "metrics.jsonl"

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from shards.screen import Say, ScreenLine
+from shards.screen.lines import Say, ScreenLine
 from train.config import Config
 from train.reports.events import begin_events, describe_scalars, name_events
 from train.reports.growing_file import GrowingFile

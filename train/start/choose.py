@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from shards.screen import format_bytes, format_count
+from shards.screen.lines import format_bytes, format_count
 from train.config import Config
 from train.settings import list_named_configs, load_config
 from train.start.machine import find_gpus

@@ -11,7 +11,7 @@ import torch
 
 from shards.disk.space import check_space
 from shards.reader import Shards
-from shards.screen import Say, format_bytes, format_count
+from shards.screen.lines import Say, format_bytes, format_count
 from train.config import Config
 from train.distributed import Rank
 from train.start.choose import find_largest

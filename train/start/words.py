@@ -11,7 +11,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from shards.disk.url import is_url, show_url
+from shards.screen.url import is_url, show_url
 from train.start.yaml_file import Entry
 
 NUMBER = re.compile(r"[+-]?(0|[1-9][0-9_]*)?(\.[0-9_]*)?([eE][+-]?[0-9]{1,3})?")

@@ -12,7 +12,7 @@ from shards.disk.lock import lock_set
 from shards.edit.remove import Found, Wanted, find_missing, find_wanted, remove_documents
 from shards.edit.versions import finish_version, has_begun_append
 from shards.reader import Shards, open_shards
-from shards.screen import Say
+from shards.screen.lines import Say
 from train.tracing.steps import Tracer, describe_sightings, trace_run
 
 DEFAULT_RUN = Path("checkpoints")

@@ -7,7 +7,7 @@ The command line turns its arguments into Paths, which turns `s3://bucket/set` i
 import re
 from pathlib import Path
 
-from shards.disk.names import quote
+from shards.screen.names import quote
 
 # At least two letters, so that C:/ is a path.
 SCHEME = re.compile(r"^\s*([A-Za-z][A-Za-z0-9+.-]+):(/+|$)")

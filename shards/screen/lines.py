@@ -1,8 +1,8 @@
 """What people read while a command runs: lines, the progress of a long job, and numbers.
 
 Everything that is printed goes through here. What comes from data cannot give orders to a
-terminal or look like a line of ours (shards/disk/names.py), and no secret is shown
-(shards/secrets.py).
+terminal or look like a line of ours (shards/screen/names.py), and no secret is shown
+(shards/screen/secrets.py).
 """
 
 import io
@@ -14,8 +14,8 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TextIO
 
-from shards.disk.names import escape, escape_line
-from shards.secrets import hide, hide_known
+from shards.screen.names import escape, escape_line
+from shards.screen.secrets import hide, hide_known
 
 # Shows the user one line.
 Say = Callable[[str], None]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote
 
-from shards.disk.url import show_urls
+from shards.screen.url import show_urls
 
 MASK = "***"
 # Shorter ones would also hide words that only look like them.
