@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prep.planning.subset import choose_sample
 from prep.request import Policy
-from prep.sources.documents import Piece
+from prep.sources.documents import BadDocument, Piece
 from prep.sources.formats import estimate_text_bytes, split_file
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.local import Source, find_sources
@@ -105,17 +105,31 @@ def plan_local_files(
     sources = choose_sample(find_sources(inputs, policy.text_column, say), policy.sample)
     unit_bytes = choose_unit_bytes(policy, sum(source.num_bytes for source in sources))
     sized_pieces: list[tuple[Piece, int]] = []
+    text_bytes = 0
     for source in sources:
-        pieces = [Piece(source.path, source.name)]
-        if source.num_bytes > SPLIT_FROM_UNITS * unit_bytes:
-            pieces = split_file(Path(source.path), source.name, unit_bytes)
+        pieces, num_bytes = examine_source(source, policy, unit_bytes)
         size = source.num_bytes // len(pieces)
         sized_pieces += [(replace(piece, stamp=source.stamp), size) for piece in pieces]
-    text_bytes = sum(
-        estimate_text_bytes(Path(source.path), policy.text_column) for source in sources
-    )
+        text_bytes += num_bytes
     units = group_pieces(sized_pieces, unit_bytes)
     return Plan(tuple(sources), units, policy, tokenizer_sha256, None, text_bytes)
+
+
+def examine_source(source: Source, policy: Policy, unit_bytes: int) -> tuple[list[Piece], int]:
+    """The pieces of a local file, and about how many bytes of text it holds.
+
+    A bad file holds none if bad ones are left out; whoever reads it counts it.
+    """
+    path = Path(source.path)
+    pieces = [Piece(source.path, source.name)]
+    try:
+        if source.num_bytes > SPLIT_FROM_UNITS * unit_bytes:
+            pieces = split_file(path, source.name, unit_bytes)
+        return pieces, estimate_text_bytes(path, policy.text_column)
+    except BadDocument:
+        if not policy.skips_bad:
+            raise
+        return pieces, 0
 
 
 def plan_hub_dataset(dataset: HubDataset, policy: Policy, tokenizer_sha256: str) -> Plan:
