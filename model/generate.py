@@ -1,7 +1,7 @@
 """Text from a checkpoint: load_generator(folder).generate("Once upon a time")."""
 
+import logging
 import shlex
-import sys
 from pathlib import Path
 
 import torch
@@ -24,6 +24,8 @@ from model.decode.generator import Generator
 from model.decode.settings import Settings as Settings  # For `complete` and `stream`.
 from model.device import choose_device, choose_dtype
 
+logger = logging.getLogger("velocity")
+
 
 def load_generator(
     checkpoint_path: str | Path,
@@ -44,11 +46,12 @@ def load_generator(
     load = load_seed_model if is_seed else load_model
     model = load(folder, device, choose_dtype(device))
     if is_complete and splits_special_tokens(folder):
-        print(
-            f"velocity: {folder / TOKENIZER_CONFIG}: others cannot write {END_OF_TEXT} with this "
-            "tokenizer (split_special_tokens), as older releases saved it; for a folder where "
-            f"they can: {shlex.join(['velocity', 'convert', str(folder), 'NEW'])}",
-            file=sys.stderr,
+        logger.warning(
+            "velocity: %s: others cannot write %s with this tokenizer (split_special_tokens), as "
+            "older releases saved it; for a folder where they can: %s",
+            folder / TOKENIZER_CONFIG,
+            END_OF_TEXT,
+            shlex.join(["velocity", "convert", str(folder), "NEW"]),
         )
     ends = ends or _find_default_end(folder, tokenizer)
     generator = Generator(model, tokenizer, ends, begins[0] if begins else None)

@@ -1,1 +1,1 @@
-"""What people are shown: lines, numbers, names and URLs; no terminal obeys them, no secret is in."""
+"""What people are shown: lines, numbers, names, URLs; nothing in them commands or betrays."""

@@ -67,7 +67,7 @@ def test_texts_are_themselves_in_a_pipe_and_escaped_on_a_terminal() -> None:
     for out in (pipe, terminal):
         with redirect_stdout(out):
             put_text(text)
-            open_output().write(text)
+            open_output()(text)
     assert pipe.getvalue() == f"{text}\n{text}"
     shown = terminal.getvalue()
     assert shown.startswith("one\r\n\ttwo, \u0645\u200c\u0646\na\\x1b[2J\\x07\\x9d0;x")

@@ -20,9 +20,8 @@ from train.checkpoints.history import History, extend_history, samples_of_step, 
 from train.checkpoints.position import TRAINING_STATE, read_position, read_run_config
 from train.config import Config
 
-# More than any run takes: a step's samples are held in memory, a run's are counted in 64 bits.
+# More than any run takes: they are held in memory.
 MAX_STEP_SAMPLES = 1 << 22
-MAX_STEPS = 1 << 40
 # Epochs of a run in which a document is looked for, one by one.
 MAX_EPOCHS = 1 << 17
 # Steps listed per document, at most, in a report on many documents.
@@ -86,18 +85,12 @@ def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
     Raises ValueError for a number of ranks that no run has.
     """
     training = config.training
-    per_step = training.batch_size_per_device * training.gradient_accumulation_steps * num_ranks
+    per_rank = training.batch_size_per_device * training.gradient_accumulation_steps
+    per_step = per_rank * num_ranks
     if num_ranks < 1 or per_step > MAX_STEP_SAMPLES:
         raise ValueError(
-            f"--ranks is {num_ranks!s:.60}, training.batch_size_per_device "
-            f"{training.batch_size_per_device!s:.60}, training.gradient_accumulation_steps "
-            f"{training.gradient_accumulation_steps!s:.60}; expected at least one rank, and at "
-            f"most {MAX_STEP_SAMPLES:,} samples a step"
-        )
-    if training.num_training_steps > MAX_STEPS:
-        raise ValueError(
-            f"training.num_training_steps is {training.num_training_steps!s:.60}; expected at "
-            f"most {MAX_STEPS:,} steps"
+            f"--ranks {num_ranks!s:.60} x {per_rank:,} samples a rank: expected at least 1 rank, "
+            f"and at most {MAX_STEP_SAMPLES:,} samples a step"
         )
     history = extend_history((), 0, 0, per_step)
     return make_tracer(shards, config, history, training.num_training_steps)
