@@ -34,6 +34,7 @@ MAX_BATCH_BYTES = 8 << 20
 MAX_ROW_GROUPS = 1 << 31
 # Compressed text is about a quarter of its size.
 COMPRESSION_RATIO = 4
+_SMALLER_WINDOW = "zstd -d --long=31 | zstd"
 
 
 # First parquet row group or byte, its end, and the source row of the first document.
@@ -129,7 +130,7 @@ def _naming_errors(path: Path) -> Iterator[None]:
         raise ValueError(
             f"{path}: there is not enough memory to read it{reason}; try fewer "
             "--workers, or leave it out. A .zst made with --long takes as much as its window: make "
-            "a smaller one with zstd -d --long=31 | zstd"
+            f"a smaller one with {_SMALLER_WINDOW}"
         ) from error
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         message = (
