@@ -83,10 +83,10 @@ class Filter:
                 raise ValueError(f"{documents.path}: {error}") from None
             for place, why in judgement.misfits.items():
                 if choice.kept[place]:
-                    error = BadDocument(f"{documents.name(place)}: {why}", "not comparable")
+                    misfit = BadDocument(f"{documents.name(place)}: {why}", "not comparable")
                     if not self.skips_bad:
-                        raise error
-                    drop_bad(choice, place, error)
+                        raise misfit
+                    drop_bad(choice, place, misfit)
             drop(choice, f"where {condition.text}", ~judgement.holds)
         return choice
 

@@ -100,7 +100,7 @@ def test_each_option_keeps_what_it_says_and_counts_the_rest(
 
 
 def test_the_options_are_those_of_the_command_line(source: Path, tmp_path: Path) -> None:
-    options = {
+    options: dict[str, Any] = {
         "min_chars": 60,
         "max_chars": 900,
         "keep_url": r"//[ab]\.",
