@@ -29,13 +29,13 @@ _INCREDIBLE_RATIO = 1000
 _SUSPICIOUS_RATIO = 2
 # Some old files leave the header of the dictionary out of a chunk's size.
 _SLACK_BYTES = 100
+# A dictionary is not read to find its longest text if so many rows may take so much anyway.
+_ENOUGH_ROWS, _ENOUGH_BYTES = 16, 96 << 20
 
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
-_DICTIONARY_ENCODINGS = (2, 8)
-_DELTA_BYTE_ARRAY = 7
+_DICTIONARY_ENCODINGS, _DELTA_BYTE_ARRAY = (2, 8), 7
 # Most headers are shorter; those that quote the least and the greatest text may be much longer.
-_HEADER_BYTES = 512
-_MAX_HEADER_BYTES = 16 << 20
+_HEADER_BYTES, _MAX_HEADER_BYTES = 512, 16 << 20
 _MAX_DEPTH = 8
 
 
@@ -147,10 +147,8 @@ def find_doubtful(file: BinaryIO, chunk: Chunk) -> Pages | None:
     pages = _read_pages(file, chunk)
     total = sum(page.num_bytes for page in (first, *pages.data))
     if chunk.num_bytes > _SUSPICIOUS_RATIO * total + (1 << 20):
-        raise PageError(
-            f"the footer says that the column {chunk.name!r} takes {chunk.num_bytes:,} bytes, "
-            f"its pages say {total:,}"
-        )
+        sizes = f"{chunk.num_bytes:,} bytes for {chunk.name!r}, its pages {total:,}"
+        raise PageError(f"the footer states {sizes}")
     return pages
 
 
@@ -205,7 +203,9 @@ def choose_rows(
     longest = 0
     if pages.dictionary is not None and not keeps_dictionary:
         longest = pages.dictionary.num_bytes
-        if longest * max_rows > max_bytes:  # An ordinary dictionary is read, to be exact.
+        if _ENOUGH_ROWS * longest <= _ENOUGH_BYTES:  # As exact as need be, and read only once.
+            max_bytes = max(max_bytes, _ENOUGH_BYTES)
+        else:
             longest = _find_longest(file, pages.dictionary, pages.chunk.codec)
     rows = np.array([page.num_rows for page in pages.data])
     sizes = np.array([float(page.num_bytes) for page in pages.data])

@@ -77,13 +77,16 @@ class Filter:
             found = mark(documents).fill_null(False).to_numpy(zero_copy_only=False)
             drop(choice, reason, found)
         for condition in self.conditions:
-            judgement = condition.judge(documents.columns[condition.column])
+            try:
+                judgement = condition.judge(documents.columns[condition.column])
+            except ValueError as error:
+                raise ValueError(f"{documents.path}: {error}") from None
             for place, why in judgement.misfits.items():
                 if choice.kept[place]:
-                    error = BadDocument(f"{documents.name(place)}: {why}", "not comparable")
+                    misfit = BadDocument(f"{documents.name(place)}: {why}", "not comparable")
                     if not self.skips_bad:
-                        raise error
-                    drop_bad(choice, place, error)
+                        raise misfit
+                    drop_bad(choice, place, misfit)
             drop(choice, f"where {condition.text}", ~judgement.holds)
         return choice
 

@@ -194,7 +194,7 @@ def test_appended_bad_documents_are_counted_beside_the_old_ones(
 
 @pytest.mark.parametrize("limit", [{"max_documents": 90}, {"max_tokens": 9000}])
 def test_a_budget_counts_good_documents_only(
-    source: Path, tmp_path: Path, limit: dict[str, int]
+    source: Path, tmp_path: Path, limit: dict[str, Any]
 ) -> None:
     one = prepare_quietly(tmp_path / "one", source, **OPTIONS, **limit)
     prepare_quietly(tmp_path / "three", source, workers=3, **OPTIONS, **limit)

@@ -3,9 +3,12 @@
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +16,8 @@ from typer.testing import CliRunner
 
 from cli import app
 from prep.request import Policy
+from prep.sources.documents import BadDocument, Piece
+from prep.sources.formats import read_documents
 from prep.text.filters import Filter, make_filter
 from prep.units.receipts import Audit
 from shards.documents import Sidecars
@@ -95,7 +100,7 @@ def test_each_option_keeps_what_it_says_and_counts_the_rest(
 
 
 def test_the_options_are_those_of_the_command_line(source: Path, tmp_path: Path) -> None:
-    options = {
+    options: dict[str, Any] = {
         "min_chars": 60,
         "max_chars": 900,
         "keep_url": r"//[ab]\.",
@@ -197,11 +202,168 @@ def test_whole_and_decimal_numbers_are_compared_as_numbers(tmp_path: Path) -> No
     assert read_rows(tmp_path / "shards") == {*range(1001), 1003, 1004}
 
 
-def test_columns_of_several_types_on_the_lines_are_compared_each_as_it_is(tmp_path: Path) -> None:
+def test_values_of_several_types_are_compared_each_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"content": "a", "score": 1}\n{"content": "b", "score": "high"}\n')
-    with pytest.raises(ValueError, match=r"a\.jsonl: .*'score'.* several types"):
-        prepare_quietly(tmp_path / "shards", path, where=("score>0",))
+    scores = [1, "2", True, None, 2.5, " 3 ", "", "-1e3", 10**30]
+    path.write_text("".join(json.dumps({"content": "a", "score": s}) + "\n" for s in scores))
+    with pytest.raises(ValueError, match=r"a\.jsonl: --where 'score!=2': .* holds bool, which "):
+        prepare_quietly(tmp_path / "equal", path, where=("score!=2",))
+    path.write_text(path.read_text().replace("true", "7"))
+    prepare_quietly(tmp_path / "shards", path, where=("score>=2",))
+    assert read_rows(tmp_path / "shards") == {1, 2, 4, 5, 8}
+    with path.open("a") as file:
+        file.write('{"content": "b", "score": "high"}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 10: --where 'score>0': 'score' "):
+        prepare_quietly(tmp_path / "other", path, where=("score>0",))
+
+
+DAY = datetime(2019, 1, 1, tzinfo=UTC)
+MOMENTS = [DAY - timedelta(microseconds=1), DAY, DAY + timedelta(days=200), None]
+DATES = [DAY.date() - timedelta(1), DAY.date(), DAY.date() + timedelta(200), None]
+NUMBERS = ["1", "5", "10", None]
+
+
+def cast_all(values: list[Any], *kinds: pa.DataType) -> list[pa.Array]:
+    return [pa.array(values).cast(kind) for kind in kinds]
+
+
+def encode(arrays: list[pa.Array]) -> list[pa.Array]:
+    """The arrays, and each with its values in a dictionary."""
+    return [*arrays, *(values.dictionary_encode() for values in arrays)]
+
+
+TEXT = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.binary_view())
+WHOLE = (pa.int8(), pa.int64(), pa.uint8(), pa.uint64(), pa.float32(), pa.float64())
+DECIMALS = [pa.array([n and Decimal(n) for n in NUMBERS], pa.decimal128(8, 2))]
+NUMBER_ARRAYS = [
+    *encode(cast_all(NUMBERS, pa.string(), *WHOLE)),
+    *cast_all(NUMBERS, *TEXT[1:]),
+    pa.array(np.array([1, 5, 10, np.nan], np.float16)),
+    *DECIMALS,
+]
+MOMENT_ARRAYS = [
+    *(pa.array(MOMENTS, pa.timestamp("us", zone)) for zone in ("UTC", "+02:00", None)),
+    pa.array(MOMENTS, pa.timestamp("us", "UTC")).cast(pa.timestamp("ns", "America/New_York")),
+    pa.array([m and m.isoformat() for m in MOMENTS]),
+    pa.array([m and m.isoformat().encode() for m in MOMENTS], pa.binary_view()),
+    pa.array(DATES, pa.date32()),
+    pa.array(DATES, pa.date64()),
+    pa.array([d and str(d) for d in DATES]).dictionary_encode(),
+]
+
+
+def judge(values: pa.Array, condition: str, folder: Path) -> set[int]:
+    """The rows of a parquet file with these values for which a condition holds."""
+    path = folder / "a.parquet"
+    pq.write_table(pa.table({"content": ["a"] * len(values), "x": values}), path)
+    filters = Filter(where=(condition,))
+    [batch] = read_documents(Piece(str(path), "a"), "content", columns=filters.columns)
+    return set(np.flatnonzero(filters.choose(batch).kept).tolist())
+
+
+@pytest.mark.parametrize("values", NUMBER_ARRAYS, ids=lambda values: str(values.type))
+def test_numbers_of_every_type_are_compared_as_numbers(tmp_path: Path, values: pa.Array) -> None:
+    for condition, rows in {
+        "x>=5": {1, 2},
+        "x > 5.0": {2},
+        "x<=5.5": {0, 1},
+        "x<1e1": {0, 1},
+        "x=10": {2},
+        "x!=10": {0, 1},
+        "x>-1": {0, 1, 2},
+        "x<1000": {0, 1, 2},
+        "x>=1e400": set[int](),
+        "x<nan": set[int](),
+    }.items():
+        missing = {3} if condition == "x!=10" and values.type == pa.float16() else set()
+        assert judge(values, condition, tmp_path) == rows | missing, condition
+
+
+@pytest.mark.parametrize("values", MOMENT_ARRAYS, ids=lambda values: str(values.type))
+def test_dates_of_every_type_are_compared_as_moments(tmp_path: Path, values: pa.Array) -> None:
+    for condition, rows in {
+        "x>=2019-01-01": {1, 2},
+        "x>=2019": {1, 2},
+        "x<2019-01": {0},
+        "x>2019-01-01T00:00:00Z": {2},
+        "x>=2019-01-01 02:00:00+02:00": {1, 2},
+        "x<=2018-12-31 23:59:59.9999995": {0},
+        "x<9999-12-31": {0, 1, 2},
+        "x>0001-01-01": {0, 1, 2},
+    }.items():
+        assert judge(values, condition, tmp_path) == rows, condition
+
+
+@pytest.mark.parametrize(
+    ("values", "condition", "message"),
+    [
+        (pa.array([DAY]), "x>=soon", r"give a date such as 2019-01-01 or 2019-01-01T12:00:00Z"),
+        (pa.array([DAY]), "x>=2019-02-30", r"holds timestamp.*with '2019-02-30'; give a date"),
+        (pa.array([1]), "x=en", "holds int64, which cannot be compared with 'en'; give a number"),
+        (
+            pa.array([True]),
+            "x=yes",
+            "holds bool, .* with 'yes'; give true or false",
+        ),
+        (pa.array(["a"]), "x>5", r"a\.parquet, row 0: .*the text 'a', which is no number"),
+        (pa.array(["5"]), "x>2019-01-01", "the text '5', which is no date"),
+        (pa.array([[1]]), "x=1", "the column 'x' holds list<.*, which --where cannot compare"),
+        (pa.array([{"y": 1}]), "x=1", r"holds struct<.*cannot compare; name x\.y"),
+        (pa.array([timedelta(1)]), "x=1", "holds duration"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_with_what_can(
+    tmp_path: Path, values: pa.Array, condition: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        judge(values, condition, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["5", "true", "en", "2019", "", "nan", "9" * 400, "\udcff"])
+def test_nothing_that_is_typed_is_a_traceback(tmp_path: Path, value: str) -> None:
+    for values in (*NUMBER_ARRAYS, *MOMENT_ARRAYS, pa.nulls(4), pa.array([True, None])):
+        for comparison in ("=", "!=", "<", ">="):
+            said = None
+            try:
+                judge(values, f"x{comparison}{value}", tmp_path)
+            except ValueError as error:
+                said = error
+            assert type(said) in (type(None), ValueError, BadDocument)
+            assert "\n" not in str(said)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_what_lies_inside_another_column_is_compared(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    entries = [
+        {"content": "a", "meta": {"lang": "en", "score": {"of": "10"}}},
+        {"content": "b", "meta": {"lang": "de", "score": {"of": "9"}}},
+        {"content": "c", "meta": None},
+    ]
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(entries), path)
+    else:
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    prepare_quietly(tmp_path / "one", path, where=("meta.lang=en",))
+    assert read_rows(tmp_path / "one") == {0}
+    prepare_quietly(tmp_path / "two", path, where=("meta.score.of>=10",))
+    assert read_rows(tmp_path / "two") == {0}
+
+
+def test_a_key_that_no_line_has_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"content": "a", "lang": "en"}\n' * 200)
+    for key in ("langg", "lang.x", "Lang"):
+        with pytest.raises(
+            ValueError, match=rf"a\.jsonl: no key '{key}' on any line; the keys are "
+        ):
+            prepare_quietly(tmp_path / key, path, where=(f"{key}=en",), unit_bytes=500)
+    # One line that has it, in whatever piece, is enough; null is there.
+    with path.open("a") as file:
+        file.write('{"content": "b", "langg": null}\n')
+    manifest = prepare_quietly(tmp_path / "shards", path, where=("langg!=en",), unit_bytes=500)
+    assert manifest.audit["dropped"]["where langg!=en"] == 201
 
 
 def test_a_filter_needs_no_text_to_look_at_columns_only(tmp_path: Path) -> None:
