@@ -237,8 +237,8 @@ def test_a_file_that_is_garbage_because_it_changed_is_told_as_changed(
     path = write_jsonl(tmp_path / "a.jsonl", [*make_texts(40)])
     find = find_sources
 
-    def find_and_change(inputs: Sequence[str]) -> list[Source]:
-        found = find(inputs)
+    def find_and_change(inputs: Sequence[str], *others: Any) -> list[Source]:
+        found = find(inputs, *others)
         path.write_text("no JSON\n")
         return found
 
