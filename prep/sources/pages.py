@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from prep.sources.documents import BadDocument
 from shards.screen.lines import format_bytes
 
-# A page is decompressed whole; a larger one leaves no room in a worker's GiB.
+# A page is decompressed whole. A larger one leaves no room in a worker's GiB, and is refused unless
+# the file itself is as large: writers put a thousand rows into a page, whatever their size.
 _MAX_PAGE_BYTES = 384 << 20
-# What a footer says is compared with the pages if it is this many times what is stored, or if a
-# dictionary may make this many times as much of it.
+# The pages are asked if a footer says this many times what is stored, or a dictionary may make it.
 _INCREDIBLE_RATIO = 1000
 _SUSPICIOUS_RATIO = 2
 # Some old files leave the header of the dictionary out of a chunk's size.
@@ -160,7 +160,7 @@ def read_pages(file: BinaryIO, path: Path, chunk: Chunk) -> Pages:
     """
     pages = _read_pages(file, chunk)
     for page in (*([pages.dictionary] if pages.dictionary else []), *pages.data):
-        if page.num_bytes > _MAX_PAGE_BYTES:
+        if page.num_bytes > max(_MAX_PAGE_BYTES, _INCREDIBLE_RATIO * (page.stop - page.start)):
             what = "dictionary" if page.is_dictionary else "page"
             raise BadDocument(
                 f"{path}: the column {chunk.name!r} has a {what} of {format_bytes(page.num_bytes)} "
@@ -231,14 +231,15 @@ def _repeats(page: Page) -> bool:
 
 def _find_longest(file: BinaryIO, page: Page, codec: str) -> int:
     """The size of the longest entry of a dictionary; the page's if it cannot be read here."""
+    if page.num_rows <= 1:
+        return page.num_bytes
     file.seek(page.start)
-    content = file.read(page.stop - page.start)
+    content = memoryview(file.read(page.stop - page.start))
     if codec != "UNCOMPRESSED":
         try:
-            unpacked = pa.Codec(codec.lower()).decompress(content, page.num_bytes)
+            content = memoryview(pa.Codec(codec.lower()).decompress(content, page.num_bytes))
         except (ValueError, OSError, pa.ArrowException):
             return page.num_bytes
-        content = unpacked.to_pybytes()
     longest = position = 0
     while position + 4 <= len(content):
         (size,) = struct.unpack_from("<I", content, position)

@@ -64,6 +64,8 @@ def read_columns(
                 texts, *rest = values
                 urls = rest.pop(0) if url else pa.nulls(len(texts), pa.large_string())
                 yield texts, urls, dict(zip(columns, rest, strict=True))
+                del values, texts, urls, rest
+            del batch
 
 
 def find_text_column(schema: pa.Schema, path: Path, name: str) -> Column:
@@ -221,6 +223,7 @@ def _read_batches(
             expected -= len(batch)
             if len(batch):
                 yield batch
+            del batch  # A large one is not held while the next one is decoded.
         if expected:
             raise PageError(f"it has {-expected:+,} rows compared with its footer")
 

@@ -1,5 +1,6 @@
 """--on-bad-document: the first bad one ends the run, or all are left out, counted and named."""
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from shards.format import Manifest, read_manifest
 from shards.part import parse_part
 from tests.commands import velocity
 from tests.servers.killed import kill_often
-from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl
+from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
 
 OPTIONS: dict[str, Any] = {
     "validation_fraction": "0.2",
@@ -55,13 +56,18 @@ def write_bad(folder: Path) -> Path:
     pq.write_table(table, folder / "b.parquet", row_group_size=20)
     # Damaged behind documents that are whole.
     pq.write_table(table, folder / "c.parquet", row_group_size=20)
-    data = bytearray((folder / "c.parquet").read_bytes())
-    start = pq.read_metadata(folder / "c.parquet").row_group(4).column(0).data_page_offset
-    data[start : start + 40] = b"\xff" * 40
-    (folder / "c.parquet").write_bytes(data)
+    damage_last_group(folder / "c.parquet")
     pq.write_table(pa.table({"text": ["a"], "score": [9]}), folder / "d.parquet")
     (folder / "e.jsonl").write_bytes('{"content": "wide", "score": 9}\n'.encode("utf-16"))
     return folder
+
+
+def damage_last_group(path: Path) -> None:
+    """Spoil the texts of a parquet file's fifth and last row group."""
+    data = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(4).column(0).data_page_offset
+    data[start : start + 40] = b"\xff" * 40
+    path.write_bytes(data)
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +241,31 @@ def test_one_bad_line_costs_only_itself(
     audit = Audit(**manifest.audit)
     assert (audit.train + audit.validation, audit.documents_read) == (1, 2)
     assert audit.dropped[reason] == 1
+
+
+def damaged_parquet(path: Path) -> Path:
+    path = path / "a.parquet"
+    write_parquet(path, [f"text {row}" for row in range(2500)], row_group=500)
+    damage_last_group(path)
+    return path
+
+
+def cut_gzip(path: Path) -> Path:
+    path = path / "a.jsonl.gz"
+    lines = [json.dumps({"content": f"text {row} {hash(row)}"}) + "\n" for row in range(2500)]
+    path.write_bytes(gzip.compress("".join(lines).encode())[:-20])
+    return path
+
+
+@pytest.mark.parametrize("make", [damaged_parquet, cut_gzip])
+def test_a_file_that_turns_out_to_be_damaged_is_left_out_as_a_whole(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    good = write_jsonl(tmp_path / "b.jsonl", [*make_texts(30)])
+    alone = prepare_quietly(tmp_path / "alone", good)
+    path = make(tmp_path)
+    manifest = prepare_quietly(tmp_path / "shards", path, good, on_bad_document="skip")
+    assert manifest.audit["left_out"] == {"damaged": 1}
+    assert manifest.audit["documents_read"] == alone.audit["documents_read"] == 30
+    assert manifest.audit["bad"][0].startswith(f"{path.name}: damaged, cut short, or not what ")
+    assert manifest.num_tokens("train") == alone.num_tokens("train")

@@ -13,8 +13,9 @@ import pytest
 
 from prep.request import Policy, Request
 from prep.run import prepare
-from prep.sources.documents import Piece
+from prep.sources.documents import BadDocument, Piece
 from prep.sources.formats import estimate_text_bytes, read_documents
+from tests.footers import Struct, edit_footer
 from tests.texts import make_texts, prepare_quietly
 
 MIB = 1 << 20
@@ -24,7 +25,7 @@ import resource, sys
 from pathlib import Path
 from prep.request import Policy, Request
 from prep.run import prepare
-from prep.sources.documents import Piece
+from prep.sources.documents import BadDocument, Piece
 from prep.sources.formats import estimate_text_bytes, read_documents
 path, column, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 estimate = estimate_text_bytes(Path(path), column)
@@ -214,3 +215,85 @@ def test_a_flat_column_goes_before_a_field_of_that_name(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": pa.StructArray.from_arrays([struct], ["b"])}), path)
     [batch] = read_documents(Piece(str(path), "a"), "a.b.text")
     assert batch.texts.to_pylist() == ["inner", None]
+
+
+def test_a_page_that_only_a_bomb_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prep.sources.pages._MAX_PAGE_BYTES", 2 * MIB)
+    path = write(tmp_path / "a.parquet", pa.array(["x" * MIB] * 50), compression="zstd")
+    assert len(list(read_documents(Piece(str(path), "a"), "content"))) > 1  # In a dictionary, once.
+    options: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}
+    path = write(tmp_path / "a.parquet", pa.array(["x" * MIB] * 50), **options)
+    with pytest.raises(ValueError, match=r"'content' has a page of 52\.4 MB for 50 texts; "):
+        list(read_documents(Piece(str(path), "a"), "content"))
+    skipping = read_documents(Piece(str(path), "a"), "content", skips_bad=True)
+    with pytest.raises(BadDocument):
+        list(skipping)
+    # Text as people write it makes pages as large, of files as large.
+    texts = [" ".join(make_texts(300, seed=seed)) for seed in range(40)]
+    write(path, pa.array(texts), **options)
+    batches = read_documents(Piece(str(path), "a"), "content")
+    assert [text for batch in batches for text in batch.texts.to_pylist()] == texts
+
+
+FOOTERS = [
+    ("group", "num_rows", 0),
+    ("group", "num_rows", 999),
+    ("group", "num_rows", 1001),
+    ("group", "num_rows", 2**60),
+    ("group", "num_rows", -1),
+    ("column", "num_values", 2**60),
+    ("column", "num_values", -1),
+    ("column", "total_uncompressed_size", 2**60),
+    ("column", "total_uncompressed_size", -(2**62)),
+    ("column", "total_compressed_size", 2**60),
+    ("column", "total_compressed_size", -1),
+    ("column", "total_compressed_size", 1),
+    ("column", "data_page_offset", 2**60),
+    ("column", "data_page_offset", -1),
+    ("column", "data_page_offset", 1),
+]
+# The numbers of these fields in parquet.thrift.
+NUMBERS = {
+    "num_rows": 3,
+    "num_values": 5,
+    "total_uncompressed_size": 6,
+    "total_compressed_size": 7,
+    "data_page_offset": 9,
+}
+
+
+@pytest.mark.parametrize(("place", "name", "value"), FOOTERS)
+def test_a_footer_that_lies_is_refused_or_does_not_matter(
+    tmp_path: Path, place: str, name: str, value: int
+) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [f"text {row}" for row in range(3000)]
+    pq.write_table(pa.table({"content": texts}), path, row_group_size=1000, compression="none")
+
+    def change(footer: Struct) -> None:
+        group = footer[4][1]
+        struct = group if place == "group" else group[1][0][3]
+        assert NUMBERS[name] in struct
+        struct[NUMBERS[name]] = value
+
+    edit_footer(path, change)
+    damaged = f"{path}: damaged, cut short, or not what its name says ("
+    for act in (estimate, read):
+        said = damaged
+        try:
+            found = act(path)
+            assert found == 3000 or (act is estimate and 20_000 < found < 60_000)
+        except ValueError as error:
+            said = str(error)
+        assert said.startswith(damaged)
+        assert "\n" not in said
+
+
+def estimate(path: Path) -> int:
+    return estimate_text_bytes(path, "content")
+
+
+def read(path: Path) -> int:
+    return sum(len(batch.rows) for batch in read_documents(Piece(str(path), "a"), "content"))

@@ -269,9 +269,9 @@ def test_shards_inside_the_input_folder_are_no_source(tmp_path: Path) -> None:
 def test_the_same_command_over_a_finished_set_does_nothing(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     first = prepare_quietly(out, source)
-    changed = {path: path.stat().st_mtime_ns for path in out.glob("*.*")}
+    changed = {path: path.stat().st_mtime_ns for path in out.glob("[!.]*.*")}
     assert prepare_quietly(out, source) == first
-    assert {path: path.stat().st_mtime_ns for path in out.glob("*.*")} == changed
+    assert {path: path.stat().st_mtime_ns for path in out.glob("[!.]*.*")} == changed
 
 
 def test_two_at_once_in_one_folder_are_refused(source: Path, tmp_path: Path) -> None:
