@@ -42,6 +42,20 @@ def describe_training_error(error: Exception) -> str:
     return f"{f'rank {rank}: ' if rank else ''}{describe_error(error)}"
 
 
+def read_settings(words: list[str], debug: bool = False) -> Config | None:
+    """The run's settings; None if the named ones were only to be listed.
+
+    What is wrong with the words is the same on every rank: all end, and the first one says why.
+    """
+    with reporting(debug, is_told=os.environ.get("RANK", "0") == "0"):
+        arguments = parse_arguments(words)
+        if arguments.config != "list":
+            return load_config(arguments.config, arguments.overrides)
+        for line in list_configs():
+            put(line)
+        return None
+
+
 @record
 def main() -> None:
     """Run the command; exits with 128 + the signal's number if a signal ended the run."""
@@ -50,14 +64,9 @@ def main() -> None:
     debug = "--debug" in sys.argv
     with reporting(debug):
         adopt_launcher(os.environ)
-    # What is wrong with the words, every rank has: the first one tells.
-    with reporting(debug, is_told=os.environ.get("RANK", "0") == "0"):
-        arguments = parse_arguments(sys.argv[1:])
-        if arguments.config == "list":
-            for line in list_configs():
-                put(line)
-            return
-        config = load_config(arguments.config, arguments.overrides)
+    config = read_settings(sys.argv[1:], debug)
+    if config is None:
+        return
     with reporting(debug, describe_training_error):
         from train.loop import train
 

@@ -18,8 +18,8 @@ from shards.failure import prepare_screen
 from shards.options import label_paths
 from tests.commands import run_main, velocity
 from tests.texts import make_texts, write_jsonl
-from train.__main__ import load_settings, parse_arguments
 from train.__main__ import main as train_main
+from train.__main__ import read_settings
 
 KEYS = ("SECRETKEY", "ETKEY")
 # Not one of them gets as far as a network.
@@ -166,7 +166,7 @@ def test_no_setting_shows_a_key(
             monkeypatch.setattr(sys, "argv", ["train", *words])
             prepare_screen(sys.argv)
             with pytest.raises(SystemExit):
-                load_settings(parse_arguments(words))
+                read_settings(words)
             said = capsys.readouterr().err
             assert_clean(said)
             assert len(said.splitlines()) == 1
@@ -178,7 +178,7 @@ def test_a_settings_file_that_is_not_yaml_shows_no_key(
     (folder / "run.yaml").write_text('data:\n  shards: "s3://AKIA:SECR ETKEY@bucket\n')
     prepare_screen([])
     with pytest.raises(SystemExit):
-        load_settings(parse_arguments(["--config", str(folder / "run.yaml")]))
+        read_settings(["--config", str(folder / "run.yaml")])
     said = capsys.readouterr().err
     assert "not valid YAML" in said
     assert_clean(said)

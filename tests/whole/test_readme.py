@@ -153,11 +153,13 @@ def run_velocity(words: list[str], folder: Path) -> None:
 
 def run_train(options: list[str], folder: Path) -> None:
     """In the worker: `-m train` as the only rank."""
-    from train.__main__ import load_settings, parse_arguments
+    from train.__main__ import read_settings
     from train.loop import train
 
     with contextlib.chdir(folder):
-        train(load_settings(parse_arguments([*options, *SMALL_RUN])))
+        config = read_settings([*options, *SMALL_RUN])
+        assert config is not None
+        train(config)
 
 
 def run_script(script: str, options: list[str], folder: Path) -> None:
