@@ -135,7 +135,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file; expected a checkpoint folder") from None
     except CheckpointError:
         raise
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise CheckpointError(f"{path}: JSON nested too deeply; use another checkpoint") from None
+    except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error}); use another checkpoint") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: a JSON {type(values).__name__}; expected an object")

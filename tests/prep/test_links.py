@@ -14,7 +14,7 @@ from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
 from tests.commands import velocity
 from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
-from train.checkpoints.folder import save_checkpoint
+from train.checkpoints.folder import prune_checkpoints, save_checkpoint
 
 
 @pytest.fixture
@@ -224,12 +224,12 @@ def test_of_a_checkpoint_that_is_a_link_only_the_link_is_pruned(
     def fill(checkpoint: Path) -> None:
         (checkpoint / "model.safetensors").write_text("weights")
 
-    save_checkpoint(folder, 1, 5, fill)
+    save_checkpoint(folder, 1, fill)
     os.rename(folder / "checkpoint-1", tmp_path / "archive")
     (folder / "checkpoint-1").symlink_to(tmp_path / "archive")
     (folder / ".unfinished-checkpoint-2").symlink_to(victim)
     archived, before = look(tmp_path / "archive"), look(victim)
-    save_checkpoint(folder, 2, 1, fill)
+    prune_checkpoints(folder, save_checkpoint(folder, 2, fill), keep=1)
     assert [path.name for path in folder.iterdir()] == ["checkpoint-2"]
     assert look(tmp_path / "archive") == archived
     assert look(victim) == before

@@ -7,7 +7,7 @@ import pytest
 
 from prep.sources.hub_requests import HubError
 from shards.exchange.storage import open_storage
-from shards.screen.lines import secrets
+from shards.screen import secrets
 from shards.screen.secrets import hide, learn_environment, learn_words
 from shards.screen.url import is_url, name_folder, read_place, restore_url, show_url, show_urls
 

@@ -39,7 +39,7 @@ COMMANDS: dict[str, Callable[[str], list[object]]] = {
     "prep-staging": lambda url: [
         "prep",
         "--out",
-        "s3://b/x",
+        "file:///dev/null/x",
         "--staging",
         url,
         "--input",
@@ -162,7 +162,7 @@ def test_no_setting_shows_a_key(
     section, _, name = key.partition(".")
     for url in URLS[:4]:
         (folder / "run.yaml").write_text(f'{section}:\n  {name}: "{url}"\n')
-        for words in ([f"{key}={url}"], ["--config", "run.yaml"], [f"{key}=[{url}"]):
+        for words in ([f"{key}={url}"], ["--config", "run.yaml"]):
             monkeypatch.setattr(sys, "argv", ["train", *words])
             prepare_screen(sys.argv)
             with pytest.raises(SystemExit):
@@ -222,7 +222,7 @@ def test_what_was_typed_gives_no_orders(
     assert code == 2
     assert (output + errors).replace("\n", "").isprintable()
     with pytest.raises(SystemExit):
-        parse_arguments(words)
+        read_settings(words)
     assert capsys.readouterr().err.replace("\n", "").isprintable()
 
 
@@ -263,16 +263,18 @@ def test_a_bug_in_a_command_ends_in_one_line(folder: Path) -> None:
 
 @pytest.mark.parametrize("rank", ["0", "3"])
 def test_a_bug_in_training_ends_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], rank: str
 ) -> None:
+    monkeypatch.setattr(sys, "stderr", sys.stderr)  # Restored afterwards: a run sets its own.
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setattr(sys, "argv", ["train", "--config", "tiny"])
     failing = patch("train.loop.train", side_effect=RecursionError("too\ndeep"))
     with failing, pytest.raises(SystemExit) as end:
         unwrap(train_main)()  # Without torchrun's fault handler, which wants a real stderr.
     assert end.value.code == 1
     name = "rank 3: " if rank == "3" else ""
-    assert capsys.readouterr().err == (
+    assert capfd.readouterr().err == (
         f"velocity: {name}unexpected RecursionError: too deep; --debug shows where; "
         "please report it\n"
     )
