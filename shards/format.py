@@ -241,7 +241,7 @@ def parse_manifest(text: str | bytes, path: Path | str) -> Manifest:
         "make the set again with the command that made it"
     )
     raw = parse_json(text, path, f", {advice}")
-    if SEAL in raw and not is_sealed(text):
+    if SEAL in raw and not is_sealed(text, raw):
         raise ValueError(f"{path}: its lines do not hash to its {SEAL}, {advice}")
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):

@@ -48,11 +48,11 @@ def train(config: Config, stop: StopFlag | None = None) -> Outcome:
 
 def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) -> Outcome:
     """Train in folders that are this run's alone."""
-    run = build_run(config, rank, shards, say_first if rank.is_first else say_nothing)
+    run = build_run(config, rank, shards, say if rank.is_first else say_nothing)
     report = None
     try:
         if rank.is_first:
-            report = Report(config, run.step, run.is_continued, say_first)
+            report = Report(config, run.step, run.is_continued, say)
         return run_steps(run, stop, report)
     finally:
         run.batches.close()
@@ -104,7 +104,7 @@ def try_to_save(run: Run) -> Path | None:
     except FirstRankError:
         pass
     except (SaveError, OSError) as error:
-        say_first(f"{error}; free some disk, it is tried again")
+        say(f"{error}; free some disk, it is tried again")
     return None
 
 
@@ -194,11 +194,6 @@ def make_speed(run: Run) -> Speed:
         None if peak_flops is None else peak_flops * run.rank.world_size,
         run.rank.device,
     )
-
-
-def say_first(text: str) -> None:
-    """Print a line for the user."""
-    say(text)
 
 
 def say_nothing(text: str) -> None:

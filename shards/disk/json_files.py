@@ -3,8 +3,8 @@
 This is the one door for JSON files. What comes through it is a plain object: UTF-8, no key twice,
 no NaN, text that can be written again, and of bounded size and depth, so that any code may walk it.
 
-A sealed file vouches for each of its bytes. Its last two lines are SEAL, the sha256 of all lines
-above, and the closing brace:
+A sealed file vouches for each of its bytes. Its last two lines, as written, are SEAL, the sha256 of
+all lines above, and the closing brace:
 
     head -n -2 manifest.json | sha256sum
 """
@@ -136,11 +136,19 @@ def seal_json(value: Json) -> str:
     return above + make_last_lines(above.encode("utf-8"))
 
 
-def is_sealed(text: str | bytes) -> bool:
-    """Whether a sealed file's text is, byte for byte, what was written."""
+def is_sealed(text: str | bytes, value: Json) -> bool:
+    """Whether a sealed file's text, which holds `value`, is what was written.
+
+    It is, too, if a tool has only laid it out anew: then the lines that would be written for the
+    value have the hash. But a text as long as those is theirs with another byte somewhere, even if
+    it means the same (1e-05 and 1E-05).
+    """
     text = text.encode("utf-8") if isinstance(text, str) else text
     above, mark, rest = text.rpartition(f' "{SEAL}"'.encode())
-    return mark + rest == make_last_lines(above).encode()
+    if mark + rest == make_last_lines(above).encode():
+        return True
+    written = seal_json({key: part for key, part in value.items() if key != SEAL}).encode("utf-8")
+    return len(text) != len(written) and written.endswith(f'"{value[SEAL]}"\n}}\n'.encode())
 
 
 def make_last_lines(above: bytes) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shards.disk.json_files import MAX_JSON_BYTES, SEAL, is_sealed
+from shards.disk.json_files import MAX_JSON_BYTES, SEAL, is_sealed, seal_json
 from shards.edit.cut import cut_manifest
 from shards.format import make_manifest, parse_manifest, read_manifest
 from tests.commands import velocity
@@ -45,16 +45,28 @@ def test_a_bit_that_flips_anywhere_in_a_manifest_is_found(finished_set: Path) ->
             assert "\n" not in str(caught.value), place
 
 
-def test_a_manifest_that_means_the_same_but_is_written_differently_is_found(
-    finished_set: Path,
-) -> None:
+def test_a_manifest_may_be_laid_out_anew(finished_set: Path) -> None:
     text = (finished_set / "manifest.json").read_text(encoding="utf-8")
     for other in (
         json.dumps(json.loads(text)),
+        json.dumps(json.loads(text), indent=4),
         text.replace("\n", "\r\n"),
-        text + "\n",
         text.rstrip("\n"),
         text.replace('"split"', '"\\u0073plit"', 1),
+    ):
+        assert parse_manifest(other, "manifest.json").is_sealed
+
+
+def test_a_manifest_that_differs_from_what_was_written_is_found(finished_set: Path) -> None:
+    text = (finished_set / "manifest.json").read_text(encoding="utf-8")
+    raw = json.loads(text)
+    raw["environment"]["seconds"] = 1e-05
+    small = seal_json({key: value for key, value in raw.items() if key != SEAL})
+    assert parse_manifest(small, "manifest.json").environment["seconds"] == 1e-05
+    for other in (
+        small.replace("1e-05", "1E-05"),
+        json.dumps(raw),
+        json.dumps(raw, sort_keys=True),
         text.replace(' "audit"', ' "audit": {},\n "audit"'),
         text.replace(f'"{SEAL}"', f'"{SEAL}": 1,\n "{SEAL}"'),
     ):
@@ -81,7 +93,7 @@ def test_whatever_makes_a_manifest_seals_it(finished_set: Path) -> None:
     given = (manifest.content, manifest.shards, manifest.audit, manifest.environment)
     written = (finished_set / "manifest.json").read_text(encoding="utf-8")
     for text in (written, make_manifest(*given), cut_manifest(manifest, "train", None)):
-        assert is_sealed(text)
+        assert is_sealed(text, json.loads(text))
         assert parse_manifest(text, "manifest.json").is_sealed
     assert make_manifest(*given) == written
 
