@@ -180,7 +180,7 @@ class Condition:
     def _describe_misfit(self, text: str, is_number: bool) -> str:
         shown = text[:_SHOWN_CHARACTERS] + ("..." if len(text) > _SHOWN_CHARACTERS else "")
         return (
-            f"--where {self.text!r}: {self.column!r} holds the text {shown!r}, which is no "
+            f"--where {self.text!r}: {self.column!r} holds the text {shown!r}, which is not a "
             f"{'number' if is_number else 'date'}, so it cannot be compared with {self.value!r}"
         )
 

@@ -188,7 +188,7 @@ def find_strange(raw: Json, unit: int) -> str | None:
     if not isinstance(raw.get("truncated"), bool) or not all(isinstance(h, str) for h in hashes):
         return "does not say whether it was cut short, or the sha256 of each sidecar"
     strange = [entry["name"] for entry in raw["shards"] if not own.fullmatch(entry["name"])]
-    return f"{strange[0]!r} is no file of unit {unit}" if strange else None
+    return f"{strange[0]!r} is not a file of unit {unit}" if strange else None
 
 
 def pick_shards(raw: Json) -> list[Json]:
