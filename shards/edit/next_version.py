@@ -120,7 +120,10 @@ def find_fault(folder: Path, following: NextVersion) -> str | None:
     current = read_manifest(folder)
     is_done = current.dataset_id == new.dataset_id
     if not is_done and not is_later(new, current):
-        return f"its manifest is not that of a later version of the set (dataset_id {new.dataset_id[:16]})"
+        return (
+            "its manifest is not that of a later version of the set (dataset_id "
+            f"{new.dataset_id[:16]})"
+        )
     files, here = list_files(new), {} if is_done else list_files(current)
     foreign = [name for _, name in following.moves if name not in files or name in here]
     if foreign:
