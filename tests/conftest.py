@@ -47,6 +47,14 @@ SLOW_FILES = (
     "test_planted.py",
     "test_links.py",
     "test_trace.py",
+    "test_bad_documents.py",
+    "test_foreign_folders.py",
+    "test_hostile_folders.py",
+    "test_generate.py",
+    "test_documents.py",
+    "test_damage.py",
+    "test_model.py",
+    "test_stats.py",
 )
 
 

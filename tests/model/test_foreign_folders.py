@@ -245,13 +245,12 @@ def make_old_checkpoint(folder: Path) -> None:
 
 
 def test_an_old_checkpoint_is_sampled_with_a_word_and_converted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     old, new = tmp_path / "my run" / "checkpoint-7", tmp_path / "new"
     make_old_checkpoint(old)
     before = load_generator(old, "cpu").complete([f"Hi{EOS}"], GREEDY)
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
+    [told] = caplog.messages
     assert f"velocity convert '{old}' NEW" in told
 
     convert(old, new, TOKENIZER_JSON)
@@ -261,7 +260,7 @@ def test_an_old_checkpoint_is_sampled_with_a_word_and_converted(
             assert (new / path.name).read_bytes() == path.read_bytes()
     assert AutoTokenizer.from_pretrained(new)("Hi" + EOS)["input_ids"][-1] == 0
     assert load_generator(new, "cpu").complete([f"Hi{EOS}"], GREEDY) == before
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == [told]
 
 
 def test_what_cannot_be_converted_is_refused(folder: Path, tmp_path: Path) -> None:
