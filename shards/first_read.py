@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from shards.format import TOKEN_BYTES, Shard, Tokens
 from shards.rows import read_block_checksums
-from shards.screen.names import quote
+from shards.screen.names import advise_verify
 from shards.sidecar import BLOCK_BYTES
 
 BLOCK_TOKENS = BLOCK_BYTES // TOKEN_BYTES
@@ -57,8 +57,8 @@ class FirstReads:
                 raise ValueError(
                     f"{self.folder / self.shards[index].name}: damaged in tokens {place.start:,} "
                     f"to {min(place.stop, len(tokens)):,}: their checksum is not the one taken "
-                    "when they were written; see what else is damaged with: "
-                    f"velocity shards verify {quote(self.folder)}"
+                    "when they were written; "
+                    f"{advise_verify(self.folder)}"
                 )
             unread[block] = False
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from shards.first_read import FirstReads
 from shards.format import TOKEN_BYTES, Int64, Manifest, Shard, Tokens, read_manifest
-from shards.screen.names import quote
+from shards.screen.names import advise_verify
 
 
 class TokenStream:
@@ -83,8 +83,8 @@ class TokenStream:
         return ValueError(
             f"{self.folder / self.shards[index].name}: holds the id {windows[row, column]} as "
             f"token {position - int(self.shard_starts[index]):,}; the tokenizer has "
-            f"{self.vocab_size:,} ids, so the file is damaged; see what else is with: "
-            f"velocity shards verify {quote(self.folder)}"
+            f"{self.vocab_size:,} ids, so the file is damaged; "
+            f"{advise_verify(self.folder)}"
         )
 
     def _map(self, index: int) -> Tokens:
@@ -101,10 +101,7 @@ def map_shard(folder: Path, shard: Shard) -> Tokens:
     found = path.stat().st_size if path.is_file() else None
     if found != expected:
         state = "is missing" if found is None else f"has {found:,} bytes"
-        raise ValueError(
-            f"{path} {state}; expected {expected:,} bytes. "
-            f"See what else is damaged with: velocity shards verify {quote(folder)}"
-        )
+        raise ValueError(f"{path} {state}; expected {expected:,} bytes; {advise_verify(folder)}")
     # A plain array over the map: slices of a np.memmap take several times as long.
     return np.memmap(path, dtype="<u2", mode="r").view(np.ndarray)
 
@@ -132,6 +129,5 @@ def open_shards(folder: str | Path) -> Shards:
 def make_damage_error(folder: Path, name: str) -> ValueError:
     """The error for a damaged file that was to be copied."""
     return ValueError(
-        f"{folder / name}: is missing or damaged, and nothing was changed; "
-        f"see what else is damaged with: velocity shards verify {quote(folder)}"
+        f"{folder / name}: is missing or damaged, and nothing was changed; {advise_verify(folder)}"
     )

@@ -7,7 +7,6 @@ lot: what is decoded is bounded as well.
 """
 
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.format import TOKEN_BYTES, Int64, Shard
+from shards.screen.names import advise_verify
 from shards.sidecar import (
     BLOCK_BYTES,
     BLOCK_CHECKSUMS,
@@ -120,10 +120,7 @@ class SidecarError(ValueError):
     """A sidecar that is not what its shard needs; `fault` says so without its name."""
 
     def __init__(self, folder: Path, shard: Shard, fault: str) -> None:
-        command = shlex.join(["velocity", "shards", "verify", str(folder)])
-        super().__init__(
-            f"{folder / shard.sidecar}: {fault}; see what else is damaged with: {command}"
-        )
+        super().__init__(f"{folder / shard.sidecar}: {fault}; {advise_verify(folder)}")
         self.fault = fault
 
 

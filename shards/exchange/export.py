@@ -16,7 +16,7 @@ from shards.format import SPLITS, TOKEN_BYTES, Int64, Shard
 from shards.reader import Shards
 from shards.rows import read_rows
 from shards.screen.lines import ReadProgress
-from shards.screen.names import quote
+from shards.screen.names import advise_verify
 from shards.sidecar import count_tokens, is_blank
 
 
@@ -95,8 +95,8 @@ def copy_tokens(shards: Shards, chosen: list[Shard], file: BinaryIO) -> None:
             progress.add(len(tokens))
         if sha256.hexdigest() != shard.sha256:
             raise ValueError(
-                f"{shards.folder / shard.name}: its sha256 is not the manifest's. See where it is "
-                f"damaged with: velocity shards verify {quote(shards.folder)}"
+                f"{shards.folder / shard.name}: its sha256 is not the manifest's; "
+                f"{advise_verify(shards.folder)}"
             )
     progress.finish()
 

@@ -26,7 +26,7 @@ from shards.exchange.storage import Storage, open_storage
 from shards.exchange.transfer import Meter, check_workers, keep_trying, transfer_all
 from shards.format import TOKEN_BYTES, Manifest, Shard, parse_manifest, read_manifest
 from shards.screen.lines import Say, format_bytes
-from shards.screen.names import quote
+from shards.screen.names import advise_verify
 
 DEFAULT_WORKERS = 8
 
@@ -128,10 +128,7 @@ def check_file(path: Path, num_bytes: int | None, sha256: str | None) -> LocalFi
     found = path.stat().st_size if path.is_file() else None
     if found is None or found != (num_bytes if num_bytes is not None else found):
         state = "is missing" if found is None else f"has {found:,} bytes"
-        raise ValueError(
-            f"{path} {state}; see what else is damaged with: "
-            f"velocity shards verify {quote(path.parent)}"
-        )
+        raise ValueError(f"{path} {state}; {advise_verify(path.parent)}")
     return LocalFile(path, found, sha256)
 
 
@@ -151,7 +148,7 @@ def send_file(storage: Storage, file: LocalFile, compress: bool, meter: Meter) -
     if file.sha256 not in (None, found):
         raise ValueError(
             f"{file.path}: its sha256 is not the manifest's, so it is not sent; "
-            f"see what else is damaged with: velocity shards verify {quote(file.path.parent)}"
+            f"{advise_verify(file.path.parent)}"
         )
     packed = compress and file.can_pack
     name = file.path.name + (PACKED if packed else "")

@@ -17,7 +17,7 @@ from shards.inspect.lengths import PERCENTILES, LengthCounter, Lengths
 from shards.reader import Shards, map_shard
 from shards.rows import read_rows
 from shards.screen.lines import ReadProgress
-from shards.screen.names import quote
+from shards.screen.names import advise_verify
 from shards.sidecar import count_tokens, is_blank
 from shards.tokenizer import (
     count_token_bytes,
@@ -154,8 +154,7 @@ class SetCounter:
         if len(counts) > len(self.bytes_of):
             raise ValueError(
                 f"{self.shards.folder / shard.name}: holds the id {len(counts) - 1}; the tokenizer "
-                f"has {len(self.bytes_of):,}. See what is damaged with: "
-                f"velocity shards verify {quote(self.shards.folder)}"
+                f"has {len(self.bytes_of):,}; {advise_verify(self.shards.folder)}"
             )
         self.token_counts += counts
         self.progress.add(len(block))

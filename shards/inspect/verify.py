@@ -14,7 +14,7 @@ from shards.format import TOKEN_BYTES, Int64, Manifest, Shard, read_manifest
 from shards.reader import map_shard
 from shards.rows import SidecarError, read_block_checksums, read_rows
 from shards.screen.lines import ReadProgress
-from shards.screen.names import quote
+from shards.screen.names import advise_verify
 from shards.sidecar import BLOCK_BYTES, count_tokens
 from shards.tokenizer import load_checked_tokenizer
 
@@ -45,10 +45,7 @@ def check_shards(folder: Path, manifest: Manifest, shards: Sequence[Shard]) -> N
     for shard in shards:
         for name, fault in verify_shard(folder, shard, manifest):
             if fault:
-                raise ValueError(
-                    f"{folder / name}: {fault}; see what else is damaged with: "
-                    f"velocity shards verify {quote(folder)}"
-                )
+                raise ValueError(f"{folder / name}: {fault}; {advise_verify(folder)}")
         progress.add(shard.num_tokens)
     progress.finish()
 

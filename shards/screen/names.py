@@ -60,6 +60,15 @@ def quote(name: str | Path) -> str:
     return "$'" + "".join(map(spell_bytes, word)) + "'"
 
 
+def advise_verify(folder: Path) -> str:
+    """What an error about a damaged file of a set ends with.
+
+    >>> advise_verify(Path("my shards"))
+    "see what else is damaged with: velocity shards verify 'my shards'"
+    """
+    return f"see what else is damaged with: velocity shards verify {quote(folder)}"
+
+
 def spell_bytes(character: str) -> str:
     r"""A character inside $'...', where one that cannot be seen is its bytes."""
     if character in "\\'":

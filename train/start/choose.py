@@ -1,11 +1,11 @@
 """The named configurations: what each needs and reaches, and which one fits a machine and a set."""
 
-import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from shards.screen.lines import format_bytes, format_count
+from shards.screen.names import quote
 from train.config import Config
 from train.settings import list_named_configs, load_config
 from train.start.machine import find_gpus
@@ -86,7 +86,7 @@ def suggest_command(folder: Path, num_tokens: int | None = None) -> str:
     """
     gpus = find_gpus()
     named = choose(gpus, num_tokens)
-    shards = "" if folder == Path("shards") else f" {shlex.quote(f'data.shards={folder}')}"
+    shards = "" if folder == Path("shards") else f" {quote(f'data.shards={folder}')}"
     ranks = 1 if named.name == SMALLEST else max(len(gpus), 1)
     return f"torchrun --nproc_per_node {ranks} -m train{named.option}{shards}"
 
