@@ -1,1 +1,1 @@
-"""What people are shown: lines, numbers, names, URLs; nothing in them commands or betrays."""
+"""What people are shown: lines, numbers, names and URLs, escaped and without secrets."""
