@@ -13,6 +13,7 @@ import os
 import shutil
 from pathlib import Path
 
+from shards.disk.durable import write_file
 from shards.screen.lines import Say
 from train.reports.events import PATTERN
 
@@ -31,7 +32,7 @@ def open_log(folder: Path, output_dir: Path, is_continued: bool, step: int, say:
         # A log of before runs signed theirs may be another's: then a copy of all of it stays.
         cut_metrics(folder, step, keeps_copy=owner is None)
     if owner != own:
-        (folder / RUN_FOLDER).write_text(own + "\n", encoding="utf-8")
+        write_file(folder / RUN_FOLDER, own + "\n")
 
 
 def read_owner(folder: Path) -> str | None:
@@ -83,9 +84,7 @@ def cut_metrics(folder: Path, step: int, keeps_copy: bool) -> None:
         return
     if keeps_copy:
         shutil.copy2(path, make_earlier(folder) / METRICS)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(b"".join(kept))
-    os.replace(temporary, path)
+    write_file(path, b"".join(kept).decode("utf-8"))
 
 
 def read_step(line: bytes) -> int | None:

@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from shards.disk.durable import write_file
 from shards.screen.lines import Say, ScreenLine
 from train.config import Config
 from train.reports.events import begin_events, describe_scalars, name_events
@@ -182,7 +183,7 @@ def start_wandb(folder: Path, settings: Mapping[str, Any]) -> Any:
 
     id_file = folder / WANDB_ID
     if not id_file.exists():
-        id_file.write_text(wandb.util.generate_id())
+        write_file(id_file, wandb.util.generate_id())
     return wandb.init(
         project=os.environ.get("WANDB_PROJECT", "velocity"),
         id=id_file.read_text().strip(),
