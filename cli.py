@@ -103,7 +103,7 @@ def sample(
     from model.decode.console import write_texts
     from model.decode.prompts import read_prompts
     from model.generate import load_generator
-    from prep.text.gpt2 import build_gpt2_json
+    from prep.tokenizer.gpt2 import build_gpt2_json
 
     settings = replace(settings, stop=tuple(map(read_stop, settings.stops)))
     prompts = read_prompts(source, say)
@@ -125,7 +125,7 @@ def convert(
 ) -> None:
     """Convert an older checkpoint to today's format; the weights stay the same."""
     from model.checkpoints.convert import convert as convert_checkpoint
-    from prep.text.gpt2 import build_gpt2_json
+    from prep.tokenizer.gpt2 import build_gpt2_json
 
     convert_checkpoint(ckpt, out, build_gpt2_json())
     say(f"{out}: converted; try it with: velocity sample --ckpt {quote(out)}")

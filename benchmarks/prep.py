@@ -37,14 +37,14 @@ from benchmarks.measure import (
     take_turns,
 )
 from prep.python_docs import write_python_docs
+from prep.readers.documents import Piece
+from prep.readers.formats import read_documents
 from prep.request import Policy, Request
 from prep.run import prepare
-from prep.sources.documents import Piece
-from prep.sources.formats import read_documents
 from prep.sources.local import find_files
-from prep.text import encoder
-from prep.text.encoder import Encoder, Ids, build_encoder
-from prep.text.gpt2 import END_OF_TEXT, build_gpt2_json
+from prep.tokenizer import encoder
+from prep.tokenizer.encoder import Encoder, Ids, build_encoder
+from prep.tokenizer.gpt2 import END_OF_TEXT, build_gpt2_json
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer, parse_tokenizer
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import prep.sources.documents
+import prep.readers.documents
 import prep.text.batch
 import prep.units.work
 from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
 from benchmarks.prep import forget_encoders
 from prep.request import Policy, Request
 from prep.run import prepare
-from prep.text.encoder import Encoder
+from prep.tokenizer.encoder import Encoder
 from shards.writer import OpenShard, ShardWriter
 
 PARTS = ("read", "encode", "hash", "join", "check", "write", "commit", "start")

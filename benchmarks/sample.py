@@ -35,7 +35,7 @@ from model.config import ModelConfig
 from model.decode.generator import Generator
 from model.decode.settings import Settings
 from model.generate import load_generator
-from prep.text.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
+from prep.tokenizer.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
 from tests.tiny import make_model
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")

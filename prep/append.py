@@ -18,7 +18,7 @@ from prep.planning.plan import Plan, read_plan
 from prep.planning.settle import settle_plan
 from prep.request import Request, parse_number
 from prep.run import prepare
-from prep.text.gpt2 import build_gpt2_json
+from prep.tokenizer.gpt2 import build_gpt2_json
 from prep.units.receipts import Audit
 from prep.units.workspace import make_folders
 from shards.disk.folders import remove

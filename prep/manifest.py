@@ -7,10 +7,10 @@ from importlib import metadata
 from pathlib import Path
 
 from prep.planning.plan import Plan
-from prep.sources.documents import BAD
+from prep.readers.documents import BAD
 from prep.sources.local import Source
 from prep.text.copies import PlacedShard
-from prep.text.gpt2 import END_OF_TEXT
+from prep.tokenizer.gpt2 import END_OF_TEXT
 from prep.units.cut import DUPLICATE, drop_copies
 from prep.units.receipts import Audit, Receipt
 from shards.disk.durable import hash_file, write_file

@@ -14,7 +14,7 @@ from shards.part import Part
 from shards.screen.names import quote
 from shards.screen.url import read_place
 
-# Suffixes of source files; prep/sources/formats.py has a reader for each.
+# Suffixes of source files; prep/readers/formats.py has a reader for each.
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (
     ".parquet",

@@ -18,8 +18,8 @@ from prep.planning.forecast import Forecast, check_disk, forecast_run
 from prep.planning.plan import Plan
 from prep.planning.settle import settle_plan
 from prep.request import ENCODERS, Request
-from prep.text.encoder import choose_encoder
-from prep.text.gpt2 import END_OF_TEXT
+from prep.tokenizer.encoder import choose_encoder
+from prep.tokenizer.gpt2 import END_OF_TEXT
 from prep.units.budget import Budget
 from prep.units.cut import finish_units
 from prep.units.ledger import Ledger

@@ -12,7 +12,7 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from prep.text.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
+from prep.tokenizer.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
 
 
 @cache

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prep.foreign.files import INSTEAD, ForeignFile, is_next
-from prep.text.gpt2 import END_OF_TEXT, VOCAB_SIZE
+from prep.tokenizer.gpt2 import END_OF_TEXT, VOCAB_SIZE
 from shards.disk.durable import hash_file
 from shards.exchange.megatron import Index
 from shards.format import Int64, Tokens

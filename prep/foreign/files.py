@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from prep.sources.door import check_name, check_readable
-from prep.text.gpt2 import END_OF_TEXT
+from prep.readers.door import check_name, check_readable
+from prep.tokenizer.gpt2 import END_OF_TEXT
 from shards.exchange.megatron import Index, read_index
 
 FORMATS = ("auto", "nanogpt", "llmc", "megatron")

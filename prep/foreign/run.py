@@ -30,7 +30,7 @@ from prep.manifest import check_conservation, describe_content, describe_environ
 from prep.planning.forecast import SIDECAR_SHARE
 from prep.sources.local import Source
 from prep.text.batch import EncodedBatch, choose_validation
-from prep.text.gpt2 import build_gpt2_json
+from prep.tokenizer.gpt2 import build_gpt2_json
 from prep.units.receipts import Audit
 from shards.disk.durable import commit, hash_file, write_file
 from shards.disk.folders import make_folder, remove

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 from prep.planning.subset import choose_sample
+from prep.readers.documents import BadDocument, Piece
+from prep.readers.formats import estimate_text_bytes, split_file
 from prep.request import Policy
-from prep.sources.documents import BadDocument, Piece
-from prep.sources.formats import estimate_text_bytes, split_file
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.local import Source, find_sources
 from shards.disk.json_files import Json, hash_canonical, load_json

@@ -16,7 +16,7 @@ from prep.request import Request
 from prep.sources.hub import resolve
 from prep.sources.hub_files import HubDataset
 from prep.text.filters import make_filter
-from prep.text.gpt2 import build_gpt2_json
+from prep.tokenizer.gpt2 import build_gpt2_json
 from prep.units.workspace import hold_plan, write_first
 from shards.disk.durable import hash_file, write_file
 from shards.disk.json_files import Json, hash_canonical

@@ -1,3 +1,3 @@
-"""Documents: where they come from and how their files are read. New formats and places of
-documents go here, and nothing that knows about tokens.
+"""Where source files are: on this machine, on the Hub, at URLs. New places of documents go here,
+and nothing that knows about tokens.
 """

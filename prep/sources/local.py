@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prep.readers.door import check_name
+from prep.readers.lines import begins_with_document
+from prep.readers.stamp import Stamp, take_stamp
 from prep.request import SUFFIXES
-from prep.sources.door import check_name
-from prep.sources.lines import begins_with_document
-from prep.sources.stamp import Stamp, take_stamp
 from prep.sources.walk import Walk, is_pattern
 from shards.screen.lines import Say
 

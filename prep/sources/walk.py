@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
+from prep.readers.door import examine, refuse_special
 from prep.request import SUFFIXES
-from prep.sources.door import examine, refuse_special
 from shards.disk.layout import MANIFEST, PULL, TOKENIZER, VERSIONS, WORK
 
 # Tells a file from all others on this machine, whatever it is called.

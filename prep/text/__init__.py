@@ -1,3 +1,3 @@
-"""Text to tokens: which documents stay, and which ids their text gets. New filters,
-encoders and tokenizers go here, and nothing that knows about units, folders or machines.
+"""Texts to the rows and tokens of a set: which documents stay, and what each becomes. New filters go
+here, and nothing that knows about units, folders or machines.
 """

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from prep.sources.documents import Documents, find_offsets
-from prep.text.encoder import Encoder
+from prep.readers.documents import Documents, find_offsets
+from prep.tokenizer.encoder import Encoder
 from shards.format import Int64, Tokens
 from shards.sidecar import HASH_BYTES, make_rows
 from shards.writer import join_runs

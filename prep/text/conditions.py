@@ -28,7 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prep.sources.documents import is_text
+from prep.readers.documents import is_text
 
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "!=": operator.ne,

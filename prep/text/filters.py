@@ -19,8 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prep.readers.documents import BAD, BadDocument, Documents
 from prep.request import Policy
-from prep.sources.documents import BAD, BadDocument, Documents
 from prep.text.conditions import parse_condition
 
 # Marks the documents of a batch to which a reason applies.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from prep.sources.documents import BadDocument
+from prep.readers.documents import BadDocument
 from prep.units.budget import Budget
 from shards.disk.durable import commit, sync_folder, write_file
 from shards.disk.json_files import Json, load_json

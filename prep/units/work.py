@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from prep.readers.documents import BadDocument, Documents, Piece
+from prep.readers.formats import read_documents
+from prep.readers.stamp import expect_unchanged
 from prep.request import Policy
-from prep.sources.documents import BadDocument, Documents, Piece
-from prep.sources.formats import read_documents
 from prep.sources.hub_files import HubDataset, download, remove_files
-from prep.sources.stamp import expect_unchanged
 from prep.text.batch import EncodedBatch, check_encoding, encode_batch
-from prep.text.encoder import load_encoder
 from prep.text.filters import Choice, make_filter
+from prep.tokenizer.encoder import load_encoder
 from prep.units.budget import Budget
 from prep.units.receipts import Audit, Receipt, confirm_pending, write_pending
 from shards.disk.durable import advise_writing

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from prep.readers.documents import Piece
+from prep.readers.formats import estimate_text_bytes, read_documents, split_file
+from prep.readers.streams import open_stream
 from prep.request import SUFFIXES
-from prep.sources.documents import Piece
-from prep.sources.formats import estimate_text_bytes, read_documents, split_file
-from prep.sources.streams import open_stream
 
 TEXTS = [
     "plain",
@@ -318,7 +318,7 @@ def test_the_text_may_be_the_url_column(tmp_path: Path) -> None:
 def test_batches_are_bounded_by_count_and_bytes(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prep.sources.formats.MAX_BATCH_BYTES", 10_000)
+    monkeypatch.setattr("prep.readers.formats.MAX_BATCH_BYTES", 10_000)
     texts: list[str | None] = ["s"] * 2500 + ["long " * 1000] * 10 + ["s"] * 10
     path = tmp_path / f"a{suffix}"
     if suffix == ".jsonl":
@@ -370,14 +370,14 @@ def test_a_long_line_is_read_like_a_short_one(
     path = tmp_path / "a.jsonl"
     path.write_bytes(line + b"\n" + line)
     short = read(path)
-    monkeypatch.setattr("prep.sources.lines._LONG_LINE_BYTES", 1)
+    monkeypatch.setattr("prep.readers.lines._LONG_LINE_BYTES", 1)
     assert read(path) == short
 
 
 def test_a_document_that_is_too_large_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prep.sources.lines.MAX_DOCUMENT_BYTES", 3 << 20)
+    monkeypatch.setattr("prep.readers.lines.MAX_DOCUMENT_BYTES", 3 << 20)
     text = "word " * (1 << 20)
     paths = {
         "line 2: a document of more than 3 MiB": write_lines(tmp_path / "a.jsonl", ["a", text]),
@@ -604,7 +604,7 @@ def test_a_compressed_file_cut_at_any_byte_is_told(tmp_path: Path, suffix: str) 
 def test_a_stream_is_whole_or_an_error_wherever_it_is_cut_and_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, read_bytes: int
 ) -> None:
-    monkeypatch.setattr("prep.sources.streams._READ_BYTES", read_bytes)
+    monkeypatch.setattr("prep.readers.streams._READ_BYTES", read_bytes)
     path = tmp_path / "a"
     content = random.Random(0).randbytes(60)  # Stored as it is, as it cannot be compressed.
     packed = gzip.compress(content) if codec == "gzip" else zstandard.compress(content)
@@ -622,7 +622,7 @@ def test_too_little_memory_for_a_window_is_not_called_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_lines(tmp_path / "a.jsonl.zst", ["a"])
-    monkeypatch.setattr("prep.sources.streams._MAX_WINDOW_BYTES", 1 << 10)
+    monkeypatch.setattr("prep.readers.streams._MAX_WINDOW_BYTES", 1 << 10)
     packer = zstandard.ZstdCompressor(write_content_size=False).compressobj()
     path.write_bytes(packer.compress(b'{"content": "a"}\n' * 9000) + packer.flush())
     with pytest.raises(ValueError, match=r"a.jsonl.zst: there is not enough memory to read it; t"):
@@ -732,8 +732,8 @@ def test_stopping_early_does_not_hang_at_exit(tmp_path: Path) -> None:
     texts = [f"document {i} " * 50 for i in range(20_000)]
     path = write_parquet(tmp_path / "a.parquet", pa.array(texts), row_group_size=1000)
     program = (
-        "from prep.sources.documents import Piece;"
-        "from prep.sources.formats import read_documents;"
+        "from prep.readers.documents import Piece;"
+        "from prep.readers.formats import read_documents;"
         f"batches = read_documents(Piece({str(path)!r}, 'a'), 'content');"
         "print(len(next(batches).rows))"
     )

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep.sources.documents import Documents, Piece
-from prep.sources.formats import read_documents
+from prep.readers.documents import Documents, Piece
+from prep.readers.formats import read_documents
+from prep.readers.stamp import check_stamp, take_stamp
 from prep.sources.local import Source, find_sources
-from prep.sources.stamp import check_stamp, take_stamp
 from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards

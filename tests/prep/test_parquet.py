@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prep.readers.documents import BadDocument, Piece
+from prep.readers.formats import estimate_text_bytes, read_documents
 from prep.request import Policy, Request
 from prep.run import prepare
-from prep.sources.documents import BadDocument, Piece
-from prep.sources.formats import estimate_text_bytes, read_documents
 from tests.footers import Struct, edit_footer
 from tests.texts import make_texts, prepare_quietly
 
@@ -25,8 +25,8 @@ import sys
 from pathlib import Path
 from prep.request import Policy, Request
 from prep.run import prepare
-from prep.sources.documents import BadDocument, Piece
-from prep.sources.formats import estimate_text_bytes, read_documents
+from prep.readers.documents import BadDocument, Piece
+from prep.readers.formats import estimate_text_bytes, read_documents
 path, column, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 estimate = estimate_text_bytes(Path(path), column)
 num_documents = num_bytes = 0
@@ -222,7 +222,7 @@ def test_a_flat_column_goes_before_a_field_of_that_name(tmp_path: Path) -> None:
 def test_a_page_that_only_a_bomb_has_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prep.sources.pages._MAX_PAGE_BYTES", 2 * MIB)
+    monkeypatch.setattr("prep.readers.pages._MAX_PAGE_BYTES", 2 * MIB)
     path = write(tmp_path / "a.parquet", pa.array(["x" * MIB] * 50), compression="zstd")
     assert len(list(read_documents(Piece(str(path), "a"), "content"))) > 1  # In a dictionary, once.
     options: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}

@@ -19,7 +19,7 @@ from prep.planning.plan import choose_unit_bytes
 from prep.request import ENCODERS, Policy
 from prep.run import Request, prepare
 from prep.sources.local import Source, find_sources
-from prep.text import encoder
+from prep.tokenizer import encoder
 from prep.units.receipts import Audit
 from shards.documents import Sidecars
 from shards.format import Manifest, read_manifest
@@ -504,8 +504,8 @@ def test_where_fastokens_is_not_installed_it_is_said(
     def find_none(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("prep.text.encoder.metadata.version", find_none)
-    monkeypatch.setattr("prep.text.encoder.load_fastokens", find_none)
+    monkeypatch.setattr("prep.tokenizer.encoder.metadata.version", find_none)
+    monkeypatch.setattr("prep.tokenizer.encoder.load_fastokens", find_none)
     encoder.build_encoder.cache_clear()
     said: list[str] = []
     prepare(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from prep.python_docs import collect_docstrings, read_docstrings, write_python_docs
-from prep.sources.documents import Piece
-from prep.sources.formats import read_documents
+from prep.readers.documents import Piece
+from prep.readers.formats import read_documents
 
 
 @pytest.fixture(scope="module")

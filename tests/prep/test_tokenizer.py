@@ -13,10 +13,10 @@ import pytest
 import tiktoken
 
 from prep.request import ENCODERS
-from prep.text import encoder
-from prep.text import gpt2 as prep_tokenizer
-from prep.text.encoder import Encoder, cut_text
-from prep.text.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
+from prep.tokenizer import encoder
+from prep.tokenizer import gpt2 as prep_tokenizer
+from prep.tokenizer.encoder import Encoder, cut_text
+from prep.tokenizer.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
 from tests.tiktoken_gpt2 import make_encoding
 
 SPECIAL = ["<|endoftext|>", "<|endofprompt|>", "<|fim_prefix|>", "<|im_start|>", "<s>", "[PAD]"]

@@ -79,8 +79,8 @@ def import_all() -> None:
 
 def load_tokenizer_once(path: Path) -> None:
     """Load what is slow to load, so that a fork has it."""
-    from prep.text.encoder import choose_encoder, load_encoder
-    from prep.text.gpt2 import build_gpt2_json
+    from prep.tokenizer.encoder import choose_encoder, load_encoder
+    from prep.tokenizer.gpt2 import build_gpt2_json
 
     build_gpt2_json()
     load_encoder(path, choose_encoder(None))

@@ -14,8 +14,8 @@ import prep.run
 import prep.run_part
 import train.__main__
 import train.loop
-from prep.text.encoder import build_encoder, choose_encoder
-from prep.text.gpt2 import build_gpt2_json
+from prep.tokenizer.encoder import build_encoder, choose_encoder
+from prep.tokenizer.gpt2 import build_gpt2_json
 
 __all__ = ["cli", "pandas", "prep", "pyarrow", "torch", "train"]
 

@@ -26,7 +26,9 @@ SHARDS = {
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
 MODEL = {"model", "model.checkpoints", "model.decode"}
-PREP = {f"prep.{room}" for room in ("sources", "text", "units", "planning", "engines", "foreign")}
+READING = {"prep.sources", "prep.readers"}
+ENCODING = {"prep.text", "prep.tokenizer"}
+PREP = {f"prep.{room}" for room in ("units", "planning", "engines", "foreign")} | READING | ENCODING
 TRAIN = {"train", "train.start", "train.checkpoints", "train.tracing", "train.reports"}
 MAY_IMPORT = {
     "shards.screen": set[str](),
@@ -38,19 +40,21 @@ MAY_IMPORT = {
     "model": set[str](),
     "model.checkpoints": {"model"},
     "model.decode": {"model", "model.checkpoints"},
-    "prep.sources": SHARDS,
-    "prep.text": {"prep.sources", *SHARDS},
-    "prep.units": {"prep.text", "prep.sources", *SHARDS},
-    "prep.planning": {"prep.units", "prep.text", "prep.sources", *SHARDS},
-    "prep.engines": {"prep.planning", "prep.units", "prep.sources", *SHARDS},
-    "prep.foreign": {"prep.planning", "prep.units", "prep.text", "prep.sources", *SHARDS},
+    "prep.readers": SHARDS,
+    "prep.sources": {"prep.readers", *SHARDS},
+    "prep.tokenizer": READING | SHARDS,
+    "prep.text": {"prep.tokenizer"} | READING | SHARDS,
+    "prep.units": ENCODING | READING | SHARDS,
+    "prep.planning": {"prep.units"} | ENCODING | READING | SHARDS,
+    "prep.engines": {"prep.planning", "prep.units"} | READING | SHARDS,
+    "prep.foreign": {"prep.planning", "prep.units"} | ENCODING | READING | SHARDS,
     "prep": PREP | SHARDS,
     "train.reports": {"shards", *BASE},
     "train.checkpoints": SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.start": SHARDS | MODEL,
     "train": {"train.start", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
-    "cli": {"prep", "prep.text", "prep.foreign"} | SHARDS | MODEL | TRAIN,
+    "cli": {"prep", "prep.tokenizer", "prep.foreign"} | SHARDS | MODEL | TRAIN,
 }
 # The faces of a package: each may import all rooms of it.
 FACES = {
@@ -64,6 +68,7 @@ FACES = {
 # What rooms that come before the package's own files may import of these.
 SHARED = {
     "shards.disk": {"shards.part"},
+    "prep.readers": {"prep.request"},
     "prep.sources": {"prep.request"},
     "prep.text": {"prep.request"},
     "prep.units": {"prep.request"},

@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 import cli
-from prep.text.gpt2 import build_gpt2_json
+from prep.tokenizer.gpt2 import build_gpt2_json
 from tests.foreign import END, write_llmc, write_megatron, write_nanogpt
 from tests.prep.test_hub_prep import CARD, REPO
 from tests.runs import SMALL

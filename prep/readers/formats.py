@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from prep.request import JSON_LINES, SUFFIXES
-from prep.sources.documents import MISSING, BadDocument, Documents, Piece
-from prep.sources.door import check_readable
-from prep.sources.keys import unite
-from prep.sources.lines import (
+from prep.readers.documents import MISSING, BadDocument, Documents, Piece
+from prep.readers.door import check_readable
+from prep.readers.keys import unite
+from prep.readers.lines import (
     Document,
     find_excess,
     list_keys,
@@ -27,7 +26,8 @@ from prep.sources.lines import (
     read_whole,
     split_lines,
 )
-from prep.sources.parquet import make_valid, measure_column, read_columns, split_row_groups
+from prep.readers.parquet import make_valid, measure_column, read_columns, split_row_groups
+from prep.request import JSON_LINES, SUFFIXES
 
 MAX_BATCH_DOCUMENTS = 1000
 MAX_BATCH_BYTES = 8 << 20

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prep.sources.documents import BadDocument, find_offsets, is_text, split_name
-from prep.sources.encodings import decode
-from prep.sources.pages import (
+from prep.readers.documents import BadDocument, find_offsets, is_text, split_name
+from prep.readers.encodings import decode
+from prep.readers.pages import (
     PageError,
     Pages,
     choose_rows,

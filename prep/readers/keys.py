@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from prep.sources.documents import MISSING
-from prep.sources.encodings import repair
+from prep.readers.documents import MISSING
+from prep.readers.encodings import repair
 
 
 def unite(values: list[Any]) -> pa.Array:

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-from prep.sources.documents import BadDocument
+from prep.readers.documents import BadDocument
 
 UTF8_MARK = codecs.BOM_UTF8
 # Longest first: UTF-16's little-endian mark begins UTF-32's.

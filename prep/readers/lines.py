@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.json
 
-from prep.sources.documents import MISSING, BadDocument, find_value
-from prep.sources.encodings import HEAD_BYTES, UTF8_MARK, decode, refuse_wide, repair
-from prep.sources.streams import BUFFER_BYTES, open_stream
+from prep.readers.documents import MISSING, BadDocument, find_value
+from prep.readers.encodings import HEAD_BYTES, UTF8_MARK, decode, refuse_wide, repair
+from prep.readers.streams import BUFFER_BYTES, open_stream
 
 # A longer document is most likely a file that is not what it should be; and handling one takes no
 # more than a few times its size in memory.

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from prep.sources.documents import find_offsets
+from prep.readers.documents import find_offsets
 from shards.format import Int64, Tokens
 from shards.tokenizer import parse_tokenizer
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prep.sources.documents import BadDocument
+from prep.readers.documents import BadDocument
 from shards.screen.lines import format_bytes
 
 # A page is decompressed whole. A larger one leaves no room in a worker's GiB, and is refused unless
