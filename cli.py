@@ -15,8 +15,8 @@ from model.decode.settings import Prompts, Settings, read_stop
 from prep.command import prep
 from prep.foreign.command import import_shards
 from shards.commands import app as shards_app
-from shards.failure import naming_pipes, prepare_screen, reporting
-from shards.options import expect_paths, takes_options
+from shards.entry.failure import naming_pipes, prepare_screen, reporting
+from shards.entry.options import expect_paths, takes_options
 from shards.screen.lines import open_output, say, say_text
 from shards.screen.names import quote
 from train.commands import Overrides, remove, trace, train

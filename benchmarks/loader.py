@@ -32,9 +32,10 @@ from benchmarks.measure import (
     say,
     take_turns,
 )
-from shards.format import Shard, Tokens
+from shards.format import Shard
 from shards.order import SampleOrder
 from shards.reader import TokenStream
+from shards.widths import Tokens
 from train.batches import Batches, Dealing, read_samples
 
 VOCAB_SIZE = 50257

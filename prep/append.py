@@ -32,7 +32,14 @@ from shards.edit.versions import (
     has_begun_append,
     list_versions,
 )
-from shards.format import APPEND, SPLITS, Manifest, Parent, Shard, read_manifest
+from shards.format import (
+    APPEND,
+    SPLITS,
+    Manifest,
+    Parent,
+    Shard,
+    read_manifest,
+)
 from shards.screen.lines import Say
 
 # How the new sources are read, and how much of them: may differ from append to append.

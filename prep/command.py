@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from prep.request import Request
-from shards.options import takes_options
+from shards.entry.options import takes_options
 from shards.part import parse_part
 from shards.screen.lines import say
 

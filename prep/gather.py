@@ -17,7 +17,7 @@ from prep.units.workspace import clear_leftovers, find_parts, hold_whole
 from shards.disk.durable import hash_file
 from shards.disk.folders import clear
 from shards.disk.layout import MANIFEST, TOKENIZER, plan_path, temporary_folder
-from shards.format import TOKEN_BYTES, Manifest, read_manifest
+from shards.format import Manifest, read_manifest
 from shards.screen.lines import Say, format_bytes
 
 MAX_NAMED = 8
@@ -62,13 +62,13 @@ def finish_parts(request: Request, say: Say) -> Manifest:
 
 def check_bytes(out: Path, plan: Plan, receipts: Sequence[Receipt], workers: int, say: Say) -> None:
     """Hash every file again; ValueError naming those that do not match their receipts."""
-    if hash_file(out / TOKENIZER) != plan.tokenizer_sha256:
+    if hash_file(out / TOKENIZER) != plan.tokenizer.sha256:
         raise ValueError(
             f"{out / TOKENIZER}: no longer matches the plan; remove it and run any part again, "
             "which rewrites it"
         )
-    num_tokens = sum(shard.num_tokens for receipt in receipts for shard in receipt.shards)
-    size = format_bytes(num_tokens * TOKEN_BYTES)
+    num_bytes = sum(shard.num_bytes for receipt in receipts for shard in receipt.shards)
+    size = format_bytes(num_bytes)
     say(f"all {len(plan.units):,} units are there; reading {size} of shards")
     damaged: dict[int, str] = {}
     with ThreadPoolExecutor(workers) as pool:

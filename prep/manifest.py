@@ -10,15 +10,16 @@ from prep.planning.plan import Plan
 from prep.readers.documents import BAD
 from prep.sources.local import Source
 from prep.text.copies import PlacedShard
-from prep.tokenizer.gpt2 import END_OF_TEXT
+from prep.tokenizer.identity import SetTokenizer
 from prep.units.cut import DUPLICATE, drop_copies
 from prep.units.receipts import Audit, Receipt
-from shards.disk.durable import hash_file, write_file
+from shards.disk.durable import write_file
 from shards.disk.json_files import Json
 from shards.disk.layout import MANIFEST, TOKENIZER
-from shards.format import SCHEMA_VERSION, SPLITS, Manifest, make_manifest, read_manifest
+from shards.format import SPLITS, Manifest, make_manifest, read_manifest
 from shards.screen.lines import format_bytes, format_count, format_seconds
 from shards.tokenizer import load_tokenizer, make_self_test
+from shards.widths import describe_format
 
 PACKAGES = (
     "velocitylm",
@@ -49,7 +50,7 @@ def write_manifest(
         audit.dropped[DUPLICATE] = 0
         shards = read_manifest(after).shards if after else []
         earlier = [PlacedShard(after or out, shard) for shard in shards]
-        receipts = drop_copies(out, receipts, END_OF_TEXT, earlier, workers)
+        receipts = drop_copies(out, receipts, plan.tokenizer.end_of_text, earlier, workers)
     for receipt in receipts:
         audit.add(receipt.audit)
     check_conservation(audit)
@@ -61,7 +62,9 @@ def write_manifest(
         if shard.split == split
     ]
     sources = [s for s in plan.sources if s.name in audit.rows_by_source]
-    content = describe_content(out, sources, audit, plan.policy.content, plan.content["hub"])
+    content = describe_content(
+        out, sources, audit, plan.policy.content, plan.tokenizer, plan.content["hub"]
+    )
     hashes = {name: h for receipt in receipts for name, h in receipt.sidecar_sha256.items()}
     environment = describe_environment(hashes, workers, seconds)
     write_file(out / MANIFEST, make_manifest(content, shards, audit.content, environment))
@@ -76,19 +79,19 @@ def check_conservation(audit: Audit) -> None:
 
 
 def describe_content(
-    folder: Path, sources: Iterable[Source], audit: Audit, policy: Json, hub: Json | None = None
+    folder: Path,
+    sources: Iterable[Source],
+    audit: Audit,
+    policy: Json,
+    tokenizer: SetTokenizer,
+    hub: Json | None = None,
 ) -> Json:
     """The part of the manifest that decides the dataset_id, except for the shards.
 
     `folder` has the set's tokenizer.json; `hub` is the dataset that the sources come from, if any.
     """
-    tokenizer = load_tokenizer(folder / TOKENIZER)
     return {
-        "format": {
-            "schema_version": SCHEMA_VERSION,
-            "token_dtype": "uint16",
-            "byte_order": "little",
-        },
+        "format": describe_format(tokenizer.token_bytes),
         "sources": {
             "hub": hub,
             "files": [
@@ -102,11 +105,11 @@ def describe_content(
             ],
         },
         "tokenizer": {
-            "name": "gpt2",
-            "sha256": hash_file(folder / TOKENIZER),
-            "vocab_size": tokenizer.get_vocab_size(),
-            "end_of_text": END_OF_TEXT,
-            "self_test": make_self_test(tokenizer),
+            "name": tokenizer.name,
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_text": tokenizer.end_of_text,
+            "self_test": make_self_test(load_tokenizer(folder / TOKENIZER)),
         },
         "policy": policy,
     }

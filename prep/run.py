@@ -19,7 +19,6 @@ from prep.planning.plan import Plan
 from prep.planning.settle import settle_plan
 from prep.request import ENCODERS, Request
 from prep.tokenizer.encoder import choose_encoder
-from prep.tokenizer.gpt2 import END_OF_TEXT
 from prep.units.budget import Budget
 from prep.units.cut import finish_units
 from prep.units.ledger import Ledger
@@ -119,7 +118,7 @@ def run_units(request: Request, plan: Plan, ledger: Ledger, encoder: str, engine
             ledger.plan_id,
             plan.policy,
             encoder,
-            END_OF_TEXT,
+            plan.tokenizer,
             ledger.remaining,
             plan.hub_part(number) if plan.hub else None,
         )

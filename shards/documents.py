@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.format import SPLITS, Shard, Tokens
+from shards.format import SPLITS, Shard
 from shards.reader import Shards, map_shard
 from shards.rows import find_groups, read_rows, take_rows
 from shards.sidecar import BLANK_HASH, ROWS_SCHEMA, SIDECAR_SCHEMA, count_tokens
+from shards.widths import Tokens
 
 # Tokens copied at a time; a document longer than this is one piece.
 PIECE_TOKENS = 1 << 21

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shards.format import TOKEN_BYTES, Shard, Tokens
+from shards.format import Shard
 from shards.rows import read_block_checksums
 from shards.screen.names import advise_verify
 from shards.sidecar import BLOCK_BYTES
-
-BLOCK_TOKENS = BLOCK_BYTES // TOKEN_BYTES
+from shards.widths import Tokens
 
 
 class FirstReads:
@@ -31,7 +30,7 @@ class FirstReads:
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
         self.folder = folder
         self.shards = shards
-        self.unread = [np.ones(-(-s.num_tokens // BLOCK_TOKENS), np.bool_) for s in shards]
+        self.unread = [np.ones(-(-s.num_bytes // BLOCK_BYTES), np.bool_) for s in shards]
         self.checksums: dict[int, npt.NDArray[np.uint32]] = {}
         for shard in shards:
             if not (folder / shard.sidecar).is_file():
@@ -46,13 +45,14 @@ class FirstReads:
         `tokens` are all of the shard's. Raises ValueError, naming file and place, if a checksum is
         not the one taken when the block was written.
         """
-        first, last = start // BLOCK_TOKENS, -(-stop // BLOCK_TOKENS)
+        block_tokens = BLOCK_BYTES // tokens.itemsize
+        first, last = start // block_tokens, -(-stop // block_tokens)
         unread = self.unread[index]
         if not unread[first:last].any():
             return
         expected = self._load_checksums(index)
         for block in (first + np.flatnonzero(unread[first:last])).tolist():
-            place = slice(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
+            place = slice(block * block_tokens, (block + 1) * block_tokens)
             if zlib.crc32(tokens[place].data) != expected[block]:
                 raise ValueError(
                     f"{self.folder / self.shards[index].name}: damaged in tokens {place.start:,} "

@@ -22,20 +22,23 @@ from shards.disk.json_files import (
     read_json,
     seal_json,
 )
-from shards.disk.layout import MANIFEST, pull_folder, work_folder
+from shards.disk.layout import MANIFEST, describe_unfinished
 from shards.disk.shapes import MAX_INT, find_misshape
 from shards.schema import MANIFEST_SHAPE
-from shards.screen.names import quote
 from shards.screen.url import refuse_url
+from shards.widths import (
+    MAX_TOKEN_BYTES,
+    SCHEMA_VERSIONS,
+    Dtype,
+    find_token_bytes,
+    find_wrong_width,
+    token_dtype,
+)
 
-Tokens = npt.NDArray[np.uint16]
 # Counts and positions of tokens and documents.
 Int64 = npt.NDArray[np.int64]
 
-SCHEMA_VERSION = 1
 SPLITS = ("train", "validation")
-TOKEN_BYTES = 2  # uint16
-MAX_IDS = 1 << 16
 # 128 TB; a row group's counts that are at most this sum up within 64 bits.
 MAX_SHARD_TOKENS = 1 << 46
 
@@ -59,6 +62,22 @@ class Shard:
     num_tokens: int
     num_documents: int
     sha256: str
+    # The width of its ids, which the manifest says once for all shards.
+    token_bytes: int = 2
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the .bin."""
+        return self.num_tokens * self.token_bytes
+
+    @property
+    def dtype(self) -> Dtype:
+        """Of the ids in the .bin."""
+        return token_dtype(self.token_bytes)
+
+    def describe(self) -> Json:
+        """Its entry in the manifest."""
+        return {key: value for key, value in asdict(self).items() if key != "token_bytes"}
 
     @property
     def sidecar(self) -> str:
@@ -115,7 +134,12 @@ class Manifest:
     @property
     def shards(self) -> list[Shard]:
         """All shards, in manifest order: the order in which a split's tokens are counted."""
-        return [Shard(**entry) for entry in self.content["shards"]]
+        return [Shard(**entry, token_bytes=self.token_bytes) for entry in self.content["shards"]]
+
+    @property
+    def token_bytes(self) -> int:
+        """The bytes of an id in the set's shards: 2 or 4."""
+        return find_token_bytes(self.content)
 
     def split(self, name: str) -> list[Shard]:
         """The shards of one split, in manifest order."""
@@ -197,9 +221,10 @@ class Manifest:
 
 def make_manifest(content: Json, shards: Iterable[Shard], audit: Json, environment: Json) -> str:
     """The text of manifest.json for a finished set."""
-    content = content | {"shards": [asdict(shard) for shard in shards]}
+    content = content | {"shards": [shard.describe() for shard in shards]}
     totals = count_totals(content["shards"])
-    values = (SCHEMA_VERSION, hash_canonical(content), content, totals, audit, environment)
+    version = SCHEMA_VERSIONS[find_token_bytes(content)]
+    values = (version, hash_canonical(content), content, totals, audit, environment)
     return seal_json(dict(zip(KEYS, values, strict=True)))
 
 
@@ -244,10 +269,12 @@ def parse_manifest(text: str | bytes, path: Path | str) -> Manifest:
     if SEAL in raw and not is_sealed(text, raw):
         raise ValueError(f"{path}: its lines do not hash to its {SEAL}, {advice}")
     version = raw.get("schema_version")
-    if version != SCHEMA_VERSION or isinstance(version, bool):
+    known = SCHEMA_VERSIONS.values()
+    if version not in known or isinstance(version, bool):
         raise ValueError(
             f"{path}: schema_version is {version!r:.60}; this velocity reads "
-            f"{SCHEMA_VERSION}, so prepare the set again or use the version that made it"
+            f"{' and '.join(map(str, known))}, so prepare the set again or use the version that "
+            "made it"
         )
     if raw.keys() - {SEAL} != set(KEYS):
         wrong = min(raw.keys() - {SEAL} ^ set(KEYS))
@@ -268,6 +295,8 @@ def parse_manifest(text: str | bytes, path: Path | str) -> Manifest:
 def find_contradiction(raw: Json) -> str | None:
     """What cannot be true of a manifest that has MANIFEST_SHAPE, in words; None if all can."""
     content = raw["content"]
+    if fault := find_wrong_width(raw["schema_version"], content):
+        return fault
     for shard in content["shards"]:
         if shard["num_tokens"] > MAX_SHARD_TOKENS:
             return f"{shard['name']:.60} has more tokens than any file holds"
@@ -277,41 +306,13 @@ def find_contradiction(raw: Json) -> str | None:
                 f"{shard['name']:.60} has {shard['num_documents']:,} documents of "
                 f"{shard['num_tokens']:,} tokens; expected at least a token each"
             )
-    if sum(shard["num_tokens"] for shard in content["shards"]) > MAX_INT // TOKEN_BYTES:
+    if sum(shard["num_tokens"] for shard in content["shards"]) > MAX_INT // MAX_TOKEN_BYTES:
         return "the shards have more tokens than any disk holds"
     if raw["totals"] != count_totals(content["shards"]):
         return "totals are not those of its shards"
-    tokenizer = content["tokenizer"]
-    if not tokenizer["end_of_text"] < tokenizer["vocab_size"] <= MAX_IDS:
-        return (
-            f"content.tokenizer has {tokenizer['vocab_size']:,} ids, the last of a document "
-            f"{tokenizer['end_of_text']:,}; expected at most {MAX_IDS:,} ids and that one of them"
-        )
     if sum(e["files"] for e in content.get("appended", [])) > len(content["sources"]["files"]):
         return "content.appended has more files than content.sources"
     return None
-
-
-def describe_unfinished(folder: Path) -> str:
-    """Why there is no manifest in `folder`, and what to do."""
-    if not folder.is_dir():
-        return (
-            f"{folder}: no such folder; make the shards with: velocity prep --out {quote(folder)}"
-        )
-    if work_folder(folder).is_dir():
-        return (
-            f"{folder}: prep has not finished here (no {MANIFEST}); "
-            "run the same prep command again, it resumes where it stopped"
-        )
-    if pull_folder(folder).is_dir():
-        return (
-            f"{folder}: velocity shards pull has not finished here (no {MANIFEST}); "
-            "run the same command again, it resumes where it stopped"
-        )
-    return (
-        f"{folder}: no {MANIFEST} here, so this is not a set of shards; "
-        "make one with: velocity prep"
-    )
 
 
 def check_names(path: Path | str, shards: list[tuple[str, str]]) -> None:

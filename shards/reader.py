@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from shards.first_read import FirstReads
-from shards.format import TOKEN_BYTES, Int64, Manifest, Shard, Tokens, read_manifest
+from shards.format import Int64, Manifest, Shard, read_manifest
 from shards.screen.names import advise_verify
+from shards.widths import Tokens, token_dtype
 
 
 class TokenStream:
@@ -35,6 +36,7 @@ class TokenStream:
         self.shards = shards
         self.vocab_size = vocab_size
         self.first_reads = first_reads
+        self.dtype = shards[0].dtype if shards else token_dtype(2)
         # shard_starts[i] is the stream position of shard i's first token.
         sizes = [shard.num_tokens for shard in shards]
         self.shard_starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
@@ -51,7 +53,7 @@ class TokenStream:
 
     def windows(self, starts: Int64, num_tokens: int) -> Tokens:
         """The windows of `num_tokens` ids that begin at `starts`: (len(starts), num_tokens)."""
-        tokens = np.empty((len(starts), num_tokens), np.uint16)
+        tokens: Tokens = np.empty((len(starts), num_tokens), self.dtype)
         for row, start in zip(tokens, starts.tolist(), strict=True):
             self._fill(row, start)
         if tokens.max(initial=0) >= self.vocab_size:
@@ -97,13 +99,13 @@ class TokenStream:
 def map_shard(folder: Path, shard: Shard) -> Tokens:
     """Memory-map a .bin; ValueError if it is missing or has the wrong size."""
     path = folder / shard.name
-    expected = shard.num_tokens * TOKEN_BYTES
+    expected = shard.num_bytes
     found = path.stat().st_size if path.is_file() else None
     if found != expected:
         state = "is missing" if found is None else f"has {found:,} bytes"
         raise ValueError(f"{path} {state}; expected {expected:,} bytes; {advise_verify(folder)}")
     # A plain array over the map: slices of a np.memmap take several times as long.
-    return np.memmap(path, dtype="<u2", mode="r").view(np.ndarray)
+    return np.memmap(path, dtype=shard.dtype, mode="r").view(np.ndarray)
 
 
 @dataclass(frozen=True)

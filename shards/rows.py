@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.format import TOKEN_BYTES, Int64, Shard
+from shards.format import Int64, Shard
 from shards.screen.names import advise_verify
 from shards.sidecar import (
     BLOCK_BYTES,
@@ -90,7 +90,7 @@ def read_block_checksums(folder: Path, shard: Shard) -> list[int]:
     """The crc32 of each MiB of a shard's .bin, taken when it was written; none if they are lost."""
     with open_sidecar(folder, shard) as file:
         digits = (file.metadata.metadata or {}).get(BLOCK_CHECKSUMS, b"").decode("ascii", "replace")
-    num_blocks = -(-shard.num_tokens * TOKEN_BYTES // BLOCK_BYTES)
+    num_blocks = -(-shard.num_bytes // BLOCK_BYTES)
     if not re.fullmatch(f"[0-9a-f]{{{8 * num_blocks}}}", digits):
         return []
     return [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]

@@ -12,6 +12,7 @@ COUNTS = Each(int)
 
 MANIFEST_SHAPE = {
     "content": {
+        "format": {"token_dtype": str},
         "sources": {
             "hub": HUB,
             "files": [{"name": str, "num_bytes": int, "sha256?": OrNull(str), "rows": int}],

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shards.disk.durable import hash_file, naming, open_new, sync_file, sync_folder
-from shards.format import Int64, Shard, Tokens
+from shards.format import Int64, Shard
 from shards.sidecar import BlockChecksums, SidecarWriter, count_tokens
+from shards.widths import Tokens
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,14 @@ class ShardWriter:
     than `shard_tokens` gets a file of its own.
     """
 
-    def __init__(self, folder: Path, split: str, stem: str, shard_tokens: int) -> None:
+    def __init__(
+        self, folder: Path, split: str, stem: str, shard_tokens: int, token_bytes: int = 2
+    ) -> None:
         self.folder = folder
         self.split = split
         self.stem = stem
         self.shard_tokens = shard_tokens
+        self.token_bytes = token_bytes
         self.written: list[WrittenShard] = []
         self.open_file: OpenShard | None = None
 
@@ -75,7 +79,8 @@ class ShardWriter:
             self._close_file()
         if self.open_file is None:
             suffix = f"-{len(self.written):03d}" if self.written else ""
-            self.open_file = OpenShard(self.folder, self.split, f"{self.stem}{suffix}.bin")
+            shard = Shard(self.split, f"{self.stem}{suffix}.bin", 0, 0, "", self.token_bytes)
+            self.open_file = OpenShard(self.folder, shard)
         return self.open_file
 
     def _close_file(self) -> None:
@@ -87,12 +92,12 @@ class ShardWriter:
 class OpenShard:
     """A .bin and its sidecar while they are being written."""
 
-    def __init__(self, folder: Path, split: str, name: str) -> None:
+    def __init__(self, folder: Path, shard: Shard) -> None:
         self.folder = folder
-        self.shard = Shard(split, name, 0, 0, "")
+        self.shard = shard
         self.sha256 = hashlib.sha256()
         self.blocks = BlockChecksums()
-        self.path = folder / name
+        self.path = folder / shard.name
         self.tokens_file = open_new(self.path)
         self.sidecar = SidecarWriter(folder / self.shard.sidecar)
 
@@ -103,7 +108,7 @@ class OpenShard:
 
     def append(self, tokens: Tokens, rows: pa.RecordBatch) -> None:
         """Add the next documents: their tokens, and their rows (of ROWS_SCHEMA)."""
-        content = np.ascontiguousarray(tokens, "<u2").data.cast("B")
+        content = np.ascontiguousarray(tokens, self.shard.dtype).data.cast("B")
         with naming(self.path):
             self.tokens_file.write(content)
         self.sha256.update(content)

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from shards.failure import describe_error, prepare_screen, reporting
+from shards.entry.failure import describe_error, prepare_screen, reporting
 from shards.screen.lines import put, say
 from shards.screen.names import quote
 from train.config import Config

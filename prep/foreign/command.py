@@ -1,7 +1,7 @@
 """The `velocity shards import` command."""
 
 from prep.foreign.request import ImportRequest
-from shards.options import takes_options
+from shards.entry.options import takes_options
 from shards.screen.lines import say
 
 

@@ -13,7 +13,8 @@ from prep.foreign.files import INSTEAD, ForeignFile, is_next
 from prep.tokenizer.gpt2 import END_OF_TEXT, VOCAB_SIZE
 from shards.disk.durable import hash_file
 from shards.exchange.megatron import Index
-from shards.format import Int64, Tokens
+from shards.format import Int64
+from shards.widths import Tokens
 
 BLOCK_TOKENS = 1 << 20
 BLOCK_DOCUMENTS = 1 << 16

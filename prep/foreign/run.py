@@ -31,6 +31,7 @@ from prep.planning.forecast import SIDECAR_SHARE
 from prep.sources.local import Source
 from prep.text.batch import EncodedBatch, choose_validation
 from prep.tokenizer.gpt2 import build_gpt2_json
+from prep.tokenizer.identity import identify_gpt2
 from prep.units.receipts import Audit
 from shards.disk.durable import commit, hash_file, write_file
 from shards.disk.folders import make_folder, remove
@@ -42,9 +43,16 @@ from shards.disk.layout import (
 )
 from shards.disk.lock import lock_set
 from shards.disk.space import check_space
-from shards.format import SPLITS, TOKEN_BYTES, Int64, Manifest, Tokens, make_manifest, read_manifest
+from shards.format import (
+    SPLITS,
+    Int64,
+    Manifest,
+    make_manifest,
+    read_manifest,
+)
 from shards.screen.lines import ReadProgress, Say
 from shards.sidecar import make_rows
+from shards.widths import Tokens
 from shards.writer import ShardWriter, WrittenShard, commit_shards
 
 
@@ -72,7 +80,8 @@ def import_tokens(request: ImportRequest, say: Say) -> Manifest:
             say(f"{out}: this set is finished already; nothing was done")
             return read_manifest(out)
         num_tokens = sum(file.num_tokens for file in files)
-        num_bytes = int(num_tokens * TOKEN_BYTES * (1 + SIDECAR_SHARE))
+        tokenizer = identify_gpt2()
+        num_bytes = int(num_tokens * tokenizer.token_bytes * (1 + SIDECAR_SHARE))
         check_space(out, num_bytes, "choose another --out")
         for file in files:
             say(f"{file.path}: {file.format}, {file.num_tokens:,} tokens, for {file.split}")
@@ -208,7 +217,7 @@ def describe_set(
         name: rows_by_source.get(name, 0) for name in [*rows_by_source, *(n for n, _ in named)]
     }
     policy = describe_policy(request, files)
-    content = describe_content(work.temporary, sources, work.audit, policy)
+    content = describe_content(work.temporary, sources, work.audit, policy, identify_gpt2())
     shards = [entry.shard for entry in work.written]
     sidecars = {entry.shard.sidecar: entry.sidecar_sha256 for entry in work.written}
     environment = describe_environment(sidecars, 1, seconds)

@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from prep.foreign.documents import FoundDocuments
 from prep.foreign.files import INSTEAD
-from shards.format import Int64, Tokens
+from shards.format import Int64
 from shards.sidecar import HASH_BYTES
 from shards.tokenizer import load_tokenizer, read_token_bytes
+from shards.widths import Tokens
 
 # Tokens that are turned into text at a time: more would leave the processor's cache.
 PIECE_TOKENS = 1 << 16

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from prep.planning.plan import Plan
 from shards.disk.space import check_space
-from shards.format import TOKEN_BYTES
 from shards.screen.lines import format_bytes
 
 # GPT-2 tokens per byte of English web text: 0.239 over 414 MB; a little more, to be safe.
@@ -46,7 +45,7 @@ def forecast_run(plan: Plan, undone_units: list[int], workers: int, num_parts: i
     if policy.max_documents is not None:
         # How long they are is not known yet: assume long ones.
         num_tokens = min(num_tokens, policy.max_documents * LONG_DOCUMENT_TOKENS)
-    set_bytes = int(num_tokens * TOKEN_BYTES * (1 + SIDECAR_SHARE))
+    set_bytes = int(num_tokens * plan.tokenizer.token_bytes * (1 + SIDECAR_SHARE))
     share = num_tokens / max(all_tokens, 1)
     units_on_disk = 0
     if plan.hub:

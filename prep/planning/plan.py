@@ -15,6 +15,7 @@ from prep.readers.formats import estimate_text_bytes, split_file
 from prep.request import Policy
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.local import Source, find_sources
+from prep.tokenizer.identity import SetTokenizer, identify_gpt2
 from shards.disk.json_files import Json, hash_canonical, load_json
 from shards.disk.shapes import HASH, OrNull, find_misshape
 from shards.screen.lines import Say
@@ -55,7 +56,7 @@ class Plan:
     sources: tuple[Source, ...]
     units: tuple["Unit", ...]
     policy: Policy
-    tokenizer_sha256: str
+    tokenizer: SetTokenizer
     hub: HubDataset | None
     num_text_bytes: int
 
@@ -70,7 +71,7 @@ class Plan:
             "hub": hub,
             "sources": [[s.name, s.num_bytes, s.sha256, s.git_sha1] for s in self.sources],
             "policy": self.policy.content,
-            "tokenizer_sha256": self.tokenizer_sha256,
+            "tokenizer_sha256": self.tokenizer.sha256,
             "units": [
                 [[p.name, p.start, p.stop, p.first_row] for p in unit.pieces] for unit in self.units
             ],
@@ -95,7 +96,7 @@ class Plan:
 def plan_local_files(
     inputs: Sequence[str],
     policy: Policy,
-    tokenizer_sha256: str,
+    tokenizer: SetTokenizer,
     say: Say = lambda line: None,
 ) -> Plan:
     """Plan a set from files on this machine: paths, folders and patterns.
@@ -112,7 +113,7 @@ def plan_local_files(
         sized_pieces += [(replace(piece, stamp=source.stamp), size) for piece in pieces]
         text_bytes += num_bytes
     units = group_pieces(sized_pieces, unit_bytes)
-    return Plan(tuple(sources), units, policy, tokenizer_sha256, None, text_bytes)
+    return Plan(tuple(sources), units, policy, tokenizer, None, text_bytes)
 
 
 def examine_source(source: Source, policy: Policy, unit_bytes: int) -> tuple[list[Piece], int]:
@@ -132,7 +133,7 @@ def examine_source(source: Source, policy: Policy, unit_bytes: int) -> tuple[lis
         return pieces, 0
 
 
-def plan_hub_dataset(dataset: HubDataset, policy: Policy, tokenizer_sha256: str) -> Plan:
+def plan_hub_dataset(dataset: HubDataset, policy: Policy, tokenizer: SetTokenizer) -> Plan:
     """Plan a set from a resolved and pinned dataset of the Hub."""
     sources = tuple(Source(f.name, f.num_bytes, f.sha256, f.git_sha1) for f in dataset.files)
     total_bytes = sum(source.num_bytes for source in sources)
@@ -140,7 +141,7 @@ def plan_hub_dataset(dataset: HubDataset, policy: Policy, tokenizer_sha256: str)
     units = group_pieces([(Piece("", s.name), s.num_bytes) for s in sources], unit_bytes)
     # If the card does not say: parquet of web text holds about twice its size in text.
     text_bytes = dataset.num_text_bytes or 2 * total_bytes
-    return Plan(sources, units, policy, tokenizer_sha256, dataset, text_bytes)
+    return Plan(sources, units, policy, tokenizer, dataset, text_bytes)
 
 
 def read_plan(path: Path) -> tuple[Json, Plan]:
@@ -174,7 +175,8 @@ def restore_plan(content: Json) -> Plan:
     )
     sources = tuple(Source(*entry) for entry in content["sources"])
     dataset = stored_hub_dataset(content)
-    return Plan(sources, units, policy, content["tokenizer_sha256"], dataset, 0)
+    tokenizer = replace(identify_gpt2(), sha256=content["tokenizer_sha256"])
+    return Plan(sources, units, policy, tokenizer, dataset, 0)
 
 
 def is_source(entry: list[object]) -> bool:

@@ -17,8 +17,9 @@ from prep.sources.hub import resolve
 from prep.sources.hub_files import HubDataset
 from prep.text.filters import make_filter
 from prep.tokenizer.gpt2 import build_gpt2_json
+from prep.tokenizer.identity import SetTokenizer, identify_gpt2
 from prep.units.workspace import hold_plan, write_first
-from shards.disk.durable import hash_file, write_file
+from shards.disk.durable import write_file
 from shards.disk.json_files import Json, hash_canonical
 from shards.disk.layout import (
     MANIFEST,
@@ -32,8 +33,8 @@ from shards.disk.layout import (
 from shards.screen.lines import Say
 
 
-def write_tokenizer(out: Path) -> str:
-    """Put tokenizer.json into the set; returns its sha256."""
+def write_tokenizer(out: Path) -> SetTokenizer:
+    """Put tokenizer.json into the set; returns which it is."""
     content = build_gpt2_json()
     path = out / TOKENIZER
     if not path.exists():
@@ -43,7 +44,7 @@ def write_tokenizer(out: Path) -> str:
             f"{path}: is not the tokenizer that this velocity makes shards with; "
             "choose another --out"
         )
-    return hash_file(path)
+    return identify_gpt2()
 
 
 def share_plan(request: Request, say: Say) -> Plan:
@@ -60,13 +61,13 @@ def settle_plan(request: Request, say: Say) -> Plan:
     """The plan of this folder: the stored one if the request still means it, else a new one."""
     make_filter(request.policy)  # Refuses a bad expression before the plan is made.
     refuse_lost_version(request.out)
-    tokenizer_sha256 = write_tokenizer(request.out)
+    tokenizer = write_tokenizer(request.out)
     path = plan_path(request.out)
     # A plan under which nothing was done yet binds nobody: the next command may fix its options.
     # But a part's plan may also be that of another part, which is about to start.
     binds = request.part is not None or has_begun(request.out)
     stored = read_plan(path)[0] if path.exists() and binds else None
-    plan = make_plan(request, tokenizer_sha256, stored, say)
+    plan = make_plan(request, tokenizer, stored, say)
     if stored is None:
         refuse_foreign_files(request.out)
         content = json.dumps({"plan_id": plan.plan_id, "content": plan.content}) + "\n"
@@ -107,17 +108,17 @@ def refuse_other_plan(out: Path, stored: Json, plan: Plan) -> NoReturn:
     )
 
 
-def make_plan(request: Request, tokenizer_sha256: str, stored: Json | None, say: Say) -> Plan:
+def make_plan(request: Request, tokenizer: SetTokenizer, stored: Json | None, say: Say) -> Plan:
     """What the request means now; a Hub revision stays the commit that was pinned."""
     if request.inputs:
-        return plan_local_files(request.inputs, request.policy, tokenizer_sha256, say)
+        return plan_local_files(request.inputs, request.policy, tokenizer, say)
     dataset = stored_hub_dataset(stored) if stored else None
     if dataset is None or not is_requested(dataset, request):
         say(f"asking the Hub for the files of {request.dataset}")
         wanted = (request.dataset, request.dataset_config, request.split, request.revision)
         found = resolve(*wanted, say=say)
         dataset = sample_dataset(found, request.policy.sample)
-    return plan_hub_dataset(dataset, request.policy, tokenizer_sha256)
+    return plan_hub_dataset(dataset, request.policy, tokenizer)
 
 
 def is_requested(dataset: HubDataset, request: Request) -> bool:

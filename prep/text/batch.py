@@ -1,4 +1,4 @@
-"""A batch of documents -> uint16 tokens with <|endoftext|> after each, and the sidecar's rows."""
+"""A batch of documents -> tokens with <|endoftext|> after each, and the sidecar's rows."""
 
 import hashlib
 from collections.abc import Collection, Iterable
@@ -11,8 +11,10 @@ import pyarrow as pa
 
 from prep.readers.documents import Documents, find_offsets
 from prep.tokenizer.encoder import Encoder
-from shards.format import Int64, Tokens
+from prep.tokenizer.identity import SetTokenizer
+from shards.format import Int64
 from shards.sidecar import HASH_BYTES, make_rows
+from shards.widths import Tokens, token_dtype
 from shards.writer import join_runs
 
 # One document in this many is encoded again with the reference.
@@ -63,7 +65,7 @@ def encode_batch(
     documents: Documents,
     source_file: str,
     validation_threshold: int,
-    end_of_text: int,
+    tokenizer: SetTokenizer,
 ) -> EncodedBatch:
     """Tokenize a batch of documents that all have text."""
     texts = documents.texts
@@ -71,7 +73,7 @@ def encode_batch(
     ids, sizes = encoder.encode(texts)
     ends = np.cumsum(sizes + 1)
     return EncodedBatch(
-        join_documents(ids, ends, end_of_text),
+        join_documents(ids, ends, tokenizer),
         make_rows(sizes + 1, source_file, documents.rows, documents.urls, hashes),
         ends,
         choose_validation(hashes, validation_threshold),
@@ -103,9 +105,10 @@ def check_encoding(
             )
 
 
-def join_documents(ids: Tokens, ends: Int64, end_of_text: int) -> Tokens:
+def join_documents(ids: Tokens, ends: Int64, tokenizer: SetTokenizer) -> Tokens:
     """The documents' ids with <|endoftext|> after each document, so that they end at `ends`."""
-    tokens = np.full(len(ids) + len(ends), end_of_text, np.uint16)
+    dtype = token_dtype(tokenizer.token_bytes)
+    tokens: Tokens = np.full(len(ids) + len(ends), tokenizer.end_of_text, dtype)
     is_text = np.ones(len(tokens), np.bool_)
     is_text[ends - 1] = False
     tokens[is_text] = ids

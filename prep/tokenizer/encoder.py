@@ -18,8 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from prep.readers.documents import find_offsets
-from shards.format import Int64, Tokens
+from shards.format import Int64
 from shards.tokenizer import parse_tokenizer
+from shards.widths import Tokens, choose_token_bytes, token_dtype
 
 Ids = npt.NDArray[np.uint32]
 
@@ -59,11 +60,12 @@ class Encoder:
         self.name = name
         self.reference = parse_tokenizer(tokenizer_json)
         self.vocab_size = int(self.reference.get_vocab_size())
+        self.dtype = token_dtype(choose_token_bytes(self.vocab_size))
         self.fast = load_fastokens(tokenizer_json) if name == "fastokens" else None
 
     def encode(self, texts: pa.Array) -> tuple[Tokens, Int64]:
         """The ids of non-null `texts`, concatenated, and how many each text has."""
-        ids: list[Ids | Tokens] = [np.empty(0, np.uint16)]
+        ids: list[Ids | Tokens] = [np.empty(0, self.dtype)]
         sizes = np.zeros(len(texts), np.int64)
         if (np.diff(find_offsets(texts)) <= PIECE_BYTES).all():
             for start in range(0, len(texts), GROUP_DOCUMENTS):
@@ -74,9 +76,9 @@ class Encoder:
             for index, text in enumerate(texts):
                 for piece in cut_text(text.as_buffer(), PIECE_BYTES):
                     found, _ = self._encode_strings([piece])
-                    ids.append(found.astype(np.uint16))
+                    ids.append(found.astype(self.dtype))
                     sizes[index] += len(found)
-        return np.concatenate(ids, dtype=np.uint16, casting="unsafe"), sizes
+        return np.concatenate(ids, dtype=self.dtype, casting="unsafe"), sizes
 
     def _encode_strings(self, texts: list[str]) -> tuple[Ids, Int64]:
         if self.fast is None:
@@ -143,9 +145,8 @@ def cut_text(text: bytes, piece_bytes: int) -> Iterator[str]:
 
 
 def check_range(ids: Ids, vocab_size: int) -> None:
-    """Raise ValueError for an id that the vocabulary, or 16 bits, cannot hold."""
-    if len(ids) and int(ids.max()) >= min(vocab_size, 1 << 16):
+    """Raise ValueError for an id that the vocabulary does not have."""
+    if len(ids) and int(ids.max()) >= vocab_size:
         raise ValueError(
-            f"the tokenizer gave the id {int(ids.max())}; expected 0 to {vocab_size - 1}, "
-            "which must fit in 16 bits"
+            f"the tokenizer gave the id {int(ids.max())}; expected 0 to {vocab_size - 1}"
         )

@@ -13,9 +13,11 @@ from shards.disk.durable import commit, sync_folder, write_file
 from shards.disk.json_files import Json, load_json
 from shards.disk.layout import pending_path, receipt_path, temporary_folder
 from shards.disk.shapes import find_misshape
-from shards.format import SPLITS, TOKEN_BYTES, Shard
+from shards.format import SPLITS, Shard
+from shards.widths import TOKEN_BYTES
 
 SHARD_SHAPE = {"split": str, "name": str, "num_tokens": int, "num_documents": int, "sha256": str}
+WIDTH = "token_bytes"  # Receipts of earlier releases have none: 2.
 AUDIT_SHAPE = {
     "documents_read": int,
     "train": int,
@@ -187,13 +189,18 @@ def find_strange(raw: Json, unit: int) -> str | None:
         return "has a budget other than whole numbers"
     if not isinstance(raw.get("truncated"), bool) or not all(isinstance(h, str) for h in hashes):
         return "does not say whether it was cut short, or the sha256 of each sidecar"
+    if any(entry.get(WIDTH, 2) not in TOKEN_BYTES.values() for entry in raw["shards"]):
+        return (
+            f"has a shard with another {WIDTH} than {' or '.join(map(str, TOKEN_BYTES.values()))}"
+        )
     strange = [entry["name"] for entry in raw["shards"] if not own.fullmatch(entry["name"])]
     return f"{strange[0]!r} is not a file of unit {unit}" if strange else None
 
 
 def pick_shards(raw: Json) -> list[Json]:
     """The entries of a receipt's shards."""
-    return [{key: entry[key] for key in SHARD_SHAPE} for entry in raw["shards"]]
+    keys = (*SHARD_SHAPE, WIDTH)
+    return [{key: entry[key] for key in keys if key in entry} for entry in raw["shards"]]
 
 
 def parse_receipt(raw: Json) -> Receipt:
@@ -214,7 +221,7 @@ def parse_receipt(raw: Json) -> Receipt:
 def has_files(folder: Path, shard: Shard) -> bool:
     """Whether a shard's two files are there, the .bin with the right size."""
     path = folder / shard.name
-    has_tokens = path.is_file() and path.stat().st_size == shard.num_tokens * TOKEN_BYTES
+    has_tokens = path.is_file() and path.stat().st_size == shard.num_bytes
     return has_tokens and (folder / shard.sidecar).is_file()
 
 

@@ -19,6 +19,7 @@ from prep.sources.hub_files import HubDataset, download, remove_files
 from prep.text.batch import EncodedBatch, check_encoding, encode_batch
 from prep.text.filters import Choice, make_filter
 from prep.tokenizer.encoder import load_encoder
+from prep.tokenizer.identity import SetTokenizer
 from prep.units.budget import Budget
 from prep.units.receipts import Audit, Receipt, confirm_pending, write_pending
 from shards.disk.durable import advise_writing
@@ -41,7 +42,7 @@ class UnitJob:
     plan_id: str
     policy: Policy
     encoder: str
-    end_of_text: int
+    tokenizer: SetTokenizer
     budget: Budget
     hub: HubDataset | None  # with only the files of this unit
 
@@ -100,7 +101,11 @@ class UnitWork:
         self.threshold = job.policy.validation_threshold()
         self.writers = {
             split: ShardWriter(
-                temporary, split, f"{split}-{job.number:05d}", job.policy.shard_tokens
+                temporary,
+                split,
+                f"{split}-{job.number:05d}",
+                job.policy.shard_tokens,
+                job.tokenizer.token_bytes,
             )
             for split in SPLITS
         }
@@ -187,7 +192,7 @@ class UnitWork:
         choice = self.filter.choose(documents)
         kept = choice.kept
         wanted = documents if kept.all() else documents.filter(kept)
-        batch = encode_batch(self.encoder, wanted, piece.name, self.threshold, self.job.end_of_text)
+        batch = encode_batch(self.encoder, wanted, piece.name, self.threshold, self.job.tokenizer)
         self._check(wanted, batch)
         fitting = self.budget.count_fitting(batch.ends)
         if fitting < len(batch.rows):

@@ -29,6 +29,7 @@ import re
 from pathlib import Path
 
 from shards.part import Part
+from shards.screen.names import quote
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -147,3 +148,25 @@ def pull_temporary_folder(folder: Path) -> Path:
 def pull_lock(folder: Path) -> Path:
     """The lock of whichever pull is running."""
     return pull_folder(folder) / "lock"
+
+
+def describe_unfinished(folder: Path) -> str:
+    """Why there is no manifest in `folder`, and what to do."""
+    if not folder.is_dir():
+        return (
+            f"{folder}: no such folder; make the shards with: velocity prep --out {quote(folder)}"
+        )
+    if work_folder(folder).is_dir():
+        return (
+            f"{folder}: prep has not finished here (no {MANIFEST}); "
+            "run the same prep command again, it resumes where it stopped"
+        )
+    if pull_folder(folder).is_dir():
+        return (
+            f"{folder}: velocity shards pull has not finished here (no {MANIFEST}); "
+            "run the same command again, it resumes where it stopped"
+        )
+    return (
+        f"{folder}: no {MANIFEST} here, so this is not a set of shards; "
+        "make one with: velocity prep"
+    )

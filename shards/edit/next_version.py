@@ -17,7 +17,7 @@ from shards.disk.json_files import Json, load_json
 from shards.disk.layout import VERSIONS, append_folder, next_path, version_folder
 from shards.disk.shapes import find_misshape
 from shards.edit.lineage import is_later
-from shards.format import TOKEN_BYTES, Manifest, load_manifest, parse_manifest, read_manifest
+from shards.format import Manifest, load_manifest, parse_manifest, read_manifest
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def list_files(manifest: Manifest) -> dict[str, Expected]:
     """The files of a version's shards, by name."""
     files = {}
     for shard in manifest.shards:
-        files[shard.name] = Expected(shard.num_tokens * TOKEN_BYTES, shard.sha256)
+        files[shard.name] = Expected(shard.num_bytes, shard.sha256)
         files[shard.sidecar] = Expected(None, manifest.sidecar_sha256(shard))
     return files
 

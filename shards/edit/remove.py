@@ -23,7 +23,6 @@ from shards.format import (
     KEEP_PLACES,
     REMOVE,
     SPLITS,
-    TOKEN_BYTES,
     Manifest,
     Parent,
     Shard,
@@ -158,7 +157,7 @@ def refuse_linked(folder: Path, changed: list[Shard]) -> None:
 
 def check_disk(folder: Path, changed: list[Shard]) -> None:
     """ValueError if the new shards do not fit on the disk beside the old ones."""
-    needed = sum(shard.num_tokens * TOKEN_BYTES for shard in changed)
+    needed = sum(shard.num_bytes for shard in changed)
     needed += sum((folder / shard.sidecar).stat().st_size for shard in changed)
     details = f"{len(changed):,} shards are rewritten before the old ones are deleted"
     check_space(folder, needed, "name fewer documents", details)

@@ -18,10 +18,11 @@ import pyarrow as pa
 from shards.disk.durable import hash_file
 from shards.disk.layout import TOKENIZER
 from shards.documents import read_pieces
-from shards.format import Int64, Shard, Tokens
+from shards.format import Int64, Shard
 from shards.reader import make_damage_error
 from shards.sidecar import blank_rows, count_tokens
 from shards.tokenizer import count_token_bytes, load_tokenizer, read_token_bytes
+from shards.widths import Tokens
 from shards.writer import ShardWriter, WrittenShard, join_runs
 
 ONE_FILE = 1 << 62
@@ -57,12 +58,13 @@ class Rewriter:
         Raises ValueError if the old shard is damaged, so that damage never gets a new checksum.
         """
         check_sidecar(self.folder, shard, sidecar_sha256)
-        writer = ShardWriter(self.temporary, shard.split, name.removesuffix(".bin"), ONE_FILE)
+        stem = name.removesuffix(".bin")
+        writer = ShardWriter(self.temporary, shard.split, stem, ONE_FILE, shard.token_bytes)
         sha256 = hashlib.sha256()
         counts = np.zeros(len(self.bytes_of_id), np.int64)
         try:
             for first, tokens, batch in read_pieces(self.folder, shard):
-                sha256.update(tokens.astype("<u2", copy=False).data)
+                sha256.update(tokens.data)
                 low, high = np.searchsorted(rows, (first, first + len(batch)))
                 if low == high:
                     writer.append(tokens, batch)
@@ -96,10 +98,9 @@ def make_rewriter(folder: Path, temporary: Path, end_of_text: int, keeps_places:
 
 
 def measure_ids(folder: Path, end_of_text: int) -> Int64:
-    """The bytes of text that each uint16 id stands for; 0 for <|endoftext|>."""
+    """The bytes of text that each id stands for; 0 for <|endoftext|>."""
     contents = read_token_bytes(load_tokenizer(folder / TOKENIZER))
-    sizes = np.zeros(1 << 16, np.int64)
-    sizes[: len(contents)] = count_token_bytes(contents)
+    sizes = count_token_bytes(contents)
     sizes[end_of_text] = 0
     return sizes
 
@@ -108,7 +109,9 @@ def blank(
     tokens: Tokens, rows: pa.RecordBatch, chosen: npt.NDArray[np.bool_], end_of_text: int
 ) -> tuple[Tokens, pa.RecordBatch]:
     """The same, but the chosen documents are all <|endoftext|> and their rows blank."""
-    blanked = np.where(np.repeat(chosen, count_tokens(rows)), np.uint16(end_of_text), tokens)
+    blanked = np.where(
+        np.repeat(chosen, count_tokens(rows)), tokens.dtype.type(end_of_text), tokens
+    )
     return blanked, blank_rows(rows, chosen)
 
 

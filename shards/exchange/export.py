@@ -11,8 +11,8 @@ import numpy as np
 from shards.disk.durable import commit, naming, open_new, sync_file
 from shards.disk.space import check_space
 from shards.documents import read_pieces
-from shards.exchange.megatron import HEADER, MAGIC, UINT16_CODE, VERSION
-from shards.format import SPLITS, TOKEN_BYTES, Int64, Shard
+from shards.exchange.megatron import CODES, HEADER, MAGIC, VERSION
+from shards.format import SPLITS, Int64, Shard
 from shards.reader import Shards
 from shards.rows import read_rows
 from shards.screen.lines import ReadProgress
@@ -52,7 +52,7 @@ def export_megatron(shards: Shards, split: str, prefix: Path) -> str:
         for path in temporary:
             with suppress(FileNotFoundError):
                 path.unlink()
-    num_tokens = bin_path.stat().st_size // TOKEN_BYTES
+    num_tokens = bin_path.stat().st_size // chosen[0].token_bytes
     return f"{bin_path}, {idx_path.name}: {num_documents:,} documents, {num_tokens:,} tokens"
 
 
@@ -77,7 +77,7 @@ def check_disk(prefix: Path, chosen: list[Shard]) -> None:
     folder = prefix.absolute().parent
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; make it first")
-    needed = sum(TOKEN_BYTES * shard.num_tokens + 20 * shard.num_documents for shard in chosen)
+    needed = sum(shard.num_bytes + 20 * shard.num_documents for shard in chosen)
     check_space(folder, needed, "choose another PREFIX")
 
 
@@ -103,8 +103,9 @@ def copy_tokens(shards: Shards, chosen: list[Shard], file: BinaryIO) -> None:
 
 def write_index(shards: Shards, chosen: list[Shard], file: BinaryIO) -> int:
     """Write the .idx list by list, each from its own pass over the sidecars."""
+    token_bytes = shards.manifest.token_bytes
     num_documents = sum(len(sizes) for sizes in read_sizes(shards, chosen))
-    write(file, HEADER.pack(MAGIC, VERSION, UINT16_CODE, num_documents, num_documents + 1))
+    write(file, HEADER.pack(MAGIC, VERSION, CODES[token_bytes], num_documents, num_documents + 1))
     for sizes in read_sizes(shards, chosen):
         if int(sizes.max(initial=0)) >= 1 << 31:
             raise ValueError(
@@ -114,8 +115,8 @@ def write_index(shards: Shards, chosen: list[Shard], file: BinaryIO) -> int:
         write(file, sizes.astype("<i4").tobytes())
     position = 0
     for sizes in read_sizes(shards, chosen):
-        ends = position + np.cumsum(sizes) * TOKEN_BYTES
-        write(file, (ends - sizes * TOKEN_BYTES).astype("<i8").tobytes())
+        ends = position + np.cumsum(sizes) * token_bytes
+        write(file, (ends - sizes * token_bytes).astype("<i8").tobytes())
         position = int(ends[-1]) if len(ends) else position
     for start in range(0, num_documents + 1, 1 << 20):
         stop = min(start + (1 << 20), num_documents + 1)

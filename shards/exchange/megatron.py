@@ -29,7 +29,8 @@ VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
 # Megatron's codes for the types that can hold GPT-2's ids.
 DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<i4"), 5: np.dtype("<i8"), 8: np.dtype("<u2")}
-UINT16_CODE = 8
+# The code that ids of so many bytes get: Megatron has no uint32, and no id needs its top bit.
+CODES = {2: 8, 4: 4}
 OTHER_DTYPES = {
     1: "uint8",
     2: "int8",

@@ -37,7 +37,7 @@ from shards.exchange.packing import PACKED
 from shards.exchange.push import DEFAULT_WORKERS
 from shards.exchange.storage import Storage, open_storage
 from shards.exchange.transfer import check_workers
-from shards.format import TOKEN_BYTES, Manifest, parse_manifest
+from shards.format import Manifest, parse_manifest
 from shards.part import Part
 from shards.screen.lines import Say, format_bytes
 from shards.screen.url import refuse_url
@@ -130,7 +130,7 @@ def list_wanted(storage: Storage, manifest: Manifest, listed: dict[str, int]) ->
     tokenizer_sha256 = manifest.content["tokenizer"]["sha256"]
     wanted = [RemoteFile(TOKENIZER, listed.get(TOKENIZER, 0), tokenizer_sha256, TOKENIZER)]
     for shard in manifest.shards:
-        size, packed = shard.num_tokens * TOKEN_BYTES, shard.name + PACKED
+        size, packed = shard.num_bytes, shard.name + PACKED
         stored = shard.name if listed.get(shard.name) == size or packed not in listed else packed
         wanted.append(RemoteFile(shard.name, size, shard.sha256, stored))
         name = shard.sidecar

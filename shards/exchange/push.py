@@ -24,7 +24,7 @@ from shards.exchange.claim import UPLOAD, claim, clear_temporaries
 from shards.exchange.packing import PACKED, TRAILER_BYTES, make_trailer, pack, read_chunks
 from shards.exchange.storage import Storage, open_storage
 from shards.exchange.transfer import Meter, check_workers, keep_trying, transfer_all
-from shards.format import TOKEN_BYTES, Manifest, Shard, parse_manifest, read_manifest
+from shards.format import Manifest, Shard, parse_manifest, read_manifest
 from shards.screen.lines import Say, format_bytes
 from shards.screen.names import advise_verify
 
@@ -119,7 +119,7 @@ def list_shard(folder: Path, shard: Shard, sidecar_sha256: str | None) -> list[L
     """The two files of a shard; ValueError if one is missing or has the wrong size."""
     return [
         check_file(folder / shard.sidecar, None, sidecar_sha256),
-        check_file(folder / shard.name, shard.num_tokens * TOKEN_BYTES, shard.sha256),
+        check_file(folder / shard.name, shard.num_bytes, shard.sha256),
     ]
 
 

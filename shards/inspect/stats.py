@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from shards.disk.json_files import Json
-from shards.format import SPLITS, Int64, Shard, Tokens
+from shards.format import SPLITS, Int64, Shard
 from shards.inspect.duplicates import Duplicates, count_duplicates
 from shards.inspect.lengths import PERCENTILES, LengthCounter, Lengths
 from shards.reader import Shards, map_shard
@@ -25,6 +25,7 @@ from shards.tokenizer import (
     load_checked_tokenizer,
     read_token_bytes,
 )
+from shards.widths import Tokens
 
 # The source name of documents of which `velocity shards remove` left only <|endoftext|>.
 REMOVED = "(removed)"

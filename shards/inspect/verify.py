@@ -6,20 +6,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from shards.disk.durable import hash_file
 from shards.disk.layout import TOKENIZER
-from shards.format import TOKEN_BYTES, Int64, Manifest, Shard, read_manifest
+from shards.format import Int64, Manifest, Shard, read_manifest
 from shards.reader import map_shard
 from shards.rows import SidecarError, read_block_checksums, read_rows
 from shards.screen.lines import ReadProgress
 from shards.screen.names import advise_verify
 from shards.sidecar import BLOCK_BYTES, count_tokens
 from shards.tokenizer import load_checked_tokenizer
+from shards.widths import Tokens
 
 # Small enough for a block to stay in a core's cache while three passes read it.
-READ_TOKENS = 1 << 19
+READ_BYTES = 1 << 20
 
 
 def verify_shards(folder: Path) -> Iterator[tuple[str, str | None]]:
@@ -87,7 +87,7 @@ def verify_tokens(folder: Path, shard: Shard, manifest: Manifest, ends: Int64 | 
         return str(error)
     sha256 = hashlib.sha256()
     largest, num_open = 0, 0
-    for start, tokens in read_blocks(folder / shard.name):
+    for start, tokens in read_blocks(folder, shard):
         sha256.update(tokens.data)
         largest = max(largest, int(tokens.max()))
         if ends is not None:
@@ -105,17 +105,17 @@ def verify_tokens(folder: Path, shard: Shard, manifest: Manifest, ends: Int64 | 
     return None
 
 
-def read_blocks(path: Path) -> Iterator[tuple[int, npt.NDArray[np.uint16]]]:
+def read_blocks(folder: Path, shard: Shard) -> Iterator[tuple[int, Tokens]]:
     """A .bin's tokens in blocks of 1 MiB, each with its position; valid until the next block.
 
     They share one buffer: reading a cached file is twice as fast as page faults on a mapping.
     """
-    buffer = np.empty(READ_TOKENS, "<u2")
+    buffer: Tokens = np.empty(READ_BYTES // shard.token_bytes, shard.dtype)
     start = 0
-    with open(path, "rb", buffering=0) as file:
+    with open(folder / shard.name, "rb", buffering=0) as file:
         while num_bytes := file.readinto(buffer.data.cast("B")):
-            yield start, buffer[: num_bytes // TOKEN_BYTES]
-            start += num_bytes // TOKEN_BYTES
+            yield start, buffer[: num_bytes // shard.token_bytes]
+            start += num_bytes // shard.token_bytes
 
 
 def locate_damage(folder: Path, shard: Shard) -> str:
@@ -128,8 +128,8 @@ def locate_damage(folder: Path, shard: Shard) -> str:
         for index, expected in enumerate(checksums):
             if zlib.crc32(file.read(BLOCK_BYTES)) != expected:
                 start = index * BLOCK_BYTES
+                stop, width = start + BLOCK_BYTES, shard.token_bytes
                 places.append(
-                    f"bytes {start:,} to {start + BLOCK_BYTES:,} (tokens "
-                    f"{start // TOKEN_BYTES:,} to {(start + BLOCK_BYTES) // TOKEN_BYTES:,})"
+                    f"bytes {start:,} to {stop:,} (tokens {start // width:,} to {stop // width:,})"
                 )
     return "in " + ", ".join(places) if places else "somewhere outside its checksummed blocks"

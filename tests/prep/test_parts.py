@@ -22,6 +22,7 @@ from prep.planning import settle
 from prep.planning.plan import plan_local_files, restore_plan
 from prep.request import Policy, Request
 from prep.run_part import prepare_part
+from prep.tokenizer.identity import identify_gpt2
 from prep.units.workspace import hold_part, hold_whole
 from shards.disk.lock import acquire, hold, soft_path
 from shards.format import Manifest, read_manifest
@@ -384,7 +385,7 @@ def test_parts_fetch_their_own_files_of_the_hub(
 
 def test_a_plan_comes_back_from_its_file(source: Path) -> None:
     policy = Policy(**OPTIONS, where=("language=en",), sample="0.5")  # type: ignore[arg-type]
-    plan = plan_local_files([str(source)], policy, "0" * 64)
+    plan = plan_local_files([str(source)], policy, identify_gpt2())
     assert restore_plan(json.loads(json.dumps(plan.content))).plan_id == plan.plan_id
 
 

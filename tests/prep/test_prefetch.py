@@ -14,6 +14,7 @@ from prep.planning.subset import choose_sample, sample_dataset
 from prep.request import Policy
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.hub_requests import Retry, ask
+from prep.tokenizer.identity import identify_gpt2
 from prep.units.budget import Budget
 from prep.units.ledger import Ledger
 from prep.units.receipts import Audit, Receipt
@@ -174,7 +175,7 @@ def make_dataset(num_files: int, num_text_bytes: int | None = None) -> HubDatase
 
 
 def plan_dataset(dataset: HubDataset, **policy: object) -> Plan:
-    return plan_hub_dataset(dataset, Policy(**policy), "0" * 64)  # type: ignore[arg-type]
+    return plan_hub_dataset(dataset, Policy(**policy), identify_gpt2())  # type: ignore[arg-type]
 
 
 def test_the_disk_for_downloads_is_what_the_bound_lets_lie_there(tmp_path: Path) -> None:

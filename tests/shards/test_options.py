@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from shards.options import takes_options
+from shards.entry.options import takes_options
 
 
 @dataclass(frozen=True)

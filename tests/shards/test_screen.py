@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prep.engines.contract import flatten
-from shards.failure import describe_error, has_no_reader, prepare_screen, reporting
+from shards.entry.failure import describe_error, has_no_reader, prepare_screen, reporting
 from shards.screen.lines import ScreenLine, open_output, put, put_text, say
 from shards.screen.names import escape, escape_line, quote
 

@@ -14,8 +14,8 @@ import pytest
 
 import cli
 from shards.commands import app as shards_app
-from shards.failure import prepare_screen
-from shards.options import label_paths
+from shards.entry.failure import prepare_screen
+from shards.entry.options import label_paths
 from tests.commands import run_main, velocity
 from tests.texts import make_texts, write_jsonl
 from train.__main__ import main as train_main

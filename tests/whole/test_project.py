@@ -21,7 +21,7 @@ ROOTS = ("shards", "model", "prep", "train")
 # docs/design.md says why.
 SHARDS = {
     "shards",
-    *(f"shards.{room}" for room in ("screen", "disk", "inspect", "edit", "exchange")),
+    *(f"shards.{room}" for room in ("screen", "disk", "entry", "inspect", "edit", "exchange")),
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
@@ -33,6 +33,7 @@ TRAIN = {"train", "train.start", "train.checkpoints", "train.tracing", "train.re
 MAY_IMPORT = {
     "shards.screen": set[str](),
     "shards.disk": {"shards.screen"},
+    "shards.entry": BASE,
     "shards": BASE,
     "shards.inspect": {"shards", *BASE},
     "shards.edit": {"shards", *BASE},

@@ -1,0 +1,69 @@
+"""How wide the ids of a set are: uint16, or uint32 for a tokenizer with more than 65,536 ids.
+
+The manifest says it once for all shards, as `content.format.token_dtype`.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.disk.json_files import Json
+
+# Ids, as wide as their set's.
+Tokens = npt.NDArray[np.unsignedinteger[Any]]
+Dtype = np.dtype[np.unsignedinteger[Any]]
+
+# The bytes of an id, by the dtype that the manifest names.
+TOKEN_BYTES = {"uint16": 2, "uint32": 4}
+MAX_TOKEN_BYTES = 4
+# The manifest's schema_version, by the bytes of an id. Velocity before uint32 knows 1 only: it
+# refuses 2 instead of reading each id as two.
+SCHEMA_VERSIONS = {2: 1, 4: 2}
+# How many ids that many bytes can tell apart; for uint32 only as many as int32, which others read.
+MAX_IDS = {2: 1 << 16, 4: 1 << 31}
+
+
+def choose_token_bytes(vocab_size: int) -> int:
+    """The bytes that hold every id of a tokenizer; ValueError if there are more than 2^31.
+
+    >>> choose_token_bytes(50257), choose_token_bytes(65536), choose_token_bytes(128256)
+    (2, 2, 4)
+    """
+    for token_bytes, most in MAX_IDS.items():
+        if vocab_size <= most:
+            return token_bytes
+    raise ValueError(f"the tokenizer has {vocab_size:,} ids; expected at most {most:,}")
+
+
+def token_dtype(token_bytes: int) -> Dtype:
+    """The dtype of ids with this many bytes: little-endian, whatever machine reads them."""
+    return np.dtype(f"<u{token_bytes}")
+
+
+def describe_format(token_bytes: int) -> Json:
+    """What the manifest says about the .bin files, in `content.format`."""
+    [dtype] = [name for name, size in TOKEN_BYTES.items() if size == token_bytes]
+    version = SCHEMA_VERSIONS[token_bytes]
+    return {"schema_version": version, "token_dtype": dtype, "byte_order": "little"}
+
+
+def find_token_bytes(content: Json) -> int:
+    """The bytes of an id in the set whose manifest has this content."""
+    return TOKEN_BYTES[content["format"]["token_dtype"]]
+
+
+def find_wrong_width(schema_version: int, content: Json) -> str | None:
+    """What in a manifest contradicts the width of its ids, in words; None if nothing does."""
+    dtype, tokenizer = content["format"]["token_dtype"], content["tokenizer"]
+    if dtype not in TOKEN_BYTES:
+        return f"content.format.token_dtype is {dtype:.60}; expected {' or '.join(TOKEN_BYTES)}"
+    version, most = SCHEMA_VERSIONS[TOKEN_BYTES[dtype]], MAX_IDS[TOKEN_BYTES[dtype]]
+    if schema_version != version:
+        return f"schema_version is {schema_version}; expected {version} for ids of {dtype}"
+    if not tokenizer["end_of_text"] < tokenizer["vocab_size"] <= most:
+        return (
+            f"content.tokenizer has {tokenizer['vocab_size']:,} ids, the last of a document "
+            f"{tokenizer['end_of_text']:,}; expected at most {most:,} ids and that one of them"
+        )
+    return None
