@@ -4,9 +4,12 @@ Names match the settings and config.json. Nothing here imports torch.
 """
 
 import reprlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self
 
-MAX_VOCAB_SIZE = 65536  # Token ids are stored as uint16.
+MAX_VOCAB_SIZE = 2**31  # The ids that a set can have, and int32.
+# GPT-2's, which "auto" stands for as long as no set is known.
+DEFAULT_VOCAB_SIZE = 50257
 MAX_NUMBER = 1e18  # Far above any use, and within int64 and fp32.
 
 
@@ -21,8 +24,9 @@ class ModelConfig:
     1,713,639,424 parameters, 11,489,193,984 FLOPs
     """
 
-    # Rows of the embedding, one per token in the vocabulary.
-    vocab_size: int = 50257
+    # Rows of the embedding, one per token in the vocabulary; "auto" = as many as the tokenizer of
+    # the set has.
+    vocab_size: int | Literal["auto"] = "auto"
     # Width of the residual stream.
     hidden_size: int = 2048
     # Number of transformer blocks.
@@ -43,18 +47,20 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            allowed = (int,) if field.type is int else (int, float)
+            if field.name == "vocab_size" and value == "auto":
+                continue
+            allowed = (int, float) if field.type is float else (int,)
             is_number = isinstance(value, allowed) and not isinstance(value, bool)
             if not is_number or not 0 < value < MAX_NUMBER:  # NaN compares as False, too.
-                kind = "whole number" if field.type is int else "number"
+                kind = "number" if field.type is float else "whole number"
                 raise ValueError(
                     f"model.{field.name} is {reprlib.repr(value)}; expected a {kind} above 0 and "
                     f"below {MAX_NUMBER:g}"
                 )
-        if self.vocab_size > MAX_VOCAB_SIZE:
+        if self.num_ids > MAX_VOCAB_SIZE:
             raise ValueError(
                 f"model.vocab_size is {self.vocab_size}; expected at most {MAX_VOCAB_SIZE}, "
-                "as token ids are stored in 16 bits"
+                "as a set has no more ids"
             )
         if self.hidden_size % (2 * self.num_attention_heads) != 0:
             raise ValueError(
@@ -62,6 +68,19 @@ class ModelConfig:
                 f"num_attention_heads = {2 * self.num_attention_heads}, as every head gets an "
                 "even share of it"
             )
+
+    def fit(self, num_ids: int) -> Self:
+        """The same model for a tokenizer with so many ids, if vocab_size is "auto".
+
+        >>> ModelConfig().fit(32768).vocab_size, ModelConfig(vocab_size=300).fit(32768).vocab_size
+        (32768, 300)
+        """
+        return replace(self, vocab_size=num_ids) if self.vocab_size == "auto" else self
+
+    @property
+    def num_ids(self) -> int:
+        """V: vocab_size as a number."""
+        return DEFAULT_VOCAB_SIZE if self.vocab_size == "auto" else self.vocab_size
 
     @property
     def head_size(self) -> int:
@@ -86,5 +105,5 @@ class ModelConfig:
     def _num_matmul_parameters(self) -> int:
         attention = 4 * self.hidden_size**2
         mlp = 3 * self.hidden_size * self.intermediate_size
-        head = self.vocab_size * self.hidden_size
+        head = self.num_ids * self.hidden_size
         return self.num_hidden_layers * (attention + mlp) + head

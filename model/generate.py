@@ -8,7 +8,8 @@ import torch
 from tokenizers import Tokenizer
 
 from model.checkpoints.folder import load_model
-from model.checkpoints.hugging_face import END_OF_TEXT, read_token_ids
+from model.checkpoints.hugging_face import read_token_ids
+from model.checkpoints.kept_tokenizer import END_OF_TEXT
 from model.checkpoints.original import is_seed_checkpoint, load_seed_model
 from model.checkpoints.seal import (
     CONFIG,
@@ -55,10 +56,10 @@ def load_generator(
         )
     ends = ends or _find_default_end(folder, tokenizer)
     generator = Generator(model, tokenizer, ends, begins[0] if begins else None)
-    if max(generator.num_words, generator.begin + 1) > model.config.vocab_size:
+    if max(generator.num_words, generator.begin + 1) > model.config.num_ids:
         raise CheckpointError(
             f"{folder}: the tokenizer has {generator.num_words} tokens and begins a text with "
-            f"token {generator.begin}, the model has {model.config.vocab_size}; use the tokenizer "
+            f"token {generator.begin}, the model has {model.config.num_ids}; use the tokenizer "
             "that it was trained with"
         )
     return generator

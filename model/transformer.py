@@ -127,7 +127,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.num_ids, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.layer_norm_eps)
 
@@ -165,7 +165,7 @@ class Transformer(nn.Module):
         self.gradient_checkpointing = False
         self.model = Decoder(config)
         with torch.device("meta"):  # Its own weight is never allocated.
-            self.lm_head = Linear(config.hidden_size, config.vocab_size)
+            self.lm_head = Linear(config.hidden_size, config.num_ids)
         self.lm_head.weight = self.model.embed_tokens.weight
         for weight in self.parameters():
             if weight.dim() == 2:

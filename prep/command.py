@@ -46,14 +46,14 @@ def prep(
     request = choose_task(request, part, finish, append)
     make_filter(request.policy)  # Refuses a bad expression before a folder is made.
     try:
-        num_tokens = work(request, url, compress)
+        num_tokens, num_ids = work(request, url, compress)
     except KeyboardInterrupt:
         say(f"stopped; what is committed in {out} stays, and the same command resumes from there")
         raise typer.Exit(130) from None
     if num_tokens:
         from train.start.choose import suggest_command
 
-        say(f"next: {suggest_command(out, num_tokens)}")
+        say(f"next: {suggest_command(out, num_tokens, num_ids)}")
 
 
 def choose_task(request: Request, part: str | None, finish: bool, append: bool) -> Request:
@@ -69,10 +69,10 @@ def choose_task(request: Request, part: str | None, finish: bool, append: bool) 
     return replace(request, task="append") if append else request
 
 
-def work(request: Request, url: str | None, compress: bool) -> int:
+def work(request: Request, url: str | None, compress: bool) -> tuple[int, int]:
     """Do what was asked for, and send it to the URL, if any.
 
-    Returns the number of train tokens; 0 if the set is not finished.
+    Returns the number of train tokens and of the tokenizer's ids; zeros if the set is not finished.
     """
     from prep.append import append_sources
     from prep.gather import finish_parts
@@ -90,5 +90,5 @@ def work(request: Request, url: str | None, compress: bool) -> int:
                 manifest = finish_parts(request, say)
             case _:
                 prepare_part(request, say)
-                return 0
-    return manifest.num_tokens("train")
+                return 0, 0
+    return manifest.num_tokens("train"), manifest.vocab_size

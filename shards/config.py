@@ -38,19 +38,20 @@ class DataConfig:
 class TokenizerConfig:
     """Section `tokenizer` of a run's settings."""
 
-    # GPT-2's byte-level BPE, which ships with this package.
+    # The original's name for its tokenizer. A run takes that of its set, which `velocity prep
+    # --tokenizer` chose.
     tokenizer_name: str = "gpt2"
-    # End each document with <|endoftext|>; must be true.
+    # End each document with the end-of-document token; must be true.
     add_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         if self.tokenizer_name != "gpt2":
             raise ValueError(
-                f"tokenizer.tokenizer_name is {self.tokenizer_name!r}; "
-                "expected 'gpt2', the tokenizer that ships with velocity"
+                f"tokenizer.tokenizer_name is {self.tokenizer_name!r}; leave it out: a run takes "
+                "its set's tokenizer, which velocity prep --tokenizer chooses"
             )
         if not self.add_special_tokens:
             raise ValueError(
-                "tokenizer.add_special_tokens is false; shards always end a document with "
-                "<|endoftext|>, so set it to true or leave it out"
+                "tokenizer.add_special_tokens is false; shards always end a document with its "
+                "end token, so set it to true or leave it out"
             )

@@ -218,6 +218,12 @@ class Manifest:
         """The id that follows every document."""
         return int(self.content["tokenizer"]["end_of_text"])
 
+    @property
+    def begin_of_text(self) -> int | None:
+        """The id that begins every document; None if none does."""
+        found: int | None = self.content["tokenizer"].get("begin_of_text")
+        return found
+
 
 def make_manifest(content: Json, shards: Iterable[Shard], audit: Json, environment: Json) -> str:
     """The text of manifest.json for a finished set."""

@@ -19,7 +19,7 @@ from train.evaluate import count_windows, evaluate
 from train.optimizer import update
 from train.reports.report import Report
 from train.reports.throughput import Speed, find_device_peak
-from train.run import Run, build_run, open_checked_shards
+from train.run import Run, build_run, fit_model, open_checked_shards
 from train.schedule import learning_rate
 from train.stop import StopFlag
 
@@ -41,7 +41,8 @@ def train(config: Config, stop: StopFlag | None = None) -> Outcome:
     Raises ValueError or OSError, with one line, for what the user can fix.
     """
     with join_ranks(config.distributed) as rank:
-        shards = open_checked_shards(config)
+        shards = open_checked_shards(config.data.shards)
+        config = fit_model(config, shards)
         with claim_folders(config.infrastructure, rank):
             return build_and_run(config, rank, shards, stop or StopFlag())
 

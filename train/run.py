@@ -1,6 +1,6 @@
 """Puts a run together: from scratch, or from where a checkpoint left it."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.checkpoints.folder import load_model, save_model
+from model.checkpoints.hugging_face import Boundaries
 from model.transformer import Transformer
 from shards.disk.layout import TOKENIZER
 from shards.edit.versions import keeps_places
@@ -85,7 +86,9 @@ class Run:
 
     def _fill_checkpoint(self, folder: Path) -> None:
         tokenizer_json = (self.shards.folder / TOKENIZER).read_text(encoding="utf-8")
-        save_model(folder, self.model, tokenizer_json)
+        manifest = self.shards.manifest
+        boundaries = Boundaries(manifest.end_of_text, manifest.begin_of_text)
+        save_model(folder, self.model, tokenizer_json, boundaries)
         save_state(
             folder, self.config, self.position, self.model, self.optimizer, self.scaler, self.skips
         )
@@ -132,17 +135,23 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     )
 
 
-def open_checked_shards(config: Config) -> Shards:
-    """The run's shards; ValueError if they do not fit the model."""
-    shards = open_shards(config.data.shards)
+def open_checked_shards(folder: str) -> Shards:
+    """The run's shards; ValueError if they, or their tokenizer, are not what they were."""
+    shards = open_shards(folder)
     load_checked_tokenizer(shards.folder, shards.manifest)
-    vocab_size = shards.manifest.vocab_size
-    if vocab_size != config.model.vocab_size:
-        raise ValueError(
-            f"{shards.folder}: its tokenizer has {vocab_size} ids, model.vocab_size is "
-            f"{config.model.vocab_size}; set model.vocab_size={vocab_size}"
-        )
     return shards
+
+
+def fit_model(config: Config, shards: Shards) -> Config:
+    """The settings with as many ids as the set has; ValueError if they name another number."""
+    num_ids = shards.manifest.vocab_size
+    model = config.model.fit(num_ids)
+    if model.vocab_size != num_ids:
+        raise ValueError(
+            f"{shards.folder}: its tokenizer has {num_ids} ids, model.vocab_size is "
+            f"{model.vocab_size}; set model.vocab_size=auto"
+        )
+    return replace(config, model=model)
 
 
 def build_model(config: Config, rank: Rank, start: Path | None) -> Transformer:

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.checkpoints.hugging_face import (
+    Boundaries,
     Json,
-    find_end_of_text,
     make_config_json,
     make_generation_config_json,
-    make_tokenizer_config_json,
     read_config_json,
 )
+from model.checkpoints.kept_tokenizer import KeptTokenizer, find_end_of_text
 from model.checkpoints.seal import (
     CONFIG,
     GENERATION_CONFIG,
@@ -41,23 +41,29 @@ MAX_HEADER_BYTES = 2**24  # A weight takes some hundred.
 HEAD = "lm_head.weight"  # Tied to the embedding, so it is not saved.
 
 
-def save_model(folder: Path, model: Transformer, tokenizer_json: str) -> None:
-    """Write the model's five files into `folder`, creating it if needed; call `seal` last."""
+def save_model(
+    folder: Path, model: Transformer, tokenizer_json: str, boundaries: Boundaries | None = None
+) -> None:
+    """Write the model's five files into `folder`, creating it if needed; call `seal` last.
+
+    `boundaries` are <|endoftext|> after each document unless given.
+    """
     config, dtype = model.config, model.lm_head.weight.dtype
-    end_of_text = find_end_of_text(tokenizer_json)
-    if end_of_text >= config.vocab_size:
+    boundaries = boundaries or Boundaries(find_end_of_text(tokenizer_json))
+    if boundaries.end >= config.num_ids:
         raise ValueError(
-            f"the tokenizer ends a document with token {end_of_text}, but the model's vocab_size "
-            f"is {config.vocab_size}; save the model with the tokenizer it was trained with"
+            f"the tokenizer ends a document with token {boundaries.end}, but the model's "
+            f"vocab_size is {config.num_ids}; save the model with the tokenizer it was trained with"
         )
+    tokenizer = KeptTokenizer(tokenizer_json, boundaries)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight for name, weight in model.state_dict().items() if name != HEAD}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / TOKENIZER).write_bytes(tokenizer_json.encode())
+    (folder / TOKENIZER).write_bytes(tokenizer.write().encode())
     dtype_name = str(dtype).removeprefix("torch.")
-    write_json(folder / CONFIG, make_config_json(config, end_of_text, dtype_name))
-    write_json(folder / TOKENIZER_CONFIG, make_tokenizer_config_json(config))
-    write_json(folder / GENERATION_CONFIG, make_generation_config_json(end_of_text))
+    write_json(folder / CONFIG, make_config_json(config, boundaries, dtype_name))
+    write_json(folder / TOKENIZER_CONFIG, tokenizer.describe(config.max_position_embeddings))
+    write_json(folder / GENERATION_CONFIG, make_generation_config_json(boundaries))
 
 
 def load_model(
@@ -146,7 +152,7 @@ def _check_size(config: ModelConfig, weights: Mapping[str, Tensor], origin: Path
     """Raise CheckpointError if the config's sizes are not about those of the weights."""
     _check_number(config, len(weights), origin)
     wide = (config.intermediate_size, config.hidden_size)
-    for name, shape in ((EMBEDDING, (config.vocab_size, config.hidden_size)), (GATE, wide)):
+    for name, shape in ((EMBEDDING, (config.num_ids, config.hidden_size)), (GATE, wide)):
         if name not in weights:
             raise CheckpointError(f"{origin}: missing weight {name}")
         _check_weight(weights, name, shape, origin)

@@ -5,18 +5,31 @@ rms_norm_eps, an untied head, an end of text that never comes), so every key tha
 written; when reading, a missing key means what it means to transformers.
 """
 
-import json
 import reprlib
+from dataclasses import dataclass
 from typing import Any
 
 from model.config import ModelConfig
 
-END_OF_TEXT = "<|endoftext|>"
-
 Json = dict[str, Any]
 
 
-def make_config_json(config: ModelConfig, end_of_text: int, dtype: str) -> Json:
+@dataclass(frozen=True)
+class Boundaries:
+    """The ids between the documents that a model is trained on."""
+
+    # After each document.
+    end: int
+    # Before each document; None = none.
+    begin: int | None = None
+
+    @property
+    def first(self) -> int:
+        """What stands before a document: the end of the one before it, if nothing else does."""
+        return self.end if self.begin is None else self.begin
+
+
+def make_config_json(config: ModelConfig, boundaries: Boundaries, dtype: str) -> Json:
     """config.json: a LlamaForCausalLM, for transformers 4 and 5, vLLM and llama.cpp's converter.
 
     No pad_token_id: transformers would freeze that row of the embedding during fine-tuning.
@@ -24,7 +37,7 @@ def make_config_json(config: ModelConfig, end_of_text: int, dtype: str) -> Json:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": config.vocab_size,
+        "vocab_size": config.num_ids,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_hidden_layers,
@@ -42,54 +55,24 @@ def make_config_json(config: ModelConfig, end_of_text: int, dtype: str) -> Json:
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "tie_word_embeddings": True,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+        "bos_token_id": boundaries.first,
+        "eos_token_id": boundaries.end,
         "torch_dtype": dtype,
         "use_cache": True,
     }
 
 
-def make_tokenizer_config_json(config: ModelConfig) -> Json:
-    """tokenizer_config.json: encodes as in training, except that eos_token can be written.
-
-    Text that spells <|endoftext|> is text to prep and to our own sampling, which say so to the
-    tokenizer (model/checkpoints/tokenizer.py). Others end their documents with it, so to them
-    it is the token.
-    """
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.max_position_embeddings,
-        "add_bos_token": False,
-        "add_prefix_space": False,
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
-        "unk_token": END_OF_TEXT,
-        "clean_up_tokenization_spaces": False,
-        "padding_side": "left",
-    }
-
-
-def make_generation_config_json(end_of_text: int) -> Json:
+def make_generation_config_json(boundaries: Boundaries) -> Json:
     """generation_config.json: the sampling defaults of model/generate.py, for other tools."""
     return {
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "pad_token_id": end_of_text,
+        "bos_token_id": boundaries.first,
+        "eos_token_id": boundaries.end,
+        "pad_token_id": boundaries.end,
         "do_sample": True,
         "temperature": 0.8,
         "top_k": 50,
         "top_p": 0.9,
     }
-
-
-def find_end_of_text(tokenizer_json: str) -> int:
-    """The id of <|endoftext|> in a tokenizer.json; ValueError if it has no such token."""
-    tokenizer = json.loads(tokenizer_json)
-    for token in tokenizer.get("added_tokens", []):
-        if token["content"] == END_OF_TEXT:
-            return int(token["id"])
-    raise ValueError(f"the tokenizer has no special token {END_OF_TEXT}, which ends a document")
 
 
 def read_config_json(values: Json) -> ModelConfig:

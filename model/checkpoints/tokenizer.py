@@ -1,23 +1,21 @@
 """The tokenizer of a checkpoint folder, loaded so that a prompt becomes what the model was given.
 
 A folder of ours, which its seal shows, was trained on text that prep encoded: there, text that
-spells a special token is text, and nothing is added before or after it. A folder from elsewhere
-is read as transformers reads it: its special tokens can be written, unless tokenizer_config.json
-says split_special_tokens, and its post-processor may add some.
+spells a special token is text, and its tokenizer.json adds what prep added. A folder from
+elsewhere is read as transformers reads it: its special tokens can be written, unless
+tokenizer_config.json says split_special_tokens, and its post-processor may add some.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 from model.checkpoints.hugging_face import Json
 from model.checkpoints.seal import TOKENIZER, TOKENIZER_CONFIG, CheckpointError, read_json
 
-# Twenty times what 65,536 tokens and their merges take.
+# Twice what the largest take, those with 262,144 tokens.
 MAX_TOKENIZER_BYTES = 2**26
 SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -25,7 +23,7 @@ SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 def load_tokenizer(folder: Path, is_ours: bool, tokenizer_json: str | None = None) -> Tokenizer:
     """The folder's tokenizer, else the given one; `encode(prompt).ids` are the model's input.
 
-    Raises CheckpointError, naming the file, unless it is byte-level.
+    Raises CheckpointError, naming the file, if it cannot be read.
     """
     path = folder / TOKENIZER
     content = _read_content(path) if path.is_file() else (tokenizer_json or "").encode()
@@ -35,14 +33,11 @@ def load_tokenizer(folder: Path, is_ours: bool, tokenizer_json: str | None = Non
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # The library raises a bare Exception for any error.
         raise CheckpointError(f"{path}: not a readable tokenizer ({error})") from None
-    if (json.loads(content).get("decoder") or {}).get("type") != "ByteLevel":
-        raise CheckpointError(f"{path}: expected a byte-level tokenizer like GPT-2's")
     # Left in the file by whoever last used it: they would cut or fill up the prompt.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if is_ours:
         tokenizer.encode_special_tokens = True
-        tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     elif (folder / TOKENIZER_CONFIG).is_file():
         values = read_json(folder / TOKENIZER_CONFIG)
         try:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.cache import KVCache, allocate_cache
-from model.checkpoints.hugging_face import END_OF_TEXT
+from model.checkpoints.kept_tokenizer import END_OF_TEXT
 from model.decode.draft import Completion, Draft, FinishReason, make_random
 from model.decode.sampler import choose_tokens
 from model.decode.settings import DEFAULT_MAX_LENGTH, LONE_SURROGATES, Settings
@@ -135,7 +135,7 @@ class Generator:
                     ends=self.ends,
                     limit=limit,
                     limit_reason=limit_reason,
-                    stream=TextStream(self.tokenizer, settings.stops),
+                    stream=TextStream(self.tokenizer, settings.stops, tokens if text else ()),
                     random=make_random(seed, text, num_uses[text]),
                 )
                 num_uses[text] += 1

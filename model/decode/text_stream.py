@@ -1,26 +1,35 @@
 """Turns the tokens of one sequence into text as they come, and ends it at a stop string."""
 
+import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# A token that spells one byte, in SentencePiece's vocabularies.
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 class TextStream:
     """The text of a growing row of tokens, in pieces that are never taken back.
+
+    What the whole row decodes to, after what the `context`, the tokens before it, decodes to: a
+    decoder may leave out a space, but only where a text begins.
 
     Only what a later token may change is held back: bytes of an unfinished character, and an ending
     that may become a stop string. Stop strings are found in the text, wherever its tokens begin and
     end; the text ends before the first one to be completed.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str] = (), context: Sequence[int] = ()
+    ) -> None:
         self.stopped = False  # Whether a stop string was found. Nothing is returned after it.
         self._tokenizer = tokenizer
         self._stops = stops
-        self._tokens: list[int] = []  # Since the last token that ended with a whole character,
-        self._num_decoded = 0  # and how many of their characters are decoded already.
+        # Those that what comes is decoded with: the last one whose text is whole, and all after it.
+        self._tokens = list(context)
+        self._num_decoded = len(self._spell())  # How many of their characters are known already.
         self._held = ""  # The ending that may become a stop string.
 
     def push(self, token: int) -> str:
@@ -35,15 +44,33 @@ class TextStream:
     def _decode(self, final: bool) -> str:
         """The new characters, up to where an unfinished one may begin.
 
-        Byte-level tokens spell bytes, and an unfinished character decodes to U+FFFD.
+        Byte-level tokens spell bytes, and an unfinished character decodes to U+FFFD. Byte tokens
+        in a row decode together: to their text, or if it is not UTF-8 each of them to U+FFFD.
         """
-        text: str = self._tokenizer.decode(self._tokens, skip_special_tokens=False)
-        end = len(text if final else text.rstrip(REPLACEMENT))
-        new = text[self._num_decoded : end]
-        self._num_decoded = end
-        if end == len(text):
-            self._tokens, self._num_decoded = [], 0
-        return new
+        if not final and self._is_byte(self._tokens[-1]):
+            return ""
+        new = self._spell()[self._num_decoded :]
+        certain = new if final else new.rstrip(REPLACEMENT)
+        self._num_decoded += len(certain)
+        if certain == new:
+            self._forget()
+        return certain
+
+    def _forget(self) -> None:
+        """Keep only the last token: what follows it is not where a text begins.
+
+        A token that alone decodes to nothing may be no token at all to the decoder.
+        """
+        if last := self._spell(-1):
+            self._tokens, self._num_decoded = self._tokens[-1:], len(last)
+
+    def _spell(self, start: int = 0) -> str:
+        """What the tokens from `start` on decode to."""
+        text: str = self._tokenizer.decode(self._tokens[start:], skip_special_tokens=False)
+        return text
+
+    def _is_byte(self, token: int) -> bool:
+        return BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
 
     def _release(self, text: str, final: bool) -> str:
         """Add decoded text; return what can no longer be part of a stop string."""

@@ -275,4 +275,4 @@ def test_what_cannot_be_converted_is_refused(folder: Path, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: damaged"):
         convert(old, tmp_path / "new", TOKENIZER_JSON)
     assert not (tmp_path / "new").exists()
-    assert CONFIG.vocab_size == 300  # What the ids above count on.
+    assert CONFIG.num_ids == 300  # What the ids above count on.

@@ -18,7 +18,7 @@ def make_llama(model: Transformer) -> LlamaForCausalLM:
     config = model.config
     llama = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=config.vocab_size,
+            vocab_size=config.num_ids,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_hidden_layers=config.num_hidden_layers,
@@ -35,7 +35,7 @@ def make_llama(model: Transformer) -> LlamaForCausalLM:
 
 def make_tokens(num_rows: int, num_tokens: int, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(CONFIG.vocab_size, (num_rows, num_tokens), generator=generator)
+    return torch.randint(CONFIG.num_ids, (num_rows, num_tokens), generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_head_is_the_embedding() -> None:
 def test_later_tokens_do_not_change_earlier_logits() -> None:
     model, tokens = make_model(), make_tokens(1, 20)
     changed = tokens.clone()
-    changed[0, 12] = (tokens[0, 12] + 1) % CONFIG.vocab_size
+    changed[0, 12] = (tokens[0, 12] + 1) % CONFIG.num_ids
     with torch.no_grad():
         before, after = model(tokens), model(changed)
     assert torch.equal(before[:, :12], after[:, :12])
@@ -230,7 +230,8 @@ def test_compiled_blocks_keep_names_and_share_one_graph() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("vocab_size", 65537, "model.vocab_size is 65537; expected at most 65536"),
+        ("vocab_size", 2**31 + 1, "model.vocab_size is 2147483649; expected at most 2147483648"),
+        ("vocab_size", "many", "model.vocab_size is 'many'; expected a whole number above 0"),
         ("vocab_size", 0, "model.vocab_size is 0; expected a whole number above 0"),
         ("hidden_size", 2050, "model.hidden_size is 2050; expected a multiple of 2"),
         ("num_attention_heads", 3, "model.hidden_size is 2048; expected a multiple of 2"),

@@ -1,9 +1,10 @@
 """The named configurations: what each needs and reaches, and which one fits a machine and a set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from model.config import DEFAULT_VOCAB_SIZE
 from shards.screen.lines import format_bytes, format_count
 from shards.screen.names import quote
 from train.config import Config
@@ -36,9 +37,12 @@ class NamedConfig:
         tokens = samples * self.config.data.max_seq_length * world_size
         return tokens * training.num_training_steps
 
-    def need(self, device_type: str, world_size: int = 1) -> Memory:
-        """The memory of one rank."""
-        return estimate_memory(self.config, device_type, world_size)
+    def need(
+        self, device_type: str, world_size: int = 1, num_ids: int = DEFAULT_VOCAB_SIZE
+    ) -> Memory:
+        """The memory of one rank, with a set whose tokenizer has so many ids."""
+        config = replace(self.config, model=self.config.model.fit(num_ids))
+        return estimate_memory(config, device_type, world_size)
 
 
 @cache
@@ -47,9 +51,15 @@ def named_configs() -> list[NamedConfig]:
     return [NamedConfig(name, load_config(name)) for name in list_named_configs()]
 
 
-def find_largest(device_type: str, num_bytes: int, world_size: int = 1) -> NamedConfig | None:
+def find_largest(
+    device_type: str, num_bytes: int, world_size: int, num_ids: int
+) -> NamedConfig | None:
     """The largest that fits into a rank's `num_bytes`; None if none does."""
-    fitting = [n for n in named_configs() if n.need(device_type, world_size).peak <= num_bytes]
+    fitting = [
+        named
+        for named in named_configs()
+        if named.need(device_type, world_size, num_ids).peak <= num_bytes
+    ]
     return fitting[-1] if fitting else None
 
 
@@ -78,26 +88,28 @@ def list_configs() -> list[str]:
     ]
 
 
-def suggest_command(folder: Path, num_tokens: int | None = None) -> str:
+def suggest_command(
+    folder: Path, num_tokens: int | None = None, num_ids: int = DEFAULT_VOCAB_SIZE
+) -> str:
     """The command that trains on the set in `folder`, with the configuration that fits best.
 
     That is the largest that fits this machine's GPUs and does not read a token of the set, which
-    has `num_tokens`, more than MAX_EPOCHS times; without a GPU the smallest.
+    has `num_tokens` of `num_ids` ids, more than MAX_EPOCHS times; without a GPU the smallest.
     """
     gpus = find_gpus()
-    named = choose(gpus, num_tokens)
+    named = choose(gpus, num_tokens, num_ids)
     shards = "" if folder == Path("shards") else f" {quote(f'data.shards={folder}')}"
     ranks = 1 if named.name == SMALLEST else max(len(gpus), 1)
     return f"torchrun --nproc_per_node {ranks} -m train{named.option}{shards}"
 
 
-def choose(gpus: list[int], num_tokens: int | None) -> NamedConfig:
-    """The configuration for these GPUs' bytes of memory and a set of so many tokens."""
+def choose(gpus: list[int], num_tokens: int | None, num_ids: int) -> NamedConfig:
+    """The configuration for these GPUs' bytes of memory and a set of so many tokens and ids."""
     fitting = [
         named
         for named in named_configs()
         if gpus
-        and named.need("cuda", len(gpus)).peak <= min(gpus)
+        and named.need("cuda", len(gpus), num_ids).peak <= min(gpus)
         and (num_tokens is None or named.count_tokens(len(gpus)) <= MAX_EPOCHS * num_tokens)
     ]
     [smallest] = [named for named in named_configs() if named.name == SMALLEST]

@@ -49,7 +49,7 @@ def estimate_memory(config: Config, device_type: str, world_size: int = 1) -> Me
         activations = tokens * (model.num_hidden_layers * block_inputs + block)
     else:
         activations = tokens * model.num_hidden_layers * block
-    head = model.vocab_size * model.hidden_size
+    head = model.num_ids * model.hidden_size
     copies = 2 * (model.num_parameters() - head) if is_half else 0
     # DDP's buckets beside the gradients.
     buckets = 4 * model.num_parameters() if world_size > 1 else 0
@@ -74,7 +74,7 @@ def bytes_per_token(model: ModelConfig, is_half: bool, compiles: bool) -> int:
 def loss_bytes(model: ModelConfig, tokens: int, is_half: bool, device_type: str) -> int:
     """What the loss takes: three fp32 logits of a chunk and their gradient, the head's gradient."""
     limit = LOGITS_BYTES.get(device_type, CPU_LOGITS_BYTES)
-    chunk_logits = min(4 * tokens * model.vocab_size, limit)
-    head = model.vocab_size * model.hidden_size
+    chunk_logits = min(4 * tokens * model.num_ids, limit)
+    head = model.num_ids * model.hidden_size
     hidden = 2 * (2 if is_half else 4) * tokens * model.hidden_size
     return round(3.5 * chunk_logits) + (2 + 8 if is_half else 8) * head + hidden

@@ -62,7 +62,8 @@ def refuse_too_large(
     if available is None or need.state <= available[0]:
         return
     where = "GPU" if rank.device.type == "cuda" else "machine"
-    fitting = find_largest(rank.device.type, available[0], rank.world_size)
+    num_ids = config.model.num_ids
+    fitting = find_largest(rank.device.type, available[0], rank.world_size, num_ids)
     advice = f"--config {fitting.name} fits" if fitting else "none of the named configs fits"
     raise ValueError(
         f"the model is too large for this {where}: weights, gradients and optimizer of its "

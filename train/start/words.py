@@ -9,6 +9,7 @@ import re
 import reprlib
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from shards.screen.url import is_url, show_url
@@ -65,9 +66,9 @@ def read_number(text: str) -> int | float | None:
 
 def fits(value: Any, wanted: Any) -> bool:
     """Whether a value is of the field's type: finite, and in 64 bits."""
-    if typing.get_origin(wanted) is Literal:
-        return isinstance(value, str) and value in typing.get_args(wanted)
     members = expand_union(wanted)
+    if isinstance(value, str) and value in find_words(members):
+        return True
     if isinstance(value, bool):
         return bool in members
     if isinstance(value, int):
@@ -103,14 +104,22 @@ def expand_path(path: str, entry: Entry) -> str:
 
 def expand_union(wanted: Any) -> tuple[Any, ...]:
     """The members of a union; any other type is its own only member."""
-    return typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+    # Of types alone it is a UnionType, with a Literal among them typing's Union.
+    is_union = typing.get_origin(wanted) in (types.UnionType, typing.Union)
+    return typing.get_args(wanted) if is_union else (wanted,)
+
+
+def find_words(members: Iterable[Any]) -> list[str]:
+    """The words that may stand there as they are."""
+    literals = (member for member in members if typing.get_origin(member) is Literal)
+    return [word for literal in literals for word in typing.get_args(literal)]
 
 
 def describe(wanted: Any) -> str:
     """A field's type in words.
 
-    >>> describe(int | None)
-    'a whole number or null'
+    >>> describe(int | None), describe(int | Literal["auto"])
+    ('a whole number or null', 'a whole number or auto')
     """
     words = {
         int: "a whole number",
@@ -122,7 +131,8 @@ def describe(wanted: Any) -> str:
     members = expand_union(wanted)
     if typing.get_origin(wanted) is Literal:
         return "one of " + ", ".join(typing.get_args(wanted))
-    return " or ".join(words[member] for member in members)
+    kinds = [words[member] for member in members if member in words]
+    return " or ".join([*kinds, *find_words(members)])
 
 
 def hint_number(value: Any) -> str:
