@@ -85,7 +85,7 @@ class Run:
         prune_checkpoints(self.folder, saved, self.config.training.save_total_limit)
 
     def _fill_checkpoint(self, folder: Path) -> None:
-        tokenizer_json = (self.shards.folder / TOKENIZER).read_text(encoding="utf-8")
+        tokenizer_json = (self.shards.folder / TOKENIZER).read_bytes().decode("utf-8")
         manifest = self.shards.manifest
         boundaries = Boundaries(manifest.end_of_text, manifest.begin_of_text)
         save_model(folder, self.model, tokenizer_json, boundaries)
