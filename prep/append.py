@@ -6,7 +6,6 @@ When that set is whole, its shards are renamed to follow the last ones of the ol
 manifest that lists both replaces the old one. No other file of the old set is touched.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from prep.planning.plan import Plan, read_plan
 from prep.planning.settle import settle_plan
 from prep.request import Request, parse_number
 from prep.run import prepare
-from prep.tokenizer.gpt2 import build_gpt2_json
 from prep.units.receipts import Audit
 from prep.units.workspace import make_folders
 from shards.disk.folders import remove
@@ -116,12 +114,6 @@ def check_policy(manifest: Manifest, request: Request) -> None:
         raise ValueError(
             f"{request.out}: is an imported set, and imported sets cannot be appended to; import "
             "all files again into another --out, or train on a set that prep made from the text"
-        )
-    tokenizer = hashlib.sha256(build_gpt2_json().encode()).hexdigest()
-    if manifest.content["tokenizer"]["sha256"] != tokenizer:
-        raise ValueError(
-            f"{request.out}: was made with a different tokenizer from the one that this velocity "
-            "encodes with, so nothing can be appended to it"
         )
     wanted = json.loads(json.dumps(request.policy.content))
     differences = [

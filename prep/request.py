@@ -21,6 +21,8 @@ SUFFIXES = (
     *(f"{name}{packed}" for name in JSON_LINES for packed in ("", ".gz", ".zst")),
     ".txt",
 )
+# The options that choose the set's tokenizer.
+TOKENIZER_OPTIONS = ("tokenizer", "end_of_document", "begin_of_document")
 # Libraries that turn text into ids, fastest first.
 ENCODERS = ("fastokens", "tokenizers")
 # Where each engine is; prep/engines/contract.py says what it is.
@@ -150,7 +152,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; only `policy` and the sources decide the bytes of the set.
+    """What the user asked for; the policy, the sources and the tokenizer decide the bytes.
 
     `out` is the folder in which the set is made.
     """
@@ -184,6 +186,25 @@ class Request:
         str | None, typer.Option(help="Branch, tag or commit of the dataset; pinned to a commit.")
     ] = None
     policy: Policy = field(default_factory=Policy)
+    # The three decide the tokens too; the manifest has what they turned out to be.
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="gpt2, a tokenizer.json, a folder that has one, or a repository of the Hub "
+            "(owner/name or owner/name@revision; pinned to a commit); default: gpt2, and with "
+            "--append the set's own."
+        ),
+    ] = None
+    end_of_document: Annotated[
+        str | None,
+        typer.Option(
+            help="The special token after each document, or its id; default: the tokenizer's own."
+        ),
+    ] = None
+    begin_of_document: Annotated[
+        str | None,
+        typer.Option(help="A special token before each document, or its id; default: none."),
+    ] = None
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -229,6 +250,9 @@ class Request:
     def __post_init__(self) -> None:
         refuse_empty("--input", self.inputs)
         refuse_empty("--dataset", [self.dataset])
+        for name in TOKENIZER_OPTIONS:
+            if (value := getattr(self, name)) is not None:
+                refuse_empty(name_option(name), [value])
         check_number("workers", self.workers, MAX_WORKERS)
         if self.engine not in ENGINES:
             raise ValueError(f"--engine is {self.engine}; expected {' or '.join(ENGINES)}")
@@ -255,7 +279,7 @@ class Request:
     def _check_finish(self) -> None:
         """Refuse options that the parts have already settled."""
         sources = ("inputs", "dataset", "dataset_config", "split", "revision")
-        how = ("encoder", "engine", "ray_address")
+        how = (*TOKENIZER_OPTIONS, "encoder", "engine", "ray_address")
         usual = {entry.name: entry.default for entry in fields(self)}
         chosen = [name for name in (*sources, *how) if getattr(self, name) != usual[name]]
         policy, default = vars(self.policy), vars(Policy())

@@ -46,16 +46,24 @@ def parse_tokenizer(tokenizer_json: str) -> Tokenizer:
     return tokenizer
 
 
+def count_ids(tokenizer: Tokenizer) -> int:
+    """One more than the largest id: ids may be missing below it."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+
+
 def make_self_test(tokenizer: Tokenizer) -> list[Json]:
     """The self-test texts and their ids, for the manifest."""
-    return [{"text": text, "ids": tokenizer.encode(text).ids} for text in SELF_TEST_TEXTS]
+    return [
+        {"text": text, "ids": tokenizer.encode(text, add_special_tokens=False).ids}
+        for text in SELF_TEST_TEXTS
+    ]
 
 
 def load_checked_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     """Load a set's tokenizer; ValueError if it fails the manifest's self-test."""
     tokenizer = load_tokenizer(folder / TOKENIZER)
     for case in manifest.content["tokenizer"]["self_test"]:
-        found = tokenizer.encode(case["text"]).ids
+        found = tokenizer.encode(case["text"], add_special_tokens=False).ids
         if found != case["ids"]:
             raise ValueError(
                 f"{folder / TOKENIZER}: {case['text']!r} becomes {found}; expected "

@@ -15,7 +15,7 @@ from prep.readers.formats import estimate_text_bytes, split_file
 from prep.request import Policy
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.local import Source, find_sources
-from prep.tokenizer.identity import SetTokenizer, identify_gpt2
+from prep.tokenizer.identity import TOKENIZER_SHAPE, SetTokenizer, restore_tokenizer
 from shards.disk.json_files import Json, hash_canonical, load_json
 from shards.disk.shapes import HASH, OrNull, find_misshape
 from shards.screen.lines import Say
@@ -34,6 +34,7 @@ PLAN_SHAPE = {
         "sources": [list],
         "policy": {"validation_fraction": str, "where?": [str]},
         "tokenizer_sha256": HASH,
+        "tokenizer?": TOKENIZER_SHAPE,
         "units": [[list]],
     },
 }
@@ -66,12 +67,14 @@ class Plan:
         hub = None
         if self.hub:
             hub = {key: value for key, value in asdict(self.hub).items() if key != "files"}
+        in_plan = self.tokenizer.in_plan
         return {
             "schema_version": PLAN_SCHEMA_VERSION,
             "hub": hub,
             "sources": [[s.name, s.num_bytes, s.sha256, s.git_sha1] for s in self.sources],
             "policy": self.policy.content,
             "tokenizer_sha256": self.tokenizer.sha256,
+            **({} if in_plan is None else {"tokenizer": in_plan}),
             "units": [
                 [[p.name, p.start, p.stop, p.first_row] for p in unit.pieces] for unit in self.units
             ],
@@ -175,7 +178,7 @@ def restore_plan(content: Json) -> Plan:
     )
     sources = tuple(Source(*entry) for entry in content["sources"])
     dataset = stored_hub_dataset(content)
-    tokenizer = replace(identify_gpt2(), sha256=content["tokenizer_sha256"])
+    tokenizer = restore_tokenizer(content["tokenizer_sha256"], content.get("tokenizer"))
     return Plan(sources, units, policy, tokenizer, dataset, 0)
 
 

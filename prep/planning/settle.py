@@ -1,4 +1,4 @@
-"""The plan of a folder: made, or found and compared; and the tokenizer it names."""
+"""The plan of a folder: made, or found and compared."""
 
 import json
 from pathlib import Path
@@ -12,18 +12,17 @@ from prep.planning.plan import (
     stored_hub_dataset,
 )
 from prep.planning.subset import sample_dataset
+from prep.planning.tokenizer import choose_tokenizer, describe_tokenizers, write_tokenizer
 from prep.request import Request
 from prep.sources.hub import resolve
 from prep.sources.hub_files import HubDataset
 from prep.text.filters import make_filter
-from prep.tokenizer.gpt2 import build_gpt2_json
-from prep.tokenizer.identity import SetTokenizer, identify_gpt2
+from prep.tokenizer.identity import SetTokenizer, restore_tokenizer
 from prep.units.workspace import hold_plan, write_first
 from shards.disk.durable import write_file
 from shards.disk.json_files import Json, hash_canonical
 from shards.disk.layout import (
     MANIFEST,
-    TOKENIZER,
     VERSIONS,
     plan_path,
     receipts_folder,
@@ -31,20 +30,6 @@ from shards.disk.layout import (
     work_folder,
 )
 from shards.screen.lines import Say
-
-
-def write_tokenizer(out: Path) -> SetTokenizer:
-    """Put tokenizer.json into the set; returns which it is."""
-    content = build_gpt2_json()
-    path = out / TOKENIZER
-    if not path.exists():
-        write_first(path, content, temporary_folder(out))
-    if path.read_text(encoding="utf-8") != content:
-        raise ValueError(
-            f"{path}: is not the tokenizer that this velocity makes shards with; "
-            "choose another --out"
-        )
-    return identify_gpt2()
 
 
 def share_plan(request: Request, say: Say) -> Plan:
@@ -61,15 +46,16 @@ def settle_plan(request: Request, say: Say) -> Plan:
     """The plan of this folder: the stored one if the request still means it, else a new one."""
     make_filter(request.policy)  # Refuses a bad expression before the plan is made.
     refuse_lost_version(request.out)
-    tokenizer = write_tokenizer(request.out)
     path = plan_path(request.out)
     # A plan under which nothing was done yet binds nobody: the next command may fix its options.
     # But a part's plan may also be that of another part, which is about to start.
     binds = request.part is not None or has_begun(request.out)
     stored = read_plan(path)[0] if path.exists() and binds else None
+    text, tokenizer = choose_tokenizer(request, say)
     plan = make_plan(request, tokenizer, stored, say)
     if stored is None:
         refuse_foreign_files(request.out)
+        write_tokenizer(request.out, text)
         content = json.dumps({"plan_id": plan.plan_id, "content": plan.content}) + "\n"
         if request.part is None:
             write_file(path, content)
@@ -77,6 +63,7 @@ def settle_plan(request: Request, say: Say) -> Plan:
             return settle_plan(request, say)  # Locks did not hold, and another part was faster.
     elif plan.plan_id != hash_canonical(stored):
         refuse_other_plan(request.out, stored, plan)
+    write_tokenizer(request.out, text)
     return plan
 
 
@@ -152,8 +139,9 @@ def describe_difference(stored: Json, wanted: Json) -> str:
         differences.append(f"source was {before}, is now {now}")
     else:
         differences += describe_sources_difference(stored, wanted)
-    if stored["tokenizer_sha256"] != wanted["tokenizer_sha256"]:
-        differences.append("the tokenizer is different")
+    differences += describe_tokenizers(
+        *(restore_tokenizer(c["tokenizer_sha256"], c.get("tokenizer")) for c in (stored, wanted))
+    )
     return "; ".join(differences) or "the units are cut differently"
 
 

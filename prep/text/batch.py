@@ -1,4 +1,4 @@
-"""A batch of documents -> tokens with <|endoftext|> after each, and the sidecar's rows."""
+"""A batch of documents -> tokens with the end token after each, and the sidecar's rows."""
 
 import hashlib
 from collections.abc import Collection, Iterable
@@ -33,6 +33,8 @@ class EncodedBatch:
     is_validation: npt.NDArray[np.bool_]
     # Of each document's text, in UTF-8.
     num_bytes: Int64
+    # Tokens before each document's text; one is after it.
+    num_before: int = 0
 
     def first(self, num_documents: int) -> "EncodedBatch":
         """The batch cut after its first `num_documents` kept documents."""
@@ -43,6 +45,7 @@ class EncodedBatch:
             ends,
             self.is_validation[:num_documents],
             self.num_bytes[:num_documents],
+            self.num_before,
         )
 
     def choose_checked(self, unchecked_sides: Collection[bool]) -> list[int]:
@@ -71,13 +74,15 @@ def encode_batch(
     texts = documents.texts
     hashes = hash_texts(texts)
     ids, sizes = encoder.encode(texts)
-    ends = np.cumsum(sizes + 1)
+    sizes = sizes + tokenizer.num_before + 1
+    ends = np.cumsum(sizes)
     return EncodedBatch(
         join_documents(ids, ends, tokenizer),
-        make_rows(sizes + 1, source_file, documents.rows, documents.urls, hashes),
+        make_rows(sizes, source_file, documents.rows, documents.urls, hashes),
         ends,
         choose_validation(hashes, validation_threshold),
         documents.num_bytes,
+        tokenizer.num_before,
     )
 
 
@@ -88,7 +93,7 @@ def check_encoding(
 
     Raises ValueError, quoting the document, if the ids differ.
     """
-    starts = np.append(0, batch.ends)
+    starts = np.append(0, batch.ends) + batch.num_before
     for index in chosen:
         content = texts[index].as_buffer()
         place = encoder.find_difference(
@@ -106,11 +111,15 @@ def check_encoding(
 
 
 def join_documents(ids: Tokens, ends: Int64, tokenizer: SetTokenizer) -> Tokens:
-    """The documents' ids with <|endoftext|> after each document, so that they end at `ends`."""
-    dtype = token_dtype(tokenizer.token_bytes)
-    tokens: Tokens = np.full(len(ids) + len(ends), tokenizer.end_of_text, dtype)
-    is_text = np.ones(len(tokens), np.bool_)
+    """The documents' ids with the tokens that go around each, so that they end at `ends`."""
+    num_tokens = int(ends[-1]) if len(ends) else 0
+    tokens: Tokens = np.full(num_tokens, tokenizer.end_of_text, token_dtype(tokenizer.token_bytes))
+    is_text = np.ones(num_tokens, np.bool_)
     is_text[ends - 1] = False
+    if tokenizer.begin_of_text is not None:
+        starts = np.append(0, ends)[:-1]
+        tokens[starts] = tokenizer.begin_of_text
+        is_text[starts] = False
     tokens[is_text] = ids
     return tokens
 

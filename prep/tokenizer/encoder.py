@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from prep.readers.documents import find_offsets
 from shards.format import Int64
-from shards.tokenizer import parse_tokenizer
+from shards.tokenizer import count_ids, parse_tokenizer
 from shards.widths import Tokens, choose_token_bytes, token_dtype
 
 Ids = npt.NDArray[np.uint32]
@@ -59,7 +59,7 @@ class Encoder:
     def __init__(self, tokenizer_json: str, name: str) -> None:
         self.name = name
         self.reference = parse_tokenizer(tokenizer_json)
-        self.vocab_size = int(self.reference.get_vocab_size())
+        self.vocab_size = count_ids(self.reference)
         self.dtype = token_dtype(choose_token_bytes(self.vocab_size))
         self.fast = load_fastokens(tokenizer_json) if name == "fastokens" else None
 
@@ -82,7 +82,8 @@ class Encoder:
 
     def _encode_strings(self, texts: list[str]) -> tuple[Ids, Int64]:
         if self.fast is None:
-            lists = [encoding.ids for encoding in self.reference.encode_batch_fast(texts)]
+            encodings = self.reference.encode_batch_fast(texts, add_special_tokens=False)
+            lists = [encoding.ids for encoding in encodings]
             sizes = np.fromiter(map(len, lists), np.int64, len(lists))
             ids = np.fromiter(chain.from_iterable(lists), np.uint32, int(sizes.sum()))
         else:
@@ -102,7 +103,7 @@ class Encoder:
         num_bytes = len(piece.encode("utf-8"))
         if num_bytes > 2 * CHECKED_BYTES:
             return None
-        expected = np.array(self.reference.encode(piece).ids, np.int64)
+        expected = np.array(self.reference.encode(piece, add_special_tokens=False).ids, np.int64)
         if num_bytes < len(text):
             ids = ids[: len(expected)]
         shared = min(len(ids), len(expected))
@@ -114,7 +115,7 @@ class Encoder:
 
 def load_encoder(path: Path, name: str) -> Encoder:
     """The encoder of the set whose tokenizer.json is at `path`."""
-    return build_encoder(path.read_text(encoding="utf-8"), name)
+    return build_encoder(path.read_bytes().decode("utf-8"), name)
 
 
 @lru_cache(maxsize=1)

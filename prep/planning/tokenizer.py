@@ -1,0 +1,120 @@
+"""The tokenizer of a folder: the one that the options name, or that of the set to append to."""
+
+import hashlib
+from pathlib import Path
+
+from prep.request import TOKENIZER_OPTIONS, Request
+from prep.tokenizer.choose import GPT2, TokenizerFile, find_tokenizer, identify
+from prep.tokenizer.gpt2 import build_gpt2_json
+from prep.tokenizer.identity import SetTokenizer, identify_gpt2
+from prep.units.workspace import write_first
+from shards.disk.durable import hash_file, write_file
+from shards.disk.layout import TOKENIZER, plan_path, temporary_folder
+from shards.format import read_manifest
+from shards.screen.lines import Say
+
+# The text of a set's tokenizer.json, and which tokenizer it is.
+Chosen = tuple[str, SetTokenizer]
+
+
+def choose_tokenizer(request: Request, say: Say) -> Chosen:
+    """The tokenizer that the request means."""
+    if request.after is not None:
+        return choose_same(request, request.after, say)
+    words = [getattr(request, name) for name in TOKENIZER_OPTIONS]
+    if words in ([None, None, None], [GPT2, None, None]):  # Known without loading it.
+        return build_gpt2_json(), identify_gpt2()
+    file = find_tokenizer(request.tokenizer or GPT2, say)
+    return file.text, identify(file, request.end_of_document, request.begin_of_document)
+
+
+def choose_same(request: Request, folder: Path, say: Say) -> Chosen:
+    """The tokenizer of the finished set in `folder`; ValueError if the options mean another."""
+    tokenizer = read_set_tokenizer(folder)
+    text = read_text(folder)
+    file = TokenizerFile(str(folder / TOKENIZER), text)
+    if request.tokenizer is not None:
+        file = find_tokenizer(request.tokenizer, say)
+    differences = []
+    if file.text != text:
+        differences = [f"tokenizer was {tokenizer.name}, is now {request.tokenizer}"]
+    elif request.end_of_document or request.begin_of_document:
+        begin = tokenizer.begin_of_text
+        wanted = identify(
+            file,
+            request.end_of_document or str(tokenizer.end_of_text),
+            request.begin_of_document or (None if begin is None else str(begin)),
+        )
+        differences = describe_marks(tokenizer, wanted)
+    if differences:
+        raise ValueError(
+            f"{folder}: was made with another tokenizer: {'; '.join(differences)}; leave the "
+            "options out: what is appended is encoded with the set's own"
+        )
+    return text, tokenizer
+
+
+def read_set_tokenizer(folder: Path) -> SetTokenizer:
+    """The tokenizer of a finished set; ValueError if its file is no longer the one."""
+    facts = read_manifest(folder).content["tokenizer"]
+    path = folder / TOKENIZER
+    if not path.is_file() or hash_file(path) != facts["sha256"]:
+        raise ValueError(
+            f"{path}: is not the tokenizer that this set was made with (sha256); restore the file "
+            "from where the set was made, and append then"
+        )
+    return SetTokenizer(
+        facts["name"],
+        facts["sha256"],
+        facts["vocab_size"],
+        facts["end_of_text"],
+        facts.get("begin_of_text"),
+    )
+
+
+def describe_tokenizers(before: SetTokenizer, now: SetTokenizer) -> list[str]:
+    """How two tokenizers differ, in words."""
+    differences = []
+    if before.name != now.name:
+        differences.append(f"tokenizer was {before.name}, is now {now.name}")
+    elif before.sha256 != now.sha256:
+        differences.append(f"the tokenizer ({now.name}) is different")
+    elif before.hub != now.hub:
+        wanted = [t.hub.requested_revision if t.hub else None for t in (before, now)]
+        differences.append(f"the tokenizer's revision was {wanted[0]}, is now {wanted[1]}")
+    return differences + describe_marks(before, now)
+
+
+def describe_marks(before: SetTokenizer, now: SetTokenizer) -> list[str]:
+    """How the tokens around documents differ, in words."""
+    return [
+        f"the token {place} each document was {old}, is now {new}"
+        for place, old, new in (
+            ("after", before.end_of_text, now.end_of_text),
+            ("before", before.begin_of_text, now.begin_of_text),
+        )
+        if old != new
+    ]
+
+
+def read_text(folder: Path) -> str:
+    """A set's tokenizer.json, with its own line ends: its sha256 is known."""
+    return (folder / TOKENIZER).read_bytes().decode("utf-8")
+
+
+def write_tokenizer(out: Path, text: str) -> None:
+    """Put tokenizer.json into the set.
+
+    What an earlier command put there is replaced if it has a plan, which binds nobody yet. Without
+    one, another tokenizer.json may be anyone's.
+    """
+    path = out / TOKENIZER
+    if path.exists() and hash_file(path) != hashlib.sha256(text.encode("utf-8")).hexdigest():
+        if not plan_path(out).exists():
+            raise ValueError(
+                f"{path}: is not the tokenizer that this set is to be made with; remove it, or "
+                "choose another --out"
+            )
+        write_file(path, text)
+    elif not path.exists():
+        write_first(path, text, temporary_folder(out))
