@@ -218,6 +218,12 @@ class Manifest:
         """The id that follows every document."""
         return int(self.content["tokenizer"]["end_of_text"])
 
+    @property
+    def begin_of_text(self) -> int | None:
+        """The id before every document; None if there is none."""
+        found = self.content["tokenizer"].get("begin_of_text")
+        return None if found is None else int(found)
+
 
 def make_manifest(content: Json, shards: Iterable[Shard], audit: Json, environment: Json) -> str:
     """The text of manifest.json for a finished set."""

@@ -22,6 +22,7 @@ MANIFEST_SHAPE = {
             "sha256": HASH,
             "vocab_size": int,
             "end_of_text": int,
+            "begin_of_text?": int,
             "self_test": [{"text": str, "ids": [int]}],
         },
         "policy": POLICY,
