@@ -50,7 +50,10 @@ def write_manifest(
         audit.dropped[DUPLICATE] = 0
         shards = read_manifest(after).shards if after else []
         earlier = [PlacedShard(after or out, shard) for shard in shards]
-        receipts = drop_copies(out, receipts, plan.tokenizer.end_of_text, earlier, workers)
+        tokenizer = plan.tokenizer
+        receipts = drop_copies(
+            out, receipts, tokenizer.end_of_text, earlier, workers, tokenizer.begin_of_text
+        )
     for receipt in receipts:
         audit.add(receipt.audit)
     check_conservation(audit)

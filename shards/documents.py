@@ -25,7 +25,7 @@ class Document:
 
     shard: str
     start: int  # in tokens, from the beginning of its split's stream
-    num_tokens: int  # <|endoftext|> included
+    num_tokens: int  # the end-of-document token included
     source_file: str
     source_row: int
     url: str | None

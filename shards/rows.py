@@ -235,7 +235,7 @@ def find_fault(batch: pa.RecordBatch, shard: Shard, position: int | None) -> str
         return None
     sizes = count_tokens(batch)
     if len(sizes) and sizes.min() < 1:
-        return "its column num_tokens has a 0; expected at least 1, <|endoftext|>"
+        return "its column num_tokens has a 0; expected at least 1, the end-of-document token"
     if "start" in columns and len(batch):
         starts = columns["start"].to_numpy().astype(np.int64)
         ends = starts + sizes

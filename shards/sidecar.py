@@ -26,7 +26,7 @@ HASH_BYTES = 16
 SIDECAR_SCHEMA = pa.schema(
     [
         ("start", pa.uint64()),  # in tokens, from the beginning of this .bin
-        ("num_tokens", pa.uint64()),  # <|endoftext|> included
+        ("num_tokens", pa.uint64()),  # the end-of-document token included
         ("source_file", pa.string()),
         ("source_row", pa.uint64()),
         ("url", pa.string()),
@@ -52,7 +52,7 @@ BLOCK_CHECKSUMS = b"crc32_per_mib"
 def make_rows(
     sizes: Int64, source_file: str, source_rows: Int64, urls: pa.Array, hashes: bytes
 ) -> pa.RecordBatch:
-    """Rows (of ROWS_SCHEMA) for documents of one file; `sizes` include <|endoftext|>."""
+    """Rows (of ROWS_SCHEMA) for documents of one file; `sizes` include the tokens that end them."""
     columns = [
         pa.array(sizes.astype(np.uint64)),
         pa.repeat(pa.scalar(source_file, pa.string()), len(sizes)),
@@ -90,7 +90,7 @@ def split_hashes(doc_hashes: pa.Array) -> tuple[Keys, Keys]:
 
 
 def count_tokens(rows: pa.RecordBatch) -> Int64:
-    """The tokens of each document, <|endoftext|> included."""
+    """The tokens of each document, that which ends it included."""
     sizes: Int64 = rows.column("num_tokens").to_numpy().astype(np.int64)
     return sizes
 

@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from prep.foreign.documents import FoundDocuments
 from prep.foreign.files import INSTEAD
+from prep.tokenizer.gpt2 import END_OF_TEXT
 from shards.format import Int64
 from shards.sidecar import HASH_BYTES
-from shards.tokenizer import load_tokenizer, read_token_bytes
+from shards.tokenizer import encode_plainly, load_tokenizer, read_spelling
 from shards.widths import Tokens
 
 # Tokens that are turned into text at a time: more would leave the processor's cache.
@@ -41,7 +42,7 @@ class TextReader:
 
     def __init__(self, tokenizer_path: Path) -> None:
         self.tokenizer = load_tokenizer(tokenizer_path)
-        self.table = pa.array(read_token_bytes(self.tokenizer), pa.binary())
+        self.table = pa.array(read_spelling(self.tokenizer, END_OF_TEXT).inner, pa.binary())
 
     def spell(self, tokens: Tokens) -> tuple[Int64, pa.Buffer]:
         """Where each token's bytes begin and end, and the bytes of all tokens, concatenated."""
@@ -160,7 +161,7 @@ class OriginCheck:
         """How many of a document's first tokens are sampled, if they come out again; else 0."""
         cut = ids[:SAMPLED_TOKENS]
         content = memoryview(self.reader.spell(cut)[1]).tobytes()
-        again = self.reader.tokenizer.encode(content.decode("utf-8", "ignore")).ids
+        again = encode_plainly(self.reader.tokenizer, content.decode("utf-8", "ignore"))
         kept = len(ids) if len(cut) == len(ids) else SAMPLED_TOKENS - CUT_TOKENS
         is_same = again[:kept] == cut[:kept].tolist() and (
             len(cut) < len(ids) or len(again) == len(ids)

@@ -18,7 +18,7 @@ from prep.units.receipts import Audit, Receipt, load_receipt
 from shards.disk.durable import commit, hash_file, sync_folder, write_file
 from shards.disk.folders import make_folder, remove
 from shards.disk.layout import dedup_folder, receipt_path, temporary_folder
-from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter
+from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter, subtract_bytes
 from shards.format import Int64, Shard
 
 # The reason under which the audit counts copies.
@@ -31,6 +31,7 @@ def drop_copies(
     end_of_text: int,
     earlier: Sequence[PlacedShard] = (),
     workers: int = 1,
+    begin_of_text: int | None = None,
 ) -> list[Receipt]:
     """Rewrite the units that hold copies without them; returns all receipts, in plan order.
 
@@ -43,7 +44,7 @@ def drop_copies(
     make_folder(temporary)
     copies = find_copies([*earlier, *placed], temporary)
     temporary.rmdir()
-    rewriter = make_rewriter(out, dedup_folder(out), end_of_text, keeps_places=False)
+    rewriter = make_rewriter(out, dedup_folder(out), end_of_text, False, begin_of_text)
 
     def drop(receipt: Receipt, first: int) -> Receipt:
         return drop_from_unit(rewriter, receipt, copies, first)
@@ -105,7 +106,7 @@ def describe_unit(receipt: Receipt, rewritten: dict[Shard, Rewritten]) -> Receip
         is_train = shard.split == "train"
         audit.train -= entry.num_documents * is_train
         audit.validation -= entry.num_documents * (not is_train)
-        audit.text_bytes -= entry.text_bytes
+        audit.text_bytes = subtract_bytes(audit.text_bytes, entry)
         audit.dropped[DUPLICATE] = audit.dropped.get(DUPLICATE, 0) + entry.num_documents
     return replace(
         receipt,

@@ -16,7 +16,7 @@ from shards.disk.layout import version_folder
 from shards.disk.space import check_space
 from shards.documents import Document, make_document, parse_hash
 from shards.edit.next_version import NextVersion
-from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter
+from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter, subtract_bytes
 from shards.edit.versions import begin_version, commit_version, name_next
 from shards.format import (
     CUT,
@@ -135,7 +135,10 @@ def remove_documents(shards: Shards, found: list[Found], keeps_places: bool) -> 
     check_disk(shards.folder, list(changed))
     work = begin_version(shards.folder)
     try:
-        rewriter = make_rewriter(shards.folder, work, shards.manifest.end_of_text, keeps_places)
+        manifest = shards.manifest
+        rewriter = make_rewriter(
+            shards.folder, work, manifest.end_of_text, keeps_places, manifest.begin_of_text
+        )
         rewritten = rewrite_shards(rewriter, shards.manifest, changed)
     except BaseException:
         remove(work)
@@ -208,7 +211,7 @@ def count_removed(manifest: Manifest, rewritten: dict[Shard, Rewritten]) -> Json
     dropped = dict(audit.get("dropped", {}))
     for shard, entry in rewritten.items():
         audit[shard.split] = audit.get(shard.split, 0) - entry.num_documents
-        audit["text_bytes"] = audit.get("text_bytes", 0) - entry.text_bytes
+        audit["text_bytes"] = subtract_bytes(audit.get("text_bytes", 0), entry)
         dropped["removed"] = dropped.get("removed", 0) + entry.num_documents
     return audit | {"dropped": dropped}
 

@@ -1,7 +1,7 @@
 """Rewrites a finished shard without some of its documents.
 
     cut      their tokens go, and what follows moves up
-    blank    their tokens become <|endoftext|>, so every other token keeps its place
+    blank    their tokens become end-of-document tokens, so every other token keeps its place
 
 A blanked document keeps its row, without URL and hash, so that rows still cover the shard with no
 gaps.
@@ -21,7 +21,7 @@ from shards.documents import read_pieces
 from shards.format import Int64, Shard
 from shards.reader import make_damage_error
 from shards.sidecar import blank_rows, count_tokens
-from shards.tokenizer import count_token_bytes, load_tokenizer, read_token_bytes
+from shards.tokenizer import Spelling, load_tokenizer, read_spelling
 from shards.widths import Tokens
 from shards.writer import ShardWriter, WrittenShard, join_runs
 
@@ -36,7 +36,17 @@ class Rewritten:
     written: WrittenShard | None
     num_documents: int
     num_tokens: int
+    # Of what the tokenizer decodes: of the very text, where the tokenizer loses nothing of it.
     text_bytes: int
+
+
+def subtract_bytes(text_bytes: int, entry: Rewritten) -> int:
+    """An audit's bytes of text without a shard's documents that were taken out.
+
+    The audit counts the texts that were read, `entry` what their ids decode to. A tokenizer that
+    lowercases, say, makes these two differ, and what is left an estimate; it is never below 0.
+    """
+    return max(text_bytes - entry.text_bytes, 0)
 
 
 @dataclass(frozen=True)
@@ -45,9 +55,7 @@ class Rewriter:
 
     folder: Path
     temporary: Path
-    end_of_text: int
-    # Bytes of text that each id stands for.
-    bytes_of_id: Int64
+    spelling: Spelling
     keeps_places: bool
 
     def rewrite(
@@ -61,7 +69,7 @@ class Rewriter:
         stem = name.removesuffix(".bin")
         writer = ShardWriter(self.temporary, shard.split, stem, ONE_FILE, shard.token_bytes)
         sha256 = hashlib.sha256()
-        counts = np.zeros(len(self.bytes_of_id), np.int64)
+        num_tokens, text_bytes = 0, 0
         try:
             for first, tokens, batch in read_pieces(self.folder, shard):
                 sha256.update(tokens.data)
@@ -73,9 +81,10 @@ class Rewriter:
                 is_removed[rows[low:high] - first] = True
                 ends = np.cumsum(count_tokens(batch))
                 taken = join_runs(tokens, ends, is_removed)
-                counts += np.bincount(taken, minlength=len(counts))
+                num_tokens += len(taken)
+                text_bytes += self._count_bytes(shard, taken, count_tokens(batch)[is_removed])
                 if self.keeps_places:
-                    writer.append(*blank(tokens, batch, is_removed, self.end_of_text))
+                    writer.append(*blank(tokens, batch, is_removed, self.spelling.end_of_text))
                 else:
                     kept = ~is_removed
                     writer.append(join_runs(tokens, ends, kept), batch.filter(pa.array(kept)))
@@ -84,31 +93,32 @@ class Rewriter:
             written = writer.finish()
         finally:
             writer.close()
-        return Rewritten(
-            written[0] if written else None,
-            len(rows),
-            int(counts.sum()),
-            int(counts @ self.bytes_of_id),
-        )
+        return Rewritten(written[0] if written else None, len(rows), num_tokens, text_bytes)
+
+    def _count_bytes(self, shard: Shard, tokens: Tokens, sizes: Int64) -> int:
+        """The bytes of text of some documents; ValueError for ids that no tokenizer has."""
+        num_ids = len(self.spelling.inner)
+        if tokens.max(initial=0) >= num_ids:
+            raise make_damage_error(self.folder, shard.name)
+        return self.spelling.count_bytes(tokens, sizes, np.bincount(tokens, minlength=num_ids))
 
 
-def make_rewriter(folder: Path, temporary: Path, end_of_text: int, keeps_places: bool) -> Rewriter:
+def make_rewriter(
+    folder: Path,
+    temporary: Path,
+    end_of_text: int,
+    keeps_places: bool,
+    begin_of_text: int | None = None,
+) -> Rewriter:
     """A rewriter for the set in `folder`, whose tokenizer.json it reads."""
-    return Rewriter(folder, temporary, end_of_text, measure_ids(folder, end_of_text), keeps_places)
-
-
-def measure_ids(folder: Path, end_of_text: int) -> Int64:
-    """The bytes of text that each id stands for; 0 for <|endoftext|>."""
-    contents = read_token_bytes(load_tokenizer(folder / TOKENIZER))
-    sizes = count_token_bytes(contents)
-    sizes[end_of_text] = 0
-    return sizes
+    spelling = read_spelling(load_tokenizer(folder / TOKENIZER), end_of_text, begin_of_text)
+    return Rewriter(folder, temporary, spelling, keeps_places)
 
 
 def blank(
     tokens: Tokens, rows: pa.RecordBatch, chosen: npt.NDArray[np.bool_], end_of_text: int
 ) -> tuple[Tokens, pa.RecordBatch]:
-    """The same, but the chosen documents are all <|endoftext|> and their rows blank."""
+    """The same, but the chosen documents are all end-of-document tokens and their rows blank."""
     blanked = np.where(
         np.repeat(chosen, count_tokens(rows)), tokens.dtype.type(end_of_text), tokens
     )

@@ -23,7 +23,7 @@ from shards.sidecar import count_tokens, is_blank
 def export_megatron(shards: Shards, split: str, prefix: Path) -> str:
     """Write a split as PREFIX.bin and PREFIX.idx; returns a line for the user.
 
-    A document is one sequence, its <|endoftext|> included. Both files are written under
+    A document is one sequence, its end-of-document token included. Both files are written under
     temporary names and get their own once they are whole, the index last.
 
     Raises ValueError if a file is in the way or a shard is damaged.

@@ -147,7 +147,7 @@ def draw_sources(axes: Any, stats: Stats) -> None:
 def draw_tokens(axes: Any, stats: Stats) -> None:
     """The most frequent tokens, as escaped text."""
     frequent = stats.frequent_tokens(SHOWN_TOKENS)
-    names = [f'"{shorten(stats.spell(token))}"' for token, _ in frequent]
+    names = [f'"{shorten(stats.spelling.show(token))}"' for token, _ in frequent]
     draw_bars(axes, names, [count for _, count in frequent], [BLUE] * len(frequent))
     axes.set_title("Most frequent tokens")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from shards.documents import Document, Sidecars, find_documents, match_hash, match_url
 from shards.format import SPLITS, Manifest
 from shards.reader import Shards
-from shards.tokenizer import load_checked_tokenizer
+from shards.tokenizer import read_set_spelling
 
 # Tokens that are decoded at a time: about 16 MB of text.
 MAX_SHOWN_TOKENS = 1 << 22
@@ -23,7 +23,8 @@ def describe_set(manifest: Manifest) -> Iterator[str]:
     origin = f"{hub['repo']} at {hub['revision']}" if hub else "local files"
     yield f"source      {origin}, {len(files):,} files, {sum(f['rows'] for f in files):,} rows"
     tokenizer = manifest.content["tokenizer"]
-    yield f"tokenizer   {tokenizer['name']}, {tokenizer['vocab_size']:,} ids"
+    dtype = manifest.content["format"]["token_dtype"]
+    yield f"tokenizer   {tokenizer['name']}, {tokenizer['vocab_size']:,} ids as {dtype}"
     for split in SPLITS:
         shards = manifest.split(split)
         documents = sum(shard.num_documents for shard in shards)
@@ -57,21 +58,20 @@ def show_window(shards: Shards, split: str, start: int, count: int) -> str:
             f"--tokens is {count:,}; expected at most {MAX_SHOWN_TOKENS:,} at a time: "
             "go on from there with --start"
         )
-    return decode_tokens(shards, split, start, count)
-
-
-def decode_tokens(shards: Shards, split: str, start: int, count: int) -> str:
-    """Tokens of a split's stream as text; <|endoftext|> shows where documents end."""
-    tokenizer = load_checked_tokenizer(shards.folder, shards.manifest)
-    ids = shards.stream(split).read(start, count).tolist()
-    return str(tokenizer.decode(ids, skip_special_tokens=False))
+    spelling = read_set_spelling(shards.folder, shards.manifest)
+    stream = shards.stream(split)
+    is_first = start == 0 or stream.read(start - 1, 1)[0] == spelling.end_of_text
+    return spelling.spell(stream.read(start, count).tolist(), is_first)
 
 
 def decode_document(shards: Shards, split: str, document: Document) -> str:
     """A document's text, as it was before prep; "(removed)" if nothing of it is left."""
     if document.is_blank:
         return "(removed)"
-    return decode_tokens(shards, split, document.start, document.num_tokens - 1)
+    spelling = read_set_spelling(shards.folder, shards.manifest)
+    ids = shards.stream(split).read(document.start, document.num_tokens - 1).tolist()
+    has_begin = spelling.begin_of_text is not None
+    return spelling.spell(ids[has_begin:], is_first=True)
 
 
 def choose_documents(

@@ -19,15 +19,10 @@ from shards.rows import read_rows
 from shards.screen.lines import ReadProgress
 from shards.screen.names import advise_verify
 from shards.sidecar import count_tokens, is_blank
-from shards.tokenizer import (
-    count_token_bytes,
-    escape_token,
-    load_checked_tokenizer,
-    read_token_bytes,
-)
+from shards.tokenizer import Spelling, read_set_spelling
 from shards.widths import Tokens
 
-# The source name of documents of which `velocity shards remove` left only <|endoftext|>.
+# The source name of documents that `velocity shards remove` left only the places of.
 REMOVED = "(removed)"
 # Tokens counted at a time: as 64-bit numbers they still fit in a processor's cache.
 BLOCK_TOKENS = 1 << 20
@@ -35,7 +30,10 @@ BLOCK_TOKENS = 1 << 20
 
 @dataclass
 class Amount:
-    """An amount of data; `text_bytes` is its text in UTF-8, `tokens` include <|endoftext|>."""
+    """An amount of data: `text_bytes` is what its tokens decode to, in UTF-8.
+
+    `tokens` include those that end documents.
+    """
 
     documents: int = 0
     tokens: int = 0
@@ -61,10 +59,9 @@ class Stats:
     splits: dict[str, Amount]
     sources: dict[str, Amount]
     lengths: Lengths
-    # How often each id occurs, and the bytes it stands for.
+    # How often each id occurs, and what it stands for.
     token_counts: Int64
-    token_bytes: list[bytes]
-    end_of_text: int
+    spelling: Spelling
     duplicates: Duplicates | None
 
     @property
@@ -80,12 +77,6 @@ class Stats:
         order = np.argsort(-self.token_counts, kind="stable")[:count]
         return [(i, n) for i in order.tolist() if (n := int(self.token_counts[i]))]
 
-    def spell(self, token: int) -> str:
-        """A token as text that shows what is invisible."""
-        return (
-            "<|endoftext|>" if token == self.end_of_text else escape_token(self.token_bytes[token])
-        )
-
     def largest_sources(self) -> list[tuple[str, Amount]]:
         """The sources, those of most tokens first."""
         return sorted(self.sources.items(), key=lambda entry: (-entry[1].tokens, entry[0]))
@@ -100,8 +91,8 @@ def measure_set(shards: Shards, split: str | None = None, duplicates: bool = Tru
         raise ValueError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}")
     manifest = shards.manifest
     chosen = [shard for shard in manifest.shards if split in (None, shard.split)]
-    contents = read_token_bytes(load_checked_tokenizer(shards.folder, manifest))
-    counter = SetCounter(shards, contents, sum(shard.num_tokens for shard in chosen))
+    spelling = read_set_spelling(shards.folder, manifest)
+    counter = SetCounter(shards, spelling, sum(shard.num_tokens for shard in chosen))
     for shard in chosen:
         counter.count_shard(shard)
     counter.progress.finish()
@@ -111,8 +102,7 @@ def measure_set(shards: Shards, split: str | None = None, duplicates: bool = Tru
         counter.sources,
         counter.lengths.finish(),
         counter.token_counts,
-        contents,
-        manifest.end_of_text,
+        spelling,
         count_duplicates(shards.folder, chosen) if duplicates else None,
     )
 
@@ -122,15 +112,14 @@ class SetCounter:
     """Int64 shard after shard."""
 
     shards: Shards
-    token_bytes: list[bytes]
+    spelling: Spelling
     num_tokens: int
     splits: dict[str, Amount] = field(default_factory=lambda: {s: Amount() for s in SPLITS})
     sources: dict[str, Amount] = field(default_factory=dict)
     lengths: LengthCounter = field(default_factory=LengthCounter)
 
     def __post_init__(self) -> None:
-        self.bytes_of = count_token_bytes(self.token_bytes)
-        self.token_counts: Int64 = np.zeros(len(self.bytes_of), np.int64)
+        self.token_counts: Int64 = np.zeros(len(self.spelling.inner), np.int64)
         self.progress = ReadProgress("tokens", self.num_tokens)
 
     def count_shard(self, shard: Shard) -> None:
@@ -139,27 +128,31 @@ class SetCounter:
         start = 0
         for source, sizes in read_stretches(self.shards, shard):
             stop = start + int(sizes.sum())
-            amount = Amount(len(sizes), stop - start)
-            for place in range(start, stop, BLOCK_TOKENS):
-                block = tokens[place : min(place + BLOCK_TOKENS, stop)]
-                amount.text_bytes += self._count_tokens(shard, block)
+            counts = self._count_tokens(shard, tokens[start:stop])
+            num_bytes = self.spelling.count_bytes(tokens[start:stop], sizes, counts)
+            amount = Amount(len(sizes), stop - start, num_bytes)
             if source != REMOVED:
                 self.lengths.add(sizes)
             self.sources.setdefault(source, Amount()).add(amount)
             self.splits[shard.split].add(amount)
             start = stop
 
-    def _count_tokens(self, shard: Shard, block: Tokens) -> int:
-        """Count a block's ids; returns the bytes of text that they stand for."""
-        counts = np.bincount(block, minlength=len(self.bytes_of))
-        if len(counts) > len(self.bytes_of):
-            raise ValueError(
-                f"{self.shards.folder / shard.name}: holds the id {len(counts) - 1}; the tokenizer "
-                f"has {len(self.bytes_of):,}; {advise_verify(self.shards.folder)}"
-            )
+    def _count_tokens(self, shard: Shard, tokens: Tokens) -> Int64:
+        """How often each id occurs in some of a shard's tokens, a block at a time."""
+        num_ids = len(self.token_counts)
+        counts: Int64 = np.zeros(num_ids, np.int64)
+        for place in range(0, len(tokens), BLOCK_TOKENS):
+            block = tokens[place : place + BLOCK_TOKENS]
+            largest = int(block.max())
+            if largest >= num_ids:
+                raise ValueError(
+                    f"{self.shards.folder / shard.name}: holds the id {largest}; the tokenizer "
+                    f"has {num_ids:,}; {advise_verify(self.shards.folder)}"
+                )
+            counts += np.bincount(block, minlength=num_ids)
+            self.progress.add(len(block))
         self.token_counts += counts
-        self.progress.add(len(block))
-        return int(counts @ self.bytes_of)
+        return counts
 
 
 def read_stretches(shards: Shards, shard: Shard) -> Iterator[tuple[str, Int64]]:
@@ -199,7 +192,7 @@ def describe_json(stats: Stats, top: int) -> Json:
         "ids_used": int((stats.token_counts > 0).sum()),
         "ids": len(stats.token_counts),
         "frequent_tokens": [
-            {"id": i, "text": stats.spell(i), "count": count, "share": count / total.tokens}
+            {"id": i, "text": stats.spelling.show(i), "count": count, "share": count / total.tokens}
             for i, count in stats.frequent_tokens(top)
         ],
         "duplicates": asdict(stats.duplicates) if stats.duplicates else None,

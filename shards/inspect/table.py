@@ -60,7 +60,8 @@ def describe_lengths(stats: Stats) -> Iterator[str]:
     if not lengths.num_documents:
         return
     mean = lengths.num_tokens / lengths.num_documents
-    yield f"tokens per document, <|endoftext|> included: {mean:,.1f} on average"
+    end = escape_line(stats.spelling.name(stats.spelling.end_of_text))
+    yield f"tokens per document, {end} included: {mean:,.1f} on average"
     marks = [("min", 0.0), *((f"{p:g} %", p) for p in PERCENTILES), ("max", 100.0)]
     values = [f"{lengths.percentile(percent):,}" for _, percent in marks]
     widths = [max(len(name), len(value)) for (name, _), value in zip(marks, values, strict=True)]
@@ -84,4 +85,4 @@ def describe_tokens(stats: Stats, top: int) -> Iterator[str]:
     yield f"{used:,} of {len(stats.token_counts):,} ids occur; the most frequent:"
     for token, count in stats.frequent_tokens(top):
         share = count / max(stats.total.tokens, 1)
-        yield f'{token:>6} {count:>19,} {share:>7.2%}  "{stats.spell(token)}"'
+        yield f'{token:>6} {count:>19,} {share:>7.2%}  "{stats.spelling.show(token)}"'

@@ -101,7 +101,7 @@ def verify_tokens(folder: Path, shard: Shard, manifest: Manifest, ends: Int64 | 
     if largest >= manifest.vocab_size:
         return f"holds the id {largest}; the tokenizer has {manifest.vocab_size}"
     if num_open:
-        return f"has {num_open:,} documents that do not end in <|endoftext|>"
+        return f"has {num_open:,} documents that do not end in the end-of-document token"
     return None
 
 

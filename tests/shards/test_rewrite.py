@@ -14,7 +14,7 @@ from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter
 from shards.format import Shard
 from shards.inspect.verify import verify_sidecar, verify_tokens
 from shards.sidecar import BLANK_HASH, ROWS_SCHEMA, SIDECAR_SCHEMA, count_tokens
-from shards.tokenizer import load_tokenizer
+from shards.tokenizer import load_tokenizer, read_spelling
 from shards.writer import ShardWriter, WrittenShard
 from tests.texts import make_texts, prepare_quietly, write_parquet
 
@@ -139,7 +139,7 @@ def test_a_shard_of_which_nothing_is_left_is_none(finished_set: Path, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_more_documents_than_a_row_group(tmp_path: Path) -> None:
+def test_more_documents_than_a_row_group(finished_set: Path, tmp_path: Path) -> None:
     """Places behind the first row group are counted on."""
     count = 150_000
     sizes = np.random.default_rng(0).integers(1, 5, count)
@@ -150,7 +150,8 @@ def test_more_documents_than_a_row_group(tmp_path: Path) -> None:
     [written] = writer.finish()
     removed = np.arange(1, count, 3)
     (tmp_path / "work").mkdir()
-    rewriter = Rewriter(tmp_path, tmp_path / "work", 50256, np.ones(1 << 16, np.int64), False)
+    spelling = read_spelling(load_tokenizer(finished_set / "tokenizer.json"), 50256)
+    rewriter = Rewriter(tmp_path, tmp_path / "work", spelling, False)
     result = rewriter.rewrite(written.shard, removed, "train-00000.bin", written.sidecar_sha256)
     is_kept = np.ones(count, np.bool_)
     is_kept[removed] = False

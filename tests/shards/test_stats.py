@@ -25,7 +25,7 @@ from shards.inspect.stats import REMOVED, describe_json, measure_set
 from shards.inspect.table import describe_stats
 from shards.reader import open_shards
 from shards.sidecar import ROWS_SCHEMA
-from shards.tokenizer import escape_token, load_tokenizer, read_token_bytes
+from shards.tokenizer import escape_token, load_tokenizer, read_spelling
 from shards.writer import ShardWriter, commit_shards
 from tests.texts import make_texts, prepare_quietly, write_parquet
 
@@ -238,7 +238,7 @@ def test_a_damaged_set_is_not_counted(finished_set: Path, tmp_path: Path) -> Non
 
 def test_tokens_stand_for_the_bytes_of_their_text(finished_set: Path) -> None:
     tokenizer = load_tokenizer(finished_set / "tokenizer.json")
-    contents = read_token_bytes(tokenizer)
+    contents = read_spelling(tokenizer, 50256).inner
     assert len(contents) == 50257
     assert contents[50256] == b""
     for text in [*make_texts(50), "\x00\x7f\xa0\xad é\u200b🙂", bytes(range(128)).decode()]:
