@@ -14,13 +14,17 @@ from shards.part import Part
 from shards.screen.names import quote
 from shards.screen.url import read_place
 
-# Suffixes of source files; prep/readers/formats.py has a reader for each.
-JSON_LINES = (".jsonl", ".ndjson", ".json")
+# Kinds of source files, by their suffix; prep/readers/formats.py has a reader for each.
+COLUMN_FILES = (".parquet",)
+TEXT_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".warc", ".wet")
+# What may follow the suffix of a text file, and the compression that it says.
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
 SUFFIXES = (
-    ".parquet",
-    *(f"{name}{packed}" for name in JSON_LINES for packed in ("", ".gz", ".zst")),
-    ".txt",
+    *COLUMN_FILES,
+    *(f"{name}{packing}" for packing in ("", *COMPRESSIONS) for name in TEXT_FILES),
 )
+# All of them in a few words.
+KINDS = f"{', '.join((*COLUMN_FILES, *TEXT_FILES))} (text also with .gz, .bz2, .xz or .zst)"
 # The options that choose the set's tokenizer.
 TOKENIZER_OPTIONS = ("tokenizer", "end_of_document", "begin_of_document")
 # Libraries that turn text into ids, fastest first.
@@ -33,7 +37,6 @@ MAX_WORKERS = 1 << 16
 # A decimal number as people type one. An exact fraction of 1e-999999999 would take all memory.
 MAX_DIGITS = 400
 EXPONENT = re.compile(r"[eE][-+]?[\d_]{4,}")
-
 # An option that an import has as well.
 ShardTokens = Annotated[
     int, typer.Option(help="Maximum tokens per shard; a longer document stays whole.")
@@ -170,9 +173,8 @@ class Request:
         tuple[str, ...],
         typer.Option(
             "--input",
-            help="Local text instead of a Hub dataset: a file, folder or glob of .parquet, .txt or "
-            f"JSON lines ({', '.join(JSON_LINES)}; also with .gz or .zst). May be given several "
-            "times.",
+            help="Local text instead of a Hub dataset: a file, folder or glob of "
+            f"{KINDS}. May be given several times.",
         ),
     ] = ()
     dataset: Annotated[str, typer.Option(help="Dataset on the Hugging Face Hub.")] = (

@@ -26,6 +26,20 @@ class Piece:
     stamp: Stamp | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """What to read from a file, and how."""
+
+    text_column: str
+    # Other columns to read, for the filters.
+    columns: tuple[str, ...]
+    blank_line_documents: bool
+    # Whether bad documents are left out, and told by `Documents.bad`; else they are errors.
+    skips_bad: bool
+    # The file's compression, as `open_stream` has it.
+    codec: str | None = None
+
+
 # Begins the reasons under which bad documents are counted as dropped.
 BAD = "bad: "
 
@@ -58,7 +72,7 @@ class Documents(NamedTuple):
 
     texts: pa.Array  # large_string, valid UTF-8; null = null in the source
     urls: pa.Array  # string, or null
-    rows: Int64  # parquet: row; .jsonl: line; .txt: block; all counted from 0
+    rows: Int64  # counted from 0: docs/formats.md says of what
     repaired: npt.NDArray[np.bool_]  # whether U+FFFD stands for what was invalid in the text
     columns: dict[str, pa.Array]  # the other columns that were asked for
     # Those that could not be read, by their place in the batch; their text is null.
@@ -67,9 +81,8 @@ class Documents(NamedTuple):
     row_name: str = "row"
 
     def name(self, place: int) -> str:
-        """What to call a document in a message; lines are counted from 1, as editors do."""
-        row = int(self.rows[place]) + (self.row_name == "line")
-        return f"{self.path}, {self.row_name} {row}"
+        """What to call a document in a message."""
+        return name_row(self.path, self.row_name, int(self.rows[place]))
 
     @property
     def num_bytes(self) -> Int64:
@@ -103,6 +116,15 @@ class Documents(NamedTuple):
             columns={name: values[:count] for name, values in self.columns.items()},
             bad={place: error for place, error in self.bad.items() if place < count},
         )
+
+
+def name_row(path: str, row_name: str, row: int) -> str:
+    """What to call a document in a message; lines are counted from 1, as editors do.
+
+    >>> name_row("a.jsonl", "line", 0), name_row("a.csv", "row", 0)
+    ('a.jsonl, line 1', 'a.csv, row 0')
+    """
+    return f"{path}, {row_name} {row + (row_name == 'line')}"
 
 
 def find_offsets(texts: pa.Array) -> Int64:

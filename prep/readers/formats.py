@@ -5,7 +5,7 @@ names the file and says what to do. A new format is a reader, a row of
 FORMATS, and its suffix in prep/request.py.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,23 +14,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from prep.readers.documents import MISSING, BadDocument, Documents, Piece
+from prep.readers.batches import MAX_BATCH_BYTES, MAX_BATCH_DOCUMENTS, collect, find_excess
+from prep.readers.documents import BadDocument, Documents, Piece, ReadOptions
 from prep.readers.door import check_readable
-from prep.readers.keys import unite
-from prep.readers.lines import (
-    Document,
-    find_excess,
-    list_keys,
-    read_blocks,
-    read_json_lines,
-    read_whole,
-    split_lines,
-)
+from prep.readers.items import is_list, split_json, split_lines
+from prep.readers.objects import read_objects
 from prep.readers.parquet import make_valid, measure_column, read_columns, split_row_groups
-from prep.request import JSON_LINES, SUFFIXES
+from prep.readers.tables import DELIMITERS, read_table
+from prep.readers.text import read_text
+from prep.readers.warc import read_warc
+from prep.request import COLUMN_FILES, COMPRESSIONS, KINDS, TEXT_FILES
 
-MAX_BATCH_DOCUMENTS = 1000
-MAX_BATCH_BYTES = 8 << 20
 MAX_ROW_GROUPS = 1 << 31
 # Compressed text is about a quarter of its size.
 COMPRESSION_RATIO = 4
@@ -41,25 +35,13 @@ Cut = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class ReadOptions:
-    """What to read from a file."""
-
-    text_column: str
-    # Other columns to read, for the filters.
-    columns: tuple[str, ...]
-    blank_line_documents: bool
-    # Whether bad documents are left out, and told by `Documents.bad`; else they are errors.
-    skips_bad: bool
-
-
-@dataclass(frozen=True)
 class Format:
     """How the files of one format are read."""
 
     read: Callable[[Piece, ReadOptions], Iterator[Documents]]
     # About how many bytes of text a file has, in the named column if it has columns.
     estimate: Callable[[Path, str], int]
-    # Cuts a file into pieces of about this many bytes; None if files of this format stay whole.
+    # Cuts a file that is not compressed into pieces of about this many bytes; None = never.
     split: Callable[[Path, int], list[Cut]] | None = None
 
 
@@ -82,8 +64,8 @@ def read_documents(
     BadDocument if the file itself is bad; the documents before that may have been yielded.
     """
     path = Path(piece.path)
-    form = find_format(path)
-    options = ReadOptions(text_column, tuple(columns), blank_line_documents, skips_bad)
+    form, codec = find_format(path)
+    options = ReadOptions(text_column, tuple(columns), blank_line_documents, skips_bad, codec)
     with _naming_errors(path):
         yield from form.read(piece, options)
 
@@ -93,10 +75,10 @@ def split_file(path: Path, name: str, max_bytes: int) -> list[Piece]:
 
     Reading the pieces one after another is the same as reading the file.
     """
-    form = find_format(path)
+    form, codec = find_format(path)
     cuts: list[Cut] = []
     with _naming_errors(path):
-        if form.split is not None and path.stat().st_size > max_bytes:
+        if form.split is not None and codec is None and path.stat().st_size > max_bytes:
             cuts = form.split(path, max_bytes)
     if len(cuts) < 2:
         return [Piece(str(path), name)]
@@ -105,17 +87,20 @@ def split_file(path: Path, name: str, max_bytes: int) -> list[Piece]:
 
 def estimate_text_bytes(path: Path, text_column: str) -> int:
     """Estimate the bytes of text in a file, from its size or, for parquet, from its footer."""
-    form = find_format(path)
+    form, codec = find_format(path)
     with _naming_errors(path):
-        return form.estimate(path, text_column)
+        return form.estimate(path, text_column) * (COMPRESSION_RATIO if codec else 1)
 
 
-def find_format(path: Path) -> "Format":
-    """The format that a file's name says; ValueError if it is not one of FORMATS."""
+def find_format(path: Path) -> tuple[Format, str | None]:
+    """The format that a file's name says, and its compression; ValueError for an unknown one."""
+    name = path.name.lower()
+    packing = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
+    codec = COMPRESSIONS.get(packing)
     for suffix, form in FORMATS.items():
-        if path.name.lower().endswith(suffix):
-            return form
-    raise ValueError(f"{path}: unknown kind of file; expected {', '.join(FORMATS)}")
+        if name.removesuffix(packing).endswith(suffix) and not (codec and suffix in COLUMN_FILES):
+            return form, codec
+    raise ValueError(f"{path}: unknown kind of file; expected {KINDS}")
 
 
 @contextmanager
@@ -178,120 +163,47 @@ def _find_too_large(documents: Documents, options: ReadOptions) -> dict[int, Bad
     return bad
 
 
-def _read_lines(
-    piece: Piece, options: ReadOptions, codec: str | None = None
-) -> Iterator[Documents]:
-    documents = _read_piece(piece, options, codec)
-    if options.columns:
-        documents = _expect_keys(documents, piece, options, codec)
-    yield from _batch(documents, piece.path, "line", options.columns)
+def _read_json_lines(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
+    documents = read_objects(piece, options, "line")
+    return collect(documents, piece.path, "line", options.columns)
 
 
-def _read_piece(piece: Piece, options: ReadOptions, codec: str | None) -> Iterator[Document]:
-    return read_json_lines(
-        Path(piece.path),
-        codec,
-        options.text_column,
-        options.columns,
-        piece.start,
-        piece.stop,
-        piece.first_row,
-        options.skips_bad,
-    )
+def _read_json(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
+    """A .json is one list of objects, or has one on each line."""
+    if piece.start or not is_list(Path(piece.path), options.codec):
+        return _read_json_lines(piece, options)
+    documents = read_objects(piece, options, "item")
+    return collect(documents, piece.path, "item", options.columns)
 
 
-def _expect_keys(
-    documents: Iterable[Document], piece: Piece, options: ReadOptions, codec: str | None
-) -> Iterator[Document]:
-    """Pass documents on; ValueError at the end if none of the file has one of the keys.
-
-    A slip would drop them all. A piece without the key is looked up in its whole file.
-    """
-    unseen = set(enumerate(options.columns))
-    has_documents = False
-    for document in documents:
-        if unseen and document.bad is None:
-            has_documents = True
-            unseen -= {entry for entry in unseen if document.values[entry[0]] is not MISSING}
-        yield document
-    if not (unseen and has_documents):
-        return
-    if piece.start or piece.stop is not None:
-        for document in _read_piece(Piece(piece.path, piece.name), options, codec):
-            unseen -= {entry for entry in unseen if document.values[entry[0]] is not MISSING}
-            if not unseen:
-                return
-    _, key = min(unseen)
-    raise ValueError(
-        f"{piece.path}: no key {key!r} on any line; the keys are "
-        f"{list_keys(Path(piece.path), codec)}; name one of them in --where, or leave the file out"
-    )
+def _read_table(piece: Piece, options: ReadOptions, suffix: str) -> Iterator[Documents]:
+    documents = read_table(piece, options, DELIMITERS[suffix])
+    return collect(documents, piece.path, "row", options.columns)
 
 
 def _read_text(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
-    path = Path(piece.path)
-    if options.columns:
-        raise ValueError(f"{path}: is text without columns, so there is no {options.columns[0]!r}")
-    if options.blank_line_documents:
-        yield from _batch(read_blocks(path, options.skips_bad), piece.path, "block")
-    else:
-        yield from _batch(read_whole(path), piece.path)
+    return collect(read_text(piece, options), piece.path, "block")
 
 
-def _estimate_plain(path: Path, text_column: str) -> int:
+def _read_warc(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
+    return collect(read_warc(piece, options), piece.path, "record", options.columns)
+
+
+def _estimate_by_size(path: Path, text_column: str) -> int:
     return path.stat().st_size
 
 
-def _estimate_compressed(path: Path, text_column: str) -> int:
-    return path.stat().st_size * COMPRESSION_RATIO
-
-
-def _batch(
-    documents: Iterable[Document], path: str, row_name: str = "row", columns: Sequence[str] = ()
-) -> Iterator[Documents]:
-    """Collect documents into batches."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        text = document.text
-        # Characters or bytes: either keeps a batch from growing without bound.
-        size += text.as_buffer().size if isinstance(text, pa.Scalar) else len(text or "")
-        if len(batch) == MAX_BATCH_DOCUMENTS or size >= MAX_BATCH_BYTES:
-            transposed = _transpose(batch, path, row_name, columns)
-            del document, text  # Large texts are not held twice while they are encoded.
-            batch, size = [], 0
-            yield transposed
-            del transposed
-    if batch:
-        yield _transpose(batch, path, row_name, columns)
-
-
-def _transpose(
-    batch: list[Document], path: str, row_name: str, columns: Sequence[str]
-) -> Documents:
-    texts, urls, rows, repaired, others, bad = zip(*batch, strict=True)
-    return Documents(
-        pa.array(texts, pa.large_string()),
-        pa.array(urls, pa.string()),
-        np.array(rows, np.int64),
-        np.array(repaired, np.bool_),
-        {name: unite([row[i] for row in others]) for i, name in enumerate(columns)},
-        {place: error for place, error in enumerate(bad) if error},
-        path,
-        row_name,
-    )
-
-
-_LINES = {
-    "": Format(_read_lines, _estimate_plain, split_lines),
-    ".gz": Format(partial(_read_lines, codec="gzip"), _estimate_compressed),
-    ".zst": Format(partial(_read_lines, codec="zstd"), _estimate_compressed),
-}
+# By the suffix of the file, which a compression's may follow if it is one of text.
 FORMATS: dict[str, Format] = {
     ".parquet": Format(_read_parquet, measure_column, split_row_groups),
-    **{f"{name}{packed}": _LINES[packed] for name in JSON_LINES for packed in _LINES},
-    ".txt": Format(_read_text, _estimate_plain),
+    ".jsonl": Format(_read_json_lines, _estimate_by_size, split_lines),
+    ".ndjson": Format(_read_json_lines, _estimate_by_size, split_lines),
+    ".json": Format(_read_json, _estimate_by_size, split_json),
+    ".csv": Format(partial(_read_table, suffix=".csv"), _estimate_by_size),
+    ".tsv": Format(partial(_read_table, suffix=".tsv"), _estimate_by_size),
+    ".txt": Format(_read_text, _estimate_by_size),
+    ".warc": Format(_read_warc, _estimate_by_size),
+    ".wet": Format(_read_warc, _estimate_by_size),
 }
 # The help of --input and its error messages list them.
-assert tuple(FORMATS) == SUFFIXES
+assert tuple(FORMATS) == (*COLUMN_FILES, *TEXT_FILES)

@@ -1,9 +1,14 @@
-"""Files opened for reading, decompressed as they are read: gzip, zstd or plain."""
+"""Files opened for reading, decompressed as they are read: gzip, bzip2, xz, zstd or plain."""
 
+import bz2
 import io
+import lzma
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 import zstandard
 
@@ -11,6 +16,8 @@ BUFFER_BYTES = 4 << 20
 _READ_BYTES = 1 << 20
 # The most that `zstd --long=31` makes; a decoder takes what the file's own window needs.
 _MAX_WINDOW_BYTES = 1 << 31
+# The most that a .xz may ask for; `xz -9` needs 65 MiB, and all of it is taken at once.
+_MAX_XZ_BYTES = 1 << 30
 # What is decoded after the last byte of a .zst; if it does not come out, the file is cut short.
 _END = b"\0the end of the stream\0"
 # With a checksum behind it: the bytes of the frame end otherwise than its content, as they are
@@ -19,15 +26,20 @@ _END_FRAME = zstandard.ZstdCompressor(write_checksum=True).compress(_END)
 
 
 def open_stream(path: Path, codec: str | None) -> BinaryIO:
-    """Open a file for reading, decompressed as `codec` says: "gzip", "zstd" or None.
+    """Open a file for reading, decompressed as `codec` says: a value of COMPRESSIONS, or None.
 
     Several compressed files joined into one are read to the last. While it is read, OSError for
-    what is damaged or cut short.
+    what is damaged or cut short, and MemoryError for what takes more memory than there may be.
     """
     if codec is None:
         return open(path, "rb")
-    decoder = {"gzip": GzipMembers, "zstd": ZstdFrames}[codec]
-    return cast(BinaryIO, io.BufferedReader(decoder(open(path, "rb")), BUFFER_BYTES))
+    begin = ZstdFrames if codec == "zstd" else partial(Members, packing=_MEMBERS[codec])
+    return cast(BinaryIO, io.BufferedReader(begin(open(path, "rb")), BUFFER_BYTES))
+
+
+def peek(file: BinaryIO, num_bytes: int) -> bytes:
+    """The first bytes of a stream, which are read again; more than asked for, or fewer."""
+    return cast(io.BufferedReader, file).peek(num_bytes)
 
 
 class Decoder(io.RawIOBase):
@@ -44,43 +56,109 @@ class Decoder(io.RawIOBase):
         super().close()
 
 
-class GzipMembers(Decoder):
-    """The members of a gzip file, one after another; zeros after one are padding, as tapes have."""
+class Member(Protocol):
+    """The decompressor of one member, as the modules bz2 and lzma have them."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class GzipMember:
+    """A gzip member's, made from zlib's, which keeps no input itself."""
+
+    def __init__(self) -> None:
+        self.inner = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self.inner.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self.inner.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self.inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self.inner.decompress(self.inner.unconsumed_tail + data, max_length)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A compression whose files are members, one after another."""
+
+    begin: Callable[[], Member]
+    # Zeros between members and after the last come in multiples of this; 0 = there are none.
+    padding: int
+
+
+_MEMBERS = {
+    "gzip": Packing(GzipMember, 1),  # As tapes pad.
+    "bzip2": Packing(bz2.BZ2Decompressor, 0),
+    "xz": Packing(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _MAX_XZ_BYTES), 4),
+}
+
+
+class Members(Decoder):
+    """The members of a compressed file, each of them whole, and nothing else between them."""
+
+    def __init__(self, file: BinaryIO, packing: Packing) -> None:
         super().__init__(file)
-        self.member = zlib.decompressobj(wbits=31)
+        self.packing = packing
+        self.member = packing.begin()
         self.has_begun = False
-        self.compressed = b""
+        # What was read from the file and not yet given to a member.
+        self.ahead = b""
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """Fill some of a buffer; returns the number of bytes, 0 at the end."""
-        while True:
-            if self.member.eof and not self._find_member():
-                return 0
-            self.compressed = self.compressed or self.file.read(_READ_BYTES)
-            if not self.compressed:
-                if self.has_begun:
+        while not self.member.eof or self._find_member():
+            compressed = b""
+            if self.member.needs_input:
+                compressed, self.ahead = self.ahead or self.file.read(_READ_BYTES), b""
+                if not compressed and not self.has_begun:
+                    return 0
+                if not compressed:
                     raise OSError("the compressed stream ends before its end")
-                return 0
             self.has_begun = True
-            try:
-                content = self.member.decompress(self.compressed, len(buffer))
-            except zlib.error as error:
-                raise OSError(str(error)) from None
-            self.compressed = self.member.unused_data or self.member.unconsumed_tail
+            content = self._decompress(compressed, len(buffer))
+            if self.member.eof:
+                self.ahead = self.member.unused_data
             if content:
                 buffer[: len(content)] = content
                 return len(content)
+        return 0
+
+    def _decompress(self, compressed: bytes, size: int) -> bytes:
+        try:
+            return self.member.decompress(compressed, size)
+        except zlib.error as error:
+            raise OSError(str(error)) from None
+        except lzma.LZMAError as error:
+            if "memory" in str(error).lower():
+                limit = f"{_MAX_XZ_BYTES >> 20} MiB"
+                raise MemoryError(f"its dictionary takes more than {limit}") from None
+            raise OSError(str(error)) from None
 
     def _find_member(self) -> bool:
         """Skip padding; returns whether another member follows."""
-        while not (rest := self.compressed.lstrip(b"\0")):
-            self.compressed = self.file.read(_READ_BYTES)
-            if not self.compressed:
-                return False
-        self.compressed, self.member = rest, zlib.decompressobj(wbits=31)
-        return True
+        num_zeros = 0
+        while compressed := self.ahead or self.file.read(_READ_BYTES):
+            self.ahead = compressed.lstrip(b"\0") if self.packing.padding else compressed
+            num_zeros += len(compressed) - len(self.ahead)
+            if self.ahead:
+                self.member = self.packing.begin()
+                break
+        if num_zeros and num_zeros % self.packing.padding:
+            raise OSError("zeros in the compressed stream that are no padding")
+        return bool(self.ahead)
 
 
 class ZstdFrames(Decoder):

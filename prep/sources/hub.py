@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from prep.request import SUFFIXES
+from prep.request import KINDS, SUFFIXES
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.hub_requests import (
     PATIENT,
@@ -101,7 +101,7 @@ def choose_files(
     if unread:
         raise HubError(
             f"{repo}: {unread[0].removeprefix(prefix)} ({len(unread):,} of {len(urls):,} files) "
-            f"cannot be read; expected {', '.join(SUFFIXES)}; convert the files and prepare them "
+            f"cannot be read; expected {KINDS}; convert the files and prepare them "
             "with --input"
         )
     return [url.removeprefix(prefix) for url in urls]

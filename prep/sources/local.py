@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prep.readers.door import check_name
-from prep.readers.lines import begins_with_document
+from prep.readers.objects import begins_with_document
 from prep.readers.stamp import Stamp, take_stamp
-from prep.request import SUFFIXES
+from prep.readers.tables import DELIMITERS, has_column
+from prep.request import KINDS
 from prep.sources.walk import Walk, is_pattern
 from shards.screen.lines import Say
 
@@ -49,7 +50,7 @@ def find_sources(
 
 def find_files(inputs: Sequence[str], text_column: str = "content") -> tuple[list[Path], str]:
     """The files that --input names, each real one once; and what was left out, in a line or ""."""
-    walk = Walk(lambda path: doubt_json(path, text_column))
+    walk = Walk(lambda path: doubt_file(path, text_column))
     paths: list[Path] = []
     for entry in inputs:
         before = walk.num_taken
@@ -57,8 +58,7 @@ def find_files(inputs: Sequence[str], text_column: str = "content") -> tuple[lis
         if walk.num_taken == before:
             left_out = walk.describe_left_out()
             raise ValueError(
-                f"{entry}: no file ending in {', '.join(SUFFIXES)} there"
-                + (f" ({left_out})" if left_out else "")
+                f"{entry}: no file ending in {KINDS} there" + (f" ({left_out})" if left_out else "")
             )
         paths += sorted(list(walk.found.values())[len(paths) :])
     return paths, walk.describe_left_out()
@@ -85,11 +85,14 @@ def make_source(path: Path, name: str) -> Source:
     return Source(name, stamp.num_bytes, path=str(path), stamp=stamp)
 
 
-def doubt_json(path: Path, text_column: str) -> str | None:
-    """Why a .json is left out of a folder: it does not begin as lines of documents do.
+def doubt_file(path: Path, text_column: str) -> str | None:
+    """Why a .json, .csv or .tsv is left out of a folder: it does not begin as documents do.
 
     Such files lie beside many data sets, and describe them.
     """
-    if path.suffix.lower() != ".json" or begins_with_document(path, text_column):
-        return None
-    return f".json without the key {text_column!r}"
+    suffix = path.suffix.lower()
+    if suffix == ".json" and not begins_with_document(path, text_column):
+        return f".json without the key {text_column!r}"
+    if suffix in DELIMITERS and not has_column(path, DELIMITERS[suffix], text_column):
+        return f"{suffix} without the column {text_column!r}"
+    return None

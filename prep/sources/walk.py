@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
 from prep.readers.door import examine, refuse_special
-from prep.request import SUFFIXES
+from prep.request import KINDS, SUFFIXES
 from shards.disk.layout import MANIFEST, PULL, TOKENIZER, VERSIONS, WORK
 
 # Tells a file from all others on this machine, whatever it is called.
@@ -46,7 +46,7 @@ class Walk:
         status = examine(path)
         refuse_special(path, status)
         if not has_suffix(path):
-            raise ValueError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}")
+            raise ValueError(f"{path}: expected a file ending in {KINDS}")
         self._take(path, status)
 
     def add_folder(self, path: Path) -> None:

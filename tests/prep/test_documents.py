@@ -19,7 +19,8 @@ import zstandard
 from prep.readers.documents import Piece
 from prep.readers.formats import estimate_text_bytes, read_documents, split_file
 from prep.readers.streams import open_stream
-from prep.request import SUFFIXES
+from prep.request import COMPRESSIONS, SUFFIXES
+from tests.packings import PACKERS, pack
 
 TEXTS = [
     "plain",
@@ -59,11 +60,7 @@ def join(pieces: list[Piece], column: str = "content", **options: Any) -> Found:
 def write_lines(path: Path, texts: list[str | None], **more: Any) -> Path:
     lines = [json.dumps({"content": text, **more}) + "\n" for text in texts]
     data = "".join(lines).encode()
-    if path.suffix.lower() == ".gz":
-        data = gzip.compress(data)
-    elif path.suffix.lower() == ".zst":
-        data = zstandard.compress(data)
-    path.write_bytes(data)
+    path.write_bytes(pack(data, path.name))
     return path
 
 
@@ -81,7 +78,11 @@ def count_bytes(texts: list[str | None]) -> int:
 
 
 @pytest.mark.parametrize(
-    "suffix", [*SUFFIXES[:-1], ".JSONL", ".Json.Gz", ".PARQUET", ".NdJson.ZST"]
+    "suffix",
+    [
+        *(suffix for suffix in SUFFIXES if "json" in suffix or suffix == ".parquet"),
+        *(".JSONL", ".Json.Gz", ".PARQUET", ".NdJson.ZST"),
+    ],
 )
 def test_texts_urls_and_rows_come_as_they_stand(tmp_path: Path, suffix: str) -> None:
     texts = [*TEXTS, None, "after null"]
@@ -318,7 +319,8 @@ def test_the_text_may_be_the_url_column(tmp_path: Path) -> None:
 def test_batches_are_bounded_by_count_and_bytes(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prep.readers.formats.MAX_BATCH_BYTES", 10_000)
+    for module in ("batches", "formats"):
+        monkeypatch.setattr(f"prep.readers.{module}.MAX_BATCH_BYTES", 10_000)
     texts: list[str | None] = ["s"] * 2500 + ["long " * 1000] * 10 + ["s"] * 10
     path = tmp_path / f"a{suffix}"
     if suffix == ".jsonl":
@@ -370,14 +372,14 @@ def test_a_long_line_is_read_like_a_short_one(
     path = tmp_path / "a.jsonl"
     path.write_bytes(line + b"\n" + line)
     short = read(path)
-    monkeypatch.setattr("prep.readers.lines._LONG_LINE_BYTES", 1)
+    monkeypatch.setattr("prep.readers.objects._LONG_BYTES", 1)
     assert read(path) == short
 
 
 def test_a_document_that_is_too_large_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prep.readers.lines.MAX_DOCUMENT_BYTES", 3 << 20)
+    monkeypatch.setattr("prep.readers.batches.MAX_DOCUMENT_BYTES", 3 << 20)
     text = "word " * (1 << 20)
     paths = {
         "line 2: a document of more than 3 MiB": write_lines(tmp_path / "a.jsonl", ["a", text]),
@@ -583,10 +585,10 @@ def test_a_zst_is_read_whatever_its_window(tmp_path: Path, window_log: int) -> N
         read(path)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+@pytest.mark.parametrize("suffix", [f".jsonl{packing}" for packing in PACKERS])
 def test_a_compressed_file_cut_at_any_byte_is_told(tmp_path: Path, suffix: str) -> None:
     path = write_lines(tmp_path / f"a{suffix}", ["some words"] * 20)
-    skippable = b"\x50\x2a\x4d\x18\x04\0\0\0abcd" if suffix.endswith("zst") else b""
+    skippable = b"\x50\x2a\x4d\x18\x04\0\0\0abcd" if ".zst" in suffix else b""
     data = skippable + path.read_bytes() + skippable
     path.write_bytes(data)
     assert len(read(path).texts) == 20
@@ -600,19 +602,19 @@ def test_a_compressed_file_cut_at_any_byte_is_told(tmp_path: Path, suffix: str) 
 
 
 @pytest.mark.parametrize("read_bytes", [1, 7, 64, 1 << 20])
-@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+@pytest.mark.parametrize("suffix", PACKERS)
 def test_a_stream_is_whole_or_an_error_wherever_it_is_cut_and_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, read_bytes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, read_bytes: int
 ) -> None:
     monkeypatch.setattr("prep.readers.streams._READ_BYTES", read_bytes)
     path = tmp_path / "a"
     content = random.Random(0).randbytes(60)  # Stored as it is, as it cannot be compressed.
-    packed = gzip.compress(content) if codec == "gzip" else zstandard.compress(content)
+    packed = pack(content, suffix)
     for size in range(1, 2 * len(packed) + 1):
         path.write_bytes((packed * 2)[:size])
-        with open_stream(path, codec) as file:
+        with open_stream(path, COMPRESSIONS[suffix]) as file:
             if size % len(packed):
-                with pytest.raises(OSError, match=r"stream|check|decompress"):
+                with pytest.raises(OSError, match=r"stream|check|decompress|data"):
                     file.read()
             else:
                 assert file.read() == content * (size // len(packed))
@@ -652,7 +654,7 @@ def test_a_key_with_dots_is_that_of_an_inner_object(tmp_path: Path) -> None:
             read(path, "json.text")
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".json.gz"])
+@pytest.mark.parametrize("suffix", [".ndjson", ".jsonl", ".jsonl.gz", ".json", ".json.gz"])
 @pytest.mark.parametrize(
     ("content", "found"),
     [
@@ -666,7 +668,10 @@ def test_json_that_is_not_lines_is_told_with_what_makes_lines_of_it(
     tmp_path: Path, suffix: str, content: bytes, found: str
 ) -> None:
     path = tmp_path / f"a{suffix}"
-    path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    path.write_bytes(pack(content, suffix))
+    if found == "is one JSON list" and ".json" in (suffix, path.with_suffix("").suffix):
+        assert len(read(path).texts) == content.count(b"content")
+        return
     with pytest.raises(ValueError, match=rf"{found}; expected one JSON object on each line, as jq"):
         read(path)
 
@@ -724,8 +729,10 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, suffix: str) -> N
 
 
 def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a.csv: unknown kind of file; expected .parquet, .jsonl"):
-        read(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match=r"a.pdf: unknown kind of file; expected .parquet, .jsonl"):
+        read(tmp_path / "a.pdf")
+    with pytest.raises(ValueError, match=r"a.parquet.gz: unknown kind of file"):
+        read(tmp_path / "a.parquet.gz")
 
 
 def test_stopping_early_does_not_hang_at_exit(tmp_path: Path) -> None:

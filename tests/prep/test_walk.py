@@ -37,7 +37,7 @@ def tree(tmp_path: Path) -> Path:
     folder = tmp_path / "in"
     for name in ("b.jsonl", "a.txt", "sub/c.NDJSON", "sub/deep/d.Json.gz", "x.jsonl/part-0.jsonl"):
         write(folder / name)
-    for name in ("e.csv", "sub/f.md", "sub/g.TXT.gz", "Makefile"):
+    for name in ("e.pdf", "sub/f.md", "sub/g.TXT.lz4", "Makefile"):
         write(folder / name)
     for name in ("._a.txt", "_old.jsonl", ".git/c.jsonl", "sub/_SUCCESS", "sub/_temporary/d.txt"):
         write(folder / name)
@@ -52,7 +52,7 @@ def test_a_folder_and_the_patterns_of_all_of_it_are_the_same(tree: Path, ending:
     names, line = find(f"{tree}{ending}")
     assert names == NAMES
     assert line == (
-        "7 files and 2 folders left out: .csv 1, .md 1, .txt.gz 1, hidden 3, hidden folders 2, "
+        "7 files and 2 folders left out: .md 1, .pdf 1, .txt.lz4 1, hidden 3, hidden folders 2, "
         "without a suffix 1"
     )
 
@@ -85,8 +85,8 @@ def test_a_name_with_brackets_is_the_file_that_has_it(tmp_path: Path) -> None:
 
 
 def test_nothing_to_read_is_told_with_what_is_there(tmp_path: Path) -> None:
-    write(tmp_path / "in/a.csv")
-    with pytest.raises(ValueError, match=r"no file ending in .* \(1 file left out: .csv 1\)"):
+    write(tmp_path / "in/a.pdf")
+    with pytest.raises(ValueError, match=r"no file ending in .* \(1 file left out: .pdf 1\)"):
         find(tmp_path / "in")
     with pytest.raises(ValueError, match="no such file or folder, and as a pattern it matches no"):
         find(tmp_path / "in/*.jsonl")
@@ -97,13 +97,27 @@ def test_a_json_beside_the_data_that_describes_it_is_left_out(tmp_path: Path) ->
     write(tmp_path / "in/b.json", '{"content": "lines"}\n{"content": "of documents"}\n')
     write(tmp_path / "in/info.json", '{"rows": 3}')
     write(tmp_path / "in/list.json", '[{"content": "a"}]')
+    write(tmp_path / "in/other.json", '[{"text": "a"}, {"content": "b"}]')
     write(tmp_path / "in/pretty.json", '{\n  "content": "a"\n}\n')
     names, line = find(tmp_path / "in")
-    assert names == ["a.jsonl", "b.json"]
+    assert names == ["a.jsonl", "b.json", "list.json"]
     assert line == "3 files left out: .json without the key 'content' 3"
-    for name, found in (("list", "is one JSON list"), ("pretty", "is JSON over several lines")):
-        with pytest.raises(ValueError, match=rf"{name}.json: {found}; expected .* as jq -c"):
-            prepare_quietly(tmp_path / "shards", tmp_path / f"in/{name}.json")
+    with pytest.raises(ValueError, match=r"pretty.json: is JSON over several lines; .* as jq -c"):
+        prepare_quietly(tmp_path / "shards", tmp_path / "in/pretty.json")
+
+
+def test_a_table_beside_the_data_without_the_column_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.jsonl")
+    write(tmp_path / "in/b.csv", "id,content\n1,a\n")
+    write(tmp_path / "in/info.csv", "id,rows\n1,3\n")
+    write(tmp_path / "in/info.TSV", "id\tcontents\n1\ta\n")
+    names, line = find(tmp_path / "in")
+    assert names == ["a.jsonl", "b.csv"]
+    assert line == (
+        "2 files left out: .csv without the column 'content' 1, .tsv without the column 'content' 1"
+    )
+    with pytest.raises(ValueError, match=r"info.csv: no column 'content' in its first line; the c"):
+        prepare_quietly(tmp_path / "shards", tmp_path / "in/info.csv")
 
 
 def test_the_command_says_what_it_leaves_out(tree: Path, tmp_path: Path) -> None:
@@ -111,7 +125,7 @@ def test_the_command_says_what_it_leaves_out(tree: Path, tmp_path: Path) -> None
         path.unlink()
     code, _, errors = velocity("prep", "--input", tree, "--out", tmp_path / "o", "--workers", 1)
     assert code == 0, errors
-    assert "6 files and 2 folders left out: .csv 1, .md 1, hidden 3, " in errors
+    assert "7 files and 2 folders left out: .md 1, .pdf 1, .txt.lz4 1, hidden 3, " in errors
     assert len(read_manifest(tmp_path / "o").content["sources"]["files"]) == 4
 
 
