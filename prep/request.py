@@ -173,16 +173,26 @@ class Request:
         tuple[str, ...],
         typer.Option(
             "--input",
-            help="Local text instead of a Hub dataset: a file, folder or glob of "
-            f"{KINDS}. May be given several times.",
+            help="Text instead of a Hub dataset, here or at a URL (https://, hf://datasets/, "
+            f"s3://, gs://): a file, folder or glob of {KINDS}. May be given several times.",
         ),
     ] = ()
     dataset: Annotated[str, typer.Option(help="Dataset on the Hugging Face Hub.")] = (
         "tiiuae/falcon-refinedweb"
     )
     dataset_config: Annotated[
-        str | None, typer.Option(help="Configuration of the dataset, if it has several.")
-    ] = None
+        tuple[str, ...],
+        typer.Option(
+            help="Configuration of the dataset, if it has several. May be given several times."
+        ),
+    ] = ()
+    data_files: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            help="Files of the dataset's repository instead of a split: a path, folder or quoted "
+            "glob such as 'en/*.json.gz'. May be given several times."
+        ),
+    ] = ()
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train"
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of the dataset; pinned to a commit.")
@@ -255,6 +265,12 @@ class Request:
         for name in TOKENIZER_OPTIONS:
             if (value := getattr(self, name)) is not None:
                 refuse_empty(name_option(name), [value])
+        refuse_empty("--dataset-config", self.dataset_config)
+        refuse_empty("--data-files", self.data_files)
+        if self.data_files and (self.dataset_config or self.split != "train"):
+            raise ValueError(
+                "--data-files names the files itself; leave out --dataset-config and --split"
+            )
         check_number("workers", self.workers, MAX_WORKERS)
         if self.engine not in ENGINES:
             raise ValueError(f"--engine is {self.engine}; expected {' or '.join(ENGINES)}")
@@ -280,7 +296,7 @@ class Request:
 
     def _check_finish(self) -> None:
         """Refuse options that the parts have already settled."""
-        sources = ("inputs", "dataset", "dataset_config", "split", "revision")
+        sources = ("inputs", "dataset", "dataset_config", "data_files", "split", "revision")
         how = (*TOKENIZER_OPTIONS, "encoder", "engine", "ray_address")
         usual = {entry.name: entry.default for entry in fields(self)}
         chosen = [name for name in (*sources, *how) if getattr(self, name) != usual[name]]

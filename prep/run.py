@@ -82,9 +82,8 @@ def do_units(request: Request, plan: Plan, ledger: Ledger, say: Say) -> int:
 def announce(request: Request, plan: Plan, undone: list[int], forecast: Forecast, say: Say) -> None:
     """Say what will be done and what it needs; ValueError if the disk is too small."""
     num_done = len(plan.units) - len(undone)
-    origin = f"{plan.hub.repo} at {plan.hub.revision[:12]}" if plan.hub else "local files"
     say(
-        f"{origin}: {len(plan.sources):,} files"
+        f"{name_origin(plan)}: {len(plan.sources):,} files"
         + (f" (a sample, {plan.policy.sample} of all)" if plan.policy.sample else "")
         + f", {format_bytes(sum(source.num_bytes for source in plan.sources))}, "
         f"about {format_bytes(plan.num_text_bytes)} of text, in {len(plan.units):,} units"
@@ -94,6 +93,16 @@ def announce(request: Request, plan: Plan, undone: list[int], forecast: Forecast
         f"about {format_count(forecast.num_tokens)} tokens to make; "
         + check_disk(request.out, forecast)
     )
+
+
+def name_origin(plan: Plan) -> str:
+    """Where the documents come from, in a few words."""
+    if plan.hub:
+        return f"{plan.hub.repo} at {plan.hub.revision[:12]}"
+    more = f" and {len(plan.urls) - 1:,} more URLs" if len(plan.urls) > 1 else ""
+    at_urls = [f"{url}{more}" for url in plan.urls[:1]]
+    has_local = len(plan.sources) > len(plan.at_urls) or not at_urls
+    return " and ".join([*(["local files"] if has_local else []), *at_urls])
 
 
 def run_units(request: Request, plan: Plan, ledger: Ledger, encoder: str, engine: Engine) -> None:
@@ -120,7 +129,7 @@ def run_units(request: Request, plan: Plan, ledger: Ledger, encoder: str, engine
             encoder,
             plan.tokenizer,
             ledger.remaining,
-            plan.hub_part(number) if plan.hub else None,
+            plan.remote_part(number),
         )
 
     total = sum(unit.num_bytes for unit in plan.units)

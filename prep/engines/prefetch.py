@@ -1,4 +1,4 @@
-"""Fetches files from the Hub while others are being encoded.
+"""Fetches files from the Hub, and from URLs, while others are being encoded.
 
 A few threads fetch the units' files in plan order, and a unit goes to a worker when its files are
 there. At most `max_units` units have files on disk, including those in progress.
@@ -12,8 +12,9 @@ from pathlib import Path
 from types import TracebackType
 
 from prep.planning.plan import Plan
-from prep.sources.hub_files import HubDataset, download, remove_files
-from prep.sources.hub_requests import PATIENT, Retry
+from prep.sources.download import download
+from prep.sources.remote import RemoteFile, remove_files
+from prep.sources.retry import PATIENT, Retry
 from prep.units.ledger import Ledger
 
 # Downloads at a time on one machine.
@@ -25,8 +26,8 @@ STOP_SECONDS = 1.0
 
 # Fetches the files of a unit, waiting between tries as the Retry says.
 Fetch = Callable[[int, Retry], None]
-# Fetches all files of a (part of a) dataset into a folder.
-FetchFiles = Callable[[HubDataset, Path, Retry], None]
+# Fetches files into a folder.
+FetchFiles = Callable[[tuple[RemoteFile, ...], Path, Retry], None]
 
 
 class StoppedError(Exception):
@@ -153,20 +154,20 @@ def prefetch_units(
     max_threads: int,
 ) -> Prefetch | None:
     """What fetches the files of the undone units; None for local files."""
-    if plan.hub is None:
+    if not plan.fetches:
         return None
     if any(folder.iterdir()):  # A kill may leave files of a unit that is done.
         for unit in ledger.receipts:
-            remove_files(plan.hub_part(unit), folder)
+            remove_files(plan.remote_part(unit), folder)
     return Prefetch(
         ledger.undone,
-        lambda unit, retry: fetch_files(plan.hub_part(unit), folder, retry),
+        lambda unit, retry: fetch_files(plan.remote_part(unit), folder, retry),
         max_units,
         max_threads,
     )
 
 
-def fetch_files(dataset: HubDataset, folder: Path, retry: Retry) -> None:
-    """Fetch the files of a (part of a) dataset that are not yet in a folder."""
-    for file in dataset.files:
-        download(dataset, file, folder, retry=retry)
+def fetch_files(files: tuple[RemoteFile, ...], folder: Path, retry: Retry) -> None:
+    """Fetch files that are not yet in a folder."""
+    for file in files:
+        download(file, folder, retry=retry)

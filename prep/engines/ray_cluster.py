@@ -27,8 +27,8 @@ from prep.engines.contract import (
 )
 from prep.engines.prefetch import fetch_files
 from prep.request import Request
-from prep.sources.hub_files import HubDataset
-from prep.sources.hub_requests import PATIENT, Retry
+from prep.sources.remote import RemoteFile
+from prep.sources.retry import PATIENT, Retry
 from prep.units.receipts import Receipt, read_receipt
 from prep.units.work import UnitJob, process_unit
 from shards.disk.layout import temporary_folder
@@ -138,24 +138,26 @@ def run_tasks(
         ray.shutdown()
 
 
-def fetch_by_task(dataset: HubDataset, folder: Path, retry: Retry) -> None:
-    """Fetch the files of a (part of a) dataset into `folder`, on any machine of the cluster.
+def fetch_by_task(files: tuple[RemoteFile, ...], folder: Path, retry: Retry) -> None:
+    """Fetch files into `folder`, on any machine of the cluster.
 
     It takes no core from the units in progress. The task waits between tries by its own `Retry`.
     """
     import ray
 
+    if not files:
+        return
     task = ray.remote(fetch_unit).options(
         num_cpus=0, max_retries=MAX_ATTEMPTS - 1, scheduling_strategy="SPREAD"
     )
-    take_result(task.remote(dataset, folder.absolute()), dataset.files[0].name)
+    take_result(task.remote(files, folder.absolute()), files[0].name)
 
 
-def fetch_unit(dataset: HubDataset, folder: Path) -> Exception | None:
+def fetch_unit(files: tuple[RemoteFile, ...], folder: Path) -> Exception | None:
     """The task: fetch, and return what went wrong, which Ray would otherwise wrap."""
     try:
         check_folder(folder, folder)
-        fetch_files(dataset, folder, PATIENT)
+        fetch_files(files, folder, PATIENT)
     except Exception as error:
         return error if isinstance(error, ValueError | OSError) else flatten(error)
     return None

@@ -22,7 +22,7 @@ class Forecast:
     source_bytes: int
     num_tokens: int
     set_bytes: int
-    # The most units whose Hub files are on disk at one time; 0 for local files.
+    # The most units whose fetched files are on disk at one time; 0 for local files.
     units_on_disk: int
     # The most that those files take together.
     download_bytes: int
@@ -48,15 +48,16 @@ def forecast_run(plan: Plan, undone_units: list[int], workers: int, num_parts: i
     set_bytes = int(num_tokens * plan.tokenizer.token_bytes * (1 + SIDECAR_SHARE))
     share = num_tokens / max(all_tokens, 1)
     units_on_disk = 0
-    if plan.hub:
-        units_on_disk = num_parts * count_units_on_disk(workers, share * len(sizes))
-    download_bytes = sum(sorted(sizes, reverse=True)[:units_on_disk])
+    fetched = [plan.units[unit].num_bytes for unit in undone_units if plan.remote_part(unit)]
+    if fetched:
+        units_on_disk = num_parts * count_units_on_disk(workers, share * len(fetched))
+    download_bytes = sum(sorted(fetched, reverse=True)[:units_on_disk])
     source_bytes = max(int(sum(sizes) * share), download_bytes)
     return Forecast(source_bytes, num_tokens, set_bytes, units_on_disk, download_bytes)
 
 
 def count_units_on_disk(workers: int, expected_units: float) -> int:
-    """How many units may have Hub files on disk at one time.
+    """How many units may have fetched files on disk at one time.
 
     One in progress and one waiting for each worker, and two on their way; at most 1.5 times the
     units that the run is expected to take, if --max-tokens or --max-documents ends it early.

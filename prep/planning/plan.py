@@ -5,16 +5,18 @@ named after its number, so the output is the same whoever does the work and in w
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from prep.planning.subset import choose_sample
 from prep.readers.documents import BadDocument, Piece
-from prep.readers.formats import estimate_text_bytes, split_file
+from prep.readers.formats import COMPRESSION_RATIO, estimate_text_bytes, split_file
 from prep.request import Policy
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.local import Source, find_sources
+from prep.sources.places import name_places, part_inputs, with_urls
+from prep.sources.remote import RemoteFile
 from prep.tokenizer.identity import TOKENIZER_SHAPE, SetTokenizer, restore_tokenizer
 from shards.disk.json_files import Json, hash_canonical, load_json
 from shards.disk.shapes import HASH, OrNull, find_misshape
@@ -31,6 +33,7 @@ PLAN_SHAPE = {
     "content": {
         "schema_version": int,
         "hub": OrNull({"repo": str, "split": str, "revision": str}),
+        "urls?": [str],
         "sources": [list],
         "policy": {"validation_fraction": str, "where?": [str]},
         "tokenizer_sha256": HASH,
@@ -60,18 +63,19 @@ class Plan:
     tokenizer: SetTokenizer
     hub: HubDataset | None
     num_text_bytes: int
+    # Files at URLs that --input gave: which URLs, without keys, and what was found there.
+    urls: tuple[str, ...] = ()
+    at_urls: tuple[RemoteFile, ...] = ()
 
     @property
     def content(self) -> Json:
         """What the plan's id is computed from: names and numbers, no paths of this machine."""
-        hub = None
-        if self.hub:
-            hub = {key: value for key, value in asdict(self.hub).items() if key != "files"}
         in_plan = self.tokenizer.in_plan
         return {
             "schema_version": PLAN_SCHEMA_VERSION,
-            "hub": hub,
-            "sources": [[s.name, s.num_bytes, s.sha256, s.git_sha1] for s in self.sources],
+            "hub": self.hub.content if self.hub else None,
+            **({"urls": list(self.urls)} if self.urls else {}),
+            "sources": [self._describe(source) for source in self.sources],
             "policy": self.policy.content,
             "tokenizer_sha256": self.tokenizer.sha256,
             **({} if in_plan is None else {"tokenizer": in_plan}),
@@ -80,43 +84,67 @@ class Plan:
             ],
         }
 
+    def _describe(self, source: Source) -> list[str | int | None]:
+        entry: list[str | int | None] = [
+            source.name,
+            source.num_bytes,
+            source.sha256,
+            source.git_sha1,
+        ]
+        file = self._remote.get(source.name)
+        return entry if self.hub or file is None else [*entry, file.pin, file.place]
+
     @property
     def plan_id(self) -> str:
         """Binds receipts to the plan they were made under."""
         return hash_canonical(self.content)
 
-    def hub_part(self, unit: int) -> HubDataset:
-        """The Hub dataset with only the files of one unit."""
-        assert self.hub is not None
-        files = tuple(self._hub_files[piece.name] for piece in self.units[unit].pieces)
-        return replace(self.hub, files=files)
+    @property
+    def fetches(self) -> bool:
+        """Whether files must be fetched."""
+        return bool(self._remote)
+
+    def remote_part(self, unit: int) -> tuple[RemoteFile, ...]:
+        """The files of one unit that are not on this machine."""
+        names = dict.fromkeys(piece.name for piece in self.units[unit].pieces)
+        return tuple(self._remote[name] for name in names if name in self._remote)
 
     @cached_property
-    def _hub_files(self) -> dict[str, HubFile]:
-        return {file.name: file for file in self.hub.files} if self.hub else {}
+    def _remote(self) -> dict[str, RemoteFile]:
+        if self.hub:
+            return {file.name: self.hub.locate(file) for file in self.hub.files}
+        return {file.name: file for file in self.at_urls}
 
 
-def plan_local_files(
+def plan_inputs(
     inputs: Sequence[str],
     policy: Policy,
     tokenizer: SetTokenizer,
     say: Say = lambda line: None,
+    at_urls: tuple[RemoteFile, ...] = (),
 ) -> Plan:
-    """Plan a set from files on this machine: paths, folders and patterns.
+    """Plan a set from what --input gives: paths, folders and patterns, then files at URLs.
 
-    `say` gets a line about the files that are left out.
+    `at_urls` is what its URLs mean. `say` gets a line about the local files that are left out.
     """
-    sources = choose_sample(find_sources(inputs, policy.text_column, say), policy.sample)
+    paths, urls = part_inputs(inputs)
+    found = find_sources(paths, policy.text_column, say) if paths else []
+    local = choose_sample(found, policy.sample) if found else []
+    remote = [Source(file.name, file.num_bytes, file.sha256, file.git_sha1) for file in at_urls]
+    sources = (*local, *remote)
     unit_bytes = choose_unit_bytes(policy, sum(source.num_bytes for source in sources))
     sized_pieces: list[tuple[Piece, int]] = []
-    text_bytes = 0
-    for source in sources:
+    text_bytes = sum(guess_text_bytes(source) for source in remote)
+    for source in local:
         pieces, num_bytes = examine_source(source, policy, unit_bytes)
         size = source.num_bytes // len(pieces)
         sized_pieces += [(replace(piece, stamp=source.stamp), size) for piece in pieces]
         text_bytes += num_bytes
-    units = group_pieces(sized_pieces, unit_bytes)
-    return Plan(tuple(sources), units, policy, tokenizer, None, text_bytes)
+    # No unit has both, so that one of local files waits for none to arrive.
+    units = group_pieces(sized_pieces, unit_bytes) + group_whole(remote, unit_bytes)
+    return Plan(
+        sources, units, policy, tokenizer, None, text_bytes, name_places(urls), tuple(at_urls)
+    )
 
 
 def examine_source(source: Source, policy: Policy, unit_bytes: int) -> tuple[list[Piece], int]:
@@ -139,12 +167,26 @@ def examine_source(source: Source, policy: Policy, unit_bytes: int) -> tuple[lis
 def plan_hub_dataset(dataset: HubDataset, policy: Policy, tokenizer: SetTokenizer) -> Plan:
     """Plan a set from a resolved and pinned dataset of the Hub."""
     sources = tuple(Source(f.name, f.num_bytes, f.sha256, f.git_sha1) for f in dataset.files)
-    total_bytes = sum(source.num_bytes for source in sources)
-    unit_bytes = choose_unit_bytes(policy, total_bytes)
-    units = group_pieces([(Piece("", s.name), s.num_bytes) for s in sources], unit_bytes)
-    # If the card does not say: parquet of web text holds about twice its size in text.
-    text_bytes = dataset.num_text_bytes or 2 * total_bytes
+    unit_bytes = choose_unit_bytes(policy, sum(source.num_bytes for source in sources))
+    units = group_whole(sources, unit_bytes)
+    text_bytes = dataset.num_text_bytes or sum(map(guess_text_bytes, sources))
     return Plan(sources, units, policy, tokenizer, dataset, text_bytes)
+
+
+def guess_text_bytes(source: Source) -> int:
+    """About how much text a file holds, by its name: parquet of web text holds twice its size.
+
+    >>> guess_text_bytes(Source("a.parquet", 100)), guess_text_bytes(Source("a.json.gz", 100))
+    (200, 400)
+    """
+    suffix = source.name.lower().rpartition(".")[2]
+    ratio = {"parquet": 2, "txt": 1, "jsonl": 1, "ndjson": 1, "json": 1}
+    return source.num_bytes * ratio.get(suffix, COMPRESSION_RATIO)
+
+
+def group_whole(sources: Iterable[Source], unit_bytes: int) -> tuple[Unit, ...]:
+    """Units of whole files that are yet to be fetched."""
+    return group_pieces([(Piece("", s.name), s.num_bytes) for s in sources], unit_bytes)
 
 
 def read_plan(path: Path) -> tuple[Json, Plan]:
@@ -176,16 +218,22 @@ def restore_plan(content: Json) -> Plan:
     units = tuple(
         Unit(tuple(Piece("", *piece) for piece in pieces), 0) for pieces in content["units"]
     )
-    sources = tuple(Source(*entry) for entry in content["sources"])
+    sources = tuple(Source(*entry[:4]) for entry in content["sources"])
     dataset = stored_hub_dataset(content)
     tokenizer = restore_tokenizer(content["tokenizer_sha256"], content.get("tokenizer"))
-    return Plan(sources, units, policy, tokenizer, dataset, 0)
+    urls = tuple(content.get("urls", ()))
+    return Plan(sources, units, policy, tokenizer, dataset, 0, urls, stored_remote(content))
 
 
 def is_source(entry: list[object]) -> bool:
-    """Whether this is a source in a plan's content: its name, size, sha256 and git_sha1."""
+    """Whether this is a source in a plan's content: its name, size, sha256 and git_sha1.
+
+    One at a URL has its pin as well, and which of the URLs led to it.
+    """
     match entry:
         case [str(), int(), str() | None, str() | None]:
+            return True
+        case [str(), int(), str() | None, str() | None, str(), int()]:
             return True
         case _:
             return False
@@ -196,7 +244,21 @@ def stored_hub_dataset(content: Json) -> HubDataset | None:
     if not content["hub"]:
         return None
     files = tuple(HubFile(*entry) for entry in content["sources"])
-    return HubDataset(**content["hub"], files=files)
+    several = ("more_configs", "data_files")
+    patterns = {key: tuple(content["hub"].get(key, ())) for key in several}
+    return HubDataset(**content["hub"] | patterns, files=files)
+
+
+def stored_remote(content: Json) -> tuple[RemoteFile, ...]:
+    """The pinned files at URLs of a stored plan, without the URLs to fetch them from."""
+    return tuple(RemoteFile(*entry) for entry in content["sources"] if len(entry) > 4)
+
+
+def stored_at_urls(content: Json, urls: Sequence[str]) -> tuple[RemoteFile, ...] | None:
+    """The files of a stored plan, if it is for these URLs: then nothing is listed again."""
+    if tuple(content.get("urls", ())) != name_places(urls):
+        return None
+    return with_urls(stored_remote(content), urls)
 
 
 def choose_unit_bytes(policy: Policy, total_bytes: int) -> int:

@@ -7,15 +7,18 @@ from typing import NoReturn
 from prep.planning.plan import (
     Plan,
     plan_hub_dataset,
-    plan_local_files,
+    plan_inputs,
     read_plan,
+    stored_at_urls,
     stored_hub_dataset,
 )
-from prep.planning.subset import sample_dataset
+from prep.planning.subset import choose_sample, sample_dataset
 from prep.planning.tokenizer import choose_tokenizer, describe_tokenizers, write_tokenizer
 from prep.request import Request
 from prep.sources.hub import resolve
 from prep.sources.hub_files import HubDataset
+from prep.sources.places import find_remote, part_inputs
+from prep.sources.remote import RemoteFile
 from prep.text.filters import make_filter
 from prep.tokenizer.identity import SetTokenizer, restore_tokenizer
 from prep.units.workspace import hold_plan, write_first
@@ -96,23 +99,43 @@ def refuse_other_plan(out: Path, stored: Json, plan: Plan) -> NoReturn:
 
 
 def make_plan(request: Request, tokenizer: SetTokenizer, stored: Json | None, say: Say) -> Plan:
-    """What the request means now; a Hub revision stays the commit that was pinned."""
+    """What the request means now; what was pinned elsewhere stays so, and is not listed again."""
     if request.inputs:
-        return plan_local_files(request.inputs, request.policy, tokenizer, say)
+        at_urls = find_pinned(request, stored, say)
+        return plan_inputs(request.inputs, request.policy, tokenizer, say, at_urls)
     dataset = stored_hub_dataset(stored) if stored else None
     if dataset is None or not is_requested(dataset, request):
         say(f"asking the Hub for the files of {request.dataset}")
-        wanted = (request.dataset, request.dataset_config, request.split, request.revision)
-        found = resolve(*wanted, say=say)
+        found = resolve(
+            request.dataset,
+            next(iter(request.dataset_config), None),
+            request.split,
+            request.revision,
+            say=say,
+            more_configs=request.dataset_config[1:],
+            data_files=request.data_files,
+        )
         dataset = sample_dataset(found, request.policy.sample)
     return plan_hub_dataset(dataset, request.policy, tokenizer)
 
 
+def find_pinned(request: Request, stored: Json | None, say: Say) -> tuple[RemoteFile, ...]:
+    """The files at the URLs of --input: those of the stored plan, if it is for the same URLs."""
+    urls = part_inputs(request.inputs)[1]
+    if not urls:
+        return ()
+    found = stored_at_urls(stored, urls) if stored else None
+    if found is None:
+        found = tuple(choose_sample(find_remote(urls, say), request.policy.sample))
+    return found
+
+
 def is_requested(dataset: HubDataset, request: Request) -> bool:
     """Whether a pinned dataset is the one that the request names."""
-    wanted = (request.dataset, request.dataset_config, request.split, request.revision)
-    found = (dataset.repo, dataset.config, dataset.split, dataset.requested_revision)
-    return found == wanted
+    configs = (*([] if dataset.config is None else [dataset.config]), *dataset.more_configs)
+    found = (dataset.repo, configs, dataset.data_files, dataset.split, dataset.requested_revision)
+    wanted = (request.dataset, request.dataset_config, request.data_files)
+    return found == (*wanted, request.split, request.revision)
 
 
 def refuse_foreign_files(out: Path) -> None:

@@ -5,22 +5,17 @@
 
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 from prep.request import KINDS, SUFFIXES
+from prep.sources.hf_paths import Repository, find_commit
 from prep.sources.hub_files import HubDataset, HubFile
-from prep.sources.hub_requests import (
-    PATIENT,
-    HubError,
-    Retry,
-    ask,
-    diagnose,
-    explaining,
-    forward_logs,
-    warn,
-)
+from prep.sources.hub_requests import ask, diagnose, explaining, forward_logs
+from prep.sources.retry import PATIENT, Retry, SourceError, warn
+from prep.sources.tree import find_entries
 from prep.sources.walk import HIDDEN, describe_left_out, has_suffix, name_suffix
 from shards.screen.lines import Say
 
@@ -39,46 +34,72 @@ def resolve(
     report: Say = warn,
     retry: Retry = PATIENT,
     say: Say = lambda line: None,
+    more_configs: tuple[str, ...] = (),
+    data_files: tuple[str, ...] = (),
 ) -> HubDataset:
     """Find the files of a dataset's split at the commit that `revision` now names.
 
+    With `more_configs`, the files of each config in that order, each file once. With `data_files`,
+    paths and patterns in the repository, those that they match, whatever its configs are.
+
     `report` gets one line for each request that is made again, `say` one about the files of the
-    repository that no split has. Raises HubError for a dataset,
+    repository that no split has. Raises SourceError for a dataset,
     revision, config or split that does not exist or may not be read, files in formats that are
     not read here, or a Hub that cannot be reached.
     """
+    name, commit, names_there = find_commit(repo, revision, report, retry)
+    dataset = HubDataset(
+        repo, config, split, revision, commit, (), None, None, more_configs, data_files
+    )
+    if data_files:
+        return replace(dataset, files=match_files(dataset, name, report, retry, say))
     with explaining(repo, revision):
-        info = ask(lambda: _find_commit(repo, revision), repo, retry, report)
-        name, commit = info.id, info.sha
-        if info.gated:
-            ask(lambda: _check_access(name), repo, retry, report)
-        names_there = {file.rfilename for file in info.siblings or ()}
         for card in sorted(names_there.intersection(CARD_FILES)):
             with explaining(repo, commit, card):
                 ask(partial(_fetch_card, name, commit, card), repo, retry, report)
-        builder = ask(lambda: _load_builder(name, config, commit), repo, retry, report)
+        builders = [
+            ask(partial(_load_builder, name, chosen, commit), repo, retry, report)
+            for chosen in (config, *more_configs)
+        ]
         prefix = f"hf://datasets/{name}@{commit}/"
-        data_files = builder.config.data_files or {}
-        paths = choose_files(data_files, repo, prefix, split)
-        listed = {url.removeprefix(prefix) for urls in data_files.values() for url in urls}
-        left_out = describe_unlisted(names_there - listed, len(builder.builder_configs) > 1)
+        listed, paths = set[str](), dict[str, None]()
+        for builder in builders:
+            found = builder.config.data_files or {}
+            paths.update(dict.fromkeys(choose_files(found, repo, prefix, split)))
+            listed |= {url.removeprefix(prefix) for urls in found.values() for url in urls}
+        left_out = describe_unlisted(names_there - listed, len(builders[0].builder_configs) > 1)
         if left_out:
             say(f"{repo}: {left_out}")
-        files: list[HubFile] = []
-        for start in range(0, len(paths), PATHS_PER_REQUEST):
-            part = paths[start : start + PATHS_PER_REQUEST]
-            files += ask(partial(_describe_files, name, commit, part), repo, retry, report)
-    facts = (builder.info.splits or {}).get(split)
-    return HubDataset(
-        repo,
-        config,
-        split,
-        revision,
-        commit,
-        tuple(files),
-        num_rows=(facts.num_examples or None) if facts else None,
-        num_text_bytes=(facts.num_bytes or None) if facts else None,
+        files = _describe_all(repo, name, commit, list(paths), report, retry)
+    facts = [(builder.info.splits or {}).get(split) for builder in builders]
+    num_rows, num_text_bytes = (
+        sum_known([getattr(fact, key, None) for fact in facts])
+        for key in ("num_examples", "num_bytes")
     )
+    return replace(dataset, files=files, num_rows=num_rows, num_text_bytes=num_text_bytes)
+
+
+def sum_known(counts: list[int | None]) -> int | None:
+    """The sum of what a card says of each config; None if it leaves one out.
+
+    >>> sum_known([2, 3]), sum_known([2, None]), sum_known([0])
+    (5, None, None)
+    """
+    known = [count for count in counts if count]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def match_files(
+    dataset: HubDataset, name: str, report: Say, retry: Retry, say: Say
+) -> tuple[HubFile, ...]:
+    """The files that the dataset's patterns match, in their order, each once."""
+    tree = Repository(name, dataset.revision, report, retry)
+    found = {
+        entry.path: HubFile(entry.path, entry.num_bytes, entry.sha256, entry.git_sha1)
+        for pattern in dataset.data_files
+        for entry in find_entries(tree, pattern, f"{dataset.repo}: {pattern}", say)
+    }
+    return tuple(found.values())
 
 
 def choose_files(
@@ -86,20 +107,20 @@ def choose_files(
 ) -> list[str]:
     """Return the paths of a split's files, each once, from their urls below `prefix`."""
     if split not in data_files:
-        raise HubError(
+        raise SourceError(
             f"{repo}: no split {split!r}; the splits are {', '.join(data_files) or 'none'}; "
             "name one with --split"
         )
     urls = list(dict.fromkeys(data_files[split]))
     foreign = [url for url in urls if not url.startswith(prefix)]
     if foreign:
-        raise HubError(
+        raise SourceError(
             f"{repo}: lists {foreign[0]}, which is not one of its own files; download what "
             "you need and prepare it with --input"
         )
     unread = [url for url in urls if not url.lower().endswith(SUFFIXES)]
     if unread:
-        raise HubError(
+        raise SourceError(
             f"{repo}: {unread[0].removeprefix(prefix)} ({len(unread):,} of {len(urls):,} files) "
             f"cannot be read; expected {KINDS}; convert the files and prepare them "
             "with --input"
@@ -124,18 +145,6 @@ def describe_unlisted(names: Iterable[str], has_configs: bool) -> str:
         elif not has_configs:
             reasons.append(f"{name_suffix(path.name)} in no split")
     return describe_left_out(reasons)
-
-
-def _find_commit(repo: str, revision: str | None) -> Any:
-    from huggingface_hub import HfApi
-
-    return HfApi().dataset_info(repo, revision=revision)
-
-
-def _check_access(repo: str) -> None:
-    from huggingface_hub import HfApi
-
-    HfApi().auth_check(repo, repo_type="dataset")
 
 
 def _fetch_card(repo: str, commit: str, name: str) -> None:
@@ -168,18 +177,29 @@ def _load_builder(repo: str, config: str | None, commit: str) -> Any:
             raise
         if type(error) is ValueError:
             check_config(datasets.get_dataset_config_names(path, revision=commit), repo, config)
-        raise HubError(f"{repo}: cannot be resolved ({' '.join(str(error).split())})") from error
+        raise SourceError(f"{repo}: cannot be resolved ({' '.join(str(error).split())})") from error
 
 
 def check_config(configs: list[str], repo: str, config: str | None) -> None:
-    """Raise HubError if a config does not exist, or if one must be named."""
+    """Raise SourceError if a config does not exist, or if one must be named."""
     if config is not None and config not in configs:
         found = f"no config {config!r}"
     elif config is None and len(configs) > 1:
         found = "has several configs"
     else:
         return
-    raise HubError(f"{repo}: {found}; name one of {', '.join(configs)} with --dataset-config")
+    raise SourceError(f"{repo}: {found}; name one of {', '.join(configs)} with --dataset-config")
+
+
+def _describe_all(
+    repo: str, name: str, commit: str, paths: list[str], report: Say, retry: Retry
+) -> tuple[HubFile, ...]:
+    """The sizes and hashes of files, asked for some at a time."""
+    files: list[HubFile] = []
+    for start in range(0, len(paths), PATHS_PER_REQUEST):
+        part = paths[start : start + PATHS_PER_REQUEST]
+        files += ask(partial(_describe_files, name, commit, part), repo, retry, report)
+    return tuple(files)
 
 
 def _describe_files(repo: str, commit: str, paths: list[str]) -> list[HubFile]:
@@ -190,7 +210,7 @@ def _describe_files(repo: str, commit: str, paths: list[str]) -> list[HubFile]:
     entries: dict[str, Any] = {entry.path: entry for entry in found}
     missing = [path for path in paths if path not in entries]
     if missing:
-        raise HubError(f"{repo}: {missing[0]} is not there at commit {commit}; try again")
+        raise SourceError(f"{repo}: {missing[0]} is not there at commit {commit}; try again")
     return [
         HubFile(path, entry.size, entry.lfs.sha256, None)
         if entry.lfs

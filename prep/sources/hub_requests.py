@@ -6,104 +6,42 @@ a silent connection. Here each request is retried as a whole, and each retry is 
 
 import importlib
 import logging
-import random
-import re
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cache
-from itertools import count
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from shards.screen.lines import Say, say
-from shards.screen.secrets import hide
+from prep.sources.retry import (
+    PASSING_STATUSES,
+    FailedDownloadError,
+    Fault,
+    Retry,
+    SourceError,
+    keep_trying,
+    read_wait,
+    shorten,
+)
+from shards.screen.lines import Say
 from shards.screen.url import show_url
 
 Answer = TypeVar("Answer")
 # A connection that sends nothing for this long is given up, if the library sets no limit.
 MAX_SILENCE_SECONDS = 60.0
-# The longest wait that a server may ask for; the Hub counts requests over five minutes.
-MAX_ASKED_SECONDS = 900.0
-
-_PASSING_STATUSES = {408, 425, 429}
-
-
-class HubError(ValueError):
-    """What the Hub did not give, and what to do about it, in one line.
-
-    Libraries put the URLs into their errors that they were sent on to, which are signed.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(hide(message))
-
-
-class FailedDownloadError(Exception):
-    """A download that broke off, or whose bytes are not those that the Hub has."""
-
-
-@dataclass(frozen=True)
-class Retry:
-    """How often a request is made, and how long to wait in between: twice as long each time."""
-
-    tries: int = 8
-    first_delay_seconds: float = 1.0
-    max_delay_seconds: float = 60.0
-    # How to wait; a thread that may have to end meanwhile brings its own function.
-    pause: Callable[[float], None] = field(default=time.sleep, compare=False)
-
-    def choose_delay(self, attempt: int) -> float:
-        """Return the seconds to wait after failure number `attempt`, drawn at random below a cap.
-
-        The draw keeps workers that were refused together from coming back together.
-        """
-        cap = min(self.first_delay_seconds * 2.0 ** (attempt - 1), self.max_delay_seconds)
-        return cap * random.uniform(0.5, 1)
-
-
-PATIENT = Retry()
-
-
-class Fault(NamedTuple):
-    """Why a request failed that may succeed later."""
-
-    reason: str
-    asked_seconds: float = 0.0  # how long the server asked to wait
-
-
-def warn(line: str) -> None:
-    """Print a line for the user on stderr, beside the progress line."""
-    say(f"velocity: {line}")
 
 
 def ask(request: Callable[[], Answer], what: str, retry: Retry, report: Say) -> Answer:
     """Return what `request` returns, calling it again after faults that may pass.
 
-    `what` begins the line that `report` gets about each new try. Other errors pass through; when
-    the tries are used up, HubError.
+    `report` also gets what the libraries say meanwhile. SourceError when the tries are used up.
     """
     _quiet_library()
-    for attempt in count(1):
-        try:
-            with _listening(report):
-                return request()
-        except Exception as error:
-            fault = diagnose(error)
-            if fault is None:
-                raise
-            if attempt >= retry.tries:
-                raise HubError(
-                    f"{what}: {fault.reason}, after {attempt} tries; check the network and run the "
-                    "same command again, or prepare local files with --input"
-                ) from error
-        delay = retry.choose_delay(attempt) + min(fault.asked_seconds, MAX_ASKED_SECONDS)
-        report(f"{what}: {fault.reason}; try {attempt + 1} of {retry.tries} in {delay:.1f} s")
-        retry.pause(delay)
-    raise AssertionError("unreachable")
+
+    def listen() -> Answer:
+        with _listening(report):
+            return request()
+
+    return keep_trying(listen, what, retry, report, diagnose)
 
 
 def diagnose(error: BaseException) -> Fault | None:
@@ -121,20 +59,20 @@ def diagnose(error: BaseException) -> Fault | None:
                 continue  # what caused it tells more
             case HfHubHTTPError():
                 status = link.response.status_code
-                if status < 500 and status not in _PASSING_STATUSES:
+                if status < 500 and status not in PASSING_STATUSES:
                     return None
                 return Fault(f"HTTP {status}", read_wait(link.response.headers))
             case FailedDownloadError():
                 return Fault(str(link))
-            case HubError() | OfflineModeIsEnabled() | FileNotFoundError():
+            case SourceError() | OfflineModeIsEnabled() | FileNotFoundError():
                 return None
             case _ if _is_transport_error(link):
-                return Fault(_in_one_line(link))
+                return Fault(shorten(link))
             case OSError(errno=int()):
                 return None  # of this machine: a full disk, a folder without permission
     # Without a known cause, this is how the library reports a lost connection.
     last = (LocalEntryNotFoundError, XetDownloadError)
-    return Fault(_in_one_line(error)) if isinstance(error, last) else None
+    return Fault(shorten(error)) if isinstance(error, last) else None
 
 
 @contextmanager
@@ -142,13 +80,13 @@ def explaining(repo: str, revision: str | None, file: str | None = None) -> Iter
     """Turn the libraries' errors about a dataset, or a file of it, into one line of advice."""
     try:
         yield
-    except HubError:
+    except SourceError:
         raise
     except Exception as error:
         message = explain(error, repo, revision, file)
         if message is None:
             raise
-        raise HubError(message) from error
+        raise SourceError(message) from error
 
 
 def explain(
@@ -219,24 +157,6 @@ def _is_transport_error(error: BaseException) -> bool:
         return True
     # The HTTP library of huggingface_hub differs between its releases (httpx, httpx2).
     return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
-
-
-def _in_one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
-def read_wait(headers: Mapping[str, str]) -> float:
-    """Read how many seconds a response asks to wait, from Retry-After or the Hub's RateLimit."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
-        pass
-    limit = re.search(r"r=0;t=(\d+)", headers.get("RateLimit", "").replace(" ", ""))
-    return float(limit[1]) if limit else 0.0
 
 
 _listener: ContextVar[Say | None] = ContextVar("_listener", default=None)

@@ -15,7 +15,8 @@ from prep.readers.documents import BadDocument, Documents, Piece
 from prep.readers.formats import read_documents
 from prep.readers.stamp import expect_unchanged
 from prep.request import Policy
-from prep.sources.hub_files import HubDataset, download, remove_files
+from prep.sources.download import download
+from prep.sources.remote import RemoteFile, local_path, remove_files
 from prep.text.batch import EncodedBatch, check_encoding, encode_batch
 from prep.text.filters import Choice, make_filter
 from prep.tokenizer.encoder import load_encoder
@@ -44,7 +45,7 @@ class UnitJob:
     encoder: str
     tokenizer: SetTokenizer
     budget: Budget
-    hub: HubDataset | None  # with only the files of this unit
+    remote: tuple[RemoteFile, ...]  # those files of this unit that are fetched
 
 
 def process_unit(job: UnitJob, report: Report) -> Receipt:
@@ -52,8 +53,7 @@ def process_unit(job: UnitJob, report: Report) -> Receipt:
     left_out: dict[Piece, BadDocument] = {}
     while (receipt := try_unit(job, report, left_out)) is None:
         pass
-    if job.hub:
-        remove_files(job.hub, downloads_folder(job.folder))
+    remove_files(job.remote, downloads_folder(job.folder))
     return receipt
 
 
@@ -115,7 +115,7 @@ class UnitWork:
         self.budget = job.budget
         self.num_tokens = 0
         self.truncated = False
-        self.hub_files = {file.name: file for file in job.hub.files} if job.hub else {}
+        self.remote = {file.name: file for file in job.remote}
 
     def run(self) -> Receipt:
         """Read all pieces, commit their shards, and leave the receipt."""
@@ -154,7 +154,8 @@ class UnitWork:
                 self._read(fetched)
             except BadDocument as error:
                 if not self.job.policy.skips_bad:
-                    raise
+                    self._forget(piece)
+                    raise error.named(fetched) if piece.name in self.remote else error from None
                 self.left_out[piece] = error.named(fetched)
                 if self.audit.documents_read > num_read:
                     raise LeaveOut from None
@@ -181,12 +182,17 @@ class UnitWork:
                     return
 
     def _fetch(self, piece: Piece) -> Piece:
-        """The piece with a path to read: a file of the Hub is downloaded if it is not there."""
-        if self.job.hub is None:
+        """The piece with a path to read: a file from elsewhere is fetched if it is not there."""
+        file = self.remote.get(piece.name)
+        if file is None:
             return piece
-        file = self.hub_files[piece.name]
-        path = download(self.job.hub, file, downloads_folder(self.job.folder))
-        return replace(piece, path=str(path))
+        return replace(piece, path=str(download(file, downloads_folder(self.job.folder))))
+
+    def _forget(self, piece: Piece) -> None:
+        """Remove a fetched file that cannot be read, if there was no hash to tell its damage."""
+        file = self.remote.get(piece.name)
+        if file and not (file.sha256 or file.git_sha1):
+            local_path(file, downloads_folder(self.job.folder)).unlink(missing_ok=True)
 
     def _add(self, documents: Documents, piece: Piece) -> None:
         choice = self.filter.choose(documents)

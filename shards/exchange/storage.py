@@ -53,7 +53,7 @@ class Storage:
 
     def list_files(self) -> dict[str, int]:
         """The size of each file, by name; empty if there is no such folder."""
-        with self._telling(""):
+        with self.telling(""):
             try:
                 found = self.files.get_file_info(fs.FileSelector(self.root))
             except FileNotFoundError:
@@ -62,7 +62,7 @@ class Storage:
 
     def size_of(self, name: str) -> int | None:
         """A file's size, or None if there is no such file."""
-        with self._telling(name):
+        with self.telling(name):
             info = self.files.get_file_info(self._path(name))
         return int(info.size) if info.type == fs.FileType.File else None
 
@@ -77,7 +77,7 @@ class Storage:
 
     def read_tail(self, name: str, num_bytes: int) -> bytes:
         """The last `num_bytes` of a file; all of a shorter one."""
-        with self._telling(name), self.files.open_input_file(self._path(name)) as file:
+        with self.telling(name), self.files.open_input_file(self._path(name)) as file:
             start = max(file.size() - num_bytes, 0)
             return bytes(file.read_at(num_bytes, start))
 
@@ -88,14 +88,14 @@ class Storage:
         It is read as it is: left to itself, pyarrow would unpack what ends in .zst.
         """
         with (
-            self._telling(name),
+            self.telling(name),
             self.files.open_input_stream(self._path(name), compression=None) as file,
         ):
             yield file
 
     def write(self, name: str, chunks: Iterable[bytes]) -> int:
         """Write a file and return its size; it gets its name once it is whole, not before."""
-        with self._telling(name):
+        with self.telling(name):
             if isinstance(self.files, fs.LocalFileSystem):
                 written = write_local(Path(self._path(name)), chunks)
             else:
@@ -107,7 +107,7 @@ class Storage:
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
-        with self._telling(name), suppress(FileNotFoundError):
+        with self.telling(name), suppress(FileNotFoundError):
             self.files.delete_file(self._path(name))
 
     def _write_object(self, name: str, chunks: Iterable[bytes]) -> int:
@@ -131,7 +131,7 @@ class Storage:
         return f"{self.root}/{name}"
 
     @contextmanager
-    def _telling(self, name: str) -> Iterator[None]:
+    def telling(self, name: str) -> Iterator[None]:
         """Turn an error inside into one line that names the file."""
         where = f"{self.name}/{name}".rstrip("/")
         try:

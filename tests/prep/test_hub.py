@@ -26,9 +26,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from prep.sources import hub_requests
-from prep.sources.hub import HubError, resolve
-from prep.sources.hub_files import HubDataset, HubFile, download
-from prep.sources.hub_requests import Retry, read_wait
+from prep.sources.download import download
+from prep.sources.hub import resolve
+from prep.sources.hub_files import HubDataset, HubFile
+from prep.sources.retry import Retry, SourceError, read_wait
 from tests.servers.hub_server import STALL_SECONDS, Fault, HubServer, changed_environment
 
 QUICK = Retry(tries=4, first_delay_seconds=0.01)
@@ -98,7 +99,7 @@ def download_together(datasets: list[HubDataset], folder: Path) -> list[tuple[Pa
 
     def fetch(dataset: HubDataset) -> tuple[Path, list[str]]:
         lines: list[str] = []
-        path = download(dataset, dataset.files[0], folder, report=lines.append, retry=QUICK)
+        path = download(dataset.locate(dataset.files[0]), folder, report=lines.append, retry=QUICK)
         return path, lines
 
     with ThreadPoolExecutor(len(datasets)) as threads:
@@ -181,7 +182,7 @@ def test_a_moving_branch_is_pinned(hub: HubServer, call: Call, tmp_path: Path) -
     found, _ = call(resolve, "moving/branch")
     name = found.files[0].name
     hub.commit("moving/branch", {name: make_parquet(seed=7)})
-    path, _ = call(download, found, found.files[0], tmp_path)
+    path, _ = call(download, found.locate(found.files[0]), tmp_path)
     assert path.read_bytes() == old[name]
     again, _ = call(resolve, "moving/branch", revision=commit)
     assert again == replace(found, requested_revision=commit)
@@ -198,11 +199,11 @@ def test_configs_and_splits_are_those_of_the_card(hub: HubServer, call: Call) ->
     found, _ = call(resolve, "many/configs", config="english", split="test")
     assert found.files[0].sha256 is None
     assert found.files[0].git_sha1 == "9e26dfeeb6e641a33dae4961196235bdb965b21b"
-    with pytest.raises(HubError, match="has several configs; name one of english, german with"):
+    with pytest.raises(SourceError, match="has several configs; name one of english, german with"):
         call(resolve, "many/configs")
-    with pytest.raises(HubError, match="no config 'french'; name one of english, german with"):
+    with pytest.raises(SourceError, match="no config 'french'; name one of english, german with"):
         call(resolve, "many/configs", config="french")
-    with pytest.raises(HubError, match="no split 'dev'; the splits are train, test; name one"):
+    with pytest.raises(SourceError, match="no split 'dev'; the splits are train, test; name one"):
         call(resolve, "many/configs", config="english", split="dev")
 
 
@@ -219,10 +220,10 @@ def test_what_is_not_there_or_cannot_be_read_is_one_line(hub: HubServer, call: C
         "no/data": "no/data: cannot be resolved .*doesn't contain any data files",
     }
     for repo, message in cases.items():
-        with pytest.raises(HubError, match=message) as caught:
+        with pytest.raises(SourceError, match=message) as caught:
             call(resolve, repo)
         assert "\n" not in str(caught.value)
-    with pytest.raises(HubError, match=r"there/is: no revision 'v9'; see http.*commits/main"):
+    with pytest.raises(SourceError, match=r"there/is: no revision 'v9'; see http.*commits/main"):
         call(resolve, "there/is", revision="v9")
 
 
@@ -257,7 +258,7 @@ def test_a_gated_dataset_says_where_to_ask_and_opens_with_a_token(
     message = (
         "is gated; accept its terms at http.*/datasets/gated/corpus, then log in with .hf auth"
     )
-    with pytest.raises(HubError, match=message):
+    with pytest.raises(SourceError, match=message):
         pool.submit(call_quickly, resolve, {}, "gated/corpus").result()
     token = {"HF_TOKEN": "hf_of_the_test"}
     found, _ = pool.submit(call_quickly, resolve, token, "gated/corpus").result()
@@ -307,7 +308,7 @@ def test_resolving_never_goes_on_without_the_card(
     repo = f"cardless/{method}-{path.strip('.').partition('.')[0]}"
     hub.commit(repo, {**make_corpus(), ".huggingface.yaml": b"pretty_name: corpus"})
     hub.fail(path, Fault(status), times=1000, method=method)
-    with pytest.raises(HubError, match=f"{repo}: {message}"):
+    with pytest.raises(SourceError, match=f"{repo}: {message}"):
         call(resolve, repo)
 
 
@@ -324,7 +325,7 @@ def test_no_way_to_the_hub_is_one_line(
     with (
         changed_environment({**hub.environment(tmp_path), variable: value}),
         ProcessPoolExecutor(1, get_context("spawn")) as pool,
-        pytest.raises(HubError, match=message),
+        pytest.raises(SourceError, match=message),
     ):
         pool.submit(call_quickly, resolve, {}, "some/data").result()
 
@@ -367,9 +368,9 @@ def test_wrong_bytes_are_never_kept(
     found, _ = dataset
     hub.fail("a.parquet", Fault(flip_byte=99), method="GET", times=1000)
     with pytest.raises(
-        HubError, match=r"a.parquet: came with sha256 \w+, the Hub has \w+, after 4"
+        SourceError, match=r"a.parquet: came with sha256 \w+, the Hub has \w+, after 4"
     ):
-        call(download, found, found.files[0], tmp_path)
+        call(download, found.locate(found.files[0]), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -378,7 +379,7 @@ def test_a_small_file_is_checked_by_its_git_id(hub: HubServer, call: Call, tmp_p
     found, _ = call(resolve, "small/file")
     assert found.files[0].sha256 is None
     hub.fail("train.jsonl", Fault(flip_byte=15), method="GET")
-    path, lines = call(download, found, found.files[0], tmp_path)
+    path, lines = call(download, found.locate(found.files[0]), tmp_path)
     assert path.read_bytes() == b'{"content": "short"}\n'
     assert "came with sha1" in lines[0]
 
@@ -389,12 +390,12 @@ def test_a_file_that_vanished_is_one_line(
     found, _ = dataset
     gone = replace(found.files[0], name="data/gone.parquet")
     with pytest.raises(
-        HubError, match=r"data/gone.parquet is gone from commit .* start over with another --out"
+        SourceError, match=r"data/gone.parquet is gone from commit .* start over with another --out"
     ):
-        call(download, found, gone, tmp_path)
+        call(download, found.locate(gone), tmp_path)
     rewritten = replace(found, revision="0" * 40)
-    with pytest.raises(HubError, match=f"no revision '{'0' * 40}'"):
-        call(download, rewritten, found.files[0], tmp_path)
+    with pytest.raises(SourceError, match=f"no revision '{'0' * 40}'"):
+        call(download, rewritten.locate(found.files[0]), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -411,11 +412,11 @@ def test_a_file_that_a_mirror_lacks_is_named(
     found, _ = dataset
     hub.fail("data/a.parquet", Fault(status), times=1000, method=method)
     with pytest.raises(
-        HubError,
+        SourceError,
         match=rf"{found.repo}: data/a.parquet is not at http://\S+ \(HTTP {status}\); commit "
         f"{found.revision} no longer has it, or this mirror lacks it: .* HF_ENDPOINT",
     ):
-        call(download, found, found.files[0], tmp_path)
+        call(download, found.locate(found.files[0]), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -425,23 +426,23 @@ def test_a_file_that_is_refused_is_named(
 ) -> None:
     found, _ = dataset
     hub.fail("data/a.parquet", Fault(status), times=1000, method="GET")
-    with pytest.raises(HubError, match=f"the Hub refused data/a.parquet with HTTP {status}"):
-        call(download, found, found.files[0], tmp_path)
+    with pytest.raises(SourceError, match=f"the Hub refused data/a.parquet with HTTP {status}"):
+        call(download, found.locate(found.files[0]), tmp_path)
 
 
 def test_a_finished_file_is_not_fetched_again_and_a_damaged_one_is(
     hub: HubServer, call: Call, tmp_path: Path, dataset: tuple[HubDataset, bytes]
 ) -> None:
     found, content = dataset
-    path, _ = call(download, found, found.files[0], tmp_path)
+    path, _ = call(download, found.locate(found.files[0]), tmp_path)
     hub.requests.clear()
-    assert call(download, found, found.files[0], tmp_path) == (path, [])
+    assert call(download, found.locate(found.files[0]), tmp_path) == (path, [])
     assert hub.requests == []
     path.write_bytes(content[:-1] + b"?")
-    call(download, found, found.files[0], tmp_path)
+    call(download, found.locate(found.files[0]), tmp_path)
     assert path.read_bytes() == content
     path.write_bytes(content[:50])
-    call(download, found, found.files[0], tmp_path)
+    call(download, found.locate(found.files[0]), tmp_path)
     assert path.read_bytes() == content
 
 
@@ -456,7 +457,7 @@ def test_a_name_from_the_hub_does_not_leave_the_folder(
         commit = hub.repos[found.repo].branches["main"]
         outside = describe_dataset(found.repo, commit, name, content)
         with pytest.raises((ValueError, OSError)):
-            call(download, outside, outside.files[0], folder)
+            call(download, outside.locate(outside.files[0]), folder)
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -467,8 +468,9 @@ def test_a_killed_download_leaves_no_file_and_the_next_one_cleans_up(
     hub.fail("a.parquet", Fault(stall_after=2000), method="GET")
     program = (
         "from pathlib import Path;"
-        "from prep.sources.hub_files import HubDataset, HubFile, download;"
-        f"dataset = {found!r}; download(dataset, dataset.files[0], Path({str(tmp_path)!r}))"
+        "from prep.sources.hub_files import HubDataset, HubFile;"
+        "from prep.sources.download import download;"
+        f"dataset = {found!r}; download(dataset.locate(dataset.files[0]), Path({str(tmp_path)!r}))"
     )
     environment = {**os.environ, **hub.environment(tmp_path / "home"), "PYTHONPATH": os.getcwd()}
     environment["HF_HUB_DOWNLOAD_TIMEOUT"] = "60"
@@ -481,7 +483,7 @@ def test_a_killed_download_leaves_no_file_and_the_next_one_cleans_up(
     process.wait()
     assert len(list(tmp_path.glob(".*.part"))) == 1
     assert not list(tmp_path.glob("*.parquet"))
-    path, _ = call(download, found, found.files[0], tmp_path)
+    path, _ = call(download, found.locate(found.files[0]), tmp_path)
     assert path.read_bytes() == content
     assert not list(tmp_path.glob(".*.part"))
 
@@ -493,9 +495,9 @@ def test_a_process_of_its_own_prints_nothing_but_one_line_a_retry(
     hub.fail("/tree/", Fault(503), method="GET")
     program = (
         "from pathlib import Path;"
-        "from prep.sources.hub import resolve; from prep.sources.hub_files import download;"
+        "from prep.sources.hub import resolve; from prep.sources.download import download;"
         "dataset = resolve('quiet/corpus');"
-        f"print(download(dataset, dataset.files[0], Path({str(tmp_path)!r})).exists())"
+        f"print(download(dataset.locate(dataset.files[0]), Path({str(tmp_path)!r})).exists())"
     )
     environment = {**os.environ, **hub.environment(tmp_path), "PYTHONPATH": os.getcwd()}
     # A folder of the same name in the current one is not what was asked for.

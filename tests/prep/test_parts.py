@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from cli import app
 from prep.gather import finish_parts
 from prep.planning import settle
-from prep.planning.plan import plan_local_files, restore_plan
+from prep.planning.plan import plan_inputs, restore_plan
 from prep.request import Policy, Request
 from prep.run_part import prepare_part
 from prep.tokenizer.identity import identify_gpt2
@@ -385,7 +385,7 @@ def test_parts_fetch_their_own_files_of_the_hub(
 
 def test_a_plan_comes_back_from_its_file(source: Path) -> None:
     policy = Policy(**OPTIONS, where=("language=en",), sample="0.5")  # type: ignore[arg-type]
-    plan = plan_local_files([str(source)], policy, identify_gpt2())
+    plan = plan_inputs([str(source)], policy, identify_gpt2())
     assert restore_plan(json.loads(json.dumps(plan.content))).plan_id == plan.plan_id
 
 

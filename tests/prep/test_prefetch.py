@@ -13,7 +13,9 @@ from prep.planning.plan import Plan, plan_hub_dataset, stored_hub_dataset
 from prep.planning.subset import choose_sample, sample_dataset
 from prep.request import Policy
 from prep.sources.hub_files import HubDataset, HubFile
-from prep.sources.hub_requests import Retry, ask
+from prep.sources.hub_requests import ask
+from prep.sources.remote import RemoteFile
+from prep.sources.retry import Retry
 from prep.tokenizer.identity import identify_gpt2
 from prep.units.budget import Budget
 from prep.units.ledger import Ledger
@@ -244,10 +246,10 @@ def test_a_sample_that_is_no_share_is_refused(sample: str) -> None:
 
 def test_a_unit_carries_its_own_files_alone() -> None:
     plan = plan_dataset(make_dataset(5534), unit_bytes=160 * 10**6)
-    part = plan.hub_part(7)
-    assert [file.name for file in part.files] == [piece.name for piece in plan.units[7].pieces]
-    assert len(part.files) == 2
-    assert part.revision == "0" * 40
+    part = plan.remote_part(7)
+    assert [file.name for file in part] == [piece.name for piece in plan.units[7].pieces]
+    assert [file.url for file in part] == [f"hf://datasets/a/b@{'0' * 40}/{f.name}" for f in part]
+    assert len(part) == 2
 
 
 def test_a_sample_of_local_files_is_the_same_wherever_they_lie(tmp_path: Path) -> None:
@@ -272,9 +274,9 @@ def test_thousands_of_units_are_planned_and_dealt_quickly(tmp_path: Path) -> Non
     started = time.monotonic()
     plan = plan_dataset(make_dataset(5534, 10**12))
     ledger = make_ledger(tmp_path, len(plan.units))
-    fetched: list[HubDataset] = []
+    fetched: list[tuple[RemoteFile, ...]] = []
     with Prefetch(
-        ledger.undone, lambda unit, retry: fetched.append(plan.hub_part(unit)), max_units=8
+        ledger.undone, lambda unit, retry: fetched.append(plan.remote_part(unit)), max_units=8
     ) as prefetch:
         for _ in plan.units:
             unit = prefetch.take(ledger, set())

@@ -335,7 +335,7 @@ def changed_environment(values: dict[str, str]) -> Iterator[None]:
 
 def wait_little() -> None:
     """Make this process wait between tries no longer than a test can sit through."""
-    from prep.sources.hub_requests import PATIENT
+    from prep.sources.retry import PATIENT
 
     object.__setattr__(PATIENT, "first_delay_seconds", 0.01)
     object.__setattr__(PATIENT, "max_delay_seconds", 0.05)

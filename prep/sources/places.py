@@ -1,0 +1,84 @@
+"""The files that URLs given to --input mean, listed and pinned."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from prep.sources import hf_paths, https
+from prep.sources.remote import RemoteFile, find_scheme, is_remote, name_url
+from prep.sources.retry import PATIENT, Retry, SourceError, warn
+from shards.screen.lines import Say
+
+EXPECTED = "expected https://, hf://datasets/, s3:// or gs:// before it, or a path on this machine"
+
+
+def part_inputs(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The paths among what --input gave, and the URLs.
+
+    >>> part_inputs(["a/*.txt", "s3://bucket/x", "file:///b.txt"])
+    (['a/*.txt', '/b.txt'], ['s3://bucket/x'])
+    """
+    paths = [strip_file(entry) for entry in inputs if not is_remote(entry)]
+    return paths, [entry.strip() for entry in inputs if is_remote(entry)]
+
+
+def strip_file(entry: str) -> str:
+    """The path of a file:// URL; another entry as it is."""
+    if find_scheme(entry) != "file":
+        return entry
+    path = entry.strip()[len("file://") :]
+    if not path.startswith("/"):
+        raise ValueError(f"{entry}: a file URL names no machine; expected file:///folder")
+    return path
+
+
+def name_places(urls: Sequence[str]) -> tuple[str, ...]:
+    """What a plan says of the URLs: which they are, without keys and queries."""
+    return tuple(name_url(url).rstrip("/") for url in urls)
+
+
+def find_remote(
+    urls: Sequence[str],
+    say: Say = lambda line: None,
+    report: Say = warn,
+    retry: Retry = PATIENT,
+) -> list[RemoteFile]:
+    """The files that URLs mean, in the given order, each once; those of a folder are sorted.
+
+    `say` gets a line about what folders and patterns hold besides, `report` one for each request
+    that is made again. Raises SourceError or StorageError for what cannot be had.
+    """
+    found: dict[str, RemoteFile] = {}
+    commits: dict[tuple[str, str | None], str] = {}
+    for place, url in enumerate(urls):
+        match find_scheme(url):
+            case "http" | "https":
+                files = [https.find_file(url, place, report, retry)]
+            case "hf":
+                files = hf_paths.find_files(url, place, commits, report, retry, say)
+            case "s3" | "gs" | "gcs":
+                from prep.sources import buckets  # pyarrow.fs loads the libraries of all clouds
+
+                files = buckets.find_files(url, place, report, retry, say)
+            case _:
+                raise SourceError(f"{name_url(url)}: nothing is read from there; {EXPECTED}")
+        for file in files:
+            first = found.setdefault(file.name, file)
+            if is_other(first, file):
+                raise SourceError(
+                    f"{file.name}: two files would have this name, which is a URL without keys and "
+                    "query; download one of them and prepare the local file with --input"
+                )
+    return list(found.values())
+
+
+def is_other(first: RemoteFile, second: RemoteFile) -> bool:
+    """Whether two files of one name may differ: by the query, or by where a bucket is."""
+    return first.url != second.url and replace(first, place=0) != replace(second, place=0)
+
+
+def with_urls(files: Sequence[RemoteFile], urls: Sequence[str]) -> tuple[RemoteFile, ...]:
+    """Files of a stored plan, which keeps no keys, with the URLs that were typed again."""
+    return tuple(
+        replace(file, url=file.name if find_scheme(file.name) == "hf" else urls[file.place])
+        for file in files
+    )
