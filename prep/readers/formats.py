@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from prep.readers.columns import make_valid
 from prep.readers.documents import MISSING, BadDocument, Documents, Piece
 from prep.readers.door import check_readable
 from prep.readers.keys import unite
@@ -26,7 +27,7 @@ from prep.readers.lines import (
     read_whole,
     split_lines,
 )
-from prep.readers.parquet import make_valid, measure_column, read_columns, split_row_groups
+from prep.readers.parquet import measure_column, read_columns, split_row_groups
 from prep.request import JSON_LINES, SUFFIXES
 
 MAX_BATCH_DOCUMENTS = 1000
