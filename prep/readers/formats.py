@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from prep.readers.batches import MAX_BATCH_BYTES, MAX_BATCH_DOCUMENTS, collect, find_excess
+from prep.readers.columns import make_valid
 from prep.readers.documents import BadDocument, Documents, Piece, ReadOptions
 from prep.readers.door import check_readable
 from prep.readers.items import is_list, split_json, split_lines
 from prep.readers.objects import read_objects
-from prep.readers.parquet import make_valid, measure_column, read_columns, split_row_groups
+from prep.readers.parquet import measure_column, read_columns, split_row_groups
 from prep.readers.tables import DELIMITERS, read_table
 from prep.readers.text import read_text
 from prep.readers.warc import read_warc

@@ -5,14 +5,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prep.readers.documents import BadDocument, find_offsets, is_text, split_name
-from prep.readers.encodings import decode
+from prep.readers.columns import (
+    Column,
+    find_column,
+    find_other_column,
+    find_text_column,
+    type_of,
+    unify,
+)
+from prep.readers.documents import find_offsets, is_text
 from prep.readers.pages import (
     PageError,
     Pages,
@@ -31,9 +36,6 @@ _DECODED_BYTES = 32 << 20
 _SAMPLED_ROWS = 100
 # Rows of which the places in a dictionary are read at a time.
 _INDEXED_ROWS = 1 << 16
-
-# The names on the way to a column: ("json", "text") is the field `text` of the column `json`.
-Column = tuple[str, ...]
 
 
 def read_columns(
@@ -54,7 +56,7 @@ def read_columns(
         text = find_text_column(schema, path, text_column)
         others = [find_other_column(schema, path, name) for name in columns]
         url = find_column(schema, path, "url")
-        if url and not is_text(_type_of(schema, url)):
+        if url and not is_text(type_of(schema, url)):
             url = None
         groups = groups[: file.num_row_groups - groups.start]
         found = [text, *([url] if url else []), *others]
@@ -66,66 +68,6 @@ def read_columns(
                 yield texts, urls, dict(zip(columns, rest, strict=True))
                 del values, texts, urls, rest
             del batch
-
-
-def find_text_column(schema: pa.Schema, path: Path, name: str) -> Column:
-    """Find the text column; BadDocument if a file has no such column, or no text in it."""
-    advice = "; name the right one with --text-column"
-    column = find_column(schema, path, name)
-    if column is None:
-        raise BadDocument(
-            f"{path}: no column {name!r}; the columns are {', '.join(schema.names)}{advice}",
-            "no such column",
-        )
-    found = _type_of(schema, column)
-    if not (is_text(found) or pa.types.is_null(found)):
-        raise BadDocument(
-            f"{path}: the column {name!r} holds {found}; expected text{advice}", "not text"
-        )
-    return column
-
-
-def find_other_column(schema: pa.Schema, path: Path, name: str) -> Column:
-    """Find a column for --where; ValueError if a file has no such column, or it has parts."""
-    column = find_column(schema, path, name)
-    if column is None:
-        raise ValueError(f"{path}: no column {name!r}; the columns are {', '.join(schema.names)}")
-    found = _type_of(schema, column)
-    if pa.types.is_nested(found):
-        fields = [f"{name}.{field.name}" for field in found] if pa.types.is_struct(found) else []
-        raise ValueError(
-            f"{path}: the column {name!r} holds {found}, which --where cannot compare; name "
-            f"{' or '.join(fields) or 'another column'}"
-        )
-    return column
-
-
-def find_column(schema: pa.Schema, path: Path, name: str) -> Column | None:
-    """The column of that name, else the field `inner` of the column `outer` for `outer.inner`.
-
-    BadDocument if the file has several of them, as nothing says which one is meant.
-    """
-
-    def search(fields: list[pa.Field], name: str, column: Column) -> Column | None:
-        same = [field for field in fields if field.name == name]
-        if len(same) > 1:
-            count = "two" if len(same) == 2 else len(same)
-            raise BadDocument(
-                f"{path}: has {count} columns {'.'.join((*column, name))!r}; expected one; "
-                "rename the others, or leave the file out",
-                "several columns of one name",
-            )
-        if same:
-            return (*column, name)
-        for outer, inner in split_name(name):
-            inside = [field for field in fields if field.name == outer]
-            if any(pa.types.is_struct(field.type) for field in inside):
-                search(fields, outer, column)  # Refuses two.
-                if found := search(list(inside[0].type), inner, (*column, outer)):
-                    return found
-        return None
-
-    return search(list(schema), name, ())
 
 
 def split_row_groups(path: Path, max_bytes: int) -> list[tuple[int, int, int]]:
@@ -228,31 +170,14 @@ def _read_batches(
             raise PageError(f"it has {-expected:+,} rows compared with its footer")
 
 
-def _type_of(schema: pa.Schema, column: Column) -> pa.DataType:
-    found = schema.field(column[0]).type
-    for name in column[1:]:
-        found = found.field(name).type
-    return found
-
-
 def _pick(batch: pa.RecordBatch, column: Column) -> pa.Array:
     """A column of a batch, or a field in it; text of every kind as large strings, not checked."""
-    return _unify(_dig(batch, column))
+    return unify(_dig(batch, column))
 
 
 def _dig(batch: pa.RecordBatch, column: Column) -> pa.Array:
     values = batch.column(column[0])
     return pc.struct_field(values, list(column[1:])) if len(column) > 1 else values
-
-
-def _unify(values: pa.Array) -> pa.Array:
-    if pa.types.is_dictionary(values.type):
-        return _unify(values.dictionary).take(values.indices)
-    if values.type in (pa.string(), pa.large_string(), pa.null()):
-        return values.cast(pa.large_string())
-    if is_text(values.type):
-        return values.cast(pa.large_binary()).view(pa.large_string())
-    return values
 
 
 def _join_small(
@@ -301,15 +226,3 @@ def _count_bytes(values: pa.Array) -> int:
         return 0
     offsets = find_offsets(values)
     return int(offsets[-1] - offsets[0])
-
-
-def make_valid(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
-    """Replace invalid UTF-8 by U+FFFD, as Arrow does not check it; also says in which rows."""
-    try:
-        column.validate(full=True)
-        return column, np.zeros(len(column), np.bool_)
-    except pa.ArrowInvalid:
-        found = column.cast(pa.large_binary()).to_pylist()
-    pairs = [(None, False) if data is None else decode(data) for data in found]
-    values, repaired = zip(*pairs, strict=True)
-    return pa.array(values, pa.large_string()), np.array(repaired, np.bool_)

@@ -1,0 +1,104 @@
+"""The columns of a table in a file: found by name, and their texts as large strings."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from prep.readers.documents import BadDocument, is_text, split_name
+from prep.readers.encodings import decode
+
+# The names on the way to a column: ("json", "text") is the field `text` of the column `json`.
+Column = tuple[str, ...]
+
+
+def find_text_column(schema: pa.Schema, path: Path, name: str) -> Column:
+    """Find the text column; BadDocument if a file has no such column, or no text in it."""
+    advice = "; name the right one with --text-column"
+    column = find_column(schema, path, name)
+    if column is None:
+        raise BadDocument(
+            f"{path}: no column {name!r}; the columns are {', '.join(schema.names)}{advice}",
+            "no such column",
+        )
+    found = type_of(schema, column)
+    if not (is_text(found) or pa.types.is_null(found)):
+        raise BadDocument(
+            f"{path}: the column {name!r} holds {found}; expected text{advice}", "not text"
+        )
+    return column
+
+
+def find_other_column(schema: pa.Schema, path: Path, name: str) -> Column:
+    """Find a column for --where; ValueError if a file has no such column, or it has parts."""
+    column = find_column(schema, path, name)
+    if column is None:
+        raise ValueError(f"{path}: no column {name!r}; the columns are {', '.join(schema.names)}")
+    found = type_of(schema, column)
+    if pa.types.is_nested(found):
+        fields = [f"{name}.{field.name}" for field in found] if pa.types.is_struct(found) else []
+        raise ValueError(
+            f"{path}: the column {name!r} holds {found}, which --where cannot compare; name "
+            f"{' or '.join(fields) or 'another column'}"
+        )
+    return column
+
+
+def find_column(schema: pa.Schema, path: Path, name: str) -> Column | None:
+    """The column of that name, else the field `inner` of the column `outer` for `outer.inner`.
+
+    BadDocument if the file has several of them, as nothing says which one is meant.
+    """
+
+    def search(fields: list[pa.Field], name: str, column: Column) -> Column | None:
+        same = [field for field in fields if field.name == name]
+        if len(same) > 1:
+            count = "two" if len(same) == 2 else len(same)
+            raise BadDocument(
+                f"{path}: has {count} columns {'.'.join((*column, name))!r}; expected one; "
+                "rename the others, or leave the file out",
+                "several columns of one name",
+            )
+        if same:
+            return (*column, name)
+        for outer, inner in split_name(name):
+            inside = [field for field in fields if field.name == outer]
+            if any(pa.types.is_struct(field.type) for field in inside):
+                search(fields, outer, column)  # Refuses two.
+                if found := search(list(inside[0].type), inner, (*column, outer)):
+                    return found
+        return None
+
+    return search(list(schema), name, ())
+
+
+def type_of(schema: pa.Schema, column: Column) -> pa.DataType:
+    """The type of a column, or of a field in it."""
+    found = schema.field(column[0]).type
+    for name in column[1:]:
+        found = found.field(name).type
+    return found
+
+
+def unify(values: pa.Array) -> pa.Array:
+    """Text of every kind as large strings, not checked; what is no text as it is."""
+    if pa.types.is_dictionary(values.type):
+        return unify(values.dictionary).take(values.indices)
+    if values.type in (pa.string(), pa.large_string(), pa.null()):
+        return values.cast(pa.large_string())
+    if is_text(values.type):
+        return values.cast(pa.large_binary()).view(pa.large_string())
+    return values
+
+
+def make_valid(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+    """Replace invalid UTF-8 by U+FFFD, as Arrow does not check it; also says in which rows."""
+    try:
+        column.validate(full=True)
+        return column, np.zeros(len(column), np.bool_)
+    except pa.ArrowInvalid:
+        found = column.cast(pa.large_binary()).to_pylist()
+    pairs = [(None, False) if data is None else decode(data) for data in found]
+    values, repaired = zip(*pairs, strict=True)
+    return pa.array(values, pa.large_string()), np.array(repaired, np.bool_)
