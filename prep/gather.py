@@ -4,19 +4,26 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from prep.copies.cut import finish_units, list_files
 from prep.engines.local import count_cores
 from prep.manifest import summarize, write_manifest
 from prep.planning.plan import Plan, read_plan
 from prep.planning.settle import refuse_lost_version
 from prep.request import Request
 from prep.units.budget import Budget
-from prep.units.cut import finish_units
 from prep.units.ledger import Ledger
 from prep.units.receipts import Receipt, discard_unit
 from prep.units.workspace import clear_leftovers, find_parts, hold_whole
 from shards.disk.durable import hash_file
 from shards.disk.folders import clear
-from shards.disk.layout import MANIFEST, TOKENIZER, plan_path, temporary_folder
+from shards.disk.layout import (
+    MANIFEST,
+    TOKENIZER,
+    decided_path,
+    near_path,
+    plan_path,
+    temporary_folder,
+)
 from shards.format import Manifest, read_manifest
 from shards.screen.lines import Say, format_bytes
 
@@ -90,14 +97,10 @@ def check_bytes(out: Path, plan: Plan, receipts: Sequence[Receipt], workers: int
 
 def find_damage(out: Path, receipt: Receipt) -> str | None:
     """The first of a unit's files whose bytes are not those that were written, if any."""
-    for shard in receipt.shards:
-        for name, sha256 in (
-            (shard.name, shard.sha256),
-            (shard.sidecar, receipt.sidecar_sha256[shard.sidecar]),
-        ):
-            if hash_file(out / name) != sha256:
-                return name
-    return None
+    files = list_files(receipt)
+    if receipt.near_sha256 and not decided_path(out).exists():
+        files[near_path(out, receipt.unit).relative_to(out).as_posix()] = receipt.near_sha256
+    return next((name for name, sha256 in files.items() if hash_file(out / name) != sha256), None)
 
 
 def advise(out: Path, units: list[int]) -> str:

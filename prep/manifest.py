@@ -6,16 +6,19 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from prep.copies.cut import drop_copies
+from prep.copies.exact import ExactCopies, PlacedShard
+from prep.copies.near import Documents, NearCopies
 from prep.planning.plan import Plan
 from prep.readers.documents import BAD
+from prep.request import NEAR
 from prep.sources.local import Source
-from prep.text.copies import PlacedShard
 from prep.tokenizer.identity import SetTokenizer
-from prep.units.cut import DUPLICATE, drop_copies
 from prep.units.receipts import Audit, Receipt
+from prep.units.signed import near_settings
 from shards.disk.durable import write_file
-from shards.disk.json_files import Json
-from shards.disk.layout import MANIFEST, TOKENIZER
+from shards.disk.json_files import Json, hash_canonical
+from shards.disk.layout import MANIFEST, TOKENIZER, temporary_folder
 from shards.format import SPLITS, Manifest, make_manifest, read_manifest
 from shards.screen.lines import format_bytes, format_count, format_seconds
 from shards.tokenizer import load_tokenizer, make_self_test
@@ -46,14 +49,12 @@ def write_manifest(
     documents in `after`, a finished set, are dropped as well.
     """
     audit = Audit()
+    files: Json = {}
     if plan.policy.dedup:
-        audit.dropped[DUPLICATE] = 0
-        shards = read_manifest(after).shards if after else []
-        earlier = [PlacedShard(after or out, shard) for shard in shards]
-        tokenizer = plan.tokenizer
-        receipts = drop_copies(
-            out, receipts, tokenizer.end_of_text, earlier, workers, tokenizer.begin_of_text
-        )
+        copies = choose_copies(out, plan, receipts, after)
+        audit.dropped.update(dict.fromkeys(copies.reasons, 0))
+        audit.clusters, files = copies.clusters, copies.files
+        receipts = drop_copies(out, receipts, plan.tokenizer, copies, workers)
     for receipt in receipts:
         audit.add(receipt.audit)
     check_conservation(audit)
@@ -70,8 +71,25 @@ def write_manifest(
     )
     hashes = {name: h for receipt in receipts for name, h in receipt.sidecar_sha256.items()}
     environment = describe_environment(hashes, workers, seconds)
+    if files:
+        environment["copies_sha256"] = files
     write_file(out / MANIFEST, make_manifest(content, shards, audit.content, environment))
     return read_manifest(out)
+
+
+def choose_copies(
+    out: Path, plan: Plan, receipts: list[Receipt], after: Path | None
+) -> ExactCopies | NearCopies:
+    """Which documents are copies, of the kind that --dedup names."""
+    before = read_manifest(after) if after else None
+    earlier = [PlacedShard(after or out, shard) for shard in before.shards] if before else []
+    folder = temporary_folder(out) / "copies"
+    if plan.policy.dedup != NEAR:
+        return ExactCopies(receipts, earlier, out, folder)
+    settings = near_settings(plan.policy)
+    documents = Documents(out, receipts, earlier, settings, plan.tokenizer)
+    basis = hash_canonical([plan.plan_id, before.dataset_id if before else None])
+    return NearCopies(documents, basis, folder)
 
 
 def check_conservation(audit: Audit) -> None:

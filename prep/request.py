@@ -31,6 +31,12 @@ TOKENIZER_OPTIONS = ("tokenizer", "end_of_document", "begin_of_document")
 ENCODERS = ("fastokens", "tokenizers")
 # Where each engine is; prep/engines/contract.py says what it is.
 ENGINES = {"local": "prep.engines.local", "ray": "prep.engines.ray_cluster"}
+# Kinds of copies that --dedup finds.
+NEAR = "near"
+DEDUPS = ("exact", NEAR)
+# What each setting of --dedup near may be, up to here.
+NEAR_LIMITS = {"near_shingle": 100, "near_bands": 256, "near_rows": 64}
+NEAR_SETTINGS = ("near_threshold", *NEAR_LIMITS)
 # Larger than any count of tokens, bytes or characters; sums of two such still fit into 64 bits.
 MAX_NUMBER = 1 << 62
 MAX_WORKERS = 1 << 16
@@ -109,17 +115,33 @@ class Policy:
     dedup: Annotated[
         str | None,
         typer.Option(
-            help="exact: keep only the first of documents with the same text. --max-documents and "
-            "--max-tokens count the copies too."
+            help="exact: keep only the first of documents with the same text. near: also of those "
+            "with nearly the same. --max-documents and --max-tokens count the copies too."
         ),
     ] = None
+    # A decimal number.
+    near_threshold: Annotated[
+        str,
+        typer.Option(help="With --dedup near: how much of their shingles near copies share."),
+    ] = "0.8"
+    near_shingle: Annotated[int, typer.Option(help="With --dedup near: words in a shingle.")] = 5
+    near_bands: Annotated[
+        int,
+        typer.Option(help="With --dedup near: bands; texts that share one are compared."),
+    ] = 16
+    near_rows: Annotated[
+        int, typer.Option(help="With --dedup near: minima of hashes in a band.")
+    ] = 6
 
     def __post_init__(self) -> None:
         limits = ("shard_tokens", "max_documents", "max_tokens", "unit_bytes")
         for name in (*limits, "min_chars", "max_chars"):
             check_number(name, getattr(self, name), MAX_NUMBER)
-        if self.dedup not in (None, "exact"):
-            raise ValueError(f"--dedup is {self.dedup}; expected exact, or leave the option out")
+        if self.dedup not in (None, *DEDUPS):
+            raise ValueError(
+                f"--dedup is {self.dedup}; expected {' or '.join(DEDUPS)}, or leave the option out"
+            )
+        self._check_near()
         if self.on_bad_document not in ("error", "skip"):
             raise ValueError(f"--on-bad-document is {self.on_bad_document}; expected error or skip")
         self.validation_threshold()
@@ -131,7 +153,24 @@ class Policy:
         content = {key: value for key, value in asdict(self).items() if value not in (None, ())}
         if not self.skips_bad:
             del content["on_bad_document"]
+        if self.dedup != NEAR:
+            content = {key: value for key, value in content.items() if key not in NEAR_SETTINGS}
         return content
+
+    def _check_near(self) -> None:
+        """Refuse settings that mean nothing, or would be used for nothing."""
+        for name, most in NEAR_LIMITS.items():
+            check_number(name, getattr(self, name), most)
+        threshold = parse_number(self.near_threshold)
+        if threshold is None or not 0 < threshold <= 1:
+            raise ValueError(
+                f"--near-threshold is {self.near_threshold!s:.60}; expected a number above 0 and "
+                "up to 1, such as 0.8"
+            )
+        usual = {entry.name: entry.default for entry in fields(self)}
+        chosen = [name for name in NEAR_SETTINGS if getattr(self, name) != usual[name]]
+        if chosen and self.dedup != NEAR:
+            raise ValueError(f"{name_option(chosen[0])} is for --dedup near; give both or neither")
 
     @property
     def skips_bad(self) -> bool:

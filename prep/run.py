@@ -10,6 +10,7 @@ prepare(request)
 import time
 from contextlib import nullcontext
 
+from prep.copies.cut import finish_units
 from prep.engines.contract import Engine, choose_engine
 from prep.engines.prefetch import prefetch_units
 from prep.engines.progress import Goal, ProgressLine
@@ -20,7 +21,6 @@ from prep.planning.settle import settle_plan
 from prep.request import ENCODERS, Request
 from prep.tokenizer.encoder import choose_encoder
 from prep.units.budget import Budget
-from prep.units.cut import finish_units
 from prep.units.ledger import Ledger
 from prep.units.receipts import has_receipt
 from prep.units.work import UnitJob

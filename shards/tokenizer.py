@@ -165,6 +165,10 @@ class Spelling:
             is_first = True
         return self.name(self.end_of_text).join(texts)
 
+    def decode(self, tokens: Tokens) -> str:
+        """What the tokenizer decodes the tokens of a document to."""
+        return self._decode(self._drop_marks(tokens))
+
     def _join(self, ids: list[int], is_first: bool) -> str:
         contents = [self.name(i).encode() if i in self.special else self.inner[i] for i in ids]
         if is_first and ids and ids[0] not in self.special:

@@ -7,8 +7,8 @@ where language=en          --where: any other column of the source (prep/text/co
 bad: not JSON              --on-bad-document skip: what could not be read, or not be compared
 
 Three other places drop documents: prep/units/work.py and ledger.py those that do not fit into
---max-documents and --max-tokens (prep/units/budget.py), prep/units/cut.py the copies that --dedup
-finds (prep/text/copies.py), and prep/foreign/run.py the empty documents of imported token files.
+--max-documents and --max-tokens (prep/units/budget.py), prep/copies/cut.py the copies that --dedup
+finds (prep/copies), and prep/foreign/run.py the empty documents of imported token files.
 """
 
 from collections.abc import Callable, Sequence

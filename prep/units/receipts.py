@@ -11,8 +11,14 @@ from prep.readers.documents import BadDocument
 from prep.units.budget import Budget
 from shards.disk.durable import commit, sync_folder, write_file
 from shards.disk.json_files import Json, load_json
-from shards.disk.layout import pending_path, receipt_path, temporary_folder
-from shards.disk.shapes import find_misshape
+from shards.disk.layout import (
+    decided_path,
+    near_path,
+    pending_path,
+    receipt_path,
+    temporary_folder,
+)
+from shards.disk.shapes import HASH, OrNull, find_misshape
 from shards.format import SPLITS, Shard
 from shards.widths import TOKEN_BYTES
 
@@ -26,6 +32,7 @@ AUDIT_SHAPE = {
     "texts_repaired?": int,
     "text_bytes": int,
     "rows_by_source": dict,
+    "clusters?": dict,
 }
 RECEIPT_SHAPE: dict[str, Any] = {
     "plan_id": str,
@@ -36,6 +43,7 @@ RECEIPT_SHAPE: dict[str, Any] = {
     "audit": AUDIT_SHAPE,
     "cut_documents?": int,
     "cut_tokens?": int,
+    "near_sha256?": OrNull(HASH),
 }
 
 # Bad documents and files that are named in an audit, and how much of the message is kept.
@@ -58,14 +66,16 @@ class Audit:
     # reason, and the first few of all that was left out, in words.
     left_out: dict[str, int] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
+    # --dedup near: how many clusters of copies had how many documents, before all but one went.
+    clusters: dict[str, int] = field(default_factory=dict)
 
     @property
     def content(self) -> Json:
-        """The audit as a manifest has it: what was left out only if anything was."""
+        """The audit as a manifest has it: what was left out, and clusters, only if any were."""
         return {
             key: value
             for key, value in asdict(self).items()
-            if value or key not in ("left_out", "bad")
+            if value or key not in ("left_out", "bad", "clusters")
         }
 
     def leave_out(self, error: BadDocument) -> None:
@@ -83,6 +93,7 @@ class Audit:
             (self.dropped, other.dropped),
             (self.rows_by_source, other.rows_by_source),
             (self.left_out, other.left_out),
+            (self.clusters, other.clusters),
         ):
             for key, count in theirs.items():
                 mine[key] = mine.get(key, 0) + count
@@ -111,6 +122,8 @@ class Receipt:
     # What --dedup later cut from its shards.
     cut_documents: int = 0
     cut_tokens: int = 0
+    # --dedup near: the sha256 of the file of its documents' signatures (prep/units/signed.py).
+    near_sha256: str | None = None
 
     @property
     def num_documents(self) -> int:
@@ -149,12 +162,17 @@ def has_receipt(folder: Path, unit: int) -> bool:
 
 
 def read_receipt(folder: Path, unit: int, plan_id: str) -> Receipt | None:
-    """A unit's receipt, if it is of this plan and all its shards are there, whole."""
+    """A unit's receipt, if it is of this plan and all its files are there, whole.
+
+    Its signatures are needed until it is decided which documents are near copies.
+    """
     path = receipt_path(folder, unit)
     if not path.is_file():
         return None
     receipt = load_receipt(path, unit)
     whole = all(has_files(folder, shard) for shard in receipt.shards)
+    if receipt.near_sha256 and not decided_path(folder).exists():
+        whole &= near_path(folder, unit).is_file()
     return receipt if whole and receipt.plan_id == plan_id else None
 
 
@@ -215,6 +233,7 @@ def parse_receipt(raw: Json) -> Receipt:
         Audit(**{e.name: raw["audit"][e.name] for e in fields(Audit) if e.name in raw["audit"]}),
         raw.get("cut_documents", 0),
         raw.get("cut_tokens", 0),
+        raw.get("near_sha256"),
     )
 
 
@@ -240,6 +259,7 @@ def discard_unit(folder: Path, unit: int) -> None:
     for shard in load_receipt(pending, unit).shards:
         (folder / shard.name).unlink(missing_ok=True)
         (folder / shard.sidecar).unlink(missing_ok=True)
+    near_path(folder, unit).unlink(missing_ok=True)
     sync_folder(folder)
     pending.unlink()
     sync_folder(pending.parent)

@@ -14,7 +14,7 @@ import numpy as np
 from prep.readers.documents import BadDocument, Documents, Piece
 from prep.readers.formats import read_documents
 from prep.readers.stamp import expect_unchanged
-from prep.request import Policy
+from prep.request import NEAR, Policy
 from prep.sources.download import download
 from prep.sources.remote import RemoteFile, local_path, remove_files
 from prep.text.batch import EncodedBatch, check_encoding, encode_batch
@@ -23,6 +23,7 @@ from prep.tokenizer.encoder import load_encoder
 from prep.tokenizer.identity import SetTokenizer
 from prep.units.budget import Budget
 from prep.units.receipts import Audit, Receipt, confirm_pending, write_pending
+from prep.units.signed import Signatures, commit_signatures, near_settings
 from shards.disk.durable import advise_writing
 from shards.disk.folders import remove
 from shards.disk.layout import TOKENIZER, downloads_folder, temporary_folder
@@ -116,6 +117,10 @@ class UnitWork:
         self.num_tokens = 0
         self.truncated = False
         self.remote = {file.name: file for file in job.remote}
+        self.temporary = temporary
+        self.signatures = None
+        if job.policy.dedup == NEAR:
+            self.signatures = Signatures(near_settings(job.policy))
 
     def run(self) -> Receipt:
         """Read all pieces, commit their shards, and leave the receipt."""
@@ -124,6 +129,9 @@ class UnitWork:
             if self.truncated:
                 break
         written = [entry for split in SPLITS for entry in self.writers[split].finish()]
+        signed, near_sha256 = self.temporary / "signatures", None
+        if self.signatures:
+            near_sha256 = self.signatures.write(signed)
         receipt = Receipt(
             self.job.plan_id,
             self.job.number,
@@ -132,9 +140,12 @@ class UnitWork:
             tuple(entry.shard for entry in written),
             {entry.shard.sidecar: entry.sidecar_sha256 for entry in written},
             self.audit,
+            near_sha256=near_sha256,
         )
         write_pending(self.job.folder, receipt)
         commit_shards(written, self.job.folder)
+        if self.signatures:
+            commit_signatures(signed, self.job.folder, self.job.number)
         confirm_pending(self.job.folder, self.job.number)
         return receipt
 
@@ -210,6 +221,8 @@ class UnitWork:
             choice = self.filter.choose(documents)
         for split, is_validation in (("train", False), ("validation", True)):
             self.writers[split].append(*batch.split(is_validation))
+        if self.signatures:
+            self.signatures.add(wanted.texts[:fitting], batch.is_validation)
         self.budget = self.budget.minus(fitting, len(batch.tokens))
         self.num_tokens += len(batch.tokens)
         self._count(documents, choice, batch, piece)

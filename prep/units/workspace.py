@@ -16,6 +16,7 @@ from shards.disk.durable import commit, sync_folder, write_file
 from shards.disk.folders import clear, make_folder, remove
 from shards.disk.layout import (
     downloads_folder,
+    near_folder,
     part_lock,
     parts_folder,
     plan_lock,
@@ -108,6 +109,11 @@ def clear_part(out: Path, part: Part) -> None:
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove what was left by workers that were stopped because the set was full."""
+    """Remove what a finished set needs no more, or workers left that were stopped as it was full.
+
+    What was decided about near copies stays: a unit that is lost later is cut by it again.
+    """
     for folder in (temporary_folder(out), downloads_folder(out)):
         clear(folder)
+    for path in near_folder(out).glob("[0-9]*"):
+        path.unlink()

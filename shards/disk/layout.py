@@ -4,6 +4,7 @@ manifest.json                  what the set is; written last
 tokenizer.json
 train-00000.bin                tokens
 train-00000.docs.parquet       their documents: the sidecar
+copies-00000.parquet           near copies: which were dropped, and what was kept instead
 versions/<id>.json             every version's manifest, by the first 12 digits of its dataset_id
 
 .prep/                         what prep, remove and import need to resume; not part of the set
@@ -13,6 +14,7 @@ versions/<id>.json             every version's manifest, by the first 12 digits 
   tmp/                         files being written
   downloads/                   files from the Hub whose units are not done
   dedup/00000/, 00000.json     unit 0 rewritten without its copies, and its new receipt
+  near/00000, decided.json     signatures of unit 0's documents; that it is decided which are copies
   lock                         held by whoever changes the set
   parts/3-of-8.lock            held by whoever does part 3/8; plan.lock by whoever makes the plan
   import/, import.json         an import's files, and the names they will get
@@ -34,6 +36,7 @@ from shards.screen.names import quote
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 VERSIONS = "versions"
+COPIES = "copies-00000.parquet"
 WORK = ".prep"
 PULL = ".pull"
 
@@ -83,6 +86,21 @@ def downloads_folder(folder: Path) -> Path:
 def dedup_folder(folder: Path) -> Path:
     """Units rewritten without their copies."""
     return work_folder(folder) / "dedup"
+
+
+def near_folder(folder: Path) -> Path:
+    """What --dedup near needs until the set is finished."""
+    return work_folder(folder) / "near"
+
+
+def near_path(folder: Path, unit: int) -> Path:
+    """The signatures of a unit's documents."""
+    return near_folder(folder) / f"{unit:05d}"
+
+
+def decided_path(folder: Path) -> Path:
+    """There once the set's copies-00000.parquet says which documents are copies."""
+    return near_folder(folder) / "decided.json"
 
 
 def set_lock(folder: Path) -> Path:

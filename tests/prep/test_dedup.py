@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prep.text.copies import ENTRY, Copies, PlacedShard, find_copies, mark_copies
+from prep.copies.exact import ENTRY, Copies, PlacedShard, find_copies, pair_copies
 from prep.units.receipts import Audit
 from shards.format import Manifest, read_manifest
 from shards.inspect.verify import verify_shards
@@ -174,7 +174,7 @@ def test_nothing_is_encoded_again_after_a_kill_in_the_middle(
     out = tmp_path / "shards"
     stop_before_dedup(out, source, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr("prep.units.cut.sync_folder", stop_on(out))
+        patch.setattr("prep.copies.cut.sync_folder", stop_on(out))
         with pytest.raises(RuntimeError, match="stopped here"):
             prepare_quietly(out, source, dedup="exact", **OPTIONS)
     assert list((out / ".prep/dedup").glob("*.json")) != []
@@ -238,11 +238,11 @@ def test_copies_are_found_out_of_core(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_hashes: int
 ) -> None:
     """Few hashes at a time, so that a text with many copies fills its file several times over."""
-    monkeypatch.setattr("prep.text.copies.SORTED_HASHES", num_hashes)
-    monkeypatch.setattr("prep.text.copies.DEALT_HASHES", 100)
+    monkeypatch.setattr("prep.copies.exact.SORTED_HASHES", num_hashes)
+    monkeypatch.setattr("shards.near.buckets.DEALT_ENTRIES", 100)
     shards = read_manifest(straight).split("train")[:3]
     placed = [PlacedShard(straight, shard) for shard in [*shards, shards[0], *shards, shards[1]]]
-    copies = find_copies(placed, tmp_path)
+    copies = find_copies(placed, tmp_path / "hashes")
     first = 0
     for place, entry in enumerate(placed):
         count = entry.shard.num_documents
@@ -261,7 +261,9 @@ def test_copies_have_both_halves_in_common() -> None:
     for _ in range(200):
         hashes = [(generator.randrange(4), generator.randrange(3)) for _ in range(20)]
         expected = [pair in hashes[:place] for place, pair in enumerate(hashes)]
-        assert mark_copies(make_entries(hashes)).tolist() == expected
+        copies, firsts = pair_copies(make_entries(hashes))
+        assert sorted(copies.tolist()) == np.flatnonzero(expected).tolist()
+        assert [hashes.index(hashes[copy]) for copy in copies] == firsts.tolist()
 
 
 def test_copies_are_one_bit_each() -> None:
@@ -277,4 +279,4 @@ def test_copies_are_one_bit_each() -> None:
 def test_another_kind_is_refused(source: Path, tmp_path: Path) -> None:
     code, _, errors = velocity("prep", "--out", tmp_path / "x", "--dedup", "fuzzy")
     assert code == 1
-    assert errors == "velocity: --dedup is fuzzy; expected exact, or leave the option out\n"
+    assert errors == "velocity: --dedup is fuzzy; expected exact or near, or leave the option out\n"

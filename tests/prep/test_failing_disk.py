@@ -69,6 +69,7 @@ COMMANDS = {
     "pull a version": ("shards", "pull", "LATER", "OUT"),
     "push": ("shards", "push", "SET", "OUT"),
     "dedup": ("prep", "--out", "OUT", "--input", "a.parquet", "--dedup", "exact"),
+    "near": ("prep", "--out", "OUT", "--input", "a.parquet", "--dedup", "near"),
 }
 
 

@@ -218,7 +218,7 @@ def test_a_rewritten_unit_whose_new_receipt_is_lost(
         raise OSError("the power is cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr("prep.units.cut.place_unit", stop)
+        patch.setattr("prep.copies.cut.place_unit", stop)
         assert velocity("prep", "--out", begun, *command)[0] == 1
     [note, *_] = sorted((begun / ".prep/dedup").glob("*.json"))
     names = sorted(path.name for path in note.with_suffix("").iterdir())

@@ -21,21 +21,24 @@ ROOTS = ("shards", "model", "prep", "train")
 # docs/design.md says why.
 SHARDS = {
     "shards",
-    *(f"shards.{room}" for room in ("screen", "disk", "entry", "inspect", "edit", "exchange")),
+    *(f"shards.{room}" for room in ("screen", "disk", "entry", "near")),
+    *(f"shards.{room}" for room in ("inspect", "edit", "exchange")),
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
 MODEL = {"model", "model.checkpoints", "model.decode"}
 READING = {"prep.sources", "prep.readers"}
 ENCODING = {"prep.text", "prep.tokenizer"}
-PREP = {f"prep.{room}" for room in ("units", "planning", "engines", "foreign")} | READING | ENCODING
+WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
+PREP = WORKING | READING | ENCODING
 TRAIN = {"train", "train.start", "train.checkpoints", "train.tracing", "train.reports"}
 MAY_IMPORT = {
     "shards.screen": set[str](),
     "shards.disk": {"shards.screen"},
     "shards.entry": BASE,
     "shards": BASE,
-    "shards.inspect": {"shards", *BASE},
+    "shards.near": {"shards", *BASE},
+    "shards.inspect": {"shards", "shards.near", *BASE},
     "shards.edit": {"shards", *BASE},
     "shards.exchange": {"shards", "shards.edit", *BASE},
     "model": set[str](),
@@ -46,6 +49,7 @@ MAY_IMPORT = {
     "prep.tokenizer": READING | SHARDS,
     "prep.text": {"prep.tokenizer"} | READING | SHARDS,
     "prep.units": ENCODING | READING | SHARDS,
+    "prep.copies": {"prep.units", "prep.tokenizer"} | READING | SHARDS,
     "prep.planning": {"prep.units"} | ENCODING | READING | SHARDS,
     "prep.engines": {"prep.planning", "prep.units"} | READING | SHARDS,
     "prep.foreign": {"prep.planning", "prep.units"} | ENCODING | READING | SHARDS,

@@ -1,8 +1,9 @@
-"""--dedup exact: rewrites each unit that holds copies without them, and its receipt.
+"""--dedup: rewrites each unit that holds copies without them, and its receipt.
 
 A rewritten unit is committed in .prep/dedup: first its files are there, whole, then a receipt
-beside them says so, and from then on they only need renaming. A copy that is gone is not found the
-next time, so a killed command starts over and ends with the same set.
+beside them says so, and from then on they only need renaming. An exact copy that is gone is not
+found the next time, and which documents are near copies is written down before the first is cut
+(prep/copies/near.py), so a killed command starts over and ends with the same set.
 """
 
 import json
@@ -12,49 +13,47 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Protocol
 
-from prep.text.copies import Copies, PlacedShard, find_copies
+import numpy as np
+
+from prep.tokenizer.identity import SetTokenizer
 from prep.units.receipts import Audit, Receipt, load_receipt
 from shards.disk.durable import commit, hash_file, sync_folder, write_file
 from shards.disk.folders import make_folder, remove
-from shards.disk.layout import dedup_folder, receipt_path, temporary_folder
+from shards.disk.layout import dedup_folder, receipt_path
 from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter, subtract_bytes
 from shards.format import Int64, Shard
 
-# The reason under which the audit counts copies.
-DUPLICATE = "duplicate"
+
+class Chosen(Protocol):
+    """The documents that go, and why."""
+
+    def find_rows(self, receipt: Receipt) -> dict[str, Int64]:
+        """For each reason, which of a unit's documents go, as they lie in its shards."""
 
 
 def drop_copies(
     out: Path,
     receipts: Sequence[Receipt],
-    end_of_text: int,
-    earlier: Sequence[PlacedShard] = (),
+    tokenizer: SetTokenizer,
+    chosen: Chosen,
     workers: int = 1,
-    begin_of_text: int | None = None,
 ) -> list[Receipt]:
     """Rewrite the units that hold copies without them; returns all receipts, in plan order.
 
-    The documents of `earlier`, shards of another folder, come before all others. Raises ValueError
-    or OSError if a shard is damaged or the disk is full; the same call then resumes.
+    Raises ValueError or OSError if a shard is damaged or the disk is full; the same call then
+    resumes.
     """
-    placed = [PlacedShard(out, shard) for receipt in receipts for shard in receipt.shards]
-    temporary = temporary_folder(out) / "hashes"
-    remove(temporary)
-    make_folder(temporary)
-    copies = find_copies([*earlier, *placed], temporary)
-    temporary.rmdir()
-    rewriter = make_rewriter(out, dedup_folder(out), end_of_text, False, begin_of_text)
+    ends, begins = tokenizer.end_of_text, tokenizer.begin_of_text
+    rewriter = make_rewriter(out, dedup_folder(out), ends, False, begins)
 
-    def drop(receipt: Receipt, first: int) -> Receipt:
-        return drop_from_unit(rewriter, receipt, copies, first)
+    def drop(receipt: Receipt) -> Receipt:
+        return drop_from_unit(rewriter, receipt, chosen.find_rows(receipt))
 
-    firsts = [sum(entry.shard.num_documents for entry in earlier)]
-    for receipt in receipts:
-        firsts.append(firsts[-1] + sum(shard.num_documents for shard in receipt.shards))
     try:
         with ThreadPoolExecutor(workers) as threads:
-            following = list(threads.map(drop, receipts, firsts[:-1]))
+            following = list(threads.map(drop, receipts))
     except OSError as error:
         raise ValueError(
             f"{out}: a unit could not be rewritten "
@@ -65,14 +64,17 @@ def drop_copies(
     return following
 
 
-def drop_from_unit(rewriter: Rewriter, receipt: Receipt, copies: Copies, first: int) -> Receipt:
-    """Rewrite a unit's shards without their copies; `first` is its first document's number."""
-    rows: dict[Shard, Int64] = {}
-    for shard in receipt.shards:
-        rows[shard] = copies.among(first, shard.num_documents)
-        first += shard.num_documents
-    if not any(map(len, rows.values())):
+def drop_from_unit(rewriter: Rewriter, receipt: Receipt, reasons: dict[str, Int64]) -> Receipt:
+    """Rewrite a unit's shards without the documents that go; `reasons` has some for each reason."""
+    going = np.sort(np.concatenate(list(reasons.values())))
+    if not len(going):
         return receipt
+    rows: dict[Shard, Int64] = {}
+    first = 0
+    for shard in receipt.shards:
+        low, high = np.searchsorted(going, (first, first + shard.num_documents))
+        rows[shard] = going[low:high] - first
+        first += shard.num_documents
     out = rewriter.folder
     folder = dedup_folder(out) / f"{receipt.unit:05d}"
     remove(folder)
@@ -85,13 +87,19 @@ def drop_from_unit(rewriter: Rewriter, receipt: Receipt, copies: Copies, first: 
     }
     sync_folder(folder)
     following = describe_unit(receipt, rewritten)
+    for reason, numbers in reasons.items():
+        dropped = following.audit.dropped
+        dropped[reason] = dropped.get(reason, 0) + len(numbers)
     write_file(folder.with_suffix(".json"), json.dumps(asdict(following), indent=1) + "\n")
     place_unit(out, receipt, following)
     return following
 
 
 def describe_unit(receipt: Receipt, rewritten: dict[Shard, Rewritten]) -> Receipt:
-    """The receipt of a unit whose copies are cut: the budget that they used stays used."""
+    """The receipt of a unit whose copies are cut, but for the reasons of its audit.
+
+    The budget that they used stays used.
+    """
     shards, hashes = [], dict(receipt.sidecar_sha256)
     audit = Audit(**asdict(receipt.audit))
     for shard in receipt.shards:
@@ -107,7 +115,6 @@ def describe_unit(receipt: Receipt, rewritten: dict[Shard, Rewritten]) -> Receip
         audit.train -= entry.num_documents * is_train
         audit.validation -= entry.num_documents * (not is_train)
         audit.text_bytes = subtract_bytes(audit.text_bytes, entry)
-        audit.dropped[DUPLICATE] = audit.dropped.get(DUPLICATE, 0) + entry.num_documents
     return replace(
         receipt,
         shards=tuple(shards),
