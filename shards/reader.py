@@ -103,7 +103,10 @@ def map_shard(folder: Path, shard: Shard) -> Tokens:
     found = path.stat().st_size if path.is_file() else None
     if found != expected:
         state = "is missing" if found is None else f"has {found:,} bytes"
-        raise ValueError(f"{path} {state}; expected {expected:,} bytes; {advise_verify(folder)}")
+        raise ValueError(
+            f"{path} {state}; expected {expected:,} bytes, as {shard.num_tokens:,} ids of "
+            f"{shard.dtype.name}; {advise_verify(folder)}"
+        )
     # A plain array over the map: slices of a np.memmap take several times as long.
     return np.memmap(path, dtype=shard.dtype, mode="r").view(np.ndarray)
 

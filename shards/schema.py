@@ -12,7 +12,7 @@ COUNTS = Each(int)
 
 MANIFEST_SHAPE = {
     "content": {
-        "format": {"token_dtype": str},
+        "format": {"token_dtype": str, "byte_order?": str},
         "sources": {
             "hub": HUB,
             "files": [{"name": str, "num_bytes": int, "sha256?": OrNull(str), "rows": int}],

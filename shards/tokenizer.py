@@ -9,7 +9,7 @@ document is decoded as a whole.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -189,12 +189,18 @@ def read_set_spelling(folder: Path, manifest: Manifest) -> Spelling:
     return read_spelling(tokenizer, manifest.end_of_text, manifest.begin_of_text)
 
 
+@lru_cache(maxsize=1)
 def read_spelling(
     tokenizer: Tokenizer, end_of_text: int, begin_of_text: int | None = None
 ) -> Spelling:
-    """What the ids of a tokenizer stand for, with those that a set puts around documents."""
-    num_ids = 1 + max(tokenizer.get_vocab().values())
-    names = [tokenizer.id_to_token(i) or "" for i in range(num_ids)]
+    """What the ids of a tokenizer stand for, with those that a set puts around documents.
+
+    Cached, as asking for each of 128,000 ids takes a while.
+    """
+    vocab = tokenizer.get_vocab()
+    names = [""] * (1 + max(vocab.values()))
+    for name, i in vocab.items():
+        names[i] = name
     inner, first = read_contents(tokenizer, names)
     added = tokenizer.get_added_tokens_decoder()
     for i, token in added.items():
@@ -215,7 +221,8 @@ def read_contents(tokenizer: Tokenizer, names: list[str]) -> tuple[list[bytes], 
     """
     decode = tokenizer.decoder.decode if tokenizer.decoder else " ".join
     if decode(["\u0120"]) == " ":
-        contents = list(map(read_symbols, names))
+        byte_of = map_characters()
+        contents = [read_symbols(name, byte_of) for name in names]
         return contents, contents.copy()
     has_bytes = decode(["<0x41>"]) == "A"
     before = decode(["x"])
@@ -228,12 +235,12 @@ def read_contents(tokenizer: Tokenizer, names: list[str]) -> tuple[list[bytes], 
     return inner, first
 
 
-def read_symbols(name: str) -> bytes:
+def read_symbols(name: str, byte_of: dict[str, int]) -> bytes:
     """The bytes of a token of byte-level BPE; of one with other characters, its name's."""
-    byte_of = map_characters()
-    if byte_of.keys() >= set(name):
-        return bytes(map(byte_of.__getitem__, name))
-    return name.encode()
+    try:
+        return bytes([byte_of[character] for character in name])
+    except KeyError:
+        return name.encode()
 
 
 def puts_space_before(tokenizer: Tokenizer) -> bool:
@@ -254,7 +261,6 @@ def split_at(ids: list[int], mark: int) -> Iterator[list[int]]:
     yield ids[start:]
 
 
-@cache
 def map_characters() -> dict[str, int]:
     """The byte that each character stands for, in the order of GPT-2's first 256 ids.
 

@@ -58,6 +58,9 @@ def find_wrong_width(schema_version: int, content: Json) -> str | None:
     dtype, tokenizer = content["format"]["token_dtype"], content["tokenizer"]
     if dtype not in TOKEN_BYTES:
         return f"content.format.token_dtype is {dtype:.60}; expected {' or '.join(TOKEN_BYTES)}"
+    order = content["format"].get("byte_order", "little")
+    if order != "little":
+        return f"content.format.byte_order is {order:.60}; expected little"
     version, most = SCHEMA_VERSIONS[TOKEN_BYTES[dtype]], MAX_IDS[TOKEN_BYTES[dtype]]
     if schema_version != version:
         return f"schema_version is {schema_version}; expected {version} for ids of {dtype}"
@@ -65,5 +68,11 @@ def find_wrong_width(schema_version: int, content: Json) -> str | None:
         return (
             f"content.tokenizer has {tokenizer['vocab_size']:,} ids, the last of a document "
             f"{tokenizer['end_of_text']:,}; expected at most {most:,} ids and that one of them"
+        )
+    begin = tokenizer.get("begin_of_text", 0)
+    if begin >= tokenizer["vocab_size"]:
+        return (
+            f"content.tokenizer.begin_of_text is {begin:,}; the tokenizer has "
+            f"{tokenizer['vocab_size']:,} ids"
         )
     return None

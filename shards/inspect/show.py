@@ -60,7 +60,8 @@ def show_window(shards: Shards, split: str, start: int, count: int) -> str:
         )
     spelling = read_set_spelling(shards.folder, shards.manifest)
     stream = shards.stream(split)
-    is_first = start == 0 or stream.read(start - 1, 1)[0] == spelling.end_of_text
+    marks = (spelling.end_of_text, spelling.begin_of_text)
+    is_first = start == 0 or stream.read(start - 1, 1)[0] in marks
     return spelling.spell(stream.read(start, count).tolist(), is_first)
 
 
