@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 from prep.sources.hub_tokenizer import HubTokenizer
 from prep.tokenizer.gpt2 import build_gpt2_json
 from prep.tokenizer.identity import SetTokenizer
+from prep.tokenizer.library import LibraryError, catching
+from prep.tokenizer.specials import find_merged
 from shards.disk.json_files import Json, parse_json, read_json
 from shards.disk.layout import TOKENIZER
 from shards.disk.shapes import find_misshape
@@ -90,6 +92,12 @@ def clean(content: bytes, place: str, say: Say) -> str:
     fault = find_misshape(raw, TOKENIZER_SHAPE)
     if fault is not None:
         raise ValueError(f"{place}: is not a {TOKENIZER} ({fault}); {CONVERT}")
+    merged = find_merged(raw)
+    if merged is not None:
+        raise ValueError(
+            f"{place}: its merges make the special token {merged!r:.60} of text that spells it; "
+            "take that token out of the merges, or choose another tokenizer"
+        )
     model = raw["model"]
     wrong = [key for key in ("truncation", "padding") if raw.get(key) is not None]
     wrong += ["dropout"] if model.get("dropout") else []
@@ -127,14 +135,11 @@ def identify(file: TokenizerFile, end: str | None = None, begin: str | None = No
 def load(file: TokenizerFile) -> Tokenizer:
     """The tokenizer; ValueError if `tokenizers` does not make one of the file."""
     try:
-        return parse_tokenizer(file.text)
-    # The library raises a bare Exception for any fault, and panics, which is no Exception at all.
-    except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
-            raise
-        reason = " ".join(str(error).split())
+        with catching():
+            return parse_tokenizer(file.text)
+    except LibraryError as error:
         raise ValueError(
-            f"{file.place}: `tokenizers` cannot read it ({reason:.200}); "
+            f"{file.place}: `tokenizers` cannot read it ({error}); "
             "check the file, or write it again with the library that made it"
         ) from None
 
