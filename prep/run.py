@@ -18,8 +18,9 @@ from prep.manifest import summarize, write_manifest
 from prep.planning.forecast import Forecast, check_disk, forecast_run
 from prep.planning.plan import Plan
 from prep.planning.settle import settle_plan
-from prep.request import ENCODERS, Request
-from prep.tokenizer.encoder import choose_encoder
+from prep.planning.tokenizer import read_text
+from prep.request import Request
+from prep.tokenizer.exact import choose_encoder
 from prep.units.budget import Budget
 from prep.units.ledger import Ledger
 from prep.units.receipts import has_receipt
@@ -72,9 +73,9 @@ def do_units(request: Request, plan: Plan, ledger: Ledger, say: Say) -> int:
         undone = [unit for unit in range(len(plan.units)) if not has_receipt(request.out, unit)]
         num_parts = request.part.count
     announce(request, plan, undone, forecast_run(plan, undone, engine.workers, num_parts), say)
-    encoder = choose_encoder(request.encoder)
-    if encoder != ENCODERS[0] and request.encoder is None:
-        say(f"{ENCODERS[0]} is not installed; {encoder} encodes instead: the same ids, but slower")
+    encoder, reason = choose_encoder(request.encoder, read_text(request.out))
+    if reason is not None:
+        say(f"{reason}; {encoder} encodes instead: the same ids, but slower")
     run_units(request, plan, ledger, encoder, engine)
     return engine.workers
 

@@ -59,6 +59,7 @@ def keep_to_one_core() -> None:
     """Keep the encoders from starting threads: each of N workers would start one per core."""
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["FASTOKENS_BPE_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def flatten(error: Exception) -> Exception:

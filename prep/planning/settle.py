@@ -54,7 +54,7 @@ def settle_plan(request: Request, say: Say) -> Plan:
     # But a part's plan may also be that of another part, which is about to start.
     binds = request.part is not None or has_begun(request.out)
     stored = read_plan(path)[0] if path.exists() and binds else None
-    text, tokenizer = choose_tokenizer(request, say)
+    text, tokenizer = choose_tokenizer(request, stored, say)
     plan = make_plan(request, tokenizer, stored, say)
     if stored is None:
         refuse_foreign_files(request.out)

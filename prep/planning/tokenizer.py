@@ -4,11 +4,19 @@ import hashlib
 from pathlib import Path
 
 from prep.request import TOKENIZER_OPTIONS, Request
-from prep.tokenizer.choose import GPT2, TokenizerFile, find_tokenizer, identify
+from prep.tokenizer.choose import (
+    GPT2,
+    TokenizerFile,
+    fetch_tokenizer,
+    find_tokenizer,
+    identify,
+    parse_hub_name,
+)
 from prep.tokenizer.gpt2 import build_gpt2_json
-from prep.tokenizer.identity import SetTokenizer, identify_gpt2
+from prep.tokenizer.identity import SetTokenizer, identify_gpt2, restore_tokenizer
 from prep.units.workspace import write_first
 from shards.disk.durable import hash_file, write_file
+from shards.disk.json_files import Json
 from shards.disk.layout import TOKENIZER, plan_path, temporary_folder
 from shards.format import read_manifest
 from shards.screen.lines import Say
@@ -17,15 +25,35 @@ from shards.screen.lines import Say
 Chosen = tuple[str, SetTokenizer]
 
 
-def choose_tokenizer(request: Request, say: Say) -> Chosen:
-    """The tokenizer that the request means."""
+def choose_tokenizer(request: Request, stored: Json | None, say: Say) -> Chosen:
+    """The tokenizer that the request means; one of the Hub stays as the stored plan pinned it."""
     if request.after is not None:
         return choose_same(request, request.after, say)
     words = [getattr(request, name) for name in TOKENIZER_OPTIONS]
     if words in ([None, None, None], [GPT2, None, None]):  # Known without loading it.
         return build_gpt2_json(), identify_gpt2()
-    file = find_tokenizer(request.tokenizer or GPT2, say)
+    file = find_pinned(request, stored, say) or find_tokenizer(request.tokenizer or GPT2, say)
     return file.text, identify(file, request.end_of_document, request.begin_of_document)
+
+
+def find_pinned(request: Request, stored: Json | None, say: Say) -> TokenizerFile | None:
+    """The tokenizer of the Hub that a stored plan pinned, if the request still names it.
+
+    Nothing is asked for while the set's tokenizer.json is there.
+    """
+    words = request.tokenizer or GPT2
+    if stored is None or Path(words).exists():
+        return None
+    before = restore_tokenizer(stored["tokenizer_sha256"], stored.get("tokenizer"))
+    hub = before.hub
+    if hub is None or parse_hub_name(words) != (hub.repo, hub.requested_revision):
+        return None
+    path = request.out / TOKENIZER
+    if not path.is_file() or hash_file(path) != before.sha256:
+        return fetch_tokenizer(hub.repo, hub.requested_revision, say, hub)
+    return TokenizerFile(
+        f"{hub.repo}: {TOKENIZER}", read_text(request.out), hub.repo, hub.end_token, hub
+    )
 
 
 def choose_same(request: Request, folder: Path, say: Say) -> Chosen:
@@ -80,7 +108,7 @@ def describe_tokenizers(before: SetTokenizer, now: SetTokenizer) -> list[str]:
     elif before.sha256 != now.sha256:
         differences.append(f"the tokenizer ({now.name}) is different")
     elif before.hub != now.hub:
-        wanted = [t.hub.requested_revision if t.hub else None for t in (before, now)]
+        wanted = [(t.hub and t.hub.requested_revision) or "the newest" for t in (before, now)]
         differences.append(f"the tokenizer's revision was {wanted[0]}, is now {wanted[1]}")
     return differences + describe_marks(before, now)
 

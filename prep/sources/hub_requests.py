@@ -76,27 +76,36 @@ def diagnose(error: BaseException) -> Fault | None:
 
 
 @contextmanager
-def explaining(repo: str, revision: str | None, file: str | None = None) -> Iterator[None]:
-    """Turn the libraries' errors about a dataset, or a file of it, into one line of advice."""
+def explaining(
+    repo: str, revision: str | None, file: str | None = None, kind: str = "dataset"
+) -> Iterator[None]:
+    """Turn the libraries' errors about a repository, or a file of it, into one line of advice.
+
+    `kind` is "dataset" or "model", as the Hub has them at different places.
+    """
     try:
         yield
     except SourceError:
         raise
     except Exception as error:
-        message = explain(error, repo, revision, file)
+        message = explain(error, repo, revision, file, kind)
         if message is None:
             raise
         raise SourceError(message) from error
 
 
 def explain(
-    error: Exception, repo: str, revision: str | None, file: str | None = None
+    error: Exception,
+    repo: str,
+    revision: str | None,
+    file: str | None = None,
+    kind: str = "dataset",
 ) -> str | None:
     """Say in one line why the Hub did not give what was asked for; None for other errors."""
     from huggingface_hub import constants, errors
 
     endpoint = show_url(constants.ENDPOINT)
-    url = f"{endpoint}/datasets/{repo}"
+    url = f"{endpoint}/datasets/{repo}" if kind == "dataset" else f"{endpoint}/{repo}"
     for link in unfold(error):
         match link:
             case errors.GatedRepoError():
@@ -106,18 +115,18 @@ def explain(
                 )
             case errors.RepositoryNotFoundError():
                 return (
-                    f"{repo}: no such dataset at {endpoint}, or it is private; check the "
+                    f"{repo}: no such {kind} at {endpoint}, or it is private; check the "
                     "name, or log in with `hf auth login`"
                 )
             case errors.RevisionNotFoundError():
                 return f"{repo}: no revision {revision!r}; see {url}/commits/main"
             case errors.RemoteEntryNotFoundError():
                 return (
-                    f"{repo}: {file or 'a file'} is gone from commit {revision}; the dataset's "
+                    f"{repo}: {file or 'a file'} is gone from commit {revision}; the {kind}'s "
                     "history was rewritten: start over with another --out"
                 )
             case errors.HFValidationError():
-                return f"{repo}: is not the name of a dataset; expected one such as owner/name"
+                return f"{repo}: is not the name of a {kind}; expected one such as owner/name"
             case errors.OfflineModeIsEnabled():
                 return (
                     f"{repo}: the Hub cannot be asked while HF_HUB_OFFLINE is set; unset it, or "

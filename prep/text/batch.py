@@ -12,6 +12,7 @@ import pyarrow as pa
 from prep.readers.documents import Documents, find_offsets
 from prep.tokenizer.encoder import Encoder
 from prep.tokenizer.identity import SetTokenizer
+from prep.tokenizer.library import LibraryError
 from shards.format import Int64
 from shards.sidecar import HASH_BYTES, make_rows
 from shards.widths import Tokens, token_dtype
@@ -73,7 +74,14 @@ def encode_batch(
     """Tokenize a batch of documents that all have text."""
     texts = documents.texts
     hashes = hash_texts(texts)
-    ids, sizes = encoder.encode(texts)
+    try:
+        ids, sizes = encoder.encode(texts)
+    except LibraryError as error:
+        raise ValueError(
+            f"{source_file}, row {documents.rows[0]} or one of the {len(texts) - 1:,} after it: "
+            f"the tokenizer cannot encode it ({error}); choose another tokenizer, or leave the "
+            "document out"
+        ) from None
     sizes = sizes + tokenizer.num_before + 1
     ends = np.cumsum(sizes)
     return EncodedBatch(

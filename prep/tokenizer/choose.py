@@ -11,9 +11,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from prep.sources.hub_tokenizer import HubTokenizer
+from prep.sources.hub_requests import HubError
+from prep.sources.hub_tokenizer import HubTokenizer, fetch_small, find_commit
 from prep.tokenizer.gpt2 import build_gpt2_json
 from prep.tokenizer.identity import SetTokenizer
+from prep.tokenizer.library import LibraryError, catching
+from prep.tokenizer.specials import find_merged
 from shards.disk.json_files import Json, parse_json, read_json
 from shards.disk.layout import TOKENIZER
 from shards.disk.shapes import find_misshape
@@ -90,6 +93,12 @@ def clean(content: bytes, place: str, say: Say) -> str:
     fault = find_misshape(raw, TOKENIZER_SHAPE)
     if fault is not None:
         raise ValueError(f"{place}: is not a {TOKENIZER} ({fault}); {CONVERT}")
+    merged = find_merged(raw)
+    if merged is not None:
+        raise ValueError(
+            f"{place}: its merges make the special token {merged!r:.60} of text that spells it; "
+            "take that token out of the merges, or choose another tokenizer"
+        )
     model = raw["model"]
     wrong = [key for key in ("truncation", "padding") if raw.get(key) is not None]
     wrong += ["dropout"] if model.get("dropout") else []
@@ -127,14 +136,11 @@ def identify(file: TokenizerFile, end: str | None = None, begin: str | None = No
 def load(file: TokenizerFile) -> Tokenizer:
     """The tokenizer; ValueError if `tokenizers` does not make one of the file."""
     try:
-        return parse_tokenizer(file.text)
-    # The library raises a bare Exception for any fault, and panics, which is no Exception at all.
-    except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
-            raise
-        reason = " ".join(str(error).split())
+        with catching():
+            return parse_tokenizer(file.text)
+    except LibraryError as error:
         raise ValueError(
-            f"{file.place}: `tokenizers` cannot read it ({reason:.200}); "
+            f"{file.place}: `tokenizers` cannot read it ({error}); "
             "check the file, or write it again with the library that made it"
         ) from None
 
@@ -180,7 +186,44 @@ def find_tokenizer(words: str, say: Say) -> TokenizerFile:
     path = Path(words)
     if path.exists():
         return read_tokenizer(path, say)
-    raise ValueError(
-        f"--tokenizer is {words!r:.200}: no such file or folder; expected {GPT2}, a {TOKENIZER}, a "
-        "folder that has one, or a repository of the Hub (owner/name)"
-    )
+    name = parse_hub_name(words)
+    if name is None:
+        raise ValueError(
+            f"--tokenizer is {words!r:.200}: no such file or folder; expected {GPT2}, a "
+            f"{TOKENIZER}, a folder that has one, or a repository of the Hub (owner/name)"
+        )
+    say(f"asking the Hub for the tokenizer of {words}")
+    return fetch_tokenizer(*name, say)
+
+
+def parse_hub_name(words: str) -> tuple[str, str | None] | None:
+    """The repository of the Hub and the revision that --tokenizer names; None for other words.
+
+    >>> parse_hub_name("owner/name@v1.0"), parse_hub_name("folder/tokenizer.json")
+    (('owner/name', 'v1.0'), None)
+    """
+    match = HUB_NAME.fullmatch(words)
+    if match is None or match[1].startswith(".") or match[1].endswith(".json"):
+        return None
+    return match[1], match[2]
+
+
+def fetch_tokenizer(
+    repo: str, revision: str | None, say: Say, pinned: HubTokenizer | None = None
+) -> TokenizerFile:
+    """The tokenizer of a repository of the Hub, at the commit that the revision names now.
+
+    If it is `pinned`, at that commit. Raises HubError for what the Hub does not give.
+    """
+    if pinned is None:
+        commit, names = find_commit(repo, revision)
+        if TOKENIZER not in names:
+            raise HubError(f"{repo}: has no {TOKENIZER}; {CONVERT}")
+        end_token = None
+        if CONFIG in names:
+            config = fetch_small(repo, commit, CONFIG)
+            end_token = find_end_token(parse_json(config, f"{repo}: {CONFIG}"))
+        pinned = HubTokenizer(repo, revision, commit, end_token)
+    place = f"{repo}: {TOKENIZER}"
+    text = clean(fetch_small(repo, pinned.revision, TOKENIZER), place, say)
+    return TokenizerFile(place, text, repo, pinned.end_token, pinned)

@@ -504,7 +504,7 @@ def test_where_fastokens_is_not_installed_it_is_said(
     def find_none(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("prep.tokenizer.encoder.metadata.version", find_none)
+    monkeypatch.setattr("prep.tokenizer.exact.metadata.version", find_none)
     monkeypatch.setattr("prep.tokenizer.encoder.load_fastokens", find_none)
     encoder.build_encoder.cache_clear()
     said: list[str] = []

@@ -112,7 +112,10 @@ class HubServer:
         return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
 
     def commit(self, name: str, files: dict[str, bytes], gated: bool = False) -> str:
-        """Make these files the newest commit of a dataset; returns the commit's sha."""
+        """Make these files the newest commit of a dataset; returns the commit's sha.
+
+        Of a model, if the name is models/owner/name.
+        """
         repo = self.repos.setdefault(name, Repo())
         repo.gated = gated
         seed = f"{name} {len(repo.commits)} {sorted(files)}"
@@ -185,12 +188,18 @@ class Api:
         parts = urlsplit(url)
         path, query = unquote(parts.path), parse_qs(parts.query)
         match = re.fullmatch(
-            r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree|paths-info|auth-check)/?(.*))?", path
-        ) or re.fullmatch(r"/datasets/([^/]+/[^/]+)/(resolve)/(.*)", path)
-        repo = self.hub.repos.get(match[1]) if match else None
+            r"/api/(?:datasets|(models))/([^/]+/[^/]+)"
+            r"(?:/(revision|tree|paths-info|auth-check)/?(.*))?",
+            path,
+        ) or re.fullmatch(r"/(?:datasets|())/?([^/]+/[^/]+)/(resolve)/(.*)", path)
+        repo = None
+        if match:
+            # A model is at the Hub's root, its name in its paths as it is.
+            kind = "datasets" if match[1] is None else "models"
+            repo = self.hub.repos.get(match[2] if kind == "datasets" else f"models/{match[2]}")
         if match is None or repo is None:
             return refuse(404, "RepoNotFound")
-        action, rest = match[2], match[3] or "main"
+        action, rest = match[3], match[4] or "main"
         if action == "auth-check":
             return self.check_access(repo) or answer_json({})
         revision, _, inner = rest.partition("/")
@@ -208,7 +217,7 @@ class Api:
             return answer_json([describe(p, files[p]) for p in form["paths"] if p in files])
         siblings = [{"rfilename": name} for name in sorted(files)]
         gated = "auto" if repo.gated else False
-        return answer_json({"id": match[1], "sha": commit, "siblings": siblings, "gated": gated})
+        return answer_json({"id": match[2], "sha": commit, "siblings": siblings, "gated": gated})
 
     def check_access(self, repo: Repo) -> Answer | None:
         """The refusal, where the dataset is gated and no token came."""

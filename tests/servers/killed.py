@@ -79,11 +79,11 @@ def import_all() -> None:
 
 def load_tokenizer_once(path: Path) -> None:
     """Load what is slow to load, so that a fork has it."""
-    from prep.tokenizer.encoder import choose_encoder, load_encoder
+    from prep.tokenizer.encoder import load_encoder
+    from prep.tokenizer.exact import choose_encoder
     from prep.tokenizer.gpt2 import build_gpt2_json
 
-    build_gpt2_json()
-    load_encoder(path, choose_encoder(None))
+    load_encoder(path, choose_encoder(None, build_gpt2_json()).encoder)
 
 
 def reset(folder: Path, pristine: Path) -> None:

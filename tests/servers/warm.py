@@ -14,9 +14,10 @@ import prep.run
 import prep.run_part
 import train.__main__
 import train.loop
-from prep.tokenizer.encoder import build_encoder, choose_encoder
+from prep.tokenizer.encoder import build_encoder
+from prep.tokenizer.exact import choose_encoder
 from prep.tokenizer.gpt2 import build_gpt2_json
 
 __all__ = ["cli", "pandas", "prep", "pyarrow", "torch", "train"]
 
-build_encoder(build_gpt2_json(), choose_encoder(None))
+build_encoder(build_gpt2_json(), choose_encoder(None, build_gpt2_json()).encoder)

@@ -1,0 +1,60 @@
+"""Text that spells a special token is text, for every kind of model.
+
+`tokenizers` and `fastokens` can be told not to look for special tokens in a text, and are. But the
+model behind has them in its vocabulary, and some kinds find every word of that: Unigram does, and
+BPE if it takes whole words before it merges. To those, special tokens are unknown here.
+"""
+
+import json
+
+from shards.disk.json_files import Json
+
+
+def hide_specials(tokenizer_json: str) -> str:
+    """The tokenizer without the special tokens that its model would find in a text.
+
+    It gives the ids of the original for all other text; the same string comes back if there is
+    nothing to hide.
+    """
+    raw = json.loads(tokenizer_json)
+    found = find_spelled(raw)
+    if not found:
+        return tokenizer_json
+    model = raw["model"]
+    if isinstance(model["vocab"], list):
+        # Ids are places in the list. No text has an empty piece.
+        model["vocab"] = [["", s] if piece in found else [piece, s] for piece, s in model["vocab"]]
+    else:
+        model["vocab"] = {token: i for token, i in model["vocab"].items() if token not in found}
+    raw["added_tokens"] = [token for token in raw["added_tokens"] if not token["special"]]
+    raw["post_processor"] = None
+    return json.dumps(raw, ensure_ascii=False)
+
+
+def find_spelled(raw: Json) -> set[str]:
+    """The special tokens that the model would find in text that spells them."""
+    model = raw["model"]
+    specials = list_specials(raw)
+    vocab = model.get("vocab", {})
+    if isinstance(vocab, list):
+        return specials & {piece for piece, _ in vocab}
+    # What stands for unknown text does so too where that spells it.
+    specials.discard(model.get("unk_token"))
+    if model.get("type") == "BPE" and not model.get("ignore_merges"):
+        return set()
+    return specials & set(vocab)
+
+
+def list_specials(raw: Json) -> set[str]:
+    """The special tokens of a tokenizer."""
+    return {token["content"] for token in raw.get("added_tokens", []) if token["special"]}
+
+
+def find_merged(raw: Json) -> str | None:
+    """A special token that a BPE merges out of text, if there is one."""
+    specials = list_specials(raw)
+    for merge in raw["model"].get("merges") or []:
+        merged = "".join(merge.split(" ")) if isinstance(merge, str) else "".join(merge)
+        if merged in specials:
+            return merged
+    return None
