@@ -14,6 +14,7 @@ import typer
 from model.decode.settings import Prompts, Settings, read_stop
 from prep.command import prep
 from prep.foreign.command import import_shards
+from prep.vocabulary.command import app as tokenizer_app
 from shards.commands import app as shards_app
 from shards.entry.failure import naming_pipes, prepare_screen, reporting
 from shards.entry.options import expect_paths, takes_options
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(prep)
 app.add_typer(shards_app, name="shards")
+app.add_typer(tokenizer_app, name="tokenizer")
 for name, command in (("import", import_shards), ("trace", trace), ("remove", remove)):
     shards_app.command(name)(command)
 # Not a command, but what many type first.
@@ -131,7 +133,7 @@ def convert(
     say(f"{out}: converted; try it with: velocity sample --ckpt {quote(out)}")
 
 
-for group in (app, shards_app):
+for group in (app, shards_app, tokenizer_app):
     for entry in group.registered_commands:
         assert entry.callback is not None
         entry.callback = naming_pipes(expect_paths(entry.callback))

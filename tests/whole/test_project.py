@@ -53,13 +53,14 @@ MAY_IMPORT = {
     "prep.planning": {"prep.units"} | ENCODING | READING | SHARDS,
     "prep.engines": {"prep.planning", "prep.units"} | READING | SHARDS,
     "prep.foreign": {"prep.planning", "prep.units"} | ENCODING | READING | SHARDS,
+    "prep.vocabulary": {"prep.engines"} | ENCODING | READING | SHARDS,
     "prep": PREP | SHARDS,
     "train.reports": {"shards", *BASE},
     "train.checkpoints": SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.start": SHARDS | MODEL,
     "train": {"train.start", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
-    "cli": {"prep", "prep.tokenizer", "prep.foreign"} | SHARDS | MODEL | TRAIN,
+    "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary"} | SHARDS | MODEL | TRAIN,
 }
 # The faces of a package: each may import all rooms of it.
 FACES = {
@@ -80,6 +81,7 @@ SHARED = {
     "prep.planning": {"prep.request"},
     "prep.engines": {"prep.request"},
     "prep.foreign": {"prep.request", "prep.manifest"},
+    "prep.vocabulary": {"prep.request"},
     "train.checkpoints": {"train.config", "train.settings", "train.distributed", "train.optimizer"},
     "train.start": {"train.config", "train.settings", "train.distributed"},
     "train.tracing": {"train.config"},
