@@ -172,13 +172,13 @@ def _pass_block(file: BinaryIO, num_bytes: int, row: int) -> None:
 
 
 def _pass_end(file: BinaryIO, row: int) -> None:
-    """Read the two line ends behind a block."""
-    for _ in range(2):
-        line = file.readline(len(b"\r\n"))
-        if line not in _LINE_ENDS:
-            if not line.strip(b"\r"):
-                raise _end_early(row)
-            raise OSError(f"record {row} is longer than its Content-Length, or damaged")
+    """Read the two line ends behind a block, which are alike."""
+    first, second = file.readline(len(b"\r\n")), file.readline(len(b"\r\n"))
+    if first == second and first in _LINE_ENDS:
+        return
+    if not (first + second).strip(b"\r\n") and not file.read(1):
+        raise _end_early(row)
+    raise OSError(f"record {row} is not as long as its Content-Length says")
 
 
 def _end_early(row: int) -> OSError:

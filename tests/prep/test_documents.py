@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +21,7 @@ from prep.readers.formats import estimate_text_bytes, read_documents, split_file
 from prep.readers.streams import open_stream
 from prep.request import COMPRESSIONS, SUFFIXES
 from tests.packings import PACKERS, pack
+from tests.reading import Found, join, read
 
 TEXTS = [
     "plain",
@@ -29,32 +30,6 @@ TEXTS = [
     "two\nlines\r\n",
     "nul \x00 <|endoftext|>",
 ]
-
-
-class Found(NamedTuple):
-    """Documents as lists."""
-
-    texts: list[str | None]
-    urls: list[str | None]
-    rows: list[int]
-    repaired: list[bool]
-    num_bytes: int
-
-
-def read(path: Path, column: str = "content", **options: Any) -> Found:
-    """All documents of a file as one batch."""
-    return join([Piece(str(path), path.name)], column, **options)
-
-
-def join(pieces: list[Piece], column: str = "content", **options: Any) -> Found:
-    """All documents of several pieces as one batch."""
-    whole = Found([], [], [], [], 0)
-    for piece in pieces:
-        for batch in read_documents(piece, column, **options):
-            batch.texts.validate(full=True)
-            lists = [have + more.tolist() for have, more in zip(whole[:4], batch[:4], strict=True)]
-            whole = Found(*lists, whole.num_bytes + int(batch.num_bytes.sum()))
-    return whole
 
 
 def write_lines(path: Path, texts: list[str | None], **more: Any) -> Path:
