@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
 
+from prep.checks import parse_number
 from prep.manifest import check_conservation, describe_bad
 from prep.planning.plan import Plan, read_plan
 from prep.planning.settle import settle_plan
-from prep.request import Request, parse_number
+from prep.request import Request
 from prep.run import prepare
 from prep.units.receipts import Audit
 from prep.units.workspace import make_folders
@@ -38,6 +39,7 @@ from shards.format import (
     Shard,
     read_manifest,
 )
+from shards.schema import list_copies
 from shards.screen.lines import Say
 
 # How the new sources are read, and how much of them: may differ from append to append.
@@ -230,7 +232,9 @@ def join(out: Path, manifest: Manifest, addition: Manifest, plan_id: str) -> str
         tokens=sum(shard.num_tokens for shard in addition.shards),
     )
     audit = read_audit(out, manifest)
-    audit.add(Audit(**addition.audit))
+    added = Audit(**addition.audit)
+    added.copies = {name_copies(out, manifest): sha for sha in added.copies.values()}
+    audit.add(added)
     check_conservation(audit)
     hashes = {new.sidecar: addition.sidecar_sha256(old) for old, new in renamed.items()}
     return manifest.next_version(
@@ -248,9 +252,7 @@ def rename_shards(out: Path, manifest: Manifest, addition: Manifest) -> dict[Sha
 
     It continues after that of every version, so that no name ever means two contents.
     """
-    known = [shard for version in list_versions(out, manifest) for shard in version.shards]
-    matches = [NUMBERED.fullmatch(shard.name) for shard in known]
-    first = 1 + max((int(match[2]) for match in matches if match), default=-1)
+    first = number_next(out, manifest)
 
     def rename(shard: Shard) -> Shard:
         match = NUMBERED.fullmatch(shard.name)
@@ -264,6 +266,18 @@ def rename_shards(out: Path, manifest: Manifest, addition: Manifest) -> dict[Sha
     return {shard: rename(shard) for shard in addition.shards}
 
 
+def number_next(out: Path, manifest: Manifest) -> int:
+    """The number of the first unit after those of all versions."""
+    known = [shard for version in list_versions(out, manifest) for shard in version.shards]
+    matches = [NUMBERED.fullmatch(shard.name) for shard in known]
+    return 1 + max((int(match[2]) for match in matches if match), default=-1)
+
+
+def name_copies(out: Path, manifest: Manifest) -> str:
+    """The name that the list of the new sources' near copies gets."""
+    return f"copies-{max(number_next(out, manifest), 1):05d}.parquet"
+
+
 def plan_version(out: Path, manifest: Manifest, addition: Manifest, text: str) -> NextVersion:
     """The moves of the new shards into the set's folder; where they were made is removed."""
     folder = append_folder(out).relative_to(out)
@@ -273,6 +287,8 @@ def plan_version(out: Path, manifest: Manifest, addition: Manifest, text: str) -
         for old, new in rename_shards(out, manifest, addition).items()
         for name in names
     )
+    lists = [(folder / name).as_posix() for name in list_copies(addition.audit)]
+    moves += tuple((path, name_copies(out, manifest)) for path in lists)
     return NextVersion(text, moves, deletes=(), clears=(folder.as_posix(),))
 
 

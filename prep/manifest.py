@@ -49,11 +49,10 @@ def write_manifest(
     documents in `after`, a finished set, are dropped as well.
     """
     audit = Audit()
-    files: Json = {}
     if plan.policy.dedup:
         copies = choose_copies(out, plan, receipts, after)
         audit.dropped.update(dict.fromkeys(copies.reasons, 0))
-        audit.clusters, files = copies.clusters, copies.files
+        audit.clusters, audit.copies = copies.clusters, copies.files
         receipts = drop_copies(out, receipts, plan.tokenizer, copies, workers)
     for receipt in receipts:
         audit.add(receipt.audit)
@@ -71,8 +70,6 @@ def write_manifest(
     )
     hashes = {name: h for receipt in receipts for name, h in receipt.sidecar_sha256.items()}
     environment = describe_environment(hashes, workers, seconds)
-    if files:
-        environment["copies_sha256"] = files
     write_file(out / MANIFEST, make_manifest(content, shards, audit.content, environment))
     return read_manifest(out)
 

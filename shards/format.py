@@ -24,7 +24,7 @@ from shards.disk.json_files import (
 )
 from shards.disk.layout import MANIFEST, describe_unfinished
 from shards.disk.shapes import MAX_INT, find_misshape
-from shards.schema import MANIFEST_SHAPE
+from shards.schema import MANIFEST_SHAPE, find_strange_copies
 from shards.screen.url import refuse_url
 from shards.widths import (
     MAX_TOKEN_BYTES,
@@ -301,7 +301,8 @@ def parse_manifest(text: str | bytes, path: Path | str) -> Manifest:
 def find_contradiction(raw: Json) -> str | None:
     """What cannot be true of a manifest that has MANIFEST_SHAPE, in words; None if all can."""
     content = raw["content"]
-    if fault := find_wrong_width(raw["schema_version"], content):
+    fault = find_wrong_width(raw["schema_version"], content) or find_strange_copies(raw["audit"])
+    if fault:
         return fault
     for shard in content["shards"]:
         if shard["num_tokens"] > MAX_SHARD_TOKENS:

@@ -3,8 +3,14 @@
 A key that is not here is read by nothing: it is kept as it is.
 """
 
+import re
+from collections.abc import Mapping
+
+from shards.disk.json_files import Json
 from shards.disk.shapes import HASH, NUMBER, Each, Only, OrNull
 
+# Files that list near copies, as prep names them.
+COPIES_FILE = re.compile(r"copies-[0-9]{5,}\.parquet")
 # One dataset of the Hub, as far as it is shown and compared.
 HUB = OrNull({"repo": str, "revision": str})
 POLICY = {"validation_fraction?": str, "imported?": str, "where?": [str]}
@@ -57,6 +63,20 @@ MANIFEST_SHAPE = {
         "texts_repaired?": int,
         "text_bytes?": int,
         "rows_by_source?": COUNTS,
+        "clusters?": COUNTS,
+        "copies?": Each(HASH),
     },
     "environment": {"seconds?": OrNull(NUMBER), "sidecar_sha256?": Each(HASH)},
 }
+
+
+def list_copies(audit: Json) -> Mapping[str, str]:
+    """The files of a set that list its near copies, and their sha256s, as its audit names them."""
+    found: Mapping[str, str] = audit.get("copies", {})
+    return found
+
+
+def find_strange_copies(audit: Json) -> str | None:
+    """Which file of near copies is none, in words: its name might lead anywhere."""
+    strange = [name for name in list_copies(audit) if not COPIES_FILE.fullmatch(name)]
+    return f"audit.copies names {strange[0]!r:.60}, no list of copies" if strange else None

@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from prep.units.receipts import Receipt
 from shards.disk.folders import make_folder, remove
-from shards.disk.json_files import Json
 from shards.format import Int64, Shard
 from shards.near.buckets import Buckets, Entries
 from shards.rows import read_rows
@@ -74,7 +73,7 @@ class ExactCopies:
     reasons = (DUPLICATE,)
     # How many clusters have how many documents, and the sha256 of files about them: not told.
     clusters: dict[str, int]
-    files: Json
+    files: dict[str, str]
 
     def __init__(
         self, receipts: Sequence[Receipt], earlier: Sequence[PlacedShard], out: Path, folder: Path

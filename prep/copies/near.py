@@ -25,11 +25,11 @@ from prep.copies.exact import (
     number_documents,
 )
 from prep.tokenizer.identity import SetTokenizer
-from prep.units.receipts import Receipt
+from prep.units.receipts import Receipt, discard_unit
 from prep.units.signed import read_signatures
 from shards.disk.durable import commit, hash_file, write_file
 from shards.disk.folders import make_folder, remove
-from shards.disk.json_files import Json, load_json
+from shards.disk.json_files import load_json
 from shards.disk.layout import COPIES, TOKENIZER, decided_path, near_folder
 from shards.disk.shapes import HASH, Each, find_misshape
 from shards.format import Int64
@@ -117,7 +117,7 @@ class NearCopies:
             refuse_cut(documents)
             decided = decide(documents, basis, folder)
         self.clusters = decided.clusters
-        self.files: Json = {COPIES: decided.sha256}
+        self.files = {COPIES: decided.sha256}
         self.copies = {reason: Copies(documents.count) for reason in self.reasons}
         for rows in read_listing(path, ["number", "reason"]):
             numbers, reasons = rows.column("number").to_numpy(), rows.column("reason")
@@ -158,12 +158,18 @@ def is_of(decided: Decided, basis: str, num_documents: int, path: Path) -> bool:
 
 
 def refuse_cut(documents: Documents) -> None:
-    """ValueError if units were cut already: nothing can be decided about what is left."""
-    if any(receipt.cut_documents for receipt in documents.receipts):
+    """ValueError if units were cut already: nothing can be decided about what is left of them.
+
+    They are discarded, so that the same command makes them again.
+    """
+    cut = [receipt.unit for receipt in documents.receipts if receipt.cut_documents]
+    decided_path(documents.out).unlink(missing_ok=True)
+    for unit in cut:
+        discard_unit(documents.out, unit)
+    if cut:
         raise ValueError(
-            f"{documents.out / COPIES}: is lost or damaged, or {decided_path(documents.out)} is, "
-            f"and units were cut by it; remove {near_folder(documents.out).parent / 'units'} and "
-            "run the same command again, which makes all units again"
+            f"{documents.out / COPIES}: is lost or damaged, and {len(cut):,} units were cut by it; "
+            "discarded, to be made again: run the same command again"
         )
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from prep.request import Policy, ShardTokens, refuse_empty
+from prep.checks import refuse_empty
+from prep.request import Policy, ShardTokens
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from prep.request import parse_fraction
+from prep.checks import parse_fraction
 from prep.sources.hub_files import HubDataset
 
 

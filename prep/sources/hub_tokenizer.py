@@ -5,16 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prep.sources.hub_files import HubFile, find_fault
-from prep.sources.hub_requests import (
-    PATIENT,
-    FailedDownloadError,
-    HubError,
-    Retry,
-    ask,
-    explaining,
-    warn,
-)
+from prep.sources.hub_requests import ask, explaining
+from prep.sources.remote import RemoteFile, find_fault
+from prep.sources.retry import PATIENT, FailedDownloadError, Retry, SourceError, warn
 from shards.disk.json_files import check_json_size
 from shards.screen.lines import Say
 
@@ -32,7 +25,7 @@ class HubTokenizer:
 def find_commit(
     repo: str, revision: str | None, report: Say = warn, retry: Retry = PATIENT
 ) -> tuple[str, set[str]]:
-    """The commit that `revision` names now, and the files there; HubError if that fails."""
+    """The commit that `revision` names now, and the files there; SourceError if that fails."""
     from huggingface_hub import HfApi
 
     with explaining(repo, revision, kind="model"):
@@ -45,7 +38,7 @@ def fetch_small(
 ) -> bytes:
     """A JSON file of a repository at a commit, compared with the Hub's hash.
 
-    Raises HubError if it is gone, may not be read or does not arrive whole, and ValueError if it is
+    Raises SourceError if it is gone, may not be read or does not arrive whole, and ValueError if it is
     larger than any of its kind.
     """
     with (
@@ -62,7 +55,7 @@ def _fetch(repo: str, commit: str, name: str, folder: Path) -> bytes:
 
     found: Any = HfApi().get_paths_info(repo, [name], revision=commit)
     if not found:
-        raise HubError(f"{repo}: has no {name} at commit {commit}")
+        raise SourceError(f"{repo}: has no {name} at commit {commit}")
     entry = found[0]
     check_json_size(entry.size, f"{repo}: {name}")
     # A cache of its own: the user's may hold older bytes.
@@ -75,8 +68,9 @@ def _fetch(repo: str, commit: str, name: str, folder: Path) -> bytes:
         path = Path(hf_hub_download(repo, name, revision=commit, **options))
     except RuntimeError as error:  # what hf_xet raises, whatever happened
         raise FailedDownloadError(" ".join(str(error).split())) from error
-    file = HubFile(name, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
-    fault = find_fault(path, file)
+    sha256 = entry.lfs.sha256 if entry.lfs else None
+    file = RemoteFile(name, entry.size, sha256, None if sha256 else entry.blob_id)
+    fault = find_fault(path, file, "the Hub")
     if fault:
         raise FailedDownloadError(fault)
     return path.read_bytes()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from prep.sources.hub_requests import HubError
 from prep.sources.hub_tokenizer import HubTokenizer, fetch_small, find_commit
+from prep.sources.retry import SourceError
 from prep.tokenizer.gpt2 import build_gpt2_json
 from prep.tokenizer.identity import SetTokenizer
 from prep.tokenizer.library import LibraryError, catching
@@ -213,12 +213,12 @@ def fetch_tokenizer(
 ) -> TokenizerFile:
     """The tokenizer of a repository of the Hub, at the commit that the revision names now.
 
-    If it is `pinned`, at that commit. Raises HubError for what the Hub does not give.
+    If it is `pinned`, at that commit. Raises SourceError for what the Hub does not give.
     """
     if pinned is None:
         commit, names = find_commit(repo, revision)
         if TOKENIZER not in names:
-            raise HubError(f"{repo}: has no {TOKENIZER}; {CONVERT}")
+            raise SourceError(f"{repo}: has no {TOKENIZER}; {CONVERT}")
         end_token = None
         if CONFIG in names:
             config = fetch_small(repo, commit, CONFIG)

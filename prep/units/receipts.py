@@ -33,6 +33,7 @@ AUDIT_SHAPE = {
     "text_bytes": int,
     "rows_by_source": dict,
     "clusters?": dict,
+    "copies?": dict,
 }
 RECEIPT_SHAPE: dict[str, Any] = {
     "plan_id": str,
@@ -68,14 +69,16 @@ class Audit:
     bad: list[str] = field(default_factory=list)
     # --dedup near: how many clusters of copies had how many documents, before all but one went.
     clusters: dict[str, int] = field(default_factory=dict)
+    # The files that list near copies, and their sha256s.
+    copies: dict[str, str] = field(default_factory=dict)
 
     @property
     def content(self) -> Json:
-        """The audit as a manifest has it: what was left out, and clusters, only if any were."""
+        """The audit as a manifest has it: only if it has any, what newer options count."""
         return {
             key: value
             for key, value in asdict(self).items()
-            if value or key not in ("left_out", "bad", "clusters")
+            if value or key not in ("left_out", "bad", "clusters", "copies")
         }
 
     def leave_out(self, error: BadDocument) -> None:
@@ -97,6 +100,7 @@ class Audit:
         ):
             for key, count in theirs.items():
                 mine[key] = mine.get(key, 0) + count
+        self.copies = self.copies | other.copies
         self.bad = [*self.bad, *(shorten(message) for message in other.bad)][:MAX_NAMED_BAD]
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from prep.request import Policy, parse_number
+from prep.checks import parse_number
+from prep.request import Policy
 from prep.units.receipts import Receipt
 from shards.disk.durable import commit, naming, sync_file
 from shards.disk.folders import make_folder

@@ -11,7 +11,7 @@ from prep.tokenizer.gpt2 import build_gpt2_json
 from shards.disk.json_files import Json
 from shards.format import Int64
 from shards.screen.lines import format_bytes
-from shards.tokenizer import escape_token, parse_tokenizer, read_token_bytes
+from shards.tokenizer import escape_token, parse_tokenizer, read_spelling
 
 BATCH_PASSAGES = 256
 NUM_LONGEST, NUM_SHOWN = 10, 5
@@ -57,7 +57,8 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Int64]:
 
 def make_report(tokenizer_json: str, texts: Mapping[str, Sequence[str]]) -> Json:
     """The figures of report.json; those of held-out text are null if there is none."""
-    contents = read_token_bytes(parse_tokenizer(tokenizer_json))
+    tokenizer = parse_tokenizer(tokenizer_json)
+    contents = read_spelling(tokenizer, min(tokenizer.get_added_tokens_decoder())).inner
     longest = sorted(contents, key=lambda content: (-len(content), content))[:NUM_LONGEST]
     report: Json = {
         "vocab_size": len(contents),

@@ -34,4 +34,5 @@ def cut_manifest(manifest: Manifest, split: str | None, part: Part | None) -> st
         ancestors=sorted(manifest.ancestors) or None,  # This may replace the same part of one.
     )
     # In a whole split, tokens are where the whole set has them; in a part they are not.
-    return manifest.next_version(parent, shards, {}, manifest.audit, keeps_places=part is None)
+    audit = {key: value for key, value in manifest.audit.items() if key != "copies"}
+    return manifest.next_version(parent, shards, {}, audit, keeps_places=part is None)

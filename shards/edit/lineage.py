@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shards.disk.layout import version_path
 from shards.format import SPLITS, Manifest, load_manifest
+from shards.schema import COPIES_FILE, list_copies
 
 # The endings of files that a new version may replace.
 ENDINGS = (".bin", ".bin.zst", ".docs.parquet")
@@ -31,12 +32,14 @@ def read_earlier(folder: Path, manifest: Manifest) -> list[Manifest]:
 
 
 def is_replaceable(name: object) -> bool:
-    """Whether this is the name of a shard's file, such as a new version may delete.
+    """Whether this is the name of a file, a shard's or of copies, that a new version may delete.
 
     >>> is_replaceable("train-00012-001.r2.docs.parquet"), is_replaceable("thesis.bin")
     (True, False)
     """
-    return isinstance(name, str) and SHARD_FILE.fullmatch(name) is not None
+    if not isinstance(name, str):
+        return False
+    return any(kind.fullmatch(name) for kind in (SHARD_FILE, COPIES_FILE))
 
 
 def list_replaced(old: Manifest, new: Manifest) -> list[str]:
@@ -45,7 +48,7 @@ def list_replaced(old: Manifest, new: Manifest) -> list[str]:
     Raises ValueError if a shard differs under the same name: a version renames what it changes.
     """
     kept = {shard.name: shard.sha256 for shard in new.shards}
-    replaced = []
+    replaced = [name for name in list_copies(old.audit) if name not in list_copies(new.audit)]
     for shard in old.shards:
         if shard.name not in kept:
             replaced += [shard.name, shard.sidecar]

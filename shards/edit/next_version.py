@@ -18,6 +18,7 @@ from shards.disk.layout import VERSIONS, append_folder, next_path, version_folde
 from shards.disk.shapes import find_misshape
 from shards.edit.lineage import is_later
 from shards.format import Manifest, load_manifest, parse_manifest, read_manifest
+from shards.schema import list_copies
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,8 @@ def check_file(
 
 
 def list_files(manifest: Manifest) -> dict[str, Expected]:
-    """The files of a version's shards, by name."""
-    files = {}
+    """The files of a version's shards, and its lists of copies, by name."""
+    files = {name: Expected(None, sha256) for name, sha256 in list_copies(manifest.audit).items()}
     for shard in manifest.shards:
         files[shard.name] = Expected(shard.num_bytes, shard.sha256)
         files[shard.sidecar] = Expected(None, manifest.sidecar_sha256(shard))

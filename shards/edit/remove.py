@@ -29,6 +29,7 @@ from shards.format import (
 )
 from shards.reader import Shards
 from shards.rows import read_rows, take_rows
+from shards.schema import list_copies
 from shards.sidecar import BLANK_HASH, Marks
 
 
@@ -144,7 +145,8 @@ def remove_documents(shards: Shards, found: list[Found], keeps_places: bool) -> 
         remove(work)
         raise
     text = describe_removal(shards.manifest, rewritten, keeps_places)
-    return commit_version(shards.folder, plan_moves(shards.folder, rewritten, text))
+    gone = tuple(list_copies(shards.manifest.audit))
+    return commit_version(shards.folder, plan_moves(shards.folder, rewritten, text, gone))
 
 
 def refuse_linked(folder: Path, changed: list[Shard]) -> None:
@@ -206,8 +208,11 @@ def describe_removal(
 
 
 def count_removed(manifest: Manifest, rewritten: dict[Shard, Rewritten]) -> Json:
-    """The audit after the removal: documents read still add up to those kept plus those dropped."""
-    audit = dict(manifest.audit)
+    """The audit after the removal: documents read still add up to those kept plus those dropped.
+
+    Lists of near copies go, as they name documents and what was like them.
+    """
+    audit = {key: value for key, value in manifest.audit.items() if key != "copies"}
     dropped = dict(audit.get("dropped", {}))
     for shard, entry in rewritten.items():
         audit[shard.split] = audit.get(shard.split, 0) - entry.num_documents
@@ -216,11 +221,13 @@ def count_removed(manifest: Manifest, rewritten: dict[Shard, Rewritten]) -> Json
     return audit | {"dropped": dropped}
 
 
-def plan_moves(folder: Path, rewritten: dict[Shard, Rewritten], manifest: str) -> NextVersion:
+def plan_moves(
+    folder: Path, rewritten: dict[Shard, Rewritten], manifest: str, lists: tuple[str, ...]
+) -> NextVersion:
     """What is left to do: the new files get their names, the old ones are deleted."""
     work = version_folder(folder).relative_to(folder)
     added = [entry.written.shard for entry in rewritten.values() if entry.written]
     names = [name for shard in added for name in (shard.sidecar, shard.name)]
     gone = [name for shard in rewritten for name in (shard.name, shard.sidecar)]
     moves = tuple(((work / name).as_posix(), name) for name in names)
-    return NextVersion(manifest, moves, tuple(gone))
+    return NextVersion(manifest, moves, (*gone, *lists))

@@ -13,6 +13,7 @@ from shards.edit.lineage import is_later, is_replaceable, list_replaced, read_ea
 from shards.exchange.packing import PACKED
 from shards.exchange.storage import Storage
 from shards.format import Manifest, parse_manifest
+from shards.schema import list_copies
 
 # Says, until an upload has finished, which set it belongs to.
 UPLOAD = "upload.json"
@@ -59,6 +60,7 @@ def claim(storage: Storage, listed: dict[str, int], manifest: Manifest, folder: 
     it writes one. Raises ValueError if the URL is refused.
     """
     names = {name for shard in manifest.shards for name in (shard.name, shard.sidecar)}
+    names.update(list_copies(manifest.audit))
     note = read_note(storage, names) if UPLOAD in listed else None
     earlier: list[Manifest] = []
     if note is not None:

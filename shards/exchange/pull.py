@@ -39,6 +39,7 @@ from shards.exchange.storage import Storage, open_storage
 from shards.exchange.transfer import check_workers
 from shards.format import Manifest, parse_manifest
 from shards.part import Part
+from shards.schema import list_copies
 from shards.screen.lines import Say, format_bytes
 from shards.screen.url import refuse_url
 
@@ -135,6 +136,8 @@ def list_wanted(storage: Storage, manifest: Manifest, listed: dict[str, int]) ->
         wanted.append(RemoteFile(shard.name, size, shard.sha256, stored))
         name = shard.sidecar
         wanted.append(RemoteFile(name, listed.get(name, 0), manifest.sidecar_sha256(shard), name))
+    for name, sha256 in list_copies(manifest.audit).items():
+        wanted.append(RemoteFile(name, listed.get(name, 0), sha256, name))
     missing = [file.stored for file in wanted if file.stored not in listed]
     if missing:
         raise ValueError(

@@ -25,6 +25,7 @@ from shards.exchange.packing import PACKED, TRAILER_BYTES, make_trailer, pack, r
 from shards.exchange.storage import Storage, open_storage
 from shards.exchange.transfer import Meter, check_workers, keep_trying, transfer_all
 from shards.format import Manifest, Shard, parse_manifest, read_manifest
+from shards.schema import list_copies
 from shards.screen.lines import Say, format_bytes
 from shards.screen.names import advise_verify
 
@@ -112,6 +113,8 @@ def list_local(folder: Path, manifest: Manifest) -> list[LocalFile]:
     files = [check_file(folder / TOKENIZER, None, manifest.content["tokenizer"]["sha256"])]
     for shard in manifest.shards:
         files += list_shard(folder, shard, manifest.sidecar_sha256(shard))
+    for name, sha256 in list_copies(manifest.audit).items():
+        files.append(check_file(folder / name, None, sha256))
     return files
 
 

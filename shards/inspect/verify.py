@@ -12,6 +12,7 @@ from shards.disk.layout import TOKENIZER
 from shards.format import Int64, Manifest, Shard, read_manifest
 from shards.reader import map_shard
 from shards.rows import SidecarError, read_block_checksums, read_rows
+from shards.schema import list_copies
 from shards.screen.lines import ReadProgress
 from shards.screen.names import advise_verify
 from shards.sidecar import BLOCK_BYTES, count_tokens
@@ -28,6 +29,9 @@ def verify_shards(folder: Path) -> Iterator[tuple[str, str | None]]:
     yield TOKENIZER, verify_tokenizer(folder, manifest)
     for shard in manifest.shards:
         yield from verify_shard(folder, shard, manifest)
+    for name, sha256 in list_copies(manifest.audit).items():
+        is_whole = (folder / name).is_file() and hash_file(folder / name) == sha256
+        yield name, None if is_whole else "is missing, or its sha256 is not the manifest's"
 
 
 def verify_shard(

@@ -77,11 +77,11 @@ SHARED = {
     "prep.readers": {"prep.request"},
     "prep.sources": {"prep.request"},
     "prep.text": {"prep.request"},
-    "prep.units": {"prep.request"},
-    "prep.planning": {"prep.request"},
+    "prep.units": {"prep.request", "prep.checks"},
+    "prep.planning": {"prep.request", "prep.checks"},
     "prep.engines": {"prep.request"},
-    "prep.foreign": {"prep.request", "prep.manifest"},
-    "prep.vocabulary": {"prep.request"},
+    "prep.foreign": {"prep.request", "prep.checks", "prep.manifest"},
+    "prep.vocabulary": {"prep.request", "prep.checks"},
     "train.checkpoints": {"train.config", "train.settings", "train.distributed", "train.optimizer"},
     "train.start": {"train.config", "train.settings", "train.distributed"},
     "train.tracing": {"train.config"},
@@ -153,6 +153,7 @@ def test_rooms_import_only_what_they_may(module: str) -> None:
 def test_a_request_for_prep_is_read_before_anything_is_loaded() -> None:
     ours = set(imported_modules(MODULES["prep.request"])) & MODULES.keys()
     assert ours == {
+        "prep.checks",
         "shards.disk.json_files",
         "shards.screen.names",
         "shards.screen.url",
