@@ -25,6 +25,7 @@ SLOW_FILES = (
     "test_faults.py",
     "test_readme.py",
     "test_train.py",
+    "test_vocabularies.py",
     "test_run_faults.py",
     "test_quickstart.py",
     "test_append.py",

@@ -47,7 +47,7 @@ class TextStream:
         Byte-level tokens spell bytes, and an unfinished character decodes to U+FFFD. Byte tokens
         in a row decode together: to their text, or if it is not UTF-8 each of them to U+FFFD.
         """
-        if not final and self._is_byte(self._tokens[-1]):
+        if not final and self._is_open(self._tokens[-1]):
             return ""
         new = self._spell()[self._num_decoded :]
         certain = new if final else new.rstrip(REPLACEMENT)
@@ -69,8 +69,10 @@ class TextStream:
         text: str = self._tokenizer.decode(self._tokens[start:], skip_special_tokens=False)
         return text
 
-    def _is_byte(self, token: int) -> bool:
-        return BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
+    def _is_open(self, token: int) -> bool:
+        """Whether a row of byte tokens may go on after it; ids that stand for nothing end none."""
+        spelled = self._tokenizer.id_to_token(token)
+        return spelled is None or BYTE_TOKEN.fullmatch(spelled) is not None
 
     def _release(self, text: str, final: bool) -> str:
         """Add decoded text; return what can no longer be part of a stop string."""

@@ -21,9 +21,10 @@ from model.generate import load_generator
 from shards.documents import Sidecars
 from shards.order import SampleOrder
 from shards.reader import open_shards
+from shards.tokenizer import parse_tokenizer
 from tests.commands import velocity
 from tests.runs import read_metrics, run_small
-from tests.texts import make_texts, prepare_quietly, write_jsonl
+from tests.texts import make_texts, write_jsonl
 from tests.vocabularies import NAMES, build
 from train.batches import Batches, Dealing
 
@@ -61,9 +62,7 @@ class Trained:
     @property
     def tokenizer(self) -> Tokenizer:
         """What prep encodes with."""
-        tokenizer = Tokenizer.from_str(build(self.name))
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+        return parse_tokenizer(build(self.name))
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -74,19 +73,18 @@ class Trained:
         return values
 
 
-def make_set(folder: Path, name: str, **options: Any) -> Path:
+def make_set(folder: Path, name: str, *options: str) -> Path:
     """A set whose texts spell special tokens, too."""
-    (folder / "tokenizer.json").write_text(build(name))
-    texts = [*make_texts(60), *TEXTS]
-    source = write_jsonl(folder / "source.jsonl", [*texts])
-    prepare_quietly(
-        folder / "shards",
-        source,
-        tokenizer=str(folder / "tokenizer.json"),
-        validation_fraction="0.2",
-        **options,
+    tokenizer, shards = folder / f"{name}.json", folder / "shards"
+    tokenizer.write_text(build(name))
+    source = write_jsonl(folder / "source.jsonl", [*make_texts(60), *TEXTS])
+    code, _, errors = velocity(
+        *("prep", "--input", source, "--out", shards, "--tokenizer", tokenizer, *options),
+        *("--validation-fraction", "0.2", "--workers", 1, "--encoder", "tokenizers"),
     )
-    return folder / "shards"
+    assert code == 0, errors
+    assert f" -m train --config tiny data.shards={shards}\n" in errors
+    return shards
 
 
 @pytest.fixture(scope="module", params=[name for name in NAMES if name != "gpt2"])
@@ -217,3 +215,29 @@ def test_a_run_does_not_go_on_with_the_set_of_another_tokenizer(
     for number in (50256, 50304):
         with pytest.raises(ValueError, match=f"has 50257 ids, model.vocab_size is {number}; set"):
             run_small(small_shards, trained.folder, model__vocab_size=number)
+
+
+def test_what_begins_each_document_begins_each_prompt(tmp_path: Path) -> None:
+    shards = make_set(tmp_path, "sentencepiece", "--begin-of-document", "<s>")
+    run_small(shards, tmp_path, training__num_training_steps=2)
+    folder = tmp_path / "checkpoints" / "checkpoint-2"
+    begin, end = 1, 2
+    stream = open_shards(shards).stream("train")
+    for document in Sidecars(open_shards(shards), "train").between(0, 300):
+        ids = stream.read(document.start, document.num_tokens).tolist()
+        assert (ids[0], ids[-1]) == (begin, end)
+        assert not {begin, end} & {*ids[1:-1]}
+
+    generator, tokenizer = load_generator(folder, "cpu"), AutoTokenizer.from_pretrained(folder)
+    plain = parse_tokenizer(build("sentencepiece"))
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (begin, end)
+    for text in ("", "Once upon", "a <s> that is text"):
+        expected = [begin, *plain.encode(text).ids]
+        (completion,) = generator.complete([text], GREEDY)
+        assert list(completion.tokens[: completion.num_prompt_tokens]) == expected
+        assert tokenizer(text, split_special_tokens=True)["input_ids"] == expected
+        assert completion.text.startswith(text)
+    config = json.loads((folder / "config.json").read_text())
+    generation = json.loads((folder / "generation_config.json").read_text())
+    for values in (config, generation):
+        assert (values["bos_token_id"], values["eos_token_id"]) == (begin, end)
