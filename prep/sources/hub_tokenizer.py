@@ -38,8 +38,8 @@ def fetch_small(
 ) -> bytes:
     """A JSON file of a repository at a commit, compared with the Hub's hash.
 
-    Raises SourceError if it is gone, may not be read or does not arrive whole, and ValueError if it is
-    larger than any of its kind.
+    Raises SourceError if it is gone, may not be read or does not arrive whole, and ValueError if
+    it is larger than any of its kind.
     """
     with (
         explaining(repo, commit, name, kind="model"),
