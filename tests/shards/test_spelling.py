@@ -16,6 +16,10 @@ from tokenizers import (
     trainers,
 )
 
+from prep.units.budget import Budget
+from prep.units.cut import drop_copies
+from prep.units.receipts import Audit, Receipt
+from prep.units.workspace import make_folders
 from shards.edit.remove import Wanted, find_wanted, remove_documents
 from shards.format import read_manifest
 from shards.inspect.show import choose_documents, decode_document, show_window
@@ -201,6 +205,25 @@ def test_the_audit_counts_what_is_left(
 def remove_numbers(folder: Path, numbers: list[int], keeps_places: bool) -> None:
     wanted = Wanted(urls=frozenset(f"https://example.com/{number}" for number in numbers))
     remove_documents(open_shards(folder), find_wanted(open_shards(folder), wanted), keeps_places)
+
+
+def test_copies_that_are_dropped_are_no_longer_counted(spelled: Spelled, tmp_path: Path) -> None:
+    """--dedup exact, of a unit in which some texts are there twice."""
+    folder = tmp_path / "set"
+    tokenizer_json = (spelled.folder / "tokenizer.json").read_text(encoding="utf-8")
+    begin = (LOSSLESS | LOSSY)[spelled.name][2]
+    texts = [*TEXTS, *TEXTS[-3:]]
+    manifest = write_set(folder, tokenizer_json, texts, spelled.end, begin)
+    audit = Audit(**manifest.audit)
+    hashes = manifest.environment["sidecar_sha256"]
+    shards = tuple(manifest.shards)
+    make_folders(folder)
+    receipt = Receipt(64 * "0", 0, Budget(), False, shards, hashes, audit)
+    marks = manifest.end_of_text, manifest.begin_of_text
+    [after] = drop_copies(folder, [receipt], marks[0], begin_of_text=marks[1])
+    copies = range(len(TEXTS) - 3, len(TEXTS))
+    assert after.audit.dropped["duplicate"] == len(copies)
+    assert after.audit.text_bytes == audit.text_bytes - spelled.count_bytes(copies)
 
 
 def test_stats_name_the_end_of_documents(spelled: Spelled) -> None:
