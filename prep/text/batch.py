@@ -77,10 +77,11 @@ def encode_batch(
     try:
         ids, sizes = encoder.encode(texts)
     except LibraryError as error:
+        index = find_unreadable(encoder, texts)
         raise ValueError(
-            f"{source_file}, row {documents.rows[0]} or one of the {len(texts) - 1:,} after it: "
-            f"the tokenizer cannot encode it ({error}); choose another tokenizer, or leave the "
-            "document out"
+            f"{source_file}, row {documents.rows[index]}: the tokenizer cannot encode "
+            f"{texts[index].as_py()[:SHOWN_CHARACTERS]!r} ({error}); choose another tokenizer, or "
+            "leave the document out"
         ) from None
     sizes = sizes + tokenizer.num_before + 1
     ends = np.cumsum(sizes)
@@ -92,6 +93,16 @@ def encode_batch(
         documents.num_bytes,
         tokenizer.num_before,
     )
+
+
+def find_unreadable(encoder: Encoder, texts: pa.Array) -> int:
+    """The first of the texts that the tokenizer cannot encode."""
+    for index in range(len(texts)):
+        try:
+            encoder.encode(texts[index : index + 1])
+        except LibraryError:
+            return index
+    raise AssertionError("all of them were encoded")
 
 
 def check_encoding(
