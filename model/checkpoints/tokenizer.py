@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel
 
 from model.checkpoints.hugging_face import Json
 from model.checkpoints.seal import TOKENIZER, TOKENIZER_CONFIG, CheckpointError, read_json
 
 # Twice what the largest take, those with 262,144 tokens.
 MAX_TOKENIZER_BYTES = 2**26
+# The classes of transformers that encode with tokenizer.json as it is.
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -38,12 +41,12 @@ def load_tokenizer(folder: Path, is_ours: bool, tokenizer_json: str | None = Non
     tokenizer.no_padding()
     if is_ours:
         tokenizer.encode_special_tokens = True
-    elif (folder / TOKENIZER_CONFIG).is_file():
-        values = read_json(folder / TOKENIZER_CONFIG)
-        try:
-            _apply_config(tokenizer, values)
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{folder / TOKENIZER_CONFIG}: {error}") from None
+        return tokenizer
+    path = folder / TOKENIZER_CONFIG
+    try:
+        _apply_config(tokenizer, read_json(path) if path.is_file() else {})
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
     return tokenizer
 
 
@@ -66,8 +69,15 @@ def _apply_config(tokenizer: Tokenizer, values: Json) -> None:
     """Change a tokenizer.json's tokenizer as transformers does for tokenizer_config.json's values.
 
     Tokens that only this file names become special, with new ids unless the vocabulary has them.
-    Its add_bos_token means nothing beside a tokenizer.json, whose post-processor decides.
+    Its add_bos_token means nothing beside a tokenizer.json, whose post-processor decides. Raises
+    ValueError where transformers builds another tokenizer from the vocabulary.
     """
+    name = values.get("tokenizer_class")
+    if not isinstance(tokenizer.decoder, ByteLevel) and name not in PLAIN_CLASSES:
+        raise ValueError(
+            f"tokenizer_class is {name!r}, which may make other ids than {TOKENIZER}; expected "
+            f"{PLAIN_CLASSES[0]}, or a byte-level tokenizer like GPT-2's"
+        )
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for token in _list_tokens(values):
         if token.content not in known:  # The first mention counts.

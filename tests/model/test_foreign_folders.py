@@ -1,6 +1,7 @@
 """Folders of others are read as transformers reads them; ours let others write <|endoftext|>."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model.checkpoints.convert import convert
 from model.checkpoints.folder import load_model, save_model
+from model.checkpoints.hugging_face import Boundaries
 from model.checkpoints.seal import CheckpointError, seal, verify
 from model.checkpoints.tokenizer import load_tokenizer
 from model.decode.settings import Settings
 from model.generate import load_generator
 from tests.model.test_checkpoint_folder import edit_json
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model, make_tokenizer
+from tests.vocabularies import build
 from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE
 from train.checkpoints.state import OPTIMIZER
 
@@ -112,6 +115,43 @@ def test_what_a_tokenizer_json_adds_cuts_and_pads_is_as_in_transformers(tmp_path
     (ids,) = expect_transformers_ids(folder, CHAT * 3)
     assert ids[0] == 0
     assert 4 < len(ids) < 40
+
+
+def make_foreign_folder(folder: Path, name: str, **changes: Any) -> Path:
+    """A folder as it may lie elsewhere, with a tokenizer that puts <s> or </s> before each text."""
+    tokenizer = Tokenizer.from_str(build(name))
+    begin = "<s>" if name == "sentencepiece" else "</s>"
+    number = tokenizer.token_to_id(begin)
+    config = replace(CONFIG, vocab_size=tokenizer.get_vocab_size())
+    save_model(folder, make_model(config), build(name), Boundaries(number))
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A $B:1", special_tokens=[(begin, number)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    edit_json(folder / "tokenizer_config.json", add_bos_token=..., **changes)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["sentencepiece", "unigram"])
+def test_ids_of_other_kinds_of_tokenizers_are_those_of_transformers(
+    tmp_path: Path, name: str
+) -> None:
+    folder = make_foreign_folder(tmp_path / "model", name)
+    texts = ("Once upon", "a  b", " lead", "\n\nx", "北京 🙂", "<s>x</s> y", "", "x <unk>z")
+    assert len({ids[0] for ids in expect_transformers_ids(folder, *texts)}) == 1
+    (completion,) = load_generator(folder, "cpu").complete(["Once upon"], GREEDY)
+    whole = load_tokenizer(folder, is_ours=False).decode(list(completion.tokens[1:]))
+    assert completion.text == whole
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "T5Tokenizer", None, 5])
+def test_a_class_that_builds_a_tokenizer_of_its_own_is_refused(tmp_path: Path, name: Any) -> None:
+    folder = make_foreign_folder(tmp_path / "model", "sentencepiece", tokenizer_class=name)
+    with pytest.raises(CheckpointError, match=f"tokenizer_class is {name!r}, which may make other"):
+        load_generator(folder, "cpu")
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointError, match="tokenizer_class is None"):
+        load_generator(folder, "cpu")
 
 
 @pytest.mark.parametrize(

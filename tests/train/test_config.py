@@ -99,6 +99,17 @@ def test_overrides_come_last_and_6e_4_is_a_number(tmp_path: Path) -> None:
     assert config.data.shards == "/x/=y"
 
 
+@pytest.mark.parametrize(("word", "expected"), [("auto", "auto"), ("32768", 32768), ("1e5", 10**5)])
+def test_the_models_ids_are_a_number_or_follow_the_set(
+    tmp_path: Path, word: str, expected: object
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"model:\n  vocab_size: {word}\n")
+    for config in (load_config(str(path)), load_config(None, [f"model.vocab_size={word}"])):
+        assert config.model.vocab_size == expected
+        assert config_from_dict(json.loads(json.dumps(config_to_dict(config))), "x") == config
+
+
 def test_the_tree_round_trips_through_json() -> None:
     config = load_config("tiny", ["training.cycle_steps=null", "training.compile=false"])
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config))), "x") == config
@@ -132,6 +143,11 @@ def test_the_tree_round_trips_through_json() -> None:
         ("training.precision=!!float", "precision is '!!float'; expected one of fp16, bf16, fp32"),
         ("training.precision=FP16", "precision is 'FP16'; expected one of fp16, bf16, fp32"),
         ("training.logging_steps=!!timestamp 1", "logging_steps is '!!timestamp 1'; expected a"),
+        ("model.vocab_size=many", "vocab_size is 'many'; expected a whole number or auto"),
+        ("model.vocab_size=0", "model.vocab_size is 0; expected a whole number above 0"),
+        ("model.vocab_size=null", "vocab_size is 'null'; expected a whole number or auto"),
+        ("model.vocab_size=1.5", "vocab_size is '1.5'; expected a whole number or auto"),
+        ("training.warmup_steps=auto", "warmup_steps is 'auto'; expected a whole number"),
         ("training.logging_steps=010", "is '010'; expected a whole number without leading zeros"),
         ("training.logging_steps=1:30", "logging_steps is '1:30'; expected a whole number"),
         ("training.logging_steps=0x10", "logging_steps is '0x10'; expected a whole number"),

@@ -272,6 +272,16 @@ def test_the_next_command_names_what_fits_machine_and_data(
     )
 
 
+def test_a_set_with_more_ids_needs_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "find_gpus", lambda: [11 * GIGABYTE])
+    for num_ids, name in ((50_257, "125m"), (130_256, "30m")):
+        command = choose.suggest_command(Path("shards"), 10**12, num_ids)
+        assert command == f"torchrun --nproc_per_node 1 -m train --config {name}"
+        found = choose.find_largest("cuda", 11 * GIGABYTE, 1, num_ids)
+        assert found is not None
+        assert found.name == name
+
+
 def test_docs_and_files_say_what_the_estimate_says() -> None:
     page = (ROOT / "docs" / "runs.md").read_text("utf-8")
     header, *rows = choose.tabulate_configs()
