@@ -34,6 +34,7 @@ SLOW_FILES = (
     "test_ray.py",
     "test_parts.py",
     "test_tokenizer.py",
+    "test_vocabulary.py",
     "test_storage.py",
     "test_storage_versions.py",
     "test_hub_prep.py",
