@@ -50,6 +50,7 @@ SLOW_FILES = (
     "test_links.py",
     "test_trace.py",
     "test_bad_documents.py",
+    "test_kinds.py",
     "test_foreign_folders.py",
     "test_hostile_folders.py",
     "test_generate.py",

@@ -114,8 +114,8 @@ def _naming_errors(path: Path) -> Iterator[None]:
         reason = f" ({found})" if (found := _first_line(error)) else ""
         raise ValueError(
             f"{path}: there is not enough memory to read it{reason}; try fewer --workers, or leave "
-            "it out. A .zst made with --long takes as much as its window: zstd -d --long=31, then "
-            "zstd makes a smaller one"
+            "it out. A .zst made with --long, or a .xz with a large dictionary, takes as much as "
+            "that: unpack it, and pack it with a smaller one"
         ) from error
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         message = (

@@ -62,7 +62,7 @@ def _read_records(path: Path, options: ReadOptions) -> Iterator[Document]:
                 yield document
                 del document
             else:
-                others[header.get("warc-type", "").lower()] += 1
+                others[header["warc-type"].lower()] += 1
                 _pass_block(file, num_bytes, row)
                 _pass_end(file, row)
             row += 1
@@ -78,7 +78,7 @@ def _read_records(path: Path, options: ReadOptions) -> Iterator[Document]:
 
 def is_text(header: Header) -> bool:
     """Whether a record is a document."""
-    return header.get("warc-type", "").lower() in _TEXT_RECORDS and (
+    return header["warc-type"].lower() in _TEXT_RECORDS and (
         header.get("content-type", "").lower().startswith(_TEXT_TYPE)
     )
 
@@ -86,19 +86,18 @@ def is_text(header: Header) -> bool:
 def _read_document(
     file: BinaryIO, path: Path, row: int, header: Header, num_bytes: int, options: ReadOptions
 ) -> Document:
-    place = name_row(str(path), "record", row)
+    place, block = name_row(str(path), "record", row), b""
     bad = find_excess(num_bytes, place, "each text record is a document")
     if bad:
-        if not options.skips_bad:
-            raise bad
         _pass_block(file, num_bytes, row)
-        return mark_bad(bad, row, options.columns)
-    block = file.read(num_bytes)
-    if len(block) < num_bytes:
-        raise _end_early(row)
-    if bad := _check_digest(block, header.get("warc-block-digest", ""), place):
-        if not options.skips_bad:
-            raise bad
+    else:
+        block = file.read(num_bytes)
+        if len(block) < num_bytes:
+            raise _end_early(row)
+        bad = _check_digest(block, header.get("warc-block-digest", ""), place)
+    if bad and not options.skips_bad:
+        raise bad
+    if bad:
         return mark_bad(bad, row, options.columns)
     text, repaired = decode(block)
     url = header.get("warc-target-uri")

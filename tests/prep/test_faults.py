@@ -338,17 +338,42 @@ def measure_memory(source: Path, out: Path) -> tuple[subprocess.CompletedProcess
     return process, int(process.stdout)
 
 
-def test_a_line_of_a_billion_characters_is_refused_with_little_memory(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
+@pytest.mark.parametrize(
+    ("name", "start", "message"),
+    [
+        (
+            "a.jsonl",
+            b'{"content": "a document"}\n{"content": "',
+            "line 2: a document of more than 256 MiB; expected a document on each line; split it, "
+            "or leave it out",
+        ),
+        (
+            "a.json",
+            b'[{"content": "a document"},\n{"content": "',
+            "item 1: a document of more than 256 MiB; each item is a document; split it, or leave "
+            "it out",
+        ),
+        (
+            "a.csv",
+            b'content\na document\n"',
+            "row 1, line 3: a row of more than 64 Mi characters, as a quote that nothing closes "
+            "makes it; close it, or split the row",
+        ),
+    ],
+    ids=["lines", "list", "table"],
+)
+def test_a_line_of_a_billion_characters_is_refused_with_little_memory(
+    tmp_path: Path, name: str, start: bytes, message: str
+) -> None:
+    path = tmp_path / name
     with open(path, "wb") as file:
-        file.write(b'{"content": "a document"}\n{"content": "')
-        file.truncate(1_000_000_000)  # A hole, which takes no disk.
+        file.write(start)
+        # A hole, which takes no disk.
+        file.seek(1_000_000_000 if name == "a.jsonl" else 300_000_000)
+        file.write(b'"}]')
     process, num_mebibytes = measure_memory(path, tmp_path / "shards")
     assert process.returncode == 1
-    assert process.stderr.splitlines()[-1] == (
-        f"velocity: {path}, line 2: a document of more than 256 MiB; "
-        "expected a document on each line; split it, or leave it out"
-    )
+    assert process.stderr.splitlines()[-1] == f"velocity: {path}, {message}"
     assert num_mebibytes < 1000
 
 
