@@ -115,7 +115,9 @@ def test_signed_urls_and_tokens_are_hidden_though_nobody_learned_them() -> None:
     token = "hf_" + "a1B2" * 8
     assert hide(f"Illegal header value b'Bearer {token}'") == "Illegal header value b'Bearer ***'"
     assert hide(f"token {token} is invalid") == "token *** is invalid"
-    error = SourceError("a.parquet: 403 for url 'https://cdn.example.com/ab?X-Amz-Signature=5ad&x=y'")
+    error = SourceError(
+        "a.parquet: 403 for url 'https://cdn.example.com/ab?X-Amz-Signature=5ad&x=y'"
+    )
     assert str(error) == "a.parquet: 403 for url 'https://cdn.example.com/ab?...'"
 
 
