@@ -178,8 +178,8 @@ def _load_builder(repo: str, config: str | None, commit: str) -> Any:
         if type(error) is ValueError:
             check_config(datasets.get_dataset_config_names(path, revision=commit), repo, config)
         raise SourceError(
-            f"{repo}: cannot be resolved ({' '.join(str(error).split())}); --data-files takes files "
-            "of the repository whatever its configs are, such as --data-files 'en/*.json.gz'"
+            f"{repo}: cannot be resolved ({' '.join(str(error).split())}); --data-files takes "
+            "files of the repository whatever its configs are, such as --data-files 'en/*.json.gz'"
         ) from error
 
 

@@ -136,7 +136,8 @@ class HubServer:
 
     def answer(self, request: Request, url: str, form: dict[str, list[str]]) -> "Answer":
         """The answer to a request for `url`; `form` is what was posted."""
-        return Api(self, "Authorization" in request.headers).answer(url, form)
+        is_authorized = "authorization" in map(str.lower, request.headers)
+        return Api(self, is_authorized).answer(url, form)
 
     def count(self, path: str, method: str = "GET") -> int:
         """How many requests came for urls that contain `path`."""
