@@ -49,7 +49,7 @@ def forecast_run(plan: Plan, undone_units: list[int], workers: int, num_parts: i
     share = num_tokens / max(all_tokens, 1)
     units_on_disk = 0
     fetched = [plan.units[unit].num_bytes for unit in undone_units if plan.remote_part(unit)]
-    if fetched:
+    if plan.fetches:
         units_on_disk = num_parts * count_units_on_disk(workers, share * len(fetched))
     download_bytes = sum(sorted(fetched, reverse=True)[:units_on_disk])
     source_bytes = max(int(sum(sizes) * share), download_bytes)

@@ -103,14 +103,17 @@ def check_place(url: str, name: str) -> None:
     """SourceError for a URL that is not a file's, before the server is asked."""
     parts = urlsplit(url.strip())
     path = unquote(parts.path)
+    expected = f"expected the URL of a file ending in {', '.join(SUFFIXES)}, before any ?"
+    if not parts.hostname:
+        raise SourceError(f"{name}: names no host; {expected}")
     if urlsplit(name).netloc != parts.netloc.rpartition("@")[2]:
-        raise SourceError(f"{name}: is not a URL; write @, / and ? in user and password as %40 ...")
+        raise SourceError(
+            f"{name}: is not a URL that can be read; write @ as %40, and / in a password as %2F"
+        )
     if re.search(r"[*\[]", path):
         raise SourceError(f"{name}: a web server lists no files; give the URL of each")
-    if not parts.hostname or not has_suffix(PurePosixPath(path or "/")):
-        raise SourceError(
-            f"{name}: expected the URL of a file ending in {', '.join(SUFFIXES)}, before any ?"
-        )
+    if not has_suffix(PurePosixPath(path or "/")):
+        raise SourceError(f"{name}: {expected}")
 
 
 class _Redirects(web.HTTPRedirectHandler):

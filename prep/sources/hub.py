@@ -177,7 +177,10 @@ def _load_builder(repo: str, config: str | None, commit: str) -> Any:
             raise
         if type(error) is ValueError:
             check_config(datasets.get_dataset_config_names(path, revision=commit), repo, config)
-        raise SourceError(f"{repo}: cannot be resolved ({' '.join(str(error).split())})") from error
+        raise SourceError(
+            f"{repo}: cannot be resolved ({' '.join(str(error).split())}); --data-files takes "
+            "files of the repository whatever its configs are, such as --data-files 'en/*.json.gz'"
+        ) from error
 
 
 def check_config(configs: list[str], repo: str, config: str | None) -> None:

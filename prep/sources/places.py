@@ -8,7 +8,7 @@ from prep.sources.remote import RemoteFile, find_scheme, is_remote, name_url
 from prep.sources.retry import PATIENT, Retry, SourceError, warn
 from shards.screen.lines import Say
 
-EXPECTED = "expected https://, hf://datasets/, s3:// or gs:// before it, or a path on this machine"
+EXPECTED = "expected a URL of https, hf, s3 or gs, or a path on this machine"
 
 
 def part_inputs(inputs: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -122,7 +122,8 @@ def walk(tree: Tree, start: str, parts: Parts, left_out: list[str], shown: str) 
             if is_set and is_own(entry.name):
                 left_out.append(OWN)
             elif not rest:
-                if advance(patterns, entry.name, hides=lambda name, parts: False):
+                matches = advance(patterns, entry.name, hides=lambda name, parts: False)
+                if matches and (entry.is_folder or () in matches):
                     left_out.append(HIDDEN_FOLDERS if entry.is_folder else HIDDEN)
             elif entry.is_folder:
                 open_folders.append((entry.path, rest))

@@ -20,7 +20,8 @@ def describe_set(manifest: Manifest) -> Iterator[str]:
         yield f"version     made from {parent.dataset_id[:12]}: {details}"
     hub = manifest.content["sources"]["hub"]
     files = manifest.content["sources"]["files"]
-    origin = f"{hub['repo']} at {hub['revision']}" if hub else "local files"
+    elsewhere = "files at URLs" if any("://" in file["name"] for file in files) else "local files"
+    origin = f"{hub['repo']} at {hub['revision']}" if hub else elsewhere
     yield f"source      {origin}, {len(files):,} files, {sum(f['rows'] for f in files):,} rows"
     tokenizer = manifest.content["tokenizer"]
     dtype = manifest.content["format"]["token_dtype"]

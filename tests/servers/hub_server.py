@@ -137,6 +137,11 @@ class HubServer:
                     return planned.fault
         return Fault()
 
+    def answer(self, request: Request, url: str, form: dict[str, list[str]]) -> "Answer":
+        """The answer to a request for `url`; `form` is what was posted."""
+        is_authorized = "authorization" in map(str.lower, request.headers)
+        return Api(self, is_authorized).answer(url, form)
+
     def count(self, path: str, method: str = "GET") -> int:
         """How many requests came for urls that contain `path`."""
         return sum(request.method == method and path in request.path for request in self.requests)
@@ -167,6 +172,12 @@ def describe(path: str, content: bytes) -> dict[str, Any]:
         entry["oid"] = hashlib.sha1(b"pointer to " + content).hexdigest()
         entry["lfs"] = {"oid": find_etag(content), "size": len(content), "pointerSize": 134}
     return entry
+
+
+def describe_folder(path: str) -> dict[str, Any]:
+    """A folder as the API tells it."""
+    oid = hashlib.sha1(path.encode()).hexdigest()
+    return {"type": "directory", "path": path, "size": 0, "oid": oid}
 
 
 def find_etag(content: bytes) -> str:
@@ -214,7 +225,9 @@ class Api:
         if action == "tree":
             return self.list_tree(files, inner, query, urlsplit(url).path)
         if action == "paths-info":
-            return answer_json([describe(p, files[p]) for p in form["paths"] if p in files])
+            found = [describe(p, files[p]) for p in form["paths"] if p in files]
+            folders = [p for p in form["paths"] if any(f.startswith(f"{p}/") for f in files)]
+            return answer_json(found + [describe_folder(path) for path in folders])
         siblings = [{"rfilename": name} for name in sorted(files)]
         gated = "auto" if repo.gated else False
         return answer_json({"id": match[2], "sha": commit, "siblings": siblings, "gated": gated})
@@ -245,9 +258,7 @@ class Api:
             names = path.removeprefix(prefix).split("/")
             for depth in range(1, len(names)):
                 path_above = prefix + "/".join(names[:depth])
-                oid = hashlib.sha1(path_above.encode()).hexdigest()
-                entry = {"type": "directory", "path": path_above, "size": 0, "oid": oid}
-                entries.setdefault(path_above, entry)
+                entries.setdefault(path_above, describe_folder(path_above))
             entries[path] = describe(path, content)
         recursive = query.get("recursive", ["false"])[0].lower() == "true"
         listed = [
@@ -287,17 +298,17 @@ def make_handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             hub.requests.append(request)
             hub.watch(request)
             fault = hub.take_fault(self.command, unquote(self.path))
-            authorized = "Authorization" in self.headers
             if fault.status:
                 answer = Answer(fault.status, headers=fault.headers)
             else:
-                answer = Api(hub, authorized).answer(self.path, form)
+                answer = hub.answer(request, self.path, form)
             self.send(answer, fault)
 
         def send(self, answer: Answer, fault: Fault) -> None:
             status, content, headers = answer.status, answer.content, dict(answer.headers)
             match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            if match and status == 200:
+            is_same = self.headers.get("If-Range") in (None, *headers.values())
+            if match and is_same and status == 200:
                 start, size = int(match[1]), len(content)
                 content = content[start : int(match[2]) + 1 if match[2] else None]
                 status = 206
@@ -309,7 +320,8 @@ def make_handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
+            if "Connection" not in headers:  # Else its end is where the connection is closed.
+                self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command != "HEAD":
                 with suppress(ConnectionError):  # Who asked may be gone.
