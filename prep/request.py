@@ -18,6 +18,8 @@ from shards.screen.url import read_place
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (
     ".parquet",
+    ".arrow",
+    ".feather",
     *(f"{name}{packed}" for name in JSON_LINES for packed in ("", ".gz", ".zst")),
     ".txt",
 )
@@ -168,9 +170,9 @@ class Request:
         tuple[str, ...],
         typer.Option(
             "--input",
-            help="Local text instead of a Hub dataset: a file, folder or glob of .parquet, .txt or "
-            f"JSON lines ({', '.join(JSON_LINES)}; also with .gz or .zst). May be given several "
-            "times.",
+            help="Local text instead of a Hub dataset: a file, folder or glob of .parquet, .arrow, "
+            f".feather, .txt or JSON lines ({', '.join(JSON_LINES)}; also with .gz or .zst). May "
+            "be given several times.",
         ),
     ] = ()
     dataset: Annotated[str, typer.Option(help="Dataset on the Hugging Face Hub.")] = (

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from prep.readers.arrow import measure_arrow_column, read_arrow_columns, split_batches
 from prep.readers.columns import make_valid
 from prep.readers.documents import MISSING, BadDocument, Documents, Piece
 from prep.readers.door import check_readable
@@ -37,8 +38,13 @@ MAX_ROW_GROUPS = 1 << 31
 COMPRESSION_RATIO = 4
 
 
-# First parquet row group or byte, its end, and the source row of the first document.
+# First row group, record batch or byte, its end, and the source row of the first document.
 Cut = tuple[int, int, int]
+# The texts, urls and other columns of a table, in batches: parquet's or Arrow's.
+ReadColumns = Callable[
+    [Path, str, Sequence[str], range, int, int],
+    Iterator[tuple[pa.Array, pa.Array, dict[str, pa.Array]]],
+]
 
 
 @dataclass(frozen=True)
@@ -146,9 +152,9 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
-def _read_parquet(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
+def _read_table(piece: Piece, options: ReadOptions, read: ReadColumns) -> Iterator[Documents]:
     row = piece.first_row
-    for texts, urls, others in read_columns(
+    for texts, urls, others in read(
         Path(piece.path),
         options.text_column,
         options.columns,
@@ -289,8 +295,11 @@ _LINES = {
     ".gz": Format(partial(_read_lines, codec="gzip"), _estimate_compressed),
     ".zst": Format(partial(_read_lines, codec="zstd"), _estimate_compressed),
 }
+_ARROW = Format(partial(_read_table, read=read_arrow_columns), measure_arrow_column, split_batches)
 FORMATS: dict[str, Format] = {
-    ".parquet": Format(_read_parquet, measure_column, split_row_groups),
+    ".parquet": Format(partial(_read_table, read=read_columns), measure_column, split_row_groups),
+    ".arrow": _ARROW,
+    ".feather": _ARROW,
     **{f"{name}{packed}": _LINES[packed] for name in JSON_LINES for packed in _LINES},
     ".txt": Format(_read_text, _estimate_plain),
 }
