@@ -181,7 +181,9 @@ class Request:
     dataset_config: Annotated[
         str | None, typer.Option(help="Configuration of the dataset, if it has several.")
     ] = None
-    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train"
+    split: Annotated[
+        str, typer.Option(help="Split of the dataset, or of an --input folder that datasets saved.")
+    ] = "train"
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of the dataset; pinned to a commit.")
     ] = None

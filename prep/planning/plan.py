@@ -98,12 +98,14 @@ def plan_local_files(
     policy: Policy,
     tokenizer: SetTokenizer,
     say: Say = lambda line: None,
+    split: str = "train",
 ) -> Plan:
     """Plan a set from files on this machine: paths, folders and patterns.
 
-    `say` gets a line about the files that are left out.
+    `say` gets a line about the files that are left out, `split` is for saved Hub datasets.
     """
-    sources = choose_sample(find_sources(inputs, policy.text_column, say), policy.sample)
+    found = find_sources(inputs, policy.text_column, say, split)
+    sources = choose_sample(found, policy.sample)
     unit_bytes = choose_unit_bytes(policy, sum(source.num_bytes for source in sources))
     sized_pieces: list[tuple[Piece, int]] = []
     text_bytes = 0

@@ -111,7 +111,7 @@ def refuse_other_plan(out: Path, stored: Json, plan: Plan) -> NoReturn:
 def make_plan(request: Request, tokenizer: SetTokenizer, stored: Json | None, say: Say) -> Plan:
     """What the request means now; a Hub revision stays the commit that was pinned."""
     if request.inputs:
-        return plan_local_files(request.inputs, request.policy, tokenizer, say)
+        return plan_local_files(request.inputs, request.policy, tokenizer, say, request.split)
     dataset = stored_hub_dataset(stored) if stored else None
     if dataset is None or not is_requested(dataset, request):
         say(f"asking the Hub for the files of {request.dataset}")
