@@ -21,7 +21,7 @@ from shards.screen.names import quote
 from shards.screen.url import read_place
 
 # Kinds of source files, by their suffix; prep/readers/formats.py has a reader for each.
-COLUMN_FILES = (".parquet",)
+COLUMN_FILES = (".parquet", ".arrow", ".feather")
 TEXT_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".warc", ".wet")
 # What may follow the suffix of a text file, and the compression that it says.
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
@@ -232,7 +232,9 @@ class Request:
             "glob such as 'en/*.json.gz'. May be given several times."
         ),
     ] = ()
-    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train"
+    split: Annotated[
+        str, typer.Option(help="Split of the dataset, or of an --input folder that datasets saved.")
+    ] = "train"
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of the dataset; pinned to a commit.")
     ] = None

@@ -122,13 +122,15 @@ def plan_inputs(
     tokenizer: SetTokenizer,
     say: Say = lambda line: None,
     at_urls: tuple[RemoteFile, ...] = (),
+    split: str = "train",
 ) -> Plan:
     """Plan a set from what --input gives: paths, folders and patterns, then files at URLs.
 
-    `at_urls` is what its URLs mean. `say` gets a line about the local files that are left out.
+    `at_urls` is what its URLs mean, `split` which one of saved Hub datasets. `say` gets a line
+    about the local files that are left out.
     """
     paths, urls = part_inputs(inputs)
-    found = find_sources(paths, policy.text_column, say) if paths else []
+    found = find_sources(paths, policy.text_column, say, split) if paths else []
     local = choose_sample(found, policy.sample) if found else []
     remote = [Source(file.name, file.num_bytes, file.sha256, file.git_sha1) for file in at_urls]
     sources = (*local, *remote)

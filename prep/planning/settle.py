@@ -102,7 +102,7 @@ def make_plan(request: Request, tokenizer: SetTokenizer, stored: Json | None, sa
     """What the request means now; what was pinned elsewhere stays so, and is not listed again."""
     if request.inputs:
         at_urls = find_pinned(request, stored, say)
-        return plan_inputs(request.inputs, request.policy, tokenizer, say, at_urls)
+        return plan_inputs(request.inputs, request.policy, tokenizer, say, at_urls, request.split)
     dataset = stored_hub_dataset(stored) if stored else None
     if dataset is None or not is_requested(dataset, request):
         say(f"asking the Hub for the files of {request.dataset}")

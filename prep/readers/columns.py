@@ -1,5 +1,6 @@
 """The columns of a table in a file: found by name, and their texts as large strings."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,16 @@ from prep.readers.encodings import decode
 
 # The names on the way to a column: ("json", "text") is the field `text` of the column `json`.
 Column = tuple[str, ...]
+
+
+def find_columns(
+    schema: pa.Schema, path: Path, text_column: str, columns: Sequence[str]
+) -> tuple[Column, Column | None, list[Column]]:
+    """The text column, that of the urls if there is one, and the others that were asked for."""
+    text = find_text_column(schema, path, text_column)
+    others = [find_other_column(schema, path, name) for name in columns]
+    url = find_column(schema, path, "url")
+    return text, url if url and is_text(type_of(schema, url)) else None, others
 
 
 def find_text_column(schema: pa.Schema, path: Path, name: str) -> Column:
@@ -102,3 +113,33 @@ def make_valid(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
     pairs = [(None, False) if data is None else decode(data) for data in found]
     values, repaired = zip(*pairs, strict=True)
     return pa.array(values, pa.large_string()), np.array(repaired, np.bool_)
+
+
+def join_small(
+    batches: Iterable[pa.RecordBatch], max_rows: int, max_bytes: int
+) -> Iterator[pa.RecordBatch]:
+    """Join neighbors that have at most so many rows and bytes together."""
+    waiting: list[pa.RecordBatch] = []
+    num_rows = num_bytes = 0
+    for batch in batches:
+        size = batch.nbytes
+        if waiting and (num_rows + len(batch) > max_rows or num_bytes + size > max_bytes):
+            yield _join(waiting)
+            num_rows = num_bytes = 0
+        waiting.append(batch)
+        num_rows, num_bytes = num_rows + len(batch), num_bytes + size
+        del batch  # A large one is not held twice.
+        if num_rows >= max_rows or num_bytes >= max_bytes:
+            yield _join(waiting)
+            num_rows = num_bytes = 0
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(waiting: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """Join batches, and empty the list."""
+    joined = waiting[0]
+    if len(waiting) > 1:
+        [joined] = pa.Table.from_batches(waiting).combine_chunks().to_batches()
+    waiting.clear()
+    return joined

@@ -19,7 +19,8 @@ class Piece:
 
     path: str  # where to open it
     name: str  # what the data set calls it
-    start: int = 0  # parquet: first row group; .jsonl: first byte, where a line starts; else 0
+    # Parquet: first row group; Arrow: record batch; .jsonl: byte, where a line starts; else 0.
+    start: int = 0
     stop: int | None = None  # the end, exclusive, in the same unit; None = to the end
     first_row: int = 0  # the source row of the piece's first document
     # What the file looks like if it is still the one that was planned; None = not checked.

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from prep.readers.arrow import measure_arrow_column, read_arrow_columns, split_batches
 from prep.readers.batches import MAX_BATCH_BYTES, MAX_BATCH_DOCUMENTS, collect, find_excess
 from prep.readers.columns import make_valid
 from prep.readers.documents import BadDocument, Documents, Piece, ReadOptions
@@ -31,8 +32,13 @@ MAX_ROW_GROUPS = 1 << 31
 COMPRESSION_RATIO = 4
 
 
-# First parquet row group or byte, its end, and the source row of the first document.
+# First row group, record batch or byte, its end, and the source row of the first document.
 Cut = tuple[int, int, int]
+# The texts, urls and other columns of a table, in batches: parquet's or Arrow's.
+ReadColumns = Callable[
+    [Path, str, Sequence[str], range, int, int],
+    Iterator[tuple[pa.Array, pa.Array, dict[str, pa.Array]]],
+]
 
 
 @dataclass(frozen=True)
@@ -131,9 +137,9 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
-def _read_parquet(piece: Piece, options: ReadOptions) -> Iterator[Documents]:
+def _read_columns(piece: Piece, options: ReadOptions, read: ReadColumns) -> Iterator[Documents]:
     row = piece.first_row
-    for texts, urls, others in read_columns(
+    for texts, urls, others in read(
         Path(piece.path),
         options.text_column,
         options.columns,
@@ -194,9 +200,14 @@ def _estimate_by_size(path: Path, text_column: str) -> int:
     return path.stat().st_size
 
 
+_ARROW = Format(
+    partial(_read_columns, read=read_arrow_columns), measure_arrow_column, split_batches
+)
 # By the suffix of the file, which a compression's may follow if it is one of text.
 FORMATS: dict[str, Format] = {
-    ".parquet": Format(_read_parquet, measure_column, split_row_groups),
+    ".parquet": Format(partial(_read_columns, read=read_columns), measure_column, split_row_groups),
+    ".arrow": _ARROW,
+    ".feather": _ARROW,
     ".jsonl": Format(_read_json_lines, _estimate_by_size, split_lines),
     ".ndjson": Format(_read_json_lines, _estimate_by_size, split_lines),
     ".json": Format(_read_json, _estimate_by_size, split_json),

@@ -1,6 +1,6 @@
 """Text columns of parquet files, read with pyarrow alone."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
@@ -11,13 +11,12 @@ import pyarrow.parquet as pq
 
 from prep.readers.columns import (
     Column,
-    find_column,
-    find_other_column,
+    find_columns,
     find_text_column,
-    type_of,
+    join_small,
     unify,
 )
-from prep.readers.documents import find_offsets, is_text
+from prep.readers.documents import find_offsets
 from prep.readers.pages import (
     PageError,
     Pages,
@@ -52,16 +51,11 @@ def read_columns(
     and urls are large strings whose bytes are not checked yet.
     """
     with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, page_checksum_verification=True) as file:
-        schema = file.schema_arrow
-        text = find_text_column(schema, path, text_column)
-        others = [find_other_column(schema, path, name) for name in columns]
-        url = find_column(schema, path, "url")
-        if url and not is_text(type_of(schema, url)):
-            url = None
+        text, url, others = find_columns(file.schema_arrow, path, text_column, columns)
         groups = groups[: file.num_row_groups - groups.start]
         found = [text, *([url] if url else []), *others]
         batches = _read_batches(file, path, groups, found, max_rows)
-        for batch in _join_small(batches, max_rows, max_bytes):
+        for batch in join_small(batches, max_rows, max_bytes):
             for values in _cut([_pick(batch, column) for column in found], max_bytes):
                 texts, *rest = values
                 urls = rest.pop(0) if url else pa.nulls(len(texts), pa.large_string())
@@ -178,36 +172,6 @@ def _pick(batch: pa.RecordBatch, column: Column) -> pa.Array:
 def _dig(batch: pa.RecordBatch, column: Column) -> pa.Array:
     values = batch.column(column[0])
     return pc.struct_field(values, list(column[1:])) if len(column) > 1 else values
-
-
-def _join_small(
-    batches: Iterable[pa.RecordBatch], max_rows: int, max_bytes: int
-) -> Iterator[pa.RecordBatch]:
-    """Join neighbors that have at most so many rows and bytes together."""
-    waiting: list[pa.RecordBatch] = []
-    num_rows = num_bytes = 0
-    for batch in batches:
-        size = batch.nbytes
-        if waiting and (num_rows + len(batch) > max_rows or num_bytes + size > max_bytes):
-            yield _join(waiting)
-            num_rows = num_bytes = 0
-        waiting.append(batch)
-        num_rows, num_bytes = num_rows + len(batch), num_bytes + size
-        del batch  # A large one is not held twice.
-        if num_rows >= max_rows or num_bytes >= max_bytes:
-            yield _join(waiting)
-            num_rows = num_bytes = 0
-    if waiting:
-        yield _join(waiting)
-
-
-def _join(waiting: list[pa.RecordBatch]) -> pa.RecordBatch:
-    """Join batches, and empty the list."""
-    joined = waiting[0]
-    if len(waiting) > 1:
-        [joined] = pa.Table.from_batches(waiting).combine_chunks().to_batches()
-    waiting.clear()
-    return joined
 
 
 def _cut(batch: list[pa.Array], max_bytes: int) -> Iterator[list[pa.Array]]:

@@ -30,15 +30,19 @@ class Source:
 
 
 def find_sources(
-    inputs: Sequence[str], text_column: str = "content", say: Say = lambda line: None
+    inputs: Sequence[str],
+    text_column: str = "content",
+    say: Say = lambda line: None,
+    split: str = "train",
 ) -> list[Source]:
     """The files that --input names, in the given order; those of a folder or pattern are sorted.
 
     A source's name is its path below the folder that all of them share, so the same data gives
     the same dataset_id wherever it is. `say` gets one line about what folders and patterns hold
-    besides. Raises ValueError for what cannot be read: a pipe, a broken link, a shut folder.
+    besides. `split` is the one to take of a folder that `datasets` saved with several. Raises
+    ValueError for what cannot be read: a pipe, a broken link, a shut folder.
     """
-    paths, left_out = find_files(inputs, text_column)
+    paths, left_out = find_files(inputs, text_column, split)
     if left_out:
         say(left_out)
     if len(paths) == 1:
@@ -48,9 +52,11 @@ def find_sources(
     return [make_source(path, path.relative_to(root).as_posix()) for path in paths]
 
 
-def find_files(inputs: Sequence[str], text_column: str = "content") -> tuple[list[Path], str]:
+def find_files(
+    inputs: Sequence[str], text_column: str = "content", split: str = "train"
+) -> tuple[list[Path], str]:
     """The files that --input names, each real one once; and what was left out, in a line or ""."""
-    walk = Walk(lambda path: doubt_file(path, text_column))
+    walk = Walk(lambda path: doubt_file(path, text_column), split)
     paths: list[Path] = []
     for entry in inputs:
         before = walk.num_taken

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 
 from prep.readers.door import examine, refuse_special
 from prep.request import KINDS, SUFFIXES
+from prep.sources.saved import OTHER_SPLITS, refuse_unsaved
 from shards.disk.layout import MANIFEST, PULL, TOKENIZER, VERSIONS, WORK
 
 # Tells a file from all others on this machine, whatever it is called.
@@ -33,9 +34,13 @@ _MAX_REASONS = 12
 class Walk:
     """Collects files; may be given several entries, which share what was found."""
 
-    def __init__(self, refuses: Callable[[Path], str | None] = lambda path: None) -> None:
+    def __init__(
+        self, refuses: Callable[[Path], str | None] = lambda path: None, split: str = "train"
+    ) -> None:
         # Why a file that was not named itself is left out, whatever its suffix; None = it is not.
         self.refuses = refuses
+        # The one to take of a folder that `datasets` saved with several.
+        self.split = split
         self.found: dict[Identity, Path] = {}
         self.left_out: dict[Path, str] = {}
         # Files that were taken, now or earlier.
@@ -111,11 +116,14 @@ class Walk:
         if is_set and not is_start:
             self.left_out[folder] = SETS
             return
+        unsaved = refuse_unsaved(folder, names, self.split)
         for entry in entries:
             rest = match(entry, parts)
             if rest is None:
                 continue
-            if is_set and is_own(entry.name):
+            if entry.name in unsaved:
+                self.left_out[folder / entry.name] = unsaved[entry.name]
+            elif is_set and is_own(entry.name):
                 self.left_out[folder / entry.name] = OWN
             elif is_hidden(entry.name, parts):
                 if os.path.isdir(entry.path):
@@ -163,7 +171,7 @@ def describe_left_out(reasons: Iterable[str]) -> str:
     counts = Counter(reasons)
     if not counts:
         return ""
-    num_folders = counts[HIDDEN_FOLDERS] + counts[SETS]
+    num_folders = counts[HIDDEN_FOLDERS] + counts[SETS] + counts[OTHER_SPLITS]
     num_files = counts.total() - num_folders
     sizes = [(num_files, "file"), (num_folders, "folder")]
     what = " and ".join(f"{n:,} {word}{'s' * (n != 1)}" for n, word in sizes if n)
