@@ -1,6 +1,7 @@
 """The plan of a folder: made, or found and compared; and the tokenizer it names."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ from prep.planning.subset import sample_dataset
 from prep.request import Request
 from prep.sources.hub import resolve
 from prep.sources.hub_files import HubDataset
+from prep.text.contained import pin_contained, write_passages
 from prep.text.filters import make_filter
 from prep.tokenizer.gpt2 import build_gpt2_json
 from prep.tokenizer.identity import SetTokenizer, identify_gpt2
@@ -61,6 +63,8 @@ def settle_plan(request: Request, say: Say) -> Plan:
     """The plan of this folder: the stored one if the request still means it, else a new one."""
     make_filter(request.policy)  # Refuses a bad expression before the plan is made.
     refuse_lost_version(request.out)
+    request = replace(request, policy=pin_contained(request.policy))
+    write_passages(request.policy, request.out, say)
     tokenizer = write_tokenizer(request.out)
     path = plan_path(request.out)
     # A plan under which nothing was done yet binds nobody: the next command may fix its options.
