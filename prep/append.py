@@ -18,6 +18,7 @@ from prep.planning.plan import Plan, read_plan
 from prep.planning.settle import settle_plan
 from prep.request import Request
 from prep.run import prepare
+from prep.text.contained import pin_contained
 from prep.units.receipts import Audit
 from prep.units.workspace import make_folders
 from shards.disk.folders import remove
@@ -63,6 +64,7 @@ def append_sources(request: Request, say: Say) -> Manifest:
     """
     out = request.out
     read_manifest(out)  # Refuses a folder without a set, and leaves it as it is.
+    request = replace(request, policy=pin_contained(request.policy))
     with lock_set(out):
         if finish_version(out):
             say(f"{out}: finished a version whose command was stopped")

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import fields
 from fractions import Fraction
+from typing import Any
 
 # Larger than any count of tokens, bytes or characters; sums of two such still fit into 64 bits.
 MAX_NUMBER = 1 << 62
@@ -27,18 +29,26 @@ def name_option(field: str) -> str:
     return "--input" if field == "inputs" else f"--{field.replace('_', '-')}"
 
 
-def parse_fraction(sample: str | None) -> Fraction:
-    """The fraction that --sample gives; 1 if it is not given.
+def refuse_unused(options: Any, names: Iterable[str], used_by: str) -> None:
+    """ValueError if an option of a dataclass is not at its default, though nothing uses it."""
+    usual = {entry.name: entry.default for entry in fields(options)}
+    for name in names:
+        if getattr(options, name) != usual[name]:
+            raise ValueError(f"{name_option(name)} is for {used_by}; give both or neither")
+
+
+def parse_fraction(text: str | None, option: str = "--sample", example: str = "0.01") -> Fraction:
+    """The fraction that an option gives; 1 if it is not given.
 
     >>> parse_fraction("0.01")
     Fraction(1, 100)
     """
-    if sample is None:
+    if text is None:
         return Fraction(1)
-    fraction = parse_number(sample)
+    fraction = parse_number(text)
     if fraction is None or not 0 < fraction <= 1:
         raise ValueError(
-            f"--sample is {sample!s:.60}; expected a number above 0 and up to 1, such as 0.01"
+            f"{option} is {text!s:.60}; expected a number above 0 and up to 1, such as {example}"
         )
     return fraction
 

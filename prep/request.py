@@ -14,6 +14,7 @@ from prep.checks import (
     parse_fraction,
     parse_number,
     refuse_empty,
+    refuse_unused,
 )
 from shards.disk.json_files import Json
 from shards.part import Part
@@ -40,8 +41,11 @@ ENGINES = {"local": "prep.engines.local", "ray": "prep.engines.ray_cluster"}
 # Kinds of copies that --dedup finds.
 NEAR = "near"
 DEDUPS = ("exact", NEAR)
+MAX_WORDS = 100
+# The field of a policy that says what the files of --drop-contained held.
+PINNED = "contained_sha256"
 # What each setting of --dedup near may be, up to here.
-NEAR_LIMITS = {"near_shingle": 100, "near_bands": 256, "near_rows": 64}
+NEAR_LIMITS = {"near_shingle": MAX_WORDS, "near_bands": 256, "near_rows": 64}
 NEAR_SETTINGS = ("near_threshold", *NEAR_LIMITS)
 # An option that an import has as well.
 ShardTokens = Annotated[
@@ -132,6 +136,24 @@ class Policy:
     near_rows: Annotated[
         int, typer.Option(help="With --dedup near: minima of hashes in a band.")
     ] = 6
+    drop_contained: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            help="Drop documents that hold a passage of a text in this file: .txt (blank lines "
+            "between texts), JSON lines or .parquet. May be given several times."
+        ),
+    ] = ()
+    contained_words: Annotated[
+        int, typer.Option(help="With --drop-contained: words in a passage.")
+    ] = 13
+    contained_column: Annotated[
+        str | None,
+        typer.Option(
+            help="With --drop-contained: the column or key of its texts; default: --text-column."
+        ),
+    ] = None
+    # The sha256s of those files, once they were read: they decide, and not where the files are.
+    contained_sha256: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         limits = ("shard_tokens", "max_documents", "max_tokens", "unit_bytes")
@@ -141,7 +163,7 @@ class Policy:
             raise ValueError(
                 f"--dedup is {self.dedup}; expected {' or '.join(DEDUPS)}, or leave the option out"
             )
-        self._check_near()
+        self._check_copies()
         if self.on_bad_document not in ("error", "skip"):
             raise ValueError(f"--on-bad-document is {self.on_bad_document}; expected error or skip")
         self.validation_threshold()
@@ -153,24 +175,24 @@ class Policy:
         content = {key: value for key, value in asdict(self).items() if value not in (None, ())}
         if not self.skips_bad:
             del content["on_bad_document"]
+        unused = {"drop_contained"}
         if self.dedup != NEAR:
-            content = {key: value for key, value in content.items() if key not in NEAR_SETTINGS}
-        return content
+            unused.update(NEAR_SETTINGS)
+        if not self.drop_contained and not self.contained_sha256:
+            unused.add("contained_words")
+        return {key: value for key, value in content.items() if key not in unused}
 
-    def _check_near(self) -> None:
-        """Refuse settings that mean nothing, or would be used for nothing."""
+    def _check_copies(self) -> None:
+        """Refuse settings of copies that mean nothing, or would be used for nothing."""
         for name, most in NEAR_LIMITS.items():
             check_number(name, getattr(self, name), most)
-        threshold = parse_number(self.near_threshold)
-        if threshold is None or not 0 < threshold <= 1:
-            raise ValueError(
-                f"--near-threshold is {self.near_threshold!s:.60}; expected a number above 0 and "
-                "up to 1, such as 0.8"
-            )
-        usual = {entry.name: entry.default for entry in fields(self)}
-        chosen = [name for name in NEAR_SETTINGS if getattr(self, name) != usual[name]]
-        if chosen and self.dedup != NEAR:
-            raise ValueError(f"{name_option(chosen[0])} is for --dedup near; give both or neither")
+        parse_fraction(self.near_threshold, "--near-threshold", "0.8")
+        if self.dedup != NEAR:
+            refuse_unused(self, NEAR_SETTINGS, "--dedup near")
+        refuse_empty("--drop-contained", self.drop_contained)
+        check_number("contained_words", self.contained_words, MAX_WORDS)
+        if not (self.drop_contained or self.contained_sha256):
+            refuse_unused(self, ("contained_words", "contained_column"), "--drop-contained")
 
     @property
     def skips_bad(self) -> bool:

@@ -56,8 +56,23 @@ def show(
     ] = None,
     tokens: Annotated[int, typer.Option(help="With --start: how many tokens.")] = 256,
     split: Annotated[str, typer.Option(help="train or validation.")] = "train",
+    copies: Annotated[
+        bool,
+        typer.Option(
+            "--copies",
+            help="Print which documents --dedup near dropped, and the one kept for each; with "
+            "--url or --doc-hash, those near that one.",
+        ),
+    ] = False,
+    count: Annotated[int, typer.Option(help="With --copies: how many at most.")] = 20,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --copies: print JSON, a line for each.")
+    ] = False,
 ) -> None:
-    """Print a document, or a window of tokens, as text."""
+    """Print a document, or a window of tokens, as text; or what was dropped as a copy."""
+    if copies:
+        show_copies(folder, url, doc_hash, count, as_json)
+        return
     from shards.inspect.show import choose_documents, decode_document, show_window
     from shards.reader import open_shards
 
@@ -70,12 +85,31 @@ def show(
         put_text(decode_document(shards, found_split, found))
 
 
+def show_copies(
+    folder: Path, url: str | None, doc_hash: str | None, count: int, as_json: bool
+) -> None:
+    """Print which documents were dropped as copies, and the one kept for each."""
+    import json
+
+    from shards.format import read_manifest
+    from shards.inspect.copies import find_pairs
+
+    for pair in find_pairs(folder, read_manifest(folder), url, doc_hash, count):
+        put(json.dumps(pair.json) if as_json else str(pair))
+
+
 @app.command()
 def stats(
     folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
     split: Annotated[str | None, typer.Option(help="Only train, or only validation.")] = None,
     top: Annotated[int, typer.Option(min=0, help="How many frequent tokens to list.")] = 20,
     duplicates: Annotated[bool, typer.Option(help="Count exact copies.")] = True,
+    near_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--near-duplicates", help="Also count near copies, which takes about as long as prep."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw this .png file. Needs velocitylm[plot].")
@@ -92,7 +126,7 @@ def stats(
         from shards.inspect.plot import check_plot, plot_stats
 
         check_plot(plot)
-    counted = measure_set(open_shards(folder), split, duplicates)
+    counted = measure_set(open_shards(folder), split, duplicates, near_duplicates)
     if plot is not None:
         plot_stats(counted, plot)
     lines = [json.dumps(describe_json(counted, top))] if as_json else describe_stats(counted, top)

@@ -66,8 +66,8 @@ def change_text(
 
 def split_words(text: str) -> list[str]:
     """The words of a text, found otherwise than velocity does, for texts without far scripts."""
-    lowered = "".join(c.lower() if c.isascii() else c for c in text)
-    return re.findall(r"[0-9a-zäéшжÄÉШЖ]+", lowered)
+    lowered = text.lower()
+    return re.findall(r"[0-9a-zäéшж]+", lowered)
 
 
 def shingle(text: str, num_words: int = 5) -> Shingles:

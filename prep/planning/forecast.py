@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prep.planning.plan import Plan
+from prep.request import NEAR
+from prep.units.signed import near_settings, signed_entry
 from shards.disk.space import check_space
+from shards.near.clusters import measure_need
 from shards.screen.lines import format_bytes
 
 # GPT-2 tokens per byte of English web text: 0.239 over 414 MB; a little more, to be safe.
@@ -13,6 +16,8 @@ TOKENS_PER_TEXT_BYTE = 0.25
 # The sidecars' size relative to the tokens': about 60 bytes per document of about 600 tokens.
 SIDECAR_SHARE = 0.06
 LONG_DOCUMENT_TOKENS = 4096
+# An average one of English web text.
+DOCUMENT_TOKENS = 600
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,14 @@ class Forecast:
     units_on_disk: int
     # The most that those files take together.
     download_bytes: int
+    # What --dedup near needs: disk besides, for signatures, and memory at the end.
+    near_bytes: int = 0
+    near_memory: int = 0
 
     @property
     def disk_bytes(self) -> int:
         """The most that the run adds to the disk, in bytes."""
-        return self.set_bytes + self.download_bytes
+        return self.set_bytes + self.download_bytes + self.near_bytes
 
 
 def forecast_run(plan: Plan, undone_units: list[int], workers: int, num_parts: int = 1) -> Forecast:
@@ -53,7 +61,26 @@ def forecast_run(plan: Plan, undone_units: list[int], workers: int, num_parts: i
         units_on_disk = num_parts * count_units_on_disk(workers, share * len(fetched))
     download_bytes = sum(sorted(fetched, reverse=True)[:units_on_disk])
     source_bytes = max(int(sum(sizes) * share), download_bytes)
-    return Forecast(source_bytes, num_tokens, set_bytes, units_on_disk, download_bytes)
+    return Forecast(
+        source_bytes,
+        num_tokens,
+        set_bytes,
+        units_on_disk,
+        download_bytes,
+        *forecast_near(plan, plan.num_text_bytes * TOKENS_PER_TEXT_BYTE),
+    )
+
+
+def forecast_near(plan: Plan, num_tokens: float) -> tuple[int, int]:
+    """The disk and memory, in bytes, that --dedup near needs for all units' documents."""
+    policy = plan.policy
+    if policy.dedup != NEAR:
+        return 0, 0
+    num_documents = int(min(num_tokens, policy.max_tokens or num_tokens) / DOCUMENT_TOKENS) + 1
+    num_documents = min(num_documents, policy.max_documents or num_documents)
+    settings = near_settings(policy)
+    disk, memory = measure_need(num_documents, settings)
+    return disk + num_documents * signed_entry(settings).itemsize, memory
 
 
 def count_units_on_disk(workers: int, expected_units: float) -> int:
@@ -71,11 +98,17 @@ def count_units_on_disk(workers: int, expected_units: float) -> int:
 def check_disk(folder: Path, forecast: Forecast) -> str:
     """Say how much disk is needed and how much is free; ValueError if it is too little."""
     details = ""
+    if forecast.near_bytes:
+        details = (
+            f"{format_bytes(forecast.near_bytes)} of it for near-duplicates, which also take about "
+            f"{format_bytes(forecast.near_memory)} of memory at the end"
+        )
     if forecast.download_bytes:
         details = (
             f"the set {format_bytes(forecast.set_bytes)}; at most "
             f"{format_bytes(forecast.download_bytes)} of "
             f"{format_bytes(forecast.source_bytes)} of downloads at one time"
+            + (f"; {details}" if details else "")
         )
     advice = "choose another --out, or take less with --max-tokens"
     return check_space(folder, forecast.disk_bytes, advice, details)

@@ -12,7 +12,7 @@ from pathlib import Path
 from prep.planning.subset import choose_sample
 from prep.readers.documents import BadDocument, Piece
 from prep.readers.formats import COMPRESSION_RATIO, estimate_text_bytes, split_file
-from prep.request import Policy
+from prep.request import PINNED, Policy
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.local import Source, find_sources
 from prep.sources.places import name_places, part_inputs, with_urls
@@ -216,7 +216,8 @@ def restore_plan(content: Json) -> Plan:
     """
     if not all(map(is_source, content["sources"])):
         raise ValueError("sources")
-    policy = Policy(**content["policy"] | {"where": tuple(content["policy"].get("where", ()))})
+    several = {name: tuple(content["policy"].get(name, ())) for name in ("where", PINNED)}
+    policy = Policy(**content["policy"] | several)
     units = tuple(
         Unit(tuple(Piece("", *piece) for piece in pieces), 0) for pieces in content["units"]
     )

@@ -1,6 +1,7 @@
 """The plan of a folder: made, or found and compared."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ from prep.sources.hub import resolve
 from prep.sources.hub_files import HubDataset
 from prep.sources.places import find_remote, part_inputs
 from prep.sources.remote import RemoteFile
+from prep.text.contained import pin_contained, write_passages
 from prep.text.filters import make_filter
 from prep.tokenizer.identity import SetTokenizer, restore_tokenizer
 from prep.units.workspace import hold_plan, write_first
@@ -49,6 +51,8 @@ def settle_plan(request: Request, say: Say) -> Plan:
     """The plan of this folder: the stored one if the request still means it, else a new one."""
     make_filter(request.policy)  # Refuses a bad expression before the plan is made.
     refuse_lost_version(request.out)
+    request = replace(request, policy=pin_contained(request.policy))
+    write_passages(request.policy, request.out, say)
     path = plan_path(request.out)
     # A plan under which nothing was done yet binds nobody: the next command may fix its options.
     # But a part's plan may also be that of another part, which is about to start.

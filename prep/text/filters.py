@@ -4,6 +4,7 @@ null, empty                no text
 min_chars, max_chars       --min-chars, --max-chars: too few or too many characters
 keep_url, drop_url         --keep-url, --drop-url: regular expressions in RE2's syntax
 where language=en          --where: any other column of the source (prep/text/conditions.py)
+contained                  --drop-contained: passages of test texts (prep/text/contained.py)
 bad: not JSON              --on-bad-document skip: what could not be read, or not be compared
 
 Three other places drop documents: prep/units/work.py and ledger.py those that do not fit into
@@ -12,6 +13,7 @@ finds (prep/copies), and prep/foreign/run.py the empty documents of imported tok
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ import pyarrow.compute as pc
 from prep.readers.documents import BAD, BadDocument, Documents
 from prep.request import Policy
 from prep.text.conditions import parse_condition
+from prep.text.contained import Passages, place_passages
 
 # Marks the documents of a batch to which a reason applies.
 Mark = Callable[[Documents], pa.Array]
@@ -46,7 +49,9 @@ class Filter:
         drop_url: str | None = None,
         where: Sequence[str] = (),
         skips_bad: bool = False,
+        passages: Passages | None = None,
     ) -> None:
+        self.passages = passages
         self.conditions = [parse_condition(text) for text in dict.fromkeys(where)]
         self.columns = tuple(dict.fromkeys(condition.column for condition in self.conditions))
         self.skips_bad = skips_bad
@@ -88,6 +93,10 @@ class Filter:
                         raise misfit
                     drop_bad(choice, place, misfit)
             drop(choice, f"where {condition.text}", ~judgement.holds)
+        if self.passages:
+            found = np.zeros(len(documents.rows), np.bool_)
+            found[choice.kept] = self.passages.mark(documents.texts.filter(pa.array(choice.kept)))
+            drop(choice, "contained", found)
         return choice
 
 
@@ -105,8 +114,15 @@ def drop_bad(choice: Choice, place: int, error: BadDocument) -> None:
     choice.bad[place] = error
 
 
-def make_filter(policy: Policy) -> Filter:
-    """The filter of a policy; ValueError for an invalid regular expression or condition."""
+def make_filter(policy: Policy, folder: Path | None = None) -> Filter:
+    """The filter of a policy; ValueError for an invalid regular expression or condition.
+
+    In `folder`, that of the set, are the passages that --drop-contained looks for; without it
+    they are not.
+    """
+    passages = None
+    if folder is not None and policy.contained_sha256:
+        passages = Passages(place_passages(policy, folder))
     return Filter(
         policy.min_chars,
         policy.max_chars,
@@ -114,6 +130,7 @@ def make_filter(policy: Policy) -> Filter:
         policy.drop_url,
         policy.where,
         policy.skips_bad,
+        passages,
     )
 
 

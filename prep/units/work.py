@@ -98,7 +98,7 @@ class UnitWork:
         self.left_out = left_out
         self.report = report
         self.encoder = load_encoder(job.folder / TOKENIZER, job.encoder)
-        self.filter = make_filter(job.policy)
+        self.filter = make_filter(job.policy, job.folder)
         self.threshold = job.policy.validation_threshold()
         self.writers = {
             split: ShardWriter(

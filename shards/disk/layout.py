@@ -15,6 +15,7 @@ versions/<id>.json             every version's manifest, by the first 12 digits 
   downloads/                   files from the Hub whose units are not done
   dedup/00000/, 00000.json     unit 0 rewritten without its copies, and its new receipt
   near/00000, decided.json     signatures of unit 0's documents; that it is decided which are copies
+  contained-<id>               passages of the test texts that --drop-contained looks for
   lock                         held by whoever changes the set
   parts/3-of-8.lock            held by whoever does part 3/8; plan.lock by whoever makes the plan
   import/, import.json         an import's files, and the names they will get
@@ -101,6 +102,11 @@ def near_path(folder: Path, unit: int) -> Path:
 def decided_path(folder: Path) -> Path:
     """There once the set's copies-00000.parquet says which documents are copies."""
     return near_folder(folder) / "decided.json"
+
+
+def contained_path(folder: Path, key: str) -> Path:
+    """The passages of test texts whose documents are dropped; `key` says of which ones."""
+    return work_folder(folder) / f"contained-{key}"
 
 
 def set_lock(folder: Path) -> Path:

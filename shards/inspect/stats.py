@@ -14,6 +14,7 @@ from shards.disk.json_files import Json
 from shards.format import SPLITS, Int64, Shard
 from shards.inspect.duplicates import Duplicates, count_duplicates
 from shards.inspect.lengths import PERCENTILES, LengthCounter, Lengths
+from shards.inspect.near import NearDuplicates, count_near_duplicates
 from shards.reader import Shards, map_shard
 from shards.rows import read_rows
 from shards.screen.lines import ReadProgress
@@ -63,6 +64,7 @@ class Stats:
     token_counts: Int64
     spelling: Spelling
     duplicates: Duplicates | None
+    near_duplicates: NearDuplicates | None
 
     @property
     def total(self) -> Amount:
@@ -82,7 +84,12 @@ class Stats:
         return sorted(self.sources.items(), key=lambda entry: (-entry[1].tokens, entry[0]))
 
 
-def measure_set(shards: Shards, split: str | None = None, duplicates: bool = True) -> Stats:
+def measure_set(
+    shards: Shards,
+    split: str | None = None,
+    duplicates: bool = True,
+    near_duplicates: bool = False,
+) -> Stats:
     """Read the sidecars and tokens of a set, or of one split, and count.
 
     Raises ValueError naming the file where the set is not what its manifest says.
@@ -104,6 +111,7 @@ def measure_set(shards: Shards, split: str | None = None, duplicates: bool = Tru
         counter.token_counts,
         spelling,
         count_duplicates(shards.folder, chosen) if duplicates else None,
+        count_near_duplicates(shards.folder, manifest, chosen) if near_duplicates else None,
     )
 
 
@@ -196,6 +204,7 @@ def describe_json(stats: Stats, top: int) -> Json:
             for i, count in stats.frequent_tokens(top)
         ],
         "duplicates": asdict(stats.duplicates) if stats.duplicates else None,
+        "near_duplicates": asdict(stats.near_duplicates) if stats.near_duplicates else None,
     }
 
 

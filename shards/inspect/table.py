@@ -25,6 +25,16 @@ def describe_stats(stats: Stats, top: int) -> Iterator[str]:
         if copies.validation_documents_in_train:
             shared = copies.validation_documents_in_train
             yield f"{shared:,} validation documents are also in train"
+    if stats.near_duplicates is not None:
+        near = stats.near_duplicates
+        yield (
+            f"near copies: {near.documents:,} documents ({near.tokens:,} tokens, "
+            f"{near.tokens / max(stats.total.tokens, 1):.2%}), exact ones included, in "
+            f"{near.clusters:,} clusters, the largest of {near.largest:,}"
+        )
+        if near.validation_documents_near_train:
+            shared = near.validation_documents_near_train
+            yield f"{shared:,} validation documents are nearly those of train"
     yield ""
     yield from describe_lengths(stats)
     yield ""

@@ -1,7 +1,8 @@
 """Texts -> the 64-bit hashes of their shingles: runs of a few words each.
 
-A word is a run of letters and digits, with A-Z as a-z. What stands between words is white space,
-ASCII punctuation, and that of U+0080-00BF, U+2000-207F, U+3000-303F and U+FF00-FF0F, FF1A-FF20. A
+A word is a run of letters and digits, in lower case as far as ASCII, Latin-1 (U+00C0-00DE), Greek
+(U+0391-03A9) and Cyrillic (U+0400-042F) go. What stands between words is white space, ASCII
+punctuation, and that of U+0080-00BF, U+2000-207F, U+3000-303F, U+FF00-FF0F and U+FF1A-FF20. A
 character of U+3040-9FFF or beyond U+FFFF is a word of its own, as such scripts have no spaces.
 
 The rules are about bytes of UTF-8, and all arithmetic is of whole numbers modulo 2^64, so that the
@@ -23,6 +24,17 @@ Hashes = npt.NDArray[np.uint64]
 # Bytes of text looked at in one go: the arrays made of them stay in a core's cache. Also the
 # longest piece of a text that is cut nowhere but at its words: another value is another hash.
 PIECE_BYTES = 1 << 17
+# Capitals of two bytes: the first byte, the second from one to another; what is added to both.
+CAPITALS = (
+    (0xC3, 0x80, 0x96, 0, 0x20),
+    (0xC3, 0x98, 0x9E, 0, 0x20),
+    (0xCE, 0x91, 0x9F, 0, 0x20),
+    (0xCE, 0xA0, 0xA1, 1, -0x20),
+    (0xCE, 0xA3, 0xA9, 1, -0x20),
+    (0xD0, 0x80, 0x8F, 1, 0x10),
+    (0xD0, 0x90, 0x9F, 0, 0x20),
+    (0xD0, 0xA0, 0xAF, 1, -0x20),
+)
 WORD_BASE = 0x9E3779B97F4A7C15
 SHINGLE_BASE = 0xD1342543DE82EF95
 # Of splitmix64 (Steele, Lea, Flood 2014).
@@ -64,7 +76,11 @@ def hash_shingles(text: Bytes, offsets: Int64, num_words: int) -> tuple[Hashes, 
     Text i is text[offsets[i]:offsets[i + 1]]. One of fewer than `num_words` words has a single
     shingle, all of them; one without words has none. Shingles that repeat are not removed.
     """
-    words, counts = hash_words(text, offsets)
+    return join_words(*hash_words(text, offsets), num_words)
+
+
+def join_words(words: Hashes, counts: Int64, num_words: int) -> tuple[Hashes, Int64]:
+    """The same for texts of which the words' hashes are known, `counts` of each."""
     words, counts = pad_short(words, counts, num_words)
     size = max(len(words) - num_words + 1, 0)
     shingles = words[:size].copy()
@@ -157,7 +173,10 @@ def find_words(block: Bytes, texts: Int64) -> tuple[Bytes, Int64]:
 def mark_characters(
     block: Bytes, leads: Int64, letters: Bytes, breaks: npt.NDArray[np.bool_]
 ) -> None:
-    """Mark what is punctuation or a word of its own among the characters that begin at `leads`."""
+    """Mark what is punctuation, or a word of its own, of the characters that begin at `leads`.
+
+    Capitals among them become small.
+    """
     last = len(block) - 1
     lead, second, third = (block[np.minimum(leads + k, last)] for k in range(3))
     is_wide = (lead == 0xE2) & ((second == 0x80) | (second == 0x81))
@@ -167,6 +186,10 @@ def mark_characters(
         places = leads[is_mark]
         for place in range(size):
             letters[np.minimum(places + place, last)] = 0
+    for first, low, high, *shifts in CAPITALS:
+        places = leads[(lead == first) & (second >= low) & (second <= high)]
+        for place, shift in enumerate(shifts):
+            letters[places + place] += np.uint8(shift % 256)
     is_alone = (lead >= 0xE3) & (lead <= 0xE9) | (lead >= 0xF0)
     is_alone &= ~is_wide
     places, sizes = leads[is_alone], np.where(lead[is_alone] < 0xF0, 3, 4)

@@ -42,7 +42,8 @@ def split_words(text: str) -> list[bytes]:
             words += [word, character.encode()] if is_alone else [word]
             word = b""
         else:
-            word += (character.lower() if code < 0x80 else character).encode()
+            is_known = code < 0x100 or 0x391 <= code < 0x3AA or 0x400 <= code < 0x430
+            word += (character.lower() if is_known else character).encode()
     return [found for found in [*words, word] if found]
 
 
@@ -94,7 +95,8 @@ def find_shingles(texts: list[str], num_words: int) -> list[list[int]]:
 @pytest.mark.parametrize("num_words", [1, 2, 5])
 def test_shingles_are_those_of_the_definition(num_words: int) -> None:
     generator = random.Random(num_words)
-    characters = "ab Zz09 ,.é“”—北京、\uff0c\uff41\uff11🙂\n\u00a0\uff1aжи\u3042"
+    characters = "ab Zz09 ,.éÉß“”—北京、🙂\n\u00a0\uff1aжи\u3042\uff0c\uff41\uff11"
+    characters += "\u00d7\u00f7\u0130\u0391\u03a9\u03aa\u0400\u0420\u042f"
     texts = ["".join(generator.choices(characters, k=generator.randint(0, 40))) for _ in range(500)]
     assert find_shingles(texts, num_words) == [shingle(text, num_words) for text in texts]
 
@@ -123,14 +125,14 @@ def test_signatures_are_those_of_the_definition() -> None:
 
 def test_signatures_never_change() -> None:
     """A set's documents depend on them: other numbers here would be another --dedup near."""
-    text = "It was the best of times, it was the worst of times: naïve café, 北京 🙂"
+    text = "It was the best of times, it was the worst of times: naïve CAFÉ, Привет, 北京 🙂"
     found = sign_texts(pa.array([text], pa.large_string()), NearSettings(bands=2, rows=4))[0]
     assert found["keys"].tolist() == GOLDEN_KEYS
     assert found["low"].tolist() == GOLDEN_LOW
 
 
-GOLDEN_KEYS = [11557837989694640169, 1280789898299520832]
-GOLDEN_LOW = [116, 175, 203, 235, 199, 170, 116, 196]
+GOLDEN_KEYS = [5636441499414613030, 18085477331924714826]
+GOLDEN_LOW = [242, 175, 203, 235, 16, 170, 116, 196]
 
 
 def test_signatures_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +159,7 @@ def find_kept(texts: list[str], folder: Path, settings: NearSettings | None = No
 
 def test_recall_and_precision_against_a_plain_count_of_all_pairs(tmp_path: Path) -> None:
     """docs/duplicates.md states these numbers."""
-    texts = plant_copies(600, seed=1)
+    texts = plant_copies(350, seed=1)
     kept = find_kept(texts, tmp_path / "a")
     pairs = list(measure_pairs(texts))
     together = {(i, j) for i, j, _ in pairs if kept[i] == kept[j]}
@@ -169,7 +171,7 @@ def test_recall_and_precision_against_a_plain_count_of_all_pairs(tmp_path: Path)
         if similarity >= 0.72:
             linked.join(np.array([i]), np.array([j]))
     roots = linked.find_roots(np.arange(len(texts)))
-    assert len(near) > 300
+    assert len(near) > 200
     assert len(clear & together) / len(clear) >= 0.99
     assert len(near & together) / len(near) >= 0.95
     assert len(near & together) / len(together) >= 0.85
