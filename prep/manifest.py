@@ -108,14 +108,23 @@ def describe_content(
             ],
         },
         "tokenizer": {
-            "name": tokenizer.name,
-            "sha256": tokenizer.sha256,
-            "vocab_size": tokenizer.vocab_size,
-            "end_of_text": tokenizer.end_of_text,
+            **describe_tokenizer(tokenizer),
             "self_test": make_self_test(load_tokenizer(folder / TOKENIZER)),
         },
         "policy": policy,
     }
+
+
+def describe_tokenizer(tokenizer: SetTokenizer) -> Json:
+    """What the manifest says about the tokenizer: a token before documents only if there is one."""
+    facts = {
+        "name": tokenizer.name,
+        "sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+        "end_of_text": tokenizer.end_of_text,
+        "begin_of_text": tokenizer.begin_of_text,
+    }
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def describe_environment(

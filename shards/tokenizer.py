@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from tokenizers import Tokenizer
 
 from shards.disk.json_files import Json
@@ -134,6 +135,21 @@ class Spelling:
         while group := [self._drop_marks(ids) for ids in islice(documents, GROUP_DOCUMENTS)]:
             num_bytes += sum(len(text.encode()) for text in self.tokenizer.decode_batch(group))
         return num_bytes
+
+    def join_bytes(self, tokens: Tokens, firsts: Int64) -> tuple[Int64, pa.Buffer]:
+        """Where the bytes of each token begin and end, and all of them in a row, if ids add up.
+
+        Documents begin with the tokens at the places `firsts`.
+        """
+        rows = tokens.astype(np.int64)
+        rows[firsts] += len(self.inner)
+        _, offsets, data = self.table.take(pa.array(rows)).buffers()
+        return np.frombuffer(offsets, np.int64)[: len(tokens) + 1], data
+
+    @cached_property
+    def table(self) -> pa.Array:
+        """The bytes of each id inside a document, then as its first."""
+        return pa.array([*self.inner, *self.first], pa.large_binary())
 
     def name(self, token: int) -> str:
         """An id as the vocabulary writes it, such as <|endoftext|>."""
