@@ -63,22 +63,24 @@ def parse_tokenizer(tokenizer_json: str) -> Tokenizer:
     return tokenizer
 
 
-def encode_plainly(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text and no others: not those that a post-processor puts around it."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
+def count_ids(tokenizer: Tokenizer) -> int:
+    """One more than the largest id: ids may be missing below it."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
 
 
 def make_self_test(tokenizer: Tokenizer) -> list[Json]:
     """The self-test texts and their ids, for the manifest."""
-    return [{"text": text, "ids": encode_plainly(tokenizer, text)} for text in SELF_TEST_TEXTS]
+    return [
+        {"text": text, "ids": tokenizer.encode(text, add_special_tokens=False).ids}
+        for text in SELF_TEST_TEXTS
+    ]
 
 
 def load_checked_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     """Load a set's tokenizer; ValueError if it fails the manifest's self-test."""
     tokenizer = load_tokenizer(folder / TOKENIZER)
     for case in manifest.content["tokenizer"]["self_test"]:
-        found = encode_plainly(tokenizer, case["text"])
+        found = tokenizer.encode(case["text"], add_special_tokens=False).ids
         if found != case["ids"]:
             raise ValueError(
                 f"{folder / TOKENIZER}: {case['text']!r} becomes {found}; expected "
@@ -205,7 +207,7 @@ def read_spelling(
     Cached, as asking for each of 128,000 ids takes a while.
     """
     vocab = tokenizer.get_vocab()
-    names = [""] * (1 + max(vocab.values()))
+    names = [""] * count_ids(tokenizer)
     for name, i in vocab.items():
         names[i] = name
     inner, first = read_contents(tokenizer, names)
@@ -248,6 +250,12 @@ def read_symbols(name: str, byte_of: dict[str, int]) -> bytes:
         return bytes([byte_of[character] for character in name])
     except KeyError:
         return name.encode()
+
+
+def encode_plainly(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text and no others: not those that a post-processor puts around it."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
 
 
 def puts_space_before(tokenizer: Tokenizer) -> bool:
