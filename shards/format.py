@@ -62,8 +62,7 @@ class Shard:
     num_tokens: int
     num_documents: int
     sha256: str
-    # The width of its ids, which the manifest says once for all shards.
-    token_bytes: int = 2
+    token_bytes: int = 2  # Of an id; the manifest says it once for all shards.
 
     @property
     def num_bytes(self) -> int:
@@ -248,11 +247,7 @@ def count_totals(shards: list[Json]) -> Json:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check a set's manifest.
-
-    Raises ValueError with one line if the folder holds no finished set, or the manifest is
-    damaged, was edited, or has another schema version.
-    """
+    """Read and check a set's manifest; ValueError, one line, if none is there or it is unsound."""
     refuse_url(folder)
     return load_manifest(folder / MANIFEST, describe_unfinished(folder))
 

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from tokenizers import Tokenizer
 
 from shards.disk.json_files import Json
@@ -67,22 +68,19 @@ def count_ids(tokenizer: Tokenizer) -> int:
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
 
 
-def encode_plainly(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text and no others: not those that a post-processor puts around it."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
-
-
 def make_self_test(tokenizer: Tokenizer) -> list[Json]:
     """The self-test texts and their ids, for the manifest."""
-    return [{"text": text, "ids": encode_plainly(tokenizer, text)} for text in SELF_TEST_TEXTS]
+    return [
+        {"text": text, "ids": tokenizer.encode(text, add_special_tokens=False).ids}
+        for text in SELF_TEST_TEXTS
+    ]
 
 
 def load_checked_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     """Load a set's tokenizer; ValueError if it fails the manifest's self-test."""
     tokenizer = load_tokenizer(folder / TOKENIZER)
     for case in manifest.content["tokenizer"]["self_test"]:
-        found = encode_plainly(tokenizer, case["text"])
+        found = tokenizer.encode(case["text"], add_special_tokens=False).ids
         if found != case["ids"]:
             raise ValueError(
                 f"{folder / TOKENIZER}: {case['text']!r} becomes {found}; expected "
@@ -139,6 +137,21 @@ class Spelling:
         while group := [self._drop_marks(ids) for ids in islice(documents, GROUP_DOCUMENTS)]:
             num_bytes += sum(len(text.encode()) for text in self.tokenizer.decode_batch(group))
         return num_bytes
+
+    def join_bytes(self, tokens: Tokens, firsts: Int64) -> tuple[Int64, pa.Buffer]:
+        """Where the bytes of each token begin and end, and all of them in a row, if ids add up.
+
+        Documents begin with the tokens at the places `firsts`.
+        """
+        rows = tokens.astype(np.int64)
+        rows[firsts] += len(self.inner)
+        _, offsets, data = self.table.take(pa.array(rows)).buffers()
+        return np.frombuffer(offsets, np.int64)[: len(tokens) + 1], data
+
+    @cached_property
+    def table(self) -> pa.Array:
+        """The bytes of each id inside a document, then as its first."""
+        return pa.array([*self.inner, *self.first], pa.large_binary())
 
     def name(self, token: int) -> str:
         """An id as the vocabulary writes it, such as <|endoftext|>."""
@@ -198,7 +211,7 @@ def read_spelling(
     Cached, as asking for each of 128,000 ids takes a while.
     """
     vocab = tokenizer.get_vocab()
-    names = [""] * (1 + max(vocab.values()))
+    names = [""] * count_ids(tokenizer)
     for name, i in vocab.items():
         names[i] = name
     inner, first = read_contents(tokenizer, names)
@@ -241,6 +254,12 @@ def read_symbols(name: str, byte_of: dict[str, int]) -> bytes:
         return bytes([byte_of[character] for character in name])
     except KeyError:
         return name.encode()
+
+
+def encode_plainly(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text and no others: not those that a post-processor puts around it."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
 
 
 def puts_space_before(tokenizer: Tokenizer) -> bool:

@@ -69,10 +69,9 @@ def find_wrong_width(schema_version: int, content: Json) -> str | None:
             f"content.tokenizer has {tokenizer['vocab_size']:,} ids, the last of a document "
             f"{tokenizer['end_of_text']:,}; expected at most {most:,} ids and that one of them"
         )
-    begin = tokenizer.get("begin_of_text", 0)
-    if begin >= tokenizer["vocab_size"]:
+    if not tokenizer.get("begin_of_text", 0) < tokenizer["vocab_size"]:
         return (
-            f"content.tokenizer.begin_of_text is {begin:,}; the tokenizer has "
-            f"{tokenizer['vocab_size']:,} ids"
+            f"content.tokenizer has {tokenizer['vocab_size']:,} ids, the first of a document "
+            f"{tokenizer['begin_of_text']:,}; expected one of them"
         )
     return None

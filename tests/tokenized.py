@@ -1,6 +1,7 @@
 """Sets made with any tokenizer, by a plain loop: what prep makes of the same texts."""
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from shards.writer import ShardWriter, commit_shards
 VALIDATION = 7
 
 
+@cache
 def load_plain(tokenizer_json: str) -> Tokenizer:
     """The tokenizer, to which text that spells a special token is text."""
     tokenizer = Tokenizer.from_str(tokenizer_json)
@@ -79,8 +81,6 @@ def write_set(
     )
     policy = {"validation_fraction": "0.1"}
     content = describe_content(folder, [Source("texts", 1, None)], audit, policy, identity)
-    if begin_id is not None:
-        content["tokenizer"]["begin_of_text"] = begin_id
     hashes = {entry.shard.sidecar: entry.sidecar_sha256 for entry in written}
     text = make_manifest(
         content, [entry.shard for entry in written], audit.content, {"sidecar_sha256": hashes}

@@ -1,4 +1,4 @@
-"""The documents of imported token files, each ended by <|endoftext|>, block by block.
+"""The documents of imported token files, each with an end-of-document token, block by block.
 
 Memory holds a block and the longest document, whatever the size of the files.
 """
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prep.foreign.files import INSTEAD, ForeignFile, is_next
-from prep.tokenizer.gpt2 import END_OF_TEXT, VOCAB_SIZE
+from prep.tokenizer.identity import SetTokenizer
 from shards.disk.durable import hash_file
 from shards.exchange.megatron import Index
 from shards.format import Int64
-from shards.widths import Tokens
+from shards.widths import Tokens, token_dtype
 
 BLOCK_TOKENS = 1 << 20
 BLOCK_DOCUMENTS = 1 << 16
@@ -27,7 +27,7 @@ class FoundDocuments:
     """Whole documents of one file, in order; `tokens` is their concatenation."""
 
     tokens: Tokens
-    # Where each ends in `tokens`, after its <|endoftext|>.
+    # Where each ends in `tokens`, after the token that ends it.
     ends: Int64
     file: ForeignFile
     # The number of each in its file.
@@ -40,9 +40,9 @@ class Notes:
 
     # Of each file, by name.
     sha256: dict[str, str] = field(default_factory=dict)
-    # Documents that had no <|endoftext|> after them in a Megatron or nanoGPT file.
+    # Documents that had no end token after them in a Megatron or nanoGPT file.
     ends_added: int = 0
-    # Documents that Megatron's index counts as part of the one before: <|endoftext|> splits them.
+    # Documents that Megatron's index counts as part of the one before: an end token splits them.
     parted: int = 0
     # llm.c documents that continue in the next file, and those whose beginning is in no file here.
     joined: int = 0
@@ -51,14 +51,17 @@ class Notes:
     not_utf8: int = 0
 
 
-def read_documents(files: list[ForeignFile], notes: Notes) -> Iterator[FoundDocuments]:
+def read_documents(
+    files: list[ForeignFile], tokenizer: SetTokenizer, notes: Notes
+) -> Iterator[FoundDocuments]:
     """All documents of the files, in order; `notes` is filled on the way.
 
-    Raises ValueError naming the file if an id is not GPT-2's, or the file changes meanwhile.
+    Raises ValueError naming the file if an id is not the tokenizer's, or the file changes
+    meanwhile.
     """
-    cutter = DocumentCutter()
+    cutter = DocumentCutter(tokenizer)
     for file in files:
-        reader = TokenReader(file)
+        reader = TokenReader(file, tokenizer)
         with reader.source:
             if file.index is not None:
                 yield from cutter.finish()
@@ -77,7 +80,7 @@ def read_documents(files: list[ForeignFile], notes: Notes) -> Iterator[FoundDocu
 def read_nanogpt(
     reader: "TokenReader", cutter: "DocumentCutter", notes: Notes
 ) -> Iterator[FoundDocuments]:
-    """Documents with <|endoftext|> after each."""
+    """Documents with an end token after each."""
     cutter.begin(reader.file)
     for tokens in reader.blocks():
         yield from cutter.add(tokens)
@@ -90,11 +93,11 @@ def read_nanogpt(
 def read_llmc(
     reader: "TokenReader", cutter: "DocumentCutter", notes: Notes
 ) -> Iterator[FoundDocuments]:
-    """Documents with <|endoftext|> before each; the last one stays open for the next file."""
+    """Documents with an end token before each; the last one stays open for the next file."""
     for number, tokens in enumerate(reader.blocks()):
         if number == 0:
             earlier = cutter.file
-            if tokens[0] == END_OF_TEXT:
+            if tokens[0] == cutter.end_of_text:
                 yield from cutter.finish()
                 cutter.begin(reader.file)
                 tokens = tokens[1:]
@@ -125,26 +128,32 @@ def read_indexed(reader: "TokenReader", index: Index, notes: Notes) -> Iterator[
             stop = max(stop, document + 1)
             ends = bounds[document + 1 : stop + 1] - bounds[document]
             if int(ends[0]) > MAX_DOCUMENT_TOKENS:
-                raise make_endless_error(reader.file)
+                raise make_endless_error(reader.file, reader.tokenizer.end_of_text)
             tokens = reader.read(int(ends[-1]))
-            yield end_documents(tokens, ends, reader.file, first + document, notes)
+            end_of_text = reader.tokenizer.end_of_text
+            yield end_documents(tokens, ends, end_of_text, reader.file, first + document, notes)
             document = stop
 
 
 def end_documents(
-    tokens: Tokens, ends: Int64, file: ForeignFile, first_row: int, notes: Notes
+    tokens: Tokens,
+    ends: Int64,
+    end_of_text: int,
+    file: ForeignFile,
+    first_row: int,
+    notes: Notes,
 ) -> FoundDocuments:
-    """Documents with one <|endoftext|> after each and none inside.
+    """Documents with one end token after each and none inside.
 
-    Megatron's --append-eod is optional. If text that spells <|endoftext|> became the token, a
-    document has one inside and ends there: what follows is a document with the same number.
+    Megatron's --append-eod is optional. If text that spells the token became it, a document has
+    one inside and ends there: what follows is a document with the same number.
     """
     sizes = np.diff(ends, prepend=0)
     is_ended = np.zeros(len(ends), np.bool_)
-    is_ended[sizes > 0] = tokens[ends[sizes > 0] - 1] == END_OF_TEXT
-    tokens = np.insert(tokens, ends[~is_ended], END_OF_TEXT)
+    is_ended[sizes > 0] = tokens[ends[sizes > 0] - 1] == end_of_text
+    tokens = np.insert(tokens, ends[~is_ended], end_of_text)
     ends = ends + np.cumsum(~is_ended)
-    all_ends = np.flatnonzero(tokens == END_OF_TEXT) + 1
+    all_ends = np.flatnonzero(tokens == end_of_text) + 1
     rows = first_row + np.searchsorted(ends, all_ends)
     notes.ends_added += int((~is_ended).sum())
     notes.parted += len(all_ends) - len(ends)
@@ -152,9 +161,11 @@ def end_documents(
 
 
 class DocumentCutter:
-    """Cuts a stream of ids after each <|endoftext|>; a document may come in many pieces."""
+    """Cuts a stream of ids after each end token; a document may come in many pieces."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: SetTokenizer) -> None:
+        self.end_of_text = tokenizer.end_of_text
+        self.dtype = token_dtype(tokenizer.token_bytes)
         self.file: ForeignFile | None = None
         self.next_row = 0
         # The document that is not ended yet: where it began, and its tokens.
@@ -176,7 +187,7 @@ class DocumentCutter:
         """The documents that end in `tokens`, the first of which may have begun before."""
         assert self.open is not None
         assert self.file is not None
-        ends = np.flatnonzero(tokens == END_OF_TEXT) + 1
+        ends = np.flatnonzero(tokens == self.end_of_text) + 1
         if not len(ends):
             self._keep(tokens)
             return
@@ -192,7 +203,7 @@ class DocumentCutter:
     def finish(self) -> Iterator[FoundDocuments]:
         """End the open document, if there is one."""
         if self.open is not None:
-            self._keep(np.array([END_OF_TEXT], np.uint16))
+            self._keep(np.array([self.end_of_text], self.dtype))
             yield self._take_open()
 
     def forget(self) -> None:
@@ -204,7 +215,7 @@ class DocumentCutter:
         assert self.file is not None
         self.num_pending += len(tokens)
         if self.num_pending > MAX_DOCUMENT_TOKENS:
-            raise make_endless_error(self.file)
+            raise make_endless_error(self.file, self.end_of_text)
         if len(tokens):
             self.pending.append(tokens)
 
@@ -219,8 +230,9 @@ class DocumentCutter:
 class TokenReader:
     """Reads a file's ids from front to back, checks their range, and takes the file's sha256."""
 
-    def __init__(self, file: ForeignFile) -> None:
+    def __init__(self, file: ForeignFile, tokenizer: SetTokenizer) -> None:
         self.file = file
+        self.tokenizer = tokenizer
         self.before = file.path.stat()
         self.source = open(file.path, "rb")  # noqa: SIM115 - closed by the caller
         self.sha256 = hashlib.sha256(self.source.read(file.offset))
@@ -238,14 +250,16 @@ class TokenReader:
         if len(content) != count * self.file.dtype.itemsize:
             raise self._make_changed_error()
         tokens = np.frombuffer(content, self.file.dtype)
-        if count and (int(tokens.max()) >= VOCAB_SIZE or int(tokens.min()) < 0):
-            place = int(np.flatnonzero((tokens >= VOCAB_SIZE) | (tokens < 0))[0])
+        num_ids = self.tokenizer.vocab_size
+        if count and (int(tokens.max()) >= num_ids or int(tokens.min()) < 0):
+            place = int(np.flatnonzero((tokens >= num_ids) | (tokens < 0))[0])
             raise ValueError(
                 f"{self.file.path}: token {self.position + place:,} is the id {tokens[place]}; "
-                f"GPT-2's tokenizer has 0 to {VOCAB_SIZE - 1}, so another one made it: {INSTEAD}"
+                f"the tokenizer ({self.tokenizer.name}) has 0 to {num_ids - 1}, so another one "
+                f"made it: {INSTEAD}"
             )
         self.position += count
-        return tokens.astype(np.uint16, copy=False)
+        return tokens.astype(token_dtype(self.tokenizer.token_bytes), copy=False)
 
     def finish(self) -> str:
         """The file's sha256; ValueError if the file has changed since it was opened."""
@@ -262,9 +276,9 @@ class TokenReader:
         )
 
 
-def make_endless_error(file: ForeignFile) -> ValueError:
-    """The error for a file without <|endoftext|>."""
+def make_endless_error(file: ForeignFile, end_of_text: int) -> ValueError:
+    """The error for a file without ends of documents."""
     return ValueError(
-        f"{file.path}: has {MAX_DOCUMENT_TOKENS:,} ids in a row without <|endoftext|> "
-        f"({END_OF_TEXT}); these are not documents of GPT-2's tokens: {INSTEAD}"
+        f"{file.path}: has {MAX_DOCUMENT_TOKENS:,} ids in a row without {end_of_text}, the "
+        f"end-of-document token; these are not documents of this tokenizer's: {INSTEAD}"
     )

@@ -1,8 +1,8 @@
 """Token files made by other tools: which kind each is, and whether it is whole.
 
-nanogpt    uint16 ids and nothing else; <|endoftext|> after each document
-llmc       256 int32 (magic, version, number of ids, zeros), uint16 ids; <|endoftext|> before
-           each document, and a document continues in the next file when one is full
+nanogpt    ids and nothing else, as wide as the tokenizer needs; the end token after each document
+llmc       256 int32 (magic, version, number of ids, zeros), ids of uint16 or uint32; the end token
+           before each document, and a document continues in the next file when one is full
 megatron   ids in a .bin, and an .idx that says where sequences and documents are
 """
 
@@ -16,22 +16,19 @@ from typing import Any
 import numpy as np
 
 from prep.readers.door import check_name, check_readable
-from prep.tokenizer.gpt2 import END_OF_TEXT
+from prep.tokenizer.identity import SetTokenizer
 from shards.exchange.megatron import Index, read_index
+from shards.widths import token_dtype
 
 FORMATS = ("auto", "nanogpt", "llmc", "megatron")
 INSTEAD = "prepare the text itself with: velocity prep"
 
-UINT16 = np.dtype("<u2")
 LLMC_HEADER = np.dtype("<i4")
 LLMC_HEADER_BYTES = 256 * LLMC_HEADER.itemsize
-LLMC_MAGIC = 20240520
-LLMC_VERSION = 1
-# Magics of llm.c's other files, and what they hold.
-OTHER_MAGICS = {
-    20240801: "llm.c's ids of the Llama 3 tokenizer",
-    20240522: "llm.c's evaluation examples",
-}
+# By the bytes of an id: llm.c's magic, its version, and whose ids it writes so.
+LLMC_KINDS = {2: (20240520, 1, "GPT-2"), 4: (20240801, 7, "Llama 3")}
+EVALUATION_MAGIC = 20240522
+LLMC_MAGICS = (EVALUATION_MAGIC, *(magic for magic, _, _ in LLMC_KINDS.values()))
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,9 @@ class ForeignFile:
     split: str
     format: str
     num_tokens: int
-    # Where its ids begin, in bytes, and what they are.
+    dtype: np.dtype[Any]
+    # Where its ids begin, in bytes.
     offset: int = 0
-    dtype: np.dtype[Any] = UINT16
     # Only for Megatron's files.
     index: Index | None = None
 
@@ -62,9 +59,13 @@ class ForeignFile:
 
 
 def find_files(
-    train: Sequence[str], validation: Sequence[str], format: str, add_end_of_text: bool
+    train: Sequence[str],
+    validation: Sequence[str],
+    format: str,
+    add_end_of_text: bool,
+    tokenizer: SetTokenizer,
 ) -> list[ForeignFile]:
-    """The files named, in order, each checked.
+    """The files named, in order, each checked to hold ids such as the tokenizer's.
 
     A file's name is its path below the folder that all of them share, so the same data gives the
     same dataset_id wherever it is. Raises ValueError naming the file and what is wrong with it.
@@ -85,7 +86,7 @@ def find_files(
     for name in names:
         check_name(name)
     return [
-        check_file(path, name, split, format, add_end_of_text)
+        check_file(path, name, split, format, add_end_of_text, tokenizer)
         for (path, split), name in zip(named, names, strict=True)
     ]
 
@@ -106,7 +107,12 @@ def find_path(entry: str) -> Path:
 
 
 def check_file(
-    path: Path, name: str, split: str, format: str, add_end_of_text: bool
+    path: Path,
+    name: str,
+    split: str,
+    format: str,
+    add_end_of_text: bool,
+    tokenizer: SetTokenizer,
 ) -> ForeignFile:
     """A file of the given kind, or for `auto` of the kind it seems to be; ValueError if damaged."""
     with open(path, "rb") as file:
@@ -116,8 +122,8 @@ def check_file(
     if format == "megatron":
         return check_megatron(path, name, split)
     if format == "llmc":
-        return check_llmc(path, name, split, head)
-    return check_nanogpt(path, name, split, add_end_of_text)
+        return check_llmc(path, name, split, head, tokenizer)
+    return check_nanogpt(path, name, split, add_end_of_text, tokenizer)
 
 
 def guess_format(path: Path, head: bytes) -> str:
@@ -128,8 +134,8 @@ def guess_format(path: Path, head: bytes) -> str:
         )
     if os.path.lexists(path.with_suffix(".idx")):
         return "megatron"
-    # As ids, these magics would be beyond GPT-2's, so no nanoGPT file begins with one.
-    return "llmc" if read_magic(head) in (LLMC_MAGIC, *OTHER_MAGICS) else "nanogpt"
+    # As ids, these magics would be beyond any tokenizer's, so no nanoGPT file begins with one.
+    return "llmc" if read_magic(head) in LLMC_MAGICS else "nanogpt"
 
 
 def read_magic(head: bytes) -> int:
@@ -138,49 +144,59 @@ def read_magic(head: bytes) -> int:
     return int.from_bytes(head[:size], "little", signed=True) if len(head) >= size else -1
 
 
-def check_nanogpt(path: Path, name: str, split: str, add_end_of_text: bool) -> ForeignFile:
-    """A file without a header: whole ids, the last of them <|endoftext|>."""
+def check_nanogpt(
+    path: Path, name: str, split: str, add_end_of_text: bool, tokenizer: SetTokenizer
+) -> ForeignFile:
+    """A file without a header: whole ids, the last of them the end of a document."""
     size = path.stat().st_size
-    if not size or size % UINT16.itemsize:
+    dtype = token_dtype(tokenizer.token_bytes)
+    if not size or size % dtype.itemsize:
+        each = {2: "two", 4: "four"}[dtype.itemsize]
         raise ValueError(
-            f"{path}: has {size:,} bytes; expected uint16 ids, two bytes each: it is cut short, or "
-            "not a nanoGPT file"
+            f"{path}: has {size:,} bytes; expected {dtype.name} ids, {each} bytes each: it is cut "
+            "short, or not a nanoGPT file"
         )
     with open(path, "rb") as file:
-        file.seek(-UINT16.itemsize, os.SEEK_END)
+        file.seek(-dtype.itemsize, os.SEEK_END)
         last = int.from_bytes(file.read(), "little")
-    if last != END_OF_TEXT and not add_end_of_text:
+    if last != tokenizer.end_of_text and not add_end_of_text:
         raise ValueError(
-            f"{path}: ends in the id {last}; expected <|endoftext|> ({END_OF_TEXT}): it is cut "
-            "short, or from another tokenizer; if it is whole, add one with --add-end-of-text"
+            f"{path}: ends in the id {last}; expected {tokenizer.end_of_text}, the end-of-document "
+            "token: it is cut short, or from another tokenizer; if it is whole, add one with "
+            "--add-end-of-text"
         )
-    return ForeignFile(path, name, split, "nanogpt", size // UINT16.itemsize)
+    return ForeignFile(path, name, split, "nanogpt", size // dtype.itemsize, dtype)
 
 
-def check_llmc(path: Path, name: str, split: str, head: bytes) -> ForeignFile:
+def check_llmc(
+    path: Path, name: str, split: str, head: bytes, tokenizer: SetTokenizer
+) -> ForeignFile:
     """A file with llm.c's header, and of the size that the header says."""
     magic = read_magic(head)
-    if magic in OTHER_MAGICS:
+    wanted, known_version, whose = LLMC_KINDS[tokenizer.token_bytes]
+    if magic != wanted and magic in LLMC_MAGICS:
+        others = {kind[0]: f"ids of the {kind[2]} tokenizer" for kind in LLMC_KINDS.values()}
         raise ValueError(
-            f"{path}: holds {OTHER_MAGICS[magic]} (magic {magic}); expected GPT-2's ids "
-            f"({LLMC_MAGIC}), so {INSTEAD}"
+            f"{path}: holds llm.c's {others.get(magic, 'evaluation examples')} (magic {magic}); "
+            f"expected {whose}'s ids ({wanted}), so {INSTEAD}"
         )
-    if magic != LLMC_MAGIC or len(head) < LLMC_HEADER_BYTES:
+    if magic != wanted or len(head) < LLMC_HEADER_BYTES:
         raise ValueError(
             f"{path}: begins with the number {magic} and has a header of {len(head):,} bytes; "
-            f"expected {LLMC_MAGIC} and {LLMC_HEADER_BYTES:,}, as llm.c writes them"
+            f"expected {wanted} and {LLMC_HEADER_BYTES:,}, as llm.c writes them"
         )
     version, num_tokens = np.frombuffer(head, LLMC_HEADER)[1:3].tolist()
-    if version != LLMC_VERSION:
-        raise ValueError(f"{path}: is of llm.c version {version}; expected {LLMC_VERSION}")
-    expected = LLMC_HEADER_BYTES + num_tokens * UINT16.itemsize
+    if version != known_version:
+        raise ValueError(f"{path}: is of llm.c version {version}; expected {known_version}")
+    dtype = token_dtype(tokenizer.token_bytes)
+    expected = LLMC_HEADER_BYTES + num_tokens * dtype.itemsize
     size = path.stat().st_size
     if size != expected or num_tokens < 1:
         raise ValueError(
             f"{path}: has {size:,} bytes; expected {expected:,} for the {num_tokens:,} ids of its "
             "header: it is cut short or damaged"
         )
-    return ForeignFile(path, name, split, "llmc", num_tokens, LLMC_HEADER_BYTES)
+    return ForeignFile(path, name, split, "llmc", num_tokens, dtype, LLMC_HEADER_BYTES)
 
 
 def check_megatron(path: Path, name: str, split: str) -> ForeignFile:
@@ -190,9 +206,7 @@ def check_megatron(path: Path, name: str, split: str) -> ForeignFile:
         raise ValueError(f"{path}: has no {index_path.name} beside it, as Megatron's files do")
     check_readable(index_path)
     index = read_index(index_path, path)
-    return ForeignFile(
-        path, name, split, "megatron", index.num_tokens, dtype=index.dtype, index=index
-    )
+    return ForeignFile(path, name, split, "megatron", index.num_tokens, index.dtype, index=index)
 
 
 def is_next(path: Path, following: Path) -> bool:

@@ -34,7 +34,8 @@ class ImportRequest:
     add_end_of_text: Annotated[
         bool,
         typer.Option(
-            "--add-end-of-text", help="If a nanogpt file does not end in <|endoftext|>, add it."
+            "--add-end-of-text",
+            help="If a nanogpt file does not end in the end-of-document token, add it.",
         ),
     ] = False
 

@@ -31,7 +31,7 @@ from prep.planning.forecast import SIDECAR_SHARE
 from prep.sources.local import Source
 from prep.text.batch import EncodedBatch, choose_validation
 from prep.tokenizer.gpt2 import build_gpt2_json
-from prep.tokenizer.identity import identify_gpt2
+from prep.tokenizer.identity import SetTokenizer, identify_gpt2
 from prep.units.receipts import Audit
 from shards.disk.durable import commit, hash_file, write_file
 from shards.disk.folders import make_folder, remove
@@ -45,19 +45,21 @@ from shards.disk.lock import lock_set
 from shards.disk.space import check_space
 from shards.format import (
     SPLITS,
-    Int64,
     Manifest,
     make_manifest,
     read_manifest,
 )
 from shards.screen.lines import ReadProgress, Say
-from shards.sidecar import make_rows
-from shards.widths import Tokens
-from shards.writer import ShardWriter, WrittenShard, commit_shards
+from shards.sidecar import Marks, make_rows
+from shards.writer import ShardWriter, WrittenShard, commit_shards, join_runs
 
 
-def import_tokens(request: ImportRequest, say: Say) -> Manifest:
+def import_tokens(
+    request: ImportRequest, say: Say, chosen: tuple[str, SetTokenizer] | None = None
+) -> Manifest:
     """Make a set from token files; returns its manifest.
+
+    `chosen` is the tokenizer.json that made their ids, and which it is; GPT-2's by default.
 
     Raises ValueError or OSError with one line for what the user can fix; the folder then holds
     no set, and the same command may be run again.
@@ -69,25 +71,27 @@ def import_tokens(request: ImportRequest, say: Say) -> Manifest:
             "--validation and --validation-fraction were both given; "
             "name the validation files or the fraction that goes there, not both"
         )
-    files = find_files(request.train, request.validation, request.format, request.add_end_of_text)
+    tokenizer_json, tokenizer = chosen or (build_gpt2_json(), identify_gpt2())
+    named = (request.train, request.validation, request.format, request.add_end_of_text)
+    files = find_files(*named, tokenizer)
     out = request.out
-    refuse_taken(out, request, files)
+    refuse_taken(out, request, files, tokenizer)
     make_folder(out)
     with lock_set(out):
-        refuse_taken(out, request, files)
+        refuse_taken(out, request, files, tokenizer)
         clear_leftovers(out)
         if (out / MANIFEST).exists():
             say(f"{out}: this set is finished already; nothing was done")
             return read_manifest(out)
         num_tokens = sum(file.num_tokens for file in files)
-        tokenizer = identify_gpt2()
         num_bytes = int(num_tokens * tokenizer.token_bytes * (1 + SIDECAR_SHARE))
         check_space(out, num_bytes, "choose another --out")
         for file in files:
             say(f"{file.path}: {file.format}, {file.num_tokens:,} tokens, for {file.split}")
         temporary = import_folder(out)
         make_folder(temporary)
-        work = ImportWork(temporary, threshold, request.shard_tokens)
+        write_file(temporary / TOKENIZER, tokenizer_json)
+        work = ImportWork(temporary, threshold, request.shard_tokens, tokenizer)
         try:
             work.run(files)
             manifest = finish(request, files, work, started)
@@ -102,14 +106,19 @@ def import_tokens(request: ImportRequest, say: Say) -> Manifest:
 class ImportWork:
     """An import in progress: its writers and its counts."""
 
-    def __init__(self, temporary: Path, threshold: int, shard_tokens: int) -> None:
-        write_file(temporary / TOKENIZER, build_gpt2_json())
+    def __init__(
+        self, temporary: Path, threshold: int, shard_tokens: int, tokenizer: SetTokenizer
+    ) -> None:
         self.temporary = temporary
+        self.tokenizer = tokenizer
         self.threshold = threshold
         self.writers = {
-            split: ShardWriter(temporary, split, f"{split}-00000", shard_tokens) for split in SPLITS
+            split: ShardWriter(
+                temporary, split, f"{split}-00000", shard_tokens, tokenizer.token_bytes
+            )
+            for split in SPLITS
         }
-        self.reader = TextReader(temporary / TOKENIZER)
+        self.reader = TextReader(temporary / TOKENIZER, tokenizer)
         self.origin = OriginCheck(self.reader)
         self.audit = Audit(dropped={"empty": 0})
         self.notes = Notes()
@@ -120,7 +129,7 @@ class ImportWork:
         for file in files:
             self.audit.rows_by_source[file.name] = 0
         progress = ReadProgress("tokens", sum(file.num_tokens for file in files))
-        for found in read_documents(files, self.notes):
+        for found in read_documents(files, self.tokenizer, self.notes):
             self.origin.sample(found)
             self.add(found)
             progress.add(len(found.tokens))
@@ -137,12 +146,13 @@ class ImportWork:
             writer.close()
 
     def add(self, found: FoundDocuments) -> None:
-        """Write documents; those with nothing but <|endoftext|> are empty and left out."""
+        """Write documents; those with no token but the one that ends them are left out."""
         num_read, num_empty = len(found.ends), 0
         tokens, ends, rows = found.tokens, found.ends, found.rows
-        sizes = np.diff(ends, prepend=0)
-        if (sizes == 1).any():
-            tokens, ends, rows = drop_empty(tokens, sizes, rows)
+        kept = find_texts(found, self.tokenizer.begin_of_text)
+        if not kept.all():
+            tokens, rows = join_runs(tokens, ends, kept), rows[kept]
+            ends = np.cumsum(np.diff(ends, prepend=0)[kept])
             num_empty = num_read - len(ends)
         facts = self.reader.examine(tokens, ends)
         if found.file.split == "validation":
@@ -178,10 +188,22 @@ class ImportWork:
         )
 
 
-def drop_empty(tokens: Tokens, sizes: Int64, rows: Int64) -> tuple[Tokens, Int64, Int64]:
-    """The documents that have a token besides <|endoftext|>: their tokens, ends and numbers."""
-    kept = sizes > 1
-    return tokens[np.repeat(kept, sizes)], np.cumsum(sizes[kept]), rows[kept]
+def find_texts(found: FoundDocuments, begin_of_text: int | None) -> Marks:
+    """Which documents have a token besides their end and, if they all have one, their beginning.
+
+    Raises ValueError if one that is not empty does not begin with it.
+    """
+    sizes = np.diff(found.ends, prepend=0)
+    if begin_of_text is None:
+        return sizes > 1
+    has_begin = found.tokens[found.ends - sizes] == begin_of_text
+    wrong = np.flatnonzero(~has_begin & (sizes > 1))
+    if len(wrong):
+        raise ValueError(
+            f"{found.file.path}: document {found.rows[wrong[0]]:,} does not begin with the id "
+            f"{begin_of_text}, as --begin-of-document says; leave that out if only some do"
+        )
+    return sizes > 2
 
 
 def finish(
@@ -217,7 +239,7 @@ def describe_set(
         name: rows_by_source.get(name, 0) for name in [*rows_by_source, *(n for n, _ in named)]
     }
     policy = describe_policy(request, files)
-    content = describe_content(work.temporary, sources, work.audit, policy, identify_gpt2())
+    content = describe_content(work.temporary, sources, work.audit, policy, work.tokenizer)
     shards = [entry.shard for entry in work.written]
     sidecars = {entry.shard.sidecar: entry.sidecar_sha256 for entry in work.written}
     environment = describe_environment(sidecars, 1, seconds)
@@ -230,8 +252,8 @@ def describe_set(
 def describe_notes(notes: Notes) -> list[str]:
     """What the user should know about what was found on the way."""
     lines = [
-        (notes.ends_added, "documents had no <|endoftext|> after them and got one"),
-        (notes.parted, "more documents, where <|endoftext|> was inside one"),
+        (notes.ends_added, "documents had no end-of-document token after them and got one"),
+        (notes.parted, "more documents, where an end-of-document token was inside one"),
         (notes.joined, "documents continue in the next file and were joined"),
         (
             notes.without_beginning,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prep.foreign.files import ForeignFile
 from prep.foreign.request import ImportRequest
+from prep.tokenizer.identity import SetTokenizer
 from shards.disk.durable import hash_file, sync_folder
 from shards.disk.folders import remove
 from shards.disk.json_files import Json, load_json
@@ -25,10 +26,12 @@ OWN_NAME = re.compile(
 NO_NAME = re.compile(r"(?!)")
 
 
-def refuse_taken(out: Path, request: ImportRequest, files: list[ForeignFile]) -> None:
+def refuse_taken(
+    out: Path, request: ImportRequest, files: list[ForeignFile], tokenizer: SetTokenizer
+) -> None:
     """ValueError if the folder holds what an import would overwrite."""
     if (out / MANIFEST).exists():
-        if not is_made_of(read_manifest(out), request, files):
+        if not is_made_of(read_manifest(out), request, files, tokenizer):
             raise ValueError(
                 f"{out}: already holds a set, made of other files or with other options; "
                 "choose another --out"
@@ -43,8 +46,13 @@ def refuse_taken(out: Path, request: ImportRequest, files: list[ForeignFile]) ->
     refuse_files(out, [name for name in find_files_there(out) if not maybe_ours.fullmatch(name)])
 
 
-def is_made_of(manifest: Manifest, request: ImportRequest, files: list[ForeignFile]) -> bool:
+def is_made_of(
+    manifest: Manifest, request: ImportRequest, files: list[ForeignFile], tokenizer: SetTokenizer
+) -> bool:
     """Whether a set is what this request made, as far as can be told without reading all."""
+    made_with = (manifest.content["tokenizer"]["sha256"], manifest.end_of_text)
+    if made_with != (tokenizer.sha256, tokenizer.end_of_text):
+        return False
     sources = [(file["name"], file["num_bytes"]) for file in manifest.content["sources"]["files"]]
     return manifest.content["policy"] == describe_policy(request, files) and sources == [
         (name, path.stat().st_size) for name, path in list_sources(files)

@@ -1,4 +1,4 @@
-"""The text of imported ids: its hash, its size, and whether the ids are GPT-2's."""
+"""The text of imported ids: its hash, its size, and whether the ids are the tokenizer's."""
 
 import codecs
 import hashlib
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from prep.foreign.documents import FoundDocuments
 from prep.foreign.files import INSTEAD
-from prep.tokenizer.gpt2 import END_OF_TEXT
+from prep.tokenizer.identity import SetTokenizer
 from shards.format import Int64
 from shards.sidecar import HASH_BYTES
 from shards.tokenizer import encode_plainly, load_tokenizer, read_spelling
@@ -40,18 +40,22 @@ class TextFacts:
 class TextReader:
     """Turns ids into the bytes that they stand for."""
 
-    def __init__(self, tokenizer_path: Path) -> None:
+    def __init__(self, tokenizer_path: Path, tokenizer: SetTokenizer) -> None:
         self.tokenizer = load_tokenizer(tokenizer_path)
-        self.table = pa.array(read_spelling(self.tokenizer, END_OF_TEXT).inner, pa.binary())
-
-    def spell(self, tokens: Tokens) -> tuple[Int64, pa.Buffer]:
-        """Where each token's bytes begin and end, and the bytes of all tokens, concatenated."""
-        spelled = self.table.take(pa.array(tokens))
-        _, offsets, data = spelled.buffers()
-        return np.frombuffer(offsets, np.int32)[: len(tokens) + 1].astype(np.int64), data
+        self.name = tokenizer.name
+        # Where the text of a document begins in its tokens.
+        self.num_before = int(tokenizer.begin_of_text is not None)
+        self.spelling = read_spelling(
+            self.tokenizer, tokenizer.end_of_text, tokenizer.begin_of_text
+        )
+        if not self.spelling.adds_up:
+            raise ValueError(
+                f"the tokenizer ({self.name}) decodes a document only as a whole, so ids alone "
+                f"cannot be imported: {INSTEAD}"
+            )
 
     def examine(self, tokens: Tokens, ends: Int64) -> TextFacts:
-        """Hash the text of each document; <|endoftext|> stands for no bytes."""
+        """Hash the text of each document; special tokens stand for no bytes."""
         hashes: list[bytes] = []
         num_bytes = np.empty(len(ends), np.int64)
         is_utf8 = np.empty(len(ends), np.bool_)
@@ -65,8 +69,10 @@ class TextReader:
                 hashes.append(digest)
             else:
                 stop = int(ends[last - 1])
-                bounds, data = self.spell(tokens[start:stop])
-                bounds = bounds[np.append(0, ends[document:last] - start)]
+                places = np.append(0, ends[document:last] - start)
+                firsts = np.minimum(places[:-1] + self.num_before, places[1:] - 1)
+                bounds, data = self.spelling.join_bytes(tokens[start:stop], firsts)
+                bounds = bounds[places]
                 view = memoryview(data)
                 hashes += [
                     hashlib.sha256(view[a:b]).digest()[:HASH_BYTES]
@@ -83,7 +89,9 @@ class TextReader:
         decoder = codecs.getincrementaldecoder("utf-8")()
         num_bytes, is_utf8 = 0, True
         for start in range(0, len(tokens), PIECE_TOKENS):
-            content = memoryview(self.spell(tokens[start : start + PIECE_TOKENS])[1])
+            firsts = np.arange(self.num_before, self.num_before + (start == 0))
+            piece = tokens[start : start + PIECE_TOKENS]
+            content = memoryview(self.spelling.join_bytes(piece, firsts)[1])
             sha256.update(content)
             num_bytes += len(content)
             try:
@@ -115,14 +123,16 @@ def is_text(content: bytes) -> bool:
 
 
 class OriginCheck:
-    """Checks that a file's ids are GPT-2's: some documents are turned into text and encoded again.
+    """Checks that a file's ids are the tokenizer's: some are turned into text and encoded again.
 
-    Ids of another tokenizer with fewer than 50,257 of them decode to something too, but GPT-2's
-    tokenizer never encodes it to the same ids.
+    Ids of another tokenizer with no more of them decode to something too, but this one never
+    encodes it to the same ids.
     """
 
     def __init__(self, reader: TextReader) -> None:
         self.reader = reader
+        # Of a text alone no special token comes.
+        self.special = list(reader.spelling.special)
         self.sampled: dict[str, int] = {}
         self.num_tokens: dict[str, int] = {}
         self.num_same: dict[str, int] = {}
@@ -141,6 +151,7 @@ class OriginCheck:
         chosen = chosen[:: max(len(chosen) // left, 1)][:left]
         for document in chosen.tolist():
             ids = found.tokens[starts[document] : found.ends[document] - 1]
+            ids = ids[~np.isin(ids, self.special)]
             same = self._encode_again(ids)
             self.num_tokens[name] = self.num_tokens.get(name, 0) + min(len(ids), SAMPLED_TOKENS)
             self.num_same[name] = self.num_same.get(name, 0) + same
@@ -153,14 +164,16 @@ class OriginCheck:
         same, total = self.num_same.get(name, 0), self.num_tokens.get(name, 0)
         if 2 * same < total:
             raise ValueError(
-                f"{path}: its ids are not GPT-2's: of {total:,} that were decoded and encoded "
-                f"again, only {same:,} were in documents that came out the same: {INSTEAD}"
+                f"{path}: its ids are not the tokenizer's ({self.reader.name}): of {total:,} that "
+                f"were decoded and encoded again, only {same:,} were in documents that came out "
+                f"the same: {INSTEAD}"
             )
 
     def _encode_again(self, ids: Tokens) -> int:
         """How many of a document's first tokens are sampled, if they come out again; else 0."""
         cut = ids[:SAMPLED_TOKENS]
-        content = memoryview(self.reader.spell(cut)[1]).tobytes()
+        firsts = np.arange(min(len(cut), 1))
+        content = memoryview(self.reader.spelling.join_bytes(cut, firsts)[1]).tobytes()
         again = encode_plainly(self.reader.tokenizer, content.decode("utf-8", "ignore"))
         kept = len(ids) if len(cut) == len(ids) else SAMPLED_TOKENS - CUT_TOKENS
         is_same = again[:kept] == cut[:kept].tolist() and (

@@ -11,6 +11,7 @@ import pytest
 
 from prep.foreign.documents import TokenReader
 from prep.foreign.text import TextReader
+from prep.tokenizer.identity import identify_gpt2
 from shards.format import read_manifest
 from tests.foreign import (
     END,
@@ -41,14 +42,16 @@ def make_damaged(folder: Path, fault: str, ids: list[list[int]]) -> tuple[list[P
         return [path], r"data.bin: has [\d,]+ bytes; expected uint16 ids, two bytes each"
     if fault == "cut":
         damage(path, lambda content: content.__delitem__(slice(-20, None)))
-        return [path], r"data.bin: ends in the id \d+; expected <\|endoftext\|> .*--add-end-of-text"
+        return [path], r"data.bin: ends in the id \d+; expected 50256, .*--add-end-of-text"
     if fault == "beyond":
         damage(path, lambda content: content.__setitem__(slice(200, 202), b"\x51\xc4"))
         return [path], r"data.bin: token 100 is the id 50257; .* velocity prep"
     if fault == "shuffled":
         letters = {letter: n for n, letter in enumerate(sorted(set("".join(TEXTS))))}
         write_nanogpt(path, [[letters[letter] for letter in text] for text in TEXTS])
-        return [path], r"data.bin: its ids are not GPT-2's: of [\d,]+ that were decoded"
+        return [
+            path
+        ], r"data.bin: its ids are not the tokenizer's \(gpt2\): of [\d,]+ that were decoded"
     if fault == "twice":
         return [path, folder / "." / "data.bin"], "is named twice"
     if fault == "npy":
@@ -241,7 +244,7 @@ def test_a_killed_import_is_done_again_from_any_moment(
     path = write_nanogpt(tmp_path / "data.bin", ids)
     options: dict[str, Any] = {"validation_fraction": "0.2"}
     dataset_id = bring_in(tmp_path / "whole", path, **options).dataset_id
-    reader = TextReader(tmp_path / "whole" / "tokenizer.json")
+    reader = TextReader(tmp_path / "whole" / "tokenizer.json", identify_gpt2())
     monkeypatch.setattr("prep.foreign.run.TextReader", lambda path: reader)
     text = (tmp_path / "whole" / "tokenizer.json").read_text()
     monkeypatch.setattr("prep.foreign.run.build_gpt2_json", lambda: text)

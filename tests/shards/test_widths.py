@@ -241,7 +241,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "no such id before": (
         lambda raw: raw["content"]["tokenizer"].update(begin_of_text=130_256),
-        "content.tokenizer.begin_of_text is 130,256; the tokenizer has 130,256 ids",
+        "content.tokenizer has 130,256 ids, the first of a document 130,256; expected one of them",
     ),
 }
 
