@@ -219,9 +219,9 @@ class Manifest:
 
     @property
     def begin_of_text(self) -> int | None:
-        """The id that begins every document; None if none does."""
-        found: int | None = self.content["tokenizer"].get("begin_of_text")
-        return found
+        """The id before every document; None if there is none."""
+        found = self.content["tokenizer"].get("begin_of_text")
+        return None if found is None else int(found)
 
 
 def make_manifest(content: Json, shards: Iterable[Shard], audit: Json, environment: Json) -> str:

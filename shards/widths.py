@@ -69,9 +69,4 @@ def find_wrong_width(schema_version: int, content: Json) -> str | None:
             f"content.tokenizer has {tokenizer['vocab_size']:,} ids, the last of a document "
             f"{tokenizer['end_of_text']:,}; expected at most {most:,} ids and that one of them"
         )
-    if not tokenizer.get("begin_of_text", 0) < tokenizer["vocab_size"]:
-        return (
-            f"content.tokenizer has {tokenizer['vocab_size']:,} ids, the first of a document "
-            f"{tokenizer['begin_of_text']:,}; expected one of them"
-        )
     return None
