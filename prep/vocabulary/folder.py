@@ -34,16 +34,26 @@ def is_finished(out: Path, made_of: Json) -> bool:
     )
 
 
+def expect_writable(out: Path) -> None:
+    """Raise OSError if `out` cannot be made, before the work begins; those above it are made."""
+    make_temporary(out).rmdir()
+
+
+def make_temporary(out: Path) -> Path:
+    """A new folder beside `out`, which it can be renamed to."""
+    make_folder(out.parent)
+    with naming(out):
+        return Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+
+
 def write_folder(out: Path, request: TrainRequest, tokenizer_json: str, report: Json) -> None:
     """Write tokenizer.json, tokenizer_config.json and report.json, durably."""
-    make_folder(out.parent)
     files = {
         TOKENIZER: tokenizer_json,
         TOKENIZER_CONFIG: dump(make_config(request)),
         REPORT: dump(report),
     }
-    with naming(out):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    temporary = make_temporary(out)
     try:
         for name, content in files.items():
             write_file(temporary / name, content)

@@ -10,7 +10,7 @@ from pathlib import Path
 from prep.readers.documents import BadDocument
 from prep.readers.formats import estimate_text_bytes
 from prep.sources.local import Source, find_sources
-from prep.vocabulary.folder import is_finished, write_folder
+from prep.vocabulary.folder import expect_writable, is_finished, write_folder
 from prep.vocabulary.forecast import estimate_memory, find_memory
 from prep.vocabulary.passages import choose_files
 from prep.vocabulary.patterns import check_special_tokens, make_splitter
@@ -38,6 +38,7 @@ def train_tokenizer(request: TrainRequest, say: Say) -> Json | None:
     )
     if is_finished(request.out, made_of):
         return None
+    expect_writable(request.out)
     chosen, survey = choose_text(sources, request, say)
     say(describe_need(survey, request))
     job = TrainJob(tuple(chosen), request, survey.choice, survey.train_bytes)

@@ -29,6 +29,9 @@ from shards.screen.url import refuse_url
 # Options and arguments that are text, because they may be a pattern or a name as well as a path.
 PATHS_AS_TEXT = {"train", "validation", "config", "prompt_file", "prompt_lines"}
 
+# What the help calls a path.
+PATH = "<path>"
+
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     """Decorate a command so that each dataclass parameter becomes that dataclass's options."""
@@ -100,7 +103,7 @@ def take_text(hint: Any) -> Any:
     wanted, *extras = typing.get_args(hint)
     extras = [copy.copy(extra) for extra in extras]
     for extra in extras:
-        extra.metavar = extra.metavar or "<path>"
+        extra.metavar = extra.metavar or PATH
         if extra.parser is not None:
             extra.parser = keep_empty(extra.parser)
     return Annotated[(str if wanted is Path else str | None, *extras)]
@@ -169,7 +172,9 @@ def label_paths(hints: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, hint in hints.items():
         for extra in getattr(hint, "__metadata__", ()):
             wanted = typing.get_args(hint)[0]
-            is_path = Path in (wanted, *typing.get_args(wanted)) or name in PATHS_AS_TEXT
+            types = (wanted, *typing.get_args(wanted))
+            # `take_text` has made text of most paths.
+            is_path = Path in types or name in PATHS_AS_TEXT or extra.metavar == PATH
             if not isinstance(extra, ParameterInfo) or not is_path or extra.parser is not None:
                 continue
             if name == "folder":
@@ -177,5 +182,7 @@ def label_paths(hints: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             elif isinstance(extra, ArgumentInfo):
                 yield name, name.upper()
             else:
-                declared = [word for word in extra.param_decls or () if word.startswith("--")]
+                # Where Typer is given no default, the first name is in its place.
+                names = (extra.default, *(extra.param_decls or ()))
+                declared = [str(word) for word in names if str(word).startswith("--")]
                 yield name, (declared or [f"--{name.replace('_', '-')}"])[0]

@@ -340,6 +340,19 @@ def test_inputs_are_needed_and_must_be_there(tmp_path: Path) -> None:
     assert (code, "nowhere.txt: no such file" in errors) == (1, True)
 
 
+def test_an_output_that_cannot_be_made_is_told_before_the_text_is_read(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", topics()[:40])
+    for out, message in (
+        (source / "own", "a.jsonl: Not a directory"),
+        (source, "a.jsonl: is there, and is not the tokenizer of these options"),
+        ("s3://bucket/own", "s3://bucket/own: is a URL, and --out takes a path on this machine"),
+    ):
+        code, _, errors = train(out, source, vocab_size=300)  # type: ignore[arg-type]
+        assert code == 1
+        [line] = errors.splitlines()
+        assert message in line
+
+
 def test_nothing_is_overwritten_and_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", topics()[:40])
     own = tmp_path / "own"

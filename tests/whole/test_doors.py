@@ -13,6 +13,7 @@ from unittest.mock import patch
 import pytest
 
 import cli
+from prep.vocabulary.command import app as tokenizer_app
 from shards.commands import app as shards_app
 from shards.entry.failure import prepare_screen
 from shards.entry.options import label_paths
@@ -124,7 +125,7 @@ def test_the_traceback_shows_no_key(folder: Path, url: str) -> None:
 
 def list_paths() -> Iterator[Any]:
     """Each command and one of its parameters that is a local path."""
-    for group in (cli.app, shards_app):
+    for group in (cli.app, shards_app, tokenizer_app):
         for entry in group.registered_commands:
             assert entry.callback is not None
             hints = get_type_hints(entry.callback, include_extras=True)
@@ -132,6 +133,11 @@ def list_paths() -> Iterator[Any]:
                 yield pytest.param(
                     entry.callback, name, label, id=f"{entry.callback.__name__}-{name}"
                 )
+
+
+def test_paths_are_known_and_called_as_they_are_typed() -> None:
+    labels = {tuple(parameter.values[1:]) for parameter in list_paths()}
+    assert {("out", "--out"), ("ckpt", "--ckpt"), ("folder", "")} <= labels
 
 
 @pytest.mark.parametrize(("command", "name", "label"), [*list_paths()])
