@@ -175,6 +175,8 @@ def describe_difference(stored: Json, wanted: Json) -> str:
         differences.append(f"source was {before}, is now {now}")
     else:
         differences += describe_sources_difference(stored, wanted)
+        if stored.get("urls") != wanted.get("urls") and not differences:
+            differences.append("--input gave the URLs in other words")
     if stored["tokenizer_sha256"] != wanted["tokenizer_sha256"]:
         differences.append("the tokenizer is different")
     return "; ".join(differences) or "the units are cut differently"
