@@ -166,6 +166,8 @@ def describe_difference(stored: Json, wanted: Json) -> str:
         differences.append(f"source was {before}, is now {now}")
     else:
         differences += describe_sources_difference(stored, wanted)
+        if stored.get("urls") != wanted.get("urls") and not differences:
+            differences.append("--input gave the URLs in other words")
     differences += describe_tokenizers(
         *(restore_tokenizer(c["tokenizer_sha256"], c.get("tokenizer")) for c in (stored, wanted))
     )

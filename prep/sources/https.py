@@ -158,8 +158,8 @@ def open_url(url: str, name: str, wanted: Mapping[str, str] | None = None) -> An
         if diagnose(error):
             raise
         raise SourceError(f"{name}: {explain_status(error)}") from None
-    except (http.client.InvalidURL, UnicodeError) as error:
-        raise SourceError(f"{name}: is not a URL ({shorten(error)})") from None
+    except (http.client.InvalidURL, UnicodeError):  # Their texts hold the query.
+        raise SourceError(f"{name}: is not a URL that can be read; write a space as %20") from None
     except URLError as error:
         if diagnose(error):
             raise
@@ -177,7 +177,10 @@ def refuse_page(response: Any, name: str) -> None:
         raise SourceError(
             f"{name}: is a web page, not the file; give the URL that a browser downloads it from"
         )
-    if packed != "identity" and not name.lower().endswith((".gz", ".zst", ".zstd", ".bz2", ".xz")):
+    # S3 says aws-chunked of files that were sent to it in chunks; they come as they are.
+    if packed not in ("identity", "aws-chunked", "") and not name.lower().endswith(
+        (".gz", ".zst", ".zstd", ".bz2", ".xz")
+    ):
         response.close()
         raise SourceError(
             f"{name}: the server sends it packed ({packed}) although it was asked not to; download "

@@ -23,6 +23,7 @@ from shards.format import read_manifest
 from tests.servers.forked import run_forked
 from tests.servers.hub_server import HubServer
 from tests.servers.hub_server import Request as HubRequest
+from tests.servers.web_server import WebServer
 from tests.texts import (
     make_texts,
     prepare_quietly,
@@ -195,6 +196,22 @@ def test_files_of_the_hub_arrive_while_others_are_in_work_each_once(tmp_path: Pa
     assert set_bytes(tmp_path / "shards") == set_bytes(tmp_path / "local")
     assert held[0]  # With one file after the other nobody would have asked for others.
     assert list((tmp_path / "shards/.prep/downloads").iterdir()) == []
+
+
+@needs_ray
+def test_files_at_urls_and_here_are_the_set_of_one_machine(source: Path, tmp_path: Path) -> None:
+    with WebServer() as web:
+        content = (source / "b.jsonl").read_bytes()
+        lines = content.splitlines(keepends=True)
+        web.files = {f"{n}.jsonl": b"".join(lines[n * 500 : (n + 1) * 500]) for n in range(4)}
+        local = write_jsonl(tmp_path / "here.jsonl", [*make_texts(200, seed=5)])
+        words = [word for path in web.files for word in ("--input", f"{web.url}/{path}")]
+        command = ["velocity", "prep", "--input", str(local), *words, "--unit-bytes", "1000"]
+        for name, options in (("one", ()), ("ray", ("--engine", "ray", "--workers", "2"))):
+            done = run_forked([*command, "--out", str(tmp_path / name), *options], tmp_path)
+            assert done.returncode == 0, done.stderr
+        assert [len(web.find(path)) for path in web.files] == [4] * 4  # Listed, fetched; twice.
+    assert set_bytes(tmp_path / "ray") == set_bytes(tmp_path / "one")
 
 
 @needs_ray

@@ -269,6 +269,10 @@ def test_what_is_no_file_is_one_line(
         ("ftp://host/a.jsonl", "nothing is read from there; expected a URL of https, hf, s3 or gs"),
         ("file://host/a.jsonl", "a file URL names no machine; expected file:///folder"),
         ("https://user:a/b@host/a.jsonl", "is not a URL that can be read; write @ as %40"),
+        (
+            f"http://127.0.0.1/a.jsonl?sig={SECRET} x",
+            "is not a URL that can be read; write a space",
+        ),
         ("https:///a.jsonl", "names no host; expected the URL of a file ending in"),
     ],
 )
@@ -277,6 +281,7 @@ def test_a_url_of_another_kind_is_one_line(tmp_path: Path, url: str, message: st
     assert code == 1
     assert message in said.splitlines()[-1]
     assert "a/b@" not in said
+    assert SECRET not in said
 
 
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:
@@ -399,6 +404,9 @@ def test_other_urls_over_an_unfinished_set_are_told(web: WebServer, tmp_path: Pa
     code, said = run_prep(tmp_path / "a", *give(urls[:3]))
     assert code == 1
     assert f"{urls[3]} is gone; run the command it was made with" in said.splitlines()[-1]
+    code, said = run_prep(tmp_path / "a", *give([*urls, urls[0]]))
+    assert code == 1
+    assert "--input gave the URLs in other words; run the command" in said.splitlines()[-1]
 
 
 def test_a_plan_with_urls_comes_back_from_its_file(web: WebServer, tmp_path: Path) -> None:
