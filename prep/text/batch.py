@@ -63,18 +63,18 @@ class EncodedBatch:
 def encode_batch(
     encoder: Encoder,
     documents: Documents,
-    source_file: str,
+    source_files: pa.Array,
     validation_threshold: int,
     tokenizer: SetTokenizer,
 ) -> EncodedBatch:
-    """Tokenize a batch of documents that all have text."""
+    """Tokenize a batch of documents that all have text, of the files that are named."""
     texts = documents.texts
     hashes = hash_texts(texts)
     ids, sizes = encoder.encode(texts)
     ends = np.cumsum(sizes + 1)
     return EncodedBatch(
         join_documents(ids, ends, tokenizer),
-        make_rows(sizes + 1, source_file, documents.rows, documents.urls, hashes),
+        make_rows(sizes + 1, source_files, documents.rows, documents.urls, hashes),
         ends,
         choose_validation(hashes, validation_threshold),
         documents.num_bytes,
