@@ -50,12 +50,12 @@ BLOCK_CHECKSUMS = b"crc32_per_mib"
 
 
 def make_rows(
-    sizes: Int64, source_file: str, source_rows: Int64, urls: pa.Array, hashes: bytes
+    sizes: Int64, source_files: pa.Array, source_rows: Int64, urls: pa.Array, hashes: bytes
 ) -> pa.RecordBatch:
-    """Rows (of ROWS_SCHEMA) for documents of one file; `sizes` include the tokens that end them."""
+    """Rows (of ROWS_SCHEMA) for documents; `sizes` include the tokens around each."""
     columns = [
         pa.array(sizes.astype(np.uint64)),
-        pa.repeat(pa.scalar(source_file, pa.string()), len(sizes)),
+        source_files,
         pa.array(source_rows.astype(np.uint64)),
         urls,
         pa.FixedSizeBinaryArray.from_buffers(

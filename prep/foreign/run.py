@@ -163,7 +163,7 @@ class ImportWork:
             tokens,
             make_rows(
                 np.diff(ends, prepend=0),
-                found.file.name,
+                pa.repeat(found.file.name, len(ends)),
                 rows,
                 pa.nulls(len(ends), pa.string()),
                 facts.hashes,

@@ -67,11 +67,11 @@ class EncodedBatch:
 def encode_batch(
     encoder: Encoder,
     documents: Documents,
-    source_file: str,
+    source_files: pa.Array,
     validation_threshold: int,
     tokenizer: SetTokenizer,
 ) -> EncodedBatch:
-    """Tokenize a batch of documents that all have text."""
+    """Tokenize a batch of documents that all have text, of the files that are named."""
     texts = documents.texts
     hashes = hash_texts(texts)
     try:
@@ -79,7 +79,7 @@ def encode_batch(
     except LibraryError as error:
         index = find_unreadable(encoder, texts)
         raise ValueError(
-            f"{source_file}, row {documents.rows[index]}: the tokenizer cannot encode "
+            f"{source_files[index]}, row {documents.rows[index]}: the tokenizer cannot encode "
             f"{texts[index].as_py()[:SHOWN_CHARACTERS]!r} ({error}); choose another tokenizer, or "
             "leave the document out"
         ) from None
@@ -87,7 +87,7 @@ def encode_batch(
     ends = np.cumsum(sizes)
     return EncodedBatch(
         join_documents(ids, ends, tokenizer),
-        make_rows(sizes, source_file, documents.rows, documents.urls, hashes),
+        make_rows(sizes, source_files, documents.rows, documents.urls, hashes),
         ends,
         choose_validation(hashes, validation_threshold),
         documents.num_bytes,

@@ -18,12 +18,13 @@ from prep.request import NEAR, Policy
 from prep.sources.download import download
 from prep.sources.remote import RemoteFile, local_path, remove_files
 from prep.text.batch import EncodedBatch, check_encoding, encode_batch
-from prep.text.filters import Choice, make_filter
+from prep.text.filters import make_filter
 from prep.tokenizer.encoder import load_encoder
 from prep.tokenizer.identity import SetTokenizer
 from prep.units.budget import Budget
 from prep.units.receipts import Audit, Receipt, confirm_pending, write_pending
 from prep.units.signed import Signatures, commit_signatures, near_settings
+from prep.units.waiting import Chosen, Waiting, join
 from shards.disk.durable import advise_writing
 from shards.disk.folders import remove
 from shards.disk.layout import TOKENIZER, downloads_folder, temporary_folder
@@ -114,9 +115,11 @@ class UnitWork:
         self.unchecked = {False, True}
         self.audit = Audit()
         self.budget = job.budget
+        self.num_read = 0
         self.num_tokens = 0
         self.truncated = False
         self.remote = {file.name: file for file in job.remote}
+        self.waiting = Waiting()
         self.temporary = temporary
         self.signatures = None
         if job.policy.dedup == NEAR:
@@ -128,6 +131,7 @@ class UnitWork:
             self.read_piece(piece)
             if self.truncated:
                 break
+        self._encode()
         written = [entry for split in SPLITS for entry in self.writers[split].finish()]
         signed, near_sha256 = self.temporary / "signatures", None
         if self.signatures:
@@ -159,8 +163,9 @@ class UnitWork:
 
         A piece that cannot be read to its end is left out as a whole, if bad documents are.
         """
+        num_read = self.num_read
         if piece not in self.left_out:
-            fetched, num_read = self._fetch(piece), self.audit.documents_read
+            fetched = self._fetch(piece)
             try:
                 self._read(fetched)
             except BadDocument as error:
@@ -168,8 +173,11 @@ class UnitWork:
                     self._forget(piece)
                     raise error.named(fetched) if piece.name in self.remote else error from None
                 self.left_out[piece] = error.named(fetched)
-                if self.audit.documents_read > num_read:
+                if self.num_read > num_read:
                     raise LeaveOut from None
+        if self.num_read > num_read:
+            return
+        self._encode()  # What is counted is counted in the order of the pieces.
         if piece in self.left_out:
             self.audit.leave_out(self.left_out[piece])
         else:
@@ -185,9 +193,9 @@ class UnitWork:
                 self.filter.columns,
                 policy.skips_bad,
             ):
+                self.num_read += len(documents.rows)
                 if not self.truncated:
                     self._add(documents, piece)
-                    self.report(self.audit.documents_read, self.num_tokens, self.audit.text_bytes)
                 # Whether a piece is left out must not depend on where the budget ends.
                 if self.truncated and not policy.skips_bad:
                     return
@@ -206,26 +214,47 @@ class UnitWork:
             local_path(file, downloads_folder(self.job.folder)).unlink(missing_ok=True)
 
     def _add(self, documents: Documents, piece: Piece) -> None:
+        """Choose among documents, and encode them with others, or at once if a budget may end."""
         choice = self.filter.choose(documents)
-        kept = choice.kept
-        wanted = documents if kept.all() else documents.filter(kept)
-        batch = encode_batch(self.encoder, wanted, piece.name, self.threshold, self.job.tokenizer)
+        wanted = documents if choice.kept.all() else documents.filter(choice.kept)
+        if not self.waiting.has_room_for(wanted):
+            self._encode()
+        self.waiting.add(Chosen(piece, documents, choice, wanted))
+        if self.budget != Budget() or not self.waiting.has_room_for(wanted):
+            self._encode()
+
+    def _encode(self) -> None:
+        """Encode and write the documents that wait, as far as the budget goes."""
+        entries = self.waiting.take()
+        if not entries:
+            return
+        wanted, names = join(entries)
+        batch = encode_batch(self.encoder, wanted, names, self.threshold, self.job.tokenizer)
         self._check(wanted, batch)
         fitting = self.budget.count_fitting(batch.ends)
         if fitting < len(batch.rows):
             self.truncated = True
             batch = batch.first(fitting)
-            # What follows the last document that fits does not count as read.
-            num_read = int(np.flatnonzero(kept)[fitting - 1]) + 1 if fitting else 0
-            documents = documents.first(num_read)
-            choice = self.filter.choose(documents)
+            entries = [self._cut(entries[0], fitting)]  # With a budget none waits.
         for split, is_validation in (("train", False), ("validation", True)):
             self.writers[split].append(*batch.split(is_validation))
         if self.signatures:
             self.signatures.add(wanted.texts[:fitting], batch.is_validation)
         self.budget = self.budget.minus(fitting, len(batch.tokens))
         self.num_tokens += len(batch.tokens)
-        self._count(documents, choice, batch, piece)
+        num_validation = int(batch.is_validation.sum())
+        self.audit.train += len(batch.rows) - num_validation
+        self.audit.validation += num_validation
+        self.audit.text_bytes += int(batch.num_bytes.sum())
+        for entry in entries:
+            self._count(entry)
+        self.report(self.audit.documents_read, self.num_tokens, self.audit.text_bytes)
+
+    def _cut(self, entry: Chosen, fitting: int) -> Chosen:
+        """What follows the last document that fits does not count as read."""
+        num_read = int(np.flatnonzero(entry.choice.kept)[fitting - 1]) + 1 if fitting else 0
+        documents = entry.documents.first(num_read)
+        return entry._replace(documents=documents, choice=self.filter.choose(documents))
 
     def _check(self, documents: Documents, batch: EncodedBatch) -> None:
         """Check some of the documents against the reference, if another encoder is used."""
@@ -234,20 +263,15 @@ class UnitWork:
             check_encoding(self.encoder, documents.texts, batch, chosen)
             self.unchecked.difference_update(batch.is_validation.tolist())
 
-    def _count(
-        self, documents: Documents, choice: Choice, batch: EncodedBatch, piece: Piece
-    ) -> None:
-        num_validation = int(batch.is_validation.sum())
-        num_read = len(documents.rows)
+    def _count(self, entry: Chosen) -> None:
+        num_read = len(entry.documents.rows)
+        bad = entry.choice.bad
         self.audit.add(
             Audit(
                 documents_read=num_read,
-                train=len(batch.rows) - num_validation,
-                validation=num_validation,
-                dropped=choice.dropped,
-                texts_repaired=int(documents.repaired.sum()),
-                text_bytes=int(batch.num_bytes.sum()),
-                rows_by_source={piece.name: num_read},
-                bad=[str(choice.bad[place].named(piece)) for place in sorted(choice.bad)],
+                dropped=entry.choice.dropped,
+                texts_repaired=int(entry.documents.repaired.sum()),
+                rows_by_source={entry.piece.name: num_read},
+                bad=[str(bad[place].named(entry.piece)) for place in sorted(bad)],
             )
         )
