@@ -30,6 +30,7 @@ PACKAGES = {
     "tiktoken_pipeline": ["tiktoken"],
     "datasets": ["datasets"],
     "transformers": ["transformers", "accelerate"],
+    "datatrove": ["datatrove", "spacy"],
 }
 SMALL_MODEL = ("--hidden-size", "32", "--layers", "2", "--heads", "2", "--intermediate-size", "64")
 
@@ -123,6 +124,14 @@ def test_shards_measures_verify_info_and_trace(tmp_path: Path) -> None:
     assert set(figures) == {"verify_megabytes_per_second", "info_seconds", "trace_seconds"}
     assert min(figures.values()) > 0
     assert result["work"]["shards"] == 40
+
+
+def test_near_finds_the_copies_that_were_planted() -> None:
+    result = run_benchmark("near", "--megabytes", "0.3")
+    figures = {"signatures_megabytes_per_second", "megabytes_per_second"}
+    check_result(result, ["datatrove"], figures)
+    assert result["checks"][OURS]["recall"] >= 0.95
+    assert result["checks"][OURS]["precision"] >= 0.95
 
 
 def test_loader_reads_the_windows_of_its_peers() -> None:

@@ -228,6 +228,8 @@ def write_inputs(folder: Path) -> None:
     (folder / "my-texts/1.jsonl").write_text("".join(lines))
     write_parquet(folder / "more/new.parquet", [*make_texts(20, seed=2)])
     (folder / "urls.txt").write_text("https://example.com/c\nhttps://example.com/nowhere\n")
+    question = {"question": "Which of these seven rivers is the longest one of all?"}
+    (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
     last = make_texts(60)[-1]
     (folder / "hashes.txt").write_text(hashlib.sha256(last.encode()).hexdigest()[:32])
     tokenizer = Tokenizer.from_str(build_gpt2_json())
