@@ -36,10 +36,11 @@ from benchmarks.measure import (
     say,
     take_turns,
 )
+from prep.policy import Policy
 from prep.python_docs import write_python_docs
 from prep.readers.documents import Piece
 from prep.readers.formats import read_documents
-from prep.request import Policy, Request
+from prep.request import Request
 from prep.run import prepare
 from prep.sources.local import find_files
 from prep.tokenizer import encoder

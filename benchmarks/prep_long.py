@@ -14,7 +14,8 @@ import numpy as np
 import prep.engines.local
 from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
 from benchmarks.prep import forget_encoders
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.run import prepare
 from prep.sources.local import find_files
 from prep.units.receipts import Receipt

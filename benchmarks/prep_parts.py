@@ -22,7 +22,8 @@ import prep.text.batch
 import prep.units.work
 from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
 from benchmarks.prep import forget_encoders
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.run import prepare
 from prep.tokenizer.encoder import Encoder
 from shards.writer import OpenShard, ShardWriter

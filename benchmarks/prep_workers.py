@@ -21,7 +21,8 @@ from benchmarks.measure import (
 )
 from benchmarks.prep import forget_encoders
 from benchmarks.prep_long import link_files
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.run import prepare
 from shards.format import Manifest
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
 from benchmarks.prep_long import link_files
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.run import prepare
 from shards.disk.layout import MANIFEST, TOKENIZER
 from shards.format import SPLITS, Manifest, make_manifest

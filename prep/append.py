@@ -32,14 +32,8 @@ from shards.edit.versions import (
     has_begun_append,
     list_versions,
 )
-from shards.format import (
-    APPEND,
-    SPLITS,
-    Manifest,
-    Parent,
-    Shard,
-    read_manifest,
-)
+from shards.format import SPLITS, Manifest, Shard, read_manifest
+from shards.parent import APPEND, Parent
 from shards.schema import list_copies
 from shards.screen.lines import Say
 

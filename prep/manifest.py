@@ -10,8 +10,8 @@ from prep.copies.cut import drop_copies
 from prep.copies.exact import ExactCopies, PlacedShard
 from prep.copies.near import Documents, NearCopies
 from prep.planning.plan import Plan
+from prep.policy import NEAR
 from prep.readers.documents import BAD
-from prep.request import NEAR
 from prep.sources.local import Source
 from prep.tokenizer.identity import SetTokenizer
 from prep.units.receipts import Audit, Receipt

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.units.receipts import load_receipt
 from shards.disk.layout import MANIFEST, plan_path, receipts_folder
 from shards.edit.lineage import ENDINGS

@@ -24,6 +24,7 @@ from shards.disk.json_files import (
 )
 from shards.disk.layout import MANIFEST, describe_unfinished
 from shards.disk.shapes import MAX_INT, find_misshape
+from shards.parent import PART, Parent
 from shards.schema import MANIFEST_SHAPE, find_strange_copies
 from shards.screen.url import refuse_url
 from shards.widths import (
@@ -44,13 +45,6 @@ MAX_SHARD_TOKENS = 1 << 46
 
 # The keys of manifest.json before its SEAL, which sets of earlier releases do not have.
 KEYS = ("schema_version", "dataset_id", "content", "totals", "audit", "environment")
-
-# How one set is made from another: a change (a new version), or a cut (a part).
-REMOVE = "remove"
-APPEND = "append"
-PART = "part"
-KEEP_PLACES = "keep-places"
-CUT = "cut"
 
 
 @dataclass(frozen=True)
@@ -86,37 +80,6 @@ class Shard:
         'train-00000.docs.parquet'
         """
         return self.name.removesuffix(".bin") + ".docs.parquet"
-
-
-@dataclass(frozen=True)
-class Parent:
-    """The set that another one was made from, and how."""
-
-    dataset_id: str
-    change: str = ""
-    # For a removal: whether the remaining tokens kept their places or moved up.
-    mode: str | None = None
-    # Documents and tokens that were removed or appended.
-    documents: int | None = None
-    tokens: int | None = None
-    # For a part: its split, its share (i/n), and the earlier versions of the whole set.
-    split: str | None = None
-    part: str | None = None
-    ancestors: list[str] | None = None
-
-    @property
-    def moved_no_token(self) -> bool:
-        """Whether every remaining token is where it was; appended tokens come last."""
-        return self.change == APPEND or self.mode == KEEP_PLACES
-
-    def is_same_cut(self, other: "Parent") -> bool:
-        """Whether both are parts, and the same part of their sets."""
-        mine, theirs = (self.split, self.part), (other.split, other.part)
-        return self.change == other.change == PART and mine == theirs
-
-    def describe(self) -> Json:
-        """Its form in the manifest: the fields that are set."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)

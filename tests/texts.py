@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.run import prepare
 from shards.documents import Sidecars
 from shards.format import Manifest

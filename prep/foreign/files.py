@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from prep.readers.door import check_name, check_readable
+from prep.files.door import check_name, check_readable
 from prep.tokenizer.identity import SetTokenizer
 from shards.exchange.megatron import Index, read_index
 from shards.widths import token_dtype

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from prep.checks import refuse_empty
-from prep.request import Policy, ShardTokens
+from prep.policy import Policy, ShardTokens
 
 
 @dataclass(frozen=True)

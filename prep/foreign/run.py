@@ -43,12 +43,7 @@ from shards.disk.layout import (
 )
 from shards.disk.lock import lock_set
 from shards.disk.space import check_space
-from shards.format import (
-    SPLITS,
-    Manifest,
-    make_manifest,
-    read_manifest,
-)
+from shards.format import SPLITS, Manifest, make_manifest, read_manifest
 from shards.screen.lines import ReadProgress, Say
 from shards.sidecar import Marks, make_rows
 from shards.writer import ShardWriter, WrittenShard, commit_shards, join_runs

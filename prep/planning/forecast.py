@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prep.planning.plan import Plan
-from prep.request import NEAR
+from prep.policy import NEAR
 from prep.units.signed import near_settings, signed_entry
 from shards.disk.space import check_space
 from shards.near.clusters import measure_need

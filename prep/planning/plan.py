@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 from prep.planning.subset import choose_sample
+from prep.policy import PINNED, Policy
 from prep.readers.documents import BadDocument, Piece
 from prep.readers.formats import COMPRESSION_RATIO, estimate_text_bytes, split_file
-from prep.request import PINNED, Policy
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.local import Source, find_sources
 from prep.sources.places import name_places, part_inputs, with_urls

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from prep.readers.stamp import Stamp
+from prep.files.stamp import Stamp
 from shards.format import Int64
 
 

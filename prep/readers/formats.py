@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from prep.files.door import check_readable
 from prep.readers.arrow import measure_arrow_column, read_arrow_columns, split_batches
 from prep.readers.batches import MAX_BATCH_BYTES, MAX_BATCH_DOCUMENTS, collect, find_excess
 from prep.readers.columns import make_valid
 from prep.readers.documents import BadDocument, Documents, Piece, ReadOptions
-from prep.readers.door import check_readable
 from prep.readers.items import is_list, split_json, split_lines
 from prep.readers.objects import read_objects
 from prep.readers.parquet import measure_column, read_columns, split_row_groups

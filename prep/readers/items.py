@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from prep.files.streams import BUFFER_BYTES, open_stream, peek
 from prep.readers.batches import MAX_DOCUMENT_BYTES, find_excess
 from prep.readers.documents import BadDocument, Piece, ReadOptions, name_row
 from prep.readers.encodings import HEAD_BYTES, UTF8_MARK, refuse_wide
-from prep.readers.streams import BUFFER_BYTES, open_stream, peek
 
 _CHUNK_BYTES = BUFFER_BYTES
 # A line that holds nothing, after strip().

@@ -11,10 +11,10 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+from prep.files.streams import open_stream, peek
 from prep.readers.batches import Document, mark_bad
 from prep.readers.documents import BadDocument, Piece, ReadOptions
 from prep.readers.encodings import HEAD_BYTES, decode, refuse_wide
-from prep.readers.streams import open_stream, peek
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # The module holds four bytes for each character of a field.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from prep.files.streams import open_stream, peek
 from prep.readers.batches import (
     MAX_DOCUMENT_BYTES,
     Document,
@@ -16,7 +17,6 @@ from prep.readers.batches import (
 )
 from prep.readers.documents import BadDocument, Piece, ReadOptions
 from prep.readers.encodings import HEAD_BYTES, UTF8_MARK, decode, refuse_wide
-from prep.readers.streams import open_stream, peek
 
 
 def read_text(piece: Piece, options: ReadOptions) -> Iterator[Document]:

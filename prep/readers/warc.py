@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from prep.files.streams import open_stream
 from prep.readers.batches import Document, expect_keys, find_excess, mark_bad
 from prep.readers.documents import MISSING, BadDocument, Piece, ReadOptions, name_row
 from prep.readers.encodings import decode
-from prep.readers.streams import open_stream
 
 _TEXT_RECORDS = ("conversion", "resource")
 _TEXT_TYPE = "text/plain"

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prep.readers.door import check_name
+from prep.files.door import check_name
+from prep.files.stamp import Stamp, take_stamp
 from prep.readers.objects import begins_with_document
-from prep.readers.stamp import Stamp, take_stamp
 from prep.readers.tables import DELIMITERS, has_column
 from prep.request import KINDS
 from prep.sources.walk import Walk, is_pattern

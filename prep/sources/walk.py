@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
-from prep.readers.door import examine, refuse_special
+from prep.files.door import examine, refuse_special
 from prep.request import KINDS, SUFFIXES
 from prep.sources.saved import OTHER_SPLITS, refuse_unsaved
 from shards.disk.layout import MANIFEST, PULL, TOKENIZER, VERSIONS, WORK

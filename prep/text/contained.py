@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from prep.policy import Policy
 from prep.readers.documents import Documents, Piece, find_offsets
 from prep.readers.formats import read_documents
-from prep.request import Policy
 from shards.disk.durable import commit, hash_file, naming, sync_file
 from shards.disk.folders import make_folder
 from shards.disk.json_files import hash_canonical

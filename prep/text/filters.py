@@ -21,8 +21,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prep.policy import Policy
 from prep.readers.documents import BAD, BadDocument, Documents
-from prep.request import Policy
 from prep.text.conditions import parse_condition
 from prep.text.contained import Passages, place_passages
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from prep.checks import parse_number
-from prep.request import Policy
+from prep.policy import Policy
 from prep.units.receipts import Receipt
 from shards.disk.durable import commit, naming, sync_file
 from shards.disk.folders import make_folder

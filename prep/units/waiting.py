@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from prep.readers.documents import Documents, Piece
 from prep.readers.batches import MAX_BATCH_BYTES, MAX_BATCH_DOCUMENTS
+from prep.readers.documents import Documents, Piece
 from prep.text.filters import Choice
 
 

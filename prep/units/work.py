@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from prep.files.stamp import expect_unchanged
+from prep.policy import NEAR, Policy
 from prep.readers.documents import BadDocument, Documents, Piece
 from prep.readers.formats import read_documents
-from prep.readers.stamp import expect_unchanged
-from prep.request import NEAR, Policy
 from prep.sources.download import download
 from prep.sources.remote import RemoteFile, local_path, remove_files
 from prep.text.batch import EncodedBatch, check_encoding, encode_batch

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prep.files.stamp import expect_unchanged
 from prep.readers.documents import BadDocument, Piece, find_offsets
 from prep.readers.formats import read_documents
-from prep.readers.stamp import expect_unchanged
 from prep.sources.local import Source
 from prep.text.batch import hash_texts
 from prep.vocabulary.request import TrainRequest

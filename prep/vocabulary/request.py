@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from prep.checks import check_number, parse_number, refuse_empty
-from prep.request import SUFFIXES, Policy
+from prep.policy import Policy
+from prep.request import SUFFIXES
 from shards.disk.json_files import Json
 
 # Ids of single bytes, which every text can be made of.

@@ -5,7 +5,8 @@ set it was cut from in `content["parent"]`. The audit and the sources are still 
 set: they say where the documents came from, and `parent` says that not all of them are here.
 """
 
-from shards.format import PART, SPLITS, Manifest, Parent
+from shards.format import SPLITS, Manifest
+from shards.parent import PART, Parent
 from shards.part import Part
 
 

@@ -18,15 +18,8 @@ from shards.documents import Document, make_document, parse_hash
 from shards.edit.next_version import NextVersion
 from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter, subtract_bytes
 from shards.edit.versions import begin_version, commit_version, name_next
-from shards.format import (
-    CUT,
-    KEEP_PLACES,
-    REMOVE,
-    SPLITS,
-    Manifest,
-    Parent,
-    Shard,
-)
+from shards.format import SPLITS, Manifest, Shard
+from shards.parent import CUT, KEEP_PLACES, REMOVE, Parent
 from shards.reader import Shards
 from shards.rows import read_rows, take_rows
 from shards.schema import list_copies

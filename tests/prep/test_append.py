@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from prep.append import append_sources
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.units.receipts import Audit
 from shards.edit.remove import Wanted, find_wanted
 from shards.format import Manifest, make_manifest, read_manifest

@@ -14,7 +14,8 @@ import pytest
 from prep.append import append_sources
 from prep.gather import finish_parts
 from prep.manifest import check_conservation
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.run_part import prepare_part
 from prep.units.receipts import Audit
 from shards.format import Manifest, read_manifest

@@ -13,7 +13,8 @@ import pytest
 
 from prep.append import append_sources
 from prep.gather import finish_parts
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.run_part import prepare_part
 from prep.text.contained import Passages, find_passages
 from prep.units.receipts import Audit

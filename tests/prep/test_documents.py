@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from prep.files.streams import open_stream
 from prep.readers.documents import Piece
 from prep.readers.formats import estimate_text_bytes, read_documents, split_file
-from prep.readers.streams import open_stream
 from prep.request import COMPRESSIONS, SUFFIXES
 from tests.packings import PACKERS, pack
 from tests.reading import Found, join, read
@@ -581,7 +581,7 @@ def test_a_compressed_file_cut_at_any_byte_is_told(tmp_path: Path, suffix: str) 
 def test_a_stream_is_whole_or_an_error_wherever_it_is_cut_and_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, read_bytes: int
 ) -> None:
-    monkeypatch.setattr("prep.readers.streams._READ_BYTES", read_bytes)
+    monkeypatch.setattr("prep.files.streams._READ_BYTES", read_bytes)
     path = tmp_path / "a"
     content = random.Random(0).randbytes(60)  # Stored as it is, as it cannot be compressed.
     packed = pack(content, suffix)
@@ -599,7 +599,7 @@ def test_too_little_memory_for_a_window_is_not_called_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_lines(tmp_path / "a.jsonl.zst", ["a"])
-    monkeypatch.setattr("prep.readers.streams._MAX_WINDOW_BYTES", 1 << 10)
+    monkeypatch.setattr("prep.files.streams._MAX_WINDOW_BYTES", 1 << 10)
     packer = zstandard.ZstdCompressor(write_content_size=False).compressobj()
     path.write_bytes(packer.compress(b'{"content": "a"}\n' * 9000) + packer.flush())
     with pytest.raises(ValueError, match=r"a.jsonl.zst: there is not enough memory to read it; t"):

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prep.files.stamp import check_stamp, take_stamp
 from prep.readers.documents import Documents, Piece
 from prep.readers.formats import read_documents
-from prep.readers.stamp import check_stamp, take_stamp
 from prep.sources.local import Source, find_sources
 from shards.format import read_manifest
 from shards.inspect.verify import verify_shards

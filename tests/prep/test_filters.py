@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
+from prep.policy import Policy
 from prep.readers.documents import BadDocument, Piece
 from prep.readers.formats import read_documents
-from prep.request import Policy
 from prep.text.filters import Filter, make_filter
 from prep.units.receipts import Audit
 from shards.documents import Sidecars

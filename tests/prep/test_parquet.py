@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prep.policy import Policy
 from prep.readers.documents import BadDocument, Piece
 from prep.readers.formats import estimate_text_bytes, read_documents
-from prep.request import Policy, Request
+from prep.request import Request
 from prep.run import prepare
 from tests.footers import Struct, edit_footer
 from tests.texts import make_texts, prepare_quietly
@@ -23,7 +24,8 @@ MIB = 1 << 20
 READ = """
 import sys
 from pathlib import Path
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.run import prepare
 from prep.readers.documents import BadDocument, Piece
 from prep.readers.formats import estimate_text_bytes, read_documents

@@ -20,7 +20,8 @@ from cli import app
 from prep.gather import finish_parts
 from prep.planning import settle
 from prep.planning.plan import plan_inputs, restore_plan
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.run_part import prepare_part
 from prep.tokenizer.identity import identify_gpt2
 from prep.units.workspace import hold_part, hold_whole

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.run import prepare
 from prep.tokenizer import encoder, exact, pieces
 from prep.tokenizer.encoder import Encoder

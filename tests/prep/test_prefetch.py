@@ -11,7 +11,7 @@ from prep.engines.prefetch import Prefetch
 from prep.planning.forecast import check_disk, count_units_on_disk, forecast_run
 from prep.planning.plan import Plan, plan_hub_dataset, stored_hub_dataset
 from prep.planning.subset import choose_sample, sample_dataset
-from prep.request import Policy
+from prep.policy import Policy
 from prep.sources.hub_files import HubDataset, HubFile
 from prep.sources.hub_requests import ask
 from prep.sources.remote import RemoteFile

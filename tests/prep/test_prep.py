@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from prep.planning.plan import choose_unit_bytes
-from prep.request import ENCODERS, Policy
+from prep.policy import Policy
+from prep.request import ENCODERS
 from prep.run import Request, prepare
 from prep.sources.local import Source, find_sources
 from prep.tokenizer import encoder

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from prep.engines import ray_cluster
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.run import prepare
 from shards.format import read_manifest
 from tests.servers.forked import run_forked

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from prep.files.streams import open_stream
 from prep.readers.formats import estimate_text_bytes, split_file
-from prep.readers.streams import open_stream
 from prep.request import COMPRESSIONS, TEXT_FILES
 from tests.packings import PACKERS, pack
 from tests.reading import read, read_skipping
@@ -36,7 +36,7 @@ def test_files_joined_into_one_are_read_to_the_last(tmp_path: Path, suffix: str)
 def test_zeros_are_padding_where_the_format_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int
 ) -> None:
-    monkeypatch.setattr("prep.readers.streams._READ_BYTES", read_bytes)
+    monkeypatch.setattr("prep.files.streams._READ_BYTES", read_bytes)
     path = tmp_path / "a"
     for codec, packed, units in (
         ("gzip", gzip.compress(b"text"), 1),
@@ -84,7 +84,7 @@ def test_an_xz_that_asks_for_too_much_memory_is_not_called_damaged(
     path = tmp_path / "a.txt.xz"
     path.write_bytes(lzma.compress(b"text", preset=9))
     assert read(path).texts == ["text"]
-    monkeypatch.setattr("prep.readers.streams._MAX_XZ_BYTES", 32 << 20)
+    monkeypatch.setattr("prep.files.streams._MAX_XZ_BYTES", 32 << 20)
     with pytest.raises(
         ValueError, match=r"not enough memory to read it \(its dictionary takes more "
     ):

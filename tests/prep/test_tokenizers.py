@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from prep.append import append_sources
 from prep.gather import finish_parts
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from prep.run import prepare
 from prep.run_part import prepare_part
 from prep.tokenizer.gpt2 import build_gpt2_json

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from cli import app
 from prep.append import append_sources
-from prep.request import Policy, Request
+from prep.policy import Policy
+from prep.request import Request
 from shards.documents import Sidecars
 from shards.edit.remove import Wanted, find_wanted, remove_documents
 from shards.format import Shard, read_manifest

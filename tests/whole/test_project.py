@@ -27,7 +27,7 @@ SHARDS = {
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
 MODEL = {"model", "model.checkpoints", "model.decode"}
-READING = {"prep.sources", "prep.readers"}
+READING = {"prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
 PREP = WORKING | READING | ENCODING
@@ -45,8 +45,9 @@ MAY_IMPORT = {
     "model.checkpoints": {"model"},
     "model.decode": {"model", "model.checkpoints"},
     "prep.ipc": {"shards"},
-    "prep.readers": {"prep.ipc", *SHARDS},
-    "prep.sources": {"prep.readers", *SHARDS},
+    "prep.files": SHARDS,
+    "prep.readers": {"prep.files", "prep.ipc", *SHARDS},
+    "prep.sources": {"prep.files", "prep.readers", *SHARDS},
     "prep.tokenizer": READING | SHARDS,
     "prep.text": {"prep.tokenizer"} | READING | SHARDS,
     "prep.units": ENCODING | READING | SHARDS,
@@ -77,12 +78,12 @@ SHARED = {
     "shards.disk": {"shards.part"},
     "prep.readers": {"prep.request"},
     "prep.sources": {"prep.request"},
-    "prep.text": {"prep.request"},
-    "prep.units": {"prep.request", "prep.checks"},
-    "prep.planning": {"prep.request", "prep.checks"},
+    "prep.text": {"prep.policy"},
+    "prep.units": {"prep.checks", "prep.policy"},
+    "prep.planning": {"prep.checks", "prep.policy", "prep.request"},
     "prep.engines": {"prep.request"},
-    "prep.foreign": {"prep.request", "prep.checks", "prep.manifest"},
-    "prep.vocabulary": {"prep.request", "prep.checks"},
+    "prep.foreign": {"prep.checks", "prep.manifest", "prep.policy"},
+    "prep.vocabulary": {"prep.checks", "prep.policy", "prep.request"},
     "train.checkpoints": {"train.config", "train.settings", "train.distributed", "train.optimizer"},
     "train.start": {"train.config", "train.settings", "train.distributed"},
     "train.tracing": {"train.config"},
@@ -152,8 +153,10 @@ def test_rooms_import_only_what_they_may(module: str) -> None:
 
 
 def test_a_request_for_prep_is_read_before_anything_is_loaded() -> None:
-    ours = set(imported_modules(MODULES["prep.request"])) & MODULES.keys()
+    modules = ("prep.request", "prep.policy", "prep.checks")
+    ours = {found for m in modules for found in imported_modules(MODULES[m])} & MODULES.keys()
     assert ours == {
+        "prep.policy",
         "prep.checks",
         "shards.disk.json_files",
         "shards.screen.names",
