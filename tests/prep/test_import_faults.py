@@ -245,7 +245,7 @@ def test_a_killed_import_is_done_again_from_any_moment(
     options: dict[str, Any] = {"validation_fraction": "0.2"}
     dataset_id = bring_in(tmp_path / "whole", path, **options).dataset_id
     reader = TextReader(tmp_path / "whole" / "tokenizer.json", identify_gpt2())
-    monkeypatch.setattr("prep.foreign.run.TextReader", lambda path: reader)
+    monkeypatch.setattr("prep.foreign.run.TextReader", lambda *_: reader)
     text = (tmp_path / "whole" / "tokenizer.json").read_text()
     monkeypatch.setattr("prep.foreign.run.build_gpt2_json", lambda: text)
     for moment in range(1, 1000):
