@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 OURS = "velocity"
+# Of x86 and of ARM.
+INSTRUCTIONS = ("sse4_2", "avx2", "avx512f", "avx512bw", "avx512_vbmi", "asimd", "sve", "sve2")
 
 Json = dict[str, Any]
 # By name, such as tokens_per_second.
@@ -185,12 +187,18 @@ def print_result(
     packages: Iterable[str],
 ) -> None:
     """Print the line of JSON: the only thing on standard output."""
+    figures = {"work": work, **summarize(results), "checks": checks}
+    print_line(benchmark, options, figures, packages)
+
+
+def print_line(
+    benchmark: str, options: argparse.Namespace, figures: Json, packages: Iterable[str]
+) -> None:
+    """Print any figures, with all that they depend on."""
     line = {
         "benchmark": benchmark,
         "settings": describe_settings(options),
-        "work": work,
-        **summarize(results),
-        "checks": checks,
+        **figures,
         "machine": describe_machine(),
         "versions": {"python": platform.python_version()}
         | {name: find_version(name) for name in packages},
@@ -215,6 +223,7 @@ def describe_machine() -> Json:
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     machine: Json = {
         "cpu": find_cpu_name(),
+        "instructions": find_instructions(),
         "cores": count_cores(),
         "memory_gigabytes": round(memory_bytes / 1e9, 1),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -232,10 +241,21 @@ def describe_machine() -> Json:
 
 def find_cpu_name() -> str:
     """The processor's name, from /proc/cpuinfo where there is one."""
+    return read_cpu("model name") or platform.processor()
+
+
+def find_instructions() -> list[str]:
+    """The vector instructions that the processor has, as far as encoders care."""
+    flags = (read_cpu("flags") or read_cpu("Features")).split()
+    return [name for name in INSTRUCTIONS if name in flags]
+
+
+def read_cpu(field: str) -> str:
+    """What /proc/cpuinfo says about the first core; empty where it says nothing."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith(field)]
+    return found[0] if found else ""
 
 
 def run_script(main: Callable[[], None]) -> None:

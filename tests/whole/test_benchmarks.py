@@ -20,6 +20,7 @@ from benchmarks.measure import (
     take_turns,
 )
 from benchmarks.prep import compare_tokens
+from benchmarks.tokenizers import Ids, count_different
 from benchmarks.train import compare_losses
 from tests.texts import make_texts, write_jsonl
 
@@ -114,6 +115,33 @@ def test_prep_workers_make_the_same_set(tmp_path: Path) -> None:
     result = run_benchmark("prep_workers", *options)
     check_result(result, ["one_worker"], {"megabytes_per_second"})
     assert result["checks"]["sets_equal"]
+
+
+def test_tokenizers_tells_rate_and_exactness_of_each_encoder() -> None:
+    options = ("--megabytes", "0.05", "--vocab-size", "600")
+    result = run_benchmark("tokenizers", *options, "--tokenizer", "gpt2", "--tokenizer", "unigram")
+    rows = {(row["tokenizer"], row["encoder"]): row for row in result["table"]}
+    for name in ("gpt2", "unigram", "own"):
+        for encoder in ("fastokens", "tokenizers"):
+            assert (name, encoder) in rows or f"{name}/{encoder}" in result["left_out"]
+        assert rows[name, "tokenizers"]["over_tokenizers"]["median"] == 1
+    for name in ("fastokens", "tokenizers", "tiktoken"):
+        if find_version(name) is not None:
+            assert rows["gpt2", name]["texts_with_other_ids"] == 0
+    for row in rows.values():
+        assert row["megabytes_per_second"]["rounds"] == [row["megabytes_per_second"]["median"]]
+        assert row["megabytes_per_second"]["median"] > 0
+        assert row["texts"] == result["work"]["documents"]
+        assert 1 < row["bytes_per_token"] < 10
+    assert result["work"]["own"]["tokens"] > 0
+
+
+def test_ids_are_compared_text_by_text() -> None:
+    expected = Ids(np.array([1, 2, 3, 4, 5]), np.array([2, 2, 5]))
+    assert count_different(expected, expected) == 0
+    assert count_different(Ids(np.array([1, 2, 9, 4, 5]), expected.ends), expected) == 1
+    # The same ids, cut elsewhere.
+    assert count_different(Ids(expected.ids, np.array([2, 3, 5])), expected) == 2
 
 
 def test_shards_measures_verify_info_and_trace(tmp_path: Path) -> None:
