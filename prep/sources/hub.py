@@ -133,8 +133,8 @@ def describe_unlisted(names: Iterable[str], has_configs: bool) -> str:
 
     Those in formats that are read here may belong to other configs, if there are any.
 
-    >>> describe_unlisted(["README.md", ".gitattributes", "a.csv", "b.jsonl"], has_configs=False)
-    '2 files left out: .csv 1, .jsonl in no split 1'
+    >>> describe_unlisted(["README.md", ".gitattributes", "a.pdf", "b.jsonl"], has_configs=False)
+    '2 files left out: .jsonl in no split 1, .pdf 1'
     """
     reasons = []
     for path in sorted(PurePosixPath(name) for name in {*names}.difference(CARD_FILES, GIT_FILES)):

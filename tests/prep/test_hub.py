@@ -209,13 +209,13 @@ def test_configs_and_splits_are_those_of_the_card(hub: HubServer, call: Call) ->
 
 def test_what_is_not_there_or_cannot_be_read_is_one_line(hub: HubServer, call: Call) -> None:
     hub.commit("there/is", make_corpus())
-    hub.commit("only/tables", {"a.csv": b"x,y\n1,2\n", "b.csv": b"x,y\n1,2\n"})
+    hub.commit("only/pages", {"a.xml": b"<a/>", "b.xml": b"<a/>"})
     hub.commit("only/code", {"code.py": b"raise SystemExit", "README.md": b"# Code"})
     hub.commit("no/data", {"README.md": b"# Nothing"})
     cases = {
         "is/not": "is/not: no such dataset at http.*; check the name, or log in",
         "no name": "no name: is not the name of a dataset; expected one such as owner/name",
-        "only/tables": r"a.csv \(2 of 2 files\) cannot be read; expected .parquet.* --input",
+        "only/pages": r"a.xml \(2 of 2 files\) cannot be read; expected .parquet.* --input",
         "only/code": "only/code: cannot be resolved .*scripts are no longer supported",
         "no/data": "no/data: cannot be resolved .*doesn't contain any data files",
     }
@@ -228,20 +228,20 @@ def test_what_is_not_there_or_cannot_be_read_is_one_line(hub: HubServer, call: C
 
 
 def test_files_that_no_split_has_are_told(hub: HubServer, call: Call) -> None:
-    names = ("LICENSE", ".gitattributes", "table.csv", "scripts/make.py", "_old/a.jsonl", "b.Md")
+    names = ("LICENSE", ".gitattributes", "table.pdf", "scripts/make.py", "_old/a.jsonl", "b.Md")
     more = dict.fromkeys(names, b"x")
     hub.commit("mixed/corpus", {**make_corpus(), **more, "more.jsonl": LINES})
     [found, lines], _ = call(resolve_and_listen, "mixed/corpus")
     assert len(found.files) == 2
     assert lines == [
-        "mixed/corpus: 6 files left out: .csv 1, .jsonl in no split 1, .md 1, .py 1, hidden 1, "
+        "mixed/corpus: 6 files left out: .jsonl in no split 1, .md 1, .pdf 1, .py 1, hidden 1, "
         "without a suffix 1"
     ]
     files = {"README.md": CONFIGS_CARD, "en/1.jsonl": LINES, "en-test.jsonl": LINES}
-    hub.commit("mixed/configs", {**files, "de/1.jsonl": LINES, "en/notes.csv": b"x"})
+    hub.commit("mixed/configs", {**files, "de/1.jsonl": LINES, "en/notes.pdf": b"x"})
     [found, lines], _ = call(resolve_and_listen, "mixed/configs", config="english")
     assert [file.name for file in found.files] == ["en/1.jsonl"]
-    assert lines == ["mixed/configs: 1 file left out: .csv 1"]
+    assert lines == ["mixed/configs: 1 file left out: .pdf 1"]
 
 
 def test_json_lines_under_their_other_names_are_read(hub: HubServer, call: Call) -> None:

@@ -355,7 +355,7 @@ def test_a_stop_keeps_what_is_committed(source: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--input", "nowhere"], "nowhere: no such file or folder, and as a pattern it matches"),
-        (["--input", "a.csv"], "a.csv: expected a file ending in .parquet, .jsonl"),
+        (["--input", "a.pdf"], "a.pdf: expected a file ending in .parquet, .jsonl"),
         (["--input", "empty"], "empty: no file ending in"),
         (["--input", "*.parquet", "--text-column", "text"], "no column 'text'"),
         (["--input", "bad.jsonl"], "bad.jsonl, line 2: "),
@@ -370,7 +370,7 @@ def test_a_stop_keeps_what_is_committed(source: Path, tmp_path: Path) -> None:
 def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
     write_parquet(tmp_path / "a.parquet", list(make_texts(3)))
     write_jsonl(tmp_path / "b.jsonl", list(make_texts(3)))
-    (tmp_path / "a.csv").write_text("content\nx\n")
+    (tmp_path / "a.pdf").write_text("content\nx\n")
     (tmp_path / "bad.jsonl").write_text('{"content": "good"}\n{"content": oops}\n')
     (tmp_path / "empty").mkdir()
     code, _, errors = velocity("prep", "--out", "shards", *arguments, cwd=tmp_path)
