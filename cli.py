@@ -18,6 +18,7 @@ from prep.vocabulary.command import app as tokenizer_app
 from shards.commands import app as shards_app
 from shards.entry.failure import naming_pipes, prepare_screen, reporting
 from shards.entry.options import expect_paths, takes_options
+from shards.entry.unquoted import explain_extra_files
 from shards.screen.lines import open_output, say, say_text
 from shards.screen.names import quote
 from train.commands import Overrides, remove, trace, train
@@ -63,6 +64,9 @@ def run() -> int:
         if not isinstance(error, WRONG_WORDS):
             raise
         wrong: Any = error
+        explained = explain_extra_files(wrong.format_message(), sys.argv)
+        if explained:
+            raise ValueError(explained) from None
         usage = io.StringIO()
         wrong.show(usage)
         say_text(usage.getvalue())

@@ -4,7 +4,6 @@ What a batch costs, however small it is, would be most of the work. Which docume
 together changes no byte.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,58 +11,76 @@ import pyarrow as pa
 
 from prep.readers.batches import MAX_BATCH_BYTES, MAX_BATCH_DOCUMENTS
 from prep.readers.documents import Documents, Piece
-from prep.text.filters import Choice
 
 
-class Chosen(NamedTuple):
-    """Documents that were read from a piece, and which of them are kept."""
+class Joined(NamedTuple):
+    """Batches one behind another."""
 
-    piece: Piece
     documents: Documents
-    choice: Choice
-    wanted: Documents  # only those that are kept
+    pieces: tuple[Piece, ...]  # of each batch
+    batches: pa.Array  # int64: which batch each document is of
+
+    @property
+    def files(self) -> pa.Array:
+        """The name of each document's file."""
+        names = pa.array([piece.name for piece in self.pieces], pa.string())
+        return names.take(self.batches)
+
+    def find_piece(self, place: int) -> Piece:
+        """The piece that a document is of."""
+        number: int = self.batches[place].as_py()
+        return self.pieces[number]
+
+    def count_rows(self, num_read: int) -> dict[str, int]:
+        """How many of the first documents are of each file."""
+        counts = np.bincount(self.batches[:num_read].to_numpy(), minlength=len(self.pieces))
+        found: dict[str, int] = {}
+        for piece, count in zip(self.pieces, counts.tolist(), strict=True):
+            found[piece.name] = found.get(piece.name, 0) + count
+        return found
 
 
 class Waiting:
     """Batches in their order, of bounded size together."""
 
     def __init__(self) -> None:
-        self.entries: list[Chosen] = []
+        self.entries: list[tuple[Documents, Piece]] = []
         self.num_documents = 0
         self.num_bytes = 0
 
-    def has_room_for(self, wanted: Documents) -> bool:
-        """Whether these documents as well are not too many, or too large, to be encoded at once."""
+    def has_room_for(self, documents: Documents) -> bool:
+        """Whether these as well are not too many, or too large, to be encoded at once."""
         return (
-            self.num_documents + len(wanted.rows) < MAX_BATCH_DOCUMENTS
-            and self.num_bytes + int(wanted.num_bytes.sum()) < MAX_BATCH_BYTES
+            self.num_documents + len(documents.rows) < MAX_BATCH_DOCUMENTS
+            and self.num_bytes + int(documents.num_bytes.sum()) < MAX_BATCH_BYTES
         )
 
-    def add(self, entry: Chosen) -> None:
-        """Add the next one."""
-        self.entries.append(entry)
-        self.num_documents += len(entry.wanted.rows)
-        self.num_bytes += int(entry.wanted.num_bytes.sum())
+    def add(self, documents: Documents, piece: Piece) -> None:
+        """Add the next ones."""
+        self.entries.append((documents, piece))
+        self.num_documents += len(documents.rows)
+        self.num_bytes += int(documents.num_bytes.sum())
 
-    def take(self) -> list[Chosen]:
-        """All of them, which then wait no longer."""
-        entries, self.entries = self.entries, []
-        self.num_documents = self.num_bytes = 0
-        return entries
-
-
-def join(entries: Sequence[Chosen]) -> tuple[Documents, pa.Array]:
-    """The kept documents of several batches as one, without columns; the file of each document."""
-    wanted = [entry.wanted for entry in entries]
-    names = pa.array([entry.piece.name for entry in entries], pa.string())
-    places = np.repeat(np.arange(len(wanted)), [len(documents.rows) for documents in wanted])
-    if len(wanted) == 1:
-        return wanted[0], names.take(pa.array(places))
-    joined = Documents(
-        pa.concat_arrays([documents.texts for documents in wanted]),
-        pa.concat_arrays([documents.urls for documents in wanted]),
-        np.concatenate([documents.rows for documents in wanted]),
-        np.concatenate([documents.repaired for documents in wanted]),
-        {},
-    )
-    return joined, names.take(pa.array(places))
+    def take(self) -> Joined:
+        """All of them, which then wait no longer; only of a single one the columns are kept."""
+        batches, pieces = zip(*self.entries, strict=True)
+        self.entries, self.num_documents, self.num_bytes = [], 0, 0
+        sizes = [len(documents.rows) for documents in batches]
+        places = pa.array(np.repeat(np.arange(len(sizes)), sizes))
+        if len(batches) == 1:
+            return Joined(batches[0], pieces, places)
+        joined = Documents(
+            pa.concat_arrays([documents.texts for documents in batches]),
+            pa.concat_arrays([documents.urls for documents in batches]),
+            np.concatenate([documents.rows for documents in batches]),
+            np.concatenate([documents.repaired for documents in batches]),
+            {},
+            {
+                start + place: error
+                for start, documents in zip(
+                    np.cumsum([0, *sizes[:-1]]).tolist(), batches, strict=True
+                )
+                for place, error in documents.bad.items()
+            },
+        )
+        return Joined(joined, pieces, places)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from prep.files.stamp import expect_unchanged
 from prep.policy import NEAR, Policy
@@ -18,13 +19,13 @@ from prep.readers.formats import read_documents
 from prep.sources.download import download
 from prep.sources.remote import RemoteFile, local_path, remove_files
 from prep.text.batch import EncodedBatch, check_encoding, encode_batch
-from prep.text.filters import make_filter
+from prep.text.filters import Choice, make_filter
 from prep.tokenizer.encoder import load_encoder
 from prep.tokenizer.identity import SetTokenizer
 from prep.units.budget import Budget
 from prep.units.receipts import Audit, Receipt, confirm_pending, write_pending
 from prep.units.signed import Signatures, commit_signatures, near_settings
-from prep.units.waiting import Chosen, Waiting, join
+from prep.units.waiting import Joined, Waiting
 from shards.disk.durable import advise_writing
 from shards.disk.folders import remove
 from shards.disk.layout import TOKENIZER, downloads_folder, temporary_folder
@@ -214,47 +215,43 @@ class UnitWork:
             local_path(file, downloads_folder(self.job.folder)).unlink(missing_ok=True)
 
     def _add(self, documents: Documents, piece: Piece) -> None:
-        """Choose among documents, and encode them with others, or at once if a budget may end."""
-        choice = self.filter.choose(documents)
-        wanted = documents if choice.kept.all() else documents.filter(choice.kept)
-        if not self.waiting.has_room_for(wanted):
+        """Encode documents with those of other pieces; at once if a budget or condition is set."""
+        if not self.waiting.has_room_for(documents):
             self._encode()
-        self.waiting.add(Chosen(piece, documents, choice, wanted))
-        if self.budget != Budget() or not self.waiting.has_room_for(wanted):
+        self.waiting.add(documents, piece)
+        is_plain = self.budget == Budget() and not self.filter.columns
+        if not is_plain or not self.waiting.has_room_for(documents):
             self._encode()
 
     def _encode(self) -> None:
         """Encode and write the documents that wait, as far as the budget goes."""
-        entries = self.waiting.take()
-        if not entries:
+        if not self.waiting.entries:
             return
-        wanted, names = join(entries)
-        batch = encode_batch(self.encoder, wanted, names, self.threshold, self.job.tokenizer)
+        joined = self.waiting.take()
+        documents = joined.documents
+        choice = self.filter.choose(documents)
+        kept = choice.kept
+        wanted, files = documents, joined.files
+        if not kept.all():
+            wanted, files = documents.filter(kept), files.filter(pa.array(kept))
+        batch = encode_batch(self.encoder, wanted, files, self.threshold, self.job.tokenizer)
         self._check(wanted, batch)
         fitting = self.budget.count_fitting(batch.ends)
         if fitting < len(batch.rows):
             self.truncated = True
             batch = batch.first(fitting)
-            entries = [self._cut(entries[0], fitting)]  # With a budget none waits.
+            # What follows the last document that fits does not count as read.
+            num_read = int(np.flatnonzero(kept)[fitting - 1]) + 1 if fitting else 0
+            documents = documents.first(num_read)
+            choice = self.filter.choose(documents)
         for split, is_validation in (("train", False), ("validation", True)):
             self.writers[split].append(*batch.split(is_validation))
         if self.signatures:
             self.signatures.add(wanted.texts[:fitting], batch.is_validation)
         self.budget = self.budget.minus(fitting, len(batch.tokens))
         self.num_tokens += len(batch.tokens)
-        num_validation = int(batch.is_validation.sum())
-        self.audit.train += len(batch.rows) - num_validation
-        self.audit.validation += num_validation
-        self.audit.text_bytes += int(batch.num_bytes.sum())
-        for entry in entries:
-            self._count(entry)
+        self._count(documents, choice, batch, joined)
         self.report(self.audit.documents_read, self.num_tokens, self.audit.text_bytes)
-
-    def _cut(self, entry: Chosen, fitting: int) -> Chosen:
-        """What follows the last document that fits does not count as read."""
-        num_read = int(np.flatnonzero(entry.choice.kept)[fitting - 1]) + 1 if fitting else 0
-        documents = entry.documents.first(num_read)
-        return entry._replace(documents=documents, choice=self.filter.choose(documents))
 
     def _check(self, documents: Documents, batch: EncodedBatch) -> None:
         """Check some of the documents against the reference, if another encoder is used."""
@@ -263,15 +260,23 @@ class UnitWork:
             check_encoding(self.encoder, documents.texts, batch, chosen)
             self.unchecked.difference_update(batch.is_validation.tolist())
 
-    def _count(self, entry: Chosen) -> None:
-        num_read = len(entry.documents.rows)
-        bad = entry.choice.bad
+    def _count(
+        self, documents: Documents, choice: Choice, batch: EncodedBatch, joined: Joined
+    ) -> None:
+        num_validation = int(batch.is_validation.sum())
+        num_read = len(documents.rows)
         self.audit.add(
             Audit(
                 documents_read=num_read,
-                dropped=entry.choice.dropped,
-                texts_repaired=int(entry.documents.repaired.sum()),
-                rows_by_source={entry.piece.name: num_read},
-                bad=[str(bad[place].named(entry.piece)) for place in sorted(bad)],
+                train=len(batch.rows) - num_validation,
+                validation=num_validation,
+                dropped=choice.dropped,
+                texts_repaired=int(documents.repaired.sum()),
+                text_bytes=int(batch.num_bytes.sum()),
+                rows_by_source=joined.count_rows(num_read),
+                bad=[
+                    str(choice.bad[place].named(joined.find_piece(place)))
+                    for place in sorted(choice.bad)
+                ],
             )
         )

@@ -142,7 +142,7 @@ def test_what_pandas_writes_is_read(tmp_path: Path) -> None:
 def test_a_file_in_pieces_is_the_file(tmp_path: Path) -> None:
     for is_file in (True, False):
         path = write(tmp_path / "a.arrow", make_table(KINDS["dictionary"]), is_file)
-        pieces = split_file(path, "a", 4000)
+        pieces = split_file(path, "a", 2500)
         assert len(pieces) > 2
         batches = [batch for piece in pieces for batch in read_documents(piece, "content")]
         assert [text for batch in batches for text in batch.texts.to_pylist()] == TEXTS

@@ -292,3 +292,34 @@ def test_a_broken_pipe_of_ours_is_told(folder: Path) -> None:
     with patch("shards.inspect.show.describe_set", side_effect=broken):
         code, _, errors = velocity("shards", "info", "SET", cwd=folder)
     assert (code, errors) == (1, "velocity: [Errno 32] Broken pipe\n")
+
+
+# A pattern without quotes
+
+
+def test_a_pattern_that_the_shell_expanded_is_told_as_one(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl", "my c.jsonl", "d.txt"):
+        (tmp_path / name).write_text('{"content": "a"}\n')
+    words = ("prep", "--out", "out", "--input", "a.jsonl", "b.jsonl")
+    code, _, errors = velocity(*words, "--workers", 1, cwd=tmp_path)
+    assert code == 1
+    assert errors == (
+        "velocity: --input takes one name, a.jsonl, and found 1 more behind it: b.jsonl; if the "
+        "shell put them in the place of a pattern, quote it (--input '*.jsonl'), or name the "
+        "folder; several names have --input before each\n"
+    )
+    code, _, errors = velocity(*words, "my c.jsonl", "d.txt", cwd=tmp_path)
+    assert "3 more behind it: b.jsonl, my c.jsonl, d.txt; " in errors
+    assert code == 1
+
+
+def test_other_words_too_many_are_a_mistake_of_usage(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"content": "a"}\n')
+    for words in (
+        ("--input", "a.jsonl", "nothing"),
+        ("a.jsonl", "--input", "a.jsonl"),
+        ("--workers", "4", "a.jsonl"),
+    ):
+        code, _, errors = velocity("prep", "--out", "out", *words, cwd=tmp_path)
+        assert code == 2
+        assert "Got unexpected extra argument" in errors
