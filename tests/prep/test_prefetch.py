@@ -3,13 +3,14 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prep.engines.prefetch import Prefetch
 from prep.planning.forecast import check_disk, count_units_on_disk, forecast_run
-from prep.planning.plan import Plan, plan_hub_dataset, stored_hub_dataset
+from prep.planning.plan import Plan, plan_hub_dataset, plan_inputs, stored_hub_dataset
 from prep.planning.subset import choose_sample, sample_dataset
 from prep.policy import Policy
 from prep.sources.hub_files import HubDataset, HubFile
@@ -196,12 +197,37 @@ def test_the_disk_for_downloads_is_what_the_bound_lets_lie_there(tmp_path: Path)
     )
 
 
+def test_files_at_urls_count_and_local_ones_do_not(tmp_path: Path) -> None:
+    local = write_jsonl(tmp_path / "a.jsonl", [*make_texts(50)])
+    names = [f"https://host/{n}.jsonl.zst" for n in range(10)]
+    at_urls = tuple(RemoteFile(name, 80 * 10**6, pin='"5ad"') for name in names)
+    plan = plan_inputs([str(local), *names], Policy(), identify_gpt2(), at_urls=at_urls)
+    assert [source.name for source in plan.sources] == ["a.jsonl", *names]
+    assert [len(plan.remote_part(unit)) for unit in range(len(plan.units))] == [0] + [1] * 10
+    forecast = forecast_run(plan, list(range(11)), workers=2)
+    assert (forecast.units_on_disk, forecast.download_bytes) == (6, 6 * 80 * 10**6)
+    assert plan.num_text_bytes > 4 * 800 * 10**6
+    done = forecast_run(plan, [0], workers=2)
+    assert (done.units_on_disk, done.download_bytes) == (1, 0)
+
+
 def test_a_short_run_fetches_little_ahead() -> None:
     plan = plan_dataset(make_dataset(100, 10**12), max_tokens=1000)
     forecast = forecast_run(plan, list(range(100)), workers=16)
     assert forecast.units_on_disk == 1
     assert count_units_on_disk(16, expected_units=4) == 6
     assert count_units_on_disk(1, expected_units=5534) == 4
+
+
+def test_the_plan_of_a_dataset_with_one_config_is_that_of_before() -> None:
+    dataset = make_dataset(3)
+    plan_id = "472deebc500b24870d7c44fcd5bb41c042139b9b7af33524e95cafca90964ecb"
+    assert plan_dataset(dataset).plan_id == plan_id
+    several = replace(dataset, config="en", more_configs=("de",))
+    chosen = replace(dataset, data_files=("en/*.jsonl",))
+    assert len({plan_dataset(one).plan_id for one in (dataset, several, chosen)}) == 3
+    for one in (several, chosen):
+        assert stored_hub_dataset(plan_dataset(one).content) == one
 
 
 # --sample
