@@ -182,21 +182,25 @@ def test_parts_make_the_same_set(source: Path, straight: Path, tmp_path: Path) -
     assert read_manifest(out).audit == check_whole(straight).audit
 
 
-def stop_before_it_is_decided(out: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def stop_before_it_is_decided(
+    out: Path, source: Path, monkeypatch: pytest.MonkeyPatch, at: str = "prep.copies.near.decide"
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("prep.copies.near.decide", stop)
+        patch.setattr(at, stop)
         with pytest.raises(RuntimeError, match="stopped here"):
             prepare_quietly(out, source, **NEAR)
 
 
+@pytest.mark.parametrize("at", ["prep.units.work.commit_signatures", "prep.copies.near.decide"])
 def test_killed_at_any_moment_it_gives_the_same_bytes(
-    source: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    stop_before_it_is_decided(tmp_path / "pristine", source, monkeypatch)
+    """In the units' work, and after it."""
+    stop_before_it_is_decided(tmp_path / "pristine", source, monkeypatch, at)
     command = ["prep", "--out", str(tmp_path / "shards"), "--input", str(source), "--workers", "1"]
     command += [f"--{key.replace('_', '-')}={value}" for key, value in NEAR.items()]
     expected = hash_files(straight)
-    for one in kill_often(tmp_path / "shards", tmp_path / "pristine", command, num_kills=10):
+    for one in kill_often(tmp_path / "shards", tmp_path / "pristine", command, num_kills=6):
         assert one["files"] == expected, one["moment"]
     assert check_whole(tmp_path / "shards").audit == read_manifest(straight).audit
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from shards.near.clusters import ClusterFinder
+from shards.near.clusters import ENTRY, ClusterFinder, find_pairs
 from shards.near.forest import Forest
 from shards.near.shingles import PIECE_BYTES, SHINGLE_BASE, WORD_BASE, hash_shingles
 from shards.near.signatures import NearSettings, sign_texts
@@ -212,6 +212,29 @@ def test_clusters_do_not_depend_on_how_much_is_sorted_at_a_time(
     monkeypatch.setattr("shards.near.clusters.BLOCK_TEXTS", 7)
     assert find_kept(texts, tmp_path / "b") == expected
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["low"]
+
+
+def test_of_those_that_no_leader_is_near_the_first_leads_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = np.random.default_rng(0)
+    low = generator.integers(0, 2, (60, 8), np.uint8)
+    entries = np.empty(60, ENTRY)
+    entries["key"], entries["number"] = generator.integers(0, 3, 60), np.arange(60)
+    for max_leaders in (64, 2):
+        monkeypatch.setattr("shards.near.clusters.MAX_LEADERS", max_leaders)
+        expected = set()
+        for key in range(3):
+            leaders: list[int] = []
+            for number in np.flatnonzero(entries["key"] == key).tolist():
+                agreeing = [int((low[number] == low[leader]).sum()) for leader in leaders]
+                near = [leaders[n] for n, count in enumerate(agreeing) if count >= 7]
+                expected.update((leader, number) for leader in near[:1])
+                if not near and len(leaders) < max_leaders:
+                    leaders.append(number)
+        found = [pair for pairs in find_pairs(entries, low, 7) for pair in zip(*pairs, strict=True)]
+        assert len(found) == len(set(found))
+        assert set(found) == expected
 
 
 def test_groups_are_those_of_the_pairs_in_any_order() -> None:
