@@ -38,6 +38,7 @@ from tests.servers.forked import FORKS
 from tests.servers.hub_server import HubServer, changed_environment
 from tests.servers.s3_server import S3Server, run_s3_server
 from tests.texts import make_texts, write_parquet
+from tests.vocabularies import build
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
@@ -227,6 +228,8 @@ def write_inputs(folder: Path) -> None:
     lines = [json.dumps({"text": text}) + "\n" for text in make_texts(60, seed=1)]
     (folder / "my-texts/1.jsonl").write_text("".join(lines))
     write_parquet(folder / "more/new.parquet", [*make_texts(20, seed=2)])
+    (folder / "my-tokenizer").mkdir()
+    (folder / "my-tokenizer/tokenizer.json").write_text(build("bpe_32k"))
     (folder / "urls.txt").write_text("https://example.com/c\nhttps://example.com/nowhere\n")
     question = {"question": "Which of these seven rivers is the longest one of all?"}
     (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
