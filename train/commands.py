@@ -70,7 +70,7 @@ def remove(
         bool,
         typer.Option(
             "--keep-places/--cut",
-            help="Replace the tokens with <|endoftext|>, so that runs can resume; or cut them out.",
+            help="Replace the tokens with the end token, so that runs can resume; or cut them out.",
         ),
     ] = True,
     run: Annotated[

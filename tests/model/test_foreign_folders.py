@@ -139,9 +139,14 @@ def test_ids_of_other_kinds_of_tokenizers_are_those_of_transformers(
     folder = make_foreign_folder(tmp_path / "model", name)
     texts = ("Once upon", "a  b", " lead", "\n\nx", "北京 🙂", "<s>x</s> y", "", "x <unk>z")
     assert len({ids[0] for ids in expect_transformers_ids(folder, *texts)}) == 1
-    (completion,) = load_generator(folder, "cpu").complete(["Once upon"], GREEDY)
-    whole = load_tokenizer(folder, is_ours=False).decode(list(completion.tokens[1:]))
-    assert completion.text == whole
+    generator = load_generator(folder, "cpu")
+    (completion,) = generator.complete(["Once upon"], GREEDY)
+    assert completion.text == generator.tokenizer.decode(list(completion.tokens[1:]))
+    # The space of a word is shown, but for the first word of a document.
+    word = next(i for token, i in generator.tokenizer.get_vocab().items() if token[:2] == "▁t")
+    for prompt in ("Once upon", ""):
+        [draft] = generator.start([prompt], GREEDY)
+        assert draft.add(word).startswith(" t" if prompt else "t")
 
 
 @pytest.mark.parametrize("name", ["LlamaTokenizer", "T5Tokenizer", None, 5])

@@ -50,7 +50,16 @@ def make_with_suffixes() -> str:
 
 def make_llama2() -> str:
     """Llama 2's decoder, with a vocabulary to count on, and ids that stand for nothing."""
-    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁▁", "▁the", "▁list", "s"]
+    pieces = [
+        "<unk>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "▁▁",
+        "▁the",
+        "▁list",
+        "s",
+        "",
+    ]
     vocab = {piece: 3 * i for i, piece in enumerate(pieces)}
     raw = json.loads(build("sentencepiece"))
     raw["model"] |= {"vocab": vocab, "merges": []}
@@ -101,9 +110,10 @@ def test_a_space_is_left_out_only_where_a_text_begins() -> None:
     assert [after.push(i) for i in once] == [" the", " list"]
     spaces = [tokenizer.token_to_id(token) for token in ("▁", "▁▁", "▁the")]
     assert [after.push(i) for i in spaces] == [" ", "  ", " the"]
-    nothing = 1
+    empty, nothing = tokenizer.token_to_id(""), 1
     assert tokenizer.id_to_token(nothing) is None
-    assert [after.push(i) for i in (nothing, *once)] == ["", " the", " list"]
+    for silent in (empty, nothing):
+        assert [after.push(i) for i in (silent, *once)] == ["", " the", " list"]
 
 
 def test_words_are_shown_as_they_come() -> None:

@@ -18,6 +18,7 @@ from model.checkpoints.folder import load_model
 from model.checkpoints.seal import verify
 from model.decode.settings import Settings
 from model.generate import load_generator
+from prep.quickstart import measure_unigram_entropy
 from shards.documents import Sidecars
 from shards.order import SampleOrder
 from shards.reader import open_shards
@@ -123,6 +124,9 @@ def test_the_trainer_reads_the_ids_that_prep_wrote(trained: Trained) -> None:
     finally:
         batches.close()
     assert (ids.max() > 65_535) == (SHAPES[trained.name][1] == 4)
+    shares = np.unique(ids, return_counts=True)[1] / len(ids)
+    entropy = measure_unigram_entropy(open_shards(trained.shards))
+    assert entropy == pytest.approx(-(shares * np.log(shares)).sum())
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(trained: Trained, tmp_path: Path) -> None:
