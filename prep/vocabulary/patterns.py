@@ -38,5 +38,5 @@ def check_special_tokens(pattern: str, tokens: tuple[str, ...]) -> None:
         if len(splitter.pre_tokenize_str(token)) < 2:
             raise ValueError(
                 f"the special token {token!r:.60} is one word to --pattern, so text may become it; "
-                "choose a spelling that is split, such as <|name|>"
+                "choose a spelling that is split, such as <name>"
             )
