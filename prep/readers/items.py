@@ -18,10 +18,12 @@ from prep.readers.encodings import HEAD_BYTES, UTF8_MARK, refuse_wide
 _CHUNK_BYTES = BUFFER_BYTES
 # A line that holds nothing, after strip().
 _BLANK = (b"", UTF8_MARK)
-# What is in a string, up to its end or that of what was read so far.
+# What is in a string, to its end or that of what was read so far; and what has no brackets but in
+# whole strings, nor commas if it is between items.
 _IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
-_IN_ITEM = re.compile(rb'["\[\]{}]')
-_BETWEEN_ITEMS = re.compile(rb'[",\[\]{}]')
+_STRING = rb'"' + _IN_STRING.pattern + rb'"'
+_IN_ITEM = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+", re.DOTALL)
+_BETWEEN_ITEMS = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + rb")*+", re.DOTALL)
 _SPACE = b" \t\r\n"
 
 
@@ -109,25 +111,23 @@ class _Scanner:
         depth = place = dropped = 0
         in_string = False
         while True:
-            if in_string:
-                place = _find_end(_IN_STRING, self.buffer, place)
-                if self.buffer[place : place + 1] == b'"':
-                    place, in_string = place + 1, False
-                    continue
-            elif found := _find(_IN_ITEM if depth else _BETWEEN_ITEMS, self.buffer, place):
-                byte, place = found
-                if not depth and byte in b",]":
-                    break
-                in_string = byte in b'"'
-                depth = max(0, depth + (byte in b"[{") - (byte in b"]}"))
+            pattern = _IN_STRING if in_string else _IN_ITEM if depth else _BETWEEN_ITEMS
+            place = _find_end(pattern, self.buffer, place)
+            byte = bytes(self.buffer[place : place + 1])
+            if byte in (b"", b"\\"):  # The end of what was read.
+                if dropped + place > MAX_DOCUMENT_BYTES:
+                    del self.buffer[:place]
+                    dropped, place = dropped + place, 0
+                if not self._read():
+                    raise OSError(f"the list does not end; it was read up to item {row}")
                 continue
+            place += 1
+            if byte == b'"':
+                in_string = not in_string
+            elif depth == 0 and byte in b",]":
+                break
             else:
-                place = len(self.buffer)
-            if dropped + place > MAX_DOCUMENT_BYTES:
-                del self.buffer[:place]
-                dropped, place = dropped + place, 0
-            if not self._read():
-                raise OSError(f"the list does not end; it was read up to item {row}")
+                depth = max(0, depth + (1 if byte in b"[{" else -1))
         self.is_done = byte == b"]"
         self.num_bytes = dropped + place - 1
         with memoryview(self.buffer) as view:
@@ -147,12 +147,6 @@ class _Scanner:
         chunk = self.file.read(_CHUNK_BYTES)
         self.buffer += chunk
         return bool(chunk)
-
-
-def _find(pattern: re.Pattern[bytes], buffer: bytearray, place: int) -> tuple[bytes, int] | None:
-    """The byte that a pattern finds, and where the next one is."""
-    found = pattern.search(buffer, place)
-    return (bytes(found[0]), found.end()) if found else None
 
 
 def _find_end(pattern: re.Pattern[bytes], buffer: bytearray, place: int) -> int:
