@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from prep.files.door import check_name
@@ -66,7 +67,9 @@ def find_files(
             raise ValueError(
                 f"{entry}: no file ending in {KINDS} there" + (f" ({left_out})" if left_out else "")
             )
-        paths += sorted(list(walk.found.values())[len(paths) :])
+        # Of thousands of entries each looks only at what it added; by parts, as paths compare.
+        added = islice(reversed(walk.found.values()), len(walk.found) - len(paths))
+        paths += sorted(added, key=lambda path: path.parts)
     return paths, walk.describe_left_out()
 
 
