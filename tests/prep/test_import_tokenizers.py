@@ -144,7 +144,9 @@ def test_a_set_made_with_another_tokenizer_is_not_the_same(tmp_path: Path) -> No
     ids = encode_all("bpe_32k")
     path = tmp_path / "train.bin"
     np.array([i for part in ids for i in [*part, 32_767]], "<u2").tofile(path)
-    made = bring_in(tmp_path / "set", path, "bpe_32k", "<|end|>")
-    assert bring_in(tmp_path / "set", path, "bpe_32k", "<|end|>").dataset_id == made.dataset_id
+    options = {"add_end_of_text": True}
+    made = bring_in(tmp_path / "set", path, "bpe_32k", "<|end|>", **options)
+    again = bring_in(tmp_path / "set", path, "bpe_32k", "<|end|>", **options)
+    assert again.dataset_id == made.dataset_id
     with pytest.raises(ValueError, match="already holds a set, made of other files or with other"):
-        bring_in(tmp_path / "set", path, "gpt2", "<|endoftext|>", add_end_of_text=True)
+        bring_in(tmp_path / "set", path, "gpt2", "<|endoftext|>", **options)
