@@ -7,7 +7,7 @@ from shards.screen.lines import say
 
 @takes_options
 def import_shards(request: ImportRequest) -> None:
-    """Make a set from GPT-2 token files of nanoGPT, llm.c or Megatron."""
+    """Make a set from token files of nanoGPT, llm.c or Megatron."""
     from prep.foreign.run import import_tokens
 
     import_tokens(request, say)

@@ -39,9 +39,28 @@ class ImportRequest:
         ),
     ] = False
 
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            help="What made the ids: gpt2, a tokenizer.json, a folder that has one, or a "
+            "repository of the Hub."
+        ),
+    ] = "gpt2"
+    end_of_document: Annotated[
+        str | None,
+        typer.Option(
+            help="The special token between documents, or its id; default: the tokenizer's own."
+        ),
+    ] = None
+    begin_of_document: Annotated[
+        str | None,
+        typer.Option(help="The special token that each document begins with; default: none."),
+    ] = None
+
     def __post_init__(self) -> None:
         refuse_empty("FILE", self.train)
         refuse_empty("--validation", self.validation)
+        refuse_empty("--tokenizer", [self.tokenizer])
 
     @property
     def policy(self) -> Policy:

@@ -30,8 +30,8 @@ from prep.manifest import check_conservation, describe_content, describe_environ
 from prep.planning.forecast import SIDECAR_SHARE
 from prep.sources.local import Source
 from prep.text.batch import EncodedBatch, choose_validation
-from prep.tokenizer.gpt2 import build_gpt2_json
-from prep.tokenizer.identity import SetTokenizer, identify_gpt2
+from prep.tokenizer.choose import find_tokenizer, identify
+from prep.tokenizer.identity import SetTokenizer
 from prep.units.receipts import Audit
 from shards.disk.durable import commit, hash_file, write_file
 from shards.disk.folders import make_folder, remove
@@ -49,12 +49,8 @@ from shards.sidecar import Marks, make_rows
 from shards.writer import ShardWriter, WrittenShard, commit_shards, join_runs
 
 
-def import_tokens(
-    request: ImportRequest, say: Say, chosen: tuple[str, SetTokenizer] | None = None
-) -> Manifest:
+def import_tokens(request: ImportRequest, say: Say) -> Manifest:
     """Make a set from token files; returns its manifest.
-
-    `chosen` is the tokenizer.json that made their ids, and which it is; GPT-2's by default.
 
     Raises ValueError or OSError with one line for what the user can fix; the folder then holds
     no set, and the same command may be run again.
@@ -66,7 +62,8 @@ def import_tokens(
             "--validation and --validation-fraction were both given; "
             "name the validation files or the fraction that goes there, not both"
         )
-    tokenizer_json, tokenizer = chosen or (build_gpt2_json(), identify_gpt2())
+    made_by = find_tokenizer(request.tokenizer, say)
+    tokenizer = identify(made_by, request.end_of_document, request.begin_of_document)
     named = (request.train, request.validation, request.format, request.add_end_of_text)
     files = find_files(*named, tokenizer)
     out = request.out
@@ -85,7 +82,7 @@ def import_tokens(
             say(f"{file.path}: {file.format}, {file.num_tokens:,} tokens, for {file.split}")
         temporary = import_folder(out)
         make_folder(temporary)
-        write_file(temporary / TOKENIZER, tokenizer_json)
+        write_file(temporary / TOKENIZER, made_by.text)
         work = ImportWork(temporary, threshold, request.shard_tokens, tokenizer)
         try:
             work.run(files)

@@ -50,8 +50,9 @@ def is_made_of(
     manifest: Manifest, request: ImportRequest, files: list[ForeignFile], tokenizer: SetTokenizer
 ) -> bool:
     """Whether a set is what this request made, as far as can be told without reading all."""
-    made_with = (manifest.content["tokenizer"]["sha256"], manifest.end_of_text)
-    if made_with != (tokenizer.sha256, tokenizer.end_of_text):
+    marks = (manifest.end_of_text, manifest.begin_of_text)
+    sha256 = manifest.content["tokenizer"]["sha256"]
+    if (sha256, *marks) != (tokenizer.sha256, tokenizer.end_of_text, tokenizer.begin_of_text):
         return False
     sources = [(file["name"], file["num_bytes"]) for file in manifest.content["sources"]["files"]]
     return manifest.content["policy"] == describe_policy(request, files) and sources == [

@@ -247,7 +247,7 @@ def test_a_killed_import_is_done_again_from_any_moment(
     reader = TextReader(tmp_path / "whole" / "tokenizer.json", identify_gpt2())
     monkeypatch.setattr("prep.foreign.run.TextReader", lambda *_: reader)
     text = (tmp_path / "whole" / "tokenizer.json").read_text()
-    monkeypatch.setattr("prep.foreign.run.build_gpt2_json", lambda: text)
+    monkeypatch.setattr("prep.tokenizer.choose.build_gpt2_json", lambda: text)
     for moment in range(1, 1000):
         out = tmp_path / str(moment)
         with monkeypatch.context() as patch:

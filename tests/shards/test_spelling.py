@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import (
     Tokenizer,
@@ -17,10 +18,10 @@ from tokenizers import (
 )
 
 from prep.units.budget import Budget
-from prep.units.cut import drop_copies
+from prep.units.cut import describe_unit
 from prep.units.receipts import Audit, Receipt
-from prep.units.workspace import make_folders
 from shards.edit.remove import Wanted, find_wanted, remove_documents
+from shards.edit.rewrite import make_rewriter
 from shards.format import read_manifest
 from shards.inspect.show import choose_documents, decode_document, show_window
 from shards.inspect.stats import measure_set
@@ -208,21 +209,21 @@ def remove_numbers(folder: Path, numbers: list[int], keeps_places: bool) -> None
 
 
 def test_copies_that_are_dropped_are_no_longer_counted(spelled: Spelled, tmp_path: Path) -> None:
-    """--dedup exact, of a unit in which some texts are there twice."""
-    folder = tmp_path / "set"
+    """As --dedup rewrites a unit in which some texts are there twice."""
+    folder, work = tmp_path / "set", tmp_path / "work"
+    work.mkdir()
     tokenizer_json = (spelled.folder / "tokenizer.json").read_text(encoding="utf-8")
     begin = (LOSSLESS | LOSSY)[spelled.name][2]
-    texts = [*TEXTS, *TEXTS[-3:]]
-    manifest = write_set(folder, tokenizer_json, texts, spelled.end, begin)
-    audit = Audit(**manifest.audit)
-    hashes = manifest.environment["sidecar_sha256"]
-    shards = tuple(manifest.shards)
-    make_folders(folder)
-    receipt = Receipt(64 * "0", 0, Budget(), False, shards, hashes, audit)
-    marks = manifest.end_of_text, manifest.begin_of_text
-    [after] = drop_copies(folder, [receipt], marks[0], begin_of_text=marks[1])
+    manifest = write_set(folder, tokenizer_json, [*TEXTS, *TEXTS[-3:]], spelled.end, begin)
+    shard = manifest.split("train")[-1]
+    rows = np.arange(shard.num_documents)[-3:]
+    rewriter = make_rewriter(folder, work, manifest.end_of_text, False, manifest.begin_of_text)
+    rewritten = rewriter.rewrite(shard, rows, shard.name, manifest.sidecar_sha256(shard))
+    audit, hashes = Audit(**manifest.audit), manifest.environment["sidecar_sha256"]
+    receipt = Receipt("", 0, Budget(), False, tuple(manifest.shards), hashes, audit)
+    after = describe_unit(receipt, {shard: rewritten})
     copies = range(len(TEXTS) - 3, len(TEXTS))
-    assert after.audit.dropped["duplicate"] == len(copies)
+    assert after.audit.train == audit.train - len(copies)
     assert after.audit.text_bytes == audit.text_bytes - spelled.count_bytes(copies)
 
 
