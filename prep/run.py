@@ -18,6 +18,7 @@ from prep.planning.forecast import Forecast, check_disk, forecast_run
 from prep.planning.plan import Plan
 from prep.planning.settle import settle_plan
 from prep.request import ENCODERS, Request
+from prep.sources.places import describe_places
 from prep.tokenizer.encoder import choose_encoder
 from prep.units.budget import Budget
 from prep.units.cut import finish_units
@@ -99,8 +100,7 @@ def name_origin(plan: Plan) -> str:
     """Where the documents come from, in a few words."""
     if plan.hub:
         return f"{plan.hub.repo} at {plan.hub.revision[:12]}"
-    more = f" and {len(plan.urls) - 1:,} more URLs" if len(plan.urls) > 1 else ""
-    at_urls = [f"{url}{more}" for url in plan.urls[:1]]
+    at_urls = [describe_places(plan.urls)] if plan.urls else []
     has_local = len(plan.sources) > len(plan.at_urls) or not at_urls
     return " and ".join([*(["local files"] if has_local else []), *at_urls])
 

@@ -16,7 +16,7 @@ from prep.planning.subset import choose_sample, sample_dataset
 from prep.request import Request
 from prep.sources.hub import resolve
 from prep.sources.hub_files import HubDataset
-from prep.sources.places import find_remote, part_inputs
+from prep.sources.places import describe_places, find_remote, name_places, part_inputs
 from prep.sources.remote import RemoteFile
 from prep.text.filters import make_filter
 from prep.tokenizer.gpt2 import build_gpt2_json
@@ -139,6 +139,7 @@ def find_pinned(request: Request, stored: Json | None, say: Say) -> tuple[Remote
         return ()
     found = stored_at_urls(stored, urls) if stored else None
     if found is None:
+        say(f"asking for the files at {describe_places(name_places(urls))}")
         found = tuple(choose_sample(find_remote(urls, say), request.policy.sample))
     return found
 

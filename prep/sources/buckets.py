@@ -149,6 +149,10 @@ def tell_time(mtime_ns: int | None) -> str:
 
 def diagnose(error: BaseException) -> Fault | None:
     """The fault, if an error may pass with time; else None."""
-    if isinstance(error, StorageError | FailedDownloadError):
-        return Fault(shorten(error))
+    match error:
+        case StorageError():  # Its text begins with the place, and ends with what to do.
+            reason = str(error).partition(": ")[2] or str(error)
+            return Fault(reason.removesuffix("; run the same command again to resume"))
+        case FailedDownloadError():
+            return Fault(shorten(error))
     return None
