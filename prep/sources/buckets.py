@@ -126,7 +126,10 @@ def check_version(bucket: Bucket, file: RemoteFile, path: str) -> str:
 
 
 def open_bucket(url: str) -> Storage:
-    """The bucket of a URL, without the path in it; `anonymous@` reads a public one without keys."""
+    """The bucket of a URL, without the path in it.
+
+    With `anonymous@`, a user without a key, requests are not signed: so public ones are read.
+    """
     scheme, _, rest = restore_url(url).partition("://")
     place, mark, query = rest.partition("?")
     info, at, after = place.rpartition("@")
