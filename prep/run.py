@@ -20,6 +20,7 @@ from prep.planning.plan import Plan
 from prep.planning.settle import settle_plan
 from prep.planning.tokenizer import read_text
 from prep.request import Request
+from prep.sources.places import describe_places
 from prep.tokenizer.exact import choose_encoder
 from prep.units.budget import Budget
 from prep.units.ledger import Ledger
@@ -100,8 +101,7 @@ def name_origin(plan: Plan) -> str:
     """Where the documents come from, in a few words."""
     if plan.hub:
         return f"{plan.hub.repo} at {plan.hub.revision[:12]}"
-    more = f" and {len(plan.urls) - 1:,} more URLs" if len(plan.urls) > 1 else ""
-    at_urls = [f"{url}{more}" for url in plan.urls[:1]]
+    at_urls = [describe_places(plan.urls)] if plan.urls else []
     has_local = len(plan.sources) > len(plan.at_urls) or not at_urls
     return " and ".join([*(["local files"] if has_local else []), *at_urls])
 

@@ -18,7 +18,7 @@ from prep.planning.tokenizer import choose_tokenizer, describe_tokenizers, write
 from prep.request import Request
 from prep.sources.hub import resolve
 from prep.sources.hub_files import HubDataset
-from prep.sources.places import find_remote, part_inputs
+from prep.sources.places import describe_places, find_remote, name_places, part_inputs
 from prep.sources.remote import RemoteFile
 from prep.text.contained import pin_contained, write_passages
 from prep.text.filters import make_filter
@@ -130,6 +130,7 @@ def find_pinned(request: Request, stored: Json | None, say: Say) -> tuple[Remote
         return ()
     found = stored_at_urls(stored, urls) if stored else None
     if found is None:
+        say(f"asking for the files at {describe_places(name_places(urls))}")
         found = tuple(choose_sample(find_remote(urls, say), request.policy.sample))
     return found
 

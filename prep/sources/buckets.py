@@ -126,7 +126,10 @@ def check_version(bucket: Bucket, file: RemoteFile, path: str) -> str:
 
 
 def open_bucket(url: str) -> Storage:
-    """The bucket of a URL, without the path in it; `anonymous@` reads a public one without keys."""
+    """The bucket of a URL, without the path in it.
+
+    With `anonymous@`, a user without a key, requests are not signed: so public ones are read.
+    """
     scheme, _, rest = restore_url(url).partition("://")
     place, mark, query = rest.partition("?")
     info, at, after = place.rpartition("@")
@@ -149,6 +152,10 @@ def tell_time(mtime_ns: int | None) -> str:
 
 def diagnose(error: BaseException) -> Fault | None:
     """The fault, if an error may pass with time; else None."""
-    if isinstance(error, StorageError | FailedDownloadError):
-        return Fault(shorten(error))
+    match error:
+        case StorageError():  # Its text begins with the place, and ends with what to do.
+            reason = str(error).partition(": ")[2] or str(error)
+            return Fault(reason.removesuffix("; run the same command again to resume"))
+        case FailedDownloadError():
+            return Fault(shorten(error))
     return None

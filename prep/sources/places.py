@@ -36,6 +36,16 @@ def name_places(urls: Sequence[str]) -> tuple[str, ...]:
     return tuple(name_url(url).rstrip("/") for url in urls)
 
 
+def describe_places(places: Sequence[str]) -> str:
+    """The first of the places, and how many more there are.
+
+    >>> describe_places(["s3://bucket/a", "s3://bucket/b", "s3://bucket/c"])
+    's3://bucket/a and 2 more URLs'
+    """
+    num_more = len(places) - 1
+    return places[0] + (f" and {num_more:,} more URL{'s' * (num_more > 1)}" if num_more else "")
+
+
 def find_remote(
     urls: Sequence[str],
     say: Say = lambda line: None,

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -164,7 +163,7 @@ def open_storage(url: str | Path) -> Storage:
     if re.match(r"gc?s://", url) and "retry_limit_seconds" not in url:
         url += f"{'&' if '?' in url else '?'}retry_limit_seconds={GCS_RETRY_SECONDS}"
     try:
-        files, root = open_public(url) if is_public(url) else fs.FileSystem.from_uri(url)
+        files, root = fs.FileSystem.from_uri(url)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(
             f"{name}: is not a folder's URL ({first_line(error)}); {EXPECTED}"
@@ -172,28 +171,6 @@ def open_storage(url: str | Path) -> Storage:
     except OSError as error:
         raise explain(name, error) from error
     return Storage(files, root.rstrip("/"), name)
-
-
-def is_public(url: str) -> bool:
-    """Whether a URL says that its bucket on S3 is read without keys. pyarrow knows Google's."""
-    return url.startswith("s3://anonymous@")
-
-
-def open_public(url: str) -> tuple[fs.FileSystem, str]:
-    """What reads a public bucket on S3, and the path in it; pyarrow has no URL for that."""
-    parts = urlsplit(url)
-    options = dict(parse_qsl(parts.query))
-    unknown = options.keys() - {"region", "scheme", "endpoint_override"}
-    if unknown:
-        raise pa.ArrowInvalid(f"Unexpected query parameter in S3 URI: '{min(unknown)}'")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint and "endpoint_override" not in options:
-        scheme, _, options["endpoint_override"] = endpoint.rpartition("://")
-        options["scheme"] = scheme or "https"
-    bucket = parts.netloc.rpartition("@")[2]
-    if not {"region", "endpoint_override"} & options.keys():
-        options["region"] = fs.resolve_s3_region(bucket)
-    return fs.S3FileSystem(anonymous=True, **options), f"{bucket}{parts.path}"
 
 
 def write_local(path: Path, chunks: Iterable[bytes]) -> int:

@@ -78,6 +78,8 @@ def show_urls(text: str) -> str:
 
     def show(found: re.Match[str]) -> str:
         url = found[0].rstrip(":;,.)")
+        if SCHEME.fullmatch(url):  # Nothing is in it: a word for a kind of URLs.
+            return found[0]
         end = "/" if url.endswith("/") else ""
         hidden = f"?{HIDDEN}" if "?" in url else ""
         return show_url(url) + (hidden or end) + found[0][len(url) :]

@@ -204,6 +204,9 @@ def test_a_storage_that_refuses_is_one_line(tmp_path: Path, status: int, message
         code, said = run_prep(tmp_path / "a", "--input", url)
     assert code == 1
     assert message in said.splitlines()[-1], said
+    # Who reads a public bucket signs nothing.
+    assert refusing.requests
+    assert not any("authorization" in map(str.lower, r.headers) for r in refusing.requests)
 
 
 def test_killed_it_goes_on_and_fetches_no_finished_file_again(

@@ -160,6 +160,8 @@ def test_an_hf_url_is_pinned_to_its_commit(
         hub, tmp_path / "a", "--input", url, "--input", f"hf://datasets/{REPO}/{NEWS[0]}"
     )
     assert done.returncode == 0, done.stderr
+    # All URLs of a repository mean one commit, though its branch may move between two requests.
+    assert sum(r.path.partition("?")[0] == f"/api/datasets/{REPO}" for r in hub.requests) == 1
     start = f"hf://datasets/{REPO}@{commit}"
     assert list_names(tmp_path / "a") == [f"{start}/{name}" for name in [*EN, NEWS[0]]]
     # The branch moves on; the commit may be named.
