@@ -93,12 +93,6 @@ def clean(content: bytes, place: str, say: Say) -> str:
     fault = find_misshape(raw, TOKENIZER_SHAPE)
     if fault is not None:
         raise ValueError(f"{place}: is not a {TOKENIZER} ({fault}); {CONVERT}")
-    merged = find_merged(raw)
-    if merged is not None:
-        raise ValueError(
-            f"{place}: its merges make the special token {merged!r:.60} of text that spells it; "
-            "take that token out of the merges, or choose another tokenizer"
-        )
     model = raw["model"]
     wrong = [key for key in ("truncation", "padding") if raw.get(key) is not None]
     wrong += ["dropout"] if model.get("dropout") else []
@@ -117,6 +111,12 @@ def identify(file: TokenizerFile, end: str | None = None, begin: str | None = No
     Raises ValueError if it is no tokenizer, has no such tokens, or no clear end of a document.
     """
     tokenizer = load(file)
+    merged = find_merged(json.loads(file.text))
+    if merged is not None:
+        raise ValueError(
+            f"{file.place}: its merges make the special token {merged!r:.60} of text that spells "
+            "it; take that token out of the merges, or choose another tokenizer"
+        )
     specials = {i: t.content for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
     sha256 = hashlib.sha256(file.text.encode("utf-8")).hexdigest()
     is_gpt2 = file.text == build_gpt2_json()

@@ -4,6 +4,7 @@ Both read the set's tokenizer.json. Where that is known to give the same ids, a 
 in pieces, so that no text, however long, takes much memory.
 """
 
+import json
 import os
 from functools import lru_cache
 from itertools import chain
@@ -41,10 +42,12 @@ class Encoder:
         self.name = name
         self.vocab_size = count_ids(parse_tokenizer(tokenizer_json))
         self.dtype = token_dtype(choose_token_bytes(self.vocab_size))
-        encoding_json = hide_specials(tokenizer_json)
+        raw = json.loads(tokenizer_json)
+        hidden = hide_specials(raw)
+        encoding_json = tokenizer_json if hidden is raw else json.dumps(hidden)
         self.reference = load_reference(encoding_json)
         self.fast = load_fastokens(encoding_json) if name == "fastokens" else None
-        self.cuts = find_cuts(encoding_json)
+        self.cuts = find_cuts(hidden)
 
     def encode(self, texts: pa.Array) -> tuple[Tokens, Int64]:
         """The ids of non-null `texts`, concatenated, and how many each text has.

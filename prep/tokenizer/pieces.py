@@ -11,11 +11,12 @@ Only for tokenizers of which that is proven:
 Any other tokenizer gets its texts whole.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from shards.disk.json_files import Json
 
 # Between a letter or a digit and another kind of (ASCII) character after it, and between anything
 # else and white space after it. The last row is Chinese, Japanese and Korean. In GPT-2's pattern,
@@ -88,9 +89,8 @@ def cut_text(text: bytes, piece_bytes: int, cuts: Cuts | None) -> Iterator[str]:
     yield str(view[start:], "utf-8")
 
 
-def find_cuts(tokenizer_json: str) -> Cuts | None:
-    """Where this tokenizer's texts may be cut; None if no place is known to be safe."""
-    raw = json.loads(tokenizer_json)
+def find_cuts(raw: Json) -> Cuts | None:
+    """Where the texts of a tokenizer.json may be cut; None if no place is known to be safe."""
     added = [token for token in raw.get("added_tokens", []) if not token["special"]]
     flags = ("normalized", "lstrip", "rstrip", "single_word")
     if any(token.get(flag) for token in added for flag in flags):

@@ -5,30 +5,26 @@ model behind has them in its vocabulary, and some kinds find every word of that:
 BPE if it takes whole words before it merges. To those, special tokens are unknown here.
 """
 
-import json
-
 from shards.disk.json_files import Json
 
 
-def hide_specials(tokenizer_json: str) -> str:
-    """The tokenizer without the special tokens that its model would find in a text.
+def hide_specials(raw: Json) -> Json:
+    """A tokenizer.json without the special tokens that its model would find in a text.
 
-    It gives the ids of the original for all other text; the same string comes back if there is
-    nothing to hide.
+    It gives the ids of the original for all other text; `raw` itself comes back if there is nothing
+    to hide.
     """
-    raw = json.loads(tokenizer_json)
     found = find_spelled(raw)
     if not found:
-        return tokenizer_json
-    model = raw["model"]
+        return raw
+    model = dict(raw["model"])
     if isinstance(model["vocab"], list):
         # Ids are places in the list. No text has an empty piece.
         model["vocab"] = [["", s] if piece in found else [piece, s] for piece, s in model["vocab"]]
     else:
         model["vocab"] = {token: i for token, i in model["vocab"].items() if token not in found}
-    raw["added_tokens"] = [token for token in raw["added_tokens"] if not token["special"]]
-    raw["post_processor"] = None
-    return json.dumps(raw, ensure_ascii=False)
+    added = [token for token in raw["added_tokens"] if not token["special"]]
+    return raw | {"model": model, "added_tokens": added, "post_processor": None}
 
 
 def find_spelled(raw: Json) -> set[str]:

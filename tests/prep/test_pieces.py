@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from prep.policy import Policy
-from prep.request import Request
+from prep.request import ENCODERS, Request
 from prep.run import prepare
 from prep.tokenizer import encoder, exact, pieces
 from prep.tokenizer.encoder import Encoder
@@ -132,7 +132,7 @@ def test_a_long_text_in_pieces_has_the_ids_of_the_whole(
 def test_where_no_cut_is_proven_a_text_stays_whole(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    assert find_cuts(vary(name)) is None
+    assert find_cuts(json.loads(vary(name))) is None
     ours = encoder.build_encoder(vary(name), "tokenizers")
     text = PROSE * 40
     monkeypatch.setattr(encoder, "PIECE_BYTES", 100)
@@ -175,6 +175,19 @@ def test_a_special_token_in_the_models_own_vocabulary_is_text_too(name: str) -> 
     plain = parse_tokenizer(tokenizer_json)
     assert specials & set(plain.encode(text, add_special_tokens=False).ids)
     assert plain.decode(found.tolist(), skip_special_tokens=False).startswith(text)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_special_token_that_reaches_for_spaces_around_it_is_text_too(name: str) -> None:
+    pytest.importorskip(name)
+    raw = json.loads(build("bpe_32k"))
+    flags = {"lstrip": True, "rstrip": True, "normalized": True, "single_word": True}
+    raw["added_tokens"] = [token | flags for token in raw["added_tokens"]]
+    texts = pa.array(["a  <|end|>  b", "<|end|>\n", " x<|end|>y"], pa.large_string())
+    found, _ = Encoder(json.dumps(raw), name).encode(texts)
+    plain, _ = Encoder(build("bpe_32k"), name).encode(texts)
+    assert found.tolist() == plain.tolist()
+    assert 32_767 not in found.tolist()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bpe_32k", "llama3", "sentencepiece", "tools", "qwen"])

@@ -296,6 +296,7 @@ NO_TOKENIZER = [
     ("[1]", "expected a JSON object, not a list; expected a tokenizer.json"),
     ("{}", "is not a tokenizer.json (model is missing"),
     ('{"model": {"type": "BPE"}}', "`tokenizers` cannot read it ("),
+    ('{"model": {"type": "BPE", "vocab": 1, "merges": 5}}', "`tokenizers` cannot read it ("),
     ('{"model": {"type": "Nobody\'s"}}', "`tokenizers` cannot read it ("),
     ('{"model": {}, "added_tokens": [{"content": 1}]}', "is not a tokenizer.json (added_tokens[0]"),
 ]
