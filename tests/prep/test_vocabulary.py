@@ -181,14 +181,18 @@ def make_unique(count: int) -> dict[str, str]:
     return {word: f" {word}" * 60 for word in words}
 
 
+def train_most(out: Path, *inputs: Path, **options: object) -> None:
+    """Train with as many ids as it says there can be: enough for each word to be one token."""
+    _, _, errors = train(out, *inputs, vocab_size=10_000, **options)
+    most = re.findall(r"give more text, or --vocab-size (\d+)", errors)[0]
+    code, _, errors = train(out, *inputs, vocab_size=most, **options)
+    assert code == 0, errors
+
+
 def test_what_is_held_out_leaves_no_merges(tmp_path: Path) -> None:
     texts = make_unique(60)
     source = write_jsonl(tmp_path / "a.jsonl", [*texts.values()])
-    # What it says in place of more than there is: all of it, so that each word is one token.
-    _, _, errors = train(tmp_path / "own", source, vocab_size=5000, held_out_fraction="0.2")
-    most = re.findall(r"give more text, or --vocab-size (\d+)", errors)[0]
-    code, _, errors = train(tmp_path / "own", source, vocab_size=most, held_out_fraction="0.2")
-    assert code == 0, errors
+    train_most(tmp_path / "own", source, held_out_fraction="0.2")
     held_out = find_held_out([*texts.values()], 0.2)
     assert len(held_out) == 12
     tokenizer = load_tokenizer(tmp_path / "own" / "tokenizer.json")
@@ -201,10 +205,7 @@ def test_of_much_text_as_much_as_is_asked_for_is_chosen_from_all_of_it(tmp_path:
     texts = make_unique(200)
     total = sum(map(len, texts.values()))
     sources = [write_jsonl(tmp_path / f"{i}.jsonl", [*texts.values()][i::2]) for i in range(2)]
-    options = {"vocab_size": 400, "train_bytes": total // 4, "held_out_fraction": "0"}
-    code, out, errors = train(tmp_path / "own", *sources, **options)
-    assert code == 0, errors
-    assert "nothing was held out, so nothing is measured" in out
+    train_most(tmp_path / "own", *sources, train_bytes=total // 4, held_out_fraction="0")
     report = read_report(tmp_path / "own")
     assert report["held_out"] is None
     assert total // 4 - 600 < report["text"]["train_bytes"] <= total // 4
@@ -212,6 +213,9 @@ def test_of_much_text_as_much_as_is_asked_for_is_chosen_from_all_of_it(tmp_path:
     chosen = find_held_out([*texts.values()], 0.25)
     assert {text in [*texts.values()][::2] for text in chosen} == {True, False}
     assert sum(map(len, chosen)) == report["text"]["train_bytes"]
+    tokenizer = load_tokenizer(tmp_path / "own" / "tokenizer.json")
+    for word, text in texts.items():
+        assert (len(tokenizer.encode(f" {word}").ids) == 1) == (text in chosen)
 
 
 def test_of_many_files_only_some_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
