@@ -119,8 +119,9 @@ def estimate_text_bytes(path: Path, text_column: str) -> int:
 
 def find_format(path: Path) -> "Format":
     """The format that a file's name says; ValueError if it is not one of FORMATS."""
+    name = path.name.lower()
     for suffix, form in FORMATS.items():
-        if path.name.lower().endswith(suffix):
+        if name.endswith(suffix):
             return form
     raise ValueError(f"{path}: unknown kind of file; expected {', '.join(FORMATS)}")
 
