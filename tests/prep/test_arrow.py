@@ -344,8 +344,9 @@ def test_a_saved_dataset_that_lacks_a_file_is_refused(saved: Path, tmp_path: Pat
 
 def test_killed_on_the_way_it_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments, then the same command, until the set is there."""
-    options = {"unit_bytes": 4000, "validation_fraction": "0.2"}
-    reference = prepare_quietly(tmp_path / "reference", saved / "one", **options)
+    reference = prepare_quietly(
+        tmp_path / "reference", saved / "one", unit_bytes=4000, validation_fraction="0.2"
+    )
     out = tmp_path / "shards"
     command = [
         "velocity",
