@@ -118,8 +118,8 @@ def compare_engines(options: argparse.Namespace, scratch: Path) -> None:
 
 def make_shards(scratch: Path) -> None:
     """Make shards of Python's documentation, all of it in train."""
+    from prep.policy import Policy
     from prep.python_docs import write_python_docs
-    from prep.request import Policy
     from prep.run import Request, prepare
 
     text = scratch / "python-docs.jsonl"

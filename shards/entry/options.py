@@ -27,7 +27,14 @@ from typer.models import ArgumentInfo, ParameterInfo
 from shards.screen.url import refuse_url
 
 # Options and arguments that are text, because they may be a pattern or a name as well as a path.
-PATHS_AS_TEXT = {"train", "validation", "config", "prompt_file", "prompt_lines"}
+PATHS_AS_TEXT = {
+    "drop_contained",
+    "train",
+    "validation",
+    "config",
+    "prompt_file",
+    "prompt_lines",
+}
 
 # What the help calls a path.
 PATH = "<path>"

@@ -29,6 +29,8 @@ LISTING_SCHEMA = pa.schema(
     ]
 )
 GROUP_ROWS = 65_536
+# Rows decoded at a time: a file may store a long text once for all of its rows.
+READ_ROWS = 4096
 
 
 def write_listing(path: Path, tables: Iterable[pa.Table]) -> None:
@@ -53,7 +55,7 @@ def read_listing(path: Path, columns: list[str] | None = None) -> Iterator[pa.Re
         with pq.ParquetFile(path) as file:
             if file.schema_arrow != LISTING_SCHEMA:
                 raise ValueError(f"{path}: is no list of copies; {advise_verify(path.parent)}")
-            yield from file.iter_batches(GROUP_ROWS, columns=columns)
+            yield from file.iter_batches(READ_ROWS, columns=columns)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -37,6 +37,15 @@ COMMANDS: dict[str, Callable[[str], list[object]]] = {
     "prep-out": lambda url: ["prep", "--out", url, "--input", "a.jsonl"],
     "prep-append": lambda url: ["prep", "--out", url, "--input", "a.jsonl", "--append"],
     "prep-input": lambda url: ["prep", "--out", "new", "--input", url],
+    "prep-contained": lambda url: [
+        "prep",
+        "--out",
+        "new",
+        "--input",
+        "a.jsonl",
+        "--drop-contained",
+        url,
+    ],
     "prep-staging": lambda url: [
         "prep",
         "--out",
