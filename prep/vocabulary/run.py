@@ -43,7 +43,8 @@ def train_tokenizer(request: TrainRequest, say: Say) -> Json | None:
     say(describe_need(survey, request))
     job = TrainJob(tuple(chosen), request, survey.choice, survey.train_bytes)
     trained = train_apart(job)
-    say("measuring it on the text that was held out")
+    if trained.held_out:
+        say("measuring it on the text that was held out")
     report = {
         **made_of,
         "text": {
