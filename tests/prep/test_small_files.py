@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import prep.units.work
+from prep.text.batch import encode_batch
 from shards.format import Manifest, read_manifest
 from tests.texts import make_texts, prepare_quietly, read_texts, set_bytes, write_jsonl
 
@@ -37,7 +37,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepare_all(out: Path, many: Path, **options: Any) -> Manifest:
-    skip = {"on_bad_document": "skip", "validation_fraction": "0.1"}
+    skip: dict[str, Any] = {"on_bad_document": "skip", "validation_fraction": "0.1"}
     return prepare_quietly(out, many, **skip, **options)
 
 
@@ -83,12 +83,12 @@ def test_a_small_file_costs_little_beside_its_text(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not a batch of its own, and a few looks at the disk, however many files there are."""
-    encode, look = prep.units.work.encode_batch, os.stat
+    look = os.stat
     calls: Counter[str] = Counter()
 
     def count_batches(*arguments: Any) -> Any:
         calls["batches"] += 1
-        return encode(*arguments)
+        return encode_batch(*arguments)
 
     def count_looks(*arguments: Any, **options: Any) -> os.stat_result:
         calls["looks"] += 1
