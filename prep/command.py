@@ -37,6 +37,7 @@ def prep(
     ] = False,
 ) -> None:
     """Turn documents into token shards, once, offline. Run the same command again to resume."""
+    from prep.sources.places import check_inputs
     from prep.text.filters import make_filter
     from prep.upload import split_out
     from shards.screen.url import show_url
@@ -45,6 +46,7 @@ def prep(
     request = replace(request, out=out, url=show_url(url) if url else None)
     request = choose_task(request, part, finish, append)
     make_filter(request.policy)  # Refuses a bad expression before a folder is made.
+    check_inputs(request.inputs)
     try:
         num_tokens = work(request, url, compress)
     except KeyboardInterrupt:
