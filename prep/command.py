@@ -37,6 +37,7 @@ def prep(
     ] = False,
 ) -> None:
     """Turn documents into token shards, once, offline. Run the same command again to resume."""
+    from prep.sources.places import check_inputs
     from prep.text.contained import pin_contained
     from prep.text.filters import make_filter
     from prep.upload import split_out
@@ -45,9 +46,10 @@ def prep(
     url, out = split_out(request.out, staging, compress)
     request = replace(request, out=out, url=show_url(url) if url else None)
     request = choose_task(request, part, finish, append)
-    # Both refuse what is wrong before a folder is made.
+    # All refuse what is wrong before a folder is made.
     make_filter(request.policy)
     pin_contained(request.policy)
+    check_inputs(request.inputs)
     try:
         num_tokens, num_ids = work(request, url, compress)
     except KeyboardInterrupt:

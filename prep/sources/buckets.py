@@ -7,6 +7,7 @@ Keys, regions and endpoints are given as for sets in buckets (docs/storage.md).
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,13 +59,19 @@ class Bucket:
         return Entry(path, num_bytes=int(info.size), pin=tell_time(info.mtime_ns))
 
 
+def check_place(url: str) -> None:
+    """ValueError for a URL that names no bucket, or whose query says what is not known."""
+    check_url(url)
+    with suppress(StorageError):  # The network's faults are told when files are asked for.
+        open_bucket(url)
+
+
 def find_files(url: str, place: int, report: Say, retry: Retry, say: Say) -> list[RemoteFile]:
     """The files that a URL means: an object, all below a folder, or those that a pattern matches.
 
     Raises SourceError or StorageError with one line for what is not there or may not be read.
     """
     name = name_url(url)
-    check_url(url)
     bucket, _, path = name.partition("://")[2].partition("/")
     scheme = name.partition("://")[0]
 

@@ -49,7 +49,6 @@ def find_file(url: str, place: int, report: Say, retry: Retry) -> RemoteFile:
     Raises SourceError with one line for what is no file that is read here, or cannot be had.
     """
     name = name_url(url)
-    check_place(url, name)
 
     def look() -> RemoteFile:
         with open_url(url, name) as response:

@@ -1,5 +1,6 @@
 """The files that URLs given to --input mean, listed and pinned."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ from prep.sources import hf_paths, https
 from prep.sources.remote import RemoteFile, find_scheme, is_remote, name_url
 from prep.sources.retry import PATIENT, Retry, SourceError, warn
 from shards.screen.lines import Say
+from shards.screen.url import check_url, is_url
 
 EXPECTED = "expected a URL of https, hf, s3 or gs, or a path on this machine"
 
@@ -19,6 +21,26 @@ def part_inputs(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     paths = [strip_file(entry) for entry in inputs if not is_remote(entry)]
     return paths, [entry.strip() for entry in inputs if is_remote(entry)]
+
+
+def check_inputs(inputs: Sequence[str]) -> None:
+    """ValueError for a URL that cannot be one, before anything is made or asked."""
+    paths, urls = part_inputs(inputs)
+    for path in paths:
+        if is_url(path) and not os.path.lexists(path):  # Keys without the s3:// before them.
+            check_url(path)
+    for url in urls:
+        match find_scheme(url):
+            case "http" | "https":
+                https.check_place(url, name_url(url))
+            case "hf":
+                hf_paths.parse_url(url)
+            case "s3" | "gs" | "gcs":
+                from prep.sources import buckets
+
+                buckets.check_place(url)
+            case _:
+                raise SourceError(f"{name_url(url)}: nothing is read from there; {EXPECTED}")
 
 
 def strip_file(entry: str) -> str:
@@ -54,7 +76,7 @@ def find_remote(
 ) -> list[RemoteFile]:
     """The files that URLs mean, in the given order, each once; those of a folder are sorted.
 
-    `say` gets a line about what folders and patterns hold besides, `report` one for each request
+    The URLs are such as `check_inputs` lets through. `say` gets a line about what folders and patterns hold besides, `report` one for each request
     that is made again. Raises SourceError or StorageError for what cannot be had.
     """
     found: dict[str, RemoteFile] = {}
@@ -65,12 +87,10 @@ def find_remote(
                 files = [https.find_file(url, place, report, retry)]
             case "hf":
                 files = hf_paths.find_files(url, place, commits, report, retry, say)
-            case "s3" | "gs" | "gcs":
+            case _:
                 from prep.sources import buckets  # pyarrow.fs loads the libraries of all clouds
 
                 files = buckets.find_files(url, place, report, retry, say)
-            case _:
-                raise SourceError(f"{name_url(url)}: nothing is read from there; {EXPECTED}")
         for file in files:
             first = found.setdefault(file.name, file)
             if is_other(first, file):
