@@ -248,6 +248,11 @@ def write_inputs(folder: Path) -> None:
     for name in ("web_train_000001.bin", "web_train_000002.bin", "web_val_000000.bin"):
         write_llmc(folder / name, flat)
     write_megatron(folder / "my_text_document", [[document] for document in ids])
+    (folder / "llama").mkdir()
+    (folder / "llama/tokenizer.json").write_text(build("llama3"))
+    llama = Tokenizer.from_str(build("llama3"))
+    wide = [[llama.encode(text, add_special_tokens=False).ids] for text in ("one text", "another")]
+    write_megatron(folder / "llama_text_document", wide, "<i4", 4)
 
 
 @pytest.fixture(scope="module")
