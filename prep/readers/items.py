@@ -52,9 +52,9 @@ def cut_lines(piece: Piece, options: ReadOptions) -> Iterator[Item]:
             if not line:
                 break
             position += len(line)
-            place = name_row(str(path), "line", row)
-            if bad := find_excess(len(line), place, "expected a document on each line"):
-                is_cut = not line.endswith(b"\n")
+            if len(line) > MAX_DOCUMENT_BYTES:
+                place, is_cut = name_row(str(path), "line", row), not line.endswith(b"\n")
+                bad = find_excess(len(line), place, "expected a document on each line")
                 del line
                 yield Item(row, b"", bad)
                 position += _pass_line(file) if is_cut else 0

@@ -58,7 +58,7 @@ def read_objects(piece: Piece, options: ReadOptions, row_name: str) -> Iterator[
         where = "on any line" if row_name == "line" else "in any item"
         return f"{where}; the keys are {list_keys(piece, options, row_name)}"
 
-    return expect_keys(read, piece, options.columns, describe)
+    return expect_keys(read, piece, options.columns, describe) if options.columns else read(piece)
 
 
 def begins_with_document(path: Path, key: str) -> bool:

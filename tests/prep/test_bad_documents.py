@@ -236,7 +236,8 @@ def mark_alone(path: Path) -> str:
 def test_one_bad_line_costs_only_itself(
     tmp_path: Path, make: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prep.readers.batches.MAX_DOCUMENT_BYTES", 3000)
+    for module in ("batches", "items"):
+        monkeypatch.setattr(f"prep.readers.{module}.MAX_DOCUMENT_BYTES", 3000)
     reason = make(tmp_path / "a.jsonl")
     manifest = prepare_quietly(tmp_path / "shards", tmp_path / "a.jsonl", on_bad_document="skip")
     audit = Audit(**manifest.audit)

@@ -354,7 +354,8 @@ def test_a_long_line_is_read_like_a_short_one(
 def test_a_document_that_is_too_large_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prep.readers.batches.MAX_DOCUMENT_BYTES", 3 << 20)
+    for module in ("batches", "items"):
+        monkeypatch.setattr(f"prep.readers.{module}.MAX_DOCUMENT_BYTES", 3 << 20)
     text = "word " * (1 << 20)
     paths = {
         "line 2: a document of more than 3 MiB": write_lines(tmp_path / "a.jsonl", ["a", text]),
