@@ -16,6 +16,9 @@ TOKENS_PER_TEXT_BYTE = 0.25
 # The sidecars' size relative to the tokens': about 60 bytes per document of about 600 tokens.
 SIDECAR_SHARE = 0.06
 LONG_DOCUMENT_TOKENS = 4096
+# Exact copies are found first, which takes so much memory for each document sorted at a time.
+EXACT_DOCUMENTS = 1 << 21
+EXACT_BYTES = 200
 # An average one of English web text.
 DOCUMENT_TOKENS = 600
 
@@ -80,6 +83,7 @@ def forecast_near(plan: Plan, num_tokens: float) -> tuple[int, int]:
     num_documents = min(num_documents, policy.max_documents or num_documents)
     settings = near_settings(policy)
     disk, memory = measure_need(num_documents, settings)
+    memory = max(memory, min(num_documents, EXACT_DOCUMENTS) * EXACT_BYTES)
     return disk + num_documents * signed_entry(settings).itemsize, memory
 
 

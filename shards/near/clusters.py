@@ -34,7 +34,8 @@ SORTED_ENTRY_BYTES = 64
 def measure_need(num_texts: int, settings: NearSettings) -> tuple[int, int]:
     """What finding clusters, and counting them, takes while it runs: disk and memory in bytes."""
     disk = num_texts * (ENTRY.itemsize * settings.bands + settings.places)
-    in_file = max(num_texts * settings.bands // MAX_FILES, FILE_ENTRIES)
+    num_entries = num_texts * settings.bands
+    in_file = max(num_entries // MAX_FILES, min(num_entries, FILE_ENTRIES))
     return disk, num_texts * 8 + in_file * SORTED_ENTRY_BYTES
 
 

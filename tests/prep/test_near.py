@@ -1,6 +1,7 @@
 """--dedup near: of near-equal documents the first stays, whoever did the work, killed or not."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ from prep.append import append_sources
 from prep.gather import finish_parts
 from prep.policy import Policy
 from prep.request import Request
+from prep.run import prepare
 from prep.run_part import prepare_part
 from prep.units.receipts import Audit
 from shards.edit.remove import Wanted, find_wanted, remove_documents
@@ -357,3 +359,13 @@ def test_a_damaged_decision_is_one_line(source: Path, straight: Path, tmp_path: 
     path.write_text(json.dumps(json.loads(path.read_text()) | {"documents": "many"}))
     with pytest.raises(ValueError, match="it was edited or damaged, so remove it"):
         prepare_quietly(out, source, **NEAR)
+
+
+def test_what_it_needs_is_said_before_the_start(source: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    for policy in (Policy(**NEAR), Policy(**OPTIONS)):  # type: ignore[arg-type]
+        out = tmp_path / str(policy.dedup)
+        prepare(Request(out, policy=policy, inputs=(str(source),), workers=1), said.append)
+    found = [line for line in said if "of it for near-duplicates" in line]
+    assert len(found) == 1
+    assert re.search(r"\([\d.]+ [KM]B of it .* about [\d.]+ [KM]B of memory at the end\)", found[0])
