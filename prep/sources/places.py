@@ -76,8 +76,9 @@ def find_remote(
 ) -> list[RemoteFile]:
     """The files that URLs mean, in the given order, each once; those of a folder are sorted.
 
-    The URLs are such as `check_inputs` lets through. `say` gets a line about what folders and patterns hold besides, `report` one for each request
-    that is made again. Raises SourceError or StorageError for what cannot be had.
+    The URLs are such as `check_inputs` lets through. `say` gets a line about what folders and
+    patterns hold besides, `report` one for each request that is made again. Raises
+    SourceError or StorageError for what cannot be had.
     """
     found: dict[str, RemoteFile] = {}
     commits: dict[tuple[str, str | None], str] = {}
