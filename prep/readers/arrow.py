@@ -1,24 +1,35 @@
 """Text columns of Arrow IPC: files, as Feather 2 is, and streams, as `datasets` writes them.
 
-pyarrow reads a record batch as a whole, or maps the file into memory, which ends the process if
-the file shrinks. So a window of rows is read here, however large their record batch is.
+The content tells which it is. Files are read, not mapped: one that shrinks would end the process.
 """
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from prep.ipc.buffers import MAX_HELD_BYTES, Body, TooLarge
-from prep.ipc.messages import DICTIONARY, Messages
-from prep.ipc.parts import Part, open_part
-from prep.readers.batches import MAX_DOCUMENT_BYTES
-from prep.readers.columns import Column, find_columns, find_text_column, join_small
+from prep.readers.columns import (
+    Column,
+    check_bounds,
+    cut_rows,
+    find_columns,
+    find_text_column,
+    join_small,
+    measure_texts,
+    pick,
+    unify,
+)
 from prep.readers.documents import BadDocument
 
+MAX_BATCH_BYTES = 2 << 30  # read of one record batch, as it is in the file
+_FILE_MARK = b"ARROW1"
 _FEATHER_1_MARK = b"FEA1"
+# Text from which that of a whole file is estimated.
+_SAMPLED_BYTES = 8 << 20
 _ALL = range(1 << 62)
 
 
@@ -32,137 +43,169 @@ def read_arrow_columns(
 ) -> Iterator[tuple[pa.Array, pa.Array, dict[str, pa.Array]]]:
     """Yield the texts of the record batches, the urls beside them, and the other `columns`.
 
-    What `parquet.read_columns` does for parquet; `max_rows` is a multiple of 8. A text that is too
-    large for a document is read as far as tells so.
+    What `parquet.read_columns` does for parquet.
     """
-    with _open(path) as messages:
-        text, url, others = find_columns(messages.schema, path, text_column, columns)
+    with _open(path) as source:
+        schema = source.open_arrow().schema
+        text, url, others = find_columns(schema, path, text_column, columns)
         found = [text, *([url] if url else []), *others]
-        rows = (
-            pa.RecordBatch.from_arrays(arrays, list(map(str, range(len(found)))))
-            for parts, num_rows in _open_batches(messages, found, batches)
-            for arrays in _read_rows(parts, num_rows, max_rows, max_bytes)
-        )
+        fields = _number_fields(schema, found)
+        rows = _cut_all(_read_batches(source, fields, batches), found, max_rows, max_bytes)
         for batch in join_small(rows, max_rows, max_bytes):
             texts, *rest = batch.columns
-            del batch  # A large one is not held while the next one is read.
             urls = rest.pop(0) if url else pa.nulls(len(texts), pa.large_string())
             yield texts, urls, dict(zip(columns, rest, strict=True))
-            del texts, urls, rest
 
 
 def split_batches(path: Path, max_bytes: int) -> list[tuple[int, int, int]]:
     """Group record batches into parts of about `max_bytes`: (first batch, end, first row) each."""
-    with _open(path) as messages:
-        cuts: list[tuple[int, int, int]] = []
-        start = start_row = row = num_bytes = number = 0
-        for message in messages:
-            if message.kind == DICTIONARY:
-                continue
-            if number > start and num_bytes + message.num_bytes > max_bytes:
-                cuts.append((start, number, start_row))
-                start, start_row, num_bytes = number, row, 0
-            number += 1
-            num_bytes += message.num_bytes
-            row += message.num_rows
-        return [*cuts, (start, number, start_row)]
+    with _open(path) as source:
+        fields = list(source.open_arrow().schema)
+        small = [i for i, field in enumerate(fields) if pa.types.is_primitive(field.type)]
+        sizes = [len(batch) for batch in _read_batches(source, (small or [0])[:1], _ALL)]
+        first_rows = list(accumulate(sizes, initial=0))
+        step = max(max_bytes * len(sizes) // source.num_bytes, 1)
+        starts = range(0, len(sizes), step)
+        return [(start, min(start + step, len(sizes)), first_rows[start]) for start in starts]
 
 
 def measure_arrow_column(path: Path, text_column: str) -> int:
-    """Return how many bytes a column takes once decoded, from the sizes of its texts."""
-    with _open(path) as messages:
-        column = find_text_column(messages.schema, path, text_column)
-        return sum(
-            part.measure(num_rows) for [part], num_rows in _open_batches(messages, [column], _ALL)
-        )
+    """Estimate how many bytes a column takes once decoded, from the first record batches."""
+    with _open(path) as source:
+        reader = source.open_arrow()
+        column = find_text_column(reader.schema, path, text_column)
+        num_bytes = number = 0
+        batches = _read_batches(source, _number_fields(reader.schema, [column]), _ALL)
+        for batch in batches:
+            number += 1
+            num_bytes += int(measure_texts(_pick(batch, column)).sum())
+            if num_bytes > _SAMPLED_BYTES:
+                break
+        if source.is_file:
+            return num_bytes * int(reader.num_record_batches) // max(number, 1)
+        return num_bytes * source.num_bytes // source.tell()
+
+
+class _Source(io.BufferedReader):
+    """A file that Arrow reads; BadDocument once more is read than a record batch may have.
+
+    Arrow asks a file for the columns that it wants, and a stream for all.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.path = path
+        self.num_bytes = self.seek(0, io.SEEK_END)
+        self.allow_batch()
+        self.seek(0)
+        self.head = self.read(len(_FILE_MARK))
+        self.is_file = self.head == _FILE_MARK
+
+    def allow_batch(self) -> None:
+        """Let the bytes of one more record batch be read."""
+        self.num_left = MAX_BATCH_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next bytes; fewer at the end of the file, however many a damaged one claims."""
+        rest = max(self.num_bytes - self.tell(), 0)
+        wanted = rest if size is None or size < 0 else min(size, rest)
+        self.num_left -= wanted
+        if self.num_left < 0:
+            raise _too_large(self.path)
+        self.has_ended = size != 0 and not wanted
+        return super().read(wanted)
+
+    def open_arrow(self, fields: Sequence[int] | None = None) -> Any:
+        """A reader of the record batches, from the start; of all columns, or of some by number."""
+        self.seek(0)
+        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
+        make = pa.ipc.open_file if self.is_file else pa.ipc.open_stream
+        return make(pa.PythonFile(self, "r"), options=options)
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Messages]:
-    """A file's messages; BadDocument for what cannot be read here."""
-    with open(path, "rb", buffering=0) as file:
-        if file.read(len(_FEATHER_1_MARK)) == _FEATHER_1_MARK:
+def _open(path: Path) -> Iterator[_Source]:
+    """A file to read; BadDocument for what cannot be read here."""
+    with _Source(path) as source:
+        if source.head.startswith(_FEATHER_1_MARK):
             raise BadDocument(
                 f"{path}: is a Feather file of version 1; expected version 2; write it again with "
                 "pandas.read_feather(...).to_feather(...)",
                 "Feather version 1",
             )
         try:
-            yield Messages(file)
-        except TooLarge:
-            raise BadDocument(
-                f"{path}: has a record batch of which more than {MAX_HELD_BYTES >> 30} GiB would "
-                "have to be held in memory; write it again with smaller ones, or uncompressed",
-                "too large",
-            ) from None
+            yield source
+        except MemoryError:  # A compressed buffer, or a damaged one, states any size.
+            raise _too_large(path) from None
 
 
-def _open_batches(
-    messages: Messages, columns: Sequence[Column], wanted: range
-) -> Iterator[tuple[list[Part], int]]:
-    """Yield the columns of each wanted record batch, and its number of rows.
+def _too_large(path: Path) -> BadDocument:
+    return BadDocument(
+        f"{path}: has a record batch of more than {MAX_BATCH_BYTES >> 30} GiB, or one that takes "
+        "more memory than there is; write it again in smaller ones: max_chunksize=1000 in "
+        "pyarrow's write_table, or save_to_disk of `datasets`",
+        "too large",
+    )
+
+
+def _number_fields(schema: pa.Schema, columns: Sequence[Column]) -> list[int]:
+    return sorted({schema.names.index(column[0]) for column in columns})
+
+
+def _read_batches(
+    source: _Source, fields: Sequence[int], wanted: range
+) -> Iterator[pa.RecordBatch]:
+    """Yield the wanted record batches with some of their columns, whose values are not checked.
 
     A stream is followed to its end marker, unless only batches before some other are wanted.
     """
-    fields = [_find_field(messages, column) for column in columns]
-    dictionaries: dict[int | None, pa.Array] = {}
-    number = 0
-    for message in messages:
-        if message.kind == DICTIONARY:
-            key = message.header.number(0, "<q")
-            kinds = [field.type.value_type for field, used in fields if used == key]
-            if kinds:
-                values = _read_dictionary(Body(messages, message, MAX_DOCUMENT_BYTES + 1), kinds[0])
-                is_delta = message.header.number(2, "<?") and key in dictionaries
-                dictionaries[key] = (
-                    pa.concat_arrays([dictionaries[key], values]) if is_delta else values
-                )
-            continue
+    reader = source.open_arrow(fields)
+    if source.is_file:
+        for number in range(wanted.start, min(wanted.stop, reader.num_record_batches)):
+            source.allow_batch()
+            yield reader.get_batch(number)
+        return
+    for number in range(wanted.stop):
+        source.allow_batch()
+        try:
+            batch = reader.read_next_batch()
+        except StopIteration:
+            break
         if number in wanted:
-            body = Body(messages, message, MAX_DOCUMENT_BYTES + 1)
-            parts = [
-                open_part(body, messages.schema, column, dictionaries.get(key))
-                for column, (_, key) in zip(columns, fields, strict=True)
-            ]
-            yield parts, message.num_rows
-        number += 1
-        if number == wanted.stop:
-            return
+            yield batch
+        del batch  # A large one is not held while the next one is read.
+    else:
+        return
+    if source.has_ended:
+        raise OSError("it ends without its end marker, so record batches may be missing")
+    if rest := source.num_bytes - source.tell():
+        raise OSError(f"{rest:,} bytes follow its end")
 
 
-def _find_field(messages: Messages, column: Column) -> tuple[pa.Field, int | None]:
-    """The field at the end of a column's names, and the number of its dictionary if it has one."""
-    assert messages.first is not None
-    fields, tables = list(messages.schema), messages.first.header.tables(1)
-    for name in column:
-        place = next(i for i, field in enumerate(fields) if field.name == name)
-        field, table = fields[place], tables[place]
-        if pa.types.is_struct(field.type):
-            fields, tables = list(field.type), table.tables(5)
-    encoding = table.table(4)
-    if not pa.types.is_dictionary(field.type) or encoding is None:
-        return field, None
-    return field, encoding.number(0, "<q")
+def _cut_all(
+    batches: Iterator[pa.RecordBatch], columns: Sequence[Column], max_rows: int, max_bytes: int
+) -> Iterator[pa.RecordBatch]:
+    """The columns of record batches, cut into some of so many rows and bytes."""
+    names = list(map(str, range(len(columns))))
+    for batch in batches:
+        arrays = [_pick(batch, column) for column in columns]
+        del batch
+        for part in cut_rows(arrays, max_rows, max_bytes):
+            yield pa.RecordBatch.from_arrays(part, names)
+            del part
+        del arrays
 
 
-def _read_dictionary(body: Body, kind: pa.DataType) -> pa.Array:
-    """The values of a dictionary, whole."""
-    num_rows = body.message.num_rows
-    part = open_part(body, pa.schema([("values", kind)]), ("values",), None)
-    body.hold(part.measure(num_rows))
-    return part.open(0, num_rows).read(0, num_rows)
+def _pick(batch: pa.RecordBatch, column: Column) -> pa.Array:
+    """A column of a record batch, or a field in it; a dictionary's texts become large strings.
 
-
-def _read_rows(
-    parts: Sequence[Part], num_rows: int, max_rows: int, max_bytes: int
-) -> Iterator[list[pa.Array]]:
-    """The rows of a record batch, so many at a time as have `max_bytes`, or one that has more."""
-    for start in range(0, num_rows, max_rows):
-        windows = [part.open(start, min(start + max_rows, num_rows)) for part in parts]
-        ends = np.cumsum(sum((window.sizes for window in windows), np.int64(0)))
-        first = 0
-        while first < len(ends):
-            most = max_bytes + (ends[first - 1] if first else 0)
-            last = max(int(np.searchsorted(ends, most, "right")), first + 1)
-            yield [window.read(first, last) for window in windows]
-            first = last
+    ArrowInvalid for offsets and places that are out of bounds. Whether text is UTF-8 is not
+    checked yet.
+    """
+    batch.validate()
+    values = pick(batch, column)
+    if not pa.types.is_dictionary(values.type):
+        return check_bounds(values)
+    return pa.DictionaryArray.from_arrays(
+        check_bounds(values.indices), unify(check_bounds(values.dictionary)), safe=True
+    )

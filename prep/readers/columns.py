@@ -6,12 +6,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prep.readers.documents import BadDocument, is_text, split_name
 from prep.readers.encodings import decode
+from shards.format import Int64
 
 # The names on the way to a column: ("json", "text") is the field `text` of the column `json`.
 Column = tuple[str, ...]
+# What text is looked at as where its bytes are not to be taken for UTF-8 yet.
+_BYTES_OF = {
+    pa.string(): pa.binary(),
+    pa.large_string(): pa.large_binary(),
+    pa.string_view(): pa.binary_view(),
+}
+_VIEWS = (pa.string_view(), pa.binary_view())
 
 
 def find_columns(
@@ -92,6 +101,19 @@ def type_of(schema: pa.Schema, column: Column) -> pa.DataType:
     return found
 
 
+def pick(batch: pa.RecordBatch, column: Column) -> pa.Array:
+    """A column of a batch, or a field in it."""
+    values = batch.column(column[0])
+    return pc.struct_field(values, list(column[1:])) if len(column) > 1 else values
+
+
+def check_bounds(values: pa.Array) -> pa.Array:
+    """The values; ArrowInvalid for offsets outside of their bytes. UTF-8 is not checked."""
+    kind = _BYTES_OF.get(values.type)
+    (values.view(kind) if kind else values).validate(full=True)
+    return values
+
+
 def unify(values: pa.Array) -> pa.Array:
     """Text of every kind as large strings, not checked; what is no text as it is."""
     if pa.types.is_dictionary(values.type):
@@ -101,6 +123,36 @@ def unify(values: pa.Array) -> pa.Array:
     if is_text(values.type):
         return values.cast(pa.large_binary()).view(pa.large_string())
     return values
+
+
+def cut_rows(
+    columns: Sequence[pa.Array], max_rows: int, max_bytes: int
+) -> Iterator[list[pa.Array]]:
+    """So many rows at a time as have `max_bytes` of text, or one that has more; texts unified."""
+    ends = np.cumsum(sum(map(measure_texts, columns), np.int64(0)))
+    first = 0
+    while first < len(ends):
+        most = max_bytes + (ends[first - 1] if first else 0)
+        last = max(int(np.searchsorted(ends, most, "right")), first + 1)
+        last = min(last, first + max_rows)
+        yield [unify(values[first:last]) for values in columns]
+        first = last
+
+
+def measure_texts(values: pa.Array) -> Int64:
+    """The bytes of each row's text, also where rows share one; 0 for what is no text."""
+    if not is_text(values.type):
+        return np.zeros(len(values), np.int64)
+    if pa.types.is_dictionary(values.type):
+        sizes = pa.array(measure_texts(values.dictionary)).take(values.indices)
+    elif values.type in _VIEWS:  # Each of them begins with its size.
+        views = np.frombuffer(values.buffers()[1], np.int32).reshape(-1, 4)
+        sizes = views[values.offset : values.offset + len(values), 0].astype(np.int64)
+        sizes = pc.if_else(values.is_valid(), sizes, 0)
+    else:
+        sizes = pc.binary_length(values)
+    found: Int64 = pc.fill_null(sizes, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return found
 
 
 def make_valid(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 
 from prep.readers.columns import (
     Column,
+    cut_rows,
     find_columns,
     find_text_column,
     join_small,
-    unify,
+    pick,
 )
-from prep.readers.documents import find_offsets
 from prep.readers.pages import (
     PageError,
     Pages,
@@ -56,7 +56,7 @@ def read_columns(
         found = [text, *([url] if url else []), *others]
         batches = _read_batches(file, path, groups, found, max_rows)
         for batch in join_small(batches, max_rows, max_bytes):
-            for values in _cut([_pick(batch, column) for column in found], max_bytes):
+            for values in cut_rows([pick(batch, column) for column in found], max_rows, max_bytes):
                 texts, *rest = values
                 urls = rest.pop(0) if url else pa.nulls(len(texts), pa.large_string())
                 yield texts, urls, dict(zip(columns, rest, strict=True))
@@ -116,7 +116,7 @@ def _measure(path: Path, source: BinaryIO, group: int, column: Column, pages: Pa
                 limit, row_groups=[group], columns=[name], use_threads=False
             )
             for batch in batches:  # Pages that look up come first.
-                values = _dig(batch, column)[:left]
+                values = pick(batch, column)[:left]
                 sizes = pc.binary_length(values.dictionary).take(values.indices)
                 num_bytes += pc.sum(sizes).as_py() or 0
                 left -= len(values)
@@ -135,7 +135,7 @@ def _sample(file: pq.ParquetFile, path: Path, group: int, column: Column) -> int
     if batch is None:
         return 0
     num_rows = file.metadata.row_group(group).num_rows
-    return int(_pick(batch, column).nbytes * num_rows / len(batch))
+    return int(pick(batch, column).nbytes * num_rows / len(batch))
 
 
 def _read_batches(
@@ -162,31 +162,3 @@ def _read_batches(
             del batch  # A large one is not held while the next one is decoded.
         if expected:
             raise PageError(f"it has {-expected:+,} rows compared with its footer")
-
-
-def _pick(batch: pa.RecordBatch, column: Column) -> pa.Array:
-    """A column of a batch, or a field in it; text of every kind as large strings, not checked."""
-    return unify(_dig(batch, column))
-
-
-def _dig(batch: pa.RecordBatch, column: Column) -> pa.Array:
-    values = batch.column(column[0])
-    return pc.struct_field(values, list(column[1:])) if len(column) > 1 else values
-
-
-def _cut(batch: list[pa.Array], max_bytes: int) -> Iterator[list[pa.Array]]:
-    """Halve a batch until no part has more than `max_bytes`, or more than one row."""
-    num_rows = len(batch[0])
-    if num_rows <= 1 or sum(map(_count_bytes, batch)) <= max_bytes:
-        yield batch
-        return
-    yield from _cut([values[: num_rows // 2] for values in batch], max_bytes)
-    yield from _cut([values[num_rows // 2 :] for values in batch], max_bytes)
-
-
-def _count_bytes(values: pa.Array) -> int:
-    """The bytes of a column's texts; what is no text is never large."""
-    if values.type != pa.large_string() or not len(values):
-        return 0
-    offsets = find_offsets(values)
-    return int(offsets[-1] - offsets[0])
