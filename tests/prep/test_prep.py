@@ -355,7 +355,7 @@ def test_a_stop_keeps_what_is_committed(source: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--input", "nowhere"], "nowhere: no such file or folder, and as a pattern it matches"),
-        (["--input", "a.pdf"], "a.pdf: expected a file ending in .parquet, .jsonl"),
+        (["--input", "a.pdf"], "a.pdf: expected a file ending in .parquet, .arrow"),
         (["--input", "empty"], "empty: no file ending in"),
         (["--input", "*.parquet", "--text-column", "text"], "no column 'text'"),
         (["--input", "bad.jsonl"], "bad.jsonl, line 2: "),
