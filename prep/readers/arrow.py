@@ -143,7 +143,7 @@ def _too_large(path: Path) -> BadDocument:
     return BadDocument(
         f"{path}: has a record batch of more than {MAX_BATCH_BYTES >> 30} GiB, or one that takes "
         "more memory than there is; write it again in smaller ones: max_chunksize=1000 in "
-        "pyarrow's write_table, or save_to_disk of `datasets`",
+        "pyarrow's write_table, or save_to_disk of datasets",
         "too large",
     )
 

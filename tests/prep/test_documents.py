@@ -705,7 +705,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, suffix: str) -> N
 
 
 def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a.pdf: unknown kind of file; expected .parquet, .jsonl"):
+    with pytest.raises(ValueError, match=r"a.pdf: unknown kind of file; expected .parquet, .arrow"):
         read(tmp_path / "a.pdf")
     with pytest.raises(ValueError, match=r"a.parquet.gz: unknown kind of file"):
         read(tmp_path / "a.parquet.gz")
