@@ -111,12 +111,13 @@ def describe_round(
 def measure_velocity(options: argparse.Namespace, scratch: Path) -> Json:
     """Our round."""
     from train.loop import take_step
-    from train.run import build_run, open_checked_shards
+    from train.run import build_run, fit_model, open_checked_shards
 
     config = make_config(options, scratch)
     with join_ranks(config.distributed) as rank:
         watch = Stopwatch(options, rank.device)
-        run = build_run(config, rank, open_checked_shards(config), say)
+        shards = open_checked_shards(config.data.shards)
+        run = build_run(fit_model(config, shards), rank, shards, say)
         load_weights(run.model, scratch)
         losses = []
         while run.step < config.training.num_training_steps:

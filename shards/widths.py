@@ -64,9 +64,17 @@ def find_wrong_width(schema_version: int, content: Json) -> str | None:
     version, most = SCHEMA_VERSIONS[TOKEN_BYTES[dtype]], MAX_IDS[TOKEN_BYTES[dtype]]
     if schema_version != version:
         return f"schema_version is {schema_version}; expected {version} for ids of {dtype}"
-    if not tokenizer["end_of_text"] < tokenizer["vocab_size"] <= most:
+    num_ids, end, begin = (
+        tokenizer.get(k, 0) for k in ("vocab_size", "end_of_text", "begin_of_text")
+    )
+    if not end < num_ids <= most:
         return (
-            f"content.tokenizer has {tokenizer['vocab_size']:,} ids, the last of a document "
-            f"{tokenizer['end_of_text']:,}; expected at most {most:,} ids and that one of them"
+            f"content.tokenizer has {num_ids:,} ids, the last of a document {end:,}; expected at "
+            f"most {most:,} ids and that one of them"
+        )
+    if not begin < num_ids:
+        return (
+            f"content.tokenizer has {num_ids:,} ids, the first of a document {begin:,}; expected "
+            "one of them"
         )
     return None

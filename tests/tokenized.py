@@ -63,7 +63,7 @@ def write_set(
         ids = np.array([*before, *encode(tokenizer, text), end_id], np.uint32)
         rows = make_rows(
             np.array([len(ids)]),
-            "texts",
+            pa.array(["texts"]),
             np.array([number]),
             pa.array([f"https://example.com/{number}"]),
             hashlib.sha256(text.encode()).digest()[:16],

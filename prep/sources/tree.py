@@ -33,7 +33,7 @@ from shards.screen.lines import Say
 MAX_LISTED = 1_000_000
 _MAGIC = re.compile(r"[*?[]")
 # Such files lie beside many data sets, and describe them; here they cannot be looked into first.
-UNNAMED_JSON = ".json not named by itself or as *.json"
+DOUBTFUL = (".json", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def take(tree: Tree, path: str, left_out: list[str], shown: str) -> list[Entry]:
 
 def walk(tree: Tree, start: str, parts: Parts, left_out: list[str], shown: str) -> list[Entry]:
     """The files below a folder that a pattern matches; why others are left out is noted."""
-    names_json = bool(parts) and parts[-1].lower().endswith(".json")
+    named = PurePosixPath(parts[-1]).suffix.lower() if parts else ""
     found: list[Entry] = []
     num_listed = 0
     open_folders = [(start, frozenset([simplify(parts)]))]
@@ -128,7 +128,7 @@ def walk(tree: Tree, start: str, parts: Parts, left_out: list[str], shown: str) 
             elif entry.is_folder:
                 open_folders.append((entry.path, rest))
             elif () in rest:
-                reason = refuse(entry.name, names_json)
+                reason = refuse(entry.name, named)
                 if reason:
                     left_out.append(reason)
                 else:
@@ -136,11 +136,18 @@ def walk(tree: Tree, start: str, parts: Parts, left_out: list[str], shown: str) 
     return found
 
 
-def refuse(name: str, names_json: bool) -> str | None:
-    """Why a file that was met in a folder is left out; None if it is not."""
+def refuse(name: str, named: str) -> str | None:
+    """Why a file that was met in a folder is left out; None if it is not.
+
+    `named` is the suffix that the pattern spells. Of files that may describe others, the content
+    would tell, which is not here yet.
+    """
     if not has_suffix(PurePosixPath(name)):
         return name_suffix(name)
-    return UNNAMED_JSON if name.lower().endswith(".json") and not names_json else None
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix in DOUBTFUL and suffix != named:
+        return f"{suffix} not named by itself or as *{suffix}"
+    return None
 
 
 def advance(

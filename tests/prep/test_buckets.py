@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> str:
         else:
             path = write_jsonl(tmp_path / "x", [*make_texts(40, seed=number)])
             put(f"{where}/en/deep er/{number}#1?.jsonl.gz", gzip.compress(path.read_bytes()))
-    for name in ("_SUCCESS", "en/a.csv", "meta.json", ".tmp/x.jsonl"):
+    for name in ("_SUCCESS", "en/a.pdf", "en/b.csv", "meta.json", ".tmp/x.jsonl"):
         put(f"{where}/{name}", b"{}")
     return where
 
@@ -82,7 +82,8 @@ def test_a_folder_of_a_bucket_is_a_set(folder: str, tmp_path: Path) -> None:
     assert code == 0, said
     assert f"s3://{folder}: 4 files, " in said
     assert (
-        "3 files and 1 folder left out: .csv 1, .json not named by itself or as *.json 1, "
+        "4 files and 1 folder left out: .csv not named by itself or as *.csv 1, .json not named by "
+        "itself or as *.json 1, .pdf 1, "
         "hidden 1, hidden folders 1" in said
     )
     names = ["en/1.parquet", "en/3.parquet", "en/deep er/0#1?.jsonl.gz", "en/deep er/2#1?.jsonl.gz"]
@@ -179,9 +180,9 @@ def test_what_is_not_there_is_one_line(tmp_path: Path, path: str, message: str) 
 
 
 def test_a_file_of_another_kind_is_one_line(folder: str, tmp_path: Path) -> None:
-    code, said = run_prep(tmp_path / "a", "--input", f"s3://{folder}/en/a.csv")
+    code, said = run_prep(tmp_path / "a", "--input", f"s3://{folder}/en/a.pdf")
     assert code == 1
-    assert f"velocity: s3://{folder}/en/a.csv: expected a file ending in" in said
+    assert f"velocity: s3://{folder}/en/a.pdf: expected a file ending in" in said
 
 
 class Refusing(HubServer):

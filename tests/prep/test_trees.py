@@ -12,7 +12,7 @@ from prep.sources.tree import Entry, find_entries
 
 FILES = [
     "a.jsonl",
-    "a.csv",
+    "a.pdf",
     ".hidden.jsonl",
     "_old.jsonl",
     "README.md",
@@ -116,7 +116,7 @@ def test_only_folders_that_may_hold_a_match_are_listed(root: Path) -> None:
     [
         ("none", "u: there is no such file or folder; check the URL"),
         ("none/*", r"u: no file ending in .parquet, .* there$"),
-        ("a.csv", "u: expected a file ending in .parquet"),
+        ("a.pdf", "u: expected a file ending in .parquet"),
         ("*.md", r"u: no file ending in .* there \(1 file left out: .md 1\)"),
     ],
 )

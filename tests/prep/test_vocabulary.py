@@ -26,7 +26,7 @@ from prep.vocabulary.passages import PASSAGE_BYTES, Passages, cut_long, cut_text
 from prep.vocabulary.patterns import PATTERNS, make_splitter
 from prep.vocabulary.report import make_report
 from prep.vocabulary.survey import Entries, choose
-from shards.tokenizer import load_tokenizer, read_token_bytes
+from shards.tokenizer import load_tokenizer, read_spelling
 from tests.commands import velocity
 from tests.texts import write_jsonl, write_parquet
 from tests.tiktoken_gpt2 import make_encoding, make_vocab
@@ -92,7 +92,7 @@ def test_any_text_comes_back_and_is_never_a_special_token(trained: Path) -> None
         assert tokenizer.decode(encoding.ids, skip_special_tokens=False) == text
         assert max(encoding.ids, default=0) < VOCAB_SIZE - len(SPECIAL)
     # All bytes are there, and each token is bytes.
-    contents = read_token_bytes(tokenizer)
+    contents = read_spelling(tokenizer, VOCAB_SIZE - len(SPECIAL)).inner
     assert {bytes([byte]) for byte in range(256)} <= set(contents)
     assert [tokenizer.token_to_id(token) for token in SPECIAL] == [998, 999]
     assert contents[998:] == [b"", b""]

@@ -14,7 +14,7 @@ from shards.near.clusters import ClusterFinder
 from shards.near.signatures import NearSettings, sign_texts
 from shards.near.texts import TokenText
 from shards.reader import open_shards
-from shards.tokenizer import load_tokenizer
+from shards.tokenizer import load_tokenizer, read_spelling
 from tests.commands import velocity
 from tests.planted import plant_copies
 from tests.texts import make_texts, prepare_quietly, read_texts, write_parquet
@@ -37,7 +37,8 @@ def test_tokens_become_the_texts_that_they_were_made_from(folder: Path) -> None:
     texts = ["", *make_texts(50, seed=8), "\u0130 \u00a0 x\U0001f642"]
     ids = [[*tokenizer.encode(text).ids, 50256] for text in texts]
     tokens = np.array([i for found in ids for i in found], np.uint16)
-    spelled = TokenText(folder / "plain", 50256).spell(tokens, np.cumsum([len(i) for i in ids]))
+    spelling = read_spelling(tokenizer, 50256)
+    spelled = TokenText(spelling).spell(tokens, np.cumsum([len(i) for i in ids]))
     assert spelled.to_pylist() == texts
     spelled.validate(full=True)
 

@@ -17,8 +17,8 @@ from tokenizers import (
     trainers,
 )
 
+from prep.copies.cut import describe_unit
 from prep.units.budget import Budget
-from prep.units.cut import describe_unit
 from prep.units.receipts import Audit, Receipt
 from shards.edit.remove import Wanted, find_wanted, remove_documents
 from shards.edit.rewrite import make_rewriter
