@@ -40,6 +40,7 @@ def prep(
     from prep.sources.places import check_inputs
     from prep.text.contained import pin_contained
     from prep.text.filters import make_filter
+    from prep.tokenizer.choose import GPT2, check_words
     from prep.upload import split_out
     from shards.screen.url import show_url
 
@@ -50,6 +51,8 @@ def prep(
     make_filter(request.policy)
     pin_contained(request.policy)
     check_inputs(request.inputs)
+    if request.tokenizer not in (None, GPT2) and not Path(request.tokenizer).exists():
+        check_words(request.tokenizer)
     try:
         num_tokens, num_ids = work(request, url, compress)
     except KeyboardInterrupt:

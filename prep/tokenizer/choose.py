@@ -186,14 +186,23 @@ def find_tokenizer(words: str, say: Say) -> TokenizerFile:
     path = Path(words)
     if path.exists():
         return read_tokenizer(path, say)
+    name = check_words(words)
+    say(f"asking the Hub for the tokenizer of {words}")
+    return fetch_tokenizer(*name, say)
+
+
+def check_words(words: str) -> tuple[str, str | None]:
+    """The repository of the Hub and the revision that --tokenizer names, as it names no file.
+
+    ValueError if it names neither.
+    """
     name = parse_hub_name(words)
     if name is None:
         raise ValueError(
             f"--tokenizer is {words!r:.200}: no such file or folder; expected {GPT2}, a "
             f"{TOKENIZER}, a folder that has one, or a repository of the Hub (owner/name)"
         )
-    say(f"asking the Hub for the tokenizer of {words}")
-    return fetch_tokenizer(*name, say)
+    return name
 
 
 def parse_hub_name(words: str) -> tuple[str, str | None] | None:
