@@ -71,8 +71,14 @@ def show(
 ) -> None:
     """Print a document, or a window of tokens, as text; or what was dropped as a copy."""
     if copies:
+        if document is not None or start is not None:
+            raise ValueError(
+                "--copies goes with --url or --doc-hash, not with --document or --start"
+            )
         show_copies(folder, url, doc_hash, count, as_json)
         return
+    if as_json:
+        raise ValueError("--json is for --copies; give both or neither")
     from shards.inspect.show import choose_documents, decode_document, show_window
     from shards.reader import open_shards
 

@@ -20,10 +20,12 @@ from prep.readers.documents import (
     find_value,
     name_row,
 )
-from prep.readers.encodings import decode, repair
+from prep.readers.encodings import HEAD_BYTES, decode, refuse_wide, repair
 from prep.readers.items import Item, cut_lines, cut_list, is_list
 
 _LONG_BYTES = 16 << 20
+# A .json that describes a data set is smaller.
+_MAX_DESCRIPTION_BYTES = 16 << 20
 _MAX_KEYS_SHOWN = 20
 # What an object is called where it stands, and what cuts a file into such.
 _CUTS = {"line": cut_lines, "item": cut_list}
@@ -62,15 +64,33 @@ def read_objects(piece: Piece, options: ReadOptions, row_name: str) -> Iterator[
 
 
 def begins_with_document(path: Path, key: str) -> bool:
-    """Whether the first thing in a .json is an object with something under that key."""
+    """Whether a .json begins with an object that has the key, or is not JSON, as reading tells.
+
+    An object over several lines, as descriptions of data sets are, is judged as a whole.
+    """
     options = ReadOptions(key, (), False, skips_bad=True)
     cut = cut_list if is_list(path, None) else cut_lines
     try:
         item = next(cut(Piece(str(path), path.name), options))
         found = _parse_object(decode(item.source)[0])
-    except (ValueError, OSError, StopIteration):
+    except StopIteration:
         return False
+    except (ValueError, OSError):
+        return not _is_description(path, key)
     return find_value(found, key) is not MISSING
+
+
+def _is_description(path: Path, key: str) -> bool:
+    """Whether a file is JSON as a whole, of moderate size, and not an object that has the key."""
+    try:
+        if path.stat().st_size > _MAX_DESCRIPTION_BYTES:
+            return False
+        content = path.read_bytes()
+        refuse_wide(content[:HEAD_BYTES], path)
+        found = json.loads(content)
+    except (ValueError, OSError, RecursionError):
+        return False
+    return not isinstance(found, dict) or find_value(found, key) is MISSING
 
 
 def list_keys(piece: Piece, options: ReadOptions, row_name: str) -> str:

@@ -58,6 +58,8 @@ def read_table(piece: Piece, options: ReadOptions, delimiter: str) -> Iterator[D
 def has_column(path: Path, delimiter: str, name: str) -> bool:
     """Whether a file that is not compressed has the column, or cannot be read, as reading tells."""
     try:
+        with open(path, "rb") as file:
+            refuse_wide(file.read(HEAD_BYTES), path)
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             return name in _read_names(_read_rows(lines, path, delimiter), path)
     except (BadDocument, OSError):

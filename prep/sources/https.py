@@ -20,7 +20,7 @@ from urllib import request as web
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
 
-from prep.request import SUFFIXES
+from prep.request import KINDS
 from prep.sources.remote import RemoteFile, name_url
 from prep.sources.retry import (
     PASSING_STATUSES,
@@ -100,15 +100,22 @@ def fetch_rest(file: RemoteFile, target: Path) -> None:
 
 def check_place(url: str, name: str) -> None:
     """SourceError for a URL that is not a file's, before the server is asked."""
-    parts = urlsplit(url.strip())
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError as error:
+        raise SourceError(f"{name}: is not a URL that can be read ({error})") from None
     path = unquote(parts.path)
-    expected = f"expected the URL of a file ending in {', '.join(SUFFIXES)}, before any ?"
+    expected = f"expected the URL of a file ending in {KINDS}, before any ?"
     if not parts.hostname:
         raise SourceError(f"{name}: names no host; {expected}")
     if urlsplit(name).netloc != parts.netloc.rpartition("@")[2]:
         raise SourceError(
             f"{name}: is not a URL that can be read; write @ as %40, and / in a password as %2F"
         )
+    try:
+        parts.port  # noqa: B018 - it is parsed when it is asked for
+    except ValueError as error:
+        raise SourceError(f"{name}: is not a URL that can be read ({error})") from None
     if re.search(r"[*\[]", path):
         raise SourceError(f"{name}: a web server lists no files; give the URL of each")
     if not has_suffix(PurePosixPath(path or "/")):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from prep.files.door import check_name
+from prep.files.door import check_name, check_readable
 from prep.files.stamp import Stamp, take_stamp
 from prep.readers.objects import begins_with_document
 from prep.readers.tables import DELIMITERS, has_column
@@ -100,6 +100,8 @@ def doubt_file(path: Path, text_column: str) -> str | None:
     Such files lie beside many data sets, and describe them.
     """
     suffix = path.suffix.lower()
+    if suffix == ".json" or suffix in DELIMITERS:
+        check_readable(path)
     if suffix == ".json" and not begins_with_document(path, text_column):
         return f".json without the key {text_column!r}"
     if suffix in DELIMITERS and not has_column(path, DELIMITERS[suffix], text_column):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from prep.sources import hf_paths, https
 from prep.sources.remote import RemoteFile, find_scheme, is_remote, name_url
-from prep.sources.retry import PATIENT, Retry, SourceError, warn
+from prep.sources.retry import BRIEF, Retry, SourceError, warn
 from shards.screen.lines import Say
 from shards.screen.url import check_url, is_url
 
@@ -72,7 +72,7 @@ def find_remote(
     urls: Sequence[str],
     say: Say = lambda line: None,
     report: Say = warn,
-    retry: Retry = PATIENT,
+    retry: Retry = BRIEF,
 ) -> list[RemoteFile]:
     """The files that URLs mean, in the given order, each once; those of a folder are sorted.
 

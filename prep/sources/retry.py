@@ -56,6 +56,8 @@ class Retry:
 
 
 PATIENT = Retry()
+# For what is asked before a run begins, while somebody waits for the answer.
+BRIEF = Retry(tries=4)
 
 
 class Fault(NamedTuple):

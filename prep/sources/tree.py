@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from prep.request import SUFFIXES
+from prep.request import KINDS
 from prep.sources.retry import SourceError
 from prep.sources.walk import (
     HIDDEN,
@@ -79,9 +79,7 @@ def find_entries(tree: Tree, path: str, shown: str, say: Say) -> list[Entry]:
         found = take(tree, "/".join(parts), left_out, shown)
     line = describe_left_out(left_out)
     if not found:
-        raise SourceError(
-            f"{shown}: no file ending in {', '.join(SUFFIXES)} there" + (f" ({line})" * bool(line))
-        )
+        raise SourceError(f"{shown}: no file ending in {KINDS} there" + (f" ({line})" * bool(line)))
     if line:
         say(f"{shown}: {line}")
     return sorted(found, key=lambda entry: entry.path.split("/"))
@@ -95,7 +93,7 @@ def take(tree: Tree, path: str, left_out: list[str], shown: str) -> list[Entry]:
     if entry.is_folder:
         return walk(tree, path, (), left_out, shown)
     if not has_suffix(PurePosixPath(path)):
-        raise SourceError(f"{shown}: expected a file ending in {', '.join(SUFFIXES)}")
+        raise SourceError(f"{shown}: expected a file ending in {KINDS}")
     return [entry]
 
 

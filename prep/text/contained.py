@@ -86,9 +86,13 @@ def write_passages(policy: Policy, folder: Path, say: Say) -> None:
 
 def read_test_texts(name: str, column: str) -> Iterator[Documents]:
     """The texts of a test set that are not empty; in a .txt, blank lines stand between them."""
-    for documents in read_documents(Piece(name, name), column, blank_line_documents=True):
-        has_text = documents.num_bytes > 0
-        yield documents.filter(has_text)
+    try:
+        for documents in read_documents(Piece(name, name), column, blank_line_documents=True):
+            has_text = documents.num_bytes > 0
+            yield documents.filter(has_text)
+    except ValueError as error:
+        message = str(error).replace("--text-column", "--contained-column")
+        raise ValueError(message) from error
 
 
 def find_passages(texts: pa.Array, num_words: int) -> tuple[npt.NDArray[np.void], Int64]:

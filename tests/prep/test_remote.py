@@ -295,7 +295,7 @@ def test_a_host_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         url = f"{web.url}/a.jsonl"
     code, said = run_prep(tmp_path / "a", "--input", url)
     assert code == 1
-    assert re.search(r"Connection refused, after 8 tries; check the network", said), said
+    assert re.search(r"Connection refused, after 4 tries; check the network", said), said
 
 
 def test_a_redirect_is_followed_without_the_password(web: WebServer, tmp_path: Path) -> None:

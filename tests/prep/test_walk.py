@@ -100,10 +100,29 @@ def test_a_json_beside_the_data_that_describes_it_is_left_out(tmp_path: Path) ->
     write(tmp_path / "in/other.json", '[{"text": "a"}, {"content": "b"}]')
     write(tmp_path / "in/pretty.json", '{\n  "content": "a"\n}\n')
     names, line = find(tmp_path / "in")
-    assert names == ["a.jsonl", "b.json", "list.json"]
-    assert line == "3 files left out: .json without the key 'content' 3"
+    # What has the key, or cannot be judged, is not passed over: reading it tells what is wrong.
+    assert names == ["a.jsonl", "b.json", "list.json", "pretty.json"]
+    assert line == "2 files left out: .json without the key 'content' 2"
     with pytest.raises(ValueError, match=r"pretty.json: is JSON over several lines; .* as jq -c"):
         prepare_quietly(tmp_path / "shards", tmp_path / "in/pretty.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"content": "a"', "damaged, cut short"),
+        (b'{"content": bad}\n', "line 1: not JSON"),
+        ('[{"content": "a"}]'.encode("utf-16"), "is in UTF-16"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git-lfs pointer"),
+    ],
+)
+def test_a_json_that_cannot_be_judged_is_no_silent_loss(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    write(tmp_path / "in/a.jsonl", '{"content": "a"}\n')
+    (tmp_path / "in/b.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        prepare_quietly(tmp_path / "shards", tmp_path / "in")
 
 
 def test_a_table_beside_the_data_without_the_column_is_left_out(tmp_path: Path) -> None:
