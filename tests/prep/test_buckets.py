@@ -16,7 +16,7 @@ from pyarrow import fs
 from prep.sources.buckets import tell_time
 from prep.sources.download import download
 from prep.sources.places import find_remote
-from prep.sources.retry import PATIENT, SourceError
+from prep.sources.retry import BRIEF, PATIENT, SourceError
 from shards.exchange.storage import open_storage
 from shards.format import read_manifest
 from tests.commands import velocity
@@ -39,8 +39,9 @@ def _no_waiting() -> Iterator[None]:
     object.__setattr__(PATIENT, "tries", 2)  # pyarrow makes each request several times itself.
     yield
     object.__setattr__(PATIENT, "tries", 8)
-    object.__setattr__(PATIENT, "first_delay_seconds", before[0])
-    object.__setattr__(PATIENT, "max_delay_seconds", before[1])
+    for retry in (BRIEF, PATIENT):
+        object.__setattr__(retry, "first_delay_seconds", before[0])
+        object.__setattr__(retry, "max_delay_seconds", before[1])
 
 
 def put(path: str, content: bytes) -> None:
@@ -197,7 +198,7 @@ class Refusing(HubServer):
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(403, "access is denied"), (503, "after 2 tries; check the network")]
+    ("status", "message"), [(403, "access is denied"), (503, "after 4 tries; check the network")]
 )
 def test_a_storage_that_refuses_is_one_line(tmp_path: Path, status: int, message: str) -> None:
     with Refusing() as refusing:

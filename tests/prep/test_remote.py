@@ -19,7 +19,7 @@ from prep.sources.download import download
 from prep.sources.https import open_url
 from prep.sources.places import find_remote, part_inputs
 from prep.sources.remote import RemoteFile
-from prep.sources.retry import PATIENT, Retry, SourceError
+from prep.sources.retry import BRIEF, PATIENT, Retry, SourceError
 from shards.disk.layout import plan_path
 from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
@@ -40,8 +40,9 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     wait_little()
     monkeypatch.setattr(https, "MAX_SILENCE_SECONDS", 1.0)
     yield
-    object.__setattr__(PATIENT, "first_delay_seconds", before[0])
-    object.__setattr__(PATIENT, "max_delay_seconds", before[1])
+    for retry in (BRIEF, PATIENT):
+        object.__setattr__(retry, "first_delay_seconds", before[0])
+        object.__setattr__(retry, "max_delay_seconds", before[1])
 
 
 @pytest.fixture

@@ -356,7 +356,8 @@ def changed_environment(values: dict[str, str]) -> Iterator[None]:
 
 def wait_little() -> None:
     """Make this process wait between tries no longer than a test can sit through."""
-    from prep.sources.retry import PATIENT
+    from prep.sources.retry import BRIEF, PATIENT
 
-    object.__setattr__(PATIENT, "first_delay_seconds", 0.01)
-    object.__setattr__(PATIENT, "max_delay_seconds", 0.05)
+    for retry in (BRIEF, PATIENT):
+        object.__setattr__(retry, "first_delay_seconds", 0.01)
+        object.__setattr__(retry, "max_delay_seconds", 0.05)
