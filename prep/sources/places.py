@@ -91,7 +91,9 @@ def find_remote(
             case _:
                 from prep.sources import buckets  # pyarrow.fs loads the libraries of all clouds
 
-                files = buckets.find_files(url, place, report, retry, say)
+                # pyarrow makes each request several times itself.
+                fewer = replace(retry, tries=min(retry.tries, 2))
+                files = buckets.find_files(url, place, report, fewer, say)
         for file in files:
             first = found.setdefault(file.name, file)
             if is_other(first, file):

@@ -198,7 +198,7 @@ class Refusing(HubServer):
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(403, "access is denied"), (503, "after 4 tries; check the network")]
+    ("status", "message"), [(403, "access is denied"), (503, "after 2 tries; check the network")]
 )
 def test_a_storage_that_refuses_is_one_line(tmp_path: Path, status: int, message: str) -> None:
     with Refusing() as refusing:
