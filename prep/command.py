@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from prep.request import Request
+from shards.disk.part import parse_part
 from shards.entry.options import takes_options
-from shards.part import parse_part
 from shards.screen.lines import say
 
 
@@ -37,7 +37,7 @@ def prep(
     ] = False,
 ) -> None:
     """Turn documents into token shards, once, offline. Run the same command again to resume."""
-    from prep.sources.places import check_inputs
+    from prep.remote.places import check_inputs
     from prep.text.contained import pin_contained
     from prep.text.filters import make_filter
     from prep.tokenizer.choose import GPT2, check_words

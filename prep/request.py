@@ -13,7 +13,7 @@ from prep.checks import (
     refuse_empty,
 )
 from prep.policy import Policy
-from shards.part import Part
+from shards.disk.part import Part
 from shards.screen.names import quote
 from shards.screen.url import read_place
 

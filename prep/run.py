@@ -19,8 +19,8 @@ from prep.planning.forecast import Forecast, check_disk, forecast_run
 from prep.planning.plan import Plan
 from prep.planning.settle import settle_plan
 from prep.planning.tokenizer import read_text
+from prep.remote.places import describe_places
 from prep.request import Request
-from prep.sources.places import describe_places
 from prep.tokenizer.exact import choose_encoder
 from prep.units.budget import Budget
 from prep.units.ledger import Ledger

@@ -182,7 +182,7 @@ def pull(
     workers: Annotated[int, typer.Option(help="Files at a time.")] = 8,
 ) -> None:
     """Download a set from object storage and verify it. Run the same command again to resume."""
+    from shards.disk.part import parse_part
     from shards.exchange.pull import pull_shards
-    from shards.part import parse_part
 
     pull_shards(url, folder, say, split, parse_part(part) if part else None, workers)

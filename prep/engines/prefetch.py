@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 
 from prep.planning.plan import Plan
-from prep.sources.download import download
-from prep.sources.remote import RemoteFile, remove_files
-from prep.sources.retry import PATIENT, Retry
+from prep.remote.download import download
+from prep.remote.pinned import RemoteFile, remove_files
+from prep.remote.retry import PATIENT, Retry
 from prep.units.ledger import Ledger
 
 # Downloads at a time on one machine.

@@ -26,9 +26,9 @@ from prep.engines.contract import (
     keep_to_one_core,
 )
 from prep.engines.prefetch import fetch_files
+from prep.remote.pinned import RemoteFile
+from prep.remote.retry import PATIENT, Retry
 from prep.request import Request
-from prep.sources.remote import RemoteFile
-from prep.sources.retry import PATIENT, Retry
 from prep.units.receipts import Receipt, read_receipt
 from prep.units.work import UnitJob, process_unit
 from shards.disk.layout import temporary_folder

@@ -13,10 +13,10 @@ from prep.planning.subset import choose_sample
 from prep.policy import PINNED, Policy
 from prep.readers.documents import BadDocument, Piece
 from prep.readers.formats import COMPRESSION_RATIO, estimate_text_bytes, split_file
-from prep.sources.hub_files import HubDataset, HubFile
+from prep.remote.hub_files import HubDataset, HubFile
+from prep.remote.pinned import RemoteFile
+from prep.remote.places import name_places, part_inputs, with_urls
 from prep.sources.local import Source, find_sources
-from prep.sources.places import name_places, part_inputs, with_urls
-from prep.sources.remote import RemoteFile
 from prep.tokenizer.identity import TOKENIZER_SHAPE, SetTokenizer, restore_tokenizer
 from shards.disk.json_files import Json, hash_canonical, load_json
 from shards.disk.shapes import HASH, OrNull, find_misshape

@@ -15,11 +15,11 @@ from prep.planning.plan import (
 )
 from prep.planning.subset import choose_sample, sample_dataset
 from prep.planning.tokenizer import choose_tokenizer, describe_tokenizers, write_tokenizer
+from prep.remote.hub import resolve
+from prep.remote.hub_files import HubDataset
+from prep.remote.pinned import RemoteFile
+from prep.remote.places import describe_places, find_remote, name_places, part_inputs
 from prep.request import Request
-from prep.sources.hub import resolve
-from prep.sources.hub_files import HubDataset
-from prep.sources.places import describe_places, find_remote, name_places, part_inputs
-from prep.sources.remote import RemoteFile
 from prep.text.contained import pin_contained, write_passages
 from prep.text.filters import make_filter
 from prep.tokenizer.identity import SetTokenizer, restore_tokenizer

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from prep.checks import parse_fraction
-from prep.sources.hub_files import HubDataset
+from prep.remote.hub_files import HubDataset
 
 
 class Named(Protocol):

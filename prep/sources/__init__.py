@@ -1,3 +1,1 @@
-"""Where source files are: on this machine, on the Hub, at URLs. New places of documents go here,
-and nothing that knows about tokens.
-"""
+"""Source files on this machine: what --input names, each real file once, and what is left out."""

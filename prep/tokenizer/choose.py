@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from prep.sources.hub_tokenizer import HubTokenizer, fetch_small, find_commit
-from prep.sources.retry import SourceError
+from prep.remote.hub_tokenizer import HubTokenizer, fetch_small, find_commit
+from prep.remote.retry import SourceError
 from prep.tokenizer.gpt2 import build_gpt2_json
 from prep.tokenizer.identity import SetTokenizer
 from prep.tokenizer.library import LibraryError, catching

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import asdict, dataclass, replace
 
-from prep.sources.hub_tokenizer import HubTokenizer
+from prep.remote.hub_tokenizer import HubTokenizer
 from prep.tokenizer.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
 from shards.disk.json_files import Json
 from shards.disk.shapes import OrNull

@@ -16,8 +16,8 @@ from prep.files.stamp import expect_unchanged
 from prep.policy import NEAR, Policy
 from prep.readers.documents import BadDocument, Documents, Piece
 from prep.readers.formats import read_documents
-from prep.sources.download import download
-from prep.sources.remote import RemoteFile, local_path, remove_files
+from prep.remote.download import download
+from prep.remote.pinned import RemoteFile, local_path, remove_files
 from prep.text.batch import EncodedBatch, check_encoding, encode_batch
 from prep.text.filters import Choice, make_filter
 from prep.tokenizer.encoder import load_encoder

@@ -25,7 +25,7 @@ from shards.disk.layout import (
     temporary_folder,
 )
 from shards.disk.lock import describe_holder, hold, is_held
-from shards.part import Part
+from shards.disk.part import Part
 
 
 def find_parts(out: Path) -> list[Part]:

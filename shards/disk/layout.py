@@ -31,7 +31,7 @@ versions/<id>.json             every version's manifest, by the first 12 digits 
 import re
 from pathlib import Path
 
-from shards.part import Part
+from shards.disk.part import Part
 from shards.screen.names import quote
 
 MANIFEST = "manifest.json"

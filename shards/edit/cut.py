@@ -5,9 +5,9 @@ set it was cut from in `content["parent"]`. The audit and the sources are still 
 set: they say where the documents came from, and `parent` says that not all of them are here.
 """
 
+from shards.disk.part import Part
 from shards.format import SPLITS, Manifest
 from shards.parent import PART, Parent
-from shards.part import Part
 
 
 def cut_manifest(manifest: Manifest, split: str | None, part: Part | None) -> str:

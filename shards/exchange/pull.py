@@ -26,6 +26,7 @@ from shards.disk.layout import (
     pull_temporary_folder,
 )
 from shards.disk.lock import hold, lock_set
+from shards.disk.part import Part
 from shards.disk.space import check_space
 from shards.edit.cut import cut_manifest
 from shards.edit.lineage import is_replaceable
@@ -38,7 +39,6 @@ from shards.exchange.push import DEFAULT_WORKERS
 from shards.exchange.storage import Storage, open_storage
 from shards.exchange.transfer import check_workers
 from shards.format import Manifest, parse_manifest
-from shards.part import Part
 from shards.schema import list_copies
 from shards.screen.lines import Say, format_bytes
 from shards.screen.url import refuse_url

@@ -18,8 +18,8 @@ from prep.policy import Policy
 from prep.request import Request
 from prep.run_part import prepare_part
 from prep.units.receipts import Audit
+from shards.disk.part import parse_part
 from shards.format import Manifest, read_manifest
-from shards.part import parse_part
 from tests.commands import velocity
 from tests.servers.killed import kill_often
 from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from pyarrow import fs
 
-from prep.sources.buckets import tell_time
-from prep.sources.download import download
-from prep.sources.places import find_remote
-from prep.sources.retry import BRIEF, PATIENT, SourceError
+from prep.remote.buckets import tell_time
+from prep.remote.download import download
+from prep.remote.places import find_remote
+from prep.remote.retry import BRIEF, PATIENT, SourceError
 from shards.exchange.storage import open_storage
 from shards.format import read_manifest
 from tests.commands import velocity

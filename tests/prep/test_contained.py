@@ -18,8 +18,8 @@ from prep.request import Request
 from prep.run_part import prepare_part
 from prep.text.contained import Passages, find_passages
 from prep.units.receipts import Audit
+from shards.disk.part import parse_part
 from shards.format import read_manifest
-from shards.part import parse_part
 from tests.commands import velocity
 from tests.planted import make_words
 from tests.prep.test_dedup import read_documents

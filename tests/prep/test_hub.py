@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prep.sources import hub_requests
-from prep.sources.download import download
-from prep.sources.hub import resolve
-from prep.sources.hub_files import HubDataset, HubFile
-from prep.sources.retry import Retry, SourceError, read_wait
+from prep.remote import hub_requests
+from prep.remote.download import download
+from prep.remote.hub import resolve
+from prep.remote.hub_files import HubDataset, HubFile
+from prep.remote.retry import Retry, SourceError, read_wait
 from tests.servers.hub_server import STALL_SECONDS, Fault, HubServer, changed_environment
 
 QUICK = Retry(tries=4, first_delay_seconds=0.01)
@@ -468,8 +468,8 @@ def test_a_killed_download_leaves_no_file_and_the_next_one_cleans_up(
     hub.fail("a.parquet", Fault(stall_after=2000), method="GET")
     program = (
         "from pathlib import Path;"
-        "from prep.sources.hub_files import HubDataset, HubFile;"
-        "from prep.sources.download import download;"
+        "from prep.remote.hub_files import HubDataset, HubFile;"
+        "from prep.remote.download import download;"
         f"dataset = {found!r}; download(dataset.locate(dataset.files[0]), Path({str(tmp_path)!r}))"
     )
     environment = {**os.environ, **hub.environment(tmp_path / "home"), "PYTHONPATH": os.getcwd()}
@@ -495,7 +495,7 @@ def test_a_process_of_its_own_prints_nothing_but_one_line_a_retry(
     hub.fail("/tree/", Fault(503), method="GET")
     program = (
         "from pathlib import Path;"
-        "from prep.sources.hub import resolve; from prep.sources.download import download;"
+        "from prep.remote.hub import resolve; from prep.remote.download import download;"
         "dataset = resolve('quiet/corpus');"
         f"print(download(dataset.locate(dataset.files[0]), Path({str(tmp_path)!r})).exists())"
     )

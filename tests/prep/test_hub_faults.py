@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prep.planning.forecast import count_units_on_disk
-from prep.sources.remote import choose_local_name
+from prep.remote.pinned import choose_local_name
 from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from tests.servers.forked import Forked, run_forked

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from prep.planning.plan import read_plan
-from prep.sources.hf_paths import parse_url
-from prep.sources.retry import SourceError
+from prep.remote.hf_paths import parse_url
+from prep.remote.retry import SourceError
 from shards.disk.layout import plan_path
 from shards.format import read_manifest
 from tests.servers.forked import Forked, run_forked

@@ -18,13 +18,13 @@ from prep.request import Request
 from prep.run import prepare
 from prep.run_part import prepare_part
 from prep.units.receipts import Audit
+from shards.disk.part import parse_part
 from shards.edit.remove import Wanted, find_wanted, remove_documents
 from shards.exchange.pull import pull_shards
 from shards.exchange.push import push_shards
 from shards.format import Manifest, read_manifest
 from shards.inspect.verify import verify_shards
 from shards.near.forest import Forest
-from shards.part import parse_part
 from shards.reader import open_shards
 from tests.commands import velocity
 from tests.planted import measure_pairs, plant_copies

@@ -26,8 +26,8 @@ from prep.run_part import prepare_part
 from prep.tokenizer.identity import identify_gpt2
 from prep.units.workspace import hold_part, hold_whole
 from shards.disk.lock import acquire, hold, soft_path
+from shards.disk.part import Part, parse_part
 from shards.format import Manifest, read_manifest
-from shards.part import Part, parse_part
 from tests.prep.test_hub_prep import NAMES, hub, run_prep
 from tests.servers.forked import Forked
 from tests.servers.hub_server import HubServer

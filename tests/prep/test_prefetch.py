@@ -13,10 +13,10 @@ from prep.planning.forecast import check_disk, count_units_on_disk, forecast_run
 from prep.planning.plan import Plan, plan_hub_dataset, plan_inputs, stored_hub_dataset
 from prep.planning.subset import choose_sample, sample_dataset
 from prep.policy import Policy
-from prep.sources.hub_files import HubDataset, HubFile
-from prep.sources.hub_requests import ask
-from prep.sources.remote import RemoteFile
-from prep.sources.retry import Retry
+from prep.remote.hub_files import HubDataset, HubFile
+from prep.remote.hub_requests import ask
+from prep.remote.pinned import RemoteFile
+from prep.remote.retry import Retry
 from prep.tokenizer.identity import identify_gpt2
 from prep.units.budget import Budget
 from prep.units.ledger import Ledger

@@ -14,12 +14,12 @@ import pytest
 import zstandard
 
 from prep.planning.plan import read_plan
-from prep.sources import https
-from prep.sources.download import download
-from prep.sources.https import open_url
-from prep.sources.places import find_remote, part_inputs
-from prep.sources.remote import RemoteFile
-from prep.sources.retry import BRIEF, PATIENT, Retry, SourceError
+from prep.remote import https
+from prep.remote.download import download
+from prep.remote.https import open_url
+from prep.remote.pinned import RemoteFile
+from prep.remote.places import find_remote, part_inputs
+from prep.remote.retry import BRIEF, PATIENT, Retry, SourceError
 from shards.disk.layout import plan_path
 from shards.format import read_manifest
 from shards.inspect.verify import verify_shards

@@ -18,10 +18,10 @@ from prep.request import Request
 from prep.run import prepare
 from prep.run_part import prepare_part
 from prep.tokenizer.gpt2 import build_gpt2_json
+from shards.disk.part import parse_part
 from shards.documents import Sidecars
 from shards.format import Manifest, read_manifest
 from shards.inspect.verify import verify_shards
-from shards.part import parse_part
 from shards.reader import open_shards
 from tests.commands import velocity
 from tests.servers.forked import Forked, run_forked

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from prep.sources import tree
+from prep.remote import tree
+from prep.remote.retry import SourceError
+from prep.remote.tree import Entry, find_entries
 from prep.sources.local import find_files
-from prep.sources.retry import SourceError
-from prep.sources.tree import Entry, find_entries
 
 FILES = [
     "a.jsonl",

@@ -356,7 +356,7 @@ def changed_environment(values: dict[str, str]) -> Iterator[None]:
 
 def wait_little() -> None:
     """Make this process wait between tries no longer than a test can sit through."""
-    from prep.sources.retry import BRIEF, PATIENT
+    from prep.remote.retry import BRIEF, PATIENT
 
     for retry in (BRIEF, PATIENT):
         object.__setattr__(retry, "first_delay_seconds", 0.01)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prep.sources.retry import SourceError
+from prep.remote.retry import SourceError
 from shards.exchange.storage import open_storage
 from shards.screen import secrets
 from shards.screen.secrets import hide, learn_environment, learn_words

@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
+from shards.disk.part import Part, parse_part
 from shards.exchange.packing import DamagedError, pack, unpack
 from shards.exchange.pull import pull_shards
 from shards.exchange.push import push_shards
 from shards.exchange.storage import open_storage
 from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
-from shards.part import Part, parse_part
 from shards.reader import open_shards
 from shards.screen.url import restore_url, show_url
 from tests.manifests import edit_manifest

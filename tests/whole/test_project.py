@@ -27,7 +27,7 @@ SHARDS = {
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
 MODEL = {"model", "model.checkpoints", "model.decode"}
-READING = {"prep.sources", "prep.readers", "prep.files"}
+READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
 PREP = WORKING | READING | ENCODING
@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
     "prep.sources": {"prep.files", "prep.readers", *SHARDS},
+    "prep.remote": {"prep.sources", "prep.files", "prep.readers", *SHARDS},
     "prep.tokenizer": READING | SHARDS,
     "prep.text": {"prep.tokenizer"} | READING | SHARDS,
     "prep.units": ENCODING | READING | SHARDS,
@@ -74,9 +75,9 @@ FACES = {
 }
 # What rooms that come before the package's own files may import of these.
 SHARED = {
-    "shards.disk": {"shards.part"},
     "prep.readers": {"prep.request"},
     "prep.sources": {"prep.request"},
+    "prep.remote": {"prep.request"},
     "prep.text": {"prep.policy"},
     "prep.units": {"prep.checks", "prep.policy"},
     "prep.planning": {"prep.checks", "prep.policy", "prep.request"},
@@ -160,7 +161,7 @@ def test_a_request_for_prep_is_read_before_anything_is_loaded() -> None:
         "shards.disk.json_files",
         "shards.screen.names",
         "shards.screen.url",
-        "shards.part",
+        "shards.disk.part",
     }
 
 

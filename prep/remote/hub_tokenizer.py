@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prep.sources.hub_requests import ask, explaining
-from prep.sources.remote import RemoteFile, find_fault
-from prep.sources.retry import PATIENT, FailedDownloadError, Retry, SourceError, warn
+from prep.remote.hub_requests import ask, explaining
+from prep.remote.pinned import RemoteFile, find_fault
+from prep.remote.retry import PATIENT, FailedDownloadError, Retry, SourceError, warn
 from shards.disk.json_files import check_json_size
 from shards.screen.lines import Say
 

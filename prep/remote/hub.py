@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
+from prep.remote.hf_paths import Repository, find_commit
+from prep.remote.hub_files import HubDataset, HubFile
+from prep.remote.hub_requests import ask, diagnose, explaining, forward_logs
+from prep.remote.retry import PATIENT, Retry, SourceError, warn
+from prep.remote.tree import find_entries
 from prep.request import KINDS, SUFFIXES
-from prep.sources.hf_paths import Repository, find_commit
-from prep.sources.hub_files import HubDataset, HubFile
-from prep.sources.hub_requests import ask, diagnose, explaining, forward_logs
-from prep.sources.retry import PATIENT, Retry, SourceError, warn
-from prep.sources.tree import find_entries
 from prep.sources.walk import HIDDEN, describe_left_out, has_suffix, name_suffix
 from shards.screen.lines import Say
 

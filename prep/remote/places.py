@@ -4,9 +4,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from prep.sources import hf_paths, https
-from prep.sources.remote import RemoteFile, find_scheme, is_remote, name_url
-from prep.sources.retry import BRIEF, Retry, SourceError, warn
+from prep.remote import hf_paths, https
+from prep.remote.pinned import RemoteFile, find_scheme, is_remote, name_url
+from prep.remote.retry import BRIEF, Retry, SourceError, warn
 from shards.screen.lines import Say
 from shards.screen.url import check_url, is_url
 
@@ -36,7 +36,7 @@ def check_inputs(inputs: Sequence[str]) -> None:
             case "hf":
                 hf_paths.parse_url(url)
             case "s3" | "gs" | "gcs":
-                from prep.sources import buckets
+                from prep.remote import buckets
 
                 buckets.check_place(url)
             case _:
@@ -89,7 +89,7 @@ def find_remote(
             case "hf":
                 files = hf_paths.find_files(url, place, commits, report, retry, say)
             case _:
-                from prep.sources import buckets  # pyarrow.fs loads the libraries of all clouds
+                from prep.remote import buckets  # pyarrow.fs loads the libraries of all clouds
 
                 # pyarrow makes each request several times itself.
                 fewer = replace(retry, tries=min(retry.tries, 2))

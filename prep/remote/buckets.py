@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from prep.sources.https import CHANGED, tell
-from prep.sources.remote import RemoteFile, name_url
-from prep.sources.retry import (
+from prep.remote.https import CHANGED, tell
+from prep.remote.pinned import RemoteFile, name_url
+from prep.remote.retry import (
     FailedDownloadError,
     Fault,
     Retry,
@@ -24,7 +24,7 @@ from prep.sources.retry import (
     keep_trying,
     shorten,
 )
-from prep.sources.tree import Entry, find_entries
+from prep.remote.tree import Entry, find_entries
 from shards.exchange.storage import CHUNK_BYTES, Storage, StorageError, open_storage
 from shards.screen.lines import Say
 from shards.screen.url import check_url, restore_url

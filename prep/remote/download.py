@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from prep.sources import https, hub_files
-from prep.sources.remote import RemoteFile, find_fault, find_scheme, local_path, private_folder
-from prep.sources.retry import PATIENT, Retry, warn
+from prep.remote import https, hub_files
+from prep.remote.pinned import RemoteFile, find_fault, find_scheme, local_path, private_folder
+from prep.remote.retry import PATIENT, Retry, warn
 from shards.disk.folders import remove
 from shards.screen.lines import Say
 
@@ -23,7 +23,7 @@ def choose_fetch(url: str) -> Fetch:
         case "http" | "https":
             return https.fetch
         case _:
-            from prep.sources import buckets  # pyarrow.fs loads the libraries of all clouds
+            from prep.remote import buckets  # pyarrow.fs loads the libraries of all clouds
 
             return buckets.fetch
 

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Protocol
 
+from prep.remote.retry import SourceError
 from prep.request import KINDS
-from prep.sources.retry import SourceError
 from prep.sources.walk import (
     HIDDEN,
     HIDDEN_FOLDERS,

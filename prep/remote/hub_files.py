@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prep.sources.hub_requests import ask, explaining
-from prep.sources.remote import RemoteFile, find_fault
-from prep.sources.retry import FailedDownloadError, Retry
+from prep.remote.hub_requests import ask, explaining
+from prep.remote.pinned import RemoteFile, find_fault
+from prep.remote.retry import FailedDownloadError, Retry
 from shards.disk.folders import remove
 from shards.screen.lines import Say
 

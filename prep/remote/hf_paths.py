@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
-from prep.sources.hub_requests import ask, explaining
-from prep.sources.remote import RemoteFile
-from prep.sources.retry import Retry, SourceError
-from prep.sources.tree import Entry, find_entries
+from prep.remote.hub_requests import ask, explaining
+from prep.remote.pinned import RemoteFile
+from prep.remote.retry import Retry, SourceError
+from prep.remote.tree import Entry, find_entries
 from shards.screen.lines import Say
 
 EXPECTED = "expected hf://datasets/owner/name/path or hf://datasets/owner/name@revision/path"

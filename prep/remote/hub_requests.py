@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeVar
 
-from prep.sources.retry import (
+from prep.remote.retry import (
     PASSING_STATUSES,
     FailedDownloadError,
     Fault,

@@ -20,9 +20,8 @@ from urllib import request as web
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
 
-from prep.request import KINDS
-from prep.sources.remote import RemoteFile, name_url
-from prep.sources.retry import (
+from prep.remote.pinned import RemoteFile, name_url
+from prep.remote.retry import (
     PASSING_STATUSES,
     FailedDownloadError,
     Fault,
@@ -32,6 +31,7 @@ from prep.sources.retry import (
     read_wait,
     shorten,
 )
+from prep.request import KINDS
 from prep.sources.walk import has_suffix
 from shards.screen.lines import Say
 
