@@ -34,7 +34,7 @@ from benchmarks.measure import (
     say,
     take_turns,
 )
-from benchmarks.prep import COLUMN, read_batches
+from benchmarks.prep import COLUMN, add_text_options, read_batches
 from prep.python_docs import write_python_docs
 from prep.sources.local import find_files
 from shards.near.clusters import ClusterFinder
@@ -54,14 +54,7 @@ MAX_SHARING = 100
 def main() -> None:
     """Measure, compare with the plain count, print the line."""
     parser = make_parser("Near copies, beside datatrove's MinHash.")
-    parser.add_argument(
-        "--input",
-        type=Path,
-        action="append",
-        help="text instead of Python's documentation: a file or folder that prep reads",
-    )
-    parser.add_argument("--text-column", default=COLUMN, help="of the input, as for prep")
-    parser.add_argument("--megabytes", type=float, default=4.0, help="of text, about")
+    add_text_options(parser, megabytes=4.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="benchmark-near-") as name:
         texts = plant_copies(read_texts(Path(name), options))

@@ -67,9 +67,8 @@ class Text:
     num_passes: int
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser("Text to token shards, beside tiktoken and datasets.map.")
+def add_text_options(parser: argparse.ArgumentParser, megabytes: float) -> None:
+    """The options that choose the text, and how much of it by default."""
     parser.add_argument(
         "--input",
         type=Path,
@@ -77,7 +76,13 @@ def parse_arguments() -> argparse.Namespace:
         help="text instead of Python's documentation: a file or folder that prep reads",
     )
     parser.add_argument("--text-column", default=COLUMN, help="of the input, as for prep")
-    parser.add_argument("--megabytes", type=float, default=4.0, help="of text, about")
+    parser.add_argument("--megabytes", type=float, default=megabytes, help="of text, about")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("Text to token shards, beside tiktoken and datasets.map.")
+    add_text_options(parser, megabytes=4.0)
     parser.add_argument("--threads", type=int, default=1, help="of every engine's tokenizer")
     return parser.parse_args()
 

@@ -33,7 +33,7 @@ from benchmarks.measure import (
     say,
     take_turns,
 )
-from benchmarks.prep import COLUMN, Text, read_batches, write_text
+from benchmarks.prep import COLUMN, Text, add_text_options, read_batches, write_text
 from prep.request import ENCODERS
 from prep.tokenizer.encoder import Encoder
 from prep.vocabulary.request import TrainRequest
@@ -77,14 +77,7 @@ class Case:
 def main() -> None:
     """Measure, compare the ids, print the line."""
     parser = make_parser("Texts to ids on one core, by tokenizer and encoder.")
-    parser.add_argument(
-        "--input",
-        type=Path,
-        action="append",
-        help="text instead of Python's documentation: a file or folder that prep reads",
-    )
-    parser.add_argument("--text-column", default=COLUMN, help="of the input, as for prep")
-    parser.add_argument("--megabytes", type=float, default=2.0, help="of text, about")
+    add_text_options(parser, megabytes=2.0)
     parser.add_argument(
         "--tokenizer", action="append", choices=vocabularies.NAMES, help="beside own; default: all"
     )

@@ -24,7 +24,17 @@ PINNED = "contained_sha256"
 # What each setting of --dedup near may be, up to here.
 NEAR_LIMITS = {"near_shingle": MAX_WORDS, "near_bands": 256, "near_rows": 64}
 NEAR_SETTINGS = ("near_threshold", *NEAR_LIMITS)
-# An option that an import has as well.
+# Options that an import has as well.
+EndOfDocument = Annotated[
+    str | None,
+    typer.Option(
+        help="The special token after each document, or its id; default: the tokenizer's own."
+    ),
+]
+BeginOfDocument = Annotated[
+    str | None,
+    typer.Option(help="A special token before each document, or its id; default: none."),
+]
 ShardTokens = Annotated[
     int, typer.Option(help="Maximum tokens per shard; a longer document stays whole.")
 ]

@@ -12,7 +12,7 @@ from prep.checks import (
     name_option,
     refuse_empty,
 )
-from prep.policy import Policy
+from prep.policy import BeginOfDocument, EndOfDocument, Policy
 from shards.disk.part import Part
 from shards.screen.names import quote
 from shards.screen.url import read_place
@@ -92,16 +92,8 @@ class Request:
             "--append the set's own."
         ),
     ] = None
-    end_of_document: Annotated[
-        str | None,
-        typer.Option(
-            help="The special token after each document, or its id; default: the tokenizer's own."
-        ),
-    ] = None
-    begin_of_document: Annotated[
-        str | None,
-        typer.Option(help="A special token before each document, or its id; default: none."),
-    ] = None
+    end_of_document: EndOfDocument = None
+    begin_of_document: BeginOfDocument = None
     encoder: Annotated[
         str | None,
         typer.Option(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from prep.policy import Policy
 from prep.request import Request
@@ -45,6 +46,18 @@ def write_jsonl(path: Path, texts: list[str | None]) -> Path:
     lines = [json.dumps({"content": text}, ensure_ascii=False) + "\n" for text in texts]
     path.write_text("".join(lines), encoding="utf-8")
     return path
+
+
+def prepare_until(function: str, out: Path, *inputs: Path, **policy: object) -> None:
+    """Begin to make a set, and stop where `function` (a module's) is called: all before is done."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise RuntimeError("stopped here")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(function, stop)
+        with pytest.raises(RuntimeError, match="stopped here"):
+            prepare_quietly(out, *inputs, **policy)  # type: ignore[arg-type]
 
 
 def prepare_quietly(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from prep.checks import refuse_empty
-from prep.policy import Policy, ShardTokens
+from prep.policy import BeginOfDocument, EndOfDocument, Policy, ShardTokens
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,8 @@ class ImportRequest:
             "repository of the Hub."
         ),
     ] = "gpt2"
-    end_of_document: Annotated[
-        str | None,
-        typer.Option(
-            help="The special token between documents, or its id; default: the tokenizer's own."
-        ),
-    ] = None
-    begin_of_document: Annotated[
-        str | None,
-        typer.Option(help="The special token that each document begins with; default: none."),
-    ] = None
+    end_of_document: EndOfDocument = None
+    begin_of_document: BeginOfDocument = None
 
     def __post_init__(self) -> None:
         refuse_empty("FILE", self.train)

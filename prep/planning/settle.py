@@ -60,17 +60,17 @@ def settle_plan(request: Request, say: Say) -> Plan:
     stored = read_plan(path)[0] if path.exists() and binds else None
     text, tokenizer = choose_tokenizer(request, stored, say)
     plan = make_plan(request, tokenizer, stored, say)
+    if stored is not None and plan.plan_id != hash_canonical(stored):
+        refuse_other_plan(request.out, stored, plan)
     if stored is None:
         refuse_foreign_files(request.out)
-        write_tokenizer(request.out, text)
+    write_tokenizer(request.out, text)
+    if stored is None:
         content = json.dumps({"plan_id": plan.plan_id, "content": plan.content}) + "\n"
         if request.part is None:
             write_file(path, content)
         elif not write_first(path, content, temporary_folder(request.out)):
             return settle_plan(request, say)  # Locks did not hold, and another part was faster.
-    elif plan.plan_id != hash_canonical(stored):
-        refuse_other_plan(request.out, stored, plan)
-    write_tokenizer(request.out, text)
     return plan
 
 

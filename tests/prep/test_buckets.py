@@ -2,9 +2,7 @@
 
 import gzip
 import io
-import os
 import re
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -221,14 +219,7 @@ def test_killed_it_goes_on_and_fetches_no_finished_file_again(
     (tmp_path / "killed").mkdir()
     words = ["velocity", "prep", "--out", "shards", *OPTIONS, "--input", url]
     process = Forked(words, tmp_path / "killed")
-    receipts = tmp_path / "killed/shards/.prep/units"
-    deadline = time.monotonic() + 60
-    while not (receipts / "00000.json").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill_after(tmp_path / "killed/shards/.prep/units/00000.json")
     put(f"{folder}/en/new.jsonl", b"{}")
     before = len(server.requests("GET"))
     assert run_prep(tmp_path / "killed", "--input", url)[0] == 0

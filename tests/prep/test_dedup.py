@@ -17,6 +17,7 @@ from tests.servers.killed import hash_files, kill_often
 from tests.texts import (
     make_texts,
     prepare_quietly,
+    prepare_until,
     read_texts,
     set_bytes,
     write_jsonl,
@@ -138,12 +139,9 @@ def test_it_is_the_set_of_the_texts_that_stay(
         assert (one.read(0, one.num_tokens) == other.read(0, other.num_tokens)).all()
 
 
-def stop_before_dedup(out: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def stop_before_dedup(out: Path, source: Path) -> None:
     """A set whose units are done, and nothing else."""
-    with monkeypatch.context() as patch:
-        patch.setattr("prep.manifest.drop_copies", stop)
-        with pytest.raises(RuntimeError, match="stopped here"):
-            prepare_quietly(out, source, dedup="exact", **OPTIONS)
+    prepare_until("prep.manifest.drop_copies", out, source, dedup="exact", **OPTIONS)
     assert len(list((out / ".prep/units").glob("*.json"))) > 5
 
 
@@ -152,9 +150,9 @@ def stop(*_: object, **__: object) -> None:
 
 
 def test_killed_at_any_moment_it_gives_the_same_bytes(
-    source: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, straight: Path, tmp_path: Path
 ) -> None:
-    stop_before_dedup(tmp_path / "pristine", source, monkeypatch)
+    stop_before_dedup(tmp_path / "pristine", source)
     command = ["prep", "--out", str(tmp_path / "shards"), "--input", str(source)]
     command += ["--dedup", "exact", "--workers", "1"]
     command += [f"--{key.replace('_', '-')}={value}" for key, value in OPTIONS.items()]
@@ -172,7 +170,7 @@ def test_nothing_is_encoded_again_after_a_kill_in_the_middle(
 ) -> None:
     """A unit whose new files have half of their names is brought to its end, not done again."""
     out = tmp_path / "shards"
-    stop_before_dedup(out, source, monkeypatch)
+    stop_before_dedup(out, source)
     with monkeypatch.context() as patch:
         patch.setattr("prep.copies.cut.sync_folder", stop_on(out))
         with pytest.raises(RuntimeError, match="stopped here"):

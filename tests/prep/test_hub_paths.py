@@ -1,10 +1,7 @@
 """Files of the Hub by their paths, and datasets of several configs, as allenai/c4 is one."""
 
 import gzip
-import os
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,14 +183,7 @@ def test_killed_it_goes_on_at_the_commit_that_was_pinned(
     folder.mkdir()
     patient = hub.environment(folder / "home") | {"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
     process = Forked(["velocity", "prep", "--out", "shards", *OPTIONS, *words], folder, patient)
-    receipt = folder / "shards/.prep/units/00000.json"
-    deadline = time.monotonic() + 60
-    while not receipt.exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill_after(folder / "shards/.prep/units/00000.json")
     hub.commit(REPO, {EN[0]: files[EN[1]]})
     hub.requests.clear()
     done = run_prep(hub, folder, *words)

@@ -30,7 +30,7 @@ from tests.commands import velocity
 from tests.planted import measure_pairs, plant_copies
 from tests.prep.test_dedup import keep_first, read_documents, stop
 from tests.servers.killed import hash_files, kill_often
-from tests.texts import prepare_quietly, set_bytes, write_jsonl, write_parquet
+from tests.texts import prepare_quietly, prepare_until, set_bytes, write_jsonl, write_parquet
 
 OPTIONS = {"validation_fraction": "0.3", "unit_bytes": 30_000, "shard_tokens": 9000}
 NEAR = OPTIONS | {"dedup": "near"}
@@ -184,21 +184,12 @@ def test_parts_make_the_same_set(source: Path, straight: Path, tmp_path: Path) -
     assert read_manifest(out).audit == check_whole(straight).audit
 
 
-def stop_before_it_is_decided(
-    out: Path, source: Path, monkeypatch: pytest.MonkeyPatch, at: str = "prep.copies.near.decide"
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(at, stop)
-        with pytest.raises(RuntimeError, match="stopped here"):
-            prepare_quietly(out, source, **NEAR)
-
-
 @pytest.mark.parametrize("at", ["prep.units.work.commit_signatures", "prep.copies.near.decide"])
 def test_killed_at_any_moment_it_gives_the_same_bytes(
-    source: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    source: Path, straight: Path, tmp_path: Path, at: str
 ) -> None:
     """In the units' work, and after it."""
-    stop_before_it_is_decided(tmp_path / "pristine", source, monkeypatch, at)
+    prepare_until(at, tmp_path / "pristine", source, **NEAR)
     command = ["prep", "--out", str(tmp_path / "shards"), "--input", str(source), "--workers", "1"]
     command += [f"--{key.replace('_', '-')}={value}" for key, value in NEAR.items()]
     expected = hash_files(straight)
@@ -259,10 +250,10 @@ def test_limits_count_copies_too(source: Path, tmp_path: Path) -> None:
 
 
 def test_lost_or_damaged_signatures_are_one_line_and_made_again(
-    source: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, straight: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "shards"
-    stop_before_it_is_decided(out, source, monkeypatch)
+    prepare_until("prep.copies.near.decide", out, source, **NEAR)
     path = out / ".prep/near/00000"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"near/00000: is missing or damaged \(sha256\); remove"):

@@ -2,10 +2,7 @@
 
 import gzip
 import hashlib
-import os
 import re
-import signal
-import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -347,14 +344,7 @@ def test_killed_it_goes_on_with_the_files_that_were_pinned(web: WebServer, tmp_p
     folder.mkdir()
     options = ["--unit-bytes", "100", "--workers", "1", "--validation-fraction", "0.2"]
     process = Forked(["velocity", "prep", "--out", "shards", *options, *give(urls)], folder)
-    receipt = folder / "shards/.prep/units/00001.json"
-    deadline = time.monotonic() + 60
-    while not receipt.exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill_after(folder / "shards/.prep/units/00001.json")
     before = {path: len(web.find(path)) for path in web.files}
     # A new query, as signed URLs have it, is the same file.
     assert run_prep(folder, *give([f"{url}?signature=2" for url in urls]))[0] == 0

@@ -262,7 +262,6 @@ def write(folder: Path, text: str | bytes, config: object = None) -> Path:
         ({"eos_token": "<s>"}, [], "<s>"),
         ({"eos_token": {"content": "<unk>", "lstrip": False}}, [], "<unk>"),
         ({"eos_token": None}, [], "</s>"),
-        ({"eos_token": "not there"}, [], "</s>"),
         (None, [], "</s>"),
         ({"eos_token": "<s>"}, ["<unk>"], "<unk>"),
         (None, ["1"], "<s>"),
@@ -320,12 +319,14 @@ def test_what_the_options_cannot_mean_is_refused(
     (tmp_path / "old/tokenizer.model").write_bytes(b"\x0a")
     own = write(tmp_path / "own", change("sentencepiece", name_nothing))
     merged = write(tmp_path / "merged", change("bpe_32k", merge_a_special))
+    other = write(tmp_path / "other", build("sentencepiece"), {"eos_token": "not there"})
     refused = [
         ((tmp_path / "old",), f"{tmp_path / 'old'}: has no tokenizer.json; convert it with"),
         (("nowhere",), "--tokenizer is 'nowhere': no such file or folder; expected gpt2, a"),
         (("no/such/folder",), "--tokenizer is 'no/such/folder': no such file or folder; exp"),
         (("",), "--tokenizer is empty; name what is meant, or leave the option out"),
         ((own,), "with --end-of-document: <unk> (0), <s> (1), <stop> (2)"),
+        ((other,), "names the eos_token 'not there', which is no special token of it; name one"),
         ((merged,), "its merges make the special token 'th' of text that spells it"),
         ((own, "--end-of-document", "the"), "--end-of-document is 'the', which is no special"),
         ((own, "--end-of-document", "3"), "expected one of: <unk> (0), <s> (1), <stop> (2)"),

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from pathlib import Path
@@ -72,6 +73,16 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Send it a signal."""
         os.kill(self.pid, number)
+
+    def kill_after(self, path: Path) -> None:
+        """Kill it, and what it started, once there is a file at `path`."""
+        deadline = time.monotonic() + 60
+        while not path.exists():
+            assert time.monotonic() < deadline
+            assert self.poll() is None, self.communicate()
+            time.sleep(0.001)
+        os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
 
     def kill(self) -> None:
         """Kill it on the spot."""

@@ -118,6 +118,12 @@ def test_copies_are_shown_with_what_was_kept(folder: Path) -> None:
     [
         ("plain", [], "has no list of copies: velocity prep --dedup near makes it"),
         ("near", ["--url", "https://nowhere"], "no document near the one with the URL"),
+        (
+            "near",
+            ["--document", "3"],
+            "--copies goes with --url or --doc-hash, not with --document",
+        ),
+        ("near", ["--start", "5"], "--copies goes with --url or --doc-hash, not with --document"),
         ("near", ["--count", "0"], "--count is 0; expected a number from 1 to 100,000"),
     ],
 )
