@@ -152,8 +152,8 @@ def choose_end(file: TokenizerFile, specials: dict[int, str], end: str | None) -
     ids = {content: i for i, content in specials.items()}
     if file.end_token is not None and file.end_token not in ids:
         raise ValueError(
-            f"{file.place}: the {CONFIG} beside it names the eos_token {file.end_token!r:.60}, which "
-            "is no special token of it; name one with --end-of-document: "
+            f"{file.place}: the {CONFIG} beside it names the eos_token {file.end_token!r:.60}, "
+            "which is no special token of it; name one with --end-of-document: "
             f"{list_tokens(specials)}"
         )
     for token in (file.end_token, *END_TOKENS):
