@@ -57,7 +57,7 @@ def main() -> None:
     add_text_options(parser, megabytes=4.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="benchmark-near-") as name:
-        texts = plant_copies(read_texts(Path(name), options))
+        texts = add_changed_copies(read_texts(Path(name), options))
         num_bytes = sum(len(text.encode()) for text in texts)
         say(f"{len(texts):,} documents, {num_bytes / 1e6:.1f} MB of text")
         engines = [
@@ -86,7 +86,7 @@ def read_texts(scratch: Path, options: argparse.Namespace) -> Iterator[str]:
                 return
 
 
-def plant_copies(texts: Iterator[str]) -> list[str]:
+def add_changed_copies(texts: Iterator[str]) -> list[str]:
     """The texts, and copies of some with changed words, in a random order."""
     generator = random.Random(0)
     found = []
@@ -172,7 +172,7 @@ def describe_rate(num_bytes: int, signed: float, seconds: float) -> dict[str, fl
 
 def judge(texts: Sequence[str], labels: Mapping[str, list[int]]) -> Json:
     """Recall and precision of each engine's clusters."""
-    similar = dict(measure_pairs(texts))
+    similar = dict(count_pairs(texts))
     near = [pair for pair, similarity in similar.items() if similarity >= NEAR]
     forest = Forest(len(texts))
     loose = np.array([pair for pair, j in similar.items() if j >= LOOSE], np.int64).reshape(-1, 2)
@@ -194,7 +194,7 @@ def judge(texts: Sequence[str], labels: Mapping[str, list[int]]) -> Json:
     return checks
 
 
-def measure_pairs(texts: Sequence[str]) -> Iterator[tuple[tuple[int, int], float]]:
+def count_pairs(texts: Sequence[str]) -> Iterator[tuple[tuple[int, int], float]]:
     """The pairs of texts that share a shingle, and their similarity."""
     shingles, sharing = [], defaultdict(list)
     for number, text in enumerate(texts):

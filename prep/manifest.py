@@ -8,7 +8,8 @@ from pathlib import Path
 
 from prep.copies.cut import drop_copies
 from prep.copies.exact import ExactCopies, PlacedShard
-from prep.copies.near import Documents, NearCopies
+from prep.copies.near import NearCopies
+from prep.copies.order import PlanOrder
 from prep.planning.plan import Plan
 from prep.policy import NEAR
 from prep.readers.documents import BAD
@@ -84,7 +85,7 @@ def choose_copies(
     if plan.policy.dedup != NEAR:
         return ExactCopies(receipts, earlier, out, folder)
     settings = near_settings(plan.policy)
-    documents = Documents(out, receipts, earlier, settings, plan.tokenizer)
+    documents = PlanOrder(out, receipts, earlier, settings, plan.tokenizer)
     basis = hash_canonical([plan.plan_id, before.dataset_id if before else None])
     return NearCopies(documents, basis, folder)
 

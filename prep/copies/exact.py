@@ -97,7 +97,7 @@ def find_copies(shards: Sequence[PlacedShard], temporary: Path) -> Copies:
     """Which documents of the shards, in this order, have the text of an earlier one."""
     num_documents = sum(placed.shard.num_documents for placed in shards)
     copies = Copies(num_documents)
-    for numbers, _ in find_pairs(number_documents(shards), num_documents, temporary):
+    for numbers, _ in find_exact_pairs(number_documents(shards), num_documents, temporary):
         copies.add(numbers)
     return copies
 
@@ -110,7 +110,7 @@ def number_documents(shards: Iterable[PlacedShard], first: int = 0) -> Iterator[
         first += count
 
 
-def find_pairs(
+def find_exact_pairs(
     shards: Iterable[NumberedShard], num_documents: int, temporary: Path
 ) -> Iterator[tuple[Int64, Int64]]:
     """The numbers of copies, and of the first document with the text of each; some at a time.
@@ -159,17 +159,17 @@ def pair_copies(entries: Entries) -> tuple[Int64, Int64]:
     is_same = high[order[1:]] == high[order[:-1]]
     # Sorting one key is much cheaper than sorting three, and nearly all hashes differ in their
     # first half: only the entries that share it with another one are sorted by the whole hash.
-    is_near = np.zeros(len(entries), np.bool_)
-    is_near[order[1:][is_same]] = True
-    is_near[order[:-1][is_same]] = True
-    near = np.flatnonzero(is_near)
-    chosen = entries[near]
-    near = near[np.lexsort((chosen["number"], chosen["low"], chosen["high"]))]
-    chosen = entries[near]
+    shares_half = np.zeros(len(entries), np.bool_)
+    shares_half[order[1:][is_same]] = True
+    shares_half[order[:-1][is_same]] = True
+    candidates = np.flatnonzero(shares_half)
+    chosen = entries[candidates]
+    candidates = candidates[np.lexsort((chosen["number"], chosen["low"], chosen["high"]))]
+    chosen = entries[candidates]
     # Equal hashes are now neighbors in the order of their numbers: all but the first are copies.
-    is_copy = np.zeros(len(near), np.bool_)
+    is_copy = np.zeros(len(candidates), np.bool_)
     is_copy[1:] = (chosen["high"][1:] == chosen["high"][:-1]) & (
         chosen["low"][1:] == chosen["low"][:-1]
     )
-    firsts = np.maximum.accumulate(np.where(is_copy, 0, np.arange(len(near))))
-    return near[is_copy], near[firsts[is_copy]]
+    firsts = np.maximum.accumulate(np.where(is_copy, 0, np.arange(len(candidates))))
+    return candidates[is_copy], candidates[firsts[is_copy]]

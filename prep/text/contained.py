@@ -4,14 +4,16 @@ A passage is a run of `words` words, 13 by default (as in Brown et al. 2020, app
 shards/near/shingles.py reads them: case, punctuation and white space make no difference. A test
 text with fewer words, but MIN_WORDS at least, is looked for as a whole.
 
-The hashes of all passages are collected once, into a file in .prep/ that every worker maps. Two
+The hashes of all passages are collected once, into a file in .prep/ that every worker reads, and
+looks up with a table of 16 MiB for each length of passage. Two
 passages with one 64-bit hash are not told apart: a million passages meet one of 10^12 others by
 chance once in 20 times.
 """
 
-import hashlib
+import secrets
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +52,14 @@ def pin_contained(policy: Policy) -> Policy:
     return replace(policy, contained_sha256=tuple(sorted(set(hashes))))
 
 
+def find_column(policy: Policy) -> str:
+    """The column of the test texts in their files; by default that of the sources' texts."""
+    return policy.contained_column or policy.text_column
+
+
 def place_passages(policy: Policy, folder: Path) -> Path:
     """Where the passages of a pinned policy are, in the folder of a set."""
-    settings = [policy.contained_sha256, policy.contained_words, policy.contained_column]
+    settings = [policy.contained_sha256, policy.contained_words, find_column(policy)]
     return contained_path(folder, hash_canonical(settings)[:16])
 
 
@@ -63,7 +70,7 @@ def write_passages(policy: Policy, folder: Path, say: Say) -> None:
     found = [np.empty(0, ENTRY)]
     for name in dict.fromkeys(policy.drop_contained):
         num_texts, num_short = 0, 0
-        for documents in read_test_texts(name, policy.contained_column or policy.text_column):
+        for documents in read_test_texts(name, find_column(policy)):
             passages, counts = find_passages(documents.texts, policy.contained_words)
             found.append(passages)
             num_texts += len(counts)
@@ -73,10 +80,11 @@ def write_passages(policy: Policy, folder: Path, say: Say) -> None:
     passages = np.unique(np.concatenate(found))
     if not len(passages):
         raise ValueError(
-            f"--drop-contained {policy.drop_contained[0]}: no text in it has {MIN_WORDS} words or "
-            "more; look at the file, and at --contained-column"
+            f"--drop-contained {', '.join(policy.drop_contained)}: no text has "
+            f"{min(MIN_WORDS, policy.contained_words)} words or more; look there, and at "
+            "--contained-column"
         )
-    own = temporary_folder(folder) / f"contained-{hashlib.sha256(passages.tobytes()).hexdigest()}"
+    own = temporary_folder(folder) / f"contained-{secrets.token_hex(8)}"
     make_folder(own.parent)
     with naming(own), open(own, "wb") as file:
         file.write(passages.tobytes())
@@ -114,6 +122,12 @@ def find_passages(texts: pa.Array, num_words: int) -> tuple[npt.NDArray[np.void]
 def view_texts(texts: pa.Array) -> tuple[Bytes, Int64]:
     """The bytes of texts (large_string, without nulls), and where each begins and the last ends."""
     return np.frombuffer(texts.buffers()[2] or b"", np.uint8), find_offsets(texts)
+
+
+@lru_cache(maxsize=1)
+def load_passages(path: Path) -> "Passages":
+    """The passages that a file has, one file's per process: units need the same ones."""
+    return Passages(path)
 
 
 class Passages:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from prep.policy import Policy
 from prep.readers.documents import BAD, BadDocument, Documents
 from prep.text.conditions import parse_condition
-from prep.text.contained import Passages, place_passages
+from prep.text.contained import Passages, load_passages, place_passages
 
 # Marks the documents of a batch to which a reason applies.
 Mark = Callable[[Documents], pa.Array]
@@ -122,7 +122,7 @@ def make_filter(policy: Policy, folder: Path | None = None) -> Filter:
     """
     passages = None
     if folder is not None and policy.contained_sha256:
-        passages = Passages(place_passages(policy, folder))
+        passages = load_passages(place_passages(policy, folder))
     return Filter(
         policy.min_chars,
         policy.max_chars,

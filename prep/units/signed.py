@@ -17,7 +17,7 @@ from prep.policy import Policy
 from prep.units.receipts import Receipt
 from shards.disk.durable import commit, naming, sync_file
 from shards.disk.folders import make_folder
-from shards.disk.layout import near_path
+from shards.disk.layout import near_path, receipt_path
 from shards.near.signatures import NearSettings, sign_texts
 
 Signed = npt.NDArray[np.void]
@@ -74,7 +74,7 @@ def read_signatures(folder: Path, receipt: Receipt, settings: NearSettings) -> S
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != receipt.near_sha256:
         raise ValueError(
-            f"{path}: is missing or damaged (sha256); remove it and run the same command again, "
-            "which makes the unit again"
+            f"{path}: is missing or damaged (sha256); remove {receipt_path(folder, receipt.unit)} "
+            "and run the same command again, which makes the unit again"
         )
     return np.frombuffer(content, signed_entry(settings))

@@ -1,7 +1,7 @@
 """Counts near copies in a finished set: its tokens as text, signed and clustered as prep does.
 
 What is counted is what `velocity prep --dedup near` would drop with its usual settings, exact
-copies included, but for texts without words. Memory hardly grows with the set
+copies included, but for texts without words. It takes 8 bytes of memory a document and more
 (shards/near/clusters.py); the files that are needed meanwhile are in the system's temporary folder.
 """
 

@@ -117,7 +117,7 @@ def measure_set(
 
 @dataclass
 class SetCounter:
-    """Int64 shard after shard."""
+    """Counts, shard after shard."""
 
     shards: Shards
     spelling: Spelling

@@ -1,8 +1,12 @@
-"""Entries dealt to files by the first bits of a hash, so that each file can be sorted alone."""
+"""Entries dealt to files by the first bits of a hash, so that each file can be sorted alone.
+
+All files are open at one time, up to MAX_FILES of the 1,024 that a process usually may have.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 
@@ -27,10 +31,12 @@ class Buckets:
         self.folder = folder
         self.key = key
         self.paths = [folder / f"hashes-{place:03d}" for place in range(num_files)]
-        self.files = [open(path, "wb", buffering=1 << 17) for path in self.paths]  # noqa: SIM115
+        self.files: list[BinaryIO] = []
         self.waiting: list[Entries] = []
 
     def __enter__(self) -> "Buckets":
+        with naming(self.folder):
+            self.files = [open(path, "wb", buffering=1 << 17) for path in self.paths]  # noqa: SIM115
         return self
 
     def __exit__(

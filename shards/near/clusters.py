@@ -1,4 +1,4 @@
-"""Signatures -> clusters of near copies, in memory that hardly grows with their number.
+"""Signatures -> clusters of near copies, in 8 bytes of memory a text, and a part of the bands.
 
 Texts with a band in common are candidates. Among those of a band, in the order of their numbers,
 the first leads: those that agree with it in enough places are near copies of it. Of the rest, the
@@ -6,7 +6,8 @@ first leads next, and so on, MAX_LEADERS times at most. Clusters are what near c
 copy's copy belongs to them. Nothing depends on who made the signatures, only on their order.
 
     disk      16 x bands + bands x rows bytes a text, while clusters are found
-    memory    8 bytes a text, and a 512th of the bands' entries, 64 bytes for each
+    memory    8 bytes a text, and a 512th of the bands' entries, 64 bytes for each; more where very
+              many texts have one band, as the entries of a band are sorted together
 """
 
 from collections.abc import Iterator
@@ -67,11 +68,12 @@ class ClusterFinder:
         self.num_texts = num_texts
         self.folder = folder
         self.buckets = Buckets(folder, num_texts * settings.bands, "key")
-        self.low_file: BinaryIO = open(folder / "low", "wb")  # noqa: SIM115
         self.forest = Forest(num_texts)
         self.num_added = 0
 
     def __enter__(self) -> "ClusterFinder":
+        with naming(self.folder):
+            self.low_file: BinaryIO = open(self.folder / "low", "wb")
         self.buckets.__enter__()
         return self
 
@@ -107,12 +109,12 @@ class ClusterFinder:
         if self.num_texts:
             low = np.memmap(self.folder / "low", np.uint8, "r", shape=shape)
         for path in self.buckets.take_files():
-            for first, second in find_pairs(np.fromfile(path, ENTRY), low, self.settings.needed):
+            for first, second in compare_texts(np.fromfile(path, ENTRY), low, self.settings.needed):
                 self.forest.join(first, second)
         return Clusters(self.forest, low, self.settings)
 
 
-def find_pairs(
+def compare_texts(
     entries: Entries, low: npt.NDArray[np.uint8], needed: int
 ) -> Iterator[tuple[Int64, Int64]]:
     """The near copies among texts with a key in common: pairs of a leader and another text."""

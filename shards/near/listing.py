@@ -21,7 +21,7 @@ LISTING_SCHEMA = pa.schema(
         ("number", pa.uint64()),
         ("kept", pa.uint64()),
         ("reason", pa.string()),  # what it was dropped as; null if it stayed
-        ("similarity", pa.float32()),  # with the one that stayed, as estimated; 1 of equal texts
+        ("similarity", pa.float32()),  # with the one that stayed, as estimated from signatures
         ("source_file", pa.string()),
         ("source_row", pa.uint64()),
         ("url", pa.string()),

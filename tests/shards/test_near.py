@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from shards.near.clusters import ENTRY, ClusterFinder, find_pairs
+from shards.near.clusters import ENTRY, ClusterFinder, compare_texts
 from shards.near.forest import Forest
 from shards.near.shingles import PIECE_BYTES, SHINGLE_BASE, WORD_BASE, hash_shingles
 from shards.near.signatures import NearSettings, sign_texts
@@ -232,7 +232,8 @@ def test_of_those_that_no_leader_is_near_the_first_leads_next(
                 expected.update((leader, number) for leader in near[:1])
                 if not near and len(leaders) < max_leaders:
                     leaders.append(number)
-        found = [pair for pairs in find_pairs(entries, low, 7) for pair in zip(*pairs, strict=True)]
+        compared = compare_texts(entries, low, 7)
+        found = [pair for pairs in compared for pair in zip(*pairs, strict=True)]
         assert len(found) == len(set(found))
         assert set(found) == expected
 
