@@ -1,4 +1,4 @@
-"""All documents in plan order, numbered: what --dedup near compares, and of which the first stay."""
+"""All documents in plan order, each with a number: what --dedup near compares."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
