@@ -200,7 +200,7 @@ def test_another_column_and_what_is_said(folder: Path, tmp_path: Path) -> None:
         (["--contained-words", "8"], "--contained-words is for --drop-contained; give both or "),
         (
             ["--drop-contained", "short.txt"],
-            "--drop-contained short.txt: no text in it has 8 words or more; look at the file, and ",
+            "--drop-contained short.txt: no text has 8 words or more; look there, and at",
         ),
         (["--drop-contained", "a.jsonl", "--contained-column", "x"], "a.jsonl, line 1: "),
         (["--drop-contained", "a.docx"], "a.docx: unknown kind of file; expected "),
