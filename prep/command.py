@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from prep.request import Request
 from shards.disk.part import parse_part
 from shards.entry.options import takes_options
 from shards.screen.lines import say
+
+if TYPE_CHECKING:
+    from shards.format import Manifest
 
 
 @takes_options
@@ -40,7 +43,7 @@ def prep(
     from prep.remote.places import check_inputs
     from prep.text.contained import pin_contained
     from prep.text.filters import make_filter
-    from prep.tokenizer.choose import GPT2, check_words
+    from prep.tokenizer.choose import find_repository
     from prep.upload import split_out
     from shards.screen.url import show_url
 
@@ -49,19 +52,19 @@ def prep(
     request = choose_task(request, part, finish, append)
     # All refuse what is wrong before a folder is made.
     make_filter(request.policy)
-    pin_contained(request.policy)
+    request = replace(request, policy=pin_contained(request.policy))
     check_inputs(request.inputs)
-    if request.tokenizer not in (None, GPT2) and not Path(request.tokenizer).exists():
-        check_words(request.tokenizer)
+    if request.tokenizer is not None:
+        find_repository(request.tokenizer)
     try:
-        num_tokens, num_ids = work(request, url, compress)
+        manifest = work(request, url, compress)
     except KeyboardInterrupt:
         say(f"stopped; what is committed in {out} stays, and the same command resumes from there")
         raise typer.Exit(130) from None
-    if num_tokens:
+    if manifest and (num_tokens := manifest.num_tokens("train")):
         from train.start.choose import suggest_command
 
-        say(f"next: {suggest_command(out, num_tokens, num_ids)}")
+        say(f"next: {suggest_command(out, num_tokens, manifest.vocab_size)}")
 
 
 def choose_task(request: Request, part: str | None, finish: bool, append: bool) -> Request:
@@ -77,11 +80,8 @@ def choose_task(request: Request, part: str | None, finish: bool, append: bool) 
     return replace(request, task="append") if append else request
 
 
-def work(request: Request, url: str | None, compress: bool) -> tuple[int, int]:
-    """Do what was asked for, and send it to the URL, if any.
-
-    Returns the number of train tokens and of the tokenizer's ids; zeros if the set is not finished.
-    """
+def work(request: Request, url: str | None, compress: bool) -> "Manifest | None":
+    """Do what was asked for, and send it to the URL, if any; None if the set is not finished."""
     from prep.append import append_sources
     from prep.gather import finish_parts
     from prep.run import prepare
@@ -91,12 +91,11 @@ def work(request: Request, url: str | None, compress: bool) -> tuple[int, int]:
     with sending(url, request, say, compress):
         match request.task:
             case "whole":
-                manifest = prepare(request, say)
+                return prepare(request, say)
             case "append":
-                manifest = append_sources(request, say)
+                return append_sources(request, say)
             case "finish":
-                manifest = finish_parts(request, say)
+                return finish_parts(request, say)
             case _:
                 prepare_part(request, say)
-                return 0, 0
-    return manifest.num_tokens("train"), manifest.vocab_size
+                return None

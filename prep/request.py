@@ -11,6 +11,7 @@ from prep.checks import (
     check_number,
     name_option,
     refuse_empty,
+    refuse_unused,
 )
 from prep.policy import BeginOfDocument, EndOfDocument, Policy
 from shards.disk.part import Part
@@ -28,6 +29,8 @@ SUFFIXES = (
 )
 # All of them in a few words.
 KINDS = f"{', '.join((*COLUMN_FILES, *TEXT_FILES))} (text also with .gz, .bz2, .xz or .zst)"
+# The dataset that is prepared if none is named.
+DATASET = "tiiuae/falcon-refinedweb"
 # The options that choose the set's tokenizer.
 TOKENIZER_OPTIONS = ("tokenizer", "end_of_document", "begin_of_document")
 # Libraries that turn text into ids, fastest first.
@@ -60,9 +63,7 @@ class Request:
             f"s3://, gs://): a file, folder or glob of {KINDS}. May be given several times.",
         ),
     ] = ()
-    dataset: Annotated[str, typer.Option(help="Dataset on the Hugging Face Hub.")] = (
-        "tiiuae/falcon-refinedweb"
-    )
+    dataset: Annotated[str, typer.Option(help="Dataset on the Hugging Face Hub.")] = DATASET
     dataset_config: Annotated[
         tuple[str, ...],
         typer.Option(
@@ -144,6 +145,8 @@ class Request:
                 refuse_empty(name_option(name), [value])
         refuse_empty("--dataset-config", self.dataset_config)
         refuse_empty("--data-files", self.data_files)
+        if self.inputs:
+            self._check_inputs()
         if self.data_files and (self.dataset_config or self.split != "train"):
             raise ValueError(
                 "--data-files names the files itself; leave out --dataset-config and --split"
@@ -151,8 +154,8 @@ class Request:
         check_number("workers", self.workers, MAX_WORKERS)
         if self.engine not in ENGINES:
             raise ValueError(f"--engine is {self.engine}; expected {' or '.join(ENGINES)}")
-        if self.ray_address is not None and self.engine != "ray":
-            raise ValueError("--ray-address is for --engine ray; give both or neither")
+        if self.engine != "ray":
+            refuse_unused(self, ["ray_address"], "--engine ray")
         if self.encoder not in (None, *ENCODERS):
             expected = " or ".join(ENCODERS)
             raise ValueError(f"--encoder is {self.encoder}; expected {expected}")
@@ -160,6 +163,19 @@ class Request:
             self._check_part()
         if self.task == "finish":
             self._check_finish()
+
+    def _check_inputs(self) -> None:
+        """Refuse what only a dataset of the Hub has."""
+        for name in ("dataset_config", "data_files", "revision"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name_option(name)} is for --dataset, not --input; files of the Hub are "
+                    "given to --input as hf://datasets/owner/name@revision/path"
+                )
+        if self.dataset != DATASET:
+            raise ValueError(
+                f"--dataset is {self.dataset}, and --input is given as well; choose one"
+            )
 
     def _check_part(self) -> None:
         if self.engine != "local":

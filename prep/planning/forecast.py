@@ -27,13 +27,13 @@ DOCUMENT_TOKENS = 600
 class Forecast:
     """Estimates for what is left of a run."""
 
-    source_bytes: int
     num_tokens: int
     set_bytes: int
     # The most units whose fetched files are on disk at one time; 0 for local files.
     units_on_disk: int
-    # The most that those files take together.
+    # The most that those files take together, and how much is fetched in all.
     download_bytes: int
+    fetched_bytes: int
     # What --dedup near needs: disk besides, for signatures, and memory at the end.
     near_bytes: int = 0
     near_memory: int = 0
@@ -63,13 +63,13 @@ def forecast_run(plan: Plan, undone_units: list[int], workers: int, num_parts: i
     if plan.fetches:
         units_on_disk = num_parts * count_units_on_disk(workers, share * len(fetched))
     download_bytes = sum(sorted(fetched, reverse=True)[:units_on_disk])
-    source_bytes = max(int(sum(sizes) * share), download_bytes)
+    fetched_bytes = max(int(sum(fetched) * share), download_bytes)
     return Forecast(
-        source_bytes,
         num_tokens,
         set_bytes,
         units_on_disk,
         download_bytes,
+        fetched_bytes,
         *forecast_near(plan, plan.num_text_bytes * TOKENS_PER_TEXT_BYTE),
     )
 
@@ -111,7 +111,7 @@ def check_disk(folder: Path, forecast: Forecast) -> str:
         details = (
             f"the set {format_bytes(forecast.set_bytes)}; at most "
             f"{format_bytes(forecast.download_bytes)} of "
-            f"{format_bytes(forecast.source_bytes)} of downloads at one time"
+            f"{format_bytes(forecast.fetched_bytes)} of downloads at one time"
             + (f"; {details}" if details else "")
         )
     advice = "choose another --out, or take less with --max-tokens"

@@ -247,9 +247,8 @@ def stored_hub_dataset(content: Json) -> HubDataset | None:
     if not content["hub"]:
         return None
     files = tuple(HubFile(*entry) for entry in content["sources"])
-    several = ("more_configs", "data_files")
-    patterns = {key: tuple(content["hub"].get(key, ())) for key in several}
-    return HubDataset(**content["hub"] | patterns, files=files)
+    several = {name: tuple(content["hub"].get(name, ())) for name in ("more_configs", "data_files")}
+    return HubDataset(**content["hub"] | several, files=files)
 
 
 def stored_remote(content: Json) -> tuple[RemoteFile, ...]:

@@ -112,11 +112,10 @@ def make_plan(request: Request, tokenizer: SetTokenizer, stored: Json | None, sa
         say(f"asking the Hub for the files of {request.dataset}")
         found = resolve(
             request.dataset,
-            next(iter(request.dataset_config), None),
+            request.dataset_config,
             request.split,
             request.revision,
             say=say,
-            more_configs=request.dataset_config[1:],
             data_files=request.data_files,
         )
         dataset = sample_dataset(found, request.policy.sample)
@@ -137,10 +136,13 @@ def find_pinned(request: Request, stored: Json | None, say: Say) -> tuple[Remote
 
 def is_requested(dataset: HubDataset, request: Request) -> bool:
     """Whether a pinned dataset is the one that the request names."""
-    configs = (*([] if dataset.config is None else [dataset.config]), *dataset.more_configs)
-    found = (dataset.repo, configs, dataset.data_files, dataset.split, dataset.requested_revision)
+    found = (dataset.repo, dataset.configs, dataset.data_files)
     wanted = (request.dataset, request.dataset_config, request.data_files)
-    return found == (*wanted, request.split, request.revision)
+    return (*found, dataset.split, dataset.requested_revision) == (
+        *wanted,
+        request.split,
+        request.revision,
+    )
 
 
 def refuse_foreign_files(out: Path) -> None:

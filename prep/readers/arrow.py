@@ -58,8 +58,13 @@ def read_arrow_columns(
 
 
 def split_batches(path: Path, max_bytes: int) -> list[tuple[int, int, int]]:
-    """Group record batches into parts of about `max_bytes`: (first batch, end, first row) each."""
+    """Group record batches into parts of about `max_bytes`: (first batch, end, first row) each.
+
+    None of a stream: a record batch in it is found only by reading all before it.
+    """
     with _open(path) as source:
+        if not source.is_file:
+            return []
         fields = list(source.open_arrow().schema)
         small = [i for i, field in enumerate(fields) if pa.types.is_primitive(field.type)]
         sizes = [len(batch) for batch in _read_batches(source, (small or [0])[:1], _ALL)]
@@ -157,7 +162,7 @@ def _read_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the wanted record batches with some of their columns, whose values are not checked.
 
-    A stream is followed to its end marker, unless only batches before some other are wanted.
+    A stream is wanted as a whole, and followed to its end marker.
     """
     reader = source.open_arrow(fields)
     if source.is_file:
@@ -165,17 +170,14 @@ def _read_batches(
             source.allow_batch()
             yield reader.get_batch(number)
         return
-    for number in range(wanted.stop):
+    while True:
         source.allow_batch()
         try:
             batch = reader.read_next_batch()
         except StopIteration:
             break
-        if number in wanted:
-            yield batch
+        yield batch
         del batch  # A large one is not held while the next one is read.
-    else:
-        return
     if source.has_ended:
         raise OSError("it ends without its end marker, so record batches may be missing")
     if rest := source.num_bytes - source.tell():

@@ -19,7 +19,7 @@ class Piece:
 
     path: str  # where to open it
     name: str  # what the data set calls it
-    # Parquet: first row group; Arrow: record batch; .jsonl: byte, where a line starts; else 0.
+    # Parquet: row group; an Arrow file, no stream: record batch; .jsonl: byte of a line; else 0.
     start: int = 0
     stop: int | None = None  # the end, exclusive, in the same unit; None = to the end
     first_row: int = 0  # the source row of the piece's first document

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prep.files.door import check_readable
 from prep.readers.arrow import measure_arrow_column, read_arrow_columns, split_batches
@@ -152,7 +153,11 @@ def _read_columns(piece: Piece, options: ReadOptions, read: ReadColumns) -> Iter
         valid_texts, repaired = make_valid(texts)
         valid_urls = make_valid(urls)[0].cast(pa.string())
         documents = Documents(valid_texts, valid_urls, rows, repaired, others, {}, piece.path)
-        yield documents._replace(bad=_find_too_large(documents, options))
+        if bad := _find_too_large(documents, options):
+            is_bad = pa.array(np.isin(np.arange(len(rows)), [*bad]))
+            no_text = pa.scalar(None, valid_texts.type)
+            documents = documents._replace(texts=pc.if_else(is_bad, no_text, valid_texts), bad=bad)
+        yield documents
 
 
 def _find_too_large(documents: Documents, options: ReadOptions) -> dict[int, BadDocument]:

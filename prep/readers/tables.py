@@ -40,7 +40,7 @@ def read_table(piece: Piece, options: ReadOptions, delimiter: str) -> Iterator[D
             url_place = names.index("url") if "url" in names else None
             for row, (place, fields) in enumerate(rows):
                 if not isinstance(fields, BadDocument) and len(fields) != len(names):
-                    fields = _refuse_ragged(place, len(fields), len(names))
+                    fields = _describe_ragged(place, len(fields), len(names))
                 if isinstance(fields, BadDocument):
                     if not options.skips_bad:
                         raise fields
@@ -143,7 +143,7 @@ def _find_column(names: list[str], path: Path, name: str) -> int:
     return names.index(name)
 
 
-def _refuse_ragged(place: str, num_fields: int, num_names: int) -> BadDocument:
+def _describe_ragged(place: str, num_fields: int, num_names: int) -> BadDocument:
     return BadDocument(
         f"{place}: has {num_fields:,} fields; expected {num_names:,}, as in the first line; put "
         "fields with the separator, quotes or line ends in them into quotes",

@@ -10,7 +10,6 @@ whole one, and end in silence.
 """
 
 import base64
-import binascii
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
@@ -153,7 +152,7 @@ def _check_digest(block: bytes, digest: str, place: str) -> BadDocument | None:
     try:
         if base64.b32decode(value.upper() + "=" * (-len(value) % 8)) == found.digest():
             return None
-    except binascii.Error:
+    except ValueError:  # Neither of the two forms.
         pass
     return BadDocument(
         f"{place}: is not the text that its WARC-Block-Digest was taken of; copy or download the "

@@ -8,7 +8,7 @@ Keys, regions and endpoints are given as for sets in buckets (docs/storage.md).
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,6 +28,9 @@ from prep.remote.tree import Entry, find_entries
 from shards.exchange.storage import CHUNK_BYTES, Storage, StorageError, open_storage
 from shards.screen.lines import Say
 from shards.screen.url import check_url, restore_url
+
+# pyarrow makes each request several times itself.
+MAX_TRIES = 2
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,21 @@ def find_files(url: str, place: int, report: Say, retry: Retry, say: Say) -> lis
             for entry in find_entries(Bucket(open_bucket(url)), path, name, say)
         ]
 
-    return keep_trying(look, name, retry, report, diagnose)
+    return keep_trying(look, name, make_fewer(retry), report, diagnose)
 
 
 def fetch(file: RemoteFile, private: Path, report: Say, retry: Retry) -> Path:
     """Fetch an object into an empty folder of its own."""
     private.mkdir()
     target = private / "file"
-    keep_trying(lambda: fetch_whole(file, target), file.name, retry, report, diagnose)
+    fewer = make_fewer(retry)
+    keep_trying(lambda: fetch_whole(file, target), file.name, fewer, report, diagnose)
     return target
+
+
+def make_fewer(retry: Retry) -> Retry:
+    """The same with MAX_TRIES at most."""
+    return replace(retry, tries=min(retry.tries, MAX_TRIES))
 
 
 def fetch_whole(file: RemoteFile, target: Path) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from prep.remote.hub_requests import ask, explaining
 from prep.remote.pinned import RemoteFile
-from prep.remote.retry import Retry, SourceError
+from prep.remote.retry import PATIENT, Retry, SourceError, warn
 from prep.remote.tree import Entry, find_entries
 from shards.screen.lines import Say
 
@@ -121,18 +121,23 @@ def parse_url(url: str) -> tuple[str, str | None, str]:
 
 
 def find_commit(
-    repo: str, revision: str | None, report: Say, retry: Retry
+    repo: str,
+    revision: str | None,
+    report: Say = warn,
+    retry: Retry = PATIENT,
+    kind: str = "dataset",
 ) -> tuple[str, str, set[str]]:
-    """A dataset's full name, the commit that a revision now is, and the names of its files.
+    """A repository's full name, the commit that a revision now is, and the names of its files.
 
-    SourceError if it is not there, or may not be read.
+    `kind` is "dataset" or "model". SourceError if it is not there, or may not be read.
     """
     from huggingface_hub import HfApi
 
-    with explaining(repo, revision):
-        info = ask(lambda: HfApi().dataset_info(repo, revision=revision), repo, retry, report)
+    look = partial(HfApi().repo_info, repo, revision=revision, repo_type=kind)
+    with explaining(repo, revision, kind=kind):
+        info: Any = ask(look, repo, retry, report)
         if info.gated:
-            check = partial(HfApi().auth_check, info.id, repo_type="dataset")
+            check = partial(HfApi().auth_check, info.id, repo_type=kind)
             ask(check, repo, retry, report)
     assert info.sha is not None
     return info.id, info.sha, {file.rfilename for file in info.siblings or ()}

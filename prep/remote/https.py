@@ -83,8 +83,11 @@ def fetch_rest(file: RemoteFile, target: Path) -> None:
         if (size, pin) != (file.num_bytes, file.pin):
             was, now = tell(file.num_bytes, file.pin), tell(size, pin)
             raise SourceError(f"{file.name}: {CHANGED.format(was=was, now=now)}")
-        goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {begun}-")
-        with open(target, "ab" if goes_on else "wb") as out:
+        part = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        start = int(part[1]) if part else 0
+        if start not in (0, begun):
+            raise FailedDownloadError("came with another part than was asked for")
+        with open(target, "ab" if start else "wb") as out:
             while out.tell() <= file.num_bytes and (chunk := response.read(CHUNK_BYTES)):
                 out.write(chunk)
             out.flush()
@@ -138,7 +141,7 @@ class _Redirects(web.HTTPRedirectHandler):
 
 
 def open_url(url: str, name: str, wanted: Mapping[str, str] | None = None) -> Any:
-    """The response to a GET request, its content unread; HTTPError if it is another than 200."""
+    """The response to a GET request, its content unread; HTTPError if it is none of success."""
     parts = urlsplit(url.strip())
     info, _, host = parts.netloc.rpartition("@")
     headers = {"User-Agent": "velocity", "Accept-Encoding": "identity", **(wanted or {})}

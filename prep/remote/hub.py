@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from prep.remote.hf_paths import Repository, find_commit
+from prep.remote.hf_paths import Repository, describe, find_commit
 from prep.remote.hub_files import HubDataset, HubFile
 from prep.remote.hub_requests import ask, diagnose, explaining, forward_logs
 from prep.remote.retry import PATIENT, Retry, SourceError, warn
-from prep.remote.tree import find_entries
+from prep.remote.tree import Entry, find_entries
 from prep.request import KINDS, SUFFIXES
 from prep.sources.walk import HIDDEN, describe_left_out, has_suffix, name_suffix
 from shards.screen.lines import Say
@@ -28,19 +28,19 @@ PATHS_PER_REQUEST = 500
 
 def resolve(
     repo: str,
-    config: str | None = None,
+    configs: tuple[str, ...] = (),
     split: str = "train",
     revision: str | None = None,
     report: Say = warn,
     retry: Retry = PATIENT,
     say: Say = lambda line: None,
-    more_configs: tuple[str, ...] = (),
     data_files: tuple[str, ...] = (),
 ) -> HubDataset:
     """Find the files of a dataset's split at the commit that `revision` now names.
 
-    With `more_configs`, the files of each config in that order, each file once. With `data_files`,
-    paths and patterns in the repository, those that they match, whatever its configs are.
+    With several `configs`, the files of each in that order, each file once; without any, those of
+    the only one. With `data_files`, paths and patterns in the repository, those that they match,
+    whatever its configs are.
 
     `report` gets one line for each request that is made again, `say` one about the files of the
     repository that no split has. Raises SourceError for a dataset,
@@ -48,8 +48,9 @@ def resolve(
     not read here, or a Hub that cannot be reached.
     """
     name, commit, names_there = find_commit(repo, revision, report, retry)
+    first = configs[0] if configs else None
     dataset = HubDataset(
-        repo, config, split, revision, commit, (), None, None, more_configs, data_files
+        repo, first, split, revision, commit, (), None, None, configs[1:], data_files
     )
     if data_files:
         return replace(dataset, files=match_files(dataset, name, report, retry, say))
@@ -59,7 +60,7 @@ def resolve(
                 ask(partial(_fetch_card, name, commit, card), repo, retry, report)
         builders = [
             ask(partial(_load_builder, name, chosen, commit), repo, retry, report)
-            for chosen in (config, *more_configs)
+            for chosen in configs or (None,)
         ]
         prefix = f"hf://datasets/{name}@{commit}/"
         listed, paths = set[str](), dict[str, None]()
@@ -95,7 +96,7 @@ def match_files(
     """The files that the dataset's patterns match, in their order, each once."""
     tree = Repository(name, dataset.revision, report, retry)
     found = {
-        entry.path: HubFile(entry.path, entry.num_bytes, entry.sha256, entry.git_sha1)
+        entry.path: as_file(entry)
         for pattern in dataset.data_files
         for entry in find_entries(tree, pattern, f"{dataset.repo}: {pattern}", say)
     }
@@ -210,13 +211,13 @@ def _describe_files(repo: str, commit: str, paths: list[str]) -> list[HubFile]:
     from huggingface_hub import HfApi
 
     found = HfApi().get_paths_info(repo, paths, revision=commit, repo_type="dataset")
-    entries: dict[str, Any] = {entry.path: entry for entry in found}
+    entries = {entry.path: describe(entry) for entry in found}
     missing = [path for path in paths if path not in entries]
     if missing:
         raise SourceError(f"{repo}: {missing[0]} is not there at commit {commit}; try again")
-    return [
-        HubFile(path, entry.size, entry.lfs.sha256, None)
-        if entry.lfs
-        else HubFile(path, entry.size, None, entry.blob_id)
-        for path, entry in ((path, entries[path]) for path in paths)
-    ]
+    return [as_file(entries[path]) for path in paths]
+
+
+def as_file(entry: Entry) -> HubFile:
+    """A file of the repository as one of the dataset's."""
+    return HubFile(entry.path, entry.num_bytes, entry.sha256, entry.git_sha1)

@@ -41,6 +41,11 @@ class HubDataset:
     data_files: tuple[str, ...] = ()  # patterns that were given instead of configs
 
     @property
+    def configs(self) -> tuple[str, ...]:
+        """Those that were asked for, in that order."""
+        return () if self.config is None else (self.config, *self.more_configs)
+
+    @property
     def content(self) -> dict[str, Any]:
         """What a plan says of it, besides its files; no key that earlier plans had not, if empty.
 
@@ -67,15 +72,20 @@ def fetch(file: RemoteFile, private: Path, report: Say, retry: Retry) -> Path:
     repo, commit, path = found.groups()
     with explaining(repo, commit, path):
         return ask(
-            lambda: _fetch_whole(repo, commit, path, file, private),
+            lambda: fetch_whole(repo, commit, path, file, private),
             f"{repo}: {path}",
             retry,
             report,
         )
 
 
-def _fetch_whole(repo: str, commit: str, path: str, file: RemoteFile, private: Path) -> Path:
-    """Fetch a file, and compare it with what the Hub has."""
+def fetch_whole(
+    repo: str, commit: str, path: str, file: RemoteFile, private: Path, kind: str = "dataset"
+) -> Path:
+    """Fetch a file into an empty folder, and compare it with what the Hub has.
+
+    `kind` is that of the repository: "dataset" or "model".
+    """
     from huggingface_hub import hf_hub_download
 
     remove(private, ignore_errors=True)
@@ -83,7 +93,7 @@ def _fetch_whole(repo: str, commit: str, path: str, file: RemoteFile, private: P
         fetched = hf_hub_download(
             repo,
             path,
-            repo_type="dataset",
+            repo_type=kind,
             revision=commit,
             local_dir=private,
             cache_dir=private / "cache",  # not the user's, which may hold older bytes

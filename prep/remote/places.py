@@ -91,9 +91,7 @@ def find_remote(
             case _:
                 from prep.remote import buckets  # pyarrow.fs loads the libraries of all clouds
 
-                # pyarrow makes each request several times itself.
-                fewer = replace(retry, tries=min(retry.tries, 2))
-                files = buckets.find_files(url, place, report, fewer, say)
+                files = buckets.find_files(url, place, report, retry, say)
         for file in files:
             first = found.setdefault(file.name, file)
             if is_other(first, file):

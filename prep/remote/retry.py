@@ -1,6 +1,4 @@
-"""Requests that outlast a server's faults: each is made again as a whole, and each retry is one
-line.
-"""
+"""Requests that outlast a server's faults: each is made again as a whole, with a line for it."""
 
 import random
 import re

@@ -20,6 +20,7 @@ from prep.sources.walk import (
     SETS,
     Parts,
     describe_left_out,
+    describe_none,
     has_suffix,
     is_hidden,
     is_own,
@@ -77,11 +78,10 @@ def find_entries(tree: Tree, path: str, shown: str, say: Say) -> list[Entry]:
         found = walk(tree, "/".join(parts[:fixed]), parts[fixed:], left_out, shown)
     else:
         found = take(tree, "/".join(parts), left_out, shown)
-    line = describe_left_out(left_out)
     if not found:
-        raise SourceError(f"{shown}: no file ending in {KINDS} there" + (f" ({line})" * bool(line)))
-    if line:
-        say(f"{shown}: {line}")
+        raise SourceError(f"{shown}: {describe_none(left_out)}")
+    if left_out:
+        say(f"{shown}: {describe_left_out(left_out)}")
     return sorted(found, key=lambda entry: entry.path.split("/"))
 
 
@@ -126,7 +126,7 @@ def walk(tree: Tree, start: str, parts: Parts, left_out: list[str], shown: str) 
             elif entry.is_folder:
                 open_folders.append((entry.path, rest))
             elif () in rest:
-                reason = refuse(entry.name, named)
+                reason = doubt(entry.name, named)
                 if reason:
                     left_out.append(reason)
                 else:
@@ -134,7 +134,7 @@ def walk(tree: Tree, start: str, parts: Parts, left_out: list[str], shown: str) 
     return found
 
 
-def refuse(name: str, named: str) -> str | None:
+def doubt(name: str, named: str) -> str | None:
     """Why a file that was met in a folder is left out; None if it is not.
 
     `named` is the suffix that the pattern spells. Of files that may describe others, the content

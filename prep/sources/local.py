@@ -10,8 +10,7 @@ from prep.files.door import check_name, check_readable
 from prep.files.stamp import Stamp, take_stamp
 from prep.readers.objects import begins_with_document
 from prep.readers.tables import DELIMITERS, has_column
-from prep.request import KINDS
-from prep.sources.walk import Walk, is_pattern
+from prep.sources.walk import WITHOUT, Walk, describe_left_out, describe_none, is_pattern
 from shards.screen.lines import Say
 
 
@@ -63,14 +62,11 @@ def find_files(
         before = walk.num_taken
         add_entry(walk, entry)
         if walk.num_taken == before:
-            left_out = walk.describe_left_out()
-            raise ValueError(
-                f"{entry}: no file ending in {KINDS} there" + (f" ({left_out})" if left_out else "")
-            )
+            raise ValueError(f"{entry}: {describe_none(walk.list_reasons())}")
         # Of thousands of entries each looks only at what it added; by parts, as paths compare.
         added = islice(reversed(walk.found.values()), len(walk.found) - len(paths))
         paths += sorted(added, key=lambda path: path.parts)
-    return paths, walk.describe_left_out()
+    return paths, describe_left_out(walk.list_reasons())
 
 
 def add_entry(walk: Walk, entry: str) -> None:
@@ -103,7 +99,7 @@ def doubt_file(path: Path, text_column: str) -> str | None:
     if suffix == ".json" or suffix in DELIMITERS:
         check_readable(path)
     if suffix == ".json" and not begins_with_document(path, text_column):
-        return f".json without the key {text_column!r}"
+        return f".json{WITHOUT}key {text_column!r}"
     if suffix in DELIMITERS and not has_column(path, DELIMITERS[suffix], text_column):
-        return f"{suffix} without the column {text_column!r}"
+        return f"{suffix}{WITHOUT}column {text_column!r}"
     return None

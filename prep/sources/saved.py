@@ -14,14 +14,14 @@ OTHER_SPLITS, CACHES = "other splits", "caches of datasets"
 _STATE_SHAPE = {"_data_files": [{"filename": str}]}
 
 
-def refuse_unsaved(folder: Path, names: set[str], split: str) -> dict[str, str]:
+def find_unsaved(folder: Path, names: set[str], split: str) -> dict[str, str]:
     """Why some of a folder's `names` are left out; empty if `datasets` did not save it.
 
     Raises ValueError for a split that is not there, files that are missing, or rows in another
     order than that of the files, which releases before 2.0 could save.
     """
     if SPLITS_FILE in names:
-        return _refuse_splits(folder, names, split)
+        return _find_other_splits(folder, names, split)
     if not {INFO_FILE, STATE_FILE} <= names:
         is_ours = INFO_FILE in names
         return {name: CACHES for name in names if is_ours and _is_cache(name)}
@@ -43,7 +43,7 @@ def refuse_unsaved(folder: Path, names: set[str], split: str) -> dict[str, str]:
     return {name: CACHES for name in names if name.endswith(".arrow") and name not in files}
 
 
-def _refuse_splits(folder: Path, names: set[str], split: str) -> dict[str, str]:
+def _find_other_splits(folder: Path, names: set[str], split: str) -> dict[str, str]:
     found = load_json(folder / SPLITS_FILE)
     if find_misshape(found, {"splits": [str]}):
         return {}

@@ -8,13 +8,13 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
 from prep.files.door import examine, refuse_special
 from prep.request import KINDS, SUFFIXES
-from prep.sources.saved import OTHER_SPLITS, refuse_unsaved
+from prep.sources.saved import OTHER_SPLITS, find_unsaved
 from shards.disk.layout import MANIFEST, PULL, TOKENIZER, VERSIONS, WORK
 
 # Tells a file from all others on this machine, whatever it is called.
@@ -28,6 +28,8 @@ _MAGIC = re.compile(r"[*?[]")
 _PACKED = re.compile(r"(\.\w{1,8})?\.(gz|zst|bz2|xz|lz4|zip)", re.IGNORECASE)
 HIDDEN, HIDDEN_FOLDERS, SETS = "hidden", "hidden folders", "sets of shards"
 OWN, AGAIN, NO_SUFFIX = "of a set of shards", "the same file again", "without a suffix"
+# In the reasons of files that are of a kind that is read, but not of documents.
+WITHOUT = " without the "
 _MAX_REASONS = 12
 
 
@@ -116,7 +118,7 @@ class Walk:
         if is_set and not is_start:
             self.left_out[folder] = SETS
             return
-        unsaved = refuse_unsaved(folder, names, self.split)
+        unsaved = find_unsaved(folder, names, self.split)
         for entry in entries:
             rest = match(entry, parts)
             if rest is None:
@@ -153,21 +155,19 @@ class Walk:
         if self.found.setdefault(identify(path, status), path) != path:
             self.left_out[path] = AGAIN
 
-    def describe_left_out(self) -> str:
-        """What was left out, by reason and count; "" if nothing was.
-
-        >>> walk = Walk()
-        >>> walk.left_out = {Path("a.md"): ".md", Path("b.c"): ".c", Path(".git"): HIDDEN_FOLDERS}
-        >>> walk.describe_left_out()
-        '2 files and 1 folder left out: .c 1, .md 1, hidden folders 1'
-        """
+    def list_reasons(self) -> list[str]:
+        """Why each file and folder was left out that was not taken elsewhere."""
         taken = set(self.found.values())
         left_out = {Path(os.path.abspath(path)): why for path, why in self.left_out.items()}
-        return describe_left_out(why for path, why in left_out.items() if path not in taken)
+        return [why for path, why in left_out.items() if path not in taken]
 
 
 def describe_left_out(reasons: Iterable[str]) -> str:
-    """What was left out, by reason and count, from the reason for each; "" for none."""
+    """What was left out, by reason and count, from the reason for each; "" for none.
+
+    >>> describe_left_out([".md", ".c", HIDDEN_FOLDERS])
+    '2 files and 1 folder left out: .c 1, .md 1, hidden folders 1'
+    """
     counts = Counter(reasons)
     if not counts:
         return ""
@@ -180,6 +180,21 @@ def describe_left_out(reasons: Iterable[str]) -> str:
         rest = sum(count for _, count in listed[_MAX_REASONS:])
         listed = [*listed[:_MAX_REASONS], ("others", rest)]
     return f"{what} left out: " + ", ".join(f"{why} {n:,}" for why, n in listed if n)
+
+
+def describe_none(reasons: Collection[str]) -> str:
+    """What to say of a place with no file to read, from the reason for each that is there.
+
+    >>> describe_none([".json without the key 'content'"])[:63]
+    "no file of documents there (1 file left out: .json without the "
+    """
+    line = describe_left_out(reasons)
+    is_of_kind = any(reason.partition(" ")[0] in SUFFIXES for reason in reasons)
+    found = "no file of documents there" if is_of_kind else f"no file ending in {KINDS} there"
+    advice = ""
+    if any(WITHOUT in reason for reason in reasons):
+        advice = "; name the right key or column with --text-column"
+    return found + (f" ({line})" if line else "") + advice
 
 
 def is_pattern(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """A batch of documents -> tokens with the end token after each, and the sidecar's rows."""
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -70,8 +70,12 @@ def encode_batch(
     source_files: pa.Array,
     validation_threshold: int,
     tokenizer: SetTokenizer,
+    name: Callable[[int], str],
 ) -> EncodedBatch:
-    """Tokenize a batch of documents that all have text, of the files that are named."""
+    """Tokenize a batch of documents that all have text, of the files that are named.
+
+    `name` is what to call one of them in a message.
+    """
     texts = documents.texts
     hashes = hash_texts(texts)
     try:
@@ -79,7 +83,7 @@ def encode_batch(
     except LibraryError as error:
         index = find_unreadable(encoder, texts)
         raise ValueError(
-            f"{source_files[index]}, row {documents.rows[index]}: the tokenizer cannot encode "
+            f"{name(index)}: the tokenizer cannot encode "
             f"{texts[index].as_py()[:SHOWN_CHARACTERS]!r} ({error}); choose another tokenizer, or "
             "leave the document out"
         ) from None

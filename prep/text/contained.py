@@ -38,14 +38,18 @@ ENTRY = np.dtype([("words", "<u8"), ("hash", "<u8")])
 
 
 def pin_contained(policy: Policy) -> Policy:
-    """The policy with the sha256 of each file of --drop-contained, which is what decides tokens."""
-    if not policy.drop_contained:
+    """The policy with the sha256 of each file of --drop-contained, which is what decides tokens.
+
+    One that has them is returned as it is.
+    """
+    if not policy.drop_contained or policy.contained_sha256:
         return policy
     hashes = []
     for name in dict.fromkeys(policy.drop_contained):
         if not Path(name).is_file():
+            found = "is a folder" if Path(name).is_dir() else "no such file"
             raise ValueError(
-                f"--drop-contained {name}: no such file; expected one of test texts: .txt, JSON "
+                f"--drop-contained {name}: {found}; expected a file of test texts: .txt, JSON "
                 "lines or .parquet"
             )
         hashes.append(hash_file(Path(name)))

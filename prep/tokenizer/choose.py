@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from prep.remote.hub_tokenizer import HubTokenizer, fetch_small, find_commit
+from prep.remote.hf_paths import find_commit
+from prep.remote.hub_tokenizer import HubTokenizer, fetch_small
 from prep.remote.retry import SourceError
 from prep.tokenizer.gpt2 import build_gpt2_json
 from prep.tokenizer.identity import SetTokenizer
@@ -187,21 +188,22 @@ def list_tokens(specials: dict[int, str]) -> str:
 
 def find_tokenizer(words: str, say: Say) -> TokenizerFile:
     """The tokenizer that --tokenizer names: GPT-2's own, a file or folder, or one of the Hub."""
+    name = find_repository(words)
+    if name is not None:
+        say(f"asking the Hub for the tokenizer of {words}")
+        return fetch_tokenizer(*name, say)
     if words == GPT2:
         return TokenizerFile(GPT2, build_gpt2_json(), GPT2)
-    path = Path(words)
-    if path.exists():
-        return read_tokenizer(path, say)
-    name = check_words(words)
-    say(f"asking the Hub for the tokenizer of {words}")
-    return fetch_tokenizer(*name, say)
+    return read_tokenizer(Path(words), say)
 
 
-def check_words(words: str) -> tuple[str, str | None]:
-    """The repository of the Hub and the revision that --tokenizer names, as it names no file.
+def find_repository(words: str) -> tuple[str, str | None] | None:
+    """The repository of the Hub and the revision that --tokenizer names; None for what is here.
 
-    ValueError if it names neither.
+    ValueError if it names nothing at all.
     """
+    if words == GPT2 or Path(words).exists():
+        return None
     name = parse_hub_name(words)
     if name is None:
         raise ValueError(
@@ -231,7 +233,7 @@ def fetch_tokenizer(
     If it is `pinned`, at that commit. Raises SourceError for what the Hub does not give.
     """
     if pinned is None:
-        commit, names = find_commit(repo, revision)
+        _, commit, names = find_commit(repo, revision, kind="model")
         if TOKENIZER not in names:
             raise SourceError(f"{repo}: has no {TOKENIZER}; {CONVERT}")
         end_token = None

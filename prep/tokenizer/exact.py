@@ -1,5 +1,7 @@
-"""Whether the fast encoder can stand in for `tokenizers`: it is tried, before the first document,
-on texts that are hard to split. Samples of the documents are compared as well, while they come.
+"""Whether the fast encoder can stand in for `tokenizers`: it is tried before the first document.
+
+The texts of that trial are hard to split. Samples of the documents are compared as well, while they
+come.
 """
 
 import random

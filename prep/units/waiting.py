@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from prep.readers.batches import MAX_BATCH_BYTES, MAX_BATCH_DOCUMENTS
-from prep.readers.documents import Documents, Piece
+from prep.readers.documents import Documents, Piece, name_row
 
 
 class Joined(NamedTuple):
@@ -18,6 +18,7 @@ class Joined(NamedTuple):
 
     documents: Documents
     pieces: tuple[Piece, ...]  # of each batch
+    row_names: tuple[str, ...]  # likewise: what a row of its file is called
     batches: pa.Array  # int64: which batch each document is of
 
     @property
@@ -30,6 +31,12 @@ class Joined(NamedTuple):
         """The piece that a document is of."""
         number: int = self.batches[place].as_py()
         return self.pieces[number]
+
+    def name(self, place: int) -> str:
+        """What to call a document in a message."""
+        number: int = self.batches[place].as_py()
+        row = int(self.documents.rows[place])
+        return name_row(self.pieces[number].name, self.row_names[number], row)
 
     def count_rows(self, num_read: int) -> dict[str, int]:
         """How many of the first documents are of each file."""
@@ -65,10 +72,11 @@ class Waiting:
         """All of them, which then wait no longer; only of a single one the columns are kept."""
         batches, pieces = zip(*self.entries, strict=True)
         self.entries, self.num_documents, self.num_bytes = [], 0, 0
+        row_names = tuple(documents.row_name for documents in batches)
         sizes = [len(documents.rows) for documents in batches]
         places = pa.array(np.repeat(np.arange(len(sizes)), sizes))
         if len(batches) == 1:
-            return Joined(batches[0], pieces, places)
+            return Joined(batches[0], pieces, row_names, places)
         joined = Documents(
             pa.concat_arrays([documents.texts for documents in batches]),
             pa.concat_arrays([documents.urls for documents in batches]),
@@ -83,4 +91,4 @@ class Waiting:
                 for place, error in documents.bad.items()
             },
         )
-        return Joined(joined, pieces, places)
+        return Joined(joined, pieces, row_names, places)

@@ -234,7 +234,14 @@ class UnitWork:
         wanted, files = documents, joined.files
         if not kept.all():
             wanted, files = documents.filter(kept), files.filter(pa.array(kept))
-        batch = encode_batch(self.encoder, wanted, files, self.threshold, self.job.tokenizer)
+        batch = encode_batch(
+            self.encoder,
+            wanted,
+            files,
+            self.threshold,
+            self.job.tokenizer,
+            lambda index: joined.name(int(np.flatnonzero(kept)[index])),
+        )
         self._check(wanted, batch)
         fitting = self.budget.count_fitting(batch.ends)
         if fitting < len(batch.rows):

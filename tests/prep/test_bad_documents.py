@@ -10,14 +10,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.feather import write_feather
 
 from prep.append import append_sources
 from prep.gather import finish_parts
 from prep.manifest import check_conservation
 from prep.policy import Policy
+from prep.readers.documents import Piece
+from prep.readers.formats import read_documents
 from prep.request import Request
 from prep.run_part import prepare_part
+from prep.sources.local import make_source
 from prep.units.receipts import Audit
+from prep.vocabulary.passages import LeftOut, read_passages
+from prep.vocabulary.request import TrainRequest
 from shards.disk.part import parse_part
 from shards.format import Manifest, read_manifest
 from tests.commands import velocity
@@ -244,6 +250,30 @@ def test_one_bad_line_costs_only_itself(
     audit = Audit(**manifest.audit)
     assert (audit.train + audit.validation, audit.documents_read) == (1, 2)
     assert audit.dropped[reason] == 1
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".feather"])
+def test_a_row_that_is_too_large_has_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """So whoever reads it, prep or the training of a tokenizer, has nothing of it."""
+    monkeypatch.setattr("prep.readers.batches.MAX_DOCUMENT_BYTES", 3000)
+    path = tmp_path / f"a{suffix}"
+    table = pa.table({"content": ["one", "x" * 4000, None, "two", "y" * 5000]})
+    write = pq.write_table if suffix == ".parquet" else write_feather
+    write(table, path)
+    [documents] = read_documents(Piece(str(path), "a"), "content", skips_bad=True)
+    assert documents.texts.to_pylist() == ["one", None, None, "two", None]
+    assert {place: error.reason for place, error in documents.bad.items()} == {
+        1: "too large",
+        4: "too large",
+    }
+    request = TrainRequest(tmp_path / "out", (str(path),), on_bad_document="skip")
+    [passages] = read_passages(make_source(path, "a"), request, left_out := LeftOut())
+    assert passages.texts.to_pylist() == ["one", "two"]
+    assert left_out.num_documents == 2
+    audit = prepare_quietly(tmp_path / "shards", path, on_bad_document="skip").audit
+    assert (audit["dropped"]["bad: too large"], audit["dropped"]["null"]) == (2, 1)
 
 
 def damaged_parquet(path: Path) -> Path:

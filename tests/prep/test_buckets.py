@@ -34,9 +34,7 @@ OPTIONS = ["--unit-bytes", "100", "--workers", "1", "--validation-fraction", "0.
 def _no_waiting() -> Iterator[None]:
     before = PATIENT.first_delay_seconds, PATIENT.max_delay_seconds
     wait_little()
-    object.__setattr__(PATIENT, "tries", 2)  # pyarrow makes each request several times itself.
     yield
-    object.__setattr__(PATIENT, "tries", 8)
     for retry in (BRIEF, PATIENT):
         object.__setattr__(retry, "first_delay_seconds", before[0])
         object.__setattr__(retry, "max_delay_seconds", before[1])

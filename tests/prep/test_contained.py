@@ -18,6 +18,7 @@ from prep.request import Request
 from prep.run_part import prepare_part
 from prep.text.contained import Passages, find_passages
 from prep.units.receipts import Audit
+from shards.disk.durable import hash_file
 from shards.disk.part import parse_part
 from shards.format import read_manifest
 from tests.commands import velocity
@@ -193,9 +194,10 @@ def test_another_column_and_what_is_said(folder: Path, tmp_path: Path) -> None:
     [
         (
             ["--drop-contained", "none.jsonl"],
-            "--drop-contained none.jsonl: no such file; expected one of test texts: .txt, JSON "
-            "lines or .parquet",
+            "--drop-contained none.jsonl: no such file; expected a file of test texts: .txt, "
+            "JSON lines or .parquet",
         ),
+        (["--drop-contained", "."], "--drop-contained .: is a folder; expected a file of test te"),
         (["--drop-contained", ""], "--drop-contained is empty; name what is meant, or leave the "),
         (["--contained-words", "8"], "--contained-words is for --drop-contained; give both or "),
         (
@@ -218,3 +220,24 @@ def test_wrong_test_texts_are_one_line(tmp_path: Path, options: list[str], expec
     assert code == 1
     assert errors.splitlines()[-1].startswith(f"velocity: {expected}"), errors
     assert not list((tmp_path / "x").glob("*.bin"))
+
+
+def test_a_file_of_test_texts_is_hashed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = write_jsonl(tmp_path / "t.jsonl", ["one two three four five six seven eight nine"])
+    source = write_jsonl(tmp_path / "a.jsonl", ["some text"])
+    hashed: list[Path] = []
+
+    def hash_and_count(path: Path) -> str:
+        hashed.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr("prep.text.contained.hash_file", hash_and_count)
+    words = ("--input", source, "--drop-contained", texts, "--workers", "1")
+    assert velocity("prep", "--out", tmp_path / "x", *words, cwd=tmp_path)[0] == 0
+    assert hashed == [texts]
+    more = write_jsonl(tmp_path / "b.jsonl", ["some more"])
+    words = ("--input", more, "--drop-contained", texts, "--workers", "1", "--append")
+    assert velocity("prep", "--out", tmp_path / "x", *words, cwd=tmp_path)[0] == 0
+    assert hashed == [texts, texts]

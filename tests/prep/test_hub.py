@@ -194,17 +194,17 @@ def test_a_moving_branch_is_pinned(hub: HubServer, call: Call, tmp_path: Path) -
 def test_configs_and_splits_are_those_of_the_card(hub: HubServer, call: Call) -> None:
     files = {"README.md": CONFIGS_CARD, "en/1.jsonl": LINES, "en/2.jsonl": LINES + LINES}
     hub.commit("many/configs", {**files, "en-test.jsonl": b"{}", "de/1.jsonl": LINES})
-    found, _ = call(resolve, "many/configs", config="english")
+    found, _ = call(resolve, "many/configs", configs=("english",))
     assert [file.name for file in found.files] == ["en/1.jsonl", "en/2.jsonl"]
-    found, _ = call(resolve, "many/configs", config="english", split="test")
+    found, _ = call(resolve, "many/configs", configs=("english",), split="test")
     assert found.files[0].sha256 is None
     assert found.files[0].git_sha1 == "9e26dfeeb6e641a33dae4961196235bdb965b21b"
     with pytest.raises(SourceError, match="has several configs; name one of english, german with"):
         call(resolve, "many/configs")
     with pytest.raises(SourceError, match="no config 'french'; name one of english, german with"):
-        call(resolve, "many/configs", config="french")
+        call(resolve, "many/configs", configs=("french",))
     with pytest.raises(SourceError, match="no split 'dev'; the splits are train, test; name one"):
-        call(resolve, "many/configs", config="english", split="dev")
+        call(resolve, "many/configs", configs=("english",), split="dev")
 
 
 def test_what_is_not_there_or_cannot_be_read_is_one_line(hub: HubServer, call: Call) -> None:
@@ -239,7 +239,7 @@ def test_files_that_no_split_has_are_told(hub: HubServer, call: Call) -> None:
     ]
     files = {"README.md": CONFIGS_CARD, "en/1.jsonl": LINES, "en-test.jsonl": LINES}
     hub.commit("mixed/configs", {**files, "de/1.jsonl": LINES, "en/notes.pdf": b"x"})
-    [found, lines], _ = call(resolve_and_listen, "mixed/configs", config="english")
+    [found, lines], _ = call(resolve_and_listen, "mixed/configs", configs=("english",))
     assert [file.name for file in found.files] == ["en/1.jsonl"]
     assert lines == ["mixed/configs: 1 file left out: .pdf 1"]
 

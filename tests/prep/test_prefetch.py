@@ -186,12 +186,12 @@ def test_the_disk_for_downloads_is_what_the_bound_lets_lie_there(tmp_path: Path)
     everything = forecast_run(plan, list(range(100)), workers=4)
     assert everything.units_on_disk == 10
     assert everything.download_bytes == 10 * 89 * 10**6
-    assert everything.source_bytes == 8450 * 10**6
+    assert everything.fetched_bytes == 8450 * 10**6
     assert everything.disk_bytes == everything.set_bytes + everything.download_bytes
     parts = forecast_run(plan, list(range(100)), workers=4, num_parts=3)
     assert parts.units_on_disk == 30
     few = forecast_run(plan, [4, 5], workers=4)
-    assert few.download_bytes == few.source_bytes == (84 + 85) * 10**6
+    assert few.download_bytes == few.fetched_bytes == (84 + 85) * 10**6
     assert "at most 890 MB of 8.45 GB of downloads" in check_disk(
         tmp_path, forecast_run(plan_dataset(make_dataset(100, 10**9)), list(range(100)), 4)
     )
@@ -206,6 +206,8 @@ def test_files_at_urls_count_and_local_ones_do_not(tmp_path: Path) -> None:
     assert [len(plan.remote_part(unit)) for unit in range(len(plan.units))] == [0] + [1] * 10
     forecast = forecast_run(plan, list(range(11)), workers=2)
     assert (forecast.units_on_disk, forecast.download_bytes) == (6, 6 * 80 * 10**6)
+    assert forecast.fetched_bytes == 10 * 80 * 10**6
+    assert "at most 480 MB of 800 MB of downloads" in check_disk(tmp_path, forecast)
     assert plan.num_text_bytes > 4 * 800 * 10**6
     done = forecast_run(plan, [0], workers=2)
     assert (done.units_on_disk, done.download_bytes) == (1, 0)

@@ -357,6 +357,15 @@ def test_a_stop_keeps_what_is_committed(source: Path, tmp_path: Path) -> None:
         (["--input", "nowhere"], "nowhere: no such file or folder, and as a pattern it matches"),
         (["--input", "a.pdf"], "a.pdf: expected a file ending in .parquet, .arrow"),
         (["--input", "empty"], "empty: no file ending in"),
+        (
+            ["--input", "list*.json"],
+            "list*.json: no file of documents there (1 file left out: .json without the key "
+            "'content' 1); name the right key or column with --text-column",
+        ),
+        (["--input", "b.jsonl", "--data-files", "en/*"], "--data-files is for --dataset, not --in"),
+        (["--input", "b.jsonl", "--dataset-config", "en"], "--dataset-config is for --dataset, no"),
+        (["--input", "b.jsonl", "--revision", "v1"], "--revision is for --dataset, not --input; f"),
+        (["--input", "b.jsonl", "--dataset", "a/b"], "--dataset is a/b, and --input is given as "),
         (["--input", "*.parquet", "--text-column", "text"], "no column 'text'"),
         (["--input", "bad.jsonl"], "bad.jsonl, line 2: "),
         (["--input", "b.jsonl", "--validation-fraction", "1.5"], "--validation-fraction is 1.5"),
@@ -372,6 +381,7 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: st
     write_jsonl(tmp_path / "b.jsonl", list(make_texts(3)))
     (tmp_path / "a.pdf").write_text("content\nx\n")
     (tmp_path / "bad.jsonl").write_text('{"content": "good"}\n{"content": oops}\n')
+    (tmp_path / "list.json").write_text('[{"text": "good"}]')
     (tmp_path / "empty").mkdir()
     code, _, errors = velocity("prep", "--out", "shards", *arguments, cwd=tmp_path)
     assert code == 1

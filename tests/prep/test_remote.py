@@ -16,13 +16,13 @@ from prep.remote.download import download
 from prep.remote.https import open_url
 from prep.remote.pinned import RemoteFile
 from prep.remote.places import find_remote, part_inputs
-from prep.remote.retry import BRIEF, PATIENT, Retry, SourceError
+from prep.remote.retry import BRIEF, PATIENT, FailedDownloadError, Retry, SourceError
 from shards.disk.layout import plan_path
 from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from tests.commands import velocity
 from tests.servers.forked import Forked
-from tests.servers.hub_server import Fault, wait_little
+from tests.servers.hub_server import Answer, Fault, wait_little
 from tests.servers.web_server import WebServer
 from tests.texts import make_texts, read_texts, set_bytes, write_jsonl
 
@@ -156,6 +156,30 @@ def test_what_arrived_before_a_connection_broke_is_not_fetched_again(
         ": broke off after 6,000 of 10,240 bytes",
     ]
     assert [*tmp_path.glob("*.jsonl"), *tmp_path.glob(".*")] == [path]
+
+
+def test_another_part_than_was_asked_for_is_not_taken_for_the_beginning(
+    web: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.files["a.jsonl"] = content = bytes(range(256)) * 40
+    [file] = find_remote([f"{web.url}/a.jsonl"])
+    target = tmp_path / "file"
+    target.write_bytes(content[:4000])
+
+    def answer_from(start: int) -> None:
+        headers = (("ETag", file.pin), ("Content-Range", f"bytes {start}-10239/10240"))
+        answer = Answer(206, content[start:], headers)
+        monkeypatch.setattr(web, "answer", lambda *request: answer)
+
+    answer_from(5000)
+    with pytest.raises(FailedDownloadError, match="came with another part than was asked for"):
+        https.fetch_rest(file, target)
+    assert target.read_bytes() == content[:4000]
+    for start in (4000, 0):
+        answer_from(start)
+        target.write_bytes(content[:4000])
+        https.fetch_rest(file, target)
+        assert target.read_bytes() == content
 
 
 @pytest.mark.parametrize("tag", ['W/"a"', ""])

@@ -453,7 +453,7 @@ def test_a_text_that_a_tokenizer_cannot_encode_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path / "tokenizer", json.dumps(raw))
     path = write_jsonl(tmp_path / "a.jsonl", ["one two", "two three"])
     line = refuse(tmp_path / "shards", path, "--tokenizer", folder)
-    assert "a.jsonl, row 1: the tokenizer cannot encode 'two three' (" in line
+    assert "a.jsonl, line 2: the tokenizer cannot encode 'two three' (" in line
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_only_folders_that_may_hold_a_match_are_listed(root: Path) -> None:
         ("none", "u: there is no such file or folder; check the URL"),
         ("none/*", r"u: no file ending in .parquet, .* there$"),
         ("a.pdf", "u: expected a file ending in .parquet"),
-        ("*.md", r"u: no file ending in .* there \(1 file left out: .md 1\)"),
+        ("*.md", r"u: no file ending in .* there \(1 file left out: .md 1\)$"),
     ],
 )
 def test_what_means_no_file_is_one_line(root: Path, path: str, message: str) -> None:
@@ -143,3 +143,11 @@ def test_a_listing_without_end_is_given_up(root: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(tree, "MAX_LISTED", 10)
     with pytest.raises(SourceError, match="u: more than 10 files and folders there; name a small"):
         find_entries(FolderTree(root), "**", "u", lambda line: None)
+
+
+def test_a_file_of_a_kind_that_is_read_is_not_denied(tmp_path: Path) -> None:
+    (tmp_path / "info.json").write_text("{}")
+    message = r"u: no file of documents there \(1 file left out: .json not named by itself or as"
+    for path in ("", "*", "info*"):
+        with pytest.raises(SourceError, match=message):
+            find_entries(FolderTree(tmp_path), path, "u", lambda line: None)

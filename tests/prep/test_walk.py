@@ -90,6 +90,11 @@ def test_nothing_to_read_is_told_with_what_is_there(tmp_path: Path) -> None:
         find(tmp_path / "in")
     with pytest.raises(ValueError, match="no such file or folder, and as a pattern it matches no"):
         find(tmp_path / "in/*.jsonl")
+    write(tmp_path / "in/b.tsv", "id\ttext\n")
+    reasons = r"2 files left out: .pdf 1, .tsv without the column 'content' 1"
+    advice = "; name the right key or column with --text-column"
+    with pytest.raises(ValueError, match=rf"in: no file of documents there \({reasons}\){advice}$"):
+        find(tmp_path / "in")
 
 
 def test_a_json_beside_the_data_that_describes_it_is_left_out(tmp_path: Path) -> None:

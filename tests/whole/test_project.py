@@ -191,6 +191,14 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
 
 
+def test_the_first_line_of_a_docstring_is_whole() -> None:
+    """docs/map.md shows it alone."""
+    for path in python_files():
+        docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+        if path.name != "__init__.py":
+            assert docstring.partition("\n")[0].endswith("."), path
+
+
 def test_every_room_says_what_it_is_for_and_is_seen_by_git() -> None:
     rooms = {path.parent for path in python_files() if path.parent != ROOT}
     for room in rooms:
