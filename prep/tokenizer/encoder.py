@@ -40,12 +40,18 @@ class Encoder:
 
     def __init__(self, tokenizer_json: str, name: str) -> None:
         self.name = name
-        self.vocab_size = count_ids(parse_tokenizer(tokenizer_json))
+        original = parse_tokenizer(tokenizer_json)
+        self.vocab_size, plain = count_ids(original), list_plain(original)
         self.dtype = token_dtype(choose_token_bytes(self.vocab_size))
         raw = json.loads(tokenizer_json)
         hidden = hide_specials(raw)
         encoding_json = tokenizer_json if hidden is raw else json.dumps(hidden)
         self.reference = load_reference(encoding_json)
+        if list_plain(self.reference) != plain:
+            raise ValueError(
+                "the tokenizer numbers its added tokens otherwise once special ones are hidden; "
+                "choose another tokenizer, and report this"
+            )
         self.fast = load_fastokens(encoding_json) if name == "fastokens" else None
         self.cuts = find_cuts(hidden)
 
@@ -115,6 +121,12 @@ def load_reference(tokenizer_json: str) -> Tokenizer:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with catching():
         return parse_tokenizer(tokenizer_json)
+
+
+def list_plain(tokenizer: Tokenizer) -> dict[int, str]:
+    """The added tokens that text can become, by their ids."""
+    added = tokenizer.get_added_tokens_decoder()
+    return {i: token.content for i, token in added.items() if not token.special}
 
 
 def load_fastokens(tokenizer_json: str) -> Any:

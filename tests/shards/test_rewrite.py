@@ -117,7 +117,7 @@ def test_a_cut_shard_is_the_shard_of_the_texts_that_stay(
     rows = choose(random.Random(1), 1700, "half")
     shard, result = rewrite(finished_set, tmp_path, rows, keeps_places=False)
     (tmp_path / "straight").mkdir()
-    writer = ShardWriter(tmp_path / "straight", "train", "train-00000.r1", 1 << 40)
+    writer = ShardWriter(tmp_path / "straight", "train", "train-00000.r1", 1 << 40, 2)
     for first, tokens, batch in read_pieces(finished_set, shard):
         ends = np.cumsum(count_tokens(batch))
         for place, end in enumerate(ends.tolist()):
@@ -144,7 +144,7 @@ def test_more_documents_than_a_row_group(finished_set: Path, tmp_path: Path) -> 
     count = 150_000
     sizes = np.random.default_rng(0).integers(1, 5, count)
     rows = make_rows(sizes)
-    writer = ShardWriter(tmp_path, "train", "train-00000", 1 << 40)
+    writer = ShardWriter(tmp_path, "train", "train-00000", 1 << 40, 2)
     tokens = np.arange(sizes.sum()).astype(np.uint16) % 50_000
     writer.append(tokens, rows)
     [written] = writer.finish()
