@@ -21,7 +21,7 @@ from prep.tokenizer.library import catching
 from prep.tokenizer.pieces import cut_text, find_cuts
 from prep.tokenizer.specials import hide_specials
 from shards.format import Int64
-from shards.tokenizer import count_ids, parse_tokenizer
+from shards.tokenizer import count_ids, encode_plainly, parse_tokenizer, read_tokenizer_json
 from shards.widths import Tokens, choose_token_bytes, token_dtype
 
 Ids = npt.NDArray[np.uint32]
@@ -94,7 +94,7 @@ class Encoder:
         if num_bytes > 2 * CHECKED_BYTES:
             return None
         with catching():
-            found = self.reference.encode(piece, add_special_tokens=False).ids
+            found = encode_plainly(self.reference, piece)
         expected = np.array(found, np.int64)
         if num_bytes < len(text):
             ids = ids[: len(expected)]
@@ -107,7 +107,7 @@ class Encoder:
 
 def load_encoder(path: Path, name: str) -> Encoder:
     """The encoder of the set whose tokenizer.json is at `path`."""
-    return build_encoder(path.read_bytes().decode("utf-8"), name)
+    return build_encoder(read_tokenizer_json(path), name)
 
 
 @lru_cache(maxsize=1)
