@@ -38,7 +38,7 @@ from shards.near.listing import LISTING_SCHEMA, read_listing, write_listing
 from shards.near.signatures import NearSettings
 from shards.near.texts import TokenText, sign_shard
 from shards.rows import read_rows
-from shards.tokenizer import load_tokenizer, read_spelling
+from shards.tokenizer import load_spelling
 
 # The reason under which the audit counts near copies.
 NEAR_DUPLICATE = "near-duplicate"
@@ -95,8 +95,8 @@ class Documents:
     def sign(self) -> Iterator[npt.NDArray[np.void]]:
         """The signatures of all documents, in the order of their numbers."""
         if self.earlier:
-            tokenizer, marks = load_tokenizer(self.out / TOKENIZER), self.tokenizer
-            spelling = read_spelling(tokenizer, marks.end_of_text, marks.begin_of_text)
+            marks = self.tokenizer
+            spelling = load_spelling(self.out / TOKENIZER, marks.end_of_text, marks.begin_of_text)
             text = TokenText(spelling)
             for placed in self.earlier:
                 yield from sign_shard(placed.folder, placed.shard, text, self.settings)

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.documents import read_pieces
-from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter
+from shards.edit.rewrite import Rewriter, Rewritten
 from shards.format import Shard
 from shards.inspect.verify import verify_sidecar, verify_tokens
 from shards.sidecar import BLANK_HASH, ROWS_SCHEMA, SIDECAR_SCHEMA, count_tokens
-from shards.tokenizer import load_tokenizer, read_spelling
+from shards.tokenizer import Spelling, load_spelling, load_tokenizer
 from shards.writer import ShardWriter, WrittenShard
 from tests.texts import make_texts, prepare_quietly, write_parquet
 
@@ -27,13 +27,17 @@ def finished_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
+def load_gpt2(folder: Path) -> Spelling:
+    return load_spelling(folder / "tokenizer.json", 50256, None)
+
+
 def rewrite(
     folder: Path, work: Path, rows: list[int], keeps_places: bool
 ) -> tuple[Shard, Rewritten]:
     from shards.format import read_manifest
 
     shard = read_manifest(folder).shards[0]
-    rewriter = make_rewriter(folder, work, 50256, keeps_places)
+    rewriter = Rewriter(folder, work, load_gpt2(folder), keeps_places)
     return shard, rewriter.rewrite(shard, np.array(rows, np.int64), "train-00000.r1.bin", None)
 
 
@@ -150,8 +154,7 @@ def test_more_documents_than_a_row_group(finished_set: Path, tmp_path: Path) -> 
     [written] = writer.finish()
     removed = np.arange(1, count, 3)
     (tmp_path / "work").mkdir()
-    spelling = read_spelling(load_tokenizer(finished_set / "tokenizer.json"), 50256)
-    rewriter = Rewriter(tmp_path, tmp_path / "work", spelling, False)
+    rewriter = Rewriter(tmp_path, tmp_path / "work", load_gpt2(finished_set), False)
     result = rewriter.rewrite(written.shard, removed, "train-00000.bin", written.sidecar_sha256)
     is_kept = np.ones(count, np.bool_)
     is_kept[removed] = False
@@ -188,6 +191,6 @@ def test_a_damaged_shard_gets_no_new_checksum(
     manifest = read_manifest(folder)
     shard = manifest.shards[0]
     (tmp_path / "work").mkdir()
-    rewriter = make_rewriter(folder, tmp_path / "work", 50256, keeps_places=False)
+    rewriter = Rewriter(folder, tmp_path / "work", load_gpt2(folder), keeps_places=False)
     with pytest.raises(ValueError, match=rf"{name}: is missing or damaged, and nothing was"):
         rewriter.rewrite(shard, np.array([3]), "x.bin", manifest.sidecar_sha256(shard))
