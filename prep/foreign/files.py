@@ -134,7 +134,8 @@ def guess_format(path: Path, head: bytes) -> str:
         )
     if os.path.lexists(path.with_suffix(".idx")):
         return "megatron"
-    # As ids, these magics would be beyond any tokenizer's, so no nanoGPT file begins with one.
+    # As ids of uint32, these magics are beyond any tokenizer's. As two of uint16, the first is
+    # above 55,000: GPT-2 has fewer, and files of larger tokenizers are named --format nanogpt.
     return "llmc" if read_magic(head) in LLMC_MAGICS else "nanogpt"
 
 
@@ -187,7 +188,10 @@ def check_llmc(
         )
     version, num_tokens = np.frombuffer(head, LLMC_HEADER)[1:3].tolist()
     if version != known_version:
-        raise ValueError(f"{path}: is of llm.c version {version}; expected {known_version}")
+        raise ValueError(
+            f"{path}: is of llm.c version {version}; expected {known_version}; if it has no "
+            "header, and happens to begin with these ids, say --format nanogpt"
+        )
     dtype = token_dtype(tokenizer.token_bytes)
     expected = LLMC_HEADER_BYTES + num_tokens * dtype.itemsize
     size = path.stat().st_size
