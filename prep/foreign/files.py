@@ -23,6 +23,8 @@ from shards.widths import token_dtype
 FORMATS = ("auto", "nanogpt", "llmc", "megatron")
 INSTEAD = "prepare the text itself with: velocity prep"
 
+IF_BY_CHANCE = "if it has no header, and its ids happen to begin so, say --format nanogpt"
+
 LLMC_HEADER = np.dtype("<i4")
 LLMC_HEADER_BYTES = 256 * LLMC_HEADER.itemsize
 # By the bytes of an id: llm.c's magic, its version, and whose ids it writes so.
@@ -179,7 +181,7 @@ def check_llmc(
         others = {kind[0]: f"ids of the {kind[2]} tokenizer" for kind in LLMC_KINDS.values()}
         raise ValueError(
             f"{path}: holds llm.c's {others.get(magic, 'evaluation examples')} (magic {magic}); "
-            f"expected {whose}'s ids ({wanted}), so {INSTEAD}"
+            f"expected {whose}'s ids ({wanted}), so {INSTEAD}; {IF_BY_CHANCE}"
         )
     if magic != wanted or len(head) < LLMC_HEADER_BYTES:
         raise ValueError(
@@ -189,8 +191,7 @@ def check_llmc(
     version, num_tokens = np.frombuffer(head, LLMC_HEADER)[1:3].tolist()
     if version != known_version:
         raise ValueError(
-            f"{path}: is of llm.c version {version}; expected {known_version}; if it has no "
-            "header, and happens to begin with these ids, say --format nanogpt"
+            f"{path}: is of llm.c version {version}; expected {known_version}; {IF_BY_CHANCE}"
         )
     dtype = token_dtype(tokenizer.token_bytes)
     expected = LLMC_HEADER_BYTES + num_tokens * dtype.itemsize
