@@ -55,7 +55,7 @@ class Policy:
         str, typer.Option(help="Fraction of documents that goes to validation.")
     ] = "0.001"
     shard_tokens: ShardTokens = 1 << 28
-    # Both count in plan order, <|endoftext|> included.
+    # Both count in plan order, the tokens around documents included.
     max_documents: Annotated[int | None, typer.Option(help="Stop after this many documents.")] = (
         None
     )

@@ -18,7 +18,6 @@ from prep.manifest import summarize, write_manifest
 from prep.planning.forecast import Forecast, check_disk, forecast_run
 from prep.planning.plan import Plan
 from prep.planning.settle import settle_plan
-from prep.planning.tokenizer import read_text
 from prep.remote.places import describe_places
 from prep.request import Request
 from prep.tokenizer.exact import choose_encoder
@@ -28,9 +27,10 @@ from prep.units.receipts import has_receipt
 from prep.units.work import UnitJob
 from prep.units.workspace import clear_leftovers, hold_whole
 from shards.disk.folders import clear
-from shards.disk.layout import MANIFEST, downloads_folder, temporary_folder
+from shards.disk.layout import MANIFEST, TOKENIZER, downloads_folder, temporary_folder
 from shards.format import Manifest, read_manifest
 from shards.screen.lines import Say, format_bytes, format_count
+from shards.tokenizer import read_tokenizer_json
 
 
 def prepare(request: Request, say: Say) -> Manifest:
@@ -74,7 +74,7 @@ def do_units(request: Request, plan: Plan, ledger: Ledger, say: Say) -> int:
         undone = [unit for unit in range(len(plan.units)) if not has_receipt(request.out, unit)]
         num_parts = request.part.count
     announce(request, plan, undone, forecast_run(plan, undone, engine.workers, num_parts), say)
-    encoder, reason = choose_encoder(request.encoder, read_text(request.out))
+    encoder, reason = choose_encoder(request.encoder, read_tokenizer_json(request.out / TOKENIZER))
     if reason is not None:
         say(f"{reason}; {encoder} encodes instead: the same ids, but slower")
     run_units(request, plan, ledger, encoder, engine)

@@ -40,6 +40,11 @@ SELF_TEST_TEXTS = (
 )
 
 
+def read_tokenizer_json(path: Path) -> str:
+    """The text of a tokenizer.json, with its own line ends: its sha256 is known."""
+    return path.read_bytes().decode("utf-8")
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a tokenizer.json so that text that spells out a special token stays text.
 
@@ -47,7 +52,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises ValueError if the file is not a tokenizer.
     """
     try:
-        return parse_tokenizer(path.read_text(encoding="utf-8"))
+        return parse_tokenizer(read_tokenizer_json(path))
     except Exception as error:  # The library raises a bare Exception for any fault in the file.
         raise ValueError(f"{path}: no tokenizer could be read from it ({error})") from None
 
@@ -70,17 +75,14 @@ def count_ids(tokenizer: Tokenizer) -> int:
 
 def make_self_test(tokenizer: Tokenizer) -> list[Json]:
     """The self-test texts and their ids, for the manifest."""
-    return [
-        {"text": text, "ids": tokenizer.encode(text, add_special_tokens=False).ids}
-        for text in SELF_TEST_TEXTS
-    ]
+    return [{"text": text, "ids": encode_plainly(tokenizer, text)} for text in SELF_TEST_TEXTS]
 
 
 def load_checked_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     """Load a set's tokenizer; ValueError if it fails the manifest's self-test."""
     tokenizer = load_tokenizer(folder / TOKENIZER)
     for case in manifest.content["tokenizer"]["self_test"]:
-        found = tokenizer.encode(case["text"], add_special_tokens=False).ids
+        found = encode_plainly(tokenizer, case["text"])
         if found != case["ids"]:
             raise ValueError(
                 f"{folder / TOKENIZER}: {case['text']!r} becomes {found}; expected "
@@ -200,6 +202,11 @@ def read_set_spelling(folder: Path, manifest: Manifest) -> Spelling:
     """What the ids of a set stand for; ValueError if its tokenizer fails the self-test."""
     tokenizer = load_checked_tokenizer(folder, manifest)
     return read_spelling(tokenizer, manifest.end_of_text, manifest.begin_of_text)
+
+
+def load_spelling(path: Path, end_of_text: int, begin_of_text: int | None) -> Spelling:
+    """What the ids of the set whose tokenizer.json is at `path` stand for."""
+    return read_spelling(load_tokenizer(path), end_of_text, begin_of_text)
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ Dtype = np.dtype[np.unsignedinteger[Any]]
 
 # The bytes of an id, by the dtype that the manifest names.
 TOKEN_BYTES = {"uint16": 2, "uint32": 4}
-MAX_TOKEN_BYTES = 4
+MAX_TOKEN_BYTES = max(TOKEN_BYTES.values())
 # The manifest's schema_version, by the bytes of an id. Velocity before uint32 knows 1 only: it
 # refuses 2 instead of reading each id as two.
 SCHEMA_VERSIONS = {2: 1, 4: 2}
@@ -43,9 +43,11 @@ def token_dtype(token_bytes: int) -> Dtype:
 
 def describe_format(token_bytes: int) -> Json:
     """What the manifest says about the .bin files, in `content.format`."""
-    [dtype] = [name for name, size in TOKEN_BYTES.items() if size == token_bytes]
-    version = SCHEMA_VERSIONS[token_bytes]
-    return {"schema_version": version, "token_dtype": dtype, "byte_order": "little"}
+    return {
+        "schema_version": SCHEMA_VERSIONS[token_bytes],
+        "token_dtype": token_dtype(token_bytes).name,
+        "byte_order": "little",
+    }
 
 
 def find_token_bytes(content: Json) -> int:

@@ -38,7 +38,7 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, split: str, stem: str, shard_tokens: int, token_bytes: int = 2
+        self, folder: Path, split: str, stem: str, shard_tokens: int, token_bytes: int
     ) -> None:
         self.folder = folder
         self.split = split
@@ -108,7 +108,8 @@ class OpenShard:
 
     def append(self, tokens: Tokens, rows: pa.RecordBatch) -> None:
         """Add the next documents: their tokens, and their rows (of ROWS_SCHEMA)."""
-        content = np.ascontiguousarray(tokens, self.shard.dtype).data.cast("B")
+        assert tokens.dtype == self.shard.dtype
+        content = np.ascontiguousarray(tokens).data.cast("B")
         with naming(self.path):
             self.tokens_file.write(content)
         self.sha256.update(content)

@@ -14,6 +14,7 @@ from prep.tokenizer.identity import SetTokenizer
 from prep.units.receipts import Audit
 from shards.format import Manifest, make_manifest, read_manifest
 from shards.sidecar import make_rows
+from shards.widths import token_dtype
 from shards.writer import ShardWriter, commit_shards
 
 # Documents with these numbers modulo 10 are for validation.
@@ -54,13 +55,14 @@ def write_set(
     sha256 = hashlib.sha256(tokenizer_json.encode()).hexdigest()
     vocab_size = 1 + max(tokenizer.get_vocab().values())
     identity = SetTokenizer("test", sha256, vocab_size, end_id, begin_id)
+    dtype = token_dtype(identity.token_bytes)
     writers = {
         split: ShardWriter(folder, split, f"{split}-00000", shard_tokens, identity.token_bytes)
         for split in ("train", "validation")
     }
     for number, text in enumerate(texts):
         before = [] if begin_id is None else [begin_id]
-        ids = np.array([*before, *encode(tokenizer, text), end_id], np.uint32)
+        ids = np.array([*before, *encode(tokenizer, text), end_id], dtype)
         rows = make_rows(
             np.array([len(ids)]),
             pa.array(["texts"]),

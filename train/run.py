@@ -16,7 +16,7 @@ from shards.inspect.verify import check_shards
 from shards.order import SampleOrder
 from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
-from shards.tokenizer import load_checked_tokenizer
+from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
 from train.batches import Batches, Dealing
 from train.checkpoints.folder import prune_checkpoints, save_checkpoint, tidy_checkpoints
 from train.checkpoints.history import History, extend_history
@@ -85,7 +85,7 @@ class Run:
         prune_checkpoints(self.folder, saved, self.config.training.save_total_limit)
 
     def _fill_checkpoint(self, folder: Path) -> None:
-        tokenizer_json = (self.shards.folder / TOKENIZER).read_bytes().decode("utf-8")
+        tokenizer_json = read_tokenizer_json(self.shards.folder / TOKENIZER)
         manifest = self.shards.manifest
         boundaries = Boundaries(manifest.end_of_text, manifest.begin_of_text)
         save_model(folder, self.model, tokenizer_json, boundaries)
@@ -225,7 +225,7 @@ def check_same_run(config: Config, shards: Shards, start: Path, say: Say) -> Non
 def find_own_id(shards: Shards, start: Path, say: Say) -> str:
     """A checkpoint's dataset_id; the set's own if all remaining tokens kept their places.
 
-    The order of samples is then the same, and only what was removed reads as <|endoftext|>.
+    The order of samples is then the same, and only what was removed reads as ends of documents.
     """
     dataset_id = read_position(start).dataset_id
     if not keeps_places(shards.folder, shards.manifest, dataset_id):

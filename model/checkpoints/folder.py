@@ -59,10 +59,11 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight for name, weight in model.state_dict().items() if name != HEAD}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / TOKENIZER).write_bytes(tokenizer.write().encode())
+    (folder / TOKENIZER).write_bytes(tokenizer.make_tokenizer_json().encode())
     dtype_name = str(dtype).removeprefix("torch.")
     write_json(folder / CONFIG, make_config_json(config, boundaries, dtype_name))
-    write_json(folder / TOKENIZER_CONFIG, tokenizer.describe(config.max_position_embeddings))
+    tokenizer_config = tokenizer.make_tokenizer_config_json(config.max_position_embeddings)
+    write_json(folder / TOKENIZER_CONFIG, tokenizer_config)
     write_json(folder / GENERATION_CONFIG, make_generation_config_json(boundaries))
 
 

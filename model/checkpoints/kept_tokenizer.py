@@ -32,7 +32,7 @@ class KeptTokenizer:
         content: Json = json.loads(self.text)
         return content
 
-    def write(self) -> str:
+    def make_tokenizer_json(self) -> str:
         """The checkpoint's tokenizer.json: the set's own, byte for byte, if that does the same."""
         kept = [step for step in list_steps(self.content) if step["type"] not in ADDING]
         begin = self.boundaries.begin
@@ -47,7 +47,7 @@ class KeptTokenizer:
             return self.text
         return json.dumps(self.content | changes, ensure_ascii=False)
 
-    def describe(self, context: int) -> Json:
+    def make_tokenizer_config_json(self, context: int) -> Json:
         """tokenizer_config.json: encodes as in training, except that eos_token can be written.
 
         Text that spells <|endoftext|> is text to prep and to our own sampling, which say so to the

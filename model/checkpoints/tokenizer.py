@@ -1,7 +1,9 @@
 """The tokenizer of a checkpoint folder, loaded so that a prompt becomes what the model was given.
 
 A folder of ours, which its seal shows, was trained on text that prep encoded: there, text that
-spells a special token is text, and its tokenizer.json adds what prep added. A folder from
+spells a special token is text, and its tokenizer.json adds what prep added. Unlike prep, this hides
+no special token from a model that has it in its own vocabulary and takes whole words (Unigram,
+WordPiece, WordLevel, BPE with ignore_merges): there, a prompt that spells it has it. A folder from
 elsewhere is read as transformers reads it: its special tokens can be written, unless
 tokenizer_config.json says split_special_tokens, and its post-processor may add some.
 """

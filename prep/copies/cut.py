@@ -21,9 +21,10 @@ from prep.tokenizer.identity import SetTokenizer
 from prep.units.receipts import Audit, Receipt, load_receipt
 from shards.disk.durable import commit, hash_file, sync_folder, write_file
 from shards.disk.folders import make_folder, remove
-from shards.disk.layout import dedup_folder, receipt_path
-from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter, subtract_bytes
+from shards.disk.layout import TOKENIZER, dedup_folder, receipt_path
+from shards.edit.rewrite import Rewriter, Rewritten, subtract_bytes
 from shards.format import Int64, Shard
+from shards.tokenizer import load_spelling
 
 
 class Chosen(Protocol):
@@ -45,8 +46,8 @@ def drop_copies(
     Raises ValueError or OSError if a shard is damaged or the disk is full; the same call then
     resumes.
     """
-    ends, begins = tokenizer.end_of_text, tokenizer.begin_of_text
-    rewriter = make_rewriter(out, dedup_folder(out), ends, False, begins)
+    spelling = load_spelling(out / TOKENIZER, tokenizer.end_of_text, tokenizer.begin_of_text)
+    rewriter = Rewriter(out, dedup_folder(out), spelling, keeps_places=False)
 
     def drop(receipt: Receipt) -> Receipt:
         return drop_from_unit(rewriter, receipt, chosen.find_rows(receipt))

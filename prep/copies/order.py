@@ -14,7 +14,7 @@ from shards.disk.layout import TOKENIZER
 from shards.format import Int64
 from shards.near.signatures import NearSettings
 from shards.near.texts import TokenText, sign_shard
-from shards.tokenizer import load_tokenizer, read_spelling
+from shards.tokenizer import load_spelling
 
 
 class PlanOrder:
@@ -61,8 +61,8 @@ class PlanOrder:
     def sign(self) -> Iterator[npt.NDArray[np.void]]:
         """The signatures of all documents, in the order of their numbers."""
         if self.earlier:
-            tokenizer, marks = load_tokenizer(self.out / TOKENIZER), self.tokenizer
-            spelling = read_spelling(tokenizer, marks.end_of_text, marks.begin_of_text)
+            marks = self.tokenizer
+            spelling = load_spelling(self.out / TOKENIZER, marks.end_of_text, marks.begin_of_text)
             text = TokenText(spelling)
             for placed in self.earlier:
                 yield from sign_shard(placed.folder, placed.shard, text, self.settings)

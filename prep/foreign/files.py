@@ -23,6 +23,8 @@ from shards.widths import token_dtype
 FORMATS = ("auto", "nanogpt", "llmc", "megatron")
 INSTEAD = "prepare the text itself with: velocity prep"
 
+IF_BY_CHANCE = "if it has no header, and its ids happen to begin so, say --format nanogpt"
+
 LLMC_HEADER = np.dtype("<i4")
 LLMC_HEADER_BYTES = 256 * LLMC_HEADER.itemsize
 # By the bytes of an id: llm.c's magic, its version, and whose ids it writes so.
@@ -134,7 +136,8 @@ def guess_format(path: Path, head: bytes) -> str:
         )
     if os.path.lexists(path.with_suffix(".idx")):
         return "megatron"
-    # As ids, these magics would be beyond any tokenizer's, so no nanoGPT file begins with one.
+    # As ids of uint32, these magics are beyond any tokenizer's. As two of uint16, the first is
+    # above 55,000: GPT-2 has fewer, and files of larger tokenizers are named --format nanogpt.
     return "llmc" if read_magic(head) in LLMC_MAGICS else "nanogpt"
 
 
@@ -178,7 +181,7 @@ def check_llmc(
         others = {kind[0]: f"ids of the {kind[2]} tokenizer" for kind in LLMC_KINDS.values()}
         raise ValueError(
             f"{path}: holds llm.c's {others.get(magic, 'evaluation examples')} (magic {magic}); "
-            f"expected {whose}'s ids ({wanted}), so {INSTEAD}"
+            f"expected {whose}'s ids ({wanted}), so {INSTEAD}; {IF_BY_CHANCE}"
         )
     if magic != wanted or len(head) < LLMC_HEADER_BYTES:
         raise ValueError(
@@ -187,7 +190,9 @@ def check_llmc(
         )
     version, num_tokens = np.frombuffer(head, LLMC_HEADER)[1:3].tolist()
     if version != known_version:
-        raise ValueError(f"{path}: is of llm.c version {version}; expected {known_version}")
+        raise ValueError(
+            f"{path}: is of llm.c version {version}; expected {known_version}; {IF_BY_CHANCE}"
+        )
     dtype = token_dtype(tokenizer.token_bytes)
     expected = LLMC_HEADER_BYTES + num_tokens * dtype.itemsize
     size = path.stat().st_size

@@ -31,6 +31,7 @@ from prep.planning.forecast import SIDECAR_SHARE
 from prep.sources.local import Source
 from prep.text.batch import EncodedBatch, choose_validation
 from prep.tokenizer.choose import find_tokenizer, identify
+from prep.tokenizer.encoder import load_encoder
 from prep.tokenizer.identity import SetTokenizer
 from prep.units.receipts import Audit
 from shards.disk.durable import commit, hash_file, write_file
@@ -111,7 +112,7 @@ class ImportWork:
             for split in SPLITS
         }
         self.reader = TextReader(temporary / TOKENIZER, tokenizer)
-        self.origin = OriginCheck(self.reader)
+        self.origin = OriginCheck(self.reader, load_encoder(temporary / TOKENIZER, "tokenizers"))
         self.audit = Audit(dropped={"empty": 0})
         self.notes = Notes()
         self.written: list[WrittenShard] = []

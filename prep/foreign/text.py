@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from prep.foreign.documents import FoundDocuments
 from prep.foreign.files import INSTEAD
+from prep.tokenizer.encoder import Encoder
 from prep.tokenizer.identity import SetTokenizer
 from shards.format import Int64
 from shards.sidecar import HASH_BYTES
-from shards.tokenizer import encode_plainly, load_tokenizer, read_spelling
+from shards.tokenizer import encode_plainly, load_spelling
 from shards.widths import Tokens
 
 # Tokens that are turned into text at a time: more would leave the processor's cache.
@@ -41,12 +42,11 @@ class TextReader:
     """Turns ids into the bytes that they stand for."""
 
     def __init__(self, tokenizer_path: Path, tokenizer: SetTokenizer) -> None:
-        self.tokenizer = load_tokenizer(tokenizer_path)
         self.name = tokenizer.name
         # Where the text of a document begins in its tokens.
-        self.num_before = int(tokenizer.begin_of_text is not None)
-        self.spelling = read_spelling(
-            self.tokenizer, tokenizer.end_of_text, tokenizer.begin_of_text
+        self.num_before = tokenizer.num_before
+        self.spelling = load_spelling(
+            tokenizer_path, tokenizer.end_of_text, tokenizer.begin_of_text
         )
         if not self.spelling.adds_up:
             raise ValueError(
@@ -129,8 +129,10 @@ class OriginCheck:
     encodes it to the same ids.
     """
 
-    def __init__(self, reader: TextReader) -> None:
+    def __init__(self, reader: TextReader, encoder: Encoder) -> None:
         self.reader = reader
+        # To it, text that spells a special token is text, as it is in a set.
+        self.encoder = encoder
         # Of a text alone no special token comes.
         self.special = list(reader.spelling.special)
         self.sampled: dict[str, int] = {}
@@ -160,7 +162,7 @@ class OriginCheck:
             self.judge(found.file.name, str(found.file.path))
 
     def judge(self, name: str, path: str) -> None:
-        """ValueError if the ids of a file, as far as sampled, are not GPT-2's."""
+        """ValueError if the ids of a file, as far as sampled, are another tokenizer's."""
         same, total = self.num_same.get(name, 0), self.num_tokens.get(name, 0)
         if 2 * same < total:
             raise ValueError(
@@ -174,7 +176,7 @@ class OriginCheck:
         cut = ids[:SAMPLED_TOKENS]
         firsts = np.arange(min(len(cut), 1))
         content = memoryview(self.reader.spelling.join_bytes(cut, firsts)[1]).tobytes()
-        again = encode_plainly(self.reader.tokenizer, content.decode("utf-8", "ignore"))
+        again = encode_plainly(self.encoder.reference, content.decode("utf-8", "ignore"))
         kept = len(ids) if len(cut) == len(ids) else SAMPLED_TOKENS - CUT_TOKENS
         is_same = again[:kept] == cut[:kept].tolist() and (
             len(cut) < len(ids) or len(again) == len(ids)

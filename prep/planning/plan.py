@@ -17,7 +17,7 @@ from prep.remote.hub_files import HubDataset, HubFile
 from prep.remote.pinned import RemoteFile
 from prep.remote.places import name_places, part_inputs, with_urls
 from prep.sources.local import Source, find_sources
-from prep.tokenizer.identity import TOKENIZER_SHAPE, SetTokenizer, restore_tokenizer
+from prep.tokenizer.identity import IN_PLAN_SHAPE, SetTokenizer, restore_tokenizer
 from shards.disk.json_files import Json, hash_canonical, load_json
 from shards.disk.shapes import HASH, OrNull, find_misshape
 from shards.screen.lines import Say
@@ -37,7 +37,7 @@ PLAN_SHAPE = {
         "sources": [list],
         "policy": {"validation_fraction": str, "where?": [str]},
         "tokenizer_sha256": HASH,
-        "tokenizer?": TOKENIZER_SHAPE,
+        "tokenizer?": IN_PLAN_SHAPE,
         "units": [[list]],
     },
 }

@@ -20,6 +20,7 @@ from shards.disk.json_files import Json
 from shards.disk.layout import TOKENIZER, plan_path, temporary_folder
 from shards.format import read_manifest
 from shards.screen.lines import Say
+from shards.tokenizer import read_tokenizer_json
 
 # The text of a set's tokenizer.json, and which tokenizer it is.
 Chosen = tuple[str, SetTokenizer]
@@ -51,15 +52,14 @@ def find_pinned(request: Request, stored: Json | None, say: Say) -> TokenizerFil
     path = request.out / TOKENIZER
     if not path.is_file() or hash_file(path) != before.sha256:
         return fetch_tokenizer(hub.repo, hub.requested_revision, say, hub)
-    return TokenizerFile(
-        f"{hub.repo}: {TOKENIZER}", read_text(request.out), hub.repo, hub.end_token, hub
-    )
+    text = read_tokenizer_json(path)
+    return TokenizerFile(f"{hub.repo}: {TOKENIZER}", text, hub.repo, hub.end_token, hub)
 
 
 def choose_same(request: Request, folder: Path, say: Say) -> Chosen:
     """The tokenizer of the finished set in `folder`; ValueError if the options mean another."""
     tokenizer = read_set_tokenizer(folder)
-    text = read_text(folder)
+    text = read_tokenizer_json(folder / TOKENIZER)
     file = TokenizerFile(str(folder / TOKENIZER), text)
     if request.tokenizer is not None:
         file = find_tokenizer(request.tokenizer, say)
@@ -123,11 +123,6 @@ def describe_marks(before: SetTokenizer, now: SetTokenizer) -> list[str]:
         )
         if old != new
     ]
-
-
-def read_text(folder: Path) -> str:
-    """A set's tokenizer.json, with its own line ends: its sha256 is known."""
-    return (folder / TOKENIZER).read_bytes().decode("utf-8")
 
 
 def write_tokenizer(out: Path, text: str) -> None:

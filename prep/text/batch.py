@@ -34,8 +34,6 @@ class EncodedBatch:
     is_validation: npt.NDArray[np.bool_]
     # Of each document's text, in UTF-8.
     num_bytes: Int64
-    # Tokens before each document's text; one is after it.
-    num_before: int = 0
 
     def first(self, num_documents: int) -> "EncodedBatch":
         """The batch cut after its first `num_documents` kept documents."""
@@ -46,7 +44,6 @@ class EncodedBatch:
             ends,
             self.is_validation[:num_documents],
             self.num_bytes[:num_documents],
-            self.num_before,
         )
 
     def choose_checked(self, unchecked_sides: Collection[bool]) -> list[int]:
@@ -95,7 +92,6 @@ def encode_batch(
         ends,
         choose_validation(hashes, validation_threshold),
         documents.num_bytes,
-        tokenizer.num_before,
     )
 
 
@@ -110,13 +106,14 @@ def find_unreadable(encoder: Encoder, texts: pa.Array) -> int:
 
 
 def check_encoding(
-    encoder: Encoder, texts: pa.Array, batch: EncodedBatch, chosen: Iterable[int]
+    encoder: Encoder, texts: pa.Array, batch: EncodedBatch, chosen: Iterable[int], num_before: int
 ) -> None:
     """Encode the chosen documents of a batch again, with the reference; `texts` are the batch's.
 
-    Raises ValueError, quoting the document, if the ids differ.
+    In the batch, `num_before` tokens are before each document's text. Raises ValueError, quoting
+    the document, if the ids differ.
     """
-    starts = np.append(0, batch.ends) + batch.num_before
+    starts = np.append(0, batch.ends) + num_before
     for index in chosen:
         content = texts[index].as_buffer()
         place = encoder.find_difference(

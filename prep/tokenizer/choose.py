@@ -27,7 +27,7 @@ from shards.tokenizer import count_ids, parse_tokenizer
 GPT2 = "gpt2"
 # What a set made with a file of this machine calls its tokenizer: its path is nobody else's.
 CUSTOM = "custom"
-CONFIG = "tokenizer_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 # What `tokenizers` needs; the rest may be missing.
 TOKENIZER_SHAPE = {"model": dict, "added_tokens?": [{"content": str, "special": bool}]}
 # Tokens that end a document wherever they are special, the clearest first.
@@ -68,7 +68,7 @@ def read_tokenizer(path: Path, say: Say) -> TokenizerFile:
         if not path.is_file():
             raise ValueError(f"{folder}: has no {TOKENIZER}; {CONVERT}")
     content = read_json(path)
-    config = folder / CONFIG
+    config = folder / TOKENIZER_CONFIG
     end_token = None
     if path.name == TOKENIZER and config.is_file():
         end_token = find_end_token(parse_json(read_json(config), config))
@@ -153,9 +153,9 @@ def choose_end(file: TokenizerFile, specials: dict[int, str], end: str | None) -
     ids = {content: i for i, content in specials.items()}
     if file.end_token is not None and file.end_token not in ids:
         raise ValueError(
-            f"{file.place}: the {CONFIG} beside it names the eos_token {file.end_token!r:.60}, "
-            "which is no special token of it; name one with --end-of-document: "
-            f"{list_tokens(specials)}"
+            f"{file.place}: the {TOKENIZER_CONFIG} beside it names the eos_token "
+            f"{file.end_token!r:.60}, which is no special token of it; name one with "
+            f"--end-of-document: {list_tokens(specials)}"
         )
     for token in (file.end_token, *END_TOKENS):
         if token in ids:
@@ -237,9 +237,9 @@ def fetch_tokenizer(
         if TOKENIZER not in names:
             raise SourceError(f"{repo}: has no {TOKENIZER}; {CONVERT}")
         end_token = None
-        if CONFIG in names:
-            config = fetch_small(repo, commit, CONFIG)
-            end_token = find_end_token(parse_json(config, f"{repo}: {CONFIG}"))
+        if TOKENIZER_CONFIG in names:
+            config = fetch_small(repo, commit, TOKENIZER_CONFIG)
+            end_token = find_end_token(parse_json(config, f"{repo}: {TOKENIZER_CONFIG}"))
         pinned = HubTokenizer(repo, revision, commit, end_token)
     place = f"{repo}: {TOKENIZER}"
     text = clean(fetch_small(repo, pinned.revision, TOKENIZER), place, say)

@@ -21,7 +21,7 @@ from prep.tokenizer.library import catching
 from prep.tokenizer.pieces import cut_text, find_cuts
 from prep.tokenizer.specials import hide_specials
 from shards.format import Int64
-from shards.tokenizer import count_ids, parse_tokenizer
+from shards.tokenizer import count_ids, encode_plainly, parse_tokenizer, read_tokenizer_json
 from shards.widths import Tokens, choose_token_bytes, token_dtype
 
 Ids = npt.NDArray[np.uint32]
@@ -40,12 +40,18 @@ class Encoder:
 
     def __init__(self, tokenizer_json: str, name: str) -> None:
         self.name = name
-        self.vocab_size = count_ids(parse_tokenizer(tokenizer_json))
+        original = parse_tokenizer(tokenizer_json)
+        self.vocab_size, plain = count_ids(original), list_plain(original)
         self.dtype = token_dtype(choose_token_bytes(self.vocab_size))
         raw = json.loads(tokenizer_json)
         hidden = hide_specials(raw)
         encoding_json = tokenizer_json if hidden is raw else json.dumps(hidden)
         self.reference = load_reference(encoding_json)
+        if list_plain(self.reference) != plain:
+            raise ValueError(
+                "the tokenizer numbers its added tokens otherwise once special ones are hidden; "
+                "choose another tokenizer, and report this"
+            )
         self.fast = load_fastokens(encoding_json) if name == "fastokens" else None
         self.cuts = find_cuts(hidden)
 
@@ -88,7 +94,7 @@ class Encoder:
         if num_bytes > 2 * CHECKED_BYTES:
             return None
         with catching():
-            found = self.reference.encode(piece, add_special_tokens=False).ids
+            found = encode_plainly(self.reference, piece)
         expected = np.array(found, np.int64)
         if num_bytes < len(text):
             ids = ids[: len(expected)]
@@ -101,7 +107,7 @@ class Encoder:
 
 def load_encoder(path: Path, name: str) -> Encoder:
     """The encoder of the set whose tokenizer.json is at `path`."""
-    return build_encoder(path.read_bytes().decode("utf-8"), name)
+    return build_encoder(read_tokenizer_json(path), name)
 
 
 @lru_cache(maxsize=1)
@@ -115,6 +121,12 @@ def load_reference(tokenizer_json: str) -> Tokenizer:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with catching():
         return parse_tokenizer(tokenizer_json)
+
+
+def list_plain(tokenizer: Tokenizer) -> dict[int, str]:
+    """The added tokens that text can become, by their ids."""
+    added = tokenizer.get_added_tokens_decoder()
+    return {i: token.content for i, token in added.items() if not token.special}
 
 
 def load_fastokens(tokenizer_json: str) -> Any:

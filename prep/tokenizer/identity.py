@@ -10,7 +10,7 @@ from shards.disk.shapes import OrNull
 from shards.widths import choose_token_bytes
 
 # What a plan says about a tokenizer that is not GPT-2's with its usual end of a document.
-TOKENIZER_SHAPE = {
+IN_PLAN_SHAPE = {
     "name": str,
     "vocab_size": int,
     "end_of_text": int,
@@ -59,7 +59,7 @@ class SetTokenizer:
 
 
 def restore_tokenizer(sha256: str, in_plan: Json | None) -> SetTokenizer:
-    """The tokenizer of which a plan says this; `in_plan` is of TOKENIZER_SHAPE."""
+    """The tokenizer of which a plan says this; `in_plan` is of IN_PLAN_SHAPE."""
     if in_plan is None:
         return replace(identify_gpt2(), sha256=sha256)
     hub = HubTokenizer(**in_plan["hub"]) if "hub" in in_plan else None

@@ -5,26 +5,37 @@ model behind has them in its vocabulary, and some kinds find every word of that:
 BPE if it takes whole words before it merges. To those, special tokens are unknown here.
 """
 
+import secrets
+
 from shards.disk.json_files import Json
+
+# What hidden tokens are called: no text spells it, as it is drawn when the process begins.
+HIDDEN = f"\0{secrets.token_hex(16)} "
 
 
 def hide_specials(raw: Json) -> Json:
-    """A tokenizer.json without the special tokens that its model would find in a text.
+    """A tokenizer.json in which the special tokens that its model would find in a text have
+    names that no text spells.
 
     It gives the ids of the original for all other text; `raw` itself comes back if there is nothing
-    to hide.
+    to hide. No token is left out: `tokenizers` numbers the added ones by what was there before.
     """
     found = find_spelled(raw)
     if not found:
         return raw
-    model = dict(raw["model"])
-    if isinstance(model["vocab"], list):
-        # Ids are places in the list. No text has an empty piece.
-        model["vocab"] = [["", s] if piece in found else [piece, s] for piece, s in model["vocab"]]
+    names = {token: f"{HIDDEN}{number}" for number, token in enumerate(sorted(found))}
+    vocab = raw["model"]["vocab"]
+    if isinstance(vocab, list):
+        vocab = [[names.get(piece, piece), score] for piece, score in vocab]
     else:
-        model["vocab"] = {token: i for token, i in model["vocab"].items() if token not in found}
-    added = [token for token in raw["added_tokens"] if not token["special"]]
-    return raw | {"model": model, "added_tokens": added, "post_processor": None}
+        vocab = {names.get(token, token): i for token, i in vocab.items()}
+    added = [t | {"content": names.get(t["content"], t["content"])} for t in raw["added_tokens"]]
+    changes = {"vocab": vocab}
+    return raw | {
+        "model": raw["model"] | changes,
+        "added_tokens": added,
+        "post_processor": None,
+    }
 
 
 def find_spelled(raw: Json) -> set[str]:

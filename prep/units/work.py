@@ -264,7 +264,9 @@ class UnitWork:
         """Check some of the documents against the reference, if another encoder is used."""
         if self.encoder.fast is not None:
             chosen = batch.choose_checked(self.unchecked)
-            check_encoding(self.encoder, documents.texts, batch, chosen)
+            check_encoding(
+                self.encoder, documents.texts, batch, chosen, self.job.tokenizer.num_before
+            )
             self.unchecked.difference_update(batch.is_validation.tolist())
 
     def _count(

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from prep.tokenizer.choose import TOKENIZER_CONFIG
 from prep.vocabulary.request import TrainRequest
 from shards.disk.durable import hash_file, naming, sync_folder, write_file
 from shards.disk.folders import make_folder, remove
@@ -13,7 +14,6 @@ from shards.disk.json_files import Json, load_json
 from shards.disk.layout import TOKENIZER
 
 REPORT = "report.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def is_finished(out: Path, made_of: Json) -> bool:

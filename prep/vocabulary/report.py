@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
-from tokenizers import Tokenizer
 
+from prep.tokenizer.encoder import call_reference
 from prep.tokenizer.gpt2 import build_gpt2_json
 from shards.disk.json_files import Json
 from shards.format import Int64
@@ -41,24 +40,19 @@ def measure(tokenizer_json: str, texts: Mapping[str, Sequence[str]]) -> Measured
     uses = np.zeros(tokenizer.get_vocab_size(), np.int64)
     tokens = dict.fromkeys(texts, 0)
     for name, passages in texts.items():
-        for ids in _encode(tokenizer, passages):
+        for start in range(0, len(passages), BATCH_PASSAGES):
+            ids, _ = call_reference(tokenizer, [*passages[start : start + BATCH_PASSAGES]])
             uses += np.bincount(ids, minlength=len(uses))
             tokens[name] += len(ids)
     return Measured(uses, tokens)
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Int64]:
-    for start in range(0, len(texts), BATCH_PASSAGES):
-        batch = [*texts[start : start + BATCH_PASSAGES]]
-        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-        ids = chain.from_iterable(encoding.ids for encoding in encodings)
-        yield np.fromiter(ids, np.int64)
+def make_report(tokenizer_json: str, end_of_text: int, texts: Mapping[str, Sequence[str]]) -> Json:
+    """The figures of report.json; those of held-out text are null if there is none.
 
-
-def make_report(tokenizer_json: str, texts: Mapping[str, Sequence[str]]) -> Json:
-    """The figures of report.json; those of held-out text are null if there is none."""
-    tokenizer = parse_tokenizer(tokenizer_json)
-    contents = read_spelling(tokenizer, min(tokenizer.get_added_tokens_decoder())).inner
+    `end_of_text` is the id that ends a document.
+    """
+    contents = read_spelling(parse_tokenizer(tokenizer_json), end_of_text).inner
     longest = sorted(contents, key=lambda content: (-len(content), content))[:NUM_LONGEST]
     report: Json = {
         "vocab_size": len(contents),

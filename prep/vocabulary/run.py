@@ -45,6 +45,8 @@ def train_tokenizer(request: TrainRequest, say: Say) -> Json | None:
     trained = train_apart(job)
     if trained.held_out:
         say("measuring it on the text that was held out")
+    # The special tokens come last, the end of a document first of them.
+    end_of_text = request.vocab_size - len(request.special_tokens)
     report = {
         **made_of,
         "text": {
@@ -55,7 +57,7 @@ def train_tokenizer(request: TrainRequest, say: Say) -> Json | None:
             "bad_documents": survey.left_out.num_documents,
             "bad_files": survey.left_out.files,
         },
-        **make_report(trained.tokenizer_json, trained.held_out),
+        **make_report(trained.tokenizer_json, end_of_text, trained.held_out),
         "tokenizer_sha256": hashlib.sha256(trained.tokenizer_json.encode("utf-8")).hexdigest(),
         "versions": {"tokenizers": version("tokenizers")},
     }

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 
 from shards.disk.folders import remove
 from shards.disk.json_files import Json
-from shards.disk.layout import version_folder
+from shards.disk.layout import TOKENIZER, version_folder
 from shards.disk.space import check_space
 from shards.documents import Document, make_document, parse_hash
 from shards.edit.next_version import NextVersion
-from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter, subtract_bytes
+from shards.edit.rewrite import Rewriter, Rewritten, subtract_bytes
 from shards.edit.versions import begin_version, commit_version, name_next
 from shards.format import SPLITS, Manifest, Shard
 from shards.parent import CUT, KEEP_PLACES, REMOVE, Parent
@@ -24,6 +24,7 @@ from shards.reader import Shards
 from shards.rows import read_rows, take_rows
 from shards.schema import list_copies
 from shards.sidecar import BLANK_HASH, Marks
+from shards.tokenizer import load_spelling
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,10 @@ def remove_documents(shards: Shards, found: list[Found], keeps_places: bool) -> 
     work = begin_version(shards.folder)
     try:
         manifest = shards.manifest
-        rewriter = make_rewriter(
-            shards.folder, work, manifest.end_of_text, keeps_places, manifest.begin_of_text
+        spelling = load_spelling(
+            shards.folder / TOKENIZER, manifest.end_of_text, manifest.begin_of_text
         )
+        rewriter = Rewriter(shards.folder, work, spelling, keeps_places)
         rewritten = rewrite_shards(rewriter, shards.manifest, changed)
     except BaseException:
         remove(work)

@@ -16,12 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shards.disk.durable import hash_file
-from shards.disk.layout import TOKENIZER
 from shards.documents import read_pieces
 from shards.format import Int64, Shard
 from shards.reader import make_damage_error
 from shards.sidecar import blank_rows, count_tokens
-from shards.tokenizer import Spelling, load_tokenizer, read_spelling
+from shards.tokenizer import Spelling
 from shards.widths import Tokens
 from shards.writer import ShardWriter, WrittenShard, join_runs
 
@@ -101,18 +100,6 @@ class Rewriter:
         if tokens.max(initial=0) >= num_ids:
             raise make_damage_error(self.folder, shard.name)
         return self.spelling.count_bytes(tokens, sizes, np.bincount(tokens, minlength=num_ids))
-
-
-def make_rewriter(
-    folder: Path,
-    temporary: Path,
-    end_of_text: int,
-    keeps_places: bool,
-    begin_of_text: int | None = None,
-) -> Rewriter:
-    """A rewriter for the set in `folder`, whose tokenizer.json it reads."""
-    spelling = read_spelling(load_tokenizer(folder / TOKENIZER), end_of_text, begin_of_text)
-    return Rewriter(folder, temporary, spelling, keeps_places)
 
 
 def blank(

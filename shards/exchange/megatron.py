@@ -27,7 +27,7 @@ MAGIC = b"MMIDIDX\0\0"
 VERSION = 1
 # Magic, version, type of the ids, S, D.
 HEADER = struct.Struct("<9sQBQQ")
-# Megatron's codes for the types that can hold GPT-2's ids.
+# Megatron's codes for the types that can hold a set's ids.
 DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<i4"), 5: np.dtype("<i8"), 8: np.dtype("<u2")}
 # The code that ids of so many bytes get: Megatron has no uint32, and no id needs its top bit.
 CODES = {2: 8, 4: 4}

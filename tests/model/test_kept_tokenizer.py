@@ -28,8 +28,8 @@ def change(**changes: Any) -> str:
 def test_gpt2s_files_are_as_they_were() -> None:
     text = build("gpt2")
     kept = KeptTokenizer(text, Boundaries(50256))
-    assert kept.write() is text
-    assert kept.describe(2048) == {
+    assert kept.make_tokenizer_json() is text
+    assert kept.make_tokenizer_config_json(2048) == {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": 2048,
         "add_bos_token": False,
@@ -76,15 +76,15 @@ def test_what_a_post_processor_adds_was_not_in_the_set(step: dict[str, Any]) -> 
     text = change(post_processor=step)
     plain = encode(text, add_special_tokens=False)
     assert encode(text) != plain
-    assert encode(KeptTokenizer(text, Boundaries(0)).write()) == plain
-    begun = KeptTokenizer(text, Boundaries(0, begin=5)).write()
+    assert encode(KeptTokenizer(text, Boundaries(0)).make_tokenizer_json()) == plain
+    begun = KeptTokenizer(text, Boundaries(0, begin=5)).make_tokenizer_json()
     assert encode(begun) == [5, *plain]
     assert encode(begun, add_special_tokens=False) == plain
 
 
 def test_what_adds_nothing_stays_byte_for_byte() -> None:
     for text in (TOKENIZER_JSON, change(post_processor=BYTE_LEVEL)):
-        assert KeptTokenizer(text, Boundaries(0)).write() is text
+        assert KeptTokenizer(text, Boundaries(0)).make_tokenizer_json() is text
 
 
 def test_what_cuts_and_fills_a_text_is_left_out() -> None:
@@ -93,7 +93,8 @@ def test_what_cuts_and_fills_a_text_is_left_out() -> None:
     tokenizer.enable_padding(length=40)
     text = tokenizer.to_str()
     assert encode(text) != encode(TOKENIZER_JSON)
-    assert encode(KeptTokenizer(text, Boundaries(0)).write()) == encode(TOKENIZER_JSON)
+    kept = KeptTokenizer(text, Boundaries(0)).make_tokenizer_json()
+    assert encode(kept) == encode(TOKENIZER_JSON)
 
 
 def test_llama3s_begin_of_text_is_put_before_a_text_only_where_the_set_has_it() -> None:
@@ -104,14 +105,14 @@ def test_llama3s_begin_of_text_is_put_before_a_text_only_where_the_set_has_it() 
         KeptTokenizer(text, Boundaries(end)),
         KeptTokenizer(text, Boundaries(end, begin)),
     )
-    assert encode(without.write()) == plain
-    assert encode(having.write()) == encode(text) == [begin, *plain]
+    assert encode(without.make_tokenizer_json()) == plain
+    assert encode(having.make_tokenizer_json()) == encode(text) == [begin, *plain]
     names = ("bos_token", "eos_token", "pad_token", "add_bos_token")
     ended = "<|end_of_text|>"
-    assert [without.describe(8)[name] for name in names] == [ended, ended, ended, False]
-    assert [having.describe(8)[name] for name in names] == [
-        *("<|begin_of_text|>", ended, ended, True)
-    ]
+    config = without.make_tokenizer_config_json(8)
+    assert [config[name] for name in names] == [ended, ended, ended, False]
+    config = having.make_tokenizer_config_json(8)
+    assert [config[name] for name in names] == [*("<|begin_of_text|>", ended, ended, True)]
 
 
 def make_word_piece() -> str:
@@ -137,11 +138,12 @@ def make_word_piece() -> str:
 def test_tokens_are_named_as_the_tokenizer_names_them(
     text: str, end: int, spelled: str, unknown: str
 ) -> None:
-    found = KeptTokenizer(text, Boundaries(end)).describe(8)
+    found = KeptTokenizer(text, Boundaries(end)).make_tokenizer_config_json(8)
     assert (found["eos_token"], found["unk_token"]) == (spelled, unknown)
 
 
 def test_a_prefix_space_is_kept() -> None:
     """transformers 4 changes the tokenizer to what tokenizer_config.json says."""
     text = change(pre_tokenizer=BYTE_LEVEL)
-    assert KeptTokenizer(text, Boundaries(0)).describe(8)["add_prefix_space"] is True
+    config = KeptTokenizer(text, Boundaries(0)).make_tokenizer_config_json(8)
+    assert config["add_prefix_space"] is True

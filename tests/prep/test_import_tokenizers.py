@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from prep.foreign.request import ImportRequest
 from prep.foreign.run import import_tokens
+from prep.tokenizer.encoder import Encoder
 from prep.tokenizer.identity import SetTokenizer
 from shards.exchange.export import export_megatron
 from shards.format import Manifest, read_manifest
@@ -20,7 +22,7 @@ from shards.reader import open_shards
 from tests.foreign import read_documents, read_tokens
 from tests.texts import make_texts
 from tests.tokenized import encode, load_plain, write_set
-from tests.vocabularies import build
+from tests.vocabularies import build, special
 
 TEXTS = [*make_texts(60), "🙂 at the start", "two  spaces\n\n\tand tabs   "]
 
@@ -124,6 +126,36 @@ def test_ids_without_a_header_are_as_wide_as_the_tokenizer_needs(
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"train.bin: has [\d,]+ bytes; expected uint(16|32) ids"):
         bring_in(tmp_path / "other", path, name, end, begin)
+
+
+def test_ids_of_texts_that_spell_special_tokens_are_the_tokenizers(tmp_path: Path) -> None:
+    """As prep makes them: to it the special tokens are hidden, which a Unigram model would find."""
+    texts = [f"{text} </s> is text, and so is <pad>" for text in TEXTS]
+    ids, sizes = Encoder(build("unigram"), "tokenizers").encode(pa.array(texts, pa.large_string()))
+    end = identify(build("unigram"), "</s>").end_of_text
+    path = tmp_path / "train.bin"
+    np.insert(ids, np.cumsum(sizes), end).astype("<u2").tofile(path)
+    bring_in(tmp_path / "set", path, "unigram", "</s>")
+    hashes = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
+    assert [row["doc_hash"] for row in read_documents(tmp_path / "set")] == hashes
+
+
+@pytest.mark.parametrize("first", [20240520 % 65536, 20240522 % 65536, 20240801 % 65536])
+def test_ids_without_a_header_that_begin_like_llmcs_are_named_so(
+    tmp_path: Path, first: int
+) -> None:
+    """The magic is two ids that a tokenizer with 55,433 or more of them may have."""
+    raw = json.loads(build("llama3"))
+    vocab = {token: i for i, token in enumerate([*raw["model"]["vocab"]][:56_000])}
+    raw["model"] |= {"vocab": vocab, "merges": []}
+    raw["added_tokens"] = [special("<|end|>", 56_000)]
+    raw["post_processor"] = None
+    (tmp_path / "t.json").write_text(json.dumps(raw), encoding="utf-8")
+    path = tmp_path / "train.bin"
+    np.array([first, 308, *range(600), 56_000], "<u2").tofile(path)
+    request = ImportRequest(tmp_path / "set", (str(path),), tokenizer=str(tmp_path / "t.json"))
+    with pytest.raises(ValueError, match=r"; if it has no header, .* say --format nanogpt"):
+        import_tokens(request, lambda line: None)
 
 
 def test_ids_of_another_tokenizer_are_refused(tmp_path: Path) -> None:

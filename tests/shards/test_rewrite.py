@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.documents import read_pieces
-from shards.edit.rewrite import Rewriter, Rewritten, make_rewriter
+from shards.edit.rewrite import Rewriter, Rewritten
 from shards.format import Shard
 from shards.inspect.verify import verify_sidecar, verify_tokens
 from shards.sidecar import BLANK_HASH, ROWS_SCHEMA, SIDECAR_SCHEMA, count_tokens
-from shards.tokenizer import load_tokenizer, read_spelling
+from shards.tokenizer import Spelling, load_spelling, load_tokenizer
 from shards.writer import ShardWriter, WrittenShard
 from tests.texts import make_texts, prepare_quietly, write_parquet
 
@@ -27,13 +27,17 @@ def finished_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
+def load_gpt2(folder: Path) -> Spelling:
+    return load_spelling(folder / "tokenizer.json", 50256, None)
+
+
 def rewrite(
     folder: Path, work: Path, rows: list[int], keeps_places: bool
 ) -> tuple[Shard, Rewritten]:
     from shards.format import read_manifest
 
     shard = read_manifest(folder).shards[0]
-    rewriter = make_rewriter(folder, work, 50256, keeps_places)
+    rewriter = Rewriter(folder, work, load_gpt2(folder), keeps_places)
     return shard, rewriter.rewrite(shard, np.array(rows, np.int64), "train-00000.r1.bin", None)
 
 
@@ -117,7 +121,7 @@ def test_a_cut_shard_is_the_shard_of_the_texts_that_stay(
     rows = choose(random.Random(1), 1700, "half")
     shard, result = rewrite(finished_set, tmp_path, rows, keeps_places=False)
     (tmp_path / "straight").mkdir()
-    writer = ShardWriter(tmp_path / "straight", "train", "train-00000.r1", 1 << 40)
+    writer = ShardWriter(tmp_path / "straight", "train", "train-00000.r1", 1 << 40, 2)
     for first, tokens, batch in read_pieces(finished_set, shard):
         ends = np.cumsum(count_tokens(batch))
         for place, end in enumerate(ends.tolist()):
@@ -144,14 +148,13 @@ def test_more_documents_than_a_row_group(finished_set: Path, tmp_path: Path) -> 
     count = 150_000
     sizes = np.random.default_rng(0).integers(1, 5, count)
     rows = make_rows(sizes)
-    writer = ShardWriter(tmp_path, "train", "train-00000", 1 << 40)
+    writer = ShardWriter(tmp_path, "train", "train-00000", 1 << 40, 2)
     tokens = np.arange(sizes.sum()).astype(np.uint16) % 50_000
     writer.append(tokens, rows)
     [written] = writer.finish()
     removed = np.arange(1, count, 3)
     (tmp_path / "work").mkdir()
-    spelling = read_spelling(load_tokenizer(finished_set / "tokenizer.json"), 50256)
-    rewriter = Rewriter(tmp_path, tmp_path / "work", spelling, False)
+    rewriter = Rewriter(tmp_path, tmp_path / "work", load_gpt2(finished_set), False)
     result = rewriter.rewrite(written.shard, removed, "train-00000.bin", written.sidecar_sha256)
     is_kept = np.ones(count, np.bool_)
     is_kept[removed] = False
@@ -188,6 +191,6 @@ def test_a_damaged_shard_gets_no_new_checksum(
     manifest = read_manifest(folder)
     shard = manifest.shards[0]
     (tmp_path / "work").mkdir()
-    rewriter = make_rewriter(folder, tmp_path / "work", 50256, keeps_places=False)
+    rewriter = Rewriter(folder, tmp_path / "work", load_gpt2(folder), keeps_places=False)
     with pytest.raises(ValueError, match=rf"{name}: is missing or damaged, and nothing was"):
         rewriter.rewrite(shard, np.array([3]), "x.bin", manifest.sidecar_sha256(shard))

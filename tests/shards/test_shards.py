@@ -41,7 +41,7 @@ def make_rows(sizes: list[int]) -> pa.RecordBatch:
 def test_documents_stay_whole_and_batches_change_nothing(tmp_path: Path, batch: int) -> None:
     sizes = [3, 1, 40, 2, 2, 2, 9, 10, 11, 1]  # One of 40 tokens, where a shard takes 10.
     tokens = np.arange(sum(sizes), dtype=np.uint16)
-    writer = ShardWriter(tmp_path, "train", "train-00000", shard_tokens=10)
+    writer = ShardWriter(tmp_path, "train", "train-00000", shard_tokens=10, token_bytes=2)
     ends = np.cumsum(sizes)
     for first in range(0, len(sizes), batch):
         last = min(first + batch, len(sizes))

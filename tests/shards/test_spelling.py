@@ -21,13 +21,13 @@ from prep.copies.cut import describe_unit
 from prep.units.budget import Budget
 from prep.units.receipts import Audit, Receipt
 from shards.edit.remove import Wanted, find_wanted, remove_documents
-from shards.edit.rewrite import make_rewriter
+from shards.edit.rewrite import Rewriter
 from shards.format import read_manifest
 from shards.inspect.show import choose_documents, decode_document, show_window
 from shards.inspect.stats import measure_set
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
-from shards.tokenizer import make_self_test, parse_tokenizer
+from shards.tokenizer import load_spelling, make_self_test, parse_tokenizer
 from tests.commands import velocity
 from tests.texts import make_texts
 from tests.tokenized import encode, load_plain, split_of, write_set
@@ -217,7 +217,8 @@ def test_copies_that_are_dropped_are_no_longer_counted(spelled: Spelled, tmp_pat
     manifest = write_set(folder, tokenizer_json, [*TEXTS, *TEXTS[-3:]], spelled.end, begin)
     shard = manifest.split("train")[-1]
     rows = np.arange(shard.num_documents)[-3:]
-    rewriter = make_rewriter(folder, work, manifest.end_of_text, False, manifest.begin_of_text)
+    marks = (manifest.end_of_text, manifest.begin_of_text)
+    rewriter = Rewriter(folder, work, load_spelling(folder / "tokenizer.json", *marks), False)
     rewritten = rewriter.rewrite(shard, rows, shard.name, manifest.sidecar_sha256(shard))
     audit, hashes = Audit(**manifest.audit), manifest.environment["sidecar_sha256"]
     receipt = Receipt("", 0, Budget(), False, tuple(manifest.shards), hashes, audit)

@@ -129,7 +129,7 @@ def write_documents(folder: Path, split: str, hashes: list[bytes], sizes: list[i
         pa.nulls(len(sizes), pa.string()),
         pa.array(hashes, pa.binary(16)),
     ]
-    writer = ShardWriter(folder, split, f"{split}-00000", shard_tokens=3000)
+    writer = ShardWriter(folder, split, f"{split}-00000", shard_tokens=3000, token_bytes=2)
     rows = pa.RecordBatch.from_arrays(columns, schema=ROWS_SCHEMA)
     writer.append(np.zeros(sum(sizes), np.uint16), rows)
     written = writer.finish()
