@@ -19,7 +19,7 @@ from shards.order import SampleOrder
 from shards.reader import open_shards
 from train.batches import read_samples
 from train.config import Config, DistributedConfig
-from train.distributed import choose_device, join_ranks
+from train.ranks.distributed import choose_device, join_ranks
 from train.reports.throughput import compute_mfu, find_device_peak, measure_peak_memory
 from train.settings import load_config
 

@@ -22,13 +22,13 @@ from shards.entry.failure import describe_error, prepare_screen, reporting
 from shards.screen.lines import put, say
 from shards.screen.names import quote
 from train.config import Config
-from train.distributed import FirstRankError
-from train.launch import adopt_launcher
+from train.ranks.distributed import FirstRankError
+from train.ranks.launch import adopt_launcher
+from train.ranks.stop import listen_for_stop
 from train.reports.console import keep_standard_error
 from train.settings import load_config
 from train.start.arguments import parse_arguments
 from train.start.choose import list_configs
-from train.stop import listen_for_stop
 
 
 def describe_training_error(error: Exception) -> str:

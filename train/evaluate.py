@@ -7,8 +7,8 @@ import torch
 
 from model.transformer import Transformer
 from shards.reader import TokenStream
-from train.distributed import Rank
-from train.precision import Autocast
+from train.ranks.distributed import Rank
+from train.step.precision import Autocast
 
 
 def count_windows(stream: TokenStream, max_seq_length: int, wanted: int) -> int:

@@ -14,14 +14,14 @@ from shards.screen.lines import say
 from train.checkpoints.claim import claim_folders
 from train.checkpoints.folder import SaveError
 from train.config import Config
-from train.distributed import FirstRankError, Rank, join_ranks
 from train.evaluate import count_windows, evaluate
-from train.optimizer import update
+from train.ranks.distributed import FirstRankError, Rank, join_ranks
+from train.ranks.stop import StopFlag
 from train.reports.report import Report
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, fit_model, open_checked_shards
-from train.schedule import learning_rate
-from train.stop import StopFlag
+from train.step.optimizer import update
+from train.step.schedule import learning_rate
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from train.checkpoints.position import Position, read_position, read_run_config
 from train.checkpoints.resume import agree_on_start, is_same_folder
 from train.checkpoints.state import restore_state, save_state
 from train.config import Config
-from train.distributed import Rank
-from train.optimizer import SkipCount, make_optimizer, make_scaler
-from train.precision import Autocast, check_precision, make_autocast
-from train.schedule import describe_change
+from train.ranks.distributed import Rank
 from train.start.report import check_start
+from train.step.optimizer import SkipCount, make_optimizer, make_scaler
+from train.step.precision import Autocast, check_precision, make_autocast
+from train.step.schedule import describe_change
 
 
 @dataclass

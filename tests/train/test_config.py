@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from train.config import Config, TrainingConfig
-from train.schedule import describe_change, learning_rate
 from train.settings import config_from_dict, config_to_dict, list_named_configs, load_config
+from train.step.schedule import describe_change, learning_rate
 
 # The original VelocityLM's settings file, key for key.
 SEED_YAML = """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.launch import adopt_launcher, find_first_node
+from train.ranks.launch import adopt_launcher, find_first_node
 
 ALLOCATION = {"SLURM_JOB_ID": "12", "SLURM_NTASKS": "8", "SLURM_JOB_NODELIST": "n[1-2]"}
 STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5"}

@@ -22,10 +22,10 @@ from model.checkpoints.seal import list_checkpoints
 from tests.runs import make_config, make_overrides, read_metrics, run_small
 from tests.servers.forked import Forked, find_port, run_forked
 from train.config import DistributedConfig
-from train.distributed import join_ranks
 from train.loop import Outcome
+from train.ranks.distributed import join_ranks
+from train.ranks.stop import StopFlag
 from train.run import Run
-from train.stop import StopFlag
 
 Shards = Path
 
@@ -483,7 +483,7 @@ def test_before_the_first_step_is_done_a_signal_ends_the_run_at_once(
 # A run that is in a long step, as far as signals are concerned.
 LISTENING = """
 import time
-from train.stop import listen_for_stop
+from train.ranks.stop import listen_for_stop
 with listen_for_stop() as stop:
     stop.has_progress = True
     print("listening", flush=True)

@@ -12,7 +12,7 @@ from shards.reader import open_shards
 from tests.commands import velocity
 from tests.runs import make_config, run_small
 from train.config import Config, DistributedConfig
-from train.distributed import Rank, choose_device
+from train.ranks.distributed import Rank, choose_device
 from train.settings import load_config
 from train.start import choose, machine, report
 from train.start.arguments import parse_arguments

@@ -16,7 +16,7 @@ from tests.servers.forked import run_ranks
 from train.checkpoints.resume import find_start
 from train.checkpoints.state import OPTIMIZER
 from train.config import TrainingConfig
-from train.optimizer import SkipCount, make_scaler, update
+from train.step.optimizer import SkipCount, make_scaler, update
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 

@@ -31,7 +31,8 @@ READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
 PREP = WORKING | READING | ENCODING
-TRAIN = {"train", "train.start", "train.checkpoints", "train.tracing", "train.reports"}
+STEPPING = {"train.ranks", "train.step"}
+TRAIN = {"train", "train.start", "train.checkpoints", "train.tracing", "train.reports"} | STEPPING
 MAY_IMPORT = {
     "shards.screen": set[str](),
     "shards.disk": {"shards.screen"},
@@ -58,10 +59,12 @@ MAY_IMPORT = {
     "prep.vocabulary": {"prep.engines"} | ENCODING | READING | SHARDS,
     "prep": PREP | SHARDS,
     "train.reports": {"shards", *BASE},
-    "train.checkpoints": SHARDS | MODEL,
+    "train.ranks": BASE,
+    "train.step": {"train.ranks", "model", *BASE},
+    "train.checkpoints": STEPPING | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
-    "train.start": SHARDS | MODEL,
-    "train": {"train.start", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
+    "train.start": STEPPING | SHARDS | MODEL,
+    "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
     "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary"} | SHARDS | MODEL | TRAIN,
 }
 # The faces of a package: each may import all rooms of it.
@@ -84,8 +87,10 @@ SHARED = {
     "prep.engines": {"prep.request"},
     "prep.foreign": {"prep.checks", "prep.manifest", "prep.policy"},
     "prep.vocabulary": {"prep.checks", "prep.policy", "prep.request"},
-    "train.checkpoints": {"train.config", "train.settings", "train.distributed", "train.optimizer"},
-    "train.start": {"train.config", "train.settings", "train.distributed"},
+    "train.ranks": {"train.config"},
+    "train.step": {"train.config"},
+    "train.checkpoints": {"train.config", "train.settings"},
+    "train.start": {"train.config", "train.settings"},
     "train.tracing": {"train.config"},
     "train.reports": {"train.config", "train.settings"},
 }

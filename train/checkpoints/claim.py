@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shards.disk.lock import hold
 from train.config import InfrastructureConfig
-from train.distributed import Rank
+from train.ranks.distributed import Rank
 
 LOCK = ".lock"
 

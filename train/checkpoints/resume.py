@@ -7,7 +7,7 @@ from model.checkpoints.seal import CheckpointError, list_checkpoints, verify
 from shards.screen.lines import Say
 from train.checkpoints.position import TRAINING_STATE, read_run_config
 from train.config import InfrastructureConfig
-from train.distributed import Rank
+from train.ranks.distributed import Rank
 
 
 def agree_on_start(config: InfrastructureConfig, rank: Rank, say: Say) -> Path | None:

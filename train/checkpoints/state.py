@@ -20,8 +20,8 @@ from torch import nn
 from shards.disk.json_files import load_json
 from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, Position, read_position
 from train.config import Config
-from train.optimizer import SkipCount
 from train.settings import config_to_dict
+from train.step.optimizer import SkipCount
 
 OPTIMIZER = "optimizer.safetensors"
 GENERATOR = "generator"

@@ -13,7 +13,7 @@ from shards.disk.space import check_space
 from shards.reader import Shards
 from shards.screen.lines import Say, format_bytes, format_count
 from train.config import Config
-from train.distributed import Rank
+from train.ranks.distributed import Rank
 from train.start.choose import find_largest
 from train.start.machine import find_memory
 from train.start.memory import CHECKPOINT_BYTES, Memory, estimate_memory

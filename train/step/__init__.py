@@ -1,0 +1,1 @@
+"""One step: the learning rate, the precision, the update, and what becomes of a bad one."""
