@@ -1,14 +1,16 @@
 """Puts a run together: from scratch, or from where a checkpoint left it."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.checkpoints.folder import load_model, save_model
+from model.checkpoints.folder import describe_model, load_model, name_weights
 from model.checkpoints.hugging_face import Boundaries
+from model.checkpoints.seal import WEIGHTS
 from model.transformer import Transformer
 from shards.disk.layout import TOKENIZER
 from shards.edit.versions import keeps_places
@@ -18,11 +20,13 @@ from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
 from train.batches import Batches, Dealing
-from train.checkpoints.folder import prune_checkpoints, save_checkpoint, tidy_checkpoints
 from train.checkpoints.history import History, extend_history
-from train.checkpoints.position import Position, read_position, read_run_config
+from train.checkpoints.position import OPTIMIZER, Position, read_position, read_run_config
 from train.checkpoints.resume import agree_on_start, is_same_folder
-from train.checkpoints.state import restore_state, save_state
+from train.checkpoints.retention import Retention
+from train.checkpoints.saver import Saver
+from train.checkpoints.snapshot import HostMemory, Snapshot, take_snapshot
+from train.checkpoints.state import Parts, collect_moments, describe_state, restore_state
 from train.config import Config
 from train.ranks.distributed import Rank
 from train.start.report import check_start
@@ -47,9 +51,12 @@ class Run:
     batches: Batches
     step: int
     history: History
+    skips: SkipCount
+    # What else has a state that a checkpoint keeps, by its keys in training_state.json.
+    parts: Parts
+    saver: Saver
     # The checkpoint that it goes on from; None = it began from scratch.
     start: Path | None = None
-    skips: SkipCount = field(default_factory=SkipCount)
 
     @property
     def tokens_per_step(self) -> int:
@@ -72,26 +79,34 @@ class Run:
         """Whether it goes on from a checkpoint of its own; otherwise a new run begins."""
         return self.start is not None and is_same_folder(self.start.parent, self.folder)
 
-    def save(self) -> Path:
-        """Write a checkpoint, and remove those beyond the limit; returns its path.
+    def take_snapshot(self) -> Snapshot | None:
+        """What a checkpoint holds now, on the first rank; all ranks call it together."""
+        contents: dict[str, bytes] = {}
+        if self.rank.is_first:
+            state = describe_state(self.config, self.position, self.parts)
+            contents = self.model_files | state
+        tensors = {
+            WEIGHTS: name_weights(self.model),
+            OPTIMIZER: collect_moments(self.model, self.optimizer),
+        }
+        return take_snapshot(self.step, tensors, contents, self.host_memory)
 
-        The first rank writes, all wait. If that fails, SaveError there, FirstRankError elsewhere.
-        """
-        self.rank.do_first(self._save)
-        return self.folder / f"checkpoint-{self.step}"
+    @cached_property
+    def host_memory(self) -> HostMemory | None:
+        """The first rank's memory for snapshots."""
+        return HostMemory(self.rank.device) if self.rank.is_first else None
 
-    def _save(self) -> None:
-        saved = save_checkpoint(self.folder, self.step, self._fill_checkpoint)
-        prune_checkpoints(self.folder, saved, self.config.training.save_total_limit)
-
-    def _fill_checkpoint(self, folder: Path) -> None:
-        tokenizer_json = read_tokenizer_json(self.shards.folder / TOKENIZER)
+    @cached_property
+    def model_files(self) -> dict[str, bytes]:
+        """The files beside the weights: made once, as they never change."""
         manifest = self.shards.manifest
         boundaries = Boundaries(manifest.end_of_text, manifest.begin_of_text)
-        save_model(folder, self.model, tokenizer_json, boundaries)
-        save_state(
-            folder, self.config, self.position, self.model, self.optimizer, self.scaler, self.skips
-        )
+        tokenizer_json = read_tokenizer_json(self.shards.folder / TOKENIZER)
+        return describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
+
+    def save(self) -> None:
+        """Begin to save a checkpoint of this step; all ranks call it together."""
+        self.saver.begin(self.step, self.take_snapshot)
 
 
 def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
@@ -105,16 +120,18 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         check_same_run(config, shards, start, say)
     first_step = read_position(start).step if start else 0
     check_start(config, rank, shards, first_step, say)
-    folder, keep = Path(config.infrastructure.output_dir), config.training.save_total_limit
-    rank.do_first(lambda: tidy_checkpoints(folder, start, keep))
+    retention = Retention(Path(config.infrastructure.output_dir), config.training)
+    rank.do_first(lambda: retention.tidy(start))
     model = build_model(config, rank, start)
     optimizer = make_optimizer(model, config.training)
     scaler = make_scaler(rank.device, config.training)
     skips = SkipCount()
+    parts: Parts = {"scaler": scaler, "skips": skips}
     position = Position(0, 0, (), shards.manifest.dataset_id)
     if start:
-        position = restore_state(start, model, optimizer, scaler, skips)
+        position = restore_state(start, model, optimizer, parts)
         say(f"resuming from {start}: step {position.step:,}")
+    is_own = start is not None and is_same_folder(start.parent, retention.folder)
     batches = make_batches(config, rank, shards, position.samples_consumed)
     per_step = batches.dealing.samples_per_step
     history = extend_history(position.history, position.step, position.samples_consumed, per_step)
@@ -130,8 +147,10 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         batches,
         position.step,
         history,
-        start,
         skips,
+        parts,
+        Saver(rank, retention, position.step, start if is_own else None, say),
+        start,
     )
 
 

@@ -10,6 +10,7 @@ from train.settings import config_from_dict
 
 TRAINING_STATE = "training_state.json"
 RUN_CONFIG = "run_config.json"
+OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
