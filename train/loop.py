@@ -53,7 +53,7 @@ def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) ->
     report = None
     try:
         if rank.is_first:
-            report = Report(config, run.step, run.is_continued, say)
+            report = Report(config, run.step, run.start is not None, say)
         return run_steps(run, stop, report)
     finally:
         run.saver.close()
@@ -127,7 +127,7 @@ def is_validated(run: Run) -> bool:
 
 def misses_validation(run: Run, report: Report | None) -> bool:
     """Whether a run goes on from a step whose validation loss it was killed before taking."""
-    if not run.is_continued or not is_validated(run):
+    if run.start is None or not is_validated(run):
         return False
     return run.rank.max(report is not None and not report.has_validation(run.step)) > 0
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from train.ranks.exchange import full_tensor
+
 # Memory is pinned in blocks of a power of two, which is what torch would round them up to.
 BLOCK_BYTES = 1 << 30
 ALIGNMENT = 64
@@ -90,8 +92,3 @@ def take_snapshot(
         return None
     memory.wait()
     return Snapshot(step, copies, contents)
-
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded over the ranks, which then all call this."""
-    return tensor

@@ -13,21 +13,13 @@ saved all the same.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shards.disk.json_files import load_json
-from train.checkpoints.position import (
-    OPTIMIZER,
-    RUN_CONFIG,
-    TRAINING_STATE,
-    Position,
-    read_position,
-)
+from shards.disk.json_files import Json
+from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, Position
 from train.config import Config
 from train.settings import config_to_dict
 
@@ -75,44 +67,18 @@ def collect_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     return tensors
 
 
-def restore_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Parts
-) -> Position:
-    """Restore optimizer, parts and generator; returns how far the run had come."""
-    raw = load_json(folder / TRAINING_STATE)
-    tensors = load_file(folder / OPTIMIZER)
-    torch.set_rng_state(tensors.pop(GENERATOR))
-    restore_moments(folder, model, optimizer, tensors)
-    restore_parts(raw, parts)
-    return read_position(folder)
+def make_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer room for the moments of all parameters, to be loaded."""
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.empty_like(parameter, requires_grad=False),
+            "exp_avg_sq": torch.empty_like(parameter, requires_grad=False),
+        }
 
 
-def restore_parts(state: Mapping[str, Any], parts: Parts) -> None:
+def restore_parts(state: Json, parts: Parts) -> None:
     """Give each part its state; one that the checkpoint does not know stays as it is."""
     for key, part in parts.items():
         if state.get(key):
             part.load_state_dict(state[key])
-
-
-def restore_moments(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    tensors: dict[str, torch.Tensor],
-) -> None:
-    """Restore Adam's tensors, each on its parameter's device; ValueError if names do not match."""
-    expected = 0
-    for name, parameter in model.named_parameters():
-        state = {}
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = tensors.get(f"{name}.{key}")
-            if value is None:
-                raise ValueError(
-                    f"{folder / OPTIMIZER}: no {name}.{key}, which the model's optimizer needs; "
-                    "the file belongs to another model"
-                )
-            # A copy: safetensors maps the file, which may be replaced while the run continues.
-            state[key] = value.to(parameter.device, copy=True)
-            expected += 1
-        optimizer.state[parameter] = state
-    assert expected == len(tensors), f"{folder / OPTIMIZER} holds more than the optimizer does"
