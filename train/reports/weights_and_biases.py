@@ -49,4 +49,4 @@ def log_to_wandb(run: Any, step: int, values: Mapping[str, float]) -> None:
     (a validation loss that a kill left out) get the next row.
     """
     row = {} if step < run.step else {"step": step}
-    run.log({"step": step} | values, **row)
+    run.log({"step": step, **values}, **row)
