@@ -131,7 +131,7 @@ def test_ranks_that_cannot_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> No
         for name, value in (variables | {"MASTER_ADDR": "127.0.0.1"}).items():
             monkeypatch.setenv(name, value)
         match = rf"cannot meet at 127.0.0.1:{port} \(.*\); set MASTER_PORT to a port that is free"
-        with pytest.raises(ValueError, match=match), join_ranks(DistributedConfig()):
+        with pytest.raises(ConnectionError, match=match), join_ranks(DistributedConfig()):
             pass
 
 

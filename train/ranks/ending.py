@@ -144,6 +144,8 @@ class Ending:
             say(f"velocity: {note}")
         if self.alarm:
             self.alarm.count_reader()
+            if self.rank == 0:  # It may hold the store, where others are still to read.
+                self.alarm.wait_for_readers()
         leave(note.code)
 
     def follow_first_rank(self) -> NoReturn:
