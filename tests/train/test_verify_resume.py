@@ -21,15 +21,12 @@ def verify_resume(shards: Path, out: Path, *options: object) -> tuple[int, str, 
     return velocity("verify-resume", "--out", out, *options, f"data.shards={shards}", *words)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_that_is_killed_ends_as_one_that_is_not(
-    small_shards: Path, tmp_path: Path, ranks: int
-) -> None:
+def test_a_run_that_is_killed_ends_as_one_that_is_not(small_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "proof"
-    code, said, errors = verify_resume(small_shards, out, "--ranks", ranks, "--steps", 40)
+    code, said, errors = verify_resume(small_shards, out, "--ranks", 2, "--steps", 40)
     assert code == 0, errors
     assert "the same, bit for bit, after 40 steps" in said
-    assert f"resumed from step 20, ranks: {ranks})" in said
+    assert "resumed from step 20, ranks: 2)" in said
     assert not out.exists()
 
 
