@@ -13,6 +13,7 @@ from shards.config import DataConfig, TokenizerConfig
 from shards.screen.url import refuse_url
 
 Precision = Literal["fp16", "bf16", "fp32"]
+ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
 
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
@@ -54,12 +55,18 @@ class TrainingConfig:
     precision: Precision = "fp16"
     # Stop with a report after this many steps in a row without finite gradients.
     max_skipped_steps: int = 50
-    # Recompute each block's activations in the backward pass, to save memory.
-    gradient_checkpointing: bool = True
+    # What blocks compute again in the backward pass, to save memory: none; selective = what is
+    # cheap (compiled: what activation_memory_budget leaves out); full = all; auto = as little as
+    # the memory allows. The original's gradient_checkpointing: true is full, false none.
+    activation_checkpointing: ActivationCheckpointing = "full"
+    # With selective and compiled blocks: the share of the activations to keep, from 0 to 1.
+    activation_memory_budget: float = 0.5
     # Run torch.compile on each block; null = on GPUs only.
     compile: bool | None = None
     # Steps between log entries.
     logging_steps: int = 10
+    # Steps between progress lines that stay on a terminal; a file has one for each log entry.
+    progress_steps: int = 100
     # Steps between checkpoints.
     save_steps: int = 1000
     # Steps between evaluations of the validation loss.
@@ -77,6 +84,7 @@ class TrainingConfig:
             "num_training_steps",
             "max_skipped_steps",
             "logging_steps",
+            "progress_steps",
             "save_steps",
             "eval_steps",
             "save_total_limit",
@@ -104,6 +112,11 @@ class TrainingConfig:
                 raise ValueError(
                     f"training.{name} is {getattr(self, name)}; expected a number above 0"
                 )
+        if not 0 <= self.activation_memory_budget <= 1:
+            raise ValueError(
+                f"training.activation_memory_budget is {self.activation_memory_budget}; expected a "
+                "number from 0 to 1"
+            )
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
@@ -146,6 +159,16 @@ class DistributedConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     # "auto" = nccl on GPUs, gloo on CPUs.
     backend: Literal["auto", "nccl", "gloo"] = "auto"
+    # After how long without any progress a run of several ranks ends, in seconds, while it starts,
+    # compiles, or the first rank saves.
+    start_timeout_seconds: int = 7200
+    # The same for a micro-step or a batch of an evaluation, after the first step.
+    step_timeout_seconds: int = 600
+
+    def __post_init__(self) -> None:
+        for name in ("start_timeout_seconds", "step_timeout_seconds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"distributed.{name} is {getattr(self, name)}, must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -126,10 +126,12 @@ def test_accumulation_and_batch_are_one(small_shards: Path, tmp_path: Path) -> N
     assert read_metrics(tmp_path / "a") == pytest.approx(read_metrics(tmp_path / "b"), abs=1e-5)
 
 
-def test_gradient_checkpointing_changes_nothing(small_shards: Path, tmp_path: Path) -> None:
-    run_small(small_shards, tmp_path / "off")
-    run_small(small_shards, tmp_path / "on", training__gradient_checkpointing="true")
-    assert read_metrics(tmp_path / "off") == pytest.approx(read_metrics(tmp_path / "on"), abs=1e-6)
+def test_activation_checkpointing_changes_nothing(small_shards: Path, tmp_path: Path) -> None:
+    losses = []
+    for word in ("none", "selective", "full"):
+        run_small(small_shards, tmp_path / word, training__activation_checkpointing=word)
+        losses.append(read_metrics(tmp_path / word))
+    assert losses[0] == losses[1] == losses[2]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -279,11 +281,16 @@ def test_tensorboard_shows_the_curves(small_shards: Path, tmp_path: Path) -> Non
     run_small(small_shards, tmp_path, training__precision="fp16")
     events = EventAccumulator(str(tmp_path / "logs"))
     events.Reload()
-    expected = {"train/loss", "train/learning_rate", "train/grad_norm", "train/loss_scale"}
-    assert expected | {"validation/loss", "speed/tokens_per_second"} <= set(
+    expected = {
+        "loss/train",
+        "optimizer/learning_rate",
+        "optimizer/grad_norm",
+        "optimizer/loss_scale",
+    }
+    assert expected | {"loss/validation", "speed/tokens_per_second"} <= set(
         events.Tags()["scalars"]
     )
-    losses = {event.step: event.value for event in events.Scalars("train/loss")}
+    losses = {event.step: event.value for event in events.Scalars("loss/train")}
     assert losses == pytest.approx(read_metrics(tmp_path), rel=1e-6)
 
 
