@@ -31,9 +31,13 @@ CALLS = (
     "train.loop.take_step",
     "train.loop.update",
     "train.loop.evaluate",
-    "train.run.load_model",
-    "train.run.restore_state",
+    "train.run.agree_on_start",
     "train.run.make_optimizer",
+    "train.run.warm_up",
+    "train.run.restore",
+    "train.checkpoints.load.load_file",
+    "train.checkpoints.saver.write_files",
+    "train.checkpoints.saver.write_tensors",
 )
 # Its phase is that of the innermost of these functions; outside of all, the run begins or ends.
 PHASES = {
@@ -41,9 +45,9 @@ PHASES = {
     "prune_checkpoints": "prune",
     "save_checkpoint": "save",
     "evaluate": "evaluate",
-    "tidy_checkpoints": "resume",
-    "load_model": "resume",
-    "restore_state": "resume",
+    "tidy": "resume",
+    "warm_up": "resume",
+    "restore": "resume",
     "take_step": "step",
 }
 # How soon a rank ends after the other one was killed.
