@@ -14,6 +14,7 @@ from shards.screen.url import refuse_url
 
 Precision = Literal["fp16", "bf16", "fp32"]
 ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
+AttentionKernel = Literal["auto", "flash", "cudnn", "efficient", "math", "fa3"]
 
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
@@ -61,6 +62,9 @@ class TrainingConfig:
     activation_checkpointing: ActivationCheckpointing = "full"
     # With selective and compiled blocks: the share of the activations to keep, from 0 to 1.
     activation_memory_budget: float = 0.5
+    # What computes attention: auto = on Hopper GPUs FlashAttention 3 where flash_attn_interface is
+    # installed, else cuDNN, elsewhere torch's choice; the run says which it is.
+    attention: AttentionKernel = "auto"
     # Run torch.compile on each block; null = on GPUs only.
     compile: bool | None = None
     # Steps between log entries.

@@ -20,6 +20,8 @@ from train.ranks.stop import StopFlag
 from train.reports.report import Report
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, fit_model, open_checked_shards
+from train.start.report import LABEL_WIDTH
+from train.step.kernels import use_kernels
 from train.step.optimizer import update
 from train.step.schedule import learning_rate
 
@@ -49,11 +51,18 @@ def train(config: Config, stop: StopFlag | None = None) -> Outcome:
 
 def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) -> Outcome:
     """Train in folders that are this run's alone."""
-    run = build_run(config, rank, shards, say if rank.is_first else say_nothing)
+    tell = say if rank.is_first else say_nothing
+    with use_kernels(config, rank.device) as attention:
+        tell(f"{'attention':<{LABEL_WIDTH}} {attention}")
+        return run_to_the_end(build_run(config, rank, shards, tell), stop)
+
+
+def run_to_the_end(run: Run, stop: StopFlag) -> Outcome:
+    """Train what was put together, and close what it holds."""
     report = None
     try:
-        if rank.is_first:
-            report = Report(config, run.step, run.is_continued, say)
+        if run.rank.is_first:
+            report = Report(run.config, run.step, run.is_continued, say)
         return run_steps(run, stop, report)
     finally:
         run.batches.close()

@@ -197,7 +197,8 @@ def test_compiled_blocks_keep_names_and_share_one_graph() -> None:
     model.compile_blocks(backend="aot_eager")  # All but the code generation, which takes long.
     after = find_gradients(model)
     assert list(model.state_dict()) == names
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    # One for all blocks, and one for the loss.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     for name, gradient in before.items():
         torch.testing.assert_close(after[name], gradient, atol=1e-4, rtol=1e-3)
     assert torch.isfinite(model(tokens)).all()

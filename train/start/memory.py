@@ -78,9 +78,12 @@ def bytes_per_token(model: ModelConfig, is_half: bool, compiles: bool) -> int:
 
 
 def loss_bytes(model: ModelConfig, tokens: int, is_half: bool, device_type: str) -> int:
-    """What the loss takes: three fp32 logits of a chunk and their gradient, the head's gradient."""
+    """What the loss takes at once: a chunk's fp32 logits, gradients, and the head in half."""
     limit = LOGITS_BYTES.get(device_type, CPU_LOGITS_BYTES)
     chunk_logits = min(4 * tokens * model.num_ids, limit)
+    dlogits = chunk_logits // 2 if is_half else 0  # In fp32 it takes the place of the logits.
     head = model.num_ids * model.hidden_size
+    # The head's gradient so far, beside either a chunk's logits or what the chunk adds to it.
+    at_once = 4 * head + max(chunk_logits + dlogits, (dlogits or chunk_logits) + 4 * head)
     hidden = 2 * (2 if is_half else 4) * tokens * model.hidden_size
-    return round(3.5 * chunk_logits) + (2 + 8 if is_half else 8) * head + hidden
+    return at_once + (2 * head if is_half else 0) + hidden
