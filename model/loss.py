@@ -149,7 +149,9 @@ def _compute(
         dhidden = torch.empty_like(hidden)
         # (D, V), because the products it sums are faster that way around.
         dhead = losses.new_empty(0, 0)
-        of_chunks = (tensor.split(chunk_tokens) for tensor in (inputs, targets, losses, dhidden))
+        of_chunks = (
+            torch.split(tensor, chunk_tokens) for tensor in (inputs, targets, losses, dhidden)
+        )
         for number, (rows, words, chunk_losses, drows) in enumerate(zip(*of_chunks, strict=True)):
             logits = multiply(rows, head.T)
             logits.narrow(1, num_words, len(head) - num_words).fill_(-torch.inf)

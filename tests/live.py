@@ -1,4 +1,4 @@
-"""The most memory that tensors take at once while code runs, on any device or on none."""
+"""What operators torch runs, and the most memory that their results take at once."""
 
 from typing import Any
 
@@ -37,3 +37,18 @@ class LiveBytes(TorchDispatchMode):
         }
         self.peak = max(self.peak, sum(size for _, size in self.storages.values()))
         return result
+
+
+class Operators(TorchDispatchMode):
+    """Counts the calls of operators inside by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = operator.overloadpacket.__name__
+        self.counts[name] = self.counts.get(name, 0) + 1
+        return operator(*args, **(kwargs or {}))

@@ -15,7 +15,7 @@ STATE_BYTES = 4 + 4 + 8
 # In a checkpoint: fp32 weights and AdamW's two means.
 CHECKPOINT_BYTES = 4 + 8
 # Python with torch on a CPU; CUDA's context and the libraries' workspaces on a GPU.
-BASE_BYTES = {"cpu": 400 * 10**6, "cuda": 1500 * 10**6, "mps": 1000 * 10**6}
+BASE_BYTES = {"cpu": 450 * 10**6, "cuda": 1500 * 10**6, "mps": 1000 * 10**6}
 # The most that a chunk's fp32 logits take (model/loss.py).
 LOGITS_BYTES = {"cuda": 2**30}
 CPU_LOGITS_BYTES = 128 * 2**20
