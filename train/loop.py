@@ -219,6 +219,7 @@ def make_speed(run: Run) -> Speed:
     return Speed(
         run.tokens_per_step,
         config.model.flops_per_token(config.data.max_seq_length),
+        config.model.causal_flops_per_token(config.data.max_seq_length),
         None if peak_flops is None else peak_flops * run.rank.world_size,
         run.rank.device,
     )
