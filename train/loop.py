@@ -53,7 +53,7 @@ def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) ->
     report = None
     try:
         if rank.is_first:
-            report = Report(config, run.step, run.is_continued, say)
+            report = Report(run.config, run.step, run.is_continued, say)
         return run_steps(run, stop, report)
     finally:
         run.batches.close()
@@ -126,16 +126,18 @@ def misses_validation(run: Run, report: Report | None) -> bool:
 
 def take_step(run: Run) -> tuple[float, float]:
     """One update from A micro-steps; returns this rank's mean loss and the gradients' norm."""
-    accumulation_steps = run.config.training.gradient_accumulation_steps
+    accumulation_steps = run.batches.dealing.accumulation_steps
     grad_scale = run.scaler.get_scale() / accumulation_steps
     total = torch.zeros((), device=run.rank.device)
-    for micro_step, (tokens, targets) in enumerate(run.batches.next_step(), start=1):
+    micro_batches = zip(run.batches.next_step(), run.batches.dealing.weights, strict=True)
+    for micro_step, ((tokens, targets), weight) in enumerate(micro_batches, start=1):
         # DDP must know before the forward pass whether the backward pass will share gradients.
         with share_gradients(run, is_last=micro_step == accumulation_steps):
             with run.autocast():
                 loss = run.parallel_model(tokens, targets, grad_scale)
-            run.scaler.scale(loss / accumulation_steps).backward()
-        total += loss.detach()
+            # The weight is 1 unless the samples do not divide evenly (train/batches.py: Dealing).
+            run.scaler.scale(loss * weight / accumulation_steps).backward()
+        total += loss.detach() * weight
     rate = learning_rate(run.step, run.config.training)
     norm = update(run.optimizer, run.scaler, run.config.training.max_grad_norm, rate)
     run.step += 1
@@ -161,7 +163,7 @@ def take_validation_loss(
         run.model,
         validation,
         count_windows(validation, length, config.training.eval_windows),
-        config.training.batch_size_per_device,
+        config.training.micro_batch,
         length,
         run.rank,
         run.autocast,

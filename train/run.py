@@ -25,6 +25,7 @@ from train.checkpoints.resume import agree_on_start, is_same_folder
 from train.checkpoints.state import restore_state, save_state
 from train.config import Config
 from train.ranks.distributed import Rank
+from train.start.batch import settle_batch
 from train.start.report import check_start
 from train.step.optimizer import SkipCount, make_optimizer, make_scaler
 from train.step.precision import Autocast, check_precision, make_autocast
@@ -97,6 +98,7 @@ class Run:
 def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     """The run that the settings describe, at its beginning or where its checkpoint left it."""
     check_precision(rank.device, config.training.precision)
+    config = settle_batch(config, rank.world_size)
     if config.data.verify == "open":
         own = shards.manifest.shards[rank.rank :: rank.world_size]
         check_shards(shards.folder, shards.manifest, own)
@@ -183,12 +185,8 @@ def make_batches(config: Config, rank: Rank, shards: Shards, consumed: int) -> B
     """This rank's share of the samples after those already consumed."""
     stream = shards.stream("train", config.data.checks_first_reads)
     order = SampleOrder(stream.num_tokens, config.data.max_seq_length, config.infrastructure.seed)
-    dealing = Dealing(
-        config.training.batch_size_per_device,
-        config.training.gradient_accumulation_steps,
-        rank.rank,
-        rank.world_size,
-    )
+    num_samples = config.samples_per_step(rank.world_size)
+    dealing = Dealing(num_samples, config.training.micro_steps, rank.rank, rank.world_size)
     return Batches(stream, order, dealing, rank.device, consumed)
 
 

@@ -32,10 +32,9 @@ class NamedConfig:
 
     def count_tokens(self, world_size: int = 1) -> int:
         """Tokens that the whole run reads on so many ranks."""
-        training = self.config.training
-        samples = training.batch_size_per_device * training.gradient_accumulation_steps
-        tokens = samples * self.config.data.max_seq_length * world_size
-        return tokens * training.num_training_steps
+        config = self.config
+        tokens = config.samples_per_step(world_size) * config.data.max_seq_length
+        return tokens * config.training.num_training_steps
 
     def need(
         self, device_type: str, world_size: int = 1, num_ids: int = DEFAULT_VOCAB_SIZE

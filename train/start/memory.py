@@ -39,7 +39,7 @@ def estimate_memory(config: Config, device_type: str, world_size: int = 1) -> Me
     """
     model, training = config.model, config.training
     state = STATE_BYTES * model.num_parameters()
-    tokens = training.batch_size_per_device * config.data.max_seq_length
+    tokens = training.micro_batch * config.data.max_seq_length
     compiles = training.compile if training.compile is not None else device_type == "cuda"
     is_half = training.precision != "fp32"
     block = bytes_per_token(model, is_half, compiles)

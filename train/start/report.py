@@ -90,25 +90,22 @@ def describe_device(config: Config, rank: Rank) -> str:
 def describe_step(config: Config, rank: Rank) -> str:
     """How many tokens a step takes, and how they come about."""
     training, length = config.training, config.data.max_seq_length
-    factors = f"{training.batch_size_per_device:,} samples of {length:,}"
-    if training.gradient_accumulation_steps > 1:
-        factors += f" x {training.gradient_accumulation_steps:,} micro-steps"
+    samples = config.samples_per_step(rank.world_size)
+    runs = training.micro_steps * rank.world_size
+    # Where they do not divide evenly, some micro-batches have a sample less.
+    up_to = "" if samples % runs == 0 else "up to "
+    factors = f"{up_to}{training.micro_batch:,} samples of {length:,}"
+    if training.micro_steps > 1:
+        factors += f" x {training.micro_steps:,} micro-steps"
     if rank.world_size > 1:
         factors += f" x {rank.world_size:,} ranks"
-    return f"{count_step_tokens(config, rank):,} tokens ({factors})"
-
-
-def count_step_tokens(config: Config, rank: Rank) -> int:
-    """Tokens a step, over all ranks."""
-    training = config.training
-    samples = training.batch_size_per_device * training.gradient_accumulation_steps
-    return samples * config.data.max_seq_length * rank.world_size
+    return f"{samples * length:,} tokens ({factors})"
 
 
 def describe_length(config: Config, rank: Rank, shards: Shards, first_step: int) -> str:
     """How many steps and tokens there are, and how often the whole run sees each of the set's."""
     num_steps, held = config.training.num_training_steps, shards.manifest.num_tokens("train")
-    tokens = num_steps * count_step_tokens(config, rank)
+    tokens = num_steps * config.samples_per_step(rank.world_size) * config.data.max_seq_length
     steps = f"{num_steps:,} steps"
     if first_step:
         steps += f", {min(first_step, num_steps):,} of them done"
