@@ -16,6 +16,9 @@ import torch
 from shards.order import SampleOrder
 from shards.reader import TokenStream
 
+# Samples whose places are found together.
+SAMPLES_AT_ONCE = 4096
+
 
 @dataclass(frozen=True)
 class Dealing:
@@ -63,12 +66,28 @@ class Dealing:
         return [(bounds[run], bounds[run + 1]) for run in starts]
 
 
-def read_samples(
-    stream: TokenStream, order: SampleOrder, samples: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """The windows of samples, in an array of any shape: (..., T + 1) ids."""
-    windows = stream.windows(order.starts(samples.ravel()), order.max_seq_length + 1)
-    return windows.reshape(*samples.shape, -1).astype(np.int64)
+class Places:
+    """Where the windows of one step after another begin, for one rank.
+
+    They are found for many steps at once: the permutation's some sixty operations on arrays take as
+    long for thousands of samples as for a few.
+    """
+
+    def __init__(self, order: SampleOrder, dealing: Dealing) -> None:
+        self.order = order
+        self.dealing = dealing
+        # The places that were found, for steps that start after so many samples.
+        self.found: dict[int, npt.NDArray[np.int64]] = {}
+
+    def take(self, consumed: int) -> npt.NDArray[np.int64]:
+        """The places (A * B,) of this rank's samples in the step after `consumed` samples."""
+        if consumed not in self.found:
+            own = np.concatenate(self.dealing.own_samples(0))
+            num_steps = -(-SAMPLES_AT_ONCE // len(own))
+            steps = consumed + np.arange(num_steps) * self.dealing.samples_per_step
+            places = self.order.starts((steps[:, None] + own).ravel())
+            self.found = dict(zip(steps.tolist(), places.reshape(num_steps, -1), strict=True))
+        return self.found.pop(consumed)
 
 
 class Batches:
@@ -83,9 +102,11 @@ class Batches:
         consumed: int,
     ) -> None:
         self.stream = stream
-        self.order = order
+        self.places = Places(order, dealing)
         self.dealing = dealing
+        self.sizes = [len(samples) for samples in dealing.own_samples(0)]
         self.device = device
+        self.num_tokens = order.max_seq_length + 1
         # Samples handed out so far, over all ranks: the only state there is.
         self.consumed = consumed
         self.wait_seconds = 0.0
@@ -100,7 +121,8 @@ class Batches:
         self.consumed += self.dealing.samples_per_step
         self.ahead = self.reader.submit(self._read, self.consumed)
         for windows in micro_batches:
-            batch = windows.to(self.device, non_blocking=True)
+            # A GPU gets the ids as narrow as they are stored, and widens them.
+            batch = windows.to(self.device, non_blocking=True).to(torch.int64)
             yield batch[:, :-1], batch[:, 1:]
 
     def take_wait_seconds(self) -> float:
@@ -111,10 +133,27 @@ class Batches:
     def close(self) -> None:
         """Stop the reading thread."""
         self.reader.shutdown(wait=True, cancel_futures=True)
+        self.stream.close()
 
     def _read(self, consumed: int) -> tuple[torch.Tensor, ...]:
-        samples = self.dealing.own_samples(consumed)
-        windows = torch.from_numpy(read_samples(self.stream, self.order, np.concatenate(samples)))
+        """The windows of the step after `consumed` samples: A times (B, T + 1)."""
+        places = self.places.take(consumed)
         if self.device.type == "cuda":
-            windows = windows.pin_memory()
-        return windows.split_with_sizes([len(run) for run in samples])
+            windows = read_pinned(self.stream, places, self.num_tokens)
+        else:
+            read = self.stream.windows(places, self.num_tokens)
+            windows = torch.from_numpy(read.astype(np.int64))
+        return windows.split_with_sizes(self.sizes)
+
+
+def read_pinned(
+    stream: TokenStream, places: npt.NDArray[np.int64], num_tokens: int
+) -> torch.Tensor:
+    """Windows read into memory from which a GPU takes them while the host goes on.
+
+    torch keeps such memory for the next step, but not before the copy is done.
+    """
+    dtype = {2: torch.uint16, 4: torch.uint32}[stream.dtype.itemsize]
+    windows = torch.empty((len(places), num_tokens), dtype=dtype, pin_memory=True)
+    stream.fill(windows.numpy(), places)
+    return windows
