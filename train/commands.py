@@ -1,4 +1,4 @@
-"""`velocity shards trace` and `remove`: the commands that need a run as well as a set."""
+"""`velocity plan`; and `shards trace` and `remove`, which need a run as well as a set."""
 
 import shlex
 from pathlib import Path
@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from shards.entry.options import takes_options
 from shards.screen.lines import put, say
+from train.plan.request import Request
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Settings of the run.")
@@ -84,4 +86,13 @@ def remove(
 
     wanted = collect_wanted(url or (), url_file, doc_hash or (), hash_file)
     for line in take_down(Takedown(folder, wanted, keep_places, run, dry_run), say):
+        put(line)
+
+
+@takes_options
+def plan(request: Request, overrides: Overrides = None) -> None:
+    """Say what a run will need and what fits: memory, days, disk, money. Needs no GPU."""
+    from train.plan.run import run_plan
+
+    for line in run_plan(request, overrides or ()):
         put(line)
