@@ -28,8 +28,8 @@ class NamedConfig:
 
     @property
     def option(self) -> str:
-        """What chooses it on the command line: nothing for the default."""
-        return "" if self.config == Config() else f" --config {self.name}"
+        """What chooses it on the command line."""
+        return f" --config {self.name}"
 
     def count_tokens(self, world_size: int = 1) -> int:
         """Tokens that the whole run reads on so many ranks."""
@@ -68,7 +68,7 @@ def find_largest(
 
 def tabulate_configs() -> list[list[str]]:
     """A row for each: name, parameters, memory, checkpoint, and the run's tokens on one rank."""
-    rows = [["--config", "parameters", "memory on a GPU", "on a CPU", "a checkpoint", "tokens"]]
+    rows = [["--config", "parameters", "least on a GPU", "on a CPU", "a checkpoint", "tokens"]]
     for named in named_configs():
         num_parameters = named.config.model.num_parameters()
         sizes = [
