@@ -148,7 +148,7 @@ def test_the_originals_checkpointing_is_one_of_todays(
     [
         ("training.activation_checkpointing=half", "is 'half'; expected one of none, selective, f"),
         ("training.activation_memory_budget=1.5", "activation_memory_budget is 1.5; expected a nu"),
-        ("training.lr=1", "no key 'training.lr'; expected one of training.batch_size_per_device, "),
+        ("training.lr=1", "no key 'training.lr'; expected one of training.global_batch_tokens, "),
         ("training.learning_rat=1", "no key 'training.learning_rat'; did you mean training.learni"),
         ("trainin.x=1", "no section 'trainin'; did you mean training?"),
         ("training.warmup_steps=1.5", "training.warmup_steps is '1.5'; expected a whole number"),
