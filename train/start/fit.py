@@ -96,7 +96,10 @@ def keep_choice(config: Config, before: Config, num_ranks: int) -> Config:
             return config
         size = before.training.micro_batch
         kept = settle_batch(set_training(config, batch_size_per_device=size), num_ranks)
-        if kept.training.micro_steps != before.training.micro_steps:
+        if (kept.training.micro_batch, kept.training.micro_steps) != (
+            before.training.micro_batch,
+            before.training.micro_steps,
+        ):
             return config
     if config.training.activation_checkpointing == "auto":
         kept = set_kind(kept, before.training.activation_checkpointing)

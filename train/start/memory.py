@@ -119,12 +119,13 @@ def activation_bytes(config: Config, tokens: int, is_half: bool, compiles: bool)
 def backward_bytes(config: Config, tokens: int, is_half: bool, compiles: bool) -> int:
     """What a block takes in its backward pass, beside the head's gradient, which is there before.
 
-    A block that was not kept is computed again first.
+    A block that was not kept is computed again first; its gradients are about half as much.
     """
     model = config.model
     block, inputs = bytes_per_token(model, is_half, compiles), input_bytes(model, is_half)
     is_kept = config.training.activation_checkpointing == "none"
-    return 4 * model.num_ids * model.hidden_size + tokens * (inputs if is_kept else block + inputs)
+    at_work = inputs + block // 2 + (0 if is_kept else block)
+    return 4 * model.num_ids * model.hidden_size + tokens * at_work
 
 
 def input_bytes(model: ModelConfig, is_half: bool) -> int:
