@@ -30,8 +30,9 @@ class TrainingConfig:
     # Tokens per step over all ranks, whatever their number; null = batch x accumulation x ranks
     # samples.
     global_batch_tokens: int | None = None
-    # Samples per micro-step on each rank, at most.
-    batch_size_per_device: int = 4
+    # Samples per micro-step on each rank, at most; "auto" = as many as fit, with
+    # global_batch_tokens.
+    batch_size_per_device: int | Literal["auto"] = 4
     # Micro-steps per step; "auto" = as many as global_batch_tokens needs, or 8 without it.
     gradient_accumulation_steps: int | Literal["auto"] = "auto"
     # Peak learning rate of the cosine cycles.
@@ -131,7 +132,8 @@ class TrainingConfig:
 
     @property
     def micro_batch(self) -> int:
-        """Samples per micro-step on a rank, as a number."""
+        """Samples per micro-step on a rank, as a number, once it is settled."""
+        assert self.batch_size_per_device != "auto", "train/start/settle.py has not chosen it"
         return self.batch_size_per_device
 
     @property
@@ -178,6 +180,9 @@ class DistributedConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     # "auto" = nccl on GPUs, gloo on CPUs.
     backend: Literal["auto", "nccl", "gloo"] = "auto"
+    # ddp = the whole model on every rank; fsdp = a part of every weight on each, for models that
+    # are too large for one GPU.
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     # After how long without any progress a run of several ranks ends, in seconds, while it starts,
     # compiles, or the first rank saves.
     start_timeout_seconds: int = 7200
@@ -211,6 +216,12 @@ class Config:
         if self.training.global_batch_tokens is not None:
             self._check_global_batch(self.training.global_batch_tokens)
             return
+        if self.training.batch_size_per_device == "auto":
+            raise ValueError(
+                "training.batch_size_per_device is auto, but training.global_batch_tokens is null; "
+                "say how many tokens a step takes, for instance training.global_batch_tokens="
+                f"{256 * self.data.max_seq_length}"
+            )
         micro_batch, micro_steps = self.training.micro_batch, self.training.micro_steps
         if micro_batch * micro_steps * self.data.max_seq_length > MAX_STEP_TOKENS:
             raise ValueError(

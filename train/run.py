@@ -25,8 +25,9 @@ from train.checkpoints.resume import agree_on_start, is_same_folder
 from train.checkpoints.state import restore_state, save_state
 from train.config import Config
 from train.ranks.distributed import Rank
-from train.start.batch import settle_batch
 from train.start.report import check_start
+from train.start.settle import settle_config
+from train.start.trial import try_micro_batch
 from train.step.optimizer import SkipCount, make_optimizer, make_scaler
 from train.step.precision import Autocast, check_precision, make_autocast
 from train.step.schedule import describe_change
@@ -98,11 +99,12 @@ class Run:
 def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     """The run that the settings describe, at its beginning or where its checkpoint left it."""
     check_precision(rank.device, config.training.precision)
-    config = settle_batch(config, rank.world_size)
     if config.data.verify == "open":
         own = shards.manifest.shards[rank.rank :: rank.world_size]
         check_shards(shards.folder, shards.manifest, own)
     start = agree_on_start(config.infrastructure, rank, say)
+    asked = config
+    config = settle_config(config, read_run_config(start) if start else None, rank, say)
     if start:
         check_same_run(config, shards, start, say)
     first_step = read_position(start).step if start else 0
@@ -110,6 +112,8 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     folder, keep = Path(config.infrastructure.output_dir), config.training.save_total_limit
     rank.do_first(lambda: tidy_checkpoints(folder, start, keep))
     model = build_model(config, rank, start)
+    autocast = make_autocast(rank.device, config.training.precision)
+    config = try_micro_batch(asked, config, model, rank, autocast, say)
     optimizer = make_optimizer(model, config.training)
     scaler = make_scaler(rank.device, config.training)
     skips = SkipCount()
@@ -128,7 +132,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         share_model(model, rank),
         optimizer,
         scaler,
-        make_autocast(rank.device, config.training.precision),
+        autocast,
         batches,
         position.step,
         history,

@@ -35,6 +35,7 @@ def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say
         "step": describe_step(config, rank),
         "run": describe_length(config, rank, shards, first_step),
         "validation": describe_validation(config, shards),
+        "activations": describe_activations(config),
         "memory": describe_memory(need, available),
         "checkpoints": describe_checkpoints(config),
         "logs": str(config.infrastructure.log_folder),
@@ -138,6 +139,17 @@ def describe_validation(config: Config, shards: Shards) -> str:
         f"none: a window has {length + 1:,} tokens (data.max_seq_length and one), and the "
         f"validation split {held:,}"
     )
+
+
+def describe_activations(config: Config) -> str:
+    """What is computed again in the backward pass."""
+    kind = config.training.activation_checkpointing
+    what = {
+        "none": "all kept for the backward pass",
+        "selective": "what is cheap is computed again",
+        "full": "all computed again, block by block",
+    }
+    return f"{what[kind]} (activation_checkpointing: {kind})"
 
 
 def describe_memory(need: Memory, available: tuple[int, int] | None) -> str:
