@@ -73,6 +73,7 @@ def test_the_seed_file_gives_the_defaults(tmp_path: Path) -> None:
     path.write_text(SEED_YAML)
     loaded, default = config_to_dict(load_config(str(path))), config_to_dict(Config())
     default["model"]["vocab_size"] = 50257
+    default["training"]["gradient_accumulation_steps"] = 8
     default["infrastructure"] |= {
         "output_dir": "./checkpoints",
         "logging_dir": "./logs",

@@ -187,7 +187,7 @@ def test_auto_takes_what_fits() -> None:
     order = [kinds.index(kind) for _, kind in found if _]
     assert order == sorted(order, reverse=True)
     # What is set is kept.
-    assert choose(80, "cuda", 1, "training.activation_checkpointing=full") == (128, "full")
+    assert choose(80, "cuda", 1, "training.activation_checkpointing=full") == (64, "full")
     assert choose(80, "cuda", 1, "training.batch_size_per_device=3")[0] == 3
     # 256 samples on 3 ranks: none deals them evenly.
     assert choose(80, "cuda", 3)[0] <= 10

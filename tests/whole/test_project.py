@@ -34,7 +34,7 @@ PREP = WORKING | READING | ENCODING
 STEPPING = {"train.ranks", "train.step"}
 TRAIN = {
     "train",
-    *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof")),
+    *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof", "plan")),
     *STEPPING,
 }
 MAY_IMPORT = {
@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "train.checkpoints": STEPPING | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
+    "train.plan": {"train.start"} | SHARDS | MODEL,
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
@@ -97,9 +98,10 @@ SHARED = {
     "train.step": {"train.config"},
     "train.checkpoints": {"train.config", "train.settings"},
     "train.start": {"train.config", "train.settings"},
+    "train.plan": {"train.config", "train.settings", "train.gpus"},
     "train.tracing": {"train.config"},
     "train.proof": {"train.config", "train.settings"},
-    "train.reports": {"train.config", "train.settings"},
+    "train.reports": {"train.config", "train.settings", "train.gpus"},
 }
 NO_TORCH = {"shards", "prep"}
 
