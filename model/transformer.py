@@ -7,6 +7,7 @@ LlamaForCausalLM, so a state dict of one works for the other.
 B batch, T tokens, D hidden, H heads, K head size (D = H * K), F intermediate, V vocabulary.
 """
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -170,6 +171,23 @@ class Transformer(nn.Module):
         for weight in self.parameters():
             if weight.dim() == 2:
                 nn.init.normal_(weight, std=config.initializer_range)
+
+    def draw_weights(self, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        """The weights of a new model on `device`, by name, one after another: for one without any.
+
+        That is one made on the meta device. torch's generator, seeded alike, gives the same numbers
+        as to a model made on `device`, whose layers first draw weights that are then drawn again.
+        """
+        for module in self.model.modules():
+            if isinstance(module, nn.Embedding):
+                nn.Embedding(module.num_embeddings, module.embedding_dim, device=device)
+            elif isinstance(module, nn.Linear):
+                nn.Linear(module.in_features, module.out_features, bias=False, device=device)
+        for name, weight in self.named_parameters():
+            whole = torch.ones(weight.shape, device=device)
+            if weight.dim() == 2:
+                nn.init.normal_(whole, std=self.config.initializer_range)
+            yield name, whole
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, grad_scale: float = 1.0

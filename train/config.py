@@ -146,6 +146,9 @@ class DistributedConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     # "auto" = nccl on GPUs, gloo on CPUs.
     backend: Literal["auto", "nccl", "gloo"] = "auto"
+    # ddp = the whole model on every rank; fsdp = a part of every weight on each, for models that
+    # are too large for one GPU.
+    strategy: Literal["ddp", "fsdp"] = "ddp"
 
 
 @dataclass(frozen=True)

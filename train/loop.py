@@ -2,12 +2,10 @@
 
 import gc
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from shards.reader import Shards, TokenStream
 from shards.screen.lines import say
@@ -17,6 +15,7 @@ from train.config import Config
 from train.evaluate import count_windows, evaluate
 from train.ranks.distributed import FirstRankError, Rank, join_ranks
 from train.ranks.stop import StopFlag
+from train.ranks.strategy import share_gradients
 from train.reports.report import Report
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, fit_model, open_checked_shards
@@ -131,7 +130,7 @@ def take_step(run: Run) -> tuple[float, float]:
     total = torch.zeros((), device=run.rank.device)
     for micro_step, (tokens, targets) in enumerate(run.batches.next_step(), start=1):
         # DDP must know before the forward pass whether the backward pass will share gradients.
-        with share_gradients(run, is_last=micro_step == accumulation_steps):
+        with share_gradients(run.parallel_model, is_last=micro_step == accumulation_steps):
             with run.autocast():
                 loss = run.parallel_model(tokens, targets, grad_scale)
             run.scaler.scale(loss / accumulation_steps).backward()
@@ -142,13 +141,6 @@ def take_step(run: Run) -> tuple[float, float]:
     run.skips.add(skipped=not math.isfinite(norm))
     run.skips.check(run.config.training, run.step, run.scaler.get_scale())
     return float(total) / accumulation_steps, norm
-
-
-def share_gradients(run: Run, is_last: bool) -> AbstractContextManager[None]:
-    """A micro-step's context: only the last one of a step averages gradients over the ranks."""
-    if is_last or not isinstance(run.parallel_model, DistributedDataParallel):
-        return nullcontext()
-    return run.parallel_model.no_sync()
 
 
 def take_validation_loss(

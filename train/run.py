@@ -1,13 +1,13 @@
 """Puts a run together: from scratch, or from where a checkpoint left it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 
-from model.checkpoints.folder import load_model, save_model
+from model.checkpoints.folder import load_model, open_model, save_model
 from model.checkpoints.hugging_face import Boundaries
 from model.transformer import Transformer
 from shards.disk.layout import TOKENIZER
@@ -22,9 +22,10 @@ from train.checkpoints.folder import prune_checkpoints, save_checkpoint, tidy_ch
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.position import Position, read_position, read_run_config
 from train.checkpoints.resume import agree_on_start, is_same_folder
-from train.checkpoints.state import restore_state, save_state
+from train.checkpoints.state import Tensors, gather_tensors, restore_state, save_state
 from train.config import Config
 from train.ranks.distributed import Rank
+from train.ranks.strategy import fill, is_sharding, shard_model, share_model
 from train.start.report import check_start
 from train.step.optimizer import SkipCount, make_optimizer, make_scaler
 from train.step.precision import Autocast, check_precision, make_autocast
@@ -77,21 +78,22 @@ class Run:
 
         The first rank writes, all wait. If that fails, SaveError there, FirstRankError elsewhere.
         """
-        self.rank.do_first(self._save)
+        tensors = gather_tensors(self.model, self.optimizer, self.rank)
+        self.rank.do_first(lambda: self._save(tensors))
         return self.folder / f"checkpoint-{self.step}"
 
-    def _save(self) -> None:
-        saved = save_checkpoint(self.folder, self.step, self._fill_checkpoint)
+    def _save(self, tensors: Tensors) -> None:
+        saved = save_checkpoint(
+            self.folder, self.step, lambda folder: self._fill_checkpoint(folder, tensors)
+        )
         prune_checkpoints(self.folder, saved, self.config.training.save_total_limit)
 
-    def _fill_checkpoint(self, folder: Path) -> None:
+    def _fill_checkpoint(self, folder: Path, tensors: Tensors) -> None:
         tokenizer_json = read_tokenizer_json(self.shards.folder / TOKENIZER)
         manifest = self.shards.manifest
         boundaries = Boundaries(manifest.end_of_text, manifest.begin_of_text)
-        save_model(folder, self.model, tokenizer_json, boundaries)
-        save_state(
-            folder, self.config, self.position, self.model, self.optimizer, self.scaler, self.skips
-        )
+        save_model(folder, self.model, tokenizer_json, boundaries, tensors.weights)
+        save_state(folder, self.config, self.position, tensors.moments, self.scaler, self.skips)
 
 
 def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
@@ -156,7 +158,9 @@ def fit_model(config: Config, shards: Shards) -> Config:
 
 def build_model(config: Config, rank: Rank, start: Path | None) -> Transformer:
     """The model on this rank's device: a checkpoint's, or a new one made from the seed."""
-    if start:
+    if is_sharding(config.distributed, rank):
+        model = build_sharded(config, rank, start)
+    elif start:
         model = load_model(start, rank.device)
     else:
         torch.manual_seed(config.infrastructure.seed)
@@ -171,12 +175,21 @@ def build_model(config: Config, rank: Rank, start: Path | None) -> Transformer:
     return model.train()
 
 
-def share_model(model: Transformer, rank: Rank) -> nn.Module:
-    """The model under DDP, which averages the gradients; on one rank, the model itself."""
-    if rank.world_size == 1:
-        return model
-    device_ids = [rank.device] if rank.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+def build_sharded(config: Config, rank: Rank, start: Path | None) -> Transformer:
+    """The same, of which this rank has its rows of every weight; no rank ever holds it whole."""
+    weights: Iterable[tuple[str, Tensor]]
+    if start:
+        model, in_file = open_model(start)
+        weights = in_file.items()
+    else:
+        torch.manual_seed(config.infrastructure.seed)
+        with torch.device("meta"):
+            model = Transformer(config.model)
+        weights = model.draw_weights(rank.device)
+    shard_model(model, model.model.layers, rank)
+    fill(model, weights, rank.device)
+    model.lm_head.weight = model.model.embed_tokens.weight
+    return model
 
 
 def make_batches(config: Config, rank: Rank, shards: Shards, consumed: int) -> Batches:

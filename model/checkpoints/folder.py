@@ -42,11 +42,16 @@ HEAD = "lm_head.weight"  # Tied to the embedding, so it is not saved.
 
 
 def save_model(
-    folder: Path, model: Transformer, tokenizer_json: str, boundaries: Boundaries | None = None
+    folder: Path,
+    model: Transformer,
+    tokenizer_json: str,
+    boundaries: Boundaries | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the model's five files into `folder`, creating it if needed; call `seal` last.
 
-    `boundaries` are <|endoftext|> after each document unless given.
+    `boundaries` are <|endoftext|> after each document unless given. `weights` are the model's own
+    unless given, as they are where it holds only a part of them.
     """
     config, dtype = model.config, model.lm_head.weight.dtype
     boundaries = boundaries or Boundaries(find_end_of_text(tokenizer_json))
@@ -57,8 +62,9 @@ def save_model(
         )
     tokenizer = KeptTokenizer(tokenizer_json, boundaries)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: weight for name, weight in model.state_dict().items() if name != HEAD}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    weights = model.state_dict() if weights is None else weights
+    own = {name: weight for name, weight in weights.items() if name != HEAD}
+    save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / TOKENIZER).write_bytes(tokenizer.make_tokenizer_json().encode())
     dtype_name = str(dtype).removeprefix("torch.")
     write_json(folder / CONFIG, make_config_json(config, boundaries, dtype_name))
@@ -74,6 +80,14 @@ def load_model(
 
     Raises CheckpointError, naming the file and the key or weight, if one is missing, unreadable
     or does not fit this architecture.
+    """
+    return put_weights(*open_model(folder), device, dtype)
+
+
+def open_model(folder: Path) -> tuple[Transformer, dict[str, Tensor]]:
+    """A model's folder as `load_model` reads it: the model on the meta device, and its weights.
+
+    They are whole, by name, and still in the file: reading a part of one reads no more of it.
     """
     values = read_json(folder / CONFIG)
     try:
@@ -92,7 +106,7 @@ def load_model(
         ) from None
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged ({error})") from None
-    return build_model(config, weights, path, device, dtype)
+    return fit_weights(config, weights, path)
 
 
 def _check_header(path: Path) -> None:
@@ -114,6 +128,13 @@ def build_model(
     dtype: torch.dtype,
 ) -> Transformer:
     """A model with copies of these weights; errors name `origin` as their file."""
+    return put_weights(*fit_weights(config, weights, origin), device, dtype)
+
+
+def fit_weights(
+    config: ModelConfig, weights: dict[str, Tensor], origin: Path
+) -> tuple[Transformer, dict[str, Tensor]]:
+    """A model on the meta device, and these weights by its names, if they fit it."""
     weights = _take_weights(weights, origin)
     # What the config says is compared with the file before a model of that size is made.
     _check_size(config, weights, origin)
@@ -128,6 +149,13 @@ def build_model(
         raise CheckpointError(
             f"{origin}: {HEAD} differs from {EMBEDDING}; velocity's architecture ties the two"
         )
+    return model, weights
+
+
+def put_weights(
+    model: Transformer, weights: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype
+) -> Transformer:
+    """The model with copies of the weights."""
     copies = {name: weight.to(device, dtype, copy=True) for name, weight in weights.items()}
     model.load_state_dict(copies, strict=False, assign=True)
     model.lm_head.weight = model.model.embed_tokens.weight

@@ -9,7 +9,7 @@ and nothing in the model is random. torch's generator is saved all the same.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import nn
 from shards.disk.json_files import load_json
 from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, Position, read_position
 from train.config import Config
+from train.ranks.distributed import Rank
+from train.ranks.strategy import full_tensor, own_part
 from train.settings import config_to_dict
 from train.step.optimizer import SkipCount
 
@@ -31,15 +33,12 @@ def save_state(
     folder: Path,
     config: Config,
     position: Position,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    moments: dict[str, torch.Tensor],
     scaler: torch.amp.GradScaler,
     skips: SkipCount,
 ) -> None:
     """Write the three files of a run's state into a checkpoint's folder."""
-    tensors = collect_moments(model, optimizer)
-    tensors[GENERATOR] = torch.get_rng_state()
-    save_file(tensors, folder / OPTIMIZER)
+    save_file(moments | {GENERATOR: torch.get_rng_state()}, folder / OPTIMIZER)
     state = {
         "step": position.step,
         "samples_consumed": position.samples_consumed,
@@ -58,12 +57,27 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def collect_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors under `<parameter>.<moment>`, on the CPU."""
-    tensors = {}
+@dataclass
+class Tensors:
+    """What a checkpoint holds of a run's tensors, whole and on the CPU; empty on later ranks."""
+
+    # By the parameters' names.
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    # The optimizer's, under `<parameter>.<moment>`.
+    moments: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def gather_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, rank: Rank) -> Tensors:
+    """The run's tensors on the first rank; all ranks call this, as each may have a part of them."""
+    tensors = Tensors()
     for name, parameter in model.named_parameters():
+        whole = full_tensor(parameter.detach())
+        if rank.is_first:
+            tensors.weights[name] = whole.cpu().contiguous()
         for key, value in optimizer.state[parameter].items():
-            tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
+            whole = full_tensor(value.detach())
+            if rank.is_first:
+                tensors.moments[f"{name}.{key}"] = whole.cpu().contiguous()
     return tensors
 
 
@@ -90,7 +104,7 @@ def restore_moments(
     optimizer: torch.optim.Optimizer,
     tensors: dict[str, torch.Tensor],
 ) -> None:
-    """Restore Adam's tensors, each on its parameter's device; ValueError if names do not match."""
+    """Restore Adam's tensors, each where its parameter is; ValueError if names do not match."""
     expected = 0
     for name, parameter in model.named_parameters():
         state = {}
@@ -102,7 +116,7 @@ def restore_moments(
                     "the file belongs to another model"
                 )
             # A copy: safetensors maps the file, which may be replaced while the run continues.
-            state[key] = value.to(parameter.device, copy=True)
+            state[key] = own_part(value, parameter, parameter.device)
             expected += 1
         optimizer.state[parameter] = state
     assert expected == len(tensors), f"{folder / OPTIMIZER} holds more than the optimizer does"

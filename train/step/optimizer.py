@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from train.config import TrainingConfig
+from train.ranks.strategy import full_tensor
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -67,7 +68,7 @@ def update(
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     foreach = parameters[0].device.type != "mps"  # Which has no such kernels.
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=foreach))
+    norm = float(full_tensor(nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=foreach)))
     if math.isfinite(norm):
         scaler.step(optimizer)
     scaler.update()
