@@ -13,6 +13,7 @@ from shards.config import DataConfig, TokenizerConfig
 from shards.screen.url import refuse_url
 
 Precision = Literal["fp16", "bf16", "fp32"]
+ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
 
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
@@ -54,8 +55,12 @@ class TrainingConfig:
     precision: Precision = "fp16"
     # Stop with a report after this many steps in a row without finite gradients.
     max_skipped_steps: int = 50
-    # Recompute each block's activations in the backward pass, to save memory.
-    gradient_checkpointing: bool = True
+    # What blocks compute again in the backward pass, to save memory: none; selective = what is
+    # cheap (compiled: what activation_memory_budget leaves out); full = all; auto = as little as
+    # the memory allows. The original's gradient_checkpointing: true is full, false none.
+    activation_checkpointing: ActivationCheckpointing = "full"
+    # With selective and compiled blocks: the share of the activations to keep, from 0 to 1.
+    activation_memory_budget: float = 0.5
     # Run torch.compile on each block; null = on GPUs only.
     compile: bool | None = None
     # Steps between log entries.
@@ -104,6 +109,11 @@ class TrainingConfig:
                 raise ValueError(
                     f"training.{name} is {getattr(self, name)}; expected a number above 0"
                 )
+        if not 0 <= self.activation_memory_budget <= 1:
+            raise ValueError(
+                f"training.activation_memory_budget is {self.activation_memory_budget}; expected a "
+                "number from 0 to 1"
+            )
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(

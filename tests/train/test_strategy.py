@@ -1,6 +1,5 @@
 """ddp and fsdp: one arithmetic, one kind of checkpoint, and a part of the memory."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from model.recompute import ActivationCheckpointing
 from model.transformer import Transformer
 from tests.runs import make_config, make_overrides, read_metrics, run_small
 from tests.servers.forked import call_ranks, run_ranks
@@ -20,6 +20,7 @@ from train.config import Config, DistributedConfig, TrainingConfig
 from train.ranks.distributed import Rank
 from train.ranks.strategy import full_tensor, share_gradients, share_model
 from train.run import build_model
+from train.start.memory import estimate_memory
 from train.step.optimizer import make_optimizer, make_scaler, update
 
 FILES = ("model.safetensors", "optimizer.safetensors")
@@ -151,6 +152,17 @@ def test_each_rank_holds_its_part_of_the_state() -> None:
     call_ranks(2, check_memory)
 
 
+def test_what_is_too_large_for_a_rank_fits_in_parts() -> None:
+    """27 GB of state on cards of 24 GB: refused whole, and on four of them with 8,192 tokens."""
+    training = TrainingConfig(activation_checkpointing="full", batch_size_per_device=4)
+    config = Config(training=training)
+    assert estimate_memory(config, "cuda", 4).state > 24e9
+    sharded = replace(config, distributed=DistributedConfig(strategy="fsdp"))
+    assert estimate_memory(sharded, "cuda", 4).state == config.model.num_parameters() * 16 // 4
+    assert estimate_memory(sharded, "cuda", 4).peak < 24e9
+    assert estimate_memory(sharded, "cuda", 1) == estimate_memory(config, "cuda", 1)
+
+
 def check_overflow(rank: Rank) -> None:
     """A gradient that is infinite in the rows of the second rank: both skip, both halve."""
     config = make_settings()
@@ -178,12 +190,16 @@ def test_an_overflow_in_one_rank_s_part_skips_the_step_on_all() -> None:
     call_ranks(2, check_overflow)
 
 
-def check_gradients(rank: Rank, changes: dict[str, Any]) -> None:
+def check_gradients(rank: Rank, checkpointing: ActivationCheckpointing, is_compiled: bool) -> None:
     """The same gradients as under DDP, from the same weights, over two micro-steps."""
-    config = make_settings(**changes)
+    config = make_settings(activation_checkpointing=checkpointing, compile=False)
     model, _ = build(config, rank)
     plain = replace(config, distributed=DistributedConfig())
     whole = build_model(plain, rank, None)
+    if is_compiled:
+        torch._dynamo.config.optimize_ddp = False
+        for one in (model, whole):
+            one.compile_blocks(backend="aot_eager")  # All but the code generation.
     shared = share_model(whole, rank)
     for is_last in (False, True):
         losses = learn(model, rank, is_last=is_last), learn(shared, rank, is_last=is_last)
@@ -199,12 +215,13 @@ def check_gradients(rank: Rank, changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"gradient_checkpointing": True}, {"gradient_checkpointing": False}],
-    ids=json.dumps,
+    ("checkpointing", "is_compiled"),
+    [("none", False), ("selective", False), ("full", False), ("selective", True)],
 )
-def test_gradients_are_those_of_ddp(changes: dict[str, Any]) -> None:
-    call_ranks(2, check_gradients, changes)
+def test_gradients_are_those_of_ddp(
+    checkpointing: ActivationCheckpointing, is_compiled: bool
+) -> None:
+    call_ranks(2, check_gradients, checkpointing, is_compiled)
 
 
 def test_on_one_rank_fsdp_is_the_plain_model(small_shards: Path, tmp_path: Path) -> None:

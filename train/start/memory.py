@@ -5,6 +5,7 @@ eagerly and 86,408 compiled (docs/log.md), and are scaled by the sizes they cons
 estimate is off where it was checked is in docs/runs.md.
 """
 
+import math
 from dataclasses import dataclass
 
 from model.config import ModelConfig
@@ -19,6 +20,8 @@ BASE_BYTES = {"cpu": 400 * 10**6, "cuda": 1500 * 10**6, "mps": 1000 * 10**6}
 # The most that a chunk's fp32 logits take (model/loss.py).
 LOGITS_BYTES = {"cuda": 2**30}
 CPU_LOGITS_BYTES = 128 * 2**20
+# What `selective` keeps of a block where nothing is compiled.
+EAGER_SELECTIVE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,23 +42,43 @@ def estimate_memory(config: Config, device_type: str, world_size: int = 1) -> Me
     """
     model, training = config.model, config.training
     state = STATE_BYTES * model.num_parameters()
+    # DDP's buckets beside the gradients.
+    shared = 4 * model.num_parameters() if world_size > 1 else 0
+    if config.distributed.strategy == "fsdp" and world_size > 1:
+        state, shared = math.ceil(state / world_size), gathered_bytes(model)
     tokens = training.batch_size_per_device * config.data.max_seq_length
     compiles = training.compile if training.compile is not None else device_type == "cuda"
     is_half = training.precision != "fp32"
     block = bytes_per_token(model, is_half, compiles)
-    if training.gradient_checkpointing:
-        # The blocks' inputs, and one block at work.
-        block_inputs = (2 if is_half else 4) * model.hidden_size
+    # The blocks' inputs, and one block at work.
+    block_inputs = (2 if is_half else 4) * model.hidden_size
+    if training.activation_checkpointing == "full":
         activations = tokens * (model.num_hidden_layers * block_inputs + block)
+    elif training.activation_checkpointing == "selective":
+        share = training.activation_memory_budget if compiles else EAGER_SELECTIVE_SHARE
+        kept = block_inputs + round(share * (block - block_inputs))
+        activations = tokens * (model.num_hidden_layers * kept + block)
     else:
         activations = tokens * model.num_hidden_layers * block
     head = model.num_ids * model.hidden_size
     copies = 2 * (model.num_parameters() - head) if is_half else 0
-    # DDP's buckets beside the gradients.
-    buckets = 4 * model.num_parameters() if world_size > 1 else 0
     loss = loss_bytes(model, tokens, is_half, device_type)
     base = BASE_BYTES.get(device_type, BASE_BYTES["cpu"])
-    return Memory(state, base + state + buckets + copies + activations + loss)
+    return Memory(state, base + state + shared + copies + activations + loss)
+
+
+def gathered_bytes(model: ModelConfig) -> int:
+    """What is whole at the same time under fsdp, in fp32, at the most: in a backward pass.
+
+    A block's weights and their gradients, the buffers that both travel in, and the buffer with the
+    weights of the block before it; the embedding and its gradient.
+
+    >>> gathered_bytes(ModelConfig())
+    2165719040
+    """
+    embedding = model.num_ids * model.hidden_size
+    block = (model.num_parameters() - embedding) // model.num_hidden_layers
+    return 4 * (5 * block + 2 * embedding)
 
 
 def bytes_per_token(model: ModelConfig, is_half: bool, compiles: bool) -> int:
