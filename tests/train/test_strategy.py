@@ -56,7 +56,7 @@ def test_fsdp_gives_the_losses_of_ddp(small_shards: Path, tmp_path: Path, precis
 def test_a_run_goes_on_with_other_ranks_and_the_other_strategy(
     small_shards: Path, tmp_path: Path
 ) -> None:
-    """ddp on 2 -> fsdp on 2 -> on 1 -> on 2 -> ddp on 2, and the losses of one that never stopped."""
+    """ddp on 2 -> fsdp on 2 -> 1 -> 2 -> ddp on 2, with the losses of one that never stopped."""
     schedule = {"training__cycle_steps": 6}
     run_ranks(2, make_overrides(small_shards, tmp_path / "straight", **schedule))
     alone = FSDP | {"training__gradient_accumulation_steps": 4}
@@ -179,10 +179,12 @@ def check_overflow(rank: Rank) -> None:
     assert scaler.get_scale() == 2.0**15
     for weight, old in zip(model.parameters(), before, strict=True):
         assert torch.equal(local(weight.detach()), old)
-        assert weight.grad is not None and not local(weight.grad).any()
+        assert weight.grad is not None
+        assert not local(weight.grad).any()
     learn(model, rank, scaler.get_scale())
     norm = update(optimizer, scaler, 1.0, 1e-3)
-    assert torch.tensor(norm).isfinite() and scaler.get_scale() == 2.0**15
+    assert torch.tensor(norm).isfinite()
+    assert scaler.get_scale() == 2.0**15
     assert rank.max(round(norm * 1e6)) == -rank.max(-round(norm * 1e6))
 
 
@@ -206,12 +208,14 @@ def check_gradients(rank: Rank, checkpointing: ActivationCheckpointing, is_compi
         torch.testing.assert_close(*losses)
     for (name, weight), other in zip(model.named_parameters(), whole.parameters(), strict=True):
         assert torch.equal(full_tensor(weight.detach()), other.detach()), name
-        assert weight.grad is not None and other.grad is not None
+        assert weight.grad is not None
+        assert other.grad is not None
         torch.testing.assert_close(full_tensor(weight.grad), other.grad, atol=1e-6, rtol=1e-4)
     # An optimizer without state yet: the weights alone, whole on the first rank, none on others.
     gathered = gather_tensors(model, make_optimizer(model, config.training), rank)
     names = [name for name, _ in whole.named_parameters()] if rank.is_first else []
-    assert list(gathered.weights) == names and not gathered.moments
+    assert list(gathered.weights) == names
+    assert not gathered.moments
 
 
 @pytest.mark.parametrize(
@@ -228,7 +232,8 @@ def test_on_one_rank_fsdp_is_the_plain_model(small_shards: Path, tmp_path: Path)
     config = make_config(small_shards, tmp_path, **FSDP)
     rank = Rank(0, 1, 0, torch.device("cpu"))
     model = build_model(config, rank, None)
-    assert type(model) is Transformer and share_model(model, rank) is model
+    assert type(model) is Transformer
+    assert share_model(model, rank) is model
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
