@@ -13,11 +13,18 @@ from shards.config import DataConfig, TokenizerConfig
 from shards.screen.url import refuse_url
 
 Precision = Literal["fp16", "bf16", "fp32"]
+OnBadStep = Literal["warn", "skip"]
+Compression = Literal["none", "fp16", "bf16"]
+
+# Where torch's GradScaler begins.
+FIRST_LOSS_SCALE = 2.0**16
 
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
 # More than any run has; all that is computed from it stays within 64 bits.
 MAX_STEPS = 10**9
+# Losses are kept in every checkpoint, and gone through at each step.
+MAX_SPIKE_WINDOW = 10_000
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,19 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     # fp16 with dynamic loss scaling, bf16, or fp32; weights and optimizer state are always fp32.
     precision: Precision = "fp16"
-    # Stop with a report after this many steps in a row without finite gradients.
+    # The fp16 loss scale is never halved below this; an overflow there still skips the step.
+    min_loss_scale: float = 1.0
+    # Steps without an overflow after which the fp16 loss scale is doubled.
+    loss_scale_growth_interval: int = 2000
+    # Stop with a report after this many steps in a row that were not applied to the weights.
     max_skipped_steps: int = 50
+    # What to do about a step with a bad loss, one that is not finite or a spike: "warn" = say so;
+    # "skip" = also leave the weights as they are.
+    on_bad_step: OnBadStep = "warn"
+    # How many losses before a step it is compared with; half of them are enough.
+    spike_window: int = 128
+    # A loss is a spike this many standard deviations above the mean of the window; null = never.
+    spike_threshold: float | None = 6.0
     # Recompute each block's activations in the backward pass, to save memory.
     gradient_checkpointing: bool = True
     # Run torch.compile on each block; null = on GPUs only.
@@ -76,6 +94,7 @@ class TrainingConfig:
             "cycle_multiplier",
             "num_training_steps",
             "max_skipped_steps",
+            "loss_scale_growth_interval",
             "logging_steps",
             "save_steps",
             "eval_steps",
@@ -104,11 +123,28 @@ class TrainingConfig:
                 raise ValueError(
                     f"training.{name} is {getattr(self, name)}; expected a number above 0"
                 )
+        if not 0 <= self.min_loss_scale <= FIRST_LOSS_SCALE:
+            raise ValueError(
+                f"training.min_loss_scale is {self.min_loss_scale}; expected a number from 0 to "
+                f"{FIRST_LOSS_SCALE:g}, where the loss scale begins"
+            )
+        self._check_bad_steps()
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
                     f"training.{name} is {getattr(self, name)}; expected a number from 0 to below 1"
                 )
+
+    def _check_bad_steps(self) -> None:
+        if not 2 <= self.spike_window <= MAX_SPIKE_WINDOW:
+            raise ValueError(
+                f"training.spike_window is {self.spike_window}; expected 2 to {MAX_SPIKE_WINDOW:,}"
+            )
+        if self.spike_threshold is not None and not self.spike_threshold > 0:
+            raise ValueError(
+                f"training.spike_threshold is {self.spike_threshold}; expected a number above 0, "
+                "or null"
+            )
 
 
 @dataclass(frozen=True)
@@ -146,6 +182,8 @@ class DistributedConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     # "auto" = nccl on GPUs, gloo on CPUs.
     backend: Literal["auto", "nccl", "gloo"] = "auto"
+    # The ranks send each other their gradients as fp16 or bf16: half the bytes, less exact.
+    gradient_compression: Compression = "none"
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.reader import Shards, TokenStream
@@ -20,7 +22,7 @@ from train.ranks.stop import StopFlag
 from train.reports.report import Report
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, fit_model, open_checked_shards
-from train.step.optimizer import update
+from train.step.optimizer import apply_gradients, clip_gradients
 from train.step.schedule import learning_rate
 
 
@@ -75,15 +77,16 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         validation_loss = take_validation_loss(run, validation, stop, report)
     while run.step < training.num_training_steps and not signal_number:
         with speed.measure_step():
-            loss, norm = take_step(run)
+            step = take_step(run)
         stop.has_progress = True
-        [loss_sum] = run.rank.sum(loss)
+        if step.bad and report:
+            report.tell(f"step {run.step:,}: {step.bad}{describe_action(step)}")
         signal_number = run.rank.max(stop.signal_number)
         is_last = run.step == training.num_training_steps
 
-        speed.add_loss(loss_sum / run.rank.world_size)
+        speed.add_loss(step.loss)
         if report and (run.step % training.logging_steps == 0 or is_last or signal_number):
-            report.log_step(run.step, describe_step(run, norm) | speed.take())
+            report.log_step(run.step, describe_step(run, step.norm) | speed.take())
         # Saved before anything else that may fail, such as an evaluation.
         if run.step % training.save_steps == 0 or is_last or signal_number:
             if saved := try_to_save(run):
@@ -124,8 +127,43 @@ def misses_validation(run: Run, report: Report | None) -> bool:
     return run.rank.max(report is not None and not report.has_validation(run.step)) > 0
 
 
-def take_step(run: Run) -> tuple[float, float]:
-    """One update from A micro-steps; returns this rank's mean loss and the gradients' norm."""
+class Step(NamedTuple):
+    """What became of a step; the same on all ranks."""
+
+    # The mean over all ranks.
+    loss: float
+    # Of the gradients, before they were clipped.
+    norm: float
+    # Why its loss is bad, in words; None if it is not.
+    bad: str | None
+    # Whether the weights were updated.
+    is_applied: bool
+
+
+def take_step(run: Run) -> Step:
+    """One update from A micro-steps, or none if its gradients or its loss are bad."""
+    training = run.config.training
+    total = add_gradients(run)
+    norm = clip_gradients(run.optimizer, run.scaler, training.max_grad_norm)
+    # The host waits for the device here. What ranks decide, they decide from the same numbers.
+    totals, norms = zip(*run.rank.gather(torch.stack([total, norm])), strict=True)
+    losses = [total / training.gradient_accumulation_steps for total in totals]
+    loss = sum(losses) / len(losses)
+    bad = run.bad_steps.judge(loss, training)
+    is_finite = all(map(math.isfinite, norms))
+    is_applied = is_finite and (bad is None or training.on_bad_step == "warn")
+    rate = learning_rate(run.step, training)
+    apply_gradients(
+        run.optimizer, run.scaler, rate, not is_finite, is_applied, training.min_loss_scale
+    )
+    run.step += 1
+    run.bad_steps.add(loss, bad is not None, is_applied, training.spike_window)
+    run.bad_steps.check(training, run.step, bad, run.scaler)
+    return Step(loss, norms[0] if is_finite else math.nan, bad, is_applied)
+
+
+def add_gradients(run: Run) -> Tensor:
+    """The gradients of a step's A micro-steps, added up; returns the sum of their losses, 0-dim."""
     accumulation_steps = run.config.training.gradient_accumulation_steps
     grad_scale = run.scaler.get_scale() / accumulation_steps
     total = torch.zeros((), device=run.rank.device)
@@ -136,12 +174,12 @@ def take_step(run: Run) -> tuple[float, float]:
                 loss = run.parallel_model(tokens, targets, grad_scale)
             run.scaler.scale(loss / accumulation_steps).backward()
         total += loss.detach()
-    rate = learning_rate(run.step, run.config.training)
-    norm = update(run.optimizer, run.scaler, run.config.training.max_grad_norm, rate)
-    run.step += 1
-    run.skips.add(skipped=not math.isfinite(norm))
-    run.skips.check(run.config.training, run.step, run.scaler.get_scale())
-    return float(total) / accumulation_steps, norm
+    return total
+
+
+def describe_action(step: Step) -> str:
+    """What was done about a bad step, after the reason."""
+    return "" if step.is_applied else "; it was not applied"
 
 
 def share_gradients(run: Run, is_last: bool) -> AbstractContextManager[None]:
@@ -179,7 +217,8 @@ def describe_step(run: Run, norm: float) -> dict[str, float | None]:
         "learning_rate": learning_rate(run.step - 1, run.config.training),
         "grad_norm": norm if math.isfinite(norm) else None,
         "loss_scale": run.scaler.get_scale() if run.scaler.is_enabled() else None,
-        "skipped_steps": run.skips.total,
+        "skipped_steps": run.bad_steps.total,
+        "bad_steps": run.bad_steps.bad,
         "samples": run.batches.consumed,
         "data_wait_seconds": round(wait_seconds, 6),
     }

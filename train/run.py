@@ -5,6 +5,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+    bf16_compress_hook,
+    fp16_compress_hook,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from model.checkpoints.folder import load_model, save_model
@@ -23,10 +27,12 @@ from train.checkpoints.history import History, extend_history
 from train.checkpoints.position import Position, read_position, read_run_config
 from train.checkpoints.resume import agree_on_start, is_same_folder
 from train.checkpoints.state import restore_state, save_state
-from train.config import Config
+from train.config import Compression, Config
 from train.ranks.distributed import Rank
 from train.start.report import check_start
-from train.step.optimizer import SkipCount, make_optimizer, make_scaler
+from train.step.bad_steps import BadSteps
+from train.step.loss_scale import fit_scaler, make_scaler
+from train.step.optimizer import make_optimizer
 from train.step.precision import Autocast, check_precision, make_autocast
 from train.step.schedule import describe_change
 
@@ -49,7 +55,7 @@ class Run:
     history: History
     # The checkpoint that it goes on from; None = it began from scratch.
     start: Path | None = None
-    skips: SkipCount = field(default_factory=SkipCount)
+    bad_steps: BadSteps = field(default_factory=BadSteps)
 
     @property
     def tokens_per_step(self) -> int:
@@ -90,7 +96,13 @@ class Run:
         boundaries = Boundaries(manifest.end_of_text, manifest.begin_of_text)
         save_model(folder, self.model, tokenizer_json, boundaries)
         save_state(
-            folder, self.config, self.position, self.model, self.optimizer, self.scaler, self.skips
+            folder,
+            self.config,
+            self.position,
+            self.model,
+            self.optimizer,
+            self.scaler,
+            self.bad_steps,
         )
 
 
@@ -110,10 +122,11 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     model = build_model(config, rank, start)
     optimizer = make_optimizer(model, config.training)
     scaler = make_scaler(rank.device, config.training)
-    skips = SkipCount()
+    bad_steps = BadSteps()
     position = Position(0, 0, (), shards.manifest.dataset_id)
     if start:
-        position = restore_state(start, model, optimizer, scaler, skips)
+        position = restore_state(start, model, optimizer, scaler, bad_steps)
+        fit_scaler(scaler, config.training)
         say(f"resuming from {start}: step {position.step:,}")
     batches = make_batches(config, rank, shards, position.samples_consumed)
     per_step = batches.dealing.samples_per_step
@@ -123,7 +136,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         rank,
         shards,
         model,
-        share_model(model, rank),
+        share_model(model, rank, config.distributed.gradient_compression),
         optimizer,
         scaler,
         make_autocast(rank.device, config.training.precision),
@@ -131,7 +144,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         position.step,
         history,
         start,
-        skips,
+        bad_steps,
     )
 
 
@@ -171,12 +184,17 @@ def build_model(config: Config, rank: Rank, start: Path | None) -> Transformer:
     return model.train()
 
 
-def share_model(model: Transformer, rank: Rank) -> nn.Module:
+def share_model(model: Transformer, rank: Rank, compression: Compression) -> nn.Module:
     """The model under DDP, which averages the gradients; on one rank, the model itself."""
     if rank.world_size == 1:
         return model
     device_ids = [rank.device] if rank.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    shared = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    if compression != "none":
+        # They divide by the number of ranks before they add up, so what is finite stays finite.
+        hooks = {"fp16": fp16_compress_hook, "bf16": bf16_compress_hook}
+        shared.register_comm_hook(None, hooks[compression])
+    return shared
 
 
 def make_batches(config: Config, rank: Rank, shards: Shards, consumed: int) -> Batches:

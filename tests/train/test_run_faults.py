@@ -22,7 +22,7 @@ from model.checkpoints.seal import list_checkpoints
 from tests.runs import make_config, make_overrides, read_metrics, run_small
 from tests.servers.forked import Forked, find_port, run_forked
 from train.config import DistributedConfig
-from train.loop import Outcome
+from train.loop import Outcome, Step
 from train.ranks.distributed import join_ranks
 from train.ranks.stop import StopFlag
 from train.run import Run
@@ -35,7 +35,7 @@ def each_step(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> Ite
     """Call `do` with the number of each step, after it was taken."""
     take_step = train.loop.take_step
 
-    def take_and_do(run: Run) -> tuple[float, float]:
+    def take_and_do(run: Run) -> Step:
         taken = take_step(run)
         do(run.step)
         return taken

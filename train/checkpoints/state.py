@@ -1,7 +1,7 @@
 """A run's state besides the model: what a checkpoint keeps so that resuming is exact.
 
     optimizer.safetensors    Adam's moments and step counts, by the parameters' names
-    training_state.json      step, samples consumed, scaler, skips, history, dataset_id
+    training_state.json      step, samples consumed, scaler, bad steps, history, dataset_id
     run_config.json          the settings
 
 There is no other state: the data order is arithmetic, the learning rate a function of the step,
@@ -21,7 +21,7 @@ from shards.disk.json_files import load_json
 from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, Position, read_position
 from train.config import Config
 from train.settings import config_to_dict
-from train.step.optimizer import SkipCount
+from train.step.bad_steps import BadSteps
 
 OPTIMIZER = "optimizer.safetensors"
 GENERATOR = "generator"
@@ -34,7 +34,7 @@ def save_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    skips: SkipCount,
+    bad_steps: BadSteps,
 ) -> None:
     """Write the three files of a run's state into a checkpoint's folder."""
     tensors = collect_moments(model, optimizer)
@@ -46,7 +46,7 @@ def save_state(
         "history": [asdict(stretch) for stretch in position.history],
         "dataset_id": position.dataset_id,
         "scaler": scaler.state_dict(),
-        "skips": asdict(skips),
+        "skips": asdict(bad_steps),
         "torch": torch.__version__,
     }
     write_json(folder / TRAINING_STATE, state)
@@ -72,15 +72,15 @@ def restore_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    skips: SkipCount,
+    bad_steps: BadSteps,
 ) -> Position:
-    """Restore optimizer, scaler, skips and generator; returns how far the run had come."""
+    """Restore optimizer, scaler, bad steps and generator; returns how far the run had come."""
     raw = load_json(folder / TRAINING_STATE)
     tensors = load_file(folder / OPTIMIZER)
     torch.set_rng_state(tensors.pop(GENERATOR))
     restore_moments(folder, model, optimizer, tensors)
     scaler.load_state_dict(raw["scaler"] or scaler.state_dict())
-    skips.total, skips.in_a_row = raw["skips"]["total"], raw["skips"]["in_a_row"]
+    bad_steps.restore(raw["skips"])
     return read_position(folder)
 
 

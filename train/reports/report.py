@@ -34,6 +34,7 @@ CHARTS = {
     "grad_norm": "train/grad_norm",
     "loss_scale": "train/loss_scale",
     "skipped_steps": "train/skipped_steps",
+    "bad_steps": "train/bad_steps",
     "tokens_per_second": "speed/tokens_per_second",
     "mfu": "speed/mfu",
     "data_wait_seconds": "speed/data_wait_seconds",
@@ -77,6 +78,10 @@ class Report:
         """Record the validation loss after `step` steps, and print it."""
         self._record(step, {"validation_loss": loss})
         self.line.say(f"step {step:,}: validation loss {loss:.4f}")
+
+    def tell(self, text: str) -> None:
+        """Say something about the run, above the progress line."""
+        self.line.say(text)
 
     def has_validation(self, step: int) -> bool:
         """Whether the log has the validation loss after `step` steps."""
