@@ -56,7 +56,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--accumulation-steps", type=int, default=1, help="micro-steps of a step")
     parser.add_argument("--precision", choices=list(MAX_DIFFERENCES), default="fp32")
     parser.add_argument("--learning-rate", type=float, default=6e-4, help="constant")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="on both sides")
+    parser.add_argument(
+        "--activation-checkpointing",
+        choices=["none", "selective", "full"],
+        default="none",
+        help="full on both sides; selective is ours alone",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a round")
     parser.add_argument("--warmup-steps", type=int, default=2, help="steps before, not timed")

@@ -41,7 +41,7 @@ def make_config(options: argparse.Namespace, scratch: Path) -> Config:
         "training.min_learning_rate": options.learning_rate,
         "training.warmup_steps": 0,
         "training.num_training_steps": options.warmup_steps + options.steps,
-        "training.gradient_checkpointing": options.gradient_checkpointing,
+        "training.activation_checkpointing": options.activation_checkpointing,
         "training.compile": options.compile,
         "infrastructure.seed": options.seed,
         "infrastructure.output_dir": scratch / "checkpoints",
@@ -141,7 +141,7 @@ def measure_transformers(options: argparse.Namespace, scratch: Path) -> Json:
     config = make_config(options, scratch)
     watch = Stopwatch(options, choose_device(DistributedConfig(), 0, 1))
     model: Any = LlamaForCausalLM.from_pretrained(scratch / "weights", dtype=torch.float32)
-    if options.gradient_checkpointing:
+    if options.activation_checkpointing == "full":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     micro_losses: list[torch.Tensor] = []
     trainer = make_ordered(Trainer, micro_losses)(

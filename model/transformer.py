@@ -7,17 +7,17 @@ LlamaForCausalLM, so a state dict of one works for the other.
 B batch, T tokens, D hidden, H heads, K head size (D = H * K), F intermediate, V vocabulary.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from model.cache import KVCache, LayerCache
 from model.config import ModelConfig
 from model.loss import chunked_cross_entropy
 from model.products import linear
+from model.recompute import RUNNERS, ActivationCheckpointing, keep_share
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, K / 2)
 
@@ -132,7 +132,10 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(
-        self, tokens: Tensor, cache: KVCache | None = None, recompute_blocks: bool = False
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        activation_checkpointing: ActivationCheckpointing = "none",
     ) -> Tensor:
         x = self.embed_tokens(tokens)
         if torch.is_autocast_enabled(x.device.type):
@@ -143,26 +146,25 @@ class Decoder(nn.Module):
         else:
             positions = cache.positions(tokens.shape[1])
         rotation = make_rotation(positions, self.config)
+        run_block = RUNNERS[activation_checkpointing]
         for layer, block in enumerate(self.layers):
-            if recompute_blocks:
-                # No block draws random numbers, so the generator's state need not be kept.
-                x = checkpoint(block, x, rotation, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, rotation, cache.layer(layer) if cache is not None else None)
+            layer_cache = cache.layer(layer) if cache is not None else None
+            x = run_block(block, x, rotation, layer_cache)
         return cast(Tensor, self.norm(x))
 
 
 class Transformer(nn.Module):
     """The language model: a decoder and its head, which is tied to the embedding.
 
-    Weights start as N(0, initializer_range), norms as 1. `gradient_checkpointing` may be set at
-    any time: training then keeps only the blocks' inputs and recomputes the rest in backward.
+    Weights start as N(0, initializer_range), norms as 1. `activation_checkpointing` says what
+    training keeps for the backward pass (model/recompute.py); it may be set until blocks are
+    compiled.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
+        self.activation_checkpointing: ActivationCheckpointing = "none"
         self.model = Decoder(config)
         with torch.device("meta"):  # Its own weight is never allocated.
             self.lm_head = Linear(config.hidden_size, config.num_ids)
@@ -179,7 +181,10 @@ class Transformer(nn.Module):
         `grad_scale` is the factor that the caller multiplies the loss by before backward; the loss
         itself does not depend on it (see `chunked_cross_entropy`).
         """
-        hidden = self.model(tokens, recompute_blocks=self.gradient_checkpointing and self.training)
+        hidden = self.model(
+            tokens,
+            activation_checkpointing=self.activation_checkpointing if self.training else "none",
+        )
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
         return chunked_cross_entropy(hidden, self.lm_head.weight, targets, grad_scale)
@@ -191,7 +196,15 @@ class Transformer(nn.Module):
         cache.set_lengths([length + tokens.shape[1] for length in cache.lengths])
         return cast(Tensor, self.lm_head(hidden[:, -1]).float())
 
-    def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile every block in place: one graph for all, names kept, gradients block by block."""
+    def compile_blocks(self, backend: str = "inductor", memory_budget: float = 0.5) -> None:
+        """Compile every block in place: one graph for all, names kept, gradients block by block.
+
+        Where activation_checkpointing is `selective`, the compiler chooses what to compute again so
+        that about the share `memory_budget` of what it would keep otherwise is kept.
+        """
+        compiler: Any = backend
+        if self.activation_checkpointing == "selective":
+            compiler = keep_share(backend, memory_budget)
+            self.activation_checkpointing = "none"
         for block in self.model.layers:
-            block.compile(backend=backend)
+            block.compile(backend=compiler)

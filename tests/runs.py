@@ -18,7 +18,7 @@ SMALL = {
     "training.batch_size_per_device": 2,
     "training.gradient_accumulation_steps": 2,
     "training.precision": "fp32",
-    "training.gradient_checkpointing": "false",
+    "training.activation_checkpointing": "none",
     "training.learning_rate": 1e-2,
     "training.min_learning_rate": 1e-3,
     "training.warmup_steps": 2,

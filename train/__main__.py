@@ -37,7 +37,7 @@ def describe_training_error(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         error = ValueError(
             "the GPU's memory is full; set a smaller training.batch_size_per_device (and more "
-            "training.gradient_accumulation_steps), or training.gradient_checkpointing=true"
+            "training.gradient_accumulation_steps), or training.activation_checkpointing=full"
         )
     return f"{f'rank {rank}: ' if rank else ''}{describe_error(error)}"
 

@@ -15,6 +15,7 @@ from shards.screen.url import refuse_url
 Precision = Literal["fp16", "bf16", "fp32"]
 OnBadStep = Literal["warn", "skip"]
 Compression = Literal["none", "fp16", "bf16"]
+ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
 
 # Where torch's GradScaler begins.
 FIRST_LOSS_SCALE = 2.0**16
@@ -72,8 +73,12 @@ class TrainingConfig:
     spike_window: int = 128
     # A loss is a spike this many standard deviations above the mean of the window; null = never.
     spike_threshold: float | None = 6.0
-    # Recompute each block's activations in the backward pass, to save memory.
-    gradient_checkpointing: bool = True
+    # What blocks compute again in the backward pass, to save memory: none; selective = what is
+    # cheap (compiled: what activation_memory_budget leaves out); full = all; auto = as little as
+    # the memory allows. The original's gradient_checkpointing: true is full, false none.
+    activation_checkpointing: ActivationCheckpointing = "full"
+    # With selective and compiled blocks: the share of the activations to keep, from 0 to 1.
+    activation_memory_budget: float = 0.5
     # Run torch.compile on each block; null = on GPUs only.
     compile: bool | None = None
     # Steps between log entries.
@@ -123,10 +128,10 @@ class TrainingConfig:
                 raise ValueError(
                     f"training.{name} is {getattr(self, name)}; expected a number above 0"
                 )
-        if not 0 <= self.min_loss_scale <= FIRST_LOSS_SCALE:
+        if not 0 <= self.activation_memory_budget <= 1:
             raise ValueError(
-                f"training.min_loss_scale is {self.min_loss_scale}; expected a number from 0 to "
-                f"{FIRST_LOSS_SCALE:g}, where the loss scale begins"
+                f"training.activation_memory_budget is {self.activation_memory_budget}; expected a "
+                "number from 0 to 1"
             )
         self._check_bad_steps()
         for name in ("adam_beta1", "adam_beta2"):
@@ -136,6 +141,11 @@ class TrainingConfig:
                 )
 
     def _check_bad_steps(self) -> None:
+        if not 0 <= self.min_loss_scale <= FIRST_LOSS_SCALE:
+            raise ValueError(
+                f"training.min_loss_scale is {self.min_loss_scale}; expected a number from 0 to "
+                f"{FIRST_LOSS_SCALE:g}, where the loss scale begins"
+            )
         if not 2 <= self.spike_window <= MAX_SPIKE_WINDOW:
             raise ValueError(
                 f"training.spike_window is {self.spike_window}; expected 2 to {MAX_SPIKE_WINDOW:,}"

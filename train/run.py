@@ -175,12 +175,14 @@ def build_model(config: Config, rank: Rank, start: Path | None) -> Transformer:
         torch.manual_seed(config.infrastructure.seed)
         with rank.device:
             model = Transformer(config.model)
-    model.gradient_checkpointing = config.training.gradient_checkpointing
+    checkpointing = config.training.activation_checkpointing
+    assert checkpointing != "auto", "it is chosen before the model is built"
+    model.activation_checkpointing = checkpointing
     compiles = config.training.compile
     if compiles or (compiles is None and rank.device.type == "cuda"):
         # DDP's graph splits would cut blocks apart; whole, each hands over its gradients when done.
         torch._dynamo.config.optimize_ddp = False
-        model.compile_blocks()
+        model.compile_blocks(memory_budget=config.training.activation_memory_budget)
     return model.train()
 
 

@@ -59,8 +59,11 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[str] = ()) 
 
     Raises ValueError, naming key and file or the words, for an unknown key or a wrong value.
     """
-    entries = [*read_file(name_or_path)] if name_or_path else []
-    return build_config(layer([*entries, *map(parse_override, overrides)], expand_path))
+    from_file = [*read_file(name_or_path)] if name_or_path else []
+    from_words = [parse_override(override) for override in overrides]
+    for entries in (from_file, from_words):
+        refuse_contradiction(entries)
+    return build_config(layer([*from_file, *from_words], expand_path))
 
 
 def build_config(tree: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -156,6 +159,9 @@ def check_entry(entry: Entry) -> tuple[str, Any]:
     name = f"{section}.{key}"
     if name == "training.fp16":
         return "precision", "fp16" if convert(value, bool, name, place) else "fp32"
+    if name == "training.gradient_checkpointing":
+        is_on = convert(value, bool, name, place)
+        return "activation_checkpointing", "full" if is_on else "none"
     if name in KEYS_WITHOUT_MEANING:
         harmless, reason = KEYS_WITHOUT_MEANING[name]
         if harmless and read_word(value, type(harmless[0])) not in harmless:
@@ -165,6 +171,18 @@ def check_entry(entry: Entry) -> tuple[str, Any]:
     if key not in known:
         raise ValueError(f"{place}no key {show(name)}{suggest(key, known, section)}")
     return key, convert(value, known[key], name, place)
+
+
+def refuse_contradiction(entries: Iterable[Entry]) -> None:
+    """Raise ValueError if one file, or one command line, names two kinds of checkpointing."""
+    old, new = "gradient_checkpointing", "activation_checkpointing"
+    found = {e.key: e for e in entries if e.section == "training" and e.key in (old, new)}
+    meant = {key: check_entry(entry)[1] for key, entry in found.items()}
+    if len({*meant.values()}) > 1:
+        raise ValueError(
+            f"{found[old].place}training.{old}={found[old].value} means training.{new}="
+            f"{meant[old]}, but training.{new} is {meant[new]}; keep one of the two"
+        )
 
 
 def convert(value: Any, wanted: Any, name: str, place: str) -> Any:

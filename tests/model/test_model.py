@@ -134,38 +134,14 @@ def test_loss_is_the_mean_cross_entropy_of_the_logits() -> None:
     torch.testing.assert_close(loss, expected)
 
 
-def find_gradients(model: Transformer, gradient_checkpointing: bool) -> dict[str, Tensor]:
+def find_gradients(model: Transformer) -> dict[str, Tensor]:
+    """The gradients, and the loss as `loss`."""
     model.zero_grad()
-    model.gradient_checkpointing = gradient_checkpointing
     tokens = make_tokens(2, 31)
-    model(tokens[:, :-1], tokens[:, 1:]).backward()
-    return {name: weight.grad for name, weight in model.named_parameters()}
-
-
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_gradient_checkpointing_changes_no_gradient(dtype: torch.dtype | None) -> None:
-    model = make_model()
-    with torch.autocast("cpu", dtype, enabled=dtype is not None):
-        kept, recomputed = find_gradients(model, False), find_gradients(model, True)
-    for name, gradient in kept.items():
-        assert torch.equal(gradient, recomputed[name]), name
-
-
-def test_gradient_checkpointing_computes_blocks_twice_only_in_training() -> None:
-    model = make_model()
-    num_calls = 0
-
-    def count(*_: object) -> None:
-        nonlocal num_calls
-        num_calls += 1
-
-    model.model.layers[0].register_forward_pre_hook(count)
-    find_gradients(model, True)
-    assert num_calls == 2
-    num_calls = 0
-    model.eval()
-    find_gradients(model, True)
-    assert num_calls == 1
+    loss = model(tokens[:, :-1], tokens[:, 1:])
+    loss.backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    return {"loss": loss.detach()} | {name: grad.clone() for name, grad in gradients.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -215,11 +191,11 @@ def test_cache_rows_can_be_dropped_and_repeated() -> None:
 @pytest.mark.filterwarnings("ignore")  # The compiler has its own.
 def test_compiled_blocks_keep_names_and_share_one_graph() -> None:
     model, tokens = make_model(), make_tokens(2, 31)
-    names, before = list(model.state_dict()), find_gradients(model, False)
+    names, before = list(model.state_dict()), find_gradients(model)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model.compile_blocks(backend="aot_eager")  # All but the code generation, which takes long.
-    after = find_gradients(model, False)
+    after = find_gradients(model)
     assert list(model.state_dict()) == names
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     for name, gradient in before.items():

@@ -115,9 +115,38 @@ def test_the_tree_round_trips_through_json() -> None:
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config))), "x") == config
 
 
+@pytest.mark.parametrize(("word", "meant"), [("true", "full"), ("off", "none")])
+def test_the_originals_checkpointing_is_one_of_todays(
+    tmp_path: Path, word: str, meant: str
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"training:\n  gradient_checkpointing: {word}\n")
+    old = f"training.gradient_checkpointing={word}"
+    for config in (load_config(str(path)), load_config("tiny", [old])):
+        assert config.training.activation_checkpointing == meant
+    tree = {"training": {"gradient_checkpointing": word == "true"}}  # As checkpoints have it.
+    assert config_from_dict(tree, "x").training.activation_checkpointing == meant
+    # The command line counts more than the file, by either name; twice the same is no quarrel.
+    new = "training.activation_checkpointing=selective"
+    assert load_config(str(path), [new]).training.activation_checkpointing == "selective"
+    agreeing = [old, f"training.activation_checkpointing={meant}"]
+    assert load_config(str(path), agreeing).training.activation_checkpointing == meant
+    message = (
+        f"training.gradient_checkpointing={word} means training.activation_checkpointing="
+        f"{meant}, but training.activation_checkpointing is selective; keep one of the two"
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        load_config(None, [old, new])
+    path.write_text(path.read_text() + "  activation_checkpointing: selective\n")
+    with pytest.raises(ValueError, match=message):
+        load_config(str(path))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("training.activation_checkpointing=half", "is 'half'; expected one of none, selective, f"),
+        ("training.activation_memory_budget=1.5", "activation_memory_budget is 1.5; expected a nu"),
         ("training.lr=1", "no key 'training.lr'; expected one of training.batch_size_per_device, "),
         ("training.learning_rat=1", "no key 'training.learning_rat'; did you mean training.learni"),
         ("trainin.x=1", "no section 'trainin'; did you mean training?"),

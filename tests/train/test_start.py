@@ -164,7 +164,7 @@ def test_the_estimate_is_near_what_was_measured() -> None:
         ([], 821),
         (small, 1196),
         (wide, 2408),
-        ([*wide, "training.gradient_checkpointing=true"], 1780),
+        ([*wide, "training.activation_checkpointing=full"], 1780),
     ):
         peak = estimate_memory(load_config("tiny", overrides), "cpu").peak / 10**6
         assert 0.8 * measured < peak < 1.25 * measured
@@ -183,7 +183,7 @@ def test_more_of_anything_needs_more() -> None:
         "model.num_hidden_layers=13",
     ):
         assert estimate_memory(load_config("125m", [more]), "cuda").peak > base
-    less = load_config("125m", ["training.gradient_checkpointing=true"])
+    less = load_config("125m", ["training.activation_checkpointing=full"])
     assert estimate_memory(less, "cuda").peak < base
 
 

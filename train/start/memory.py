@@ -19,6 +19,8 @@ BASE_BYTES = {"cpu": 400 * 10**6, "cuda": 1500 * 10**6, "mps": 1000 * 10**6}
 # The most that a chunk's fp32 logits take (model/loss.py).
 LOGITS_BYTES = {"cuda": 2**30}
 CPU_LOGITS_BYTES = 128 * 2**20
+# What `selective` keeps of a block where nothing is compiled.
+EAGER_SELECTIVE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,14 @@ def estimate_memory(config: Config, device_type: str, world_size: int = 1) -> Me
     compiles = training.compile if training.compile is not None else device_type == "cuda"
     is_half = training.precision != "fp32"
     block = bytes_per_token(model, is_half, compiles)
-    if training.gradient_checkpointing:
-        # The blocks' inputs, and one block at work.
-        block_inputs = (2 if is_half else 4) * model.hidden_size
+    # The blocks' inputs, and one block at work.
+    block_inputs = (2 if is_half else 4) * model.hidden_size
+    if training.activation_checkpointing == "full":
         activations = tokens * (model.num_hidden_layers * block_inputs + block)
+    elif training.activation_checkpointing == "selective":
+        share = training.activation_memory_budget if compiles else EAGER_SELECTIVE_SHARE
+        kept = block_inputs + round(share * (block - block_inputs))
+        activations = tokens * (model.num_hidden_layers * kept + block)
     else:
         activations = tokens * model.num_hidden_layers * block
     head = model.num_ids * model.hidden_size
