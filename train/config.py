@@ -13,7 +13,7 @@ from shards.config import DataConfig, TokenizerConfig
 from shards.screen.url import refuse_url
 
 Precision = Literal["fp16", "bf16", "fp32"]
-OnBadStep = Literal["warn", "skip"]
+OnBadStep = Literal["warn", "skip", "rollback"]
 Compression = Literal["none", "fp16", "bf16"]
 ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
 
@@ -67,12 +67,17 @@ class TrainingConfig:
     # Stop with a report after this many steps in a row that were not applied to the weights.
     max_skipped_steps: int = 50
     # What to do about a step with a bad loss, one that is not finite or a spike: "warn" = say so;
-    # "skip" = also leave the weights as they are.
+    # "skip" = also leave the weights as they are; "rollback" = go back to the newest checkpoint that
+    # is spike_window steps older, and pass over all samples since.
     on_bad_step: OnBadStep = "warn"
-    # How many losses before a step it is compared with; half of them are enough.
+    # A loss is compared with as many before it; half of them are enough.
     spike_window: int = 128
     # A loss is a spike this many standard deviations above the mean of the window; null = never.
     spike_threshold: float | None = 6.0
+    # Stop with a report after this many rollbacks without getting beyond the bad step.
+    max_rollbacks: int = 3
+    # Log the largest |x| of the residual stream behind the blocks, at steps that are logged.
+    log_activations: bool = False
     # What blocks compute again in the backward pass, to save memory: none; selective = what is
     # cheap (compiled: what activation_memory_budget leaves out); full = all; auto = as little as
     # the memory allows. The original's gradient_checkpointing: true is full, false none.
@@ -100,6 +105,7 @@ class TrainingConfig:
             "num_training_steps",
             "max_skipped_steps",
             "loss_scale_growth_interval",
+            "max_rollbacks",
             "logging_steps",
             "save_steps",
             "eval_steps",
@@ -154,6 +160,14 @@ class TrainingConfig:
             raise ValueError(
                 f"training.spike_threshold is {self.spike_threshold}; expected a number above 0, "
                 "or null"
+            )
+        oldest = self.save_steps * (self.save_total_limit - 1)
+        if self.on_bad_step == "rollback" and oldest < self.spike_window:
+            raise ValueError(
+                f"training.on_bad_step=rollback needs a checkpoint from before the "
+                f"{self.spike_window} steps of training.spike_window; of training.save_steps="
+                f"{self.save_steps} x training.save_total_limit={self.save_total_limit} the oldest "
+                f"is {oldest} steps old just after a save; set more of one of the two"
             )
 
 

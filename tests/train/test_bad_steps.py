@@ -75,7 +75,7 @@ def test_only_losses_that_were_applied_are_compared_with() -> None:
 
 def test_a_checkpoint_of_before_has_no_losses() -> None:
     bad_steps = BadSteps()
-    bad_steps.restore({"total": 3, "in_a_row": 1})
+    bad_steps.load_state_dict({"total": 3, "in_a_row": 1})
     assert bad_steps == BadSteps(total=3, in_a_row=1)
 
 

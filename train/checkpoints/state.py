@@ -46,7 +46,7 @@ def save_state(
         "history": [asdict(stretch) for stretch in position.history],
         "dataset_id": position.dataset_id,
         "scaler": scaler.state_dict(),
-        "skips": asdict(bad_steps),
+        "skips": bad_steps.state_dict(),
         "torch": torch.__version__,
     }
     write_json(folder / TRAINING_STATE, state)
@@ -80,7 +80,7 @@ def restore_state(
     torch.set_rng_state(tensors.pop(GENERATOR))
     restore_moments(folder, model, optimizer, tensors)
     scaler.load_state_dict(raw["scaler"] or scaler.state_dict())
-    bad_steps.restore(raw["skips"])
+    bad_steps.load_state_dict(raw["skips"])
     return read_position(folder)
 
 

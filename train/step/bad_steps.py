@@ -6,7 +6,7 @@ standard deviations (OLMo's SkipStepOptimizer: 6 of them over 128 steps).
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -26,7 +26,11 @@ class BadSteps:
     # The newest losses, of steps that were applied; as many as training.spike_window.
     losses: list[float] = field(default_factory=list)
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what a checkpoint has; those of before have only the two counts."""
         for entry in fields(self):
             if entry.name in state:
