@@ -67,8 +67,8 @@ class TrainingConfig:
     # Stop with a report after this many steps in a row that were not applied to the weights.
     max_skipped_steps: int = 50
     # What to do about a step with a bad loss, one that is not finite or a spike: "warn" = say so;
-    # "skip" = also leave the weights as they are; "rollback" = go back to the newest checkpoint that
-    # is spike_window steps older, and pass over all samples since.
+    # "skip" = also leave the weights as they are; "rollback" = go back to the newest checkpoint
+    # that is spike_window steps older, and pass over all samples since.
     on_bad_step: OnBadStep = "warn"
     # A loss is compared with as many before it; half of them are enough.
     spike_window: int = 128

@@ -5,8 +5,8 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,16 +14,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shards.reader import Shards, TokenStream
 from shards.screen.lines import say
+from train.bad_step import react
 from train.checkpoints.claim import claim_folders
-from train.config import Config
+from train.config import Config, TrainingConfig
 from train.evaluate import count_windows, evaluate
 from train.ranks.distributed import Rank, join_ranks
 from train.ranks.stop import StopFlag
 from train.reports.report import Report
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, fit_model, open_checked_shards
+from train.step.bad_steps import Step
 from train.step.optimizer import apply_gradients, clip_gradients
 from train.step.schedule import learning_rate
+
+# Activations above this are near the end of fp16, at 65,504.
+HALF_OF_FP16 = 32_768
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) ->
     try:
         if rank.is_first:
             report = Report(config, run.step, run.start is not None, say)
+            report.forget_bad_steps(run.batches.consumed)
         return run_steps(run, stop, report)
     finally:
         run.saver.close()
@@ -79,14 +85,17 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         with speed.measure_step():
             step = take_step(run)
         stop.has_progress = True
-        if step.bad and report:
-            report.tell(f"step {run.step:,}: {step.bad}{describe_action(step)}")
+        if step.bad and react(run, step, report):
+            speed.take()
+            signal_number = run.rank.max(stop.signal_number)
+            continue
         signal_number = run.rank.max(stop.signal_number)
         is_last = run.step == training.num_training_steps
 
         speed.add_loss(step.loss)
         if report and (run.step % training.logging_steps == 0 or is_last or signal_number):
-            report.log_step(run.step, describe_step(run, step.norm) | speed.take())
+            report.log_step(run.step, describe_step(run, step) | speed.take())
+            warn_of_overflow(step, training, report)
         # Before anything else that may fail, such as an evaluation.
         if is_saved(run) and not signal_number:
             run.save()
@@ -135,39 +144,37 @@ def misses_validation(run: Run, report: Report | None) -> bool:
     return run.rank.max(report is not None and not report.has_validation(run.step)) > 0
 
 
-class Step(NamedTuple):
-    """What became of a step; the same on all ranks."""
-
-    # The mean over all ranks.
-    loss: float
-    # Of the gradients, before they were clipped.
-    norm: float
-    # Why its loss is bad, in words; None if it is not.
-    bad: str | None
-    # Whether the weights were updated.
-    is_applied: bool
-
-
 def take_step(run: Run) -> Step:
     """One update from A micro-steps, or none if its gradients or its loss are bad."""
     training = run.config.training
-    total = add_gradients(run)
+    with watch_activations(run) as seen:
+        total = add_gradients(run)
     norm = clip_gradients(run.optimizer, run.scaler, training.max_grad_norm)
     # The host waits for the device here. What ranks decide, they decide from the same numbers.
-    totals, norms = zip(*run.rank.gather(torch.stack([total, norm])), strict=True)
-    losses = [total / training.gradient_accumulation_steps for total in totals]
+    rows = run.rank.gather(torch.stack([total, norm, *(x.float() for x in seen)]))
+    losses = [total / training.gradient_accumulation_steps for total, *_ in rows]
     loss = sum(losses) / len(losses)
     bad = run.bad_steps.judge(loss, training)
-    is_finite = all(map(math.isfinite, norms))
+    is_finite = all(math.isfinite(norm) for _, norm, *_ in rows)
     is_applied = is_finite and (bad is None or training.on_bad_step == "warn")
     rate = learning_rate(run.step, training)
     apply_gradients(
         run.optimizer, run.scaler, rate, not is_finite, is_applied, training.min_loss_scale
     )
     run.step += 1
-    run.bad_steps.add(loss, bad is not None, is_applied, training.spike_window)
+    run.bad_steps.add(run.step, loss, bad is not None, is_applied, training.spike_window)
     run.bad_steps.check(training, run.step, bad, run.scaler)
-    return Step(loss, norms[0] if is_finite else math.nan, bad, is_applied)
+    activations = chain(*(values for _, _, *values in rows))
+    largest = max(activations, key=lambda x: (math.isnan(x), x), default=None)
+    return Step(loss, rows[0][1] if is_finite else math.nan, bad, is_applied, losses, largest)
+
+
+def watch_activations(run: Run) -> AbstractContextManager[list[Tensor]]:
+    """What the step to be taken sees of its activations, if it is to be logged and they too."""
+    training = run.config.training
+    if training.log_activations and (run.step + 1) % training.logging_steps == 0:
+        return run.model.watch_activations()
+    return nullcontext([])
 
 
 def add_gradients(run: Run) -> Tensor:
@@ -183,11 +190,6 @@ def add_gradients(run: Run) -> Tensor:
             run.scaler.scale(loss / accumulation_steps).backward()
         total += loss.detach()
     return total
-
-
-def describe_action(step: Step) -> str:
-    """What was done about a bad step, after the reason."""
-    return "" if step.is_applied else "; it was not applied"
 
 
 def share_gradients(run: Run, is_last: bool) -> AbstractContextManager[None]:
@@ -220,18 +222,30 @@ def take_validation_loss(
     return loss
 
 
-def describe_step(run: Run, norm: float) -> dict[str, float | None]:
+def describe_step(run: Run, step: Step) -> dict[str, float | None]:
     """What is logged about the step just taken, besides loss and speed."""
     wait_seconds = run.batches.take_wait_seconds()
     return {
         "learning_rate": learning_rate(run.step - 1, run.config.training),
-        "grad_norm": norm if math.isfinite(norm) else None,
+        "grad_norm": step.norm if math.isfinite(step.norm) else None,
+        "largest_activation": step.largest_activation,
         "loss_scale": run.scaler.get_scale() if run.scaler.is_enabled() else None,
         "skipped_steps": run.bad_steps.total,
         "bad_steps": run.bad_steps.bad,
         "samples": run.batches.consumed,
         "data_wait_seconds": round(wait_seconds, 6),
     }
+
+
+def warn_of_overflow(step: Step, training: TrainingConfig, report: Report) -> None:
+    """Say, once, that activations come near the end of fp16."""
+    largest = step.largest_activation
+    if largest is None or training.precision != "fp16" or largest <= HALF_OF_FP16:
+        return
+    report.tell_once(
+        f"the largest activation is {largest:,.0f}, and fp16 ends at 65,504; beyond it every step "
+        "is skipped, so training.precision=bf16 may soon be needed"
+    )
 
 
 def make_speed(run: Run) -> Speed:

@@ -52,8 +52,8 @@ def test_a_loss_far_above_those_before_it_is_a_spike() -> None:
     bad_steps = BadSteps()
     for loss in (2.0, 2.2, 2.0):
         assert bad_steps.judge(100.0, config) is None  # Too few to compare with.
-        bad_steps.add(loss, is_bad=False, is_applied=True, window=8)
-    bad_steps.add(2.2, is_bad=False, is_applied=True, window=8)
+        bad_steps.add(1, loss, is_bad=False, is_applied=True, window=8)
+    bad_steps.add(1, 2.2, is_bad=False, is_applied=True, window=8)
     deviation = 0.2 / math.sqrt(3)
     assert bad_steps.judge(2.1 + 2.99 * deviation, config) is None
     assert bad_steps.judge(2.1 + 3.01 * deviation, config)
@@ -68,7 +68,7 @@ def test_a_loss_far_above_those_before_it_is_a_spike() -> None:
 def test_only_losses_that_were_applied_are_compared_with() -> None:
     bad_steps = BadSteps()
     for loss, is_applied in ((1.0, True), (9.0, False), (2.0, True), (math.nan, True), (3.0, True)):
-        bad_steps.add(loss, is_bad=loss > 4, is_applied=is_applied, window=2)
+        bad_steps.add(1, loss, is_bad=loss > 4, is_applied=is_applied, window=2)
     assert bad_steps.losses == [2.0, 3.0]
     assert (bad_steps.total, bad_steps.in_a_row, bad_steps.bad) == (1, 0, 1)
 

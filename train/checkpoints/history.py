@@ -35,9 +35,8 @@ def extend_history(history: History, step: int, sample: int, samples_per_step: i
     Stretch(first_step=10, first_sample=480, samples_per_step=32)
     """
     kept = tuple(stretch for stretch in history if stretch.first_step < step)
-    if kept and kept[-1].samples_per_step == samples_per_step:
-        if samples_of_step(kept, step).start == sample:
-            return kept
+    if kept and samples_of_step(kept, step) == range(sample, sample + samples_per_step):
+        return kept
     return (*kept, Stretch(step, sample, samples_per_step))
 
 

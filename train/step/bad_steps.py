@@ -7,11 +7,27 @@ standard deviations (OLMo's SkipStepOptimizer: 6 of them over 128 steps).
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from train.config import TrainingConfig
+
+
+class Step(NamedTuple):
+    """What became of a step; the same on all ranks."""
+
+    # The mean over all ranks.
+    loss: float
+    # Of the gradients, before they were clipped; NaN if they are not finite.
+    norm: float
+    # Why its loss is bad, in words; None if it is not.
+    bad: str | None
+    # Whether the weights were updated.
+    is_applied: bool
+    rank_losses: list[float]
+    # The largest |x| of the residual stream; None if nobody looked.
+    largest_activation: float | None
 
 
 @dataclass
@@ -25,6 +41,9 @@ class BadSteps:
     bad: int = 0
     # The newest losses, of steps that were applied; as many as training.spike_window.
     losses: list[float] = field(default_factory=list)
+    # How often the run went back and did not get beyond the last step that it went back from.
+    rollbacks: int = 0
+    last_bad: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -60,13 +79,30 @@ class BadSteps:
             f"deviation, over {count} steps"
         )
 
-    def add(self, loss: float, is_bad: bool, is_applied: bool, window: int) -> None:
+    def add(self, step: int, loss: float, is_bad: bool, is_applied: bool, window: int) -> None:
         """Count a step. What was not applied is no measure for those that follow."""
         self.bad += is_bad
         self.total += not is_applied
         self.in_a_row = 0 if is_applied else self.in_a_row + 1
+        if is_applied and step > self.last_bad:
+            self.rollbacks = 0
         if is_applied and math.isfinite(loss):
             self.losses = [*self.losses, loss][-window:]
+
+    def begin_again(self, bad_step: int, rollbacks: int) -> None:
+        """The run has gone back from a bad step, for the so-manieth time in a row."""
+        self.last_bad, self.rollbacks = max(self.last_bad, bad_step), rollbacks
+
+    def check_rollbacks(self, config: TrainingConfig, step: int, reason: str) -> None:
+        """Raise ValueError with a report if the run has gone back too often in a row."""
+        if self.rollbacks < config.max_rollbacks:
+            return
+        raise ValueError(
+            f"step {step}: went back {self.rollbacks} times in a row without getting beyond step "
+            f"{self.last_bad}, and the step is bad again ({reason}); resume from the last "
+            "checkpoint with a smaller training.learning_rate, or, if such losses are no fault, "
+            "with a larger training.spike_threshold"
+        )
 
     def check(
         self,
