@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,14 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 import train.loop
+from model.config import ModelConfig
+from model.transformer import Block, Transformer
 from tests.runs import make_overrides, read_metrics, run_small
 from tests.servers.forked import run_ranks
 from tests.train.test_train import assert_equal_bits, checkpoint_tensors
 from train.checkpoints.folder import remove_checkpoint
 from train.config import TrainingConfig
 from train.run import Run
+from train.settings import load_config
 from train.step.bad_steps import BadSteps
 from train.step.loss_scale import fit_scaler, make_scaler, update_scale
 
@@ -211,3 +216,90 @@ def test_a_restored_scaler_has_the_settings_of_today(small_shards: Path, tmp_pat
     scaler.load_state_dict(scaler.state_dict() | {"scale": 0.25})
     fit_scaler(scaler, TrainingConfig(min_loss_scale=4.0))
     assert scaler.get_scale() == 4.0
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("min_loss_scale=1e6", "training.min_loss_scale is 1000000.0; expected a number from 0 to"),
+        ("loss_scale_growth_interval=0", "loss_scale_growth_interval is 0; expected at least 1"),
+        ("spike_window=1", "training.spike_window is 1; expected 2 to 10,000"),
+        ("spike_threshold=0", "training.spike_threshold is 0.0; expected a number above 0, or"),
+        ("max_rollbacks=0", "training.max_rollbacks is 0; expected at least 1"),
+        ("on_bad_step=stop", "training.on_bad_step is 'stop'; expected"),
+        (
+            "on_bad_step=rollback training.save_steps=30",
+            "training.save_steps=30 x training.save_total_limit=5 the oldest is 120 steps old",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(words: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_config(None, [f"training.{word.removeprefix('training.')}" for word in words.split()])
+
+
+# Activations
+
+
+def test_the_largest_activation_is_logged_with_the_steps_that_are(
+    small_shards: Path, tmp_path: Path
+) -> None:
+    settings = {"training__logging_steps": 2, "training__num_training_steps": 6}
+    run_small(small_shards, tmp_path / "off", **settings)
+    assert read_metrics(tmp_path / "off", "largest_activation") == {}
+    seen: list[float] = []
+    forward = Block.forward
+
+    def see(block: Block, *arguments: Any) -> Tensor:
+        x = forward(block, *arguments)
+        seen.append(float(x.detach().abs().max()))
+        return x
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Block, "forward", see)
+        run_small(small_shards, tmp_path / "on", **settings, training__log_activations="true")
+    logged = read_metrics(tmp_path / "on", "largest_activation")
+    # Two blocks and two micro-steps a step; then the validation loss.
+    steps = [max(seen[start : start + 4]) for start in range(0, 24, 4)]
+    assert logged == pytest.approx({step: steps[step - 1] for step in (2, 4, 6)})
+    assert_equal_bits(*(checkpoint_tensors(tmp_path / name, 6) for name in ("off", "on")))
+
+
+@pytest.mark.parametrize("kind", ["full", "selective", "compiled"])
+def test_activations_are_seen_whatever_runs_the_blocks(kind: str) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(300, 16, 2, 2, 32, max_position_embeddings=32)
+    model = Transformer(config).train()
+    tokens = torch.randint(300, (2, 8))
+    largest = []
+    graphs = torch._dynamo.testing.CompileCounter()
+    for is_other in (False, True):
+        if is_other and kind == "compiled":
+            model.compile_blocks(backend=graphs)  # type: ignore[arg-type]
+        elif is_other:
+            model.activation_checkpointing = kind  # type: ignore[assignment]
+        model(tokens, tokens).backward()
+        before = graphs.frame_count
+        with model.watch_activations() as seen:
+            model(tokens, tokens).backward()
+        assert graphs.frame_count == before
+        largest.append([float(x) for x in seen])
+        assert len(seen) == 2
+        with_nobody = len(seen)
+        model(tokens, tokens).backward()
+        assert len(seen) == with_nobody
+    assert largest[0] == pytest.approx(largest[1], rel=1e-5)
+
+
+def test_activations_near_the_end_of_fp16_are_told_once(
+    small_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"training__log_activations": "true", "training__num_training_steps": 3}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train.loop, "HALF_OF_FP16", 1e-6)
+        for precision, count in (("fp32", 0), ("fp16", 1)):
+            run_small(small_shards, tmp_path / precision, **settings, training__precision=precision)
+            assert capsys.readouterr().err.count("and fp16 ends at 65,504; beyond") == count
