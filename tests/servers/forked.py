@@ -140,19 +140,23 @@ def find_port() -> int:
     return port
 
 
-def run_ranks(num_ranks: int, overrides: Sequence[str]) -> None:
-    """A run of several ranks on this machine, to its end."""
+def run_ranks(
+    num_ranks: int, overrides: Sequence[str], setup: Callable[[], None] | None = None
+) -> list[str]:
+    """A run of several ranks on this machine, to its end; what each said on standard error."""
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_port())}
     variables["WORLD_SIZE"] = str(num_ranks)
     ranks = [
         Forked(
             ["train", *overrides],
             environment=variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            setup=setup,
         )
         for rank in range(num_ranks)
     ]
     said = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * num_ranks, said
+    return said
 
 
 def call_ranks(num_ranks: int, function: Callable[..., None], *arguments: object) -> None:

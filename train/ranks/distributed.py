@@ -44,6 +44,14 @@ class Rank:
         dist.all_reduce(totals)
         return [float(total) for total in totals.tolist()]
 
+    def gather(self, values: torch.Tensor) -> list[list[float]]:
+        """Each rank's values (N,), fp32 and on its device, by rank: the same lists on all."""
+        if self.world_size == 1:
+            return [values.tolist()]
+        every = values.new_empty(self.world_size, len(values))
+        dist.all_gather_into_tensor(every, values)
+        return [[float(value) for value in row] for row in every.tolist()]
+
     def max(self, value: int) -> int:
         """The largest value over all ranks."""
         if self.world_size == 1:

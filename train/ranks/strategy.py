@@ -18,13 +18,24 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+    bf16_compress_hook,
+    fp16_compress_hook,
+)
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from train.config import DistributedConfig
 from train.ranks.distributed import Rank
+
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def is_sharding(config: DistributedConfig, rank: Rank) -> bool:
@@ -32,27 +43,43 @@ def is_sharding(config: DistributedConfig, rank: Rank) -> bool:
     return config.strategy == "fsdp" and rank.world_size > 1
 
 
-def share_model(model: nn.Module, rank: Rank) -> nn.Module:
+def share_model(model: nn.Module, rank: Rank, config: DistributedConfig) -> nn.Module:
     """The model under DDP, which averages the gradients.
 
-    On one rank, and if it is cut up, the model itself.
+    On one rank, and where it is cut up already, the model itself.
     """
     if rank.world_size == 1 or isinstance(model, FSDPModule):
         return model
     device_ids = [rank.device] if rank.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    shared = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    if config.gradient_compression != "none":
+        # They divide by the number of ranks before they add up, so what is finite stays finite.
+        hooks = {"fp16": fp16_compress_hook, "bf16": bf16_compress_hook}
+        shared.register_comm_hook(None, hooks[config.gradient_compression])
+    return shared
 
 
-def shard_model(model: nn.Module, blocks: Iterable[nn.Module], rank: Rank) -> None:
+def shard_model(
+    model: nn.Module,
+    blocks: Iterable[nn.Module],
+    methods: Iterable[str],
+    rank: Rank,
+    config: DistributedConfig,
+) -> None:
     """Cut every weight up, in place, so that this rank keeps its rows of it.
 
     The weights of each of `blocks` are gathered together when it is called, all others when the
-    model is. The model may be on the meta device; then `fill` gives it its numbers.
+    model or one of its `methods` is; then all ranks must call it. After a pass without gradients
+    the latter stay gathered until the next backward pass, or `state_dict`, which has the parts. The
+    model may be on the meta device; then `fill` gives it its numbers.
     """
     mesh = init_device_mesh(rank.device.type, (rank.world_size,))
+    policy = MixedPrecisionPolicy(reduce_dtype=HALF.get(config.gradient_compression))
     for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for method in methods:
+        register_fsdp_forward_method(model, method)
 
 
 def share_gradients(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
@@ -66,44 +93,27 @@ def share_gradients(model: nn.Module, is_last: bool) -> AbstractContextManager[N
     return model.no_sync()
 
 
-def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
-    """Give the sharded model its numbers: whole weights by name, of which this rank takes its rows.
+def fill(model: nn.Module, weights: Iterable[tuple[str, Tensor]], rank: Rank) -> None:
+    """Give a sharded model its numbers: whole weights by name, of which this rank keeps its rows.
 
-    One by one, so that no more than one whole weight need be in memory.
+    They are taken one by one, so that no two need be in memory.
     """
-    weights = dict(model.named_parameters())
-    parts = {name: own_part(whole, weights[name], device) for name, whole in tensors}
-    assert parts.keys() == weights.keys()
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    shards = dict(model.named_parameters())
+    parts = {name: take_part(whole, shards[name], rank) for name, whole in weights}
+    assert parts.keys() == shards.keys()
     model.load_state_dict(parts, strict=False, assign=True)
 
 
-def own_part(whole: Tensor, weight: Tensor, device: torch.device) -> Tensor:
-    """A copy on `device` of what this rank keeps of a tensor that is laid out as `weight` is.
-
-    That is all of it, unless `weight` is sharded and the tensor has its shape.
-    """
-    if not isinstance(weight, DTensor) or whole.dim() == 0:
-        return whole.to(device, copy=True)
-    mesh = weight.device_mesh
-    rows = -(-len(whole) // mesh.size())  # The first ranks have this many, as torch.chunk cuts.
-    first = min(rows * mesh.get_local_rank(), len(whole))
-    part = whole[first : first + rows].to(device, copy=True)
+def take_part(whole: Tensor, shard: Tensor, rank: Rank) -> DTensor:
+    """A copy of this rank's rows of a weight, sharded as `shard` is."""
+    assert isinstance(shard, DTensor)
+    num_rows = -(-len(whole) // rank.world_size)  # The last ranks have fewer, as of torch.chunk.
+    rows = whole[num_rows * rank.rank :][:num_rows].clone()
     return DTensor.from_local(
-        part,
-        mesh,
-        weight.placements,
+        rows,
+        shard.device_mesh,
+        shard.placements,
         run_check=False,
         shape=whole.shape,
         stride=whole.stride(),
     )
-
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor, whole; where it is sharded, all ranks call this together."""
-    if isinstance(tensor, DTensor):
-        whole: Tensor = tensor.full_tensor()
-        return whole
-    return tensor

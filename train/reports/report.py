@@ -19,9 +19,17 @@ from typing import Any
 from shards.disk.durable import write_file
 from shards.screen.lines import Say, ScreenLine
 from train.config import Config
-from train.reports.events import begin_events, describe_scalars, name_events
+from train.reports.events import begin_events, describe_scalars, name_events, purge_events
 from train.reports.growing_file import GrowingFile
-from train.reports.log_folder import METRICS, WANDB_ID, has_metric, open_log
+from train.reports.log_folder import (
+    BAD_STEPS,
+    METRICS,
+    WANDB_ID,
+    cut_bad_steps,
+    cut_metrics,
+    has_metric,
+    open_log,
+)
 from train.settings import config_to_dict
 
 # By name; None = not known, such as the MFU of a device whose peak is unknown.
@@ -33,7 +41,9 @@ CHARTS = {
     "learning_rate": "train/learning_rate",
     "grad_norm": "train/grad_norm",
     "loss_scale": "train/loss_scale",
+    "largest_activation": "train/largest_activation",
     "skipped_steps": "train/skipped_steps",
+    "bad_steps": "train/bad_steps",
     "tokens_per_second": "speed/tokens_per_second",
     "mfu": "speed/mfu",
     "data_wait_seconds": "speed/data_wait_seconds",
@@ -54,6 +64,8 @@ class Report:
         self.say = say
         self.failing: set[str] = set()
         self.metrics_file = GrowingFile(self.folder / METRICS)
+        self.bad_steps_file = GrowingFile(self.folder / BAD_STEPS)
+        self.has_told = False
         self.event_file = GrowingFile(name_events(self.folder))
         self.event_file.waiting = begin_events(first_step + 1 if first_step else None)
         output_dir = Path(config.infrastructure.output_dir)
@@ -77,6 +89,30 @@ class Report:
         """Record the validation loss after `step` steps, and print it."""
         self._record(step, {"validation_loss": loss})
         self.line.say(f"step {step:,}: validation loss {loss:.4f}")
+
+    def log_bad_step(self, record: Mapping[str, Any], text: str) -> None:
+        """Record a bad step in bad-steps.jsonl, and say what was done about it."""
+        self.bad_steps_file.waiting += json.dumps(record).encode() + b"\n"
+        self._write()
+        self.line.say(text)
+
+    def forget_bad_steps(self, samples_consumed: int) -> None:
+        """Drop the bad steps that a run going on after so many samples meets again."""
+        self._try(str(self.folder), lambda: cut_bad_steps(self.folder, samples_consumed))
+
+    def go_back(self, step: int) -> None:
+        """Drop what was logged after `step`: the run takes these steps again, with others' data."""
+        self._write()
+        self.metrics_file.waiting = b""
+        self._try(str(self.folder), lambda: cut_metrics(self.folder, step, keeps_copy=False))
+        self.event_file.waiting += purge_events(step + 1)
+        self.first_step, self.started = step, time.monotonic()
+
+    def tell_once(self, text: str) -> None:
+        """Say something about the run, unless something was said so before."""
+        if not self.has_told:
+            self.has_told = True
+            self.line.say(text)
 
     def has_validation(self, step: int) -> bool:
         """Whether the log has the validation loss after `step` steps."""
@@ -126,6 +162,7 @@ class Report:
     def _write_files(self) -> None:
         self._open()
         self.metrics_file.write_waiting()
+        self.bad_steps_file.write_waiting()
         self.event_file.write_waiting()
 
     def _try(self, place: str, action: Callable[[], object]) -> None:
