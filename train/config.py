@@ -88,6 +88,8 @@ class TrainingConfig:
     compile: bool | None = None
     # Steps between log entries.
     logging_steps: int = 10
+    # Steps between progress lines that stay on a terminal; a file has one for each log entry.
+    progress_steps: int = 100
     # Steps between checkpoints.
     save_steps: int = 1000
     # Steps between evaluations of the validation loss.
@@ -115,6 +117,7 @@ class TrainingConfig:
             "loss_scale_growth_interval",
             "max_rollbacks",
             "logging_steps",
+            "progress_steps",
             "save_steps",
             "eval_steps",
             "save_total_limit",

@@ -33,13 +33,14 @@ def go_back(run: Run) -> int | None:
     checkpoint = load_good_checkpoint(run)
     if checkpoint is None:
         return None
-    bad_step, next_sample = run.step, run.batches.consumed
+    next_sample = run.batches.consumed
+    furthest = max(run.bad_steps.furthest_bad, run.step)
     rollbacks = run.bad_steps.rollbacks + 1
     state = share_json(run.rank, run.rank.is_first and read_state(checkpoint)[0])
     position = parse_position(state)
     restore_parts(state, run.parts)
     fit_scaler(run.scaler, run.config.training)
-    run.bad_steps.begin_again(bad_step, rollbacks)
+    run.bad_steps.furthest_bad, run.bad_steps.rollbacks = furthest, rollbacks
     per_step = run.batches.dealing.samples_per_step
     run.history = extend_history(position.history, position.step, next_sample, per_step)
     run.step = position.step

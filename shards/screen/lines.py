@@ -134,6 +134,12 @@ class ScreenLine:
         self.clear()
         write_aside(self.stream, make_line(text) + "\n")
 
+    def keep(self) -> None:
+        """Let the line that is drawn stay; the next one comes below it."""
+        if self.on_terminal and self.width:
+            write_aside(self.stream, "\n")
+            self.width = 0
+
     def clear(self) -> None:
         """Wipe the line off a terminal; a log keeps its lines."""
         if self.on_terminal and self.width:

@@ -95,7 +95,7 @@ def test_a_bad_step_is_told_and_taken_all_the_same(
     with bent_at(6):
         run_small(small_shards, tmp_path / "bent", **WATCHED)
     [line] = [line for line in capsys.readouterr().err.splitlines() if "on average" in line]
-    assert line.startswith("velocity: step 6: the loss is 2"), line
+    assert line.startswith("step 6: the loss is 3"), line
     assert line.endswith("the deviation, over 4 steps")
     assert read_metrics(tmp_path / "bent", "bad_steps")[8] == 1
     assert read_metrics(tmp_path / "bent", "skipped_steps")[8] == 0

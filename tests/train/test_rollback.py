@@ -24,6 +24,7 @@ from tests.train.test_train import (
     flip_byte,
     list_names,
 )
+from train.checkpoints.folder import remove_checkpoint
 from train.checkpoints.position import read_position
 from train.run import Run
 from train.tracing.steps import trace_run
@@ -82,10 +83,12 @@ def test_the_learning_goes_on_as_if_the_samples_had_not_been_there(
 ) -> None:
     """Step 5 is what it is for weights and moments of step 4, and the samples behind the bad."""
     run_bad(small_shards, tmp_path / "bad")
-    run_bad(small_shards, tmp_path / "plain", bad=(), training__num_training_steps=4)
-    state = tmp_path / "plain" / "checkpoints" / "checkpoint-4" / "training_state.json"
-    content = json.loads(state.read_text()) | {"samples_consumed": 28}
-    state.write_text(json.dumps(content))
+    run_bad(small_shards, tmp_path / "plain", bad=())
+    checkpoints = tmp_path / "plain" / "checkpoints"
+    for step in (6, 8, 10):
+        remove_checkpoint(checkpoints / f"checkpoint-{step}")
+    state = checkpoints / "checkpoint-4" / "training_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"samples_consumed": 28}))
     seal(state.parent)
     run_bad(small_shards, tmp_path / "plain", bad=())
     assert_equal_bits(*(checkpoint_tensors(tmp_path / name, 10) for name in ("bad", "plain")))
@@ -192,7 +195,7 @@ def test_ranks_go_back_together(small_shards: Path, tmp_path: Path) -> None:
 def test_a_run_that_does_not_get_on_ends_with_a_report(small_shards: Path, tmp_path: Path) -> None:
     """Whatever samples follow step 6: from step 7 on all are bad."""
     bad = tuple(range(28, 400, 4))
-    message = r"step 5: went back 2 times in a row without getting beyond step 7, and the step is"
+    message = r"step 3: went back 2 times in a row without getting beyond step 7, and the step is"
     with pytest.raises(ValueError, match=message):
         run_bad(small_shards, tmp_path, bad, training__max_rollbacks=2)
     assert [told["back_to_step"] for told in read_bad_steps(tmp_path)] == [4, 2]

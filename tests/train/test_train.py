@@ -262,11 +262,16 @@ def test_tensorboard_shows_the_curves(small_shards: Path, tmp_path: Path) -> Non
     run_small(small_shards, tmp_path, training__precision="fp16")
     events = EventAccumulator(str(tmp_path / "logs"))
     events.Reload()
-    expected = {"train/loss", "train/learning_rate", "train/grad_norm", "train/loss_scale"}
-    assert expected | {"validation/loss", "speed/tokens_per_second"} <= set(
+    expected = {
+        "loss/train",
+        "optimizer/learning_rate",
+        "optimizer/grad_norm",
+        "optimizer/loss_scale",
+    }
+    assert expected | {"loss/validation", "speed/tokens_per_second"} <= set(
         events.Tags()["scalars"]
     )
-    losses = {event.step: event.value for event in events.Scalars("train/loss")}
+    losses = {event.step: event.value for event in events.Scalars("loss/train")}
     assert losses == pytest.approx(read_metrics(tmp_path), rel=1e-6)
 
 

@@ -48,9 +48,10 @@ class Rank:
         """Each rank's values (N,), fp32 and on its device, by rank: the same lists on all."""
         if self.world_size == 1:
             return [values.tolist()]
-        every = values.new_empty(self.world_size, len(values))
-        dist.all_gather_into_tensor(every, values)
-        return [[float(value) for value in row] for row in every.tolist()]
+        parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(parts, values)
+        rows: list[list[float]] = torch.stack(parts).tolist()
+        return rows
 
     def max(self, value: int) -> int:
         """The largest value over all ranks."""

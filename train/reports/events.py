@@ -16,7 +16,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-PATTERN = "events.out.tfevents.*"
+from train.reports.log_folder import PATTERN
+
 VERSION = "brain.Event:2"
 NUMBERS = count()
 

@@ -1,9 +1,9 @@
 """A run's log folder: whose log is in it, and what of it stays when a run begins or goes on.
 
-    metrics.jsonl  events.out.tfevents.*  wandb-run-id    the log
-    bad-steps.jsonl                                       its bad steps (train/bad_step.py)
-    run-folder                                            the output_dir that it belongs to
-    earlier-1/ ...                                        logs of other runs, set aside
+    metrics.jsonl  samples.jsonl  events.out.tfevents.*  wandb-run-id    the log
+    bad-steps.jsonl                               its bad steps (train/bad_step.py)
+    run-folder                                    the output_dir that it belongs to
+    earlier-1/ ...                                logs of other runs, set aside
 
 No line of another run is lost: only what a run wrote itself behind the step that it goes on from is
 dropped, since it does these steps again.
@@ -13,28 +13,39 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from shards.disk.durable import write_file
 from shards.screen.lines import Say
-from train.reports.events import PATTERN
 
 METRICS = "metrics.jsonl"
 BAD_STEPS = "bad-steps.jsonl"
+SAMPLES = "samples.jsonl"
+# TensorBoard's files.
+PATTERN = "events.out.tfevents.*"
 WANDB_ID = "wandb-run-id"
 RUN_FOLDER = "run-folder"
 
+# A step, and the name of a metric that is logged at it.
+Entry = tuple[object, str]
 
-def open_log(folder: Path, output_dir: Path, is_continued: bool, step: int, say: Say) -> None:
-    """Make `folder` the log of the run in `output_dir`, as it was after `step` steps."""
+
+def open_log(folder: Path, output_dir: Path, is_continued: bool, step: int, say: Say) -> set[Entry]:
+    """Make `folder` the log of the run in `output_dir`, as it was after `step` steps.
+
+    Returns what was logged of later steps, which the run does again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    dropped: set[Entry] = set()
     owner, own = read_owner(folder), name_owner(folder, output_dir)
     if not is_continued or owner not in (None, own):
         set_aside(folder, say)
     else:
         # A log of before runs signed theirs may be another's: then a copy of all of it stays.
-        cut_metrics(folder, step, keeps_copy=owner is None)
+        dropped = cut_log(folder, step, keeps_copy=owner is None)
     if owner != own:
         write_file(folder / RUN_FOLDER, own + "\n")
+    return dropped
 
 
 def read_owner(folder: Path) -> str | None:
@@ -57,7 +68,7 @@ def name_owner(folder: Path, output_dir: Path) -> str:
 
 def set_aside(folder: Path, say: Say) -> None:
     """Move another run's log to earlier-1, ...; TensorBoard shows them separately."""
-    names = (METRICS, BAD_STEPS, WANDB_ID, RUN_FOLDER)
+    names = (METRICS, SAMPLES, BAD_STEPS, WANDB_ID, RUN_FOLDER)
     left = [*(folder / name for name in names), *folder.glob(PATTERN)]
     left = [path for path in left if path.exists()]
     if left:
@@ -76,18 +87,24 @@ def make_earlier(folder: Path) -> Path:
     return aside
 
 
-def cut_metrics(folder: Path, step: int, keeps_copy: bool) -> None:
-    """Drop the lines of metrics.jsonl after `step`, and a half-written last one."""
-    path = folder / METRICS
-    if not path.exists():
-        return
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if (found := read_step(line)) is not None and found <= step]
-    if kept == lines:
-        return
-    if keeps_copy:
-        shutil.copy2(path, make_earlier(folder) / METRICS)
-    write_file(path, b"".join(kept).decode("utf-8"))
+def cut_log(folder: Path, step: int, keeps_copy: bool) -> set[Entry]:
+    """Drop the lines after `step`, and half-written ones; returns the metrics in them."""
+    dropped: dict[str, list[bytes]] = {}
+    for path in (folder / METRICS, folder / SAMPLES):
+        if not path.exists():
+            continue
+        lines: dict[bool, list[bytes]] = {True: [], False: []}
+        for line in path.read_bytes().splitlines(keepends=True):
+            found = read_step(line)
+            lines[found is not None and found <= step].append(line)
+        if not lines[False]:
+            continue
+        if keeps_copy:
+            shutil.copy2(path, make_earlier(folder) / path.name)
+        write_file(path, b"".join(lines[True]).decode("utf-8"))
+        dropped[path.name] = lines[False]
+    records = map(read_record, dropped.get(METRICS, ()))
+    return {(record["step"], name) for record in records if "step" in record for name in record}
 
 
 def cut_bad_steps(folder: Path, samples_consumed: int) -> None:
@@ -117,11 +134,11 @@ def read_step(line: bytes) -> int | None:
     return step if isinstance(step, int) and line.endswith(b"\n") else None
 
 
-def read_record(line: bytes) -> dict[str, object]:
+def read_record(line: bytes) -> dict[str, Any]:
     """What a line of metrics.jsonl holds; nothing if it is not a whole one."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -5,45 +5,43 @@ once, and what can be written later is.
 """
 
 import errno
-import importlib.util
 import json
 import math
-import os
-import sys
-import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from shards.disk.durable import write_file
-from shards.screen.lines import Say, ScreenLine
+from shards.screen.lines import Say
 from train.config import Config
 from train.reports.events import begin_events, describe_scalars, name_events, purge_events
 from train.reports.growing_file import GrowingFile
 from train.reports.log_folder import (
     BAD_STEPS,
     METRICS,
-    WANDB_ID,
+    Entry,
     cut_bad_steps,
-    cut_metrics,
+    cut_log,
     has_metric,
     open_log,
+    read_step,
 )
+from train.reports.progress import Progress
+from train.reports.weights_and_biases import log_to_wandb, start_wandb
 from train.settings import config_to_dict
 
 # By name; None = not known, such as the MFU of a device whose peak is unknown.
 Metrics = Mapping[str, float | None]
-# TensorBoard's name for each metric; those not listed go to metrics.jsonl only.
+# TensorBoard's name for each metric; those not listed go to metrics.jsonl only. TensorBoard shows
+# groups in the order of the alphabet, and opens the first two: so these, with the loss on top.
 CHARTS = {
-    "loss": "train/loss",
-    "validation_loss": "validation/loss",
-    "learning_rate": "train/learning_rate",
-    "grad_norm": "train/grad_norm",
-    "loss_scale": "train/loss_scale",
-    "largest_activation": "train/largest_activation",
-    "skipped_steps": "train/skipped_steps",
-    "bad_steps": "train/bad_steps",
+    "loss": "loss/train",
+    "validation_loss": "loss/validation",
+    "learning_rate": "optimizer/learning_rate",
+    "grad_norm": "optimizer/grad_norm",
+    "loss_scale": "optimizer/loss_scale",
+    "largest_activation": "optimizer/largest_activation",
+    "skipped_steps": "optimizer/skipped_steps",
+    "bad_steps": "optimizer/bad_steps",
     "tokens_per_second": "speed/tokens_per_second",
     "mfu": "speed/mfu",
     "data_wait_seconds": "speed/data_wait_seconds",
@@ -58,9 +56,6 @@ class Report:
 
     def __init__(self, config: Config, first_step: int, is_continued: bool, say: Say) -> None:
         self.folder = config.infrastructure.log_folder
-        self.num_steps = config.training.num_training_steps
-        self.first_step = first_step
-        self.started = time.monotonic()
         self.say = say
         self.failing: set[str] = set()
         self.metrics_file = GrowingFile(self.folder / METRICS)
@@ -70,31 +65,33 @@ class Report:
         self.event_file.waiting = begin_events(first_step + 1 if first_step else None)
         output_dir = Path(config.infrastructure.output_dir)
         self.is_open = False
-        self.open_log: Callable[[], None] = lambda: open_log(
+        # What the run logged before it was killed, and will log again.
+        self.repeated: set[Entry] = set()
+        self.open_log: Callable[[], set[Entry]] = lambda: open_log(
             self.folder, output_dir, is_continued, first_step, say
         )
         self._open_or_wait()
         settings = config_to_dict(config)
         self.wandb_run: Any = None
         self._try("W&B", lambda: self._start_wandb(settings))
-        self.line = ScreenLine(sys.stderr)
+        training = config.training
+        self.progress = Progress(first_step, training.num_training_steps, training.progress_steps)
 
     def log_step(self, step: int, metrics: Metrics) -> None:
         """Record the metrics of the run after `step` steps, and draw the progress line."""
         self._record(step, metrics)
-        seconds = time.monotonic() - self.started
-        self.line.draw(describe_progress(step, self.first_step, self.num_steps, seconds, metrics))
+        self.progress.draw(step, metrics)
 
     def log_validation(self, step: int, loss: float) -> None:
         """Record the validation loss after `step` steps, and print it."""
         self._record(step, {"validation_loss": loss})
-        self.line.say(f"step {step:,}: validation loss {loss:.4f}")
+        self.progress.say(f"step {step:,}: validation loss {loss:.4f}")
 
     def log_bad_step(self, record: Mapping[str, Any], text: str) -> None:
         """Record a bad step in bad-steps.jsonl, and say what was done about it."""
         self.bad_steps_file.waiting += json.dumps(record).encode() + b"\n"
         self._write()
-        self.line.say(text)
+        self.progress.say(text)
 
     def forget_bad_steps(self, samples_consumed: int) -> None:
         """Drop the bad steps that a run going on after so many samples meets again."""
@@ -103,16 +100,17 @@ class Report:
     def go_back(self, step: int) -> None:
         """Drop what was logged after `step`: the run takes these steps again, with others' data."""
         self._write()
-        self.metrics_file.waiting = b""
-        self._try(str(self.folder), lambda: cut_metrics(self.folder, step, keeps_copy=False))
+        waiting = self.metrics_file.waiting.splitlines(keepends=True)
+        self.metrics_file.waiting = b"".join(w for w in waiting if (read_step(w) or 0) <= step)
+        self._try(str(self.folder), lambda: self._cut_log(step))
         self.event_file.waiting += purge_events(step + 1)
-        self.first_step, self.started = step, time.monotonic()
+        self.progress.go_back(step)
 
     def tell_once(self, text: str) -> None:
         """Say something about the run, unless something was said so before."""
         if not self.has_told:
             self.has_told = True
-            self.line.say(text)
+            self.progress.say(text)
 
     def has_validation(self, step: int) -> bool:
         """Whether the log has the validation loss after `step` steps."""
@@ -120,7 +118,7 @@ class Report:
 
     def close(self) -> None:
         """Write what is still to be written, and finish the W&B run."""
-        self.line.clear()
+        self.progress.close()
         self._write()
         if self.wandb_run:
             self._try("W&B", self.wandb_run.finish)
@@ -148,13 +146,21 @@ class Report:
         self.metrics_file.waiting += line.encode()
         self.event_file.waiting += describe_scalars(step, charted)
         self._write()
-        if self.wandb_run:
-            self._try("W&B", lambda: self.wandb_run.log(charted, step=step))
+        fresh = {
+            CHARTS[name]: value
+            for name, value in known.items()
+            if name in CHARTS and (step, name) not in self.repeated
+        }
+        if self.wandb_run and fresh:
+            self._try("W&B", lambda: log_to_wandb(self.wandb_run, step, fresh))
 
     def _open(self) -> None:
         if not self.is_open:
-            self.open_log()
+            self.repeated = self.open_log()
             self.is_open = True
+
+    def _cut_log(self, step: int) -> None:
+        self.repeated |= cut_log(self.folder, step, keeps_copy=False)
 
     def _write(self) -> None:
         self._try(str(self.folder), self._write_files)
@@ -181,50 +187,3 @@ class Report:
             self.failing.add(place)
             reason = " ".join(str(error).split()) or type(error).__name__
             self.say(f"{place}: cannot be logged to ({reason}); the run goes on")
-
-
-def describe_progress(
-    step: int,
-    first_step: int,
-    num_steps: int,
-    seconds: float,
-    metrics: Metrics,
-) -> str:
-    """The progress line of a run that took `seconds` from `first_step` to `step`.
-
-    >>> describe_progress(50, 0, 100, 60.0, {"loss": 5.5, "tokens_per_second": 1234.0})
-    'step 50/100  loss 5.500  1,234 tokens/s  0:01:00 left'
-    """
-    parts = [f"step {step:,}/{num_steps:,}"]
-    formats = {
-        "loss": "loss {:.3f}",
-        "learning_rate": "lr {:.2e}",
-        "grad_norm": "norm {:.2f}",
-        "tokens_per_second": "{:,.0f} tokens/s",
-        "mfu": "MFU {:.1%}",
-    }
-    for name, template in formats.items():
-        value = metrics.get(name)
-        if value is not None:
-            parts.append(template.format(value))
-    left = round(seconds / max(step - first_step, 1) * (num_steps - step))
-    parts.append(f"{timedelta(seconds=left)} left")
-    return "  ".join(parts)
-
-
-def start_wandb(folder: Path, settings: Mapping[str, Any]) -> Any:
-    """A W&B run, if WANDB_API_KEY is set and wandb is installed; the same one after a restart."""
-    if not os.environ.get("WANDB_API_KEY") or not importlib.util.find_spec("wandb"):
-        return None
-    import wandb
-
-    id_file = folder / WANDB_ID
-    if not id_file.exists():
-        write_file(id_file, wandb.util.generate_id())
-    return wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "velocity"),
-        id=id_file.read_text().strip(),
-        resume="allow",
-        dir=str(folder),
-        config=dict(settings),
-    )

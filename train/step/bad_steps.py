@@ -41,9 +41,9 @@ class BadSteps:
     bad: int = 0
     # The newest losses, of steps that were applied; as many as training.spike_window.
     losses: list[float] = field(default_factory=list)
-    # How often the run went back and did not get beyond the last step that it went back from.
+    # How often the run went back without getting beyond the furthest step that it went back from.
     rollbacks: int = 0
-    last_bad: int = 0
+    furthest_bad: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -84,14 +84,10 @@ class BadSteps:
         self.bad += is_bad
         self.total += not is_applied
         self.in_a_row = 0 if is_applied else self.in_a_row + 1
-        if is_applied and step > self.last_bad:
+        if is_applied and step > self.furthest_bad:
             self.rollbacks = 0
         if is_applied and math.isfinite(loss):
             self.losses = [*self.losses, loss][-window:]
-
-    def begin_again(self, bad_step: int, rollbacks: int) -> None:
-        """The run has gone back from a bad step, for the so-manieth time in a row."""
-        self.last_bad, self.rollbacks = max(self.last_bad, bad_step), rollbacks
 
     def check_rollbacks(self, config: TrainingConfig, step: int, reason: str) -> None:
         """Raise ValueError with a report if the run has gone back too often in a row."""
@@ -99,7 +95,7 @@ class BadSteps:
             return
         raise ValueError(
             f"step {step}: went back {self.rollbacks} times in a row without getting beyond step "
-            f"{self.last_bad}, and the step is bad again ({reason}); resume from the last "
+            f"{self.furthest_bad}, and the step is bad again ({reason}); resume from the last "
             "checkpoint with a smaller training.learning_rate, or, if such losses are no fault, "
             "with a larger training.spike_threshold"
         )
