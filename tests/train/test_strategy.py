@@ -41,7 +41,8 @@ def test_fsdp_gives_the_losses_of_ddp(small_shards: Path, tmp_path: Path, precis
     """With 5 windows to validate on, the second rank has none left in the last round."""
     settings = {"training__precision": precision, "training__eval_windows": 5}
     run_ranks(2, make_overrides(small_shards, tmp_path / "ddp", **settings))
-    run_ranks(2, make_overrides(small_shards, tmp_path / "fsdp", **settings, **FSDP))
+    said, _ = run_ranks(2, make_overrides(small_shards, tmp_path / "fsdp", **settings, **FSDP))
+    assert "parameters, 1/2 of each weight a rank (fsdp)" in said
     tolerance = 1e-5 if precision == "fp32" else 1e-3
     for metric in ("loss", "grad_norm", "validation_loss"):
         first, second = (read_metrics(tmp_path / name, metric) for name in ("ddp", "fsdp"))
@@ -73,7 +74,7 @@ def test_a_run_goes_on_with_other_ranks_and_the_other_strategy(
             run_ranks(ranks, make_overrides(small_shards, tmp_path / "changed", **settings))
     for metric in ("loss", "grad_norm", "samples"):
         first, second = (read_metrics(tmp_path / name, metric) for name in ("straight", "changed"))
-        assert first == pytest.approx(second, abs=1e-5 if metric == "loss" else 1e-4)
+        assert first == pytest.approx(second, abs=1e-5 if metric == "loss" else 1e-3)
 
 
 def test_going_on_under_fsdp_equals_never_having_stopped(
