@@ -103,14 +103,14 @@ def spoil_step() -> None:
 def test_a_run_under_fsdp_goes_back_as_under_ddp(small_shards: Path, tmp_path: Path) -> None:
     """Between the bad step and the rollback the model computes without a backward pass."""
     changes = {"training__on_bad_step": "rollback", "training__spike_window": 2}
-    changes |= {"training__save_steps": 2, "distributed__gradient_compression": "bf16"}
+    changes |= {"training__save_steps": 2, "distributed__gradient_compression": "fp16"}
     for name in ("ddp", "fsdp"):
         words = make_overrides(small_shards, tmp_path / name, **changes, distributed__strategy=name)
         said, _ = run_ranks(2, words, spoil_step)
         assert "back to step 4, and past all samples since" in said
     for metric in ("loss", "samples"):
         first, second = (read_metrics(tmp_path / name, metric) for name in ("ddp", "fsdp"))
-        # Summed as bf16, in another order.
+        # Added up as fp16, in another order.
         assert first == pytest.approx(second, abs=1e-3)
     assert read_metrics(tmp_path / "ddp") != read_metrics(tmp_path / "fsdp")
 
