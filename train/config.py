@@ -226,7 +226,7 @@ class DistributedConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     # "auto" = nccl on GPUs, gloo on CPUs.
     backend: Literal["auto", "nccl", "gloo"] = "auto"
-    # The ranks send each other their gradients as fp16 or bf16: half the bytes, less exact.
+    # The ranks send each other gradients as fp16, or by NCCL bf16: half the bytes, less exact.
     gradient_compression: Compression = "none"
 
 

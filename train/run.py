@@ -33,7 +33,7 @@ from train.checkpoints.saver import Saver
 from train.checkpoints.snapshot import HostMemory, Snapshot, take_snapshot
 from train.checkpoints.state import Parts, collect_moments, describe_state
 from train.checkpoints.warm_up import warm_up
-from train.config import Compression, Config
+from train.config import Compression, Config, DistributedConfig
 from train.ranks.distributed import Rank
 from train.start.report import check_start
 from train.step.bad_steps import BadSteps
@@ -109,6 +109,7 @@ class Run:
 def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     """The run that the settings describe, at its beginning or where its checkpoint left it."""
     check_precision(rank.device, config.training.precision)
+    check_compression(config.distributed, rank)
     if config.data.verify == "open":
         own = shards.manifest.shards[rank.rank :: rank.world_size]
         check_shards(shards.folder, shards.manifest, own)
@@ -192,6 +193,16 @@ def build_model(config: Config, rank: Rank) -> Transformer:
         torch._dynamo.config.optimize_ddp = False
         model.compile_blocks(memory_budget=config.training.activation_memory_budget)
     return model.train()
+
+
+def check_compression(config: DistributedConfig, rank: Rank) -> None:
+    """Raise ValueError for gradients sent in bf16 other than by NCCL, which torch cannot."""
+    has_nccl = rank.device.type == "cuda" and config.backend != "gloo"
+    if config.gradient_compression == "bf16" and rank.world_size > 1 and not has_nccl:
+        raise ValueError(
+            "distributed.gradient_compression is bf16, which needs GPUs and "
+            "distributed.backend=nccl; set distributed.gradient_compression=fp16 or none"
+        )
 
 
 def share_model(model: Transformer, rank: Rank, compression: Compression) -> nn.Module:
