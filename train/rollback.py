@@ -33,7 +33,6 @@ def go_back(run: Run) -> int | None:
     checkpoint = load_good_checkpoint(run)
     if checkpoint is None:
         return None
-    next_sample = run.batches.consumed
     bad_steps = run.bad_steps
     kept = {
         "bad": bad_steps.bad,
@@ -46,9 +45,10 @@ def go_back(run: Run) -> int | None:
     fit_scaler(run.scaler, run.config.training)
     bad_steps.load_state_dict(kept)
     per_step = run.batches.dealing.samples_per_step
+    # The batches just go on.
+    next_sample = run.batches.consumed
     run.history = extend_history(position.history, position.step, next_sample, per_step)
     run.step = position.step
-    run.batches.move_to(next_sample)
     run.saver.go_back(checkpoint, run.step)
     return run.step
 
