@@ -88,12 +88,6 @@ class Batches:
             batch = window.to(self.device, non_blocking=True)
             yield batch[:, :-1], batch[:, 1:]
 
-    def move_to(self, consumed: int) -> None:
-        """Go on after so many samples, over all ranks, instead."""
-        self.ahead.cancel()
-        self.consumed = consumed
-        self.ahead = self.reader.submit(self._read, consumed)
-
     def take_wait_seconds(self) -> float:
         """Time spent waiting for data since the last call."""
         seconds, self.wait_seconds = self.wait_seconds, 0.0

@@ -229,7 +229,7 @@ class DistributedConfig:
     # ddp = the whole model on every rank; fsdp = a part of every weight on each, for models that
     # are too large for one GPU.
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    # The ranks send each other their gradients as fp16 or bf16: half the bytes, less exact.
+    # The ranks send each other gradients as fp16, or by NCCL bf16: half the bytes, less exact.
     gradient_compression: Compression = "none"
 
 

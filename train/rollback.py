@@ -33,18 +33,22 @@ def go_back(run: Run) -> int | None:
     checkpoint = load_good_checkpoint(run)
     if checkpoint is None:
         return None
-    next_sample = run.batches.consumed
-    furthest = max(run.bad_steps.furthest_bad, run.step)
-    rollbacks = run.bad_steps.rollbacks + 1
+    bad_steps = run.bad_steps
+    kept = {
+        "bad": bad_steps.bad,
+        "rollbacks": bad_steps.rollbacks + 1,
+        "furthest_bad": max(bad_steps.furthest_bad, run.step),
+    }
     state = share_json(run.rank, run.rank.is_first and read_state(checkpoint)[0])
     position = parse_position(state)
     restore_parts(state, run.parts)
     fit_scaler(run.scaler, run.config.training)
-    run.bad_steps.furthest_bad, run.bad_steps.rollbacks = furthest, rollbacks
+    bad_steps.load_state_dict(kept)
     per_step = run.batches.dealing.samples_per_step
+    # The batches just go on.
+    next_sample = run.batches.consumed
     run.history = extend_history(position.history, position.step, next_sample, per_step)
     run.step = position.step
-    run.batches.move_to(next_sample)
     run.saver.go_back(checkpoint, run.step)
     return run.step
 

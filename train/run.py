@@ -30,7 +30,13 @@ from train.checkpoints.state import Parts, collect_moments, describe_state
 from train.checkpoints.warm_up import warm_up
 from train.config import Config
 from train.ranks.distributed import Rank
-from train.ranks.strategy import fill, is_sharding, shard_model, share_model
+from train.ranks.strategy import (
+    check_compression,
+    fill,
+    is_sharding,
+    shard_model,
+    share_model,
+)
 from train.start.report import check_start
 from train.step.bad_steps import BadSteps
 from train.step.loss_scale import fit_scaler, make_scaler
@@ -105,6 +111,7 @@ class Run:
 def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     """The run that the settings describe, at its beginning or where its checkpoint left it."""
     check_precision(rank.device, config.training.precision)
+    check_compression(config.distributed, rank)
     if config.data.verify == "open":
         own = shards.manifest.shards[rank.rank :: rank.world_size]
         check_shards(shards.folder, shards.manifest, own)

@@ -71,6 +71,7 @@ def test_a_run_goes_back_and_past_the_samples_since(
     assert list_names(tmp_path) == [f"checkpoint-{step}" for step in (10, 2, 4, 6, 8)]
     assert read_history(tmp_path, 4) == [(0, 0, 4)]
     assert read_history(tmp_path, 6) == read_history(tmp_path, 10) == [(0, 0, 4), (4, 28, 4)]
+    assert read_metrics(tmp_path, "bad_steps")[10] == 1
     samples = read_metrics(tmp_path, "samples")
     assert [samples[step] for step in range(1, 11)] == [4, 8, 12, 16, 32, 36, 40, 44, 48, 52]
     log = (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()

@@ -43,6 +43,16 @@ def is_sharding(config: DistributedConfig, rank: Rank) -> bool:
     return config.strategy == "fsdp" and rank.world_size > 1
 
 
+def check_compression(config: DistributedConfig, rank: Rank) -> None:
+    """Raise ValueError for gradients sent in bf16 other than by NCCL, which torch cannot."""
+    has_nccl = rank.device.type == "cuda" and config.backend != "gloo"
+    if config.gradient_compression == "bf16" and rank.world_size > 1 and not has_nccl:
+        raise ValueError(
+            "distributed.gradient_compression is bf16, which needs GPUs and "
+            "distributed.backend=nccl; set distributed.gradient_compression=fp16 or none"
+        )
+
+
 def share_model(model: nn.Module, rank: Rank, config: DistributedConfig) -> nn.Module:
     """The model under DDP, which averages the gradients.
 
