@@ -23,7 +23,8 @@ from tests.train.test_train import assert_equal_bits, checkpoint_tensors
 from train.checkpoints.folder import remove_checkpoint
 from train.config import DistributedConfig, TrainingConfig
 from train.ranks.distributed import Rank
-from train.run import Run, check_compression
+from train.ranks.strategy import check_compression
+from train.run import Run
 from train.settings import load_config
 from train.step.bad_steps import BadSteps, Step
 from train.step.loss_scale import fit_scaler, make_scaler, update_scale

@@ -47,8 +47,8 @@ class Saver:
         self.saved_step, self.saved = step, start
         # What the last save failed of, if it did.
         self.error: SaveError | None = None
-        # The longest that a save has taken, its copies included.
-        self.seconds = 0.0
+        # The longest that a save has taken, its copies included; None = not known yet.
+        self.seconds: float | None = None
         self.has_told = False
 
     def begin(self, step: int, take: Take) -> None:
@@ -104,7 +104,7 @@ class Saver:
     def _is_missing(self, step: int, seconds_left: float | None) -> bool:
         if not self.rank.is_first or step == self.saved_step:
             return False
-        if seconds_left is None or self.seconds <= seconds_left:
+        if seconds_left is None or self.seconds is None or self.seconds <= seconds_left:
             return True
         self.say(
             f"step {step:,} is not saved: that takes about {self.seconds:.0f} seconds, and "
@@ -135,7 +135,7 @@ class Saver:
             self.error = error
             return
         self.saved_step = snapshot.step
-        self.seconds = max(self.seconds, time.monotonic() - started)
+        self.seconds = max(self.seconds or 0, time.monotonic() - started)
         self._prune()
 
     def _note_loss(self, step: int, loss: float) -> None:
