@@ -228,6 +228,16 @@ class DistributedConfig:
     backend: Literal["auto", "nccl", "gloo"] = "auto"
     # The ranks send each other gradients as fp16, or by NCCL bf16: half the bytes, less exact.
     gradient_compression: Compression = "none"
+    # After how long without any progress a run of several ranks ends, in seconds, while it starts,
+    # compiles, or the first rank saves.
+    start_timeout_seconds: int = 7200
+    # The same for a micro-step or a batch of an evaluation, after the first step.
+    step_timeout_seconds: int = 600
+
+    def __post_init__(self) -> None:
+        for name in ("start_timeout_seconds", "step_timeout_seconds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"distributed.{name} is {getattr(self, name)}, must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from train.checkpoints.claim import claim_folders
 from train.config import Config, TrainingConfig
 from train.evaluate import count_windows, evaluate
 from train.ranks.distributed import Rank, join_ranks
+from train.ranks.ending import Ending
 from train.ranks.stop import StopFlag
 from train.reports.report import Report
 from train.reports.throughput import Speed, find_device_peak
@@ -42,12 +43,14 @@ class Outcome:
     signal_number: int
 
 
-def train(config: Config, stop: StopFlag | None = None) -> Outcome:
+def train(config: Config, stop: StopFlag | None = None, ending: Ending | None = None) -> Outcome:
     """Train to the last step, or until `stop` is set; either way a checkpoint is saved.
 
-    Raises ValueError or OSError, with one line, for what the user can fix.
+    Raises ValueError or OSError, with one line, for what the user can fix; with `ending`, and on
+    one rank of several, an error ends the process.
     """
-    with join_ranks(config.distributed) as rank:
+    log_folder = config.infrastructure.log_folder
+    with join_ranks(config.distributed, ending, log_folder) as rank, rank.telling():
         shards = open_checked_shards(config.data.shards)
         config = fit_model(config, shards)
         with claim_folders(config.infrastructure, rank):
@@ -59,10 +62,11 @@ def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) ->
     run = build_run(config, rank, shards, say if rank.is_first else say_nothing)
     report = None
     try:
-        if rank.is_first:
-            report = Report(config, run.step, run.start is not None, say)
-            report.forget_bad_steps(run.batches.consumed)
-        return run_steps(run, stop, report)
+        with rank.telling():
+            if rank.is_first:
+                report = Report(config, run.step, run.start is not None, say)
+                report.forget_bad_steps(run.batches.consumed)
+            return run_steps(run, stop, report)
     finally:
         run.saver.close()
         run.batches.close()
@@ -81,7 +85,10 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     validation_loss, signal_number = None, 0
     if misses_validation(run, report):
         validation_loss = take_validation_loss(run, validation, stop, report)
+    place = run.rank.place
     while run.step < training.num_training_steps and not signal_number:
+        # The first step may compile.
+        place.enter(f"step {run.step + 1:,}", is_long=not stop.has_progress)
         with speed.measure_step():
             step = take_step(run)
         stop.has_progress = True
@@ -105,6 +112,7 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         if is_validated(run) and not signal_number:
             validation_loss = take_validation_loss(run, validation, stop, report)
             signal_number = run.rank.max(stop.signal_number)
+    place.enter(f"saving step {run.step:,}", is_long=True)
     checkpoint = run.saver.finish(
         run.step, run.take_snapshot, seconds_left(run, stop) if signal_number else None
     )
@@ -188,6 +196,7 @@ def add_gradients(run: Run) -> Tensor:
             with run.autocast():
                 loss = run.parallel_model(tokens, targets, grad_scale)
             run.scaler.scale(loss / accumulation_steps).backward()
+        run.rank.place.move()
         total += loss.detach()
     return total
 
