@@ -27,7 +27,7 @@ GENERATION_CONFIG = "generation_config.json"
 MODEL_FILES = (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG)
 CHECKSUMS = "checksums.json"
 # In the folder of checkpoints: which of them has the lowest validation loss.
-BEST = "best.json"
+BEST, BEST_NAME = "best.json", "best"
 CHECKPOINT_NAME = r"checkpoint-(\d+)"
 # What the trainer puts beside the model; a folder that holds one of them was written by it.
 TRAINING_FILES = ("training_state.json", "optimizer.safetensors", "run_config.json")
@@ -111,10 +111,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that `path` names: the folder itself, or the newest undamaged one in it.
 
+    `best` in a folder of checkpoints names the one with the lowest validation loss.
     Damaged ones are skipped and reported on stderr. A folder from elsewhere needs no seal and is
     taken as is; one of ours that has lost it is refused. Raises CheckpointError, saying what was
     found, if there is no checkpoint.
     """
+    if path.name == BEST_NAME and not path.exists() and (path.parent / BEST).is_file():
+        path = path.parent / f"checkpoint-{read_json(path.parent / BEST).get('step')}"
     if _is_checkpoint(path):
         if is_sealed(path):
             _verify_or_offer_another(path)

@@ -31,13 +31,16 @@ Shards = Path
 
 
 @contextmanager
-def each_step(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> Iterator[None]:
-    """Call `do` with the number of each step, after it was taken and the save before it ended."""
+def each_step(
+    monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None], waits: bool = True
+) -> Iterator[None]:
+    """Call `do` with the number of each step after it was taken, and the save before it ended."""
     take_step = train.loop.take_step
 
     def take_and_do(run: Run) -> Step:
         taken = take_step(run)
-        run.saver.wait()
+        if waits:
+            run.saver.wait()
         do(run.step)
         return taken
 

@@ -47,12 +47,13 @@ class Saver:
         self.saved_step, self.saved = step, start
         # What the last save failed of, if it did.
         self.error: SaveError | None = None
-        # The longest that a save has taken, its copies included.
-        self.seconds = 0.0
+        # The longest that a save has taken, its copies included; None = not known yet.
+        self.seconds: float | None = None
         self.has_told = False
 
     def begin(self, step: int, take: Take) -> None:
         """Take a snapshot and begin to write it, unless the one before takes too long."""
+        self.rank.place.enter(f"saving step {step:,}", is_long=True)
         if self.retention.is_permanent(step):
             self.wait()
         elif self.rank.max(not self._is_idle(PATIENCE_SECONDS)):
@@ -68,7 +69,7 @@ class Saver:
     def wait(self) -> None:
         """Wait until everything is written; the ranks meet meanwhile, so that none is missed."""
         while self.rank.max(not self._is_idle(BEAT_SECONDS)):
-            pass
+            self.rank.place.move()
 
     def finish(self, step: int, take: Take, seconds_left: float | None = None) -> Path | None:
         """Have the state after `step` saved; the newest checkpoint, on the first rank.
@@ -76,6 +77,7 @@ class Saver:
         SaveError there, FirstRankError elsewhere, if it cannot be. With `seconds_left`, it is not
         tried if a save is known to take longer.
         """
+        self.rank.place.enter(f"saving step {step:,}", is_long=True)
         self.wait()
         if self.rank.max(self._is_missing(step, seconds_left)):
             self._start(take, self._write_last)
@@ -104,7 +106,7 @@ class Saver:
     def _is_missing(self, step: int, seconds_left: float | None) -> bool:
         if not self.rank.is_first or step == self.saved_step:
             return False
-        if seconds_left is None or self.seconds <= seconds_left:
+        if seconds_left is None or self.seconds is None or self.seconds <= seconds_left:
             return True
         self.say(
             f"step {step:,} is not saved: that takes about {self.seconds:.0f} seconds, and "
@@ -135,7 +137,7 @@ class Saver:
             self.error = error
             return
         self.saved_step = snapshot.step
-        self.seconds = max(self.seconds, time.monotonic() - started)
+        self.seconds = max(self.seconds or 0, time.monotonic() - started)
         self._prune()
 
     def _note_loss(self, step: int, loss: float) -> None:
