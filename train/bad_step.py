@@ -37,6 +37,8 @@ def react(run: Run, step: Step, report: Report | None) -> bool:
     """
     action, bad_step = run.config.training.on_bad_step, run.step
     next_sample = run.batches.consumed
+    # A checkpoint may be loaded.
+    run.rank.place.enter(f"step {bad_step:,}, which is bad", is_long=True)
     if action == "rollback":
         run.bad_steps.check_rollbacks(run.config.training, bad_step, str(step.bad))
     losses = measure_samples(run) if action != "warn" else None

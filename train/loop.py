@@ -105,7 +105,6 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
             warn_of_overflow(step, training, report)
         # Before anything else that may fail, such as an evaluation.
         if is_saved(run) and not signal_number:
-            place.enter(f"saving step {run.step:,}", is_long=True)
             run.save()
             if is_last:
                 run.saver.wait()
@@ -113,7 +112,6 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         if is_validated(run) and not signal_number:
             validation_loss = take_validation_loss(run, validation, stop, report)
             signal_number = run.rank.max(stop.signal_number)
-    place.enter(f"saving step {run.step:,}", is_long=True)
     checkpoint = run.saver.finish(
         run.step, run.take_snapshot, seconds_left(run, stop) if signal_number else None
     )

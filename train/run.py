@@ -137,7 +137,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         position = start.position
         say(f"resuming from {start.path}: step {position.step:,}")
     folder = config.infrastructure.output_dir
-    own_start = start.path if start and start.lies_in(folder) else None
+    own_start = start.path if start and start.is_own else None
     retention = Retention(Path(folder), config.training)
     rank.do_first(lambda: retention.tidy(own_start))
     batches = make_batches(config, rank, shards, position.samples_consumed)

@@ -82,7 +82,7 @@ def test_where_another_rank_sees_a_newer_checkpoint_the_run_is_refused(
     [line] = [line for line in said[0].splitlines() if line.startswith("velocity: ")]
     assert "sees checkpoint-2 there, but for the first rank, on " in line
     assert "there is none; put infrastructure.output_dir where all machines see the same" in line
-    assert not (tmp_path / "first" / "logs").exists()
+    assert not (tmp_path / "first" / "logs" / "metrics.jsonl").exists()
 
 
 def test_ranks_that_see_older_ones_or_none_follow_the_first() -> None:

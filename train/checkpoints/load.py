@@ -48,7 +48,7 @@ def restore(
     """
     damaged: set[Path] = set()
     while fault := load_tensors(start.path, rank, model, optimizer):
-        if not start.lies_in(config.infrastructure.output_dir):
+        if not start.is_own:
             rank.do_first(partial(refuse_damaged, fault))
         say(f"{fault}; {TRYING}")
         damaged.add(start.path)

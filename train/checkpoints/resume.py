@@ -35,15 +35,13 @@ class Start:
     state: Json
     # The settings it was made with.
     config: Config
+    # Whether it is one of the run's own, in its output_dir.
+    is_own: bool
 
     @property
     def position(self) -> Position:
         """How far the run had come."""
         return parse_position(self.state)
-
-    def lies_in(self, folder: str) -> bool:
-        """Whether it is one of the checkpoints in a folder."""
-        return is_same_folder(self.path.parent, folder)
 
 
 def agree_on_start(
@@ -59,11 +57,12 @@ def agree_on_start(
     sights = gather_json(rank, seen)
     rank.do_first(lambda: refuse_newer_elsewhere(config.output_dir, sights))
     path = rank.do_first(lambda: find_start(config, say, damaged if damaged is not None else set()))
-    found = share_json(rank, path and (str(path), *read_state(path)))
+    is_own = path is not None and is_same_folder(path.parent, config.output_dir)
+    found = share_json(rank, path and (str(path), is_own, *read_state(path)))
     if found is None:
         return None
-    name, state, settings = found
-    return Start(Path(name), state, config_from_dict(settings, f"{name}/{RUN_CONFIG}"))
+    name, is_own, state, settings = found
+    return Start(Path(name), state, config_from_dict(settings, f"{name}/{RUN_CONFIG}"), is_own)
 
 
 def read_state(checkpoint: Path) -> tuple[Json, Json]:

@@ -28,7 +28,7 @@ def check_same_run(config: Config, shards: Shards, start: Start, say: Say) -> No
                 "choose another infrastructure.output_dir for a new run"
             )
     old, new = before.infrastructure.log_folder, config.infrastructure.log_folder
-    is_own = start.lies_in(config.infrastructure.output_dir)
+    is_own = start.is_own
     if is_own and old.is_dir() and not is_same_folder(old, new):
         say(f"the log goes on in {new}; what was logged before is in {old}")
     for entry in fields(config.training):

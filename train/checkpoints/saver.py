@@ -53,6 +53,7 @@ class Saver:
 
     def begin(self, step: int, take: Take) -> None:
         """Take a snapshot and begin to write it, unless the one before takes too long."""
+        self.rank.place.enter(f"saving step {step:,}", is_long=True)
         if self.retention.is_permanent(step):
             self.wait()
         elif self.rank.max(not self._is_idle(PATIENCE_SECONDS)):
@@ -68,7 +69,7 @@ class Saver:
     def wait(self) -> None:
         """Wait until everything is written; the ranks meet meanwhile, so that none is missed."""
         while self.rank.max(not self._is_idle(BEAT_SECONDS)):
-            pass
+            self.rank.place.move()
 
     def finish(self, step: int, take: Take, seconds_left: float | None = None) -> Path | None:
         """Have the state after `step` saved; the newest checkpoint, on the first rank.
@@ -76,6 +77,7 @@ class Saver:
         SaveError there, FirstRankError elsewhere, if it cannot be. With `seconds_left`, it is not
         tried if a save is known to take longer.
         """
+        self.rank.place.enter(f"saving step {step:,}", is_long=True)
         self.wait()
         if self.rank.max(self._is_missing(step, seconds_left)):
             self._start(take, self._write_last)
