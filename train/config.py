@@ -13,7 +13,12 @@ from shards.config import DataConfig, TokenizerConfig
 from shards.screen.url import refuse_url
 
 Precision = Literal["fp16", "bf16", "fp32"]
+OnBadStep = Literal["warn", "skip", "rollback"]
+Compression = Literal["none", "fp16", "bf16"]
 ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
+
+# Where torch's GradScaler begins.
+FIRST_LOSS_SCALE = 2.0**16
 
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
@@ -21,6 +26,8 @@ MAX_STEP_TOKENS = 2**30
 DEFAULT_MICRO_STEPS = 8
 # More than any run has; all that is computed from it stays within 64 bits.
 MAX_STEPS = 10**9
+# Losses are kept in every checkpoint, and gone through at each step.
+MAX_SPIKE_WINDOW = 10_000
 
 
 @dataclass(frozen=True)
@@ -59,8 +66,24 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     # fp16 with dynamic loss scaling, bf16, or fp32; weights and optimizer state are always fp32.
     precision: Precision = "fp16"
-    # Stop with a report after this many steps in a row without finite gradients.
+    # The fp16 loss scale is never halved below this; an overflow there still skips the step.
+    min_loss_scale: float = 1.0
+    # Steps without an overflow after which the fp16 loss scale is doubled.
+    loss_scale_growth_interval: int = 2000
+    # Stop with a report after this many steps in a row that were not applied to the weights.
     max_skipped_steps: int = 50
+    # What to do about a step with a bad loss, one that is not finite or a spike: "warn" = say so;
+    # "skip" = also leave the weights as they are; "rollback" = go back to the newest checkpoint
+    # that is spike_window steps older, and pass over all samples since.
+    on_bad_step: OnBadStep = "warn"
+    # A loss is compared with as many before it; half of them are enough.
+    spike_window: int = 128
+    # A loss is a spike this many standard deviations above the mean of the window; null = never.
+    spike_threshold: float | None = 6.0
+    # Stop with a report after this many rollbacks without getting beyond the bad step.
+    max_rollbacks: int = 3
+    # Log the largest |x| of the residual stream behind the blocks, at steps that are logged.
+    log_activations: bool = False
     # What blocks compute again in the backward pass, to save memory: none; selective = what is
     # cheap (compiled: what activation_memory_budget leaves out); full = all; auto = as little as
     # the memory allows. The original's gradient_checkpointing: true is full, false none.
@@ -97,6 +120,8 @@ class TrainingConfig:
             "cycle_multiplier",
             "num_training_steps",
             "max_skipped_steps",
+            "loss_scale_growth_interval",
+            "max_rollbacks",
             "logging_steps",
             "progress_steps",
             "save_steps",
@@ -141,6 +166,7 @@ class TrainingConfig:
                 f"training.activation_memory_budget is {self.activation_memory_budget}; expected a "
                 "number from 0 to 1"
             )
+        self._check_bad_steps()
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
@@ -160,6 +186,30 @@ class TrainingConfig:
             return self.gradient_accumulation_steps
         assert self.global_batch_tokens is None, "train/start/batch.py has not settled them"
         return DEFAULT_MICRO_STEPS
+
+    def _check_bad_steps(self) -> None:
+        if not 0 <= self.min_loss_scale <= FIRST_LOSS_SCALE:
+            raise ValueError(
+                f"training.min_loss_scale is {self.min_loss_scale}; expected a number from 0 to "
+                f"{FIRST_LOSS_SCALE:g}, where the loss scale begins"
+            )
+        if not 2 <= self.spike_window <= MAX_SPIKE_WINDOW:
+            raise ValueError(
+                f"training.spike_window is {self.spike_window}; expected 2 to {MAX_SPIKE_WINDOW:,}"
+            )
+        if self.spike_threshold is not None and not self.spike_threshold > 0:
+            raise ValueError(
+                f"training.spike_threshold is {self.spike_threshold}; expected a number above 0, "
+                "or null"
+            )
+        oldest = self.save_steps * (self.save_total_limit - 1)
+        if self.on_bad_step == "rollback" and oldest < self.spike_window:
+            raise ValueError(
+                f"training.on_bad_step=rollback needs a checkpoint from before the "
+                f"{self.spike_window} steps of training.spike_window; of training.save_steps="
+                f"{self.save_steps} x training.save_total_limit={self.save_total_limit} the oldest "
+                f"is {oldest} steps old just after a save; set more of one of the two"
+            )
 
 
 @dataclass(frozen=True)
@@ -200,6 +250,8 @@ class DistributedConfig:
     # ddp = the whole model on every rank; fsdp = a part of every weight on each, for models that
     # are too large for one GPU.
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    # The ranks send each other gradients as fp16, or by NCCL bf16: half the bytes, less exact.
+    gradient_compression: Compression = "none"
     # After how long without any progress a run of several ranks ends, in seconds, while it starts,
     # compiles, or the first rank saves.
     start_timeout_seconds: int = 7200

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from model.checkpoints.folder import describe_model, name_weights
 from model.checkpoints.hugging_face import Boundaries
 from model.checkpoints.seal import WEIGHTS
-from model.transformer import Transformer
+from model.transformer import FORWARD_METHODS, Transformer
 from shards.disk.layout import TOKENIZER
 from shards.inspect.verify import check_shards
 from shards.order import SampleOrder
@@ -31,10 +30,19 @@ from train.checkpoints.state import Parts, collect_moments, describe_state
 from train.checkpoints.warm_up import warm_up
 from train.config import Config
 from train.ranks.distributed import Rank
+from train.ranks.strategy import (
+    check_compression,
+    fill,
+    is_sharding,
+    shard_model,
+    share_model,
+)
 from train.start.report import check_start
 from train.start.settle import settle_config
 from train.start.trial import try_micro_batch
-from train.step.optimizer import SkipCount, make_optimizer, make_scaler
+from train.step.bad_steps import BadSteps
+from train.step.loss_scale import fit_scaler, make_scaler
+from train.step.optimizer import make_optimizer
 from train.step.precision import Autocast, check_precision, make_autocast
 
 
@@ -54,7 +62,7 @@ class Run:
     batches: Batches
     step: int
     history: History
-    skips: SkipCount
+    bad_steps: BadSteps
     # What else has a state that a checkpoint keeps, by its keys in training_state.json.
     parts: Parts
     saver: Saver
@@ -105,6 +113,7 @@ class Run:
 def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     """The run that the settings describe, at its beginning or where its checkpoint left it."""
     check_precision(rank.device, config.training.precision)
+    check_compression(config.distributed, rank)
     if config.data.verify == "open":
         own = shards.manifest.shards[rank.rank :: rank.world_size]
         check_shards(shards.folder, shards.manifest, own)
@@ -121,14 +130,15 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     config = try_micro_batch(asked, config, model, rank, autocast, say)
     optimizer = make_optimizer(model, config.training)
     scaler = make_scaler(rank.device, config.training)
-    skips = SkipCount()
-    parts: Parts = {"scaler": scaler, "skips": skips}
-    parallel_model = share_model(model, rank)
+    bad_steps = BadSteps()
+    parts: Parts = {"scaler": scaler, "skips": bad_steps}
+    parallel_model = share_model(model, rank, config.distributed)
     position = Position(0, 0, (), shards.manifest.dataset_id)
     if start:
         # In this order, or the first step would take more memory than any other.
         warm_up(parallel_model, config, rank.device, autocast)
         start = restore(config, rank, shards, start, model, optimizer, parts, say)
+        fit_scaler(scaler, config.training)
         position = start.position
         say(f"resuming from {start.path}: step {position.step:,}")
     folder = config.infrastructure.output_dir
@@ -150,7 +160,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         batches,
         position.step,
         history,
-        skips,
+        bad_steps,
         parts,
         Saver(rank, retention, position.step, own_start, say),
         own_start,
@@ -177,10 +187,15 @@ def fit_model(config: Config, shards: Shards) -> Config:
 
 
 def build_model(config: Config, rank: Rank) -> Transformer:
-    """A new model on this rank's device, made from the seed."""
+    """A new model on this rank's device, made from the seed: all of it, or this rank's part."""
     torch.manual_seed(config.infrastructure.seed)
-    with rank.device:
+    is_part = is_sharding(config.distributed, rank)
+    with torch.device("meta") if is_part else rank.device:
         model = Transformer(config.model)
+    if is_part:
+        shard_model(model, model.model.layers, FORWARD_METHODS, rank, config.distributed)
+        fill(model, model.draw_weights(rank.device), rank)
+        model.lm_head.weight = model.model.embed_tokens.weight
     checkpointing = config.training.activation_checkpointing
     assert checkpointing != "auto", "it is chosen before the model is built"
     model.activation_checkpointing = checkpointing
@@ -190,14 +205,6 @@ def build_model(config: Config, rank: Rank) -> Transformer:
         torch._dynamo.config.optimize_ddp = False
         model.compile_blocks(memory_budget=config.training.activation_memory_budget)
     return model.train()
-
-
-def share_model(model: Transformer, rank: Rank) -> nn.Module:
-    """The model under DDP, which averages the gradients; on one rank, the model itself."""
-    if rank.world_size == 1:
-        return model
-    device_ids = [rank.device] if rank.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
 def make_batches(config: Config, rank: Rank, shards: Shards, consumed: int) -> Batches:

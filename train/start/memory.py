@@ -83,18 +83,26 @@ def estimate_memory(config: Config, device_type: str, num_ranks: int = 1) -> Mem
 
 
 def exchange_bytes(model: ModelConfig, num_ranks: int, is_sharded: bool) -> int:
-    """DDP's buckets, of the size of all gradients; or the weights that fsdp gathers, in fp32.
-
-    Those are the head's, from the forward pass to the end of the backward pass, and two blocks':
-    one at work, the next on its way. Each has its gradient beside it before that is cut up.
-    """
+    """DDP's buckets, of the size of all gradients; or what fsdp has whole at the same time."""
     if num_ranks == 1:
         return 0
     if not is_sharded:
         return 4 * model.num_parameters()
-    head = model.num_ids * model.hidden_size
-    block = (model.num_parameters() - head) // model.num_hidden_layers
-    return (4 + 4) * (head + 2 * block)
+    return gathered_bytes(model)
+
+
+def gathered_bytes(model: ModelConfig) -> int:
+    """What is whole at the same time under fsdp, in fp32, at the most: in a backward pass.
+
+    A block's weights and their gradients, the buffers that both travel in, and the buffer with the
+    weights of the block before it; the embedding and its gradient.
+
+    >>> gathered_bytes(ModelConfig())
+    2165719040
+    """
+    embedding = model.num_ids * model.hidden_size
+    block = (model.num_parameters() - embedding) // model.num_hidden_layers
+    return 4 * (5 * block + 2 * embedding)
 
 
 def activation_bytes(config: Config, tokens: int, is_half: bool, compiles: bool) -> int:

@@ -14,6 +14,7 @@ from shards.reader import Shards
 from shards.screen.lines import Say, format_bytes, format_count
 from train.config import Config
 from train.ranks.distributed import Rank
+from train.ranks.strategy import is_sharding
 from train.start.choose import find_largest
 from train.start.machine import find_memory
 from train.start.memory import CHECKPOINT_BYTES, Memory, estimate_memory
@@ -31,7 +32,7 @@ def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say
     refuse_too_large(config, rank, need, available)
     lines = {
         "device": describe_device(config, rank),
-        "model": f"{config.model.num_parameters():,} parameters",
+        "model": describe_model(config, rank),
         "step": describe_step(config, rank),
         "run": describe_length(config, rank, shards, first_step),
         "validation": describe_validation(config, shards),
@@ -88,6 +89,13 @@ def describe_device(config: Config, rank: Rank) -> str:
     return text + (slow if precision != "fp32" else "")
 
 
+def describe_model(config: Config, rank: Rank) -> str:
+    """How large the model is, and whether each rank has all of it."""
+    is_part = is_sharding(config.distributed, rank)
+    part = f", 1/{rank.world_size} of each weight a rank (fsdp)" if is_part else ""
+    return f"{config.model.num_parameters():,} parameters{part}"
+
+
 def describe_step(config: Config, rank: Rank) -> str:
     """How many tokens a step takes, and how they come about."""
     training, length = config.training, config.data.max_seq_length
@@ -98,9 +106,12 @@ def describe_step(config: Config, rank: Rank) -> str:
     factors = f"{up_to}{training.micro_batch:,} samples of {length:,}"
     if training.micro_steps > 1:
         factors += f" x {training.micro_steps:,} micro-steps"
+    sent = ""
     if rank.world_size > 1:
         factors += f" x {rank.world_size:,} ranks"
-    return f"{samples * length:,} tokens ({factors})"
+        if config.distributed.gradient_compression != "none":
+            sent = f"; gradients sent as {config.distributed.gradient_compression}"
+    return f"{samples * length:,} tokens ({factors}){sent}"
 
 
 def describe_length(config: Config, rank: Rank, shards: Shards, first_step: int) -> str:
