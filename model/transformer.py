@@ -7,6 +7,8 @@ LlamaForCausalLM, so a state dict of one works for the other.
 B batch, T tokens, D hidden, H heads, K head size (D = H * K), F intermediate, V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -208,3 +210,15 @@ class Transformer(nn.Module):
             self.activation_checkpointing = "none"
         for block in self.model.layers:
             block.compile(backend=compiler)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Let the blocks run as they are written: for shapes that would each be compiled anew."""
+        compiled = [block._compiled_call_impl for block in self.model.layers]
+        for block in self.model.layers:
+            block._compiled_call_impl = None
+        try:
+            yield
+        finally:
+            for block, call in zip(self.model.layers, compiled, strict=True):
+                block._compiled_call_impl = call

@@ -73,6 +73,11 @@ class TrainingConfig:
     eval_steps: int = 500
     # Windows of the validation split used for the validation loss.
     eval_windows: int = 256
+    # Steps between texts that the model writes into samples.jsonl of the log; null = none.
+    sample_steps: int | None = None
+    # A file with a prompt for such a text on each line, an empty one for the beginning of a
+    # document; null = four built-in ones.
+    sample_prompts: str | None = None
     # Checkpoints to keep; the oldest are removed.
     save_total_limit: int = 5
 
@@ -97,8 +102,10 @@ class TrainingConfig:
                 f"training.num_training_steps is {self.num_training_steps}; expected at most "
                 f"{MAX_STEPS:,}"
             )
-        if self.cycle_steps is not None and self.cycle_steps < 1:
-            raise ValueError(f"training.cycle_steps is {self.cycle_steps}; expected at least 1")
+        for name in ("cycle_steps", "sample_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"training.{name} is {value}; expected at least 1")
         if not 0 <= self.min_learning_rate <= self.learning_rate:
             raise ValueError(
                 f"training.min_learning_rate is {self.min_learning_rate}; expected a number from 0 "

@@ -73,6 +73,8 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     saved_step = run.step
     if misses_validation(run, report):
         validation_loss = take_validation_loss(run, validation, stop, report)
+    if run.is_continued:
+        write_samples(run, report)
     while run.step < training.num_training_steps and not signal_number:
         with speed.measure_step():
             loss, norm = take_step(run)
@@ -81,7 +83,7 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         signal_number = run.rank.max(stop.signal_number)
         is_last = run.step == training.num_training_steps
 
-        speed.add_loss(loss_sum / run.rank.world_size)
+        speed.add_loss(loss_sum / run.rank.world_size, run.step)
         if report and (run.step % training.logging_steps == 0 or is_last or signal_number):
             report.log_step(run.step, describe_step(run, norm) | speed.take())
         # Saved before anything else that may fail, such as an evaluation.
@@ -93,6 +95,8 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         if is_validated(run) and not signal_number:
             validation_loss = take_validation_loss(run, validation, stop, report)
             signal_number = run.rank.max(stop.signal_number)
+        if not signal_number:
+            write_samples(run, report)
     if run.step != saved_step:  # A signal during an evaluation, or a disk that was full.
         checkpoint = run.save()
     return Outcome(run.step, checkpoint, validation_loss, signal_number)
@@ -172,6 +176,14 @@ def take_validation_loss(
     return loss
 
 
+def write_samples(run: Run, report: Report | None) -> None:
+    """Log this step's texts, if it has some and the log has not; the other ranks wait meanwhile."""
+    sampler, sample_steps = run.sampler, run.config.training.sample_steps
+    if sampler and report and sample_steps and run.step % sample_steps == 0:
+        count = len(sampler.prompts)
+        report.log_samples(run.step, count, lambda: sampler.write(run.model))
+
+
 def describe_step(run: Run, norm: float) -> dict[str, float | None]:
     """What is logged about the step just taken, besides loss and speed."""
     wait_seconds = run.batches.take_wait_seconds()
@@ -181,6 +193,7 @@ def describe_step(run: Run, norm: float) -> dict[str, float | None]:
         "loss_scale": run.scaler.get_scale() if run.scaler.is_enabled() else None,
         "skipped_steps": run.skips.total,
         "samples": run.batches.consumed,
+        "epoch": round(run.batches.consumed / run.batches.order.windows_per_epoch, 6),
         "data_wait_seconds": round(wait_seconds, 6),
     }
 

@@ -25,6 +25,7 @@ from train.checkpoints.resume import agree_on_start, is_same_folder
 from train.checkpoints.state import restore_state, save_state
 from train.config import Config
 from train.ranks.distributed import Rank
+from train.samples import Sampler, make_sampler
 from train.start.report import check_start
 from train.step.optimizer import SkipCount, make_optimizer, make_scaler
 from train.step.precision import Autocast, check_precision, make_autocast
@@ -50,6 +51,8 @@ class Run:
     # The checkpoint that it goes on from; None = it began from scratch.
     start: Path | None = None
     skips: SkipCount = field(default_factory=SkipCount)
+    # Writes texts on the way, on the first rank; None = no texts are wanted.
+    sampler: Sampler | None = None
 
     @property
     def tokens_per_step(self) -> int:
@@ -118,6 +121,9 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     batches = make_batches(config, rank, shards, position.samples_consumed)
     per_step = batches.dealing.samples_per_step
     history = extend_history(position.history, position.step, position.samples_consumed, per_step)
+    sampler = None
+    if config.training.sample_steps:
+        sampler = rank.do_first(lambda: make_sampler(config, shards, model, say))
     return Run(
         config,
         rank,
@@ -132,6 +138,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         history,
         start,
         skips,
+        sampler,
     )
 
 

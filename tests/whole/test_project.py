@@ -32,7 +32,14 @@ ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
 PREP = WORKING | READING | ENCODING
 STEPPING = {"train.ranks", "train.step"}
-TRAIN = {"train", "train.start", "train.checkpoints", "train.tracing", "train.reports"} | STEPPING
+TRAIN = {
+    "train",
+    "train.start",
+    "train.checkpoints",
+    "train.tracing",
+    "train.reports",
+    "train.page",
+} | STEPPING
 MAY_IMPORT = {
     "shards.screen": set[str](),
     "shards.disk": {"shards.screen"},
@@ -63,6 +70,7 @@ MAY_IMPORT = {
     "train.step": {"train.ranks", "model", *BASE},
     "train.checkpoints": STEPPING | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
+    "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
     "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary"} | SHARDS | MODEL | TRAIN,
@@ -93,6 +101,7 @@ SHARED = {
     "train.start": {"train.config", "train.settings"},
     "train.tracing": {"train.config"},
     "train.reports": {"train.config", "train.settings"},
+    "train.page": {"train.config", "train.settings"},
 }
 NO_TORCH = {"shards", "prep"}
 

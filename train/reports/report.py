@@ -7,16 +7,17 @@ once, and what can be written later is.
 import errno
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shards.screen.lines import Say
 from train.config import Config
-from train.reports.events import begin_events, describe_scalars, name_events
+from train.reports.events import begin_events, describe_scalars, describe_texts, name_events
 from train.reports.growing_file import GrowingFile
-from train.reports.log_folder import METRICS, Entry, has_metric, open_log
+from train.reports.log_folder import METRICS, SAMPLES, Entry, has_metric, has_samples, open_log
 from train.reports.progress import Progress
+from train.reports.texts import Sample, describe_samples, make_lines, name_texts
 from train.reports.weights_and_biases import log_to_wandb, start_wandb
 from train.settings import config_to_dict
 
@@ -48,6 +49,7 @@ class Report:
         self.say = say
         self.failing: set[str] = set()
         self.metrics_file = GrowingFile(self.folder / METRICS)
+        self.samples_file = GrowingFile(self.folder / SAMPLES)
         self.event_file = GrowingFile(name_events(self.folder))
         self.event_file.waiting = begin_events(first_step + 1 if first_step else None)
         output_dir = Path(config.infrastructure.output_dir)
@@ -77,6 +79,20 @@ class Report:
     def has_validation(self, step: int) -> bool:
         """Whether the log has the validation loss after `step` steps."""
         return has_metric(self.folder, step, "validation_loss")
+
+    def log_samples(self, step: int, count: int, write: Callable[[], Sequence[Sample]]) -> None:
+        """Record the `count` texts that `write` makes after `step` steps, if the log has not."""
+
+        def write_and_record() -> None:
+            if has_samples(self.folder, step, count):
+                return
+            samples = write()
+            self.samples_file.waiting += make_lines(step, samples)
+            self.event_file.waiting += describe_texts(step, name_texts(samples))
+            self.progress.say(f"step {step:,}: {describe_samples(samples)}")
+
+        self._try("texts", write_and_record)
+        self._write()
 
     def close(self) -> None:
         """Write what is still to be written, and finish the W&B run."""
@@ -127,6 +143,7 @@ class Report:
     def _write_files(self) -> None:
         self._open()
         self.metrics_file.write_waiting()
+        self.samples_file.write_waiting()
         self.event_file.write_waiting()
 
     def _try(self, place: str, action: Callable[[], object]) -> None:
