@@ -18,11 +18,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from shards.entry.failure import describe_error, prepare_screen, reporting
+from shards.entry.failure import describe_error, prepare_screen, shorten
 from shards.screen.lines import put, say
 from shards.screen.names import quote
 from train.config import Config
-from train.ranks.distributed import FirstRankError
+from train.ranks.ending import Ending
 from train.ranks.launch import adopt_launcher
 from train.ranks.stop import listen_for_stop
 from train.reports.console import keep_standard_error
@@ -32,49 +32,42 @@ from train.start.choose import list_configs
 
 
 def describe_training_error(error: Exception) -> str:
-    """The error in words, with its rank if that is not the first."""
-    rank = int(os.environ.get("RANK", "0"))
+    """The error in words, with what to do in a run."""
     if isinstance(error, torch.OutOfMemoryError):
         error = ValueError(
             "the GPU's memory is full; set a smaller training.batch_size_per_device (and more "
             "training.gradient_accumulation_steps), or training.activation_checkpointing=full"
         )
-    return f"{f'rank {rank}: ' if rank else ''}{describe_error(error)}"
+    return shorten(describe_error(error))
 
 
-def read_settings(words: list[str], debug: bool = False) -> Config | None:
-    """The run's settings; None if the named ones were only to be listed.
-
-    What is wrong with the words is the same on every rank: all end, and the first one says why.
-    """
-    with reporting(debug, is_told=os.environ.get("RANK", "0") == "0"):
-        arguments = parse_arguments(words)
-        if arguments.config != "list":
-            return load_config(arguments.config, arguments.overrides)
-        for line in list_configs():
-            put(line)
-        return None
+def read_settings(words: list[str]) -> Config | None:
+    """The run's settings; None if the named ones were only to be listed."""
+    arguments = parse_arguments(words)
+    if arguments.config != "list":
+        return load_config(arguments.config, arguments.overrides)
+    for line in list_configs():
+        put(line)
+    return None
 
 
 @record
 def main() -> None:
-    """Run the command; exits with 128 + the signal's number if a signal ended the run."""
+    """Run the command; train/ranks/exits.py has its exit codes."""
     keep_standard_error()
     prepare_screen(sys.argv)
-    debug = "--debug" in sys.argv
-    with reporting(debug):
+    ending = Ending(describe_training_error, debug="--debug" in sys.argv)
+    with ending.telling_alike():
         adopt_launcher(os.environ)
-    config = read_settings(sys.argv[1:], debug)
+        config = read_settings(sys.argv[1:])
+        sys.stdout.flush()  # What cannot be written must not fail after the exit code is chosen.
     if config is None:
         return
-    with reporting(debug, describe_training_error):
+    with ending.telling():
         from train.loop import train
 
-        try:
-            with listen_for_stop() as stop:
-                outcome = train(config, stop)
-        except FirstRankError:
-            sys.exit(1)
+        with listen_for_stop(ending) as stop:
+            outcome = train(config, stop, ending)
     if os.environ.get("RANK", "0") == "0":
         say(describe_outcome(config, outcome.step, outcome.signal_number))
     if outcome.signal_number:

@@ -1,4 +1,4 @@
-"""The commands that need a run: `velocity report`, `velocity shards trace` and `remove`."""
+"""The commands about runs: `report`, `verify-resume`; `trace`, `remove`: a run and its set."""
 
 import shlex
 from pathlib import Path
@@ -40,6 +40,28 @@ def report(
 
     for line in write_page(runs, out, shards):
         put(line)
+
+
+def verify_resume(
+    config: Annotated[
+        str | None, typer.Option(help="The run's settings: a YAML file or a name, as for training.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of each of the two runs.")] = 20,
+    ranks: Annotated[int, typer.Option(help="Ranks, as in --nproc_per_node.")] = 1,
+    out: Annotated[
+        Path, typer.Option(help="A new folder for both runs; removed if they end alike.")
+    ] = Path("verify-resume"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the folder.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Prove on this machine that a run which is killed goes on bit for bit."""
+    from shards.disk.folders import remove as remove_folder
+    from train.proof.two_runs import Proof, verify_resume
+
+    for line in verify_resume(Proof(config, overrides or (), steps, ranks, out), say):
+        put(line)
+    if not keep:
+        remove_folder(out)
 
 
 def trace(

@@ -166,6 +166,16 @@ class DistributedConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     # "auto" = nccl on GPUs, gloo on CPUs.
     backend: Literal["auto", "nccl", "gloo"] = "auto"
+    # After how long without any progress a run of several ranks ends, in seconds, while it starts,
+    # compiles, or the first rank saves.
+    start_timeout_seconds: int = 7200
+    # The same for a micro-step or a batch of an evaluation, after the first step.
+    step_timeout_seconds: int = 600
+
+    def __post_init__(self) -> None:
+        for name in ("start_timeout_seconds", "step_timeout_seconds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"distributed.{name} is {getattr(self, name)}, must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def evaluate(
         return None
     total = 0.0
     for first in range(0, num_windows, batch_size * rank.world_size):
+        rank.place.enter("the validation loss", is_long=first == 0)  # The first one may compile.
         if rank.sum(is_stopping())[0]:
             return None
         own = np.arange(first + rank.rank * batch_size, first + (rank.rank + 1) * batch_size)

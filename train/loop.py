@@ -4,6 +4,7 @@ import gc
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from train.checkpoints.claim import claim_folders
 from train.checkpoints.folder import SaveError
 from train.config import Config
 from train.evaluate import count_windows, evaluate
-from train.ranks.distributed import FirstRankError, Rank, join_ranks
+from train.ranks.distributed import Rank, join_ranks
+from train.ranks.ending import Ending, FirstRankError
 from train.ranks.stop import StopFlag
 from train.reports.report import Report
 from train.reports.throughput import Speed, find_device_peak
@@ -35,12 +37,14 @@ class Outcome:
     signal_number: int
 
 
-def train(config: Config, stop: StopFlag | None = None) -> Outcome:
+def train(config: Config, stop: StopFlag | None = None, ending: Ending | None = None) -> Outcome:
     """Train to the last step, or until `stop` is set; either way a checkpoint is saved.
 
-    Raises ValueError or OSError, with one line, for what the user can fix.
+    Raises ValueError or OSError, with one line, for what the user can fix; with `ending`, and on
+    one rank of several, an error ends the process.
     """
-    with join_ranks(config.distributed) as rank:
+    log_folder = config.infrastructure.log_folder
+    with join_ranks(config.distributed, ending, log_folder) as rank, rank.telling():
         shards = open_checked_shards(config.data.shards)
         config = fit_model(config, shards)
         with claim_folders(config.infrastructure, rank):
@@ -52,9 +56,10 @@ def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) ->
     run = build_run(config, rank, shards, say if rank.is_first else say_nothing)
     report = None
     try:
-        if rank.is_first:
-            report = Report(config, run.step, run.is_continued, say)
-        return run_steps(run, stop, report)
+        with rank.telling():
+            if rank.is_first:
+                report = Report(config, run.step, run.is_continued, say)
+            return run_steps(run, stop, report)
     finally:
         run.batches.close()
         if report:
@@ -75,7 +80,10 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         validation_loss = take_validation_loss(run, validation, stop, report)
     if run.is_continued:
         write_samples(run, report)
+    place = run.rank.place
     while run.step < training.num_training_steps and not signal_number:
+        # The first step may compile.
+        place.enter(f"step {run.step + 1:,}", is_long=not stop.has_progress)
         with speed.measure_step():
             loss, norm = take_step(run)
         stop.has_progress = True
@@ -98,12 +106,14 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         if not signal_number:
             write_samples(run, report)
     if run.step != saved_step:  # A signal during an evaluation, or a disk that was full.
+        place.enter(f"saving step {run.step:,}", is_long=True)
         checkpoint = run.save()
     return Outcome(run.step, checkpoint, validation_loss, signal_number)
 
 
 def try_to_save(run: Run) -> Path | None:
     """Save a checkpoint; if the disk does not take it, say so and go on without."""
+    run.rank.place.enter(f"saving step {run.step:,}", is_long=True)
     try:
         return run.save()
     except FirstRankError:
@@ -139,6 +149,7 @@ def take_step(run: Run) -> tuple[float, float]:
             with run.autocast():
                 loss = run.parallel_model(tokens, targets, grad_scale)
             run.scaler.scale(loss / accumulation_steps).backward()
+        run.rank.place.move()
         total += loss.detach()
     rate = learning_rate(run.step, run.config.training)
     norm = update(run.optimizer, run.scaler, run.config.training.max_grad_norm, rate)
@@ -177,11 +188,18 @@ def take_validation_loss(
 
 
 def write_samples(run: Run, report: Report | None) -> None:
-    """Log this step's texts, if it has some and the log has not; the other ranks wait meanwhile."""
-    sampler, sample_steps = run.sampler, run.config.training.sample_steps
-    if sampler and report and sample_steps and run.step % sample_steps == 0:
-        count = len(sampler.prompts)
-        report.log_samples(run.step, count, lambda: sampler.write(run.model))
+    """Log this step's texts, if it has some and the log has not; all ranks wait for them."""
+    sample_steps = run.config.training.sample_steps
+    if sample_steps and run.step % sample_steps == 0:
+        run.rank.place.enter(f"writing texts at step {run.step:,}", is_long=True)
+        run.rank.do_first(lambda: log_samples(run, report))
+
+
+def log_samples(run: Run, report: Report | None) -> None:
+    """What the first rank does of that."""
+    if report and run.sampler:
+        write = partial(run.sampler.write, run.model)
+        report.log_samples(run.step, len(run.sampler.prompts), write)
 
 
 def describe_step(run: Run, norm: float) -> dict[str, float | None]:

@@ -61,9 +61,14 @@ def tell(error: Exception, debug: bool, describe: Callable[[Exception], str]) ->
     """Say why the command ends."""
     if debug:
         say_text("".join(traceback.format_exception(error)))
-    text = hide(describe(error))  # Before it is cut: half a key is a key's half.
+    say(f"velocity: {shorten(describe(error))}")
+
+
+def shorten(text: str) -> str:
+    """The words for an error as they may be shown: without secrets, and of a bounded length."""
+    text = hide(text)  # Before it is cut: half a key is a key's half.
     rest = len(text) - MAX_CHARS
-    say(f"velocity: {text[:MAX_CHARS]}" + (f"... ({rest:,} more characters)" if rest > 0 else ""))
+    return text[:MAX_CHARS] + (f"... ({rest:,} more characters)" if rest > 0 else "")
 
 
 def tell_of_thread(ended: threading.ExceptHookArgs) -> None:

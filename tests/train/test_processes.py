@@ -170,7 +170,7 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: st
     process = subprocess.run(
         [sys.executable, "-m", "train", *arguments], cwd=tmp_path, capture_output=True, text=True
     )
-    assert process.returncode == 1
+    assert process.returncode == 78
     assert "Traceback" not in process.stderr
     assert process.stderr.splitlines()[-1].startswith("velocity: ")
     assert message in process.stderr.splitlines()[-1]

@@ -34,12 +34,9 @@ PREP = WORKING | READING | ENCODING
 STEPPING = {"train.ranks", "train.step"}
 TRAIN = {
     "train",
-    "train.start",
-    "train.checkpoints",
-    "train.tracing",
-    "train.reports",
-    "train.page",
-} | STEPPING
+    *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof", "page")),
+    *STEPPING,
+}
 MAY_IMPORT = {
     "shards.screen": set[str](),
     "shards.disk": {"shards.screen"},
@@ -72,6 +69,8 @@ MAY_IMPORT = {
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
+    "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
+    | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
     "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary"} | SHARDS | MODEL | TRAIN,
 }
@@ -100,6 +99,7 @@ SHARED = {
     "train.checkpoints": {"train.config", "train.settings"},
     "train.start": {"train.config", "train.settings"},
     "train.tracing": {"train.config"},
+    "train.proof": {"train.config", "train.settings"},
     "train.reports": {"train.config", "train.settings"},
     "train.page": {"train.config", "train.settings"},
 }

@@ -10,6 +10,8 @@ from train.config import InfrastructureConfig
 from train.ranks.distributed import Rank
 
 LOCK = ".lock"
+# How long locks of a machine that was lost may last on a shared file system (NFSv4: 90 s).
+LOST_SECONDS = 120.0
 
 
 @contextmanager
@@ -26,8 +28,10 @@ def claim_folders(config: InfrastructureConfig, rank: Rank) -> Iterator[None]:
 def hold_both(config: InfrastructureConfig, locks: ExitStack) -> None:
     """Hold the locks of both folders; of one, if they are the same."""
     output, log = Path(config.output_dir), config.log_folder
-    locks.enter_context(
-        hold(output, output / LOCK, f"{output}: another run is writing its checkpoints there")
-    )
+    is_restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    seconds = LOST_SECONDS if is_restarted else None
+    found = f"{output}: another run is writing its checkpoints there"
+    locks.enter_context(hold(output, output / LOCK, found, seconds))
     if os.path.realpath(output) != os.path.realpath(log):
-        locks.enter_context(hold(log, log / LOCK, f"{log}: another run is writing its log there"))
+        found = f"{log}: another run is writing its log there"
+        locks.enter_context(hold(log, log / LOCK, found, seconds))

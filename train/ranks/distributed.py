@@ -2,24 +2,32 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from train.config import DistributedConfig
+from train.ranks.alarm import Alarm
+from train.ranks.ending import Ending, FirstRankError
+from train.ranks.meeting import meet
+from train.ranks.place import Place
+from train.ranks.watch import Limits, Watch
 
-# How long ranks wait for each other, above all for the first one while it saves.
-PATIENCE = timedelta(hours=2)
+# torch's flight recorder, of which a rank writes down the last collectives if all are stuck; and
+# NCCL's own dump, if it is NCCL that notices. Read when torch makes the process group.
+RECORDER = {
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
 
 Result = TypeVar("Result")
-
-
-class FirstRankError(Exception):
-    """What the first rank does for all has failed there; it tells why, the others only end."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,14 @@ class Rank:
     world_size: int
     local_rank: int
     device: torch.device
+    # What it is doing, as others may ask.
+    place: Place = field(default_factory=Place)
+    # How it ends if it fails; None = by an exception, as in a program that trains.
+    ending: Ending | None = None
+
+    def telling(self) -> AbstractContextManager[None]:
+        """Within this, an error is told at once, before anything is cleaned up."""
+        return self.ending.telling() if self.ending else nullcontext()
 
     @property
     def is_first(self) -> bool:
@@ -72,32 +88,62 @@ class Rank:
 
 
 @contextmanager
-def join_ranks(config: DistributedConfig) -> Iterator[Rank]:
-    """This process as one rank of the run that torchrun started, or as a run of its own."""
+def join_ranks(
+    config: DistributedConfig, ending: Ending | None = None, log_folder: Path | None = None
+) -> Iterator[Rank]:
+    """This process as one rank of the run that torchrun started, or as a run of its own.
+
+    Where there are several, one that fails ends all others, whatever they wait for.
+    """
     rank = int(os.environ.get("RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = choose_device(config, local_rank, world_size)
+    place = Place()
     if world_size == 1:
-        yield Rank(rank, world_size, local_rank, device)
+        yield Rank(rank, world_size, local_rank, device, place, ending)
         return
+    store = meet(rank, world_size)
+    ending = ending or Ending()
+    ending.alarm = Alarm(clone(store), world_size)
+    limits = Limits(config.start_timeout_seconds, config.step_timeout_seconds)
+    watch = Watch(ending, clone(store), rank, world_size, place, limits, log_folder)
+    ending.find_silent = watch.find_silent
+    watch.start()
+    start_communication(config, rank, world_size, device, store)
+    yield Rank(rank, world_size, local_rank, device, place, ending)
+    # Not after an error: all this would wait for ranks that are still at work.
+    place.enter("the end", is_long=None)
+    watch.stop()
+    ending.alarm = None
+    dist.destroy_process_group()
+
+
+def clone(store: PrefixStore) -> Store:
+    """The same store by a connection of its own, where no call waits for another thread's."""
+    cloned: Store = store.clone()  # type: ignore[attr-defined]
+    return cloned
+
+
+def start_communication(
+    config: DistributedConfig, rank: int, world_size: int, device: torch.device, store: Store
+) -> None:
+    """Make torch's process group. It never gives up before the watch does, which says more."""
+    for name, value in RECORDER.items():
+        os.environ.setdefault(name, value)
     backend = config.backend
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
-    try:
-        dist.init_process_group(
-            backend, timeout=PATIENCE, device_id=device if backend == "nccl" else None
-        )
-    except dist.DistNetworkError as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"the ranks cannot meet at {place} ({reason}); set MASTER_PORT to a port that is "
-            "free, the same for all ranks"
-        ) from error
-    yield Rank(rank, world_size, local_rank, device)
-    # Not after an error: it would wait for ranks that are still at work, with the error untold.
-    dist.destroy_process_group()
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(
+            seconds=2 * max(config.start_timeout_seconds, config.step_timeout_seconds)
+        ),
+        device_id=device if backend == "nccl" else None,
+    )
 
 
 def choose_device(config: DistributedConfig, local_rank: int, world_size: int) -> torch.device:

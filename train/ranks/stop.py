@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from threading import Thread
 from types import FrameType
 
-from shards.screen.lines import say
+from train.ranks.ending import Ending
 
 # Besides SIGTERM and Ctrl-C: a closed terminal, and what batch systems send before the end.
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -29,7 +29,8 @@ CLOSED = 0  # No signal has this number.
 class StopFlag:
     """Remembers the signal that asked the run to end; 0 = none did."""
 
-    def __init__(self) -> None:
+    def __init__(self, ending: Ending | None = None) -> None:
+        self.ending = ending or Ending()
         self.signal_number = 0
         # Whether the run has taken a step, which a stop would save.
         self.has_progress = False
@@ -37,29 +38,29 @@ class StopFlag:
 
     def take(self, number: int) -> None:
         """React to a signal: end the process at once, or leave it to the run."""
+        if self.ending.has_begun:
+            self.ending.hurry(number)
+            return
         now = time.monotonic()
         if not self.has_progress:
-            end_now(number, "stopped before the first step; the same command starts again")
+            self.ending.stop_now(
+                number, "stopped before the first step; the same command starts again"
+            )
         if not self.signal_number:
             self.signal_number, self.since = number, now
         elif number == signal.SIGINT and now - self.since > SAME_SECONDS:
-            end_now(number, "stopped at once; the same command resumes from the last checkpoint")
-
-
-def end_now(number: int, text: str) -> None:
-    """End the process, whatever its main thread is doing."""
-    if os.environ.get("RANK", "0") == "0":
-        say(text)
-    os._exit(128 + number)
+            self.ending.stop_now(
+                number, "stopped at once; the same command resumes from the last checkpoint"
+            )
 
 
 @contextmanager
-def listen_for_stop() -> Iterator[StopFlag]:
+def listen_for_stop(ending: Ending | None = None) -> Iterator[StopFlag]:
     """Catch the signals that end a run; restores the handlers afterwards.
 
     SIGHUP and the others that nohup or a batch system set to be ignored stay ignored.
     """
-    flag = StopFlag()
+    flag = StopFlag(ending)
     numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
     always = {signal.SIGTERM, signal.SIGINT}
     numbers = [n for n in numbers if n in always or signal.getsignal(n) != signal.SIG_IGN]
