@@ -211,7 +211,7 @@ def describe_step(run: Run, norm: float) -> dict[str, float | None]:
         "loss_scale": run.scaler.get_scale() if run.scaler.is_enabled() else None,
         "skipped_steps": run.skips.total,
         "samples": run.batches.consumed,
-        "epoch": round(run.batches.consumed / run.batches.order.windows_per_epoch, 6),
+        "epoch": round(run.batches.consumed / run.batches.places.order.windows_per_epoch, 6),
         "data_wait_seconds": round(wait_seconds, 6),
     }
 

@@ -35,6 +35,13 @@ def run(small_shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "checkpoints"
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing all PNGs takes seconds: only for the tests of them."""
+    if "png" not in request.node.name:
+        monkeypatch.setattr("train.page.write.can_draw", lambda: False)
+
+
 def report(*places: Path, out: Path, options: tuple[object, ...] = ()) -> str:
     """The page of these runs."""
     code, said, errors = velocity("report", *places, "--out", out, *options)
@@ -138,10 +145,7 @@ def test_a_png_for_each_drawing(run: Path, tmp_path: Path) -> None:
         assert (np.abs(pixels.astype(int) - wanted).max(axis=1) < 8).sum() > 500
 
 
-def test_without_matplotlib_there_is_the_page(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("train.page.write.can_draw", lambda: False)
+def test_without_matplotlib_there_is_the_page(run: Path, tmp_path: Path) -> None:
     code, said, _ = velocity("report", run, "--out", tmp_path)
     assert code == 0
     assert said.splitlines()[1] == (
@@ -261,7 +265,7 @@ def test_other_metrics_are_drawn_under_their_names(tmp_path: Path) -> None:
 # What texts of others may not do
 
 
-def test_hostile_texts_are_only_shown(tmp_path: Path) -> None:
+def test_hostile_texts_are_only_shown_in_pngs_too(tmp_path: Path) -> None:
     name = "a<b>&'\"<script>"
     record: dict[str, Any] = {"step": 1, "loss": 5.0, HOSTILE: 1.0}
     logs = write_log(tmp_path / name / "logs", [record])
