@@ -20,6 +20,7 @@ from train.ranks.distributed import Rank, join_ranks
 from train.ranks.ending import Ending, FirstRankError
 from train.ranks.stop import StopFlag
 from train.reports.report import Report
+from train.reports.texts import Sample
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, fit_model, open_checked_shards
 from train.step.optimizer import update
@@ -190,16 +191,20 @@ def take_validation_loss(
 def write_samples(run: Run, report: Report | None) -> None:
     """Log this step's texts, if it has some and the log has not; all ranks wait for them."""
     sample_steps = run.config.training.sample_steps
-    if sample_steps and run.step % sample_steps == 0:
-        run.rank.place.enter(f"writing texts at step {run.step:,}", is_long=True)
-        run.rank.do_first(lambda: log_samples(run, report))
+    if not sample_steps or run.step % sample_steps:
+        return
+    run.rank.place.enter(f"writing texts at step {run.step:,}", is_long=True)
+    # A model that is in parts is only whole while all ranks compute.
+    written = run.sampler.write(run.model) if run.sampler and run.is_sharded else None
+    run.rank.do_first(lambda: log_samples(run, report, written))
 
 
-def log_samples(run: Run, report: Report | None) -> None:
+def log_samples(run: Run, report: Report | None, written: list[Sample] | None) -> None:
     """What the first rank does of that."""
     if report and run.sampler:
         write = partial(run.sampler.write, run.model)
-        report.log_samples(run.step, len(run.sampler.prompts), write)
+        count = len(run.sampler.prompts)
+        report.log_samples(run.step, count, write if written is None else lambda: written)
 
 
 def describe_step(run: Run, norm: float) -> dict[str, float | None]:

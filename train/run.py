@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from model.checkpoints.folder import load_model, save_model
@@ -71,6 +72,11 @@ class Run:
         return Path(self.config.infrastructure.output_dir)
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether each rank has a part of the model only."""
+        return isinstance(self.model, FSDPModule)
+
+    @property
     def is_continued(self) -> bool:
         """Whether it goes on from a checkpoint of its own; otherwise a new run begins."""
         return self.start is not None and is_same_folder(self.start.parent, self.folder)
@@ -122,7 +128,9 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     per_step = batches.dealing.samples_per_step
     history = extend_history(position.history, position.step, position.samples_consumed, per_step)
     sampler = None
-    if config.training.sample_steps:
+    if config.training.sample_steps and isinstance(model, FSDPModule):
+        sampler = make_sampler(config, shards, model, say)
+    elif config.training.sample_steps:
         sampler = rank.do_first(lambda: make_sampler(config, shards, model, say))
     return Run(
         config,

@@ -4,8 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+import torch.distributed as dist
 from tokenizers import Tokenizer
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
+from model.cache import KVCache
 from model.checkpoints.hugging_face import Boundaries
 from model.checkpoints.kept_tokenizer import KeptTokenizer
 from model.decode.generator import Generator
@@ -37,8 +42,10 @@ class Sampler:
         """The texts of a model that is being trained, which is then as it was.
 
         They are drawn by generators of their own, so that the run's takes no part. Its weights are
-        fp32, and so is what is computed.
+        fp32, and so is what is computed. Where the ranks share a model in parts, all call this.
         """
+        if isinstance(model, FSDPModule):
+            gather_once(model)
         settings = Settings(max_new_tokens=MAX_NEW_TOKENS, seed=self.seed)
         with paused(model):
             done = self._open(model).complete(self.prompts, settings)
@@ -58,7 +65,32 @@ class Sampler:
                     raise ValueError(f"{origin}, prompt {number}: {error}") from None
 
     def _open(self, model: Transformer) -> Generator:
-        return Generator(model, self.tokenizer, (self.boundaries.end,), self.boundaries.first)
+        kind = SharedGenerator if isinstance(model, FSDPModule) else Generator
+        return kind(model, self.tokenizer, (self.boundaries.end,), self.boundaries.first)
+
+
+class SharedGenerator(Generator):
+    """A generator on every rank of a model in parts: all choose each token by the first's logits.
+
+    So all need as many tokens, even where they round differently.
+    """
+
+    @torch.inference_mode()
+    def _predict(self, tokens: list[list[int]], cache: KVCache) -> Tensor:
+        logits = super()._predict(tokens, cache)
+        dist.broadcast(logits, 0)
+        return logits
+
+
+def gather_once(model: Transformer) -> None:
+    """Let each part have the memory that its weights are gathered into, if it has none yet.
+
+    Made while a text is written, in inference mode, it could not be used in training.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
 
 
 def make_sampler(config: Config, shards: Shards, model: Transformer, say: Say) -> Sampler:
