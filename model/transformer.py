@@ -132,6 +132,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.num_ids, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.layer_norm_eps)
+        # While this is a list, the largest |x| behind each block is added to it.
+        self.largest: list[Tensor] | None = None
 
     def forward(
         self,
@@ -152,6 +154,8 @@ class Decoder(nn.Module):
         for layer, block in enumerate(self.layers):
             layer_cache = cache.layer(layer) if cache is not None else None
             x = run_block(block, x, rotation, layer_cache)
+            if self.largest is not None:
+                self.largest.append(x.detach().abs().amax())
         return cast(Tensor, self.norm(x))
 
 
@@ -190,6 +194,25 @@ class Transformer(nn.Module):
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
         return chunked_cross_entropy(hidden, self.lm_head.weight, targets, grad_scale)
+
+    @torch.no_grad()
+    def row_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of each row alone, (B,) in fp32; the tokens are computed as one batch."""
+        hidden, weight = self.model(tokens), self.lm_head.weight
+        rows = zip(hidden, targets, strict=True)
+        return torch.stack([chunked_cross_entropy(row, weight, target) for row, target in rows])
+
+    @contextmanager
+    def watch_activations(self) -> Iterator[list[Tensor]]:
+        """Within this, the largest |x| of the residual stream behind each block, 0-dim each.
+
+        fp16 ends at 65,504. Nothing waits for the device, and compiled blocks stay as they are.
+        """
+        self.model.largest = []
+        try:
+            yield self.model.largest
+        finally:
+            self.model.largest = None
 
     @torch.inference_mode()
     def predict(self, tokens: Tensor, cache: KVCache) -> Tensor:

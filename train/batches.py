@@ -87,17 +87,23 @@ class Batches:
         # Samples handed out so far, over all ranks: the only state there is.
         self.consumed = consumed
         self.wait_seconds = 0.0
+        # The windows (A, B, T + 1) of the step that was handed out last.
+        self.windows = torch.empty(0)
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self.ahead = self.reader.submit(self._read, consumed)
 
     def next_step(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The tokens and targets, (B, T) each, of every micro-step of the next step."""
         started = time.perf_counter()
-        windows = self.ahead.result()
+        self.windows = self.ahead.result()
         self.wait_seconds += time.perf_counter() - started
         self.consumed += self.dealing.samples_per_step
         self.ahead = self.reader.submit(self._read, self.consumed)
-        for window in windows:
+        return self.repeat_step()
+
+    def repeat_step(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """What `next_step` gave last, again."""
+        for window in self.windows:
             # A GPU gets the ids as narrow as they are stored, and widens them.
             batch = window.to(self.device, non_blocking=True).to(torch.int64)
             yield batch[:, :-1], batch[:, 1:]

@@ -13,12 +13,19 @@ from shards.config import DataConfig, TokenizerConfig
 from shards.screen.url import refuse_url
 
 Precision = Literal["fp16", "bf16", "fp32"]
+OnBadStep = Literal["warn", "skip", "rollback"]
+Compression = Literal["none", "fp16", "bf16"]
 ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
+
+# Where torch's GradScaler begins.
+FIRST_LOSS_SCALE = 2.0**16
 
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
 # More than any run has; all that is computed from it stays within 64 bits.
 MAX_STEPS = 10**9
+# Losses are kept in every checkpoint, and gone through at each step.
+MAX_SPIKE_WINDOW = 10_000
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,24 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     # fp16 with dynamic loss scaling, bf16, or fp32; weights and optimizer state are always fp32.
     precision: Precision = "fp16"
-    # Stop with a report after this many steps in a row without finite gradients.
+    # The fp16 loss scale is never halved below this; an overflow there still skips the step.
+    min_loss_scale: float = 1.0
+    # Steps without an overflow after which the fp16 loss scale is doubled.
+    loss_scale_growth_interval: int = 2000
+    # Stop with a report after this many steps in a row that were not applied to the weights.
     max_skipped_steps: int = 50
+    # What to do about a step with a bad loss, one that is not finite or a spike: "warn" = say so;
+    # "skip" = also leave the weights as they are; "rollback" = go back to the newest checkpoint
+    # that is spike_window steps older, and pass over all samples since.
+    on_bad_step: OnBadStep = "warn"
+    # A loss is compared with as many before it; half of them are enough.
+    spike_window: int = 128
+    # A loss is a spike this many standard deviations above the mean of the window; null = never.
+    spike_threshold: float | None = 6.0
+    # Stop with a report after this many rollbacks without getting beyond the bad step.
+    max_rollbacks: int = 3
+    # Log the largest |x| of the residual stream behind the blocks, at steps that are logged.
+    log_activations: bool = False
     # What blocks compute again in the backward pass, to save memory: none; selective = what is
     # cheap (compiled: what activation_memory_budget leaves out); full = all; auto = as little as
     # the memory allows. The original's gradient_checkpointing: true is full, false none.
@@ -80,6 +103,14 @@ class TrainingConfig:
     sample_prompts: str | None = None
     # Checkpoints to keep; the oldest are removed.
     save_total_limit: int = 5
+    # Steps between checkpoints that are never removed, saved besides the others; null = none.
+    keep_every_steps: int | None = None
+    # Never remove the checkpoint with the lowest validation loss, of those saved at a step at which
+    # it is taken.
+    keep_best: bool = False
+    # Seconds that a stop signal leaves: a save that is known to take longer is not begun; null = as
+    # long as it takes.
+    stop_seconds: float | None = None
 
     def __post_init__(self) -> None:
         at_least_one = (
@@ -88,6 +119,8 @@ class TrainingConfig:
             "cycle_multiplier",
             "num_training_steps",
             "max_skipped_steps",
+            "loss_scale_growth_interval",
+            "max_rollbacks",
             "logging_steps",
             "progress_steps",
             "save_steps",
@@ -102,10 +135,17 @@ class TrainingConfig:
                 f"training.num_training_steps is {self.num_training_steps}; expected at most "
                 f"{MAX_STEPS:,}"
             )
-        for name in ("cycle_steps", "sample_steps"):
+        for name in ("cycle_steps", "keep_every_steps", "sample_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"training.{name} is {value}; expected at least 1")
+        if self.stop_seconds is not None and not self.stop_seconds >= 0:
+            raise ValueError(f"training.stop_seconds is {self.stop_seconds}; expected at least 0")
+        if self.keep_best and self.eval_windows == 0:
+            raise ValueError(
+                "training.keep_best goes by the validation loss, which training.eval_windows=0 "
+                "does not take; set one of them otherwise"
+            )
         if not 0 <= self.min_learning_rate <= self.learning_rate:
             raise ValueError(
                 f"training.min_learning_rate is {self.min_learning_rate}; expected a number from 0 "
@@ -124,11 +164,36 @@ class TrainingConfig:
                 f"training.activation_memory_budget is {self.activation_memory_budget}; expected a "
                 "number from 0 to 1"
             )
+        self._check_bad_steps()
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
                     f"training.{name} is {getattr(self, name)}; expected a number from 0 to below 1"
                 )
+
+    def _check_bad_steps(self) -> None:
+        if not 0 <= self.min_loss_scale <= FIRST_LOSS_SCALE:
+            raise ValueError(
+                f"training.min_loss_scale is {self.min_loss_scale}; expected a number from 0 to "
+                f"{FIRST_LOSS_SCALE:g}, where the loss scale begins"
+            )
+        if not 2 <= self.spike_window <= MAX_SPIKE_WINDOW:
+            raise ValueError(
+                f"training.spike_window is {self.spike_window}; expected 2 to {MAX_SPIKE_WINDOW:,}"
+            )
+        if self.spike_threshold is not None and not self.spike_threshold > 0:
+            raise ValueError(
+                f"training.spike_threshold is {self.spike_threshold}; expected a number above 0, "
+                "or null"
+            )
+        oldest = self.save_steps * (self.save_total_limit - 1)
+        if self.on_bad_step == "rollback" and oldest < self.spike_window:
+            raise ValueError(
+                f"training.on_bad_step=rollback needs a checkpoint from before the "
+                f"{self.spike_window} steps of training.spike_window; of training.save_steps="
+                f"{self.save_steps} x training.save_total_limit={self.save_total_limit} the oldest "
+                f"is {oldest} steps old just after a save; set more of one of the two"
+            )
 
 
 @dataclass(frozen=True)
@@ -166,6 +231,8 @@ class DistributedConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     # "auto" = nccl on GPUs, gloo on CPUs.
     backend: Literal["auto", "nccl", "gloo"] = "auto"
+    # The ranks send each other gradients as fp16, or by NCCL bf16: half the bytes, less exact.
+    gradient_compression: Compression = "none"
     # After how long without any progress a run of several ranks ends, in seconds, while it starts,
     # compiles, or the first rank saves.
     start_timeout_seconds: int = 7200

@@ -2,29 +2,36 @@
 
 import gc
 import math
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.reader import Shards, TokenStream
 from shards.screen.lines import say
+from train.bad_step import react
 from train.checkpoints.claim import claim_folders
-from train.checkpoints.folder import SaveError
-from train.config import Config
+from train.config import Config, TrainingConfig
 from train.evaluate import count_windows, evaluate
 from train.ranks.distributed import Rank, join_ranks
-from train.ranks.ending import Ending, FirstRankError
+from train.ranks.ending import Ending
 from train.ranks.stop import StopFlag
 from train.reports.report import Report
 from train.reports.texts import Sample
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, fit_model, open_checked_shards
-from train.step.optimizer import update
+from train.step.bad_steps import Step
+from train.step.optimizer import apply_gradients, clip_gradients
 from train.step.schedule import learning_rate
+
+# Activations above this are near the end of fp16, at 65,504.
+HALF_OF_FP16 = 32_768
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,11 @@ def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) ->
     try:
         with rank.telling():
             if rank.is_first:
-                report = Report(config, run.step, run.is_continued, say)
+                report = Report(config, run.step, run.start is not None, say)
+                report.forget_bad_steps(run.batches.consumed)
             return run_steps(run, stop, report)
     finally:
+        run.saver.close()
         run.batches.close()
         if report:
             report.close()
@@ -75,53 +84,62 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     training = run.config.training
     validation = run.shards.stream("validation", run.config.data.checks_first_reads)
     speed = make_speed(run)
-    checkpoint, validation_loss, signal_number = None, None, 0
-    saved_step = run.step
+    validation_loss, signal_number = None, 0
     if misses_validation(run, report):
         validation_loss = take_validation_loss(run, validation, stop, report)
-    if run.is_continued:
+    if run.start:
         write_samples(run, report)
     place = run.rank.place
     while run.step < training.num_training_steps and not signal_number:
         # The first step may compile.
         place.enter(f"step {run.step + 1:,}", is_long=not stop.has_progress)
         with speed.measure_step():
-            loss, norm = take_step(run)
+            step = take_step(run)
         stop.has_progress = True
-        [loss_sum] = run.rank.sum(loss)
+        if step.bad and react(run, step, report):
+            speed.take()
+            signal_number = run.rank.max(stop.signal_number)
+            continue
         signal_number = run.rank.max(stop.signal_number)
         is_last = run.step == training.num_training_steps
 
-        speed.add_loss(loss_sum / run.rank.world_size, run.step)
+        speed.add_loss(step.loss, run.step)
         if report and (run.step % training.logging_steps == 0 or is_last or signal_number):
-            report.log_step(run.step, describe_step(run, norm) | speed.take())
-        # Saved before anything else that may fail, such as an evaluation.
-        if run.step % training.save_steps == 0 or is_last or signal_number:
-            if saved := try_to_save(run):
-                checkpoint, saved_step = saved, run.step
-            # One that came meanwhile needs no other checkpoint.
+            report.log_step(run.step, describe_step(run, step) | speed.take())
+            warn_of_overflow(step, training, report)
+        # Before anything else that may fail, such as an evaluation.
+        if is_saved(run) and not signal_number:
+            run.save()
+            if is_last:
+                run.saver.wait()
             signal_number = run.rank.max(stop.signal_number)
         if is_validated(run) and not signal_number:
             validation_loss = take_validation_loss(run, validation, stop, report)
             signal_number = run.rank.max(stop.signal_number)
         if not signal_number:
             write_samples(run, report)
-    if run.step != saved_step:  # A signal during an evaluation, or a disk that was full.
-        place.enter(f"saving step {run.step:,}", is_long=True)
-        checkpoint = run.save()
+    checkpoint = run.saver.finish(
+        run.step, run.take_snapshot, seconds_left(run, stop) if signal_number else None
+    )
     return Outcome(run.step, checkpoint, validation_loss, signal_number)
 
 
-def try_to_save(run: Run) -> Path | None:
-    """Save a checkpoint; if the disk does not take it, say so and go on without."""
-    run.rank.place.enter(f"saving step {run.step:,}", is_long=True)
-    try:
-        return run.save()
-    except FirstRankError:
-        pass
-    except (SaveError, OSError) as error:
-        say(f"{error}; free some disk, it is tried again")
-    return None
+def is_saved(run: Run) -> bool:
+    """Whether the step that the run has done is one with a checkpoint."""
+    training = run.config.training
+    is_last = run.step == training.num_training_steps
+    return (
+        is_last or run.step % training.save_steps == 0 or run.saver.retention.is_permanent(run.step)
+    )
+
+
+def seconds_left(run: Run, stop: StopFlag) -> float | None:
+    """How long a stop signal still leaves, by training.stop_seconds; None = any time."""
+    seconds = run.config.training.stop_seconds
+    if seconds is None:
+        return None
+    # It may have reached another rank, just now.
+    return seconds - (time.monotonic() - stop.since if stop.signal_number else 0)
 
 
 def is_validated(run: Run) -> bool:
@@ -134,13 +152,46 @@ def is_validated(run: Run) -> bool:
 
 def misses_validation(run: Run, report: Report | None) -> bool:
     """Whether a run goes on from a step whose validation loss it was killed before taking."""
-    if not run.is_continued or not is_validated(run):
+    if run.start is None or not is_validated(run):
         return False
     return run.rank.max(report is not None and not report.has_validation(run.step)) > 0
 
 
-def take_step(run: Run) -> tuple[float, float]:
-    """One update from A micro-steps; returns this rank's mean loss and the gradients' norm."""
+def take_step(run: Run) -> Step:
+    """One update from A micro-steps, or none if its gradients or its loss are bad."""
+    training = run.config.training
+    with watch_activations(run) as seen:
+        total = add_gradients(run)
+    norm = clip_gradients(run.optimizer, run.scaler, training.max_grad_norm)
+    # The host waits for the device here. What ranks decide, they decide from the same numbers.
+    rows = run.rank.gather(torch.stack([total, norm, *(x.float() for x in seen)]))
+    losses = [total / training.gradient_accumulation_steps for total, *_ in rows]
+    loss = sum(losses) / len(losses)
+    bad = run.bad_steps.judge(loss, training)
+    is_finite = all(math.isfinite(norm) for _, norm, *_ in rows)
+    is_applied = is_finite and (bad is None or training.on_bad_step == "warn")
+    rate = learning_rate(run.step, training)
+    apply_gradients(
+        run.optimizer, run.scaler, rate, not is_finite, is_applied, training.min_loss_scale
+    )
+    run.step += 1
+    run.bad_steps.add(run.step, loss, bad is not None, is_applied, training.spike_window)
+    run.bad_steps.check(training, run.step, bad, run.scaler)
+    activations = chain(*(values for _, _, *values in rows))
+    largest = max(activations, key=lambda x: (math.isnan(x), x), default=None)
+    return Step(loss, rows[0][1] if is_finite else math.nan, bad, is_applied, losses, largest)
+
+
+def watch_activations(run: Run) -> AbstractContextManager[list[Tensor]]:
+    """What the step to be taken sees of its activations, if it is to be logged and they too."""
+    training = run.config.training
+    if training.log_activations and (run.step + 1) % training.logging_steps == 0:
+        return run.model.watch_activations()
+    return nullcontext([])
+
+
+def add_gradients(run: Run) -> Tensor:
+    """The gradients of a step's A micro-steps, added up; returns the sum of their losses, 0-dim."""
     accumulation_steps = run.config.training.gradient_accumulation_steps
     grad_scale = run.scaler.get_scale() / accumulation_steps
     total = torch.zeros((), device=run.rank.device)
@@ -152,12 +203,7 @@ def take_step(run: Run) -> tuple[float, float]:
             run.scaler.scale(loss / accumulation_steps).backward()
         run.rank.place.move()
         total += loss.detach()
-    rate = learning_rate(run.step, run.config.training)
-    norm = update(run.optimizer, run.scaler, run.config.training.max_grad_norm, rate)
-    run.step += 1
-    run.skips.add(skipped=not math.isfinite(norm))
-    run.skips.check(run.config.training, run.step, run.scaler.get_scale())
-    return float(total) / accumulation_steps, norm
+    return total
 
 
 def share_gradients(run: Run, is_last: bool) -> AbstractContextManager[None]:
@@ -185,6 +231,8 @@ def take_validation_loss(
     )
     if report and loss is not None:
         report.log_validation(run.step, loss)
+    if loss is not None:
+        run.saver.note_loss(run.step, loss)
     return loss
 
 
@@ -207,18 +255,31 @@ def log_samples(run: Run, report: Report | None, written: list[Sample] | None) -
         report.log_samples(run.step, count, write if written is None else lambda: written)
 
 
-def describe_step(run: Run, norm: float) -> dict[str, float | None]:
+def describe_step(run: Run, step: Step) -> dict[str, float | None]:
     """What is logged about the step just taken, besides loss and speed."""
     wait_seconds = run.batches.take_wait_seconds()
     return {
         "learning_rate": learning_rate(run.step - 1, run.config.training),
-        "grad_norm": norm if math.isfinite(norm) else None,
+        "grad_norm": step.norm if math.isfinite(step.norm) else None,
+        "largest_activation": step.largest_activation,
         "loss_scale": run.scaler.get_scale() if run.scaler.is_enabled() else None,
-        "skipped_steps": run.skips.total,
+        "skipped_steps": run.bad_steps.total,
+        "bad_steps": run.bad_steps.bad,
         "samples": run.batches.consumed,
         "epoch": round(run.batches.consumed / run.batches.places.order.windows_per_epoch, 6),
         "data_wait_seconds": round(wait_seconds, 6),
     }
+
+
+def warn_of_overflow(step: Step, training: TrainingConfig, report: Report) -> None:
+    """Say, once, that activations come near the end of fp16."""
+    largest = step.largest_activation
+    if largest is None or training.precision != "fp16" or largest <= HALF_OF_FP16:
+        return
+    report.tell_once(
+        f"the largest activation is {largest:,.0f}, and fp16 ends at 65,504; beyond it every step "
+        "is skipped, so training.precision=bf16 may soon be needed"
+    )
 
 
 def make_speed(run: Run) -> Speed:

@@ -156,8 +156,11 @@ def start_ranks(
     ]
 
 
-def run_ranks(num_ranks: int, overrides: Sequence[str]) -> None:
-    """A run of several ranks on this machine, to its end."""
-    ranks = start_ranks(num_ranks, overrides)
+def run_ranks(
+    num_ranks: int, overrides: Sequence[str], setup: Callable[[], None] | None = None
+) -> list[str]:
+    """A run of several ranks on this machine, to its end; what each said on standard error."""
+    ranks = start_ranks(num_ranks, overrides, setup)
     said = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * num_ranks, said
+    return said

@@ -33,11 +33,14 @@ def name_events(folder: Path) -> Path:
 
 def begin_events(purge_step: int | None) -> bytes:
     """The head of an event file; what others say of steps from `purge_step` on is not shown."""
-    events = [Event(wall_time=time.time(), file_version=VERSION)]
-    if purge_step is not None:
-        start = SessionLog(status=SessionLog.START)
-        events.append(Event(wall_time=time.time(), step=purge_step, session_log=start))
-    return encode(events)
+    head = encode([Event(wall_time=time.time(), file_version=VERSION)])
+    return head if purge_step is None else head + purge_events(purge_step)
+
+
+def purge_events(step: int) -> bytes:
+    """An event after which what was said before of steps from `step` on is not shown."""
+    start = SessionLog(status=SessionLog.START)
+    return encode([Event(wall_time=time.time(), step=step, session_log=start)])
 
 
 def describe_scalars(step: int, values: Mapping[str, float]) -> bytes:

@@ -93,9 +93,12 @@ def describe_step(config: Config, rank: Rank) -> str:
     factors = f"{training.batch_size_per_device:,} samples of {length:,}"
     if training.gradient_accumulation_steps > 1:
         factors += f" x {training.gradient_accumulation_steps:,} micro-steps"
+    sent = ""
     if rank.world_size > 1:
         factors += f" x {rank.world_size:,} ranks"
-    return f"{count_step_tokens(config, rank):,} tokens ({factors})"
+        if config.distributed.gradient_compression != "none":
+            sent = f"; gradients sent as {config.distributed.gradient_compression}"
+    return f"{count_step_tokens(config, rank):,} tokens ({factors}){sent}"
 
 
 def count_step_tokens(config: Config, rank: Rank) -> int:

@@ -58,7 +58,8 @@ class Tracer:
                 f"{MAX_EPOCHS:,} epochs, so ask for single steps with --step"
             )
         samples = trace_document(self.order, document, num_samples)
-        return sorted({step_of_sample(self.history, sample) + 1 for sample in samples})
+        steps = {step_of_sample(self.history, sample) for sample in samples}
+        return sorted(step + 1 for step in steps if step is not None)
 
 
 def trace_run(shards: Shards, folder: Path) -> Tracer:
