@@ -316,13 +316,7 @@ class Config:
         )
 
     def samples_per_step(self, num_ranks: int) -> int:
-        """Samples per step over so many ranks.
-
-        >>> Config().samples_per_step(2)
-        64
-        >>> Config(training=TrainingConfig(global_batch_tokens=2**16)).samples_per_step(2)
-        32
-        """
+        """Samples per step over so many ranks."""
         if self.training.global_batch_tokens is not None:
             return self.training.global_batch_tokens // self.data.max_seq_length
         return self.training.micro_batch * self.training.micro_steps * num_ranks
