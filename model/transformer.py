@@ -253,3 +253,15 @@ class Transformer(nn.Module):
             self.activation_checkpointing = "none"
         for block in self.model.layers:
             block.compile(backend=compiler)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Let the blocks run as they are written: for shapes that would each be compiled anew."""
+        compiled = [block._compiled_call_impl for block in self.model.layers]
+        for block in self.model.layers:
+            block._compiled_call_impl = None
+        try:
+            yield
+        finally:
+            for block, call in zip(self.model.layers, compiled, strict=True):
+                block._compiled_call_impl = call

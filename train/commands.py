@@ -1,4 +1,4 @@
-"""The commands about runs: `verify-resume`, and `trace` and `remove`, for a run and its set."""
+"""The commands about runs: `report`, `verify-resume`; `trace`, `remove`: a run and its set."""
 
 import shlex
 from pathlib import Path
@@ -19,6 +19,27 @@ def train(
     """Say how training is started: torchrun does it, as it starts a process for each GPU."""
     command = shlex.join(["torchrun", "--nproc_per_node", "1", "-m", "train", *(words or ())])
     raise ValueError(f"training is started by torchrun: {command}")
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="A run's checkpoints, or its logs; several are drawn over each other."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the page. Default: report/ in the first run's log."),
+    ] = None,
+    shards: Annotated[
+        Path | None,
+        typer.Option(help="The set's folder, if it is not where the runs found it any more."),
+    ] = None,
+) -> None:
+    """Write a run's page: one HTML file with its curves, texts and documents, and PNGs."""
+    from train.page.write import write_page
+
+    for line in write_page(runs, out, shards):
+        put(line)
 
 
 def verify_resume(

@@ -96,6 +96,11 @@ class TrainingConfig:
     eval_steps: int = 500
     # Windows of the validation split used for the validation loss.
     eval_windows: int = 256
+    # Steps between texts that the model writes into samples.jsonl of the log; null = none.
+    sample_steps: int | None = None
+    # A file with a prompt for such a text on each line, an empty one for the beginning of a
+    # document; null = four built-in ones.
+    sample_prompts: str | None = None
     # Checkpoints to keep; the oldest are removed.
     save_total_limit: int = 5
     # Steps between checkpoints that are never removed, saved besides the others; null = none.
@@ -130,7 +135,7 @@ class TrainingConfig:
                 f"training.num_training_steps is {self.num_training_steps}; expected at most "
                 f"{MAX_STEPS:,}"
             )
-        for name in ("cycle_steps", "keep_every_steps"):
+        for name in ("cycle_steps", "keep_every_steps", "sample_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"training.{name} is {value}; expected at least 1")

@@ -5,6 +5,7 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from train.ranks.ending import Ending
 from train.ranks.stop import StopFlag
 from train.ranks.strategy import share_gradients
 from train.reports.report import Report
+from train.reports.texts import Sample
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, fit_model, open_checked_shards
 from train.step.bad_steps import Step
@@ -85,6 +87,8 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     validation_loss, signal_number = None, 0
     if misses_validation(run, report):
         validation_loss = take_validation_loss(run, validation, stop, report)
+    if run.start:
+        write_samples(run, report)
     place = run.rank.place
     while run.step < training.num_training_steps and not signal_number:
         # The first step may compile.
@@ -99,7 +103,7 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         signal_number = run.rank.max(stop.signal_number)
         is_last = run.step == training.num_training_steps
 
-        speed.add_loss(step.loss)
+        speed.add_loss(step.loss, run.step)
         if report and (run.step % training.logging_steps == 0 or is_last or signal_number):
             report.log_step(run.step, describe_step(run, step) | speed.take())
             warn_of_overflow(step, training, report)
@@ -112,6 +116,8 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         if is_validated(run) and not signal_number:
             validation_loss = take_validation_loss(run, validation, stop, report)
             signal_number = run.rank.max(stop.signal_number)
+        if not signal_number:
+            write_samples(run, report)
     checkpoint = run.saver.finish(
         run.step, run.take_snapshot, seconds_left(run, stop) if signal_number else None
     )
@@ -223,6 +229,25 @@ def take_validation_loss(
     return loss
 
 
+def write_samples(run: Run, report: Report | None) -> None:
+    """Log this step's texts, if it has some and the log has not; all ranks wait for them."""
+    sample_steps = run.config.training.sample_steps
+    if not sample_steps or run.step % sample_steps:
+        return
+    run.rank.place.enter(f"writing texts at step {run.step:,}", is_long=True)
+    # A model that is in parts is only whole while all ranks compute.
+    written = run.sampler.write(run.model) if run.sampler and run.is_sharded else None
+    run.rank.do_first(lambda: log_samples(run, report, written))
+
+
+def log_samples(run: Run, report: Report | None, written: list[Sample] | None) -> None:
+    """What the first rank does of that."""
+    if report and run.sampler:
+        write = partial(run.sampler.write, run.model)
+        count = len(run.sampler.prompts)
+        report.log_samples(run.step, count, write if written is None else lambda: written)
+
+
 def describe_step(run: Run, step: Step) -> dict[str, float | None]:
     """What is logged about the step just taken, besides loss and speed."""
     wait_seconds = run.batches.take_wait_seconds()
@@ -234,6 +259,7 @@ def describe_step(run: Run, step: Step) -> dict[str, float | None]:
         "skipped_steps": run.bad_steps.total,
         "bad_steps": run.bad_steps.bad,
         "samples": run.batches.consumed,
+        "epoch": round(run.batches.consumed / run.batches.places.order.windows_per_epoch, 6),
         "data_wait_seconds": round(wait_seconds, 6),
     }
 

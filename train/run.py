@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from model.checkpoints.folder import describe_model, name_weights
 from model.checkpoints.hugging_face import Boundaries
@@ -37,6 +38,7 @@ from train.ranks.strategy import (
     shard_model,
     share_model,
 )
+from train.samples import Sampler, make_sampler
 from train.start.report import check_start
 from train.step.bad_steps import BadSteps
 from train.step.loss_scale import fit_scaler, make_scaler
@@ -66,6 +68,8 @@ class Run:
     saver: Saver
     # The checkpoint of its own that it goes on from; None = a new run begins.
     start: Path | None = None
+    # Writes texts on the way; None = none are wanted, or the first rank writes them.
+    sampler: Sampler | None = None
 
     @property
     def tokens_per_step(self) -> int:
@@ -89,6 +93,11 @@ class Run:
             OPTIMIZER: collect_moments(self.model, self.optimizer),
         }
         return take_snapshot(self.step, tensors, contents, self.host_memory)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each rank has a part of the model only."""
+        return isinstance(self.model, FSDPModule)
 
     @cached_property
     def host_memory(self) -> HostMemory | None:
@@ -143,6 +152,11 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     batches = make_batches(config, rank, shards, position.samples_consumed)
     per_step = batches.dealing.samples_per_step
     history = extend_history(position.history, position.step, position.samples_consumed, per_step)
+    sampler = None
+    if config.training.sample_steps and isinstance(model, FSDPModule):
+        sampler = make_sampler(config, shards, model, say)
+    elif config.training.sample_steps:
+        sampler = rank.do_first(lambda: make_sampler(config, shards, model, say))
     return Run(
         config,
         rank,
@@ -159,6 +173,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         parts,
         Saver(rank, retention, position.step, own_start, say),
         own_start,
+        sampler,
     )
 
 

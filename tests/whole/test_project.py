@@ -34,7 +34,7 @@ PREP = WORKING | READING | ENCODING
 STEPPING = {"train.ranks", "train.step"}
 TRAIN = {
     "train",
-    *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof")),
+    *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof", "page")),
     *STEPPING,
 }
 MAY_IMPORT = {
@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "train.step": {"train.ranks", "model", *BASE},
     "train.checkpoints": STEPPING | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
+    "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
@@ -100,6 +101,7 @@ SHARED = {
     "train.tracing": {"train.config"},
     "train.proof": {"train.config", "train.settings"},
     "train.reports": {"train.config", "train.settings"},
+    "train.page": {"train.config", "train.settings"},
 }
 NO_TORCH = {"shards", "prep"}
 

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from train.reports.log_folder import PATTERN
@@ -48,6 +51,27 @@ def describe_scalars(step: int, values: Mapping[str, float]) -> bytes:
             wall_time=now, step=step, summary=Summary(value=[Summary.Value(tag=t, simple_value=v)])
         )
         for t, v in values.items()
+    )
+
+
+def describe_texts(step: int, texts: Mapping[str, str]) -> bytes:
+    """An event for each text at a step."""
+    now = time.time()
+    return encode(
+        Event(
+            wall_time=now,
+            step=step,
+            summary=Summary(
+                value=[
+                    Summary.Value(
+                        tag=tag,
+                        metadata=create_summary_metadata(tag, ""),
+                        tensor=TensorProto(dtype=DT_STRING, string_val=[text.encode()]),
+                    )
+                ]
+            ),
+        )
+        for tag, text in texts.items()
     )
 
 

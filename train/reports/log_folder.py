@@ -12,6 +12,7 @@ dropped, since it does these steps again.
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,27 @@ def read_record(line: bytes) -> dict[str, Any]:
 
 def has_metric(folder: Path, step: int, name: str) -> bool:
     """Whether a log has a metric of a step."""
-    try:
-        lines = (folder / METRICS).read_bytes().splitlines()
-    except OSError:
+    return any(r.get("step") == step and name in r for r in read_records(folder / METRICS))
+
+
+def has_samples(folder: Path, step: int, count: int) -> bool:
+    """Whether a log has the `count` texts of a step; where it has only some, it drops them."""
+    path = folder / SAMPLES
+    if not path.exists():
         return False
-    records = (read_record(line) for line in lines)
-    return any(record.get("step") == step and name in record for record in records)
+    lines = path.read_bytes().splitlines(keepends=True)
+    others = [line for line in lines if read_step(line) != step]
+    if len(lines) - len(others) >= count:
+        return True
+    if len(others) < len(lines):
+        write_file(path, b"".join(others).decode("utf-8"))
+    return False
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file of the log; none if it cannot be read."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return
+    yield from map(read_record, lines)

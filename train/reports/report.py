@@ -7,25 +7,34 @@ once, and what can be written later is.
 import errno
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shards.screen.lines import Say
 from train.config import Config
-from train.reports.events import begin_events, describe_scalars, name_events, purge_events
+from train.reports.events import (
+    begin_events,
+    describe_scalars,
+    describe_texts,
+    name_events,
+    purge_events,
+)
 from train.reports.growing_file import GrowingFile
 from train.reports.log_folder import (
     BAD_STEPS,
     METRICS,
+    SAMPLES,
     Entry,
     cut_bad_steps,
     cut_log,
     has_metric,
+    has_samples,
     open_log,
     read_step,
 )
 from train.reports.progress import Progress
+from train.reports.texts import Sample, describe_samples, make_lines, name_texts
 from train.reports.weights_and_biases import log_to_wandb, start_wandb
 from train.settings import config_to_dict
 
@@ -59,6 +68,7 @@ class Report:
         self.say = say
         self.failing: set[str] = set()
         self.metrics_file = GrowingFile(self.folder / METRICS)
+        self.samples_file = GrowingFile(self.folder / SAMPLES)
         self.bad_steps_file = GrowingFile(self.folder / BAD_STEPS)
         self.has_told = False
         self.event_file = GrowingFile(name_events(self.folder))
@@ -100,8 +110,9 @@ class Report:
     def go_back(self, step: int) -> None:
         """Drop what was logged after `step`: the run takes these steps again, with others' data."""
         self._write()
-        waiting = self.metrics_file.waiting.splitlines(keepends=True)
-        self.metrics_file.waiting = b"".join(w for w in waiting if (read_step(w) or 0) <= step)
+        for file in (self.metrics_file, self.samples_file):
+            waiting = file.waiting.splitlines(keepends=True)
+            file.waiting = b"".join(w for w in waiting if (read_step(w) or 0) <= step)
         self._try(str(self.folder), lambda: self._cut_log(step))
         self.event_file.waiting += purge_events(step + 1)
         self.progress.go_back(step)
@@ -115,6 +126,20 @@ class Report:
     def has_validation(self, step: int) -> bool:
         """Whether the log has the validation loss after `step` steps."""
         return has_metric(self.folder, step, "validation_loss")
+
+    def log_samples(self, step: int, count: int, write: Callable[[], Sequence[Sample]]) -> None:
+        """Record the `count` texts that `write` makes after `step` steps, if the log has not."""
+
+        def write_and_record() -> None:
+            if has_samples(self.folder, step, count):
+                return
+            samples = write()
+            self.samples_file.waiting += make_lines(step, samples)
+            self.event_file.waiting += describe_texts(step, name_texts(samples))
+            self.progress.say(f"step {step:,}: {describe_samples(samples)}")
+
+        self._try("texts", write_and_record)
+        self._write()
 
     def close(self) -> None:
         """Write what is still to be written, and finish the W&B run."""
@@ -168,6 +193,7 @@ class Report:
     def _write_files(self) -> None:
         self._open()
         self.metrics_file.write_waiting()
+        self.samples_file.write_waiting()
         self.bad_steps_file.write_waiting()
         self.event_file.write_waiting()
 

@@ -82,6 +82,8 @@ class Speed:
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops  # of all ranks together
         self.device = device
+        # The largest loss, and its step.
+        self.largest: tuple[float, int] | None = None
         self._reset()
 
     @contextmanager
@@ -92,17 +94,21 @@ class Speed:
         self.seconds += time.perf_counter() - started
         self.num_steps += 1
 
-    def add_loss(self, loss: float) -> None:
+    def add_loss(self, loss: float, step: int) -> None:
         """Add a step's loss to the mean, unless it is not finite."""
         if math.isfinite(loss):
             self.total_loss += loss
             self.num_losses += 1
+            self.largest = max(self.largest or (loss, step), (loss, step))
 
     def take(self) -> dict[str, float | None]:
         """The figures since the last call, without time for checkpoints and evaluations."""
         tokens_per_second = compute_rate(self.num_steps * self.tokens_per_step, self.seconds)
         figures: dict[str, float | None] = {
             "loss": self.total_loss / self.num_losses if self.num_losses else None,
+            # The mean hides which step a spike was at, and with it the documents that made it.
+            "largest_loss": self.largest and self.largest[0],
+            "largest_loss_step": self.largest and self.largest[1],
             "tokens_per_second": tokens_per_second,
             "mfu": compute_mfu(tokens_per_second, self.flops_per_token, self.peak_flops),
             "step_seconds": self.seconds / max(self.num_steps, 1),
@@ -114,6 +120,7 @@ class Speed:
     def _reset(self) -> None:
         self.num_steps, self.seconds = 0, 0.0
         self.num_losses, self.total_loss = 0, 0.0
+        self.largest = None
 
 
 def compute_rate(count: float, seconds: float) -> float:

@@ -44,6 +44,10 @@ class Tracer:
         samples = np.array(samples_of_step(self.history, step - 1))
         return trace_samples(self.shards, "train", self.order, samples)
 
+    def count_samples(self, step: int) -> int:
+        """How many samples a step saw."""
+        return len(samples_of_step(self.history, step - 1))
+
     def steps_of_document(self, document: Document) -> list[int]:
         """The run's steps, ascending, in which a sample held any token of the document."""
         num_samples = samples_of_step(self.history, self.num_steps - 1).stop
