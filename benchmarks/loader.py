@@ -36,7 +36,7 @@ from shards.format import Shard
 from shards.order import SampleOrder
 from shards.reader import TokenStream
 from shards.widths import Tokens
-from train.batches import Batches, Dealing, read_samples
+from train.batches import Batches, Dealing
 
 VOCAB_SIZE = 50257
 PACKAGES = ("torch", "numpy")
@@ -192,7 +192,7 @@ def compare_windows(stream: TokenStream, path: Path, options: argparse.Namespace
     length = options.max_seq_length
     order = make_order(options)
     samples = np.arange(min(100, order.windows_per_epoch))
-    ours = read_samples(stream, order, samples)
+    ours = stream.windows(order.starts(samples), length + 1).astype(np.int64)
     tokens, targets = stack_slices(
         np.memmap(path, "<u2", "r"), order.starts(samples).tolist(), length
     )

@@ -1,8 +1,9 @@
-"""`velocity shards verify` on real shards; `info` and `trace` on a set as large as RefinedWeb.
+"""`velocity shards verify` on real shards; `info`, `trace`, a run's start on a set as RefinedWeb's.
 
 verify    in this process, one thread; the files are in the page cache
 info      the whole command, start-up included, on a set of --units shards per split
 trace     the same: `trace --config tiny --step 1`
+start     what a rank does between its imports and its first batch, in this process
 
 The large set is synthetic: the files of the small one, linked under many names.
 """
@@ -16,6 +17,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
 from benchmarks.prep_long import link_files
 from prep.policy import Policy
@@ -24,6 +27,9 @@ from prep.run import prepare
 from shards.disk.layout import MANIFEST, TOKENIZER
 from shards.format import SPLITS, Manifest, make_manifest
 from shards.inspect.verify import verify_shards
+from shards.order import SampleOrder
+from train.batches import Batches, Dealing
+from train.run import open_checked_shards
 
 
 def main() -> None:
@@ -49,6 +55,7 @@ def main() -> None:
                 "verify_megabytes_per_second": num_bytes / 1e6 / time_verify(small),
                 "info_seconds": time_command("info", large),
                 "trace_seconds": time_command("trace", large, "--config", "tiny", "--step", "1"),
+                "start_seconds": time_start(large),
             }
 
         results = measure_alone(measure, options)
@@ -91,6 +98,21 @@ def time_command(command: str, folder: Path, *options: str) -> float:
     seconds = time.perf_counter() - started
     if process.returncode or not process.stdout:
         raise ValueError(f"velocity shards {command} failed: {process.stderr.strip()}")
+    return seconds
+
+
+def time_start(folder: Path) -> float:
+    """Seconds from the manifest to the first batch of a rank, by its clock."""
+    started = time.perf_counter()
+    shards = open_checked_shards(str(folder))
+    stream = shards.stream("train", checks_first_reads=True)
+    shards.stream("validation", checks_first_reads=True)
+    order = SampleOrder(stream.num_tokens, 16, seed=1)
+    dealing = Dealing(batch_size=8, accumulation_steps=4, rank=0, world_size=1)
+    batches = Batches(stream, order, dealing, torch.device("cpu"), consumed=0)
+    next(batches.next_step())
+    seconds = time.perf_counter() - started
+    batches.close()
     return seconds
 
 

@@ -17,7 +17,6 @@ from benchmarks.measure import Figures, Json, say
 from model.transformer import Transformer
 from shards.order import SampleOrder
 from shards.reader import open_shards
-from train.batches import read_samples
 from train.config import Config, DistributedConfig
 from train.ranks.distributed import choose_device, join_ranks
 from train.reports.throughput import compute_mfu, find_device_peak, measure_peak_memory
@@ -228,7 +227,9 @@ def read_windows(config: Config, scratch: Path) -> list[dict[str, torch.Tensor]]
         * training.gradient_accumulation_steps
         * training.batch_size_per_device
     )
-    windows = torch.from_numpy(read_samples(stream, order, np.arange(num_samples)))
+    starts = order.starts(np.arange(num_samples))
+    ids = stream.windows(starts, order.max_seq_length + 1)
+    windows = torch.from_numpy(ids.astype(np.int64))
     return [
         {"input_ids": window[:-1], "labels": window[1:], "shift_labels": window[1:]}
         for window in windows

@@ -73,7 +73,10 @@ def do_units(request: Request, plan: Plan, ledger: Ledger, say: Say) -> int:
     if request.part:
         undone = [unit for unit in range(len(plan.units)) if not has_receipt(request.out, unit)]
         num_parts = request.part.count
-    announce(request, plan, undone, forecast_run(plan, undone, engine.workers, num_parts), say)
+    before = read_manifest(request.after).shards if request.after else ()
+    num_earlier = sum(shard.num_documents for shard in before)
+    forecast = forecast_run(plan, undone, engine.workers, num_parts, num_earlier)
+    announce(request, plan, undone, forecast, say)
     encoder, reason = choose_encoder(request.encoder, read_tokenizer_json(request.out / TOKENIZER))
     if reason is not None:
         say(f"{reason}; {encoder} encodes instead: the same ids, but slower")

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shards.files import ShardFile
 from shards.format import SPLITS, Shard
-from shards.reader import Shards, map_shard
+from shards.reader import Shards
 from shards.rows import find_groups, read_rows, take_rows
 from shards.sidecar import BLANK_HASH, ROWS_SCHEMA, SIDECAR_SCHEMA, count_tokens
 from shards.widths import Tokens
@@ -137,17 +138,17 @@ def find_documents(
 
 def read_pieces(folder: Path, shard: Shard) -> Iterator[tuple[int, Tokens, pa.RecordBatch]]:
     """A shard's documents in order, as pieces: the first document's number, tokens, rows."""
-    tokens = map_shard(folder, shard)
-    row, position = 0, 0
-    for batch in read_rows(folder, shard, ROWS_SCHEMA.names):
-        ends = np.cumsum(count_tokens(batch))
-        document, before = 0, 0
-        while document < len(batch):
-            last = int(np.searchsorted(ends, before + PIECE_TOKENS, side="right"))
-            last = max(last, document + 1)
-            after = int(ends[last - 1])
-            piece = tokens[position + before : position + after]
-            yield row + document, piece, batch.slice(document, last - document)
-            document, before = last, after
-        row += len(batch)
-        position += before
+    with ShardFile(folder, shard) as file:
+        row, position = 0, 0
+        for batch in read_rows(folder, shard, ROWS_SCHEMA.names):
+            ends = np.cumsum(count_tokens(batch))
+            document, before = 0, 0
+            while document < len(batch):
+                last = int(np.searchsorted(ends, before + PIECE_TOKENS, side="right"))
+                last = max(last, document + 1)
+                after = int(ends[last - 1])
+                piece = file.read_tokens(position + before, after - before)
+                yield row + document, piece, batch.slice(document, last - document)
+                document, before = last, after
+            row += len(batch)
+            position += before

@@ -5,9 +5,11 @@ sha256 of its canonical JSON is the `dataset_id`. Versions, hosts and times are 
 The file is sealed (shards/disk/json_files.py), so that no bit of it changes unseen.
 """
 
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +95,11 @@ class Manifest:
     # Whether the file has a hash of itself, so that all of this is what was written.
     is_sealed: bool = False
 
-    @property
-    def shards(self) -> list[Shard]:
+    @cached_property
+    def shards(self) -> Sequence[Shard]:
         """All shards, in manifest order: the order in which a split's tokens are counted."""
-        return [Shard(**entry, token_bytes=self.token_bytes) for entry in self.content["shards"]]
+        token_bytes = self.token_bytes
+        return tuple(Shard(**entry, token_bytes=token_bytes) for entry in self.content["shards"])
 
     @property
     def token_bytes(self) -> int:
@@ -283,7 +286,7 @@ def find_contradiction(raw: Json) -> str | None:
 def check_names(path: Path | str, shards: list[tuple[str, str]]) -> None:
     """ValueError if a shard's name leads out of the folder or occurs twice."""
     for name, split in shards:
-        plain = name == Path(name).name and "\\" not in name and name.isprintable()
+        plain = name == os.path.basename(name) and "\\" not in name and name.isprintable()
         if not plain or not name.endswith(".bin") or name == ".bin" or split not in SPLITS:
             raise ValueError(
                 f"{path}: {name!r} is not a shard's name; "

@@ -4,14 +4,18 @@
     train = shards.stream("train")
     train.read(start=10, count=4)          # four ids, across files if need be
 
-Only what the manifest names is opened, lazily and memory-mapped.
+Only what the manifest names is opened, when it is read.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
+from shards.files import ShardFiles
 from shards.first_read import FirstReads
 from shards.format import Int64, Manifest, Shard, read_manifest
 from shards.screen.names import advise_verify
@@ -41,7 +45,11 @@ class TokenStream:
         sizes = [shard.num_tokens for shard in shards]
         self.shard_starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         self.num_tokens = int(self.shard_starts[-1])
-        self.maps: list[Tokens | None] = [None] * len(shards)
+        self.files = ShardFiles(folder, shards)
+        # When each shard that was read had last been written to.
+        self.written: dict[int, int] = {}
+        # A file that one thread reads must not be closed for another one's.
+        self.lock = Lock()
 
     def read(self, start: int, count: int) -> Tokens:
         """`count` ids from position `start`, copied into a new array.
@@ -54,29 +62,70 @@ class TokenStream:
     def windows(self, starts: Int64, num_tokens: int) -> Tokens:
         """The windows of `num_tokens` ids that begin at `starts`: (len(starts), num_tokens)."""
         tokens: Tokens = np.empty((len(starts), num_tokens), self.dtype)
-        for row, start in zip(tokens, starts.tolist(), strict=True):
-            self._fill(row, start)
-        if tokens.max(initial=0) >= self.vocab_size:
-            raise self._make_id_error(tokens, starts)
+        self.fill(tokens, starts)
         return tokens
 
-    def _fill(self, out: Tokens, start: int) -> None:
-        if start < 0 or start + len(out) > self.num_tokens:
+    def fill(self, out: Tokens, starts: Int64) -> None:
+        """Write to each row of `out` the window that begins at that place of `starts`.
+
+        They are read in the order of their places. Raises as `read` does.
+        """
+        self._check_places(starts, out.shape[1])
+        if out.size:
+            with self.lock:
+                self._fill(out, starts)
+        if out.max(initial=0) >= self.vocab_size:
+            raise self._make_id_error(out, starts)
+
+    def close(self) -> None:
+        """Close the files; what is read later opens them again."""
+        with self.lock:
+            self.files.close()
+
+    def _fill(self, out: Tokens, starts: Int64) -> None:
+        space = out.view(np.uint8).data.cast("B")
+        row_bytes = out.shape[1] * out.itemsize
+        order = np.argsort(starts, kind="stable")
+        places = starts[order]
+        indices = np.searchsorted(self.shard_starts, places, side="right") - 1
+        offsets = (places - self.shard_starts[indices]) * out.itemsize
+        opened, num_bytes = -1, 0
+        for row, index, offset in zip(
+            order.tolist(), indices.tolist(), offsets.tolist(), strict=True
+        ):
+            rest = space[row * row_bytes : (row + 1) * row_bytes]
+            while rest:
+                if index != opened:
+                    read, opened = self._open(index), index
+                    num_bytes = self.shards[index].num_bytes
+                if offset + len(rest) <= num_bytes:
+                    read(rest, offset)
+                    break
+                read(rest[: num_bytes - offset], offset)
+                rest, index, offset = rest[num_bytes - offset :], index + 1, 0
+
+    def _open(self, index: int) -> Callable[[memoryview, int], None]:
+        """What reads bytes of a shard, which is as it was when it was last read."""
+        file = self.files.open(index)
+        written = file.check()
+        if self.written.setdefault(index, written) != written:
+            if self.first_reads is None:
+                raise ValueError(
+                    f"{self.folder / self.shards[index].name}: was written to or replaced since "
+                    f"it was first read; {advise_verify(self.folder)}"
+                )
+            # Where only its time was changed, the run may go on.
+            self.first_reads.forget(index)
+            self.written[index] = written
+        return partial(self.first_reads.read, index, file) if self.first_reads else file.read
+
+    def _check_places(self, starts: Int64, count: int) -> None:
+        wrong = starts[(starts < 0) | (starts > self.num_tokens - count)]
+        if len(wrong):
             raise ValueError(
-                f"{self.folder}: asked for tokens {start} to {start + len(out)}; "
+                f"{self.folder}: asked for tokens {wrong[0]} to {wrong[0] + count}; "
                 f"the split has {self.num_tokens}"
             )
-        index = int(np.searchsorted(self.shard_starts, start, side="right")) - 1
-        offset = start - int(self.shard_starts[index])
-        filled = 0
-        while filled < len(out):
-            tokens = self._map(index)
-            piece = tokens[offset : offset + len(out) - filled]
-            if self.first_reads:
-                self.first_reads.check(index, tokens, offset, offset + len(piece))
-            out[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            index, offset = index + 1, 0
 
     def _make_id_error(self, windows: Tokens, starts: Int64) -> ValueError:
         row, column = np.argwhere(windows >= self.vocab_size)[0].tolist()
@@ -88,27 +137,6 @@ class TokenStream:
             f"{self.vocab_size:,} ids, so the file is damaged; "
             f"{advise_verify(self.folder)}"
         )
-
-    def _map(self, index: int) -> Tokens:
-        tokens = self.maps[index]
-        if tokens is None:
-            tokens = self.maps[index] = map_shard(self.folder, self.shards[index])
-        return tokens
-
-
-def map_shard(folder: Path, shard: Shard) -> Tokens:
-    """Memory-map a .bin; ValueError if it is missing or has the wrong size."""
-    path = folder / shard.name
-    expected = shard.num_bytes
-    found = path.stat().st_size if path.is_file() else None
-    if found != expected:
-        state = "is missing" if found is None else f"has {found:,} bytes"
-        raise ValueError(
-            f"{path} {state}; expected {expected:,} bytes, as {shard.num_tokens:,} ids of "
-            f"{shard.dtype.name}; {advise_verify(folder)}"
-        )
-    # A plain array over the map: slices of a np.memmap take several times as long.
-    return np.memmap(path, dtype=shard.dtype, mode="r").view(np.ndarray)
 
 
 @dataclass(frozen=True)

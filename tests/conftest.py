@@ -57,6 +57,7 @@ SLOW_FILES = (
     "test_generate.py",
     "test_documents.py",
     "test_damage.py",
+    "test_many_shards.py",
     "test_model.py",
     "test_stats.py",
 )

@@ -15,6 +15,9 @@ import torch
 from shards.order import SampleOrder
 from shards.reader import TokenStream
 
+# Samples whose places are found together.
+SAMPLES_AT_ONCE = 4096
+
 
 @dataclass(frozen=True)
 class Dealing:
@@ -37,17 +40,32 @@ class Dealing:
         array([[102, 103],
                [106, 107]])
         """
-        shape = (self.accumulation_steps, self.world_size, self.batch_size)
-        samples = consumed + np.arange(self.samples_per_step).reshape(shape)
-        return samples[:, self.rank]
+        micro_steps = np.arange(self.accumulation_steps)[:, None] * self.world_size + self.rank
+        return consumed + micro_steps * self.batch_size + np.arange(self.batch_size)
 
 
-def read_samples(
-    stream: TokenStream, order: SampleOrder, samples: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """The windows of (A, B) samples: (A, B, T + 1) ids."""
-    windows = stream.windows(order.starts(samples.ravel()), order.max_seq_length + 1)
-    return windows.reshape(*samples.shape, -1).astype(np.int64)
+class Places:
+    """Where the windows of one step after another begin, for one rank.
+
+    They are found for many steps at once: the permutation's some sixty operations on arrays take as
+    long for thousands of samples as for a few.
+    """
+
+    def __init__(self, order: SampleOrder, dealing: Dealing) -> None:
+        self.order = order
+        self.dealing = dealing
+        # The places that were found, for steps that start after so many samples.
+        self.found: dict[int, npt.NDArray[np.int64]] = {}
+
+    def take(self, consumed: int) -> npt.NDArray[np.int64]:
+        """The places (A * B,) of this rank's samples in the step after `consumed` samples."""
+        if consumed not in self.found:
+            own = self.dealing.own_samples(0).ravel()
+            num_steps = -(-SAMPLES_AT_ONCE // len(own))
+            steps = consumed + np.arange(num_steps) * self.dealing.samples_per_step
+            places = self.order.starts((steps[:, None] + own).ravel())
+            self.found = dict(zip(steps.tolist(), places.reshape(num_steps, -1), strict=True))
+        return self.found.pop(consumed)
 
 
 class Batches:
@@ -62,9 +80,10 @@ class Batches:
         consumed: int,
     ) -> None:
         self.stream = stream
-        self.order = order
+        self.places = Places(order, dealing)
         self.dealing = dealing
         self.device = device
+        self.num_tokens = order.max_seq_length + 1
         # Samples handed out so far, over all ranks: the only state there is.
         self.consumed = consumed
         self.wait_seconds = 0.0
@@ -79,7 +98,8 @@ class Batches:
         self.consumed += self.dealing.samples_per_step
         self.ahead = self.reader.submit(self._read, self.consumed)
         for window in windows:
-            batch = window.to(self.device, non_blocking=True)
+            # A GPU gets the ids as narrow as they are stored, and widens them.
+            batch = window.to(self.device, non_blocking=True).to(torch.int64)
             yield batch[:, :-1], batch[:, 1:]
 
     def take_wait_seconds(self) -> float:
@@ -90,8 +110,26 @@ class Batches:
     def close(self) -> None:
         """Stop the reading thread."""
         self.reader.shutdown(wait=True, cancel_futures=True)
+        self.stream.close()
 
     def _read(self, consumed: int) -> torch.Tensor:
-        samples = self.dealing.own_samples(consumed)
-        windows = torch.from_numpy(read_samples(self.stream, self.order, samples))
-        return windows.pin_memory() if self.device.type == "cuda" else windows
+        """The windows (A, B, T + 1) of the step after `consumed` samples."""
+        places = self.places.take(consumed)
+        shape = (self.dealing.accumulation_steps, self.dealing.batch_size, -1)
+        if self.device.type == "cuda":
+            return read_pinned(self.stream, places, self.num_tokens).view(shape)
+        windows = self.stream.windows(places, self.num_tokens)
+        return torch.from_numpy(windows.astype(np.int64)).view(shape)
+
+
+def read_pinned(
+    stream: TokenStream, places: npt.NDArray[np.int64], num_tokens: int
+) -> torch.Tensor:
+    """Windows read into memory from which a GPU takes them while the host goes on.
+
+    torch keeps such memory for the next step, but not before the copy is done.
+    """
+    dtype = {2: torch.uint16, 4: torch.uint32}[stream.dtype.itemsize]
+    windows = torch.empty((len(places), num_tokens), dtype=dtype, pin_memory=True)
+    stream.fill(windows.numpy(), places)
+    return windows

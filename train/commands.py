@@ -1,4 +1,4 @@
-"""`velocity shards trace` and `remove`: the commands that need a run as well as a set."""
+"""The commands about runs: `verify-resume`, and `trace` and `remove`, for a run and its set."""
 
 import shlex
 from pathlib import Path
@@ -19,6 +19,28 @@ def train(
     """Say how training is started: torchrun does it, as it starts a process for each GPU."""
     command = shlex.join(["torchrun", "--nproc_per_node", "1", "-m", "train", *(words or ())])
     raise ValueError(f"training is started by torchrun: {command}")
+
+
+def verify_resume(
+    config: Annotated[
+        str | None, typer.Option(help="The run's settings: a YAML file or a name, as for training.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of each of the two runs.")] = 20,
+    ranks: Annotated[int, typer.Option(help="Ranks, as in --nproc_per_node.")] = 1,
+    out: Annotated[
+        Path, typer.Option(help="A new folder for both runs; removed if they end alike.")
+    ] = Path("verify-resume"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the folder.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Prove on this machine that a run which is killed goes on bit for bit."""
+    from shards.disk.folders import remove as remove_folder
+    from train.proof.two_runs import Proof, verify_resume
+
+    for line in verify_resume(Proof(config, overrides or (), steps, ranks, out), say):
+        put(line)
+    if not keep:
+        remove_folder(out)
 
 
 def trace(

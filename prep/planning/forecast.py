@@ -44,8 +44,13 @@ class Forecast:
         return self.set_bytes + self.download_bytes + self.near_bytes
 
 
-def forecast_run(plan: Plan, undone_units: list[int], workers: int, num_parts: int = 1) -> Forecast:
-    """Estimate what the undone units need, for `num_parts` parts with as many workers each."""
+def forecast_run(
+    plan: Plan, undone_units: list[int], workers: int, num_parts: int = 1, num_earlier: int = 0
+) -> Forecast:
+    """Estimate what the undone units need, for `num_parts` parts with as many workers each.
+
+    `num_earlier` documents of the set that they are appended to are compared with theirs.
+    """
     total_bytes = max(sum(unit.num_bytes for unit in plan.units), 1)
     sizes = [plan.units[number].num_bytes for number in undone_units]
     all_tokens = int(plan.num_text_bytes * TOKENS_PER_TEXT_BYTE * sum(sizes) / total_bytes)
@@ -70,20 +75,24 @@ def forecast_run(plan: Plan, undone_units: list[int], workers: int, num_parts: i
         units_on_disk,
         download_bytes,
         fetched_bytes,
-        *forecast_near(plan, plan.num_text_bytes * TOKENS_PER_TEXT_BYTE),
+        *forecast_near(plan, plan.num_text_bytes * TOKENS_PER_TEXT_BYTE, num_earlier),
     )
 
 
-def forecast_near(plan: Plan, num_tokens: float) -> tuple[int, int]:
-    """The disk and memory, in bytes, that --dedup near needs for all units' documents."""
+def forecast_near(plan: Plan, num_tokens: float, num_earlier: int) -> tuple[int, int]:
+    """The disk and memory, in bytes, that --dedup near needs for earlier and all units' documents.
+
+    The signatures of the units' documents wait on the disk; the earlier ones' are made at the end.
+    """
     policy = plan.policy
     if policy.dedup != NEAR:
         return 0, 0
     num_documents = int(min(num_tokens, policy.max_tokens or num_tokens) / DOCUMENT_TOKENS) + 1
     num_documents = min(num_documents, policy.max_documents or num_documents)
     settings = near_settings(policy)
-    disk, memory = measure_need(num_documents, settings)
-    memory = max(memory, min(num_documents, EXACT_DOCUMENTS) * EXACT_BYTES)
+    compared = num_documents + num_earlier
+    disk, memory = measure_need(compared, settings)
+    memory = max(memory, min(compared, EXACT_DOCUMENTS) * EXACT_BYTES)
     return disk + num_documents * signed_entry(settings).itemsize, memory
 
 

@@ -74,6 +74,8 @@ def find_misshape(value: Any, shape: Shape, place: str = "") -> str | None:
     if not is_kind(value, shape):
         name = shape.name if isinstance(shape, Kind) else NAMES[find_type(shape)]
         return f"{place} is {value!r:.60}; expected {name}"
+    if isinstance(shape, type | Kind):
+        return None  # It has no parts.
     keys = list_keys(shape)
     inner = f"{place}." if place else ""
     missing = [key for key in keys if not key.endswith("?") and key not in value]

@@ -11,11 +11,12 @@ from itertools import pairwise
 import numpy as np
 
 from shards.disk.json_files import Json
+from shards.files import ShardFile
 from shards.format import SPLITS, Int64, Shard
 from shards.inspect.duplicates import Duplicates, count_duplicates
 from shards.inspect.lengths import PERCENTILES, LengthCounter, Lengths
 from shards.inspect.near import NearDuplicates, count_near_duplicates
-from shards.reader import Shards, map_shard
+from shards.reader import Shards
 from shards.rows import read_rows
 from shards.screen.lines import ReadProgress
 from shards.screen.names import advise_verify
@@ -132,18 +133,18 @@ class SetCounter:
 
     def count_shard(self, shard: Shard) -> None:
         """Count a shard's documents and tokens, one stretch of a single source at a time."""
-        tokens = map_shard(self.shards.folder, shard)
         start = 0
-        for source, sizes in read_stretches(self.shards, shard):
-            stop = start + int(sizes.sum())
-            counts = self._count_tokens(shard, tokens[start:stop])
-            num_bytes = self.spelling.count_bytes(tokens[start:stop], sizes, counts)
-            amount = Amount(len(sizes), stop - start, num_bytes)
-            if source != REMOVED:
-                self.lengths.add(sizes)
-            self.sources.setdefault(source, Amount()).add(amount)
-            self.splits[shard.split].add(amount)
-            start = stop
+        with ShardFile(self.shards.folder, shard) as file:
+            for source, sizes in read_stretches(self.shards, shard):
+                tokens = file.read_tokens(start, int(sizes.sum()))
+                counts = self._count_tokens(shard, tokens)
+                num_bytes = self.spelling.count_bytes(tokens, sizes, counts)
+                amount = Amount(len(sizes), len(tokens), num_bytes)
+                if source != REMOVED:
+                    self.lengths.add(sizes)
+                self.sources.setdefault(source, Amount()).add(amount)
+                self.splits[shard.split].add(amount)
+                start += len(tokens)
 
     def _count_tokens(self, shard: Shard, tokens: Tokens) -> Int64:
         """How often each id occurs in some of a shard's tokens, a block at a time."""

@@ -197,6 +197,17 @@ def test_the_disk_for_downloads_is_what_the_bound_lets_lie_there(tmp_path: Path)
     )
 
 
+def test_earlier_documents_count_where_near_ones_are_compared() -> None:
+    near = plan_dataset(make_dataset(1, 10**9), dedup="near")
+    alone, appended = (
+        forecast_run(near, [0], workers=1, num_earlier=count) for count in (0, 10**7)
+    )
+    assert appended.near_bytes - alone.near_bytes == 352 * 10**7
+    assert appended.near_memory - alone.near_memory > 8 * 10**7
+    exact = plan_dataset(make_dataset(1, 10**9), dedup="exact")
+    assert forecast_run(exact, [0], workers=1, num_earlier=10**7).near_bytes == 0
+
+
 def test_files_at_urls_count_and_local_ones_do_not(tmp_path: Path) -> None:
     local = write_jsonl(tmp_path / "a.jsonl", [*make_texts(50)])
     names = [f"https://host/{n}.jsonl.zst" for n in range(10)]

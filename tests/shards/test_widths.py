@@ -12,12 +12,13 @@ import pytest
 
 from shards.documents import Sidecars
 from shards.exchange.export import export_megatron
+from shards.files import ShardFile
 from shards.format import Manifest, read_manifest
 from shards.inspect.stats import measure_set
 from shards.inspect.trace import trace_document, trace_samples
 from shards.inspect.verify import verify_shards
 from shards.order import SampleOrder
-from shards.reader import map_shard, open_shards
+from shards.reader import open_shards
 from shards.sidecar import BLOCK_BYTES
 from tests.commands import velocity
 from tests.manifests import edit_manifest
@@ -150,8 +151,11 @@ def test_documents_are_removed(copy: Path, ids: list[list[int]], mode: str) -> N
 
 
 def tokens_of(folder: Path, manifest: Manifest, split: str) -> list[int]:
-    parts = [map_shard(folder, shard).tolist() for shard in manifest.split(split)]
-    return [i for part in parts for i in part]
+    ids: list[int] = []
+    for shard in manifest.split(split):
+        with ShardFile(folder, shard) as file:
+            ids += file.read_tokens(0, shard.num_tokens).tolist()
+    return ids
 
 
 @pytest.mark.parametrize("compress", [(), ("--compress",)])
@@ -266,6 +270,6 @@ def test_ids_of_another_width_are_named(copy: Path) -> None:
         found = f"has {width * len(tokens):,} bytes"
         expected = f"expected {4 * len(tokens):,} bytes, as {len(tokens):,} ids of uint32"
         with pytest.raises(ValueError, match=f"{found}; {expected}; see what else is damaged"):
-            map_shard(copy, shard)
+            ShardFile(copy, shard)
         faults = {name: fault for name, fault in verify_shards(copy) if fault}
         assert list(faults) == [shard.name]

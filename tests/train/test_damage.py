@@ -1,6 +1,8 @@
 """Damaged shards end a run in one line, before they are trained on."""
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 from shards.format import read_manifest
 from shards.reader import open_shards
 from shards.sidecar import BLOCK_BYTES
-from tests.runs import read_metrics, run_small
+from tests.runs import make_overrides, read_metrics, run_small
+from tests.servers.forked import Forked
 from tests.texts import make_texts, prepare_quietly, write_parquet
 
 
@@ -94,9 +97,36 @@ def test_only_the_blocks_that_a_window_touches_are_checked(shards_copy: Path) ->
     assert (stream.read(boundary - 3, 9) == plain.read(boundary - 3, 9)).all()
     with pytest.raises(ValueError, match=f"{first.name}: damaged in tokens 0 to {block:,}: "):
         stream.read(block - 3, 9)
-    # What was read once is not hashed again.
+    # What was read once is not compared again, unless the file was written to.
+    before = (shards_copy / first.name).stat()
     flip_bit(shards_copy, first.name, block + 1)
+    os.utime(shards_copy / first.name, ns=(before.st_atime_ns, before.st_mtime_ns))
     stream.read(block, 9)
+    os.utime(shards_copy / first.name)
+    with pytest.raises(ValueError, match=f"{first.name}: damaged in tokens {block:,} to "):
+        stream.read(block, 9)
+
+
+@pytest.mark.parametrize("verify", ["first-read", "off"])
+def test_a_shard_that_is_cut_short_under_a_run_ends_it_in_a_line(
+    shards_copy: Path, tmp_path: Path, verify: str
+) -> None:
+    """Not by SIGBUS, as it would if it were mapped."""
+    overrides = make_overrides(
+        shards_copy, tmp_path, training__num_training_steps=10**6, data__verify=verify
+    )
+    process = Forked(["train", *overrides])
+    log = tmp_path / "logs" / "metrics.jsonl"
+    while not (log.exists() and log.read_text().count("\n") > 3):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    shard = read_manifest(shards_copy).split("train")[0]
+    os.truncate(shards_copy / shard.name, 1000)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    [line] = [line for line in errors.splitlines() if line.startswith("velocity: ")]
+    assert f"{shards_copy / shard.name} has 1,000 bytes; expected {shard.num_bytes:,} by" in line
+    assert "Traceback" not in errors
 
 
 def test_a_missing_or_stripped_sidecar_is_told_at_the_start(

@@ -32,7 +32,11 @@ ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
 PREP = WORKING | READING | ENCODING
 STEPPING = {"train.ranks", "train.step"}
-TRAIN = {"train", "train.start", "train.checkpoints", "train.tracing", "train.reports"} | STEPPING
+TRAIN = {
+    "train",
+    *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof")),
+    *STEPPING,
+}
 MAY_IMPORT = {
     "shards.screen": set[str](),
     "shards.disk": {"shards.screen"},
@@ -64,6 +68,8 @@ MAY_IMPORT = {
     "train.checkpoints": STEPPING | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
+    "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
+    | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
     "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary"} | SHARDS | MODEL | TRAIN,
 }
@@ -92,6 +98,7 @@ SHARED = {
     "train.checkpoints": {"train.config", "train.settings"},
     "train.start": {"train.config", "train.settings"},
     "train.tracing": {"train.config"},
+    "train.proof": {"train.config", "train.settings"},
     "train.reports": {"train.config", "train.settings"},
 }
 NO_TORCH = {"shards", "prep"}

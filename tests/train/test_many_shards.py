@@ -1,0 +1,60 @@
+"""A set of 11,068 shards, as RefinedWeb's is: a run starts in seconds, and needs few open files."""
+
+import resource
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.shards import make_large
+from shards.files import MOST_OPEN
+from shards.format import read_manifest
+from shards.order import SampleOrder
+from tests.runs import make_overrides, read_metrics
+from tests.servers.forked import Forked
+from train.batches import Batches, Dealing
+from train.run import open_checked_shards
+
+NUM_UNITS = 5534  # Each of them a shard of train, and one of validation.
+
+
+@pytest.fixture(scope="module")
+def large_set(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small set's shards linked under many names, with their sidecars."""
+    folder = tmp_path_factory.mktemp("large") / "shards"
+    make_large(read_manifest(small_shards), small_shards, folder, NUM_UNITS)
+    return folder
+
+
+def allow_few_files() -> None:
+    """As `ulimit -n 256` does."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+
+def test_a_run_reads_them_under_a_limit_of_256_open_files(large_set: Path, tmp_path: Path) -> None:
+    """Its four steps read more than 256 shards."""
+    settings = {"training__batch_size_per_device": 64, "training__num_training_steps": 4}
+    overrides = make_overrides(large_set, tmp_path, **settings)
+    process = Forked(["train", *overrides], setup=allow_few_files)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert sorted(read_metrics(tmp_path)) == [1, 2, 3, 4]
+    assert sorted(read_metrics(tmp_path, "validation_loss")) == [4]
+
+
+def test_a_rank_is_ready_in_seconds(large_set: Path) -> None:
+    """From the manifest to the first batch, in time of the CPU: five seconds are too many."""
+    started = time.process_time()
+    shards = open_checked_shards(str(large_set))
+    stream = shards.stream("train", checks_first_reads=True)
+    shards.stream("validation", checks_first_reads=True)
+    order = SampleOrder(stream.num_tokens, 16, seed=1)
+    dealing = Dealing(batch_size=8, accumulation_steps=4, rank=0, world_size=1)
+    batches = Batches(stream, order, dealing, torch.device("cpu"), consumed=0)
+    tokens, _ = next(batches.next_step())
+    seconds = time.process_time() - started
+    assert tokens.shape == (8, 16)
+    assert len(stream.files.files) <= MOST_OPEN
+    batches.close()
+    assert seconds < 3

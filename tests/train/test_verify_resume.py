@@ -1,0 +1,92 @@
+"""`velocity verify-resume`: real runs, one killed; and what it says where they do not end alike."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.checkpoints.seal import seal
+from tests.commands import velocity
+from tests.runs import SMALL
+from train.proof import two_runs
+from train.proof.differences import compare_tensors
+
+# The kill must find the run at work.
+SETTINGS = SMALL | {"model.hidden_size": 64, "training.gradient_accumulation_steps": 8}
+
+
+def verify_resume(shards: Path, out: Path, *options: object) -> tuple[int, str, str]:
+    words = [f"{key}={value}" for key, value in SETTINGS.items()]
+    return velocity("verify-resume", "--out", out, *options, f"data.shards={shards}", *words)
+
+
+def test_a_run_that_is_killed_ends_as_one_that_is_not(small_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "proof"
+    code, said, errors = verify_resume(small_shards, out, "--ranks", 2, "--steps", 40)
+    assert code == 0, errors
+    assert "the same, bit for bit, after 40 steps" in said
+    assert "resumed from step 20, ranks: 2)" in said
+    assert not out.exists()
+
+
+def test_moments_that_are_lost_are_found_out(
+    small_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill = two_runs.kill_behind
+
+    def kill_and_forget(command: list[str], folder: Path, step: int) -> int:
+        last = kill(command, folder, step)
+        checkpoint = folder / f"checkpoint-{step}"
+        moments = load_file(checkpoint / "optimizer.safetensors")
+        for name in [name for name in moments if name.endswith(".exp_avg")]:
+            moments[name] = torch.zeros_like(moments[name])
+        save_file(moments, checkpoint / "optimizer.safetensors")
+        (checkpoint / "checksums.json").unlink()
+        seal(checkpoint)
+        return last
+
+    monkeypatch.setattr(two_runs, "kill_behind", kill_and_forget)
+    out = tmp_path / "proof"
+    code, _, errors = verify_resume(small_shards, out, "--steps", 40)
+    assert code == 1
+    assert "the two runs do not end alike: model.safetensors: 20 of 20 tensors" in errors
+    assert "losses that differ: from step 22 on" in errors
+    assert "they differ before the kill already (optimizer.safetensors: " in errors
+    assert (out / "killed" / "checkpoint-40").is_dir()
+
+
+def test_tensors_that_differ_are_named(tmp_path: Path) -> None:
+    one, other = tmp_path / "one" / "w.safetensors", tmp_path / "other" / "w.safetensors"
+    for path, shift in ((one, 0.0), (other, 0.25)):
+        path.parent.mkdir()
+        save_file({"a": torch.ones(3), "b": torch.zeros(2) + shift}, path)
+    assert compare_tensors(one, one) is None
+    found = compare_tensors(one, other)
+    assert found == "w.safetensors: 1 of 2 tensors, most of all b, by up to 0.25"
+    save_file({"a": torch.ones(3)}, other)
+    assert compare_tensors(one, other) == "w.safetensors: the names of its tensors"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "3"], "--steps is 3; expected at least 4"),
+        (["--ranks", "0"], "--ranks is 0; expected at least 1"),
+        (["training.learning_rat=1"], "no key 'training.learning_rat'"),
+        (["data.shards=nowhere"], "the run failed with exit code 1: nowhere: no such folder"),
+    ],
+)
+def test_wrong_wishes_are_one_line(tmp_path: Path, options: list[str], message: str) -> None:
+    code, _, errors = velocity(
+        "verify-resume", "--out", tmp_path / "proof", "--config", "tiny", *options
+    )
+    assert code == 1
+    assert message in errors.splitlines()[-1]
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    code, _, errors = velocity("verify-resume", "--out", tmp_path, "--config", "tiny")
+    assert code == 1
+    assert f"{tmp_path}: is not empty; choose another --out" in errors

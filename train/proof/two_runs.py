@@ -1,0 +1,183 @@
+"""`velocity verify-resume`: a run to its end, and one that is killed and started again, compared.
+
+Both are the command as it is typed, torchrun and all, with the run's own settings, but so many
+steps and folders of their own. The second one gets SIGKILL behind a checkpoint, all ranks at once.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.checkpoints.seal import list_checkpoints
+from shards.disk.folders import make_folder
+from shards.disk.space import check_space
+from shards.screen.lines import Say
+from train.config import Config
+from train.proof.differences import find_differences, find_first_unlike, read_losses
+from train.settings import load_config
+from train.start.memory import CHECKPOINT_BYTES
+from train.step.schedule import default_cycle_steps
+
+LOOK_SECONDS = 0.002
+# Both runs keep the checkpoint in the middle and the last one.
+NUM_CHECKPOINTS = 4
+# What a run says at its end, if it fails; the rest is the user's to read in the file.
+LAST_WORDS = 2000
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What is run, and where."""
+
+    name: str | None
+    overrides: Sequence[str]
+    steps: int
+    ranks: int
+    folder: Path
+
+    @property
+    def middle(self) -> int:
+        """The step of the checkpoint behind which the second run is killed."""
+        return self.steps // 2
+
+    def command(self, config: Config, folder: Path) -> list[str]:
+        """The training command, in a folder of its own."""
+        # The schedule stays that of the whole run.
+        cycle = config.training.cycle_steps or default_cycle_steps(config.training)
+        own = {
+            "training.num_training_steps": self.steps,
+            "training.cycle_steps": cycle,
+            "training.save_steps": self.middle,
+            "training.save_total_limit": 2,
+            "training.logging_steps": 1,
+            "infrastructure.output_dir": folder,
+            "infrastructure.logging_dir": "null",
+            "infrastructure.resume_from_checkpoint": "auto",
+        }
+        words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        words += ["--nproc_per_node", str(self.ranks), "-m", "train"]
+        words += ["--config", self.name] if self.name else []
+        return [*words, *self.overrides, *(f"{key}={value}" for key, value in own.items())]
+
+
+def verify_resume(proof: Proof, say: Say) -> list[str]:
+    """Make the proof; returns what was found, line by line.
+
+    Raises ValueError, with what differs, if the two runs do not end alike.
+    """
+    if proof.steps < 4:
+        raise ValueError(f"--steps is {proof.steps}; expected at least 4")
+    if proof.ranks < 1:
+        raise ValueError(f"--ranks is {proof.ranks}; expected at least 1")
+    config = load_config(proof.name, proof.overrides)
+    if proof.folder.exists() and any(proof.folder.iterdir()):
+        raise ValueError(f"{proof.folder}: is not empty; choose another --out")
+    make_folder(proof.folder)
+    size = NUM_CHECKPOINTS * CHECKPOINT_BYTES * config.model.num_parameters()
+    say(check_space(proof.folder, size, "choose another --out", "for four checkpoints"))
+    straight, killed = proof.folder / "straight", proof.folder / "killed"
+
+    say(f"a run of {proof.steps:,} steps, to its end")
+    run_to_end(proof.command(config, straight), straight)
+    say(f"the same, killed (SIGKILL) behind the checkpoint of step {proof.middle:,}")
+    last = kill_behind(proof.command(config, killed), killed, proof.middle)
+    say(f"killed after step {last:,}; the same command again")
+    run_to_end(proof.command(config, killed), killed)
+    return judge(proof, straight, killed, last)
+
+
+def judge(proof: Proof, straight: Path, killed: Path, last: int) -> list[str]:
+    """What the two runs left, compared; ValueError if it is not the same."""
+    logs = [read_losses(folder / "logs") for folder in (straight, killed)]
+    first_unlike = find_first_unlike(*logs)
+    ends = [folder / f"checkpoint-{proof.steps}" for folder in (straight, killed)]
+    lines = find_differences(*ends)
+    if first_unlike is None and not lines:
+        return [
+            f"the same, bit for bit, after {proof.steps:,} steps: weights, Adam's moments, "
+            "training state, and the loss of every step",
+            f"(killed after step {last:,}, resumed from step {proof.middle:,}, ranks: "
+            f"{proof.ranks})",
+        ]
+    middles = [folder / f"checkpoint-{proof.middle}" for folder in (straight, killed)]
+    early = find_differences(*middles)
+    where = (
+        f"they differ before the kill already ({early[0]} at step {proof.middle:,}), so it is not "
+        "resuming that differs: the kernels of this machine do not give the same bits twice"
+        if early
+        else f"they were the same, bit for bit, at step {proof.middle:,}"
+    )
+    loss = "none" if first_unlike is None else f"from step {first_unlike:,} on"
+    raise ValueError(
+        f"the two runs do not end alike: {'; '.join(lines) or 'the checkpoints are the same'}; "
+        f"losses that differ: {loss}; {where}. Both are kept in {proof.folder}"
+    )
+
+
+def run_to_end(command: list[str], folder: Path) -> None:
+    """Run a command to its end; ValueError, with its last words, if it fails."""
+    with started(command, folder) as process:
+        code = process.wait()
+    if code:
+        raise ValueError(describe_failure(folder, code))
+
+
+def kill_behind(command: list[str], folder: Path, step: int) -> int:
+    """Kill a run once it has taken a step behind its checkpoint `step`; its last logged step."""
+    with started(command, folder) as process:
+        while process.poll() is None:
+            if is_behind(folder, step):
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                return read_losses(folder / "logs")[-1][0]
+            time.sleep(LOOK_SECONDS)
+    if process.returncode:
+        raise ValueError(describe_failure(folder, process.returncode))
+    raise ValueError("the run was over before it could be killed; give it more --steps")
+
+
+def is_behind(folder: Path, step: int) -> bool:
+    """Whether a run has a whole checkpoint of a step, and has logged one after it."""
+    losses = read_losses(folder / "logs")
+    if not losses or losses[-1][0] <= step:
+        return False
+    return folder / f"checkpoint-{step}" in list_checkpoints(folder)
+
+
+@contextmanager
+def started(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command as a process group of its own, which ends with us; what it says goes to a file."""
+    # No module of the user's working folder may stand in for one of ours, and no run is logged
+    # elsewhere that is made only to be killed.
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "WANDB_MODE": "disabled"}
+    environment.pop("WANDB_API_KEY", None)
+    with open(words_path(folder), "ab") as words:
+        process = subprocess.Popen(
+            command, stdout=words, stderr=words, env=environment, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def words_path(folder: Path) -> Path:
+    """Where a run's own output goes."""
+    return folder.with_name(f"{folder.name}.txt")
+
+
+def describe_failure(folder: Path, code: int) -> str:
+    """What a run said that failed."""
+    path = words_path(folder)
+    said = path.read_text(encoding="utf-8", errors="replace")[-LAST_WORDS:]
+    own = [line for line in said.splitlines() if line.startswith("velocity: ")]
+    reason = own[-1].removeprefix("velocity: ") if own else "see what it said"
+    return f"the run failed with exit code {code}: {reason} ({path})"
