@@ -60,6 +60,7 @@ def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) ->
                 report = Report(config, run.step, run.is_continued, say)
             return run_steps(run, stop, report)
     finally:
+        rank.place.enter("the end", is_long=None)
         run.batches.close()
         if report:
             report.close()
