@@ -10,11 +10,8 @@ from pathlib import Path
 
 from model.checkpoints.seal import list_checkpoints
 from tests.runs import make_overrides, read_metrics
-from tests.servers.forked import find_port, run_ranks
-from train.checkpoints.position import read_position
 
 Agent = subprocess.Popen[bytes]
-PER_STEP = 400  # Samples; as many micro-steps take a while.
 
 
 def start_torchrun(options: list[str], overrides: list[str], log: Path) -> Agent:
@@ -65,50 +62,3 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(
     assert said.count("ended without a word: killed, perhaps for want of memory") == 1
     assert said.count(f"resuming from {tmp_path}/checkpoints/checkpoint-") == 1
     assert sorted(read_metrics(tmp_path)) == list(range(1, 31))
-
-
-def test_an_elastic_run_loses_a_machine_and_gets_it_back(
-    small_shards: Path, tmp_path: Path
-) -> None:
-    """Two torchruns as two machines; the samples of each step are those of a run of one rank."""
-    port = find_port()
-    options = ["--nnodes", "1:2", "--nproc_per_node", "1", "--max-restarts", "3"]
-    options += ["--rdzv-backend", "c10d", "--rdzv-id", "run", "--shutdown-timeout", "60"]
-    options += ["--rdzv-endpoint", f"127.0.0.1:{port}"]
-    settings = {
-        "training__num_training_steps": 40,
-        "training__save_steps": 2,
-        "training__global_batch_tokens": PER_STEP * 16,
-        "training__gradient_accumulation_steps": "auto",
-    }
-    overrides = make_overrides(small_shards, tmp_path, **settings)
-    folder, log = tmp_path / "checkpoints", tmp_path / "logs" / "metrics.jsonl"
-    first_options = [*options, "--rdzv-conf", "last_call_timeout=2,is_host=1"]
-    other_options = [*options, "--rdzv-conf", "last_call_timeout=2,is_host=0"]
-    first = start_torchrun(first_options, overrides, tmp_path / "first")
-    other = start_torchrun(other_options, overrides, tmp_path / "other")
-    agents = [first, other]
-    try:
-        wait_for(lambda: bool(list_checkpoints(folder)), *agents)
-        for process in (other.pid, *list_ranks(other)):
-            os.kill(process, signal.SIGKILL)
-        other.wait()
-        logged = count_lines(log)
-        wait_for(lambda: count_lines(log) > logged + 4, first)
-        agents.append(start_torchrun(other_options, overrides, tmp_path / "other"))
-        assert [agent.wait(300) for agent in (first, agents[-1])] == [0, 0]
-    finally:
-        for agent in agents:
-            if agent.poll() is None:
-                agent.send_signal(signal.SIGTERM)
-    samples = read_metrics(tmp_path, "samples")
-    assert samples == {step: step * PER_STEP for step in range(1, 41)}
-    newest = read_position(list_checkpoints(folder)[0])
-    assert len(newest.history) == 1
-    run_ranks(2, make_overrides(small_shards, tmp_path / "straight", **settings))
-    straight, losses = read_metrics(tmp_path / "straight"), read_metrics(tmp_path)
-    assert all(abs(losses[step] - straight[step]) < 1e-3 for step in straight)
-
-
-def count_lines(log: Path) -> int:
-    return log.read_text().count("\n")
