@@ -75,6 +75,14 @@ class TrainingConfig:
     eval_windows: int = 256
     # Checkpoints to keep; the oldest are removed.
     save_total_limit: int = 5
+    # Steps between checkpoints that are never removed, saved besides the others; null = none.
+    keep_every_steps: int | None = None
+    # Never remove the checkpoint with the lowest validation loss, of those saved at a step at which
+    # it is taken.
+    keep_best: bool = False
+    # Seconds that a stop signal leaves: a save that is known to take longer is not begun; null = as
+    # long as it takes.
+    stop_seconds: float | None = None
 
     def __post_init__(self) -> None:
         at_least_one = (
@@ -97,8 +105,17 @@ class TrainingConfig:
                 f"training.num_training_steps is {self.num_training_steps}; expected at most "
                 f"{MAX_STEPS:,}"
             )
-        if self.cycle_steps is not None and self.cycle_steps < 1:
-            raise ValueError(f"training.cycle_steps is {self.cycle_steps}; expected at least 1")
+        for name in ("cycle_steps", "keep_every_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"training.{name} is {value}; expected at least 1")
+        if self.stop_seconds is not None and not self.stop_seconds >= 0:
+            raise ValueError(f"training.stop_seconds is {self.stop_seconds}; expected at least 0")
+        if self.keep_best and self.eval_windows == 0:
+            raise ValueError(
+                "training.keep_best goes by the validation loss, which training.eval_windows=0 "
+                "does not take; set one of them otherwise"
+            )
         if not 0 <= self.min_learning_rate <= self.learning_rate:
             raise ValueError(
                 f"training.min_learning_rate is {self.min_learning_rate}; expected a number from 0 "

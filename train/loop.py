@@ -2,6 +2,7 @@
 
 import gc
 import math
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from shards.reader import Shards, TokenStream
 from shards.screen.lines import say
 from train.checkpoints.claim import claim_folders
-from train.checkpoints.folder import SaveError
 from train.config import Config
 from train.evaluate import count_windows, evaluate
 from train.ranks.distributed import Rank, join_ranks
-from train.ranks.ending import Ending, FirstRankError
+from train.ranks.ending import Ending
 from train.ranks.stop import StopFlag
 from train.reports.report import Report
 from train.reports.throughput import Speed, find_device_peak
@@ -57,10 +57,11 @@ def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) ->
     try:
         with rank.telling():
             if rank.is_first:
-                report = Report(config, run.step, run.is_continued, say)
+                report = Report(config, run.step, run.start is not None, say)
             return run_steps(run, stop, report)
     finally:
         rank.place.enter("the end", is_long=None)
+        run.saver.close()
         run.batches.close()
         if report:
             report.close()
@@ -74,8 +75,7 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     training = run.config.training
     validation = run.shards.stream("validation", run.config.data.checks_first_reads)
     speed = make_speed(run)
-    checkpoint, validation_loss, signal_number = None, None, 0
-    saved_step = run.step
+    validation_loss, signal_number = None, 0
     if misses_validation(run, report):
         validation_loss = take_validation_loss(run, validation, stop, report)
     place = run.rank.place
@@ -92,31 +92,37 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         speed.add_loss(loss_sum / run.rank.world_size)
         if report and (run.step % training.logging_steps == 0 or is_last or signal_number):
             report.log_step(run.step, describe_step(run, norm) | speed.take())
-        # Saved before anything else that may fail, such as an evaluation.
-        if run.step % training.save_steps == 0 or is_last or signal_number:
-            if saved := try_to_save(run):
-                checkpoint, saved_step = saved, run.step
-            # One that came meanwhile needs no other checkpoint.
+        # Before anything else that may fail, such as an evaluation.
+        if is_saved(run) and not signal_number:
+            run.save()
+            if is_last:
+                run.saver.wait()
             signal_number = run.rank.max(stop.signal_number)
         if is_validated(run) and not signal_number:
             validation_loss = take_validation_loss(run, validation, stop, report)
             signal_number = run.rank.max(stop.signal_number)
-    if run.step != saved_step:  # A signal during an evaluation, or a disk that was full.
-        place.enter(f"saving step {run.step:,}", is_long=True)
-        checkpoint = run.save()
+    checkpoint = run.saver.finish(
+        run.step, run.take_snapshot, seconds_left(run, stop) if signal_number else None
+    )
     return Outcome(run.step, checkpoint, validation_loss, signal_number)
 
 
-def try_to_save(run: Run) -> Path | None:
-    """Save a checkpoint; if the disk does not take it, say so and go on without."""
-    run.rank.place.enter(f"saving step {run.step:,}", is_long=True)
-    try:
-        return run.save()
-    except FirstRankError:
-        pass
-    except (SaveError, OSError) as error:
-        say(f"{error}; free some disk, it is tried again")
-    return None
+def is_saved(run: Run) -> bool:
+    """Whether the step that the run has done is one with a checkpoint."""
+    training = run.config.training
+    is_last = run.step == training.num_training_steps
+    return (
+        is_last or run.step % training.save_steps == 0 or run.saver.retention.is_permanent(run.step)
+    )
+
+
+def seconds_left(run: Run, stop: StopFlag) -> float | None:
+    """How long a stop signal still leaves, by training.stop_seconds; None = any time."""
+    seconds = run.config.training.stop_seconds
+    if seconds is None:
+        return None
+    # It may have reached another rank, just now.
+    return seconds - (time.monotonic() - stop.since if stop.signal_number else 0)
 
 
 def is_validated(run: Run) -> bool:
@@ -129,7 +135,7 @@ def is_validated(run: Run) -> bool:
 
 def misses_validation(run: Run, report: Report | None) -> bool:
     """Whether a run goes on from a step whose validation loss it was killed before taking."""
-    if not run.is_continued or not is_validated(run):
+    if run.start is None or not is_validated(run):
         return False
     return run.rank.max(report is not None and not report.has_validation(run.step)) > 0
 
@@ -180,6 +186,8 @@ def take_validation_loss(
     )
     if report and loss is not None:
         report.log_validation(run.step, loss)
+    if loss is not None:
+        run.saver.note_loss(run.step, loss)
     return loss
 
 

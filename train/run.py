@@ -1,34 +1,39 @@
 """Puts a run together: from scratch, or from where a checkpoint left it."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.checkpoints.folder import load_model, save_model
+from model.checkpoints.folder import describe_model, name_weights
 from model.checkpoints.hugging_face import Boundaries
+from model.checkpoints.seal import WEIGHTS
 from model.transformer import Transformer
 from shards.disk.layout import TOKENIZER
-from shards.edit.versions import keeps_places
 from shards.inspect.verify import check_shards
 from shards.order import SampleOrder
 from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
 from train.batches import Batches, Dealing
-from train.checkpoints.folder import prune_checkpoints, save_checkpoint, tidy_checkpoints
 from train.checkpoints.history import History, extend_history
-from train.checkpoints.position import Position, read_position, read_run_config
-from train.checkpoints.resume import agree_on_start, is_same_folder
-from train.checkpoints.state import restore_state, save_state
+from train.checkpoints.load import restore
+from train.checkpoints.position import OPTIMIZER, Position
+from train.checkpoints.resume import agree_on_start
+from train.checkpoints.retention import Retention
+from train.checkpoints.same_run import check_same_run, describe_samples
+from train.checkpoints.saver import Saver
+from train.checkpoints.snapshot import HostMemory, Snapshot, take_snapshot
+from train.checkpoints.state import Parts, collect_moments, describe_state
+from train.checkpoints.warm_up import warm_up
 from train.config import Config
 from train.ranks.distributed import Rank
 from train.start.report import check_start
 from train.step.optimizer import SkipCount, make_optimizer, make_scaler
 from train.step.precision import Autocast, check_precision, make_autocast
-from train.step.schedule import describe_change
 
 
 @dataclass
@@ -47,9 +52,12 @@ class Run:
     batches: Batches
     step: int
     history: History
-    # The checkpoint that it goes on from; None = it began from scratch.
+    skips: SkipCount
+    # What else has a state that a checkpoint keeps, by its keys in training_state.json.
+    parts: Parts
+    saver: Saver
+    # The checkpoint of its own that it goes on from; None = a new run begins.
     start: Path | None = None
-    skips: SkipCount = field(default_factory=SkipCount)
 
     @property
     def tokens_per_step(self) -> int:
@@ -62,36 +70,34 @@ class Run:
         dataset_id = self.shards.manifest.dataset_id
         return Position(self.step, self.batches.consumed, self.history, dataset_id)
 
-    @property
-    def folder(self) -> Path:
-        """Where its checkpoints are."""
-        return Path(self.config.infrastructure.output_dir)
+    def take_snapshot(self) -> Snapshot | None:
+        """What a checkpoint holds now, on the first rank; all ranks call it together."""
+        contents: dict[str, bytes] = {}
+        if self.rank.is_first:
+            state = describe_state(self.config, self.position, self.parts)
+            contents = self.model_files | state
+        tensors = {
+            WEIGHTS: name_weights(self.model),
+            OPTIMIZER: collect_moments(self.model, self.optimizer),
+        }
+        return take_snapshot(self.step, tensors, contents, self.host_memory)
 
-    @property
-    def is_continued(self) -> bool:
-        """Whether it goes on from a checkpoint of its own; otherwise a new run begins."""
-        return self.start is not None and is_same_folder(self.start.parent, self.folder)
+    @cached_property
+    def host_memory(self) -> HostMemory | None:
+        """The first rank's memory for snapshots."""
+        return HostMemory(self.rank.device) if self.rank.is_first else None
 
-    def save(self) -> Path:
-        """Write a checkpoint, and remove those beyond the limit; returns its path.
-
-        The first rank writes, all wait. If that fails, SaveError there, FirstRankError elsewhere.
-        """
-        self.rank.do_first(self._save)
-        return self.folder / f"checkpoint-{self.step}"
-
-    def _save(self) -> None:
-        saved = save_checkpoint(self.folder, self.step, self._fill_checkpoint)
-        prune_checkpoints(self.folder, saved, self.config.training.save_total_limit)
-
-    def _fill_checkpoint(self, folder: Path) -> None:
-        tokenizer_json = read_tokenizer_json(self.shards.folder / TOKENIZER)
+    @cached_property
+    def model_files(self) -> dict[str, bytes]:
+        """The files beside the weights: made once, as they never change."""
         manifest = self.shards.manifest
         boundaries = Boundaries(manifest.end_of_text, manifest.begin_of_text)
-        save_model(folder, self.model, tokenizer_json, boundaries)
-        save_state(
-            folder, self.config, self.position, self.model, self.optimizer, self.scaler, self.skips
-        )
+        tokenizer_json = read_tokenizer_json(self.shards.folder / TOKENIZER)
+        return describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
+
+    def save(self) -> None:
+        """Begin to save a checkpoint of this step; all ranks call it together."""
+        self.saver.begin(self.step, self.take_snapshot)
 
 
 def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
@@ -103,18 +109,27 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     start = agree_on_start(config.infrastructure, rank, say)
     if start:
         check_same_run(config, shards, start, say)
-    first_step = read_position(start).step if start else 0
-    check_start(config, rank, shards, first_step, say)
-    folder, keep = Path(config.infrastructure.output_dir), config.training.save_total_limit
-    rank.do_first(lambda: tidy_checkpoints(folder, start, keep))
-    model = build_model(config, rank, start)
+        if changed := describe_samples(config, rank.world_size, start):
+            say(changed)
+    check_start(config, rank, shards, start.position.step if start else 0, say)
+    model = build_model(config, rank)
     optimizer = make_optimizer(model, config.training)
     scaler = make_scaler(rank.device, config.training)
     skips = SkipCount()
+    parts: Parts = {"scaler": scaler, "skips": skips}
+    autocast = make_autocast(rank.device, config.training.precision)
+    parallel_model = share_model(model, rank)
     position = Position(0, 0, (), shards.manifest.dataset_id)
     if start:
-        position = restore_state(start, model, optimizer, scaler, skips)
-        say(f"resuming from {start}: step {position.step:,}")
+        # In this order, or the first step would take more memory than any other.
+        warm_up(parallel_model, config, rank.device, autocast)
+        start = restore(config, rank, shards, start, model, optimizer, parts, say)
+        position = start.position
+        say(f"resuming from {start.path}: step {position.step:,}")
+    folder = config.infrastructure.output_dir
+    own_start = start.path if start and start.is_own else None
+    retention = Retention(Path(folder), config.training)
+    rank.do_first(lambda: retention.tidy(own_start))
     batches = make_batches(config, rank, shards, position.samples_consumed)
     per_step = batches.dealing.samples_per_step
     history = extend_history(position.history, position.step, position.samples_consumed, per_step)
@@ -123,15 +138,17 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         rank,
         shards,
         model,
-        share_model(model, rank),
+        parallel_model,
         optimizer,
         scaler,
-        make_autocast(rank.device, config.training.precision),
+        autocast,
         batches,
         position.step,
         history,
-        start,
         skips,
+        parts,
+        Saver(rank, retention, position.step, own_start, say),
+        own_start,
     )
 
 
@@ -154,14 +171,11 @@ def fit_model(config: Config, shards: Shards) -> Config:
     return replace(config, model=model)
 
 
-def build_model(config: Config, rank: Rank, start: Path | None) -> Transformer:
-    """The model on this rank's device: a checkpoint's, or a new one made from the seed."""
-    if start:
-        model = load_model(start, rank.device)
-    else:
-        torch.manual_seed(config.infrastructure.seed)
-        with rank.device:
-            model = Transformer(config.model)
+def build_model(config: Config, rank: Rank) -> Transformer:
+    """A new model on this rank's device, made from the seed."""
+    torch.manual_seed(config.infrastructure.seed)
+    with rank.device:
+        model = Transformer(config.model)
     checkpointing = config.training.activation_checkpointing
     assert checkpointing != "auto", "it is chosen before the model is built"
     model.activation_checkpointing = checkpointing
@@ -192,49 +206,3 @@ def make_batches(config: Config, rank: Rank, shards: Shards, consumed: int) -> B
         rank.world_size,
     )
     return Batches(stream, order, dealing, rank.device, consumed)
-
-
-def check_same_run(config: Config, shards: Shards, start: Path, say: Say) -> None:
-    """Raise ValueError if a fixed setting differs from the checkpoint's; report other changes."""
-    before = read_run_config(start)
-    fixed = [
-        ("data.max_seq_length", before.data.max_seq_length, config.data.max_seq_length),
-        ("infrastructure.seed", before.infrastructure.seed, config.infrastructure.seed),
-        ("dataset_id", find_own_id(shards, start, say), shards.manifest.dataset_id),
-    ]
-    for entry in fields(config.model):
-        old, new = getattr(before.model, entry.name), getattr(config.model, entry.name)
-        fixed.append((f"model.{entry.name}", old, new))
-    for name, old, new in fixed:
-        if old != new:
-            raise ValueError(
-                f"{start}: was trained with {name}={old}, now it is {new}; keep it as it was, or "
-                "choose another infrastructure.output_dir for a new run"
-            )
-    old, new = before.infrastructure.log_folder, config.infrastructure.log_folder
-    is_own = is_same_folder(start.parent, config.infrastructure.output_dir)
-    if is_own and old.is_dir() and not is_same_folder(old, new):
-        say(f"the log goes on in {new}; what was logged before is in {old}")
-    for entry in fields(config.training):
-        old, new = getattr(before.training, entry.name), getattr(config.training, entry.name)
-        if old != new:
-            say(f"training.{entry.name} was {old}, is now {new}")
-    changed = describe_change(before.training, config.training, read_position(start).step)
-    if changed:
-        say(changed)
-
-
-def find_own_id(shards: Shards, start: Path, say: Say) -> str:
-    """A checkpoint's dataset_id; the set's own if all remaining tokens kept their places.
-
-    The order of samples is then the same, and only what was removed reads as ends of documents.
-    """
-    dataset_id = read_position(start).dataset_id
-    if not keeps_places(shards.folder, shards.manifest, dataset_id):
-        return dataset_id
-    say(
-        f"{shards.folder}: documents were removed since {start} was written (dataset_id "
-        f"{dataset_id[:12]} became {shards.manifest.dataset_id[:12]}); every other token kept its "
-        "place, so the run continues"
-    )
-    return shards.manifest.dataset_id

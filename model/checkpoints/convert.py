@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from model.checkpoints.folder import save_model, write_json
+from model.checkpoints.folder import encode_json, save_model
 from model.checkpoints.original import is_seed_checkpoint, load_seed_model
 from model.checkpoints.seal import (
     CHECKSUMS,
@@ -51,4 +51,4 @@ def _copy(folder: Path, out: Path) -> None:
             shutil.copyfile(file, out / file.name)
     values = read_json(folder / TOKENIZER_CONFIG)
     del values["split_special_tokens"]
-    write_json(out / TOKENIZER_CONFIG, values)
+    (out / TOKENIZER_CONFIG).write_bytes(encode_json(values))

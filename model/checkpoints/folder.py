@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from model.checkpoints.hugging_face import (
     Boundaries,
@@ -29,15 +29,16 @@ from model.checkpoints.seal import (
     TOKENIZER_CONFIG,
     WEIGHTS,
     CheckpointError,
+    Sealed,
     read_json,
 )
+from model.checkpoints.tensor_file import MAX_HEADER_BYTES, write_tensors
 from model.config import ModelConfig
 from model.transformer import Transformer
 
 EMBEDDING = "model.embed_tokens.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
 WEIGHTS_PER_LAYER = 9
-MAX_HEADER_BYTES = 2**24  # A weight takes some hundred.
 HEAD = "lm_head.weight"  # Tied to the embedding, so it is not saved.
 
 
@@ -48,23 +49,42 @@ def save_model(
 
     `boundaries` are <|endoftext|> after each document unless given.
     """
-    config, dtype = model.config, model.lm_head.weight.dtype
     boundaries = boundaries or Boundaries(find_end_of_text(tokenizer_json))
+    dtype = model.lm_head.weight.dtype
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights(folder, name_weights(model))
+    for name, content in describe_model(model.config, dtype, tokenizer_json, boundaries).items():
+        (folder / name).write_bytes(content)
+
+
+def name_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that a checkpoint holds, by their names there: each once."""
+    return {name: weight for name, weight in model.state_dict().items() if name != HEAD}
+
+
+def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> Sealed:
+    """Write model.safetensors; its size and sha256."""
+    return write_tensors(folder / WEIGHTS, weights, metadata={"format": "pt"})
+
+
+def describe_model(
+    config: ModelConfig, dtype: torch.dtype, tokenizer_json: str, boundaries: Boundaries
+) -> dict[str, bytes]:
+    """The model's four files beside its weights, by name; they are the same at every step."""
     if boundaries.end >= config.num_ids:
         raise ValueError(
             f"the tokenizer ends a document with token {boundaries.end}, but the model's "
             f"vocab_size is {config.num_ids}; save the model with the tokenizer it was trained with"
         )
     tokenizer = KeptTokenizer(tokenizer_json, boundaries)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: weight for name, weight in model.state_dict().items() if name != HEAD}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / TOKENIZER).write_bytes(tokenizer.make_tokenizer_json().encode())
     dtype_name = str(dtype).removeprefix("torch.")
-    write_json(folder / CONFIG, make_config_json(config, boundaries, dtype_name))
     tokenizer_config = tokenizer.make_tokenizer_config_json(config.max_position_embeddings)
-    write_json(folder / TOKENIZER_CONFIG, tokenizer_config)
-    write_json(folder / GENERATION_CONFIG, make_generation_config_json(boundaries))
+    return {
+        TOKENIZER: tokenizer.make_tokenizer_json().encode(),
+        CONFIG: encode_json(make_config_json(config, boundaries, dtype_name)),
+        TOKENIZER_CONFIG: encode_json(tokenizer_config),
+        GENERATION_CONFIG: encode_json(make_generation_config_json(boundaries)),
+    }
 
 
 def load_model(
@@ -192,6 +212,6 @@ def _check_weight(
         )
 
 
-def write_json(path: Path, values: Json) -> None:
-    """Write one of a checkpoint's JSON files, as people read it."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+def encode_json(values: Json) -> bytes:
+    """One of a checkpoint's JSON files, as people read it."""
+    return (json.dumps(values, indent=2) + "\n").encode()

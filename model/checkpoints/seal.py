@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
 MODEL_FILES = (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG)
 CHECKSUMS = "checksums.json"
+# In the folder of checkpoints: which of them has the lowest validation loss.
+BEST, BEST_NAME = "best.json", "best"
 CHECKPOINT_NAME = r"checkpoint-(\d+)"
 # What the trainer puts beside the model; a folder that holds one of them was written by it.
 TRAINING_FILES = ("training_state.json", "optimizer.safetensors", "run_config.json")
@@ -40,39 +43,56 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, incomplete, damaged or of another architecture."""
 
 
-def seal(folder: Path) -> None:
-    """Sync every file in `folder` to disk, then write the list that marks it complete."""
+@dataclass(frozen=True)
+class Sealed:
+    """What a seal says about a file."""
+
+    num_bytes: int
+    sha256: str
+
+
+def seal(folder: Path, written: Mapping[str, Sealed] | None = None) -> None:
+    """Sync every file in `folder` to disk, then write the list that marks it complete.
+
+    `written` are files that are on disk already and were hashed as they were written.
+    """
     temporary = folder / f"{CHECKSUMS}.tmp"
     temporary.touch()
     files = {}
     for path in sorted(folder.iterdir()):
         if not path.name.startswith(CHECKSUMS):
             assert path.is_file(), f"{path} is not a plain file; a checkpoint folder is flat"
-            # safetensors creates files that only their owner can read.
-            path.chmod(temporary.stat().st_mode)
-            _sync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
+            found = (written or {}).get(path.name)
+            if found is None:
+                _sync(path)
+                found = Sealed(path.stat().st_size, _hash_file(path))
+            files[path.name] = {"bytes": found.num_bytes, "sha256": found.sha256}
     temporary.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
     _sync(temporary)
     os.replace(temporary, folder / CHECKSUMS)
     _sync(folder)
 
 
-def verify(folder: Path, names: Collection[str] | None = None) -> None:
-    """Check files (all, or `names`) against the seal; CheckpointError names the first fault."""
-    sealed = _read_checksums(folder / CHECKSUMS)
+def verify(
+    folder: Path, names: Collection[str] | None = None, unread: Collection[str] = ()
+) -> None:
+    """Check files (all, or `names`) against the seal; CheckpointError names the first fault.
+
+    Of those in `unread` only the size is checked: whoever reads them hashes them meanwhile.
+    """
+    sealed = read_seal(folder)
     for name in sealed if names is None else names:
         path = folder / name
         if name not in sealed:
             raise CheckpointError(f"{path}: not listed in {CHECKSUMS}, so nothing vouches for it")
         if not path.is_file():
             raise CheckpointError(f"{path}: missing, though {CHECKSUMS} lists it")
-        num_bytes, sealed_bytes = path.stat().st_size, sealed[name]["bytes"]
+        num_bytes, sealed_bytes = path.stat().st_size, sealed[name].num_bytes
         if num_bytes != sealed_bytes:
             raise CheckpointError(
                 f"{path}: damaged; {num_bytes:,} bytes, expected {sealed_bytes:,}"
             )
-        if _hash_file(path) != sealed[name]["sha256"]:
+        if name not in unread and _hash_file(path) != sealed[name].sha256:
             raise CheckpointError(f"{path}: damaged; its sha256 is not the one in {CHECKSUMS}")
 
 
@@ -91,10 +111,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that `path` names: the folder itself, or the newest undamaged one in it.
 
+    `best` in a folder of checkpoints names the one with the lowest validation loss.
     Damaged ones are skipped and reported on stderr. A folder from elsewhere needs no seal and is
     taken as is; one of ours that has lost it is refused. Raises CheckpointError, saying what was
     found, if there is no checkpoint.
     """
+    if path.name == BEST_NAME and not path.exists() and (path.parent / BEST).is_file():
+        path = path.parent / f"checkpoint-{read_json(path.parent / BEST).get('step')}"
     if _is_checkpoint(path):
         if is_sealed(path):
             _verify_or_offer_another(path)
@@ -179,8 +202,9 @@ def _describe(path: Path, complete: list[Path]) -> str:
     )
 
 
-def _read_checksums(path: Path) -> dict[str, dict[str, Any]]:
+def read_seal(folder: Path) -> dict[str, Sealed]:
     """The sealed files by name; CheckpointError if a name leads out of the folder."""
+    path = folder / CHECKSUMS
     files = read_json(path).get("files")
     if not isinstance(files, dict) or not all(
         isinstance(entry, dict)
@@ -192,7 +216,7 @@ def _read_checksums(path: Path) -> dict[str, dict[str, Any]]:
     for name in files:
         if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
             raise CheckpointError(f"{path}: {name!r} is not a plain file name")
-    return files
+    return {name: Sealed(entry["bytes"], entry["sha256"]) for name, entry in files.items()}
 
 
 def _hash_file(path: Path) -> str:

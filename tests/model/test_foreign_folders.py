@@ -21,8 +21,7 @@ from model.generate import load_generator
 from tests.model.test_checkpoint_folder import edit_json
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model, make_tokenizer
 from tests.vocabularies import build
-from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE
-from train.checkpoints.state import OPTIMIZER
+from train.checkpoints.position import OPTIMIZER, RUN_CONFIG, TRAINING_STATE
 
 EOS = "<|endoftext|>"
 CHAT = "<|user|>naïve 2026<|end|>\n<|bot|>"

@@ -25,8 +25,7 @@ from model.checkpoints.seal import (
 from model.generate import load_generator
 from tests.model.test_checkpoint_folder import edit_json, write_checkpoint, write_seed_checkpoint
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model
-from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE
-from train.checkpoints.state import OPTIMIZER
+from train.checkpoints.position import OPTIMIZER, RUN_CONFIG, TRAINING_STATE
 
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
 

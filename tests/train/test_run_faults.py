@@ -31,12 +31,16 @@ Shards = Path
 
 
 @contextmanager
-def each_step(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> Iterator[None]:
-    """Call `do` with the number of each step, after it was taken."""
+def each_step(
+    monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None], waits: bool = True
+) -> Iterator[None]:
+    """Call `do` with the number of each step after it was taken, and the save before it ended."""
     take_step = train.loop.take_step
 
     def take_and_do(run: Run) -> tuple[float, float]:
         taken = take_step(run)
+        if waits:
+            run.saver.wait()
         do(run.step)
         return taken
 
@@ -451,9 +455,9 @@ def test_a_signal_during_a_save_makes_no_other_one(
     stop = StopFlag()
     save = Run.save
 
-    def signal_and_save(run: Run) -> Path:
+    def signal_and_save(run: Run) -> None:
         stop.take(signal.SIGTERM)
-        return save(run)
+        save(run)
 
     monkeypatch.setattr(Run, "save", signal_and_save)
     outcome = run_until(tmp_path, small_shards, stop, training__save_steps=3)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import train.checkpoints.saver
 import train.loop
 import train.run
 from model.checkpoints.seal import list_checkpoints, verify
@@ -21,10 +22,10 @@ SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
 # What a run is in the middle of when the signal comes, and from which step on.
 PHASES = {
     "start": (train.run, "build_model", 0),
-    "resume": (train.run, "restore_state", 0),
+    "resume": (train.run, "restore", 0),
     "compile": (Transformer, "compile_blocks", 0),
     "step": (train.loop, "update", 3),
-    "save": (train.run, "save_checkpoint", 1),
+    "save": (train.checkpoints.saver, "save_checkpoint", 1),
     "evaluate": (train.loop, "evaluate", 1),
     "end": (train.loop, "describe_step", 6),
 }

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from model.checkpoints.seal import CheckpointError, seal
 from tests.runs import make_config, make_overrides, read_metrics, run_small
 from tests.servers.forked import run_ranks
+from train.checkpoints.position import OPTIMIZER
 from train.checkpoints.resume import find_start
-from train.checkpoints.state import OPTIMIZER
 from train.config import TrainingConfig
 from train.step.optimizer import SkipCount, make_scaler, update
 
@@ -234,7 +234,7 @@ def test_a_named_checkpoint_starts_another_run(small_shards: Path, tmp_path: Pat
     config = make_config(small_shards, tmp_path / "third").infrastructure
     config = replace(config, resume_from_checkpoint=str(tmp_path / "nowhere"))
     with pytest.raises(CheckpointError, match="nowhere: no such checkpoint"):
-        find_start(config, say=lambda text: None)
+        find_start(config, lambda text: None, set())
 
 
 @pytest.mark.parametrize(

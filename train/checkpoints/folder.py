@@ -2,16 +2,13 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from model.checkpoints.seal import CHECKSUMS, list_checkpoints, seal
+from model.checkpoints.seal import CHECKSUMS, Sealed, list_checkpoints, seal
 from shards.disk.durable import sync_folder
 from shards.disk.folders import make_folder, remove
-from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE
-from train.checkpoints.state import OPTIMIZER
+from train.checkpoints.position import OPTIMIZER, RUN_CONFIG, TRAINING_STATE
 
 UNFINISHED = ".unfinished-"
 REMOVED = ".removed-"
@@ -21,8 +18,12 @@ class SaveError(OSError):
     """A checkpoint that could not be written; those before it are intact."""
 
 
-def save_checkpoint(folder: Path, step: int, fill: Callable[[Path], None]) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, fill: Callable[[Path], Mapping[str, Sealed] | None]
+) -> Path:
     """Make folder/checkpoint-<step>, whose files `fill` writes; returns its path.
+
+    `fill` returns what it has put on disk and hashed itself, if anything.
 
     It gets its name once all its files and their sha256s are on disk, so a kill at any moment
     leaves either the whole checkpoint or none. SaveError, and no trace, if it cannot be written.
@@ -33,13 +34,12 @@ def save_checkpoint(folder: Path, step: int, fill: Callable[[Path], None]) -> Pa
         make_folder(folder)
         clear_leftovers(folder)
         unfinished.mkdir()
-        fill(unfinished)
-        seal(unfinished)
+        seal(unfinished, fill(unfinished))
         if os.path.lexists(final):  # A damaged one, or one that the run was rewound past.
             remove_checkpoint(final)
         os.rename(unfinished, final)
         sync_folder(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         remove(unfinished, ignore_errors=True)
         raise SaveError(
             f"{final} could not be written ({error}); the checkpoints before it are intact"
@@ -47,30 +47,28 @@ def save_checkpoint(folder: Path, step: int, fill: Callable[[Path], None]) -> Pa
     return final
 
 
-def prune_checkpoints(folder: Path, newest: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, `newest` included.
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name.
+
+    >>> step_of(Path("checkpoints/checkpoint-2000"))
+    2000
+    """
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def prune_checkpoints(
+    folder: Path, newest: Path, keep: int, is_kept: Callable[[int], bool] = lambda step: False
+) -> None:
+    """Remove all but the newest `keep` checkpoints, `newest` included, and steps that are kept.
 
     Those of later steps go as well: they were damaged, so the run resumed from before them, and the
     next start would find them first.
     """
     checkpoints = list_checkpoints(folder)
     place = checkpoints.index(newest)
-    for old in checkpoints[:place] + checkpoints[place + keep :]:
-        remove_checkpoint(old)
-
-
-def tidy_checkpoints(folder: Path, start: Path | None, keep: int) -> None:
-    """Remove what a run that was killed while it saved or pruned has left behind.
-
-    `start` is the checkpoint that the run goes on from; later ones stay until it has saved again.
-    """
-    if not folder.is_dir():
-        return
-    clear_leftovers(folder)
-    checkpoints = list_checkpoints(folder)
-    if start in checkpoints:
-        for old in checkpoints[checkpoints.index(start) + keep :]:
-            remove_checkpoint(old)
+    old = [path for path in checkpoints[place + keep :] if not is_kept(step_of(path))]
+    for path in checkpoints[:place] + old:
+        remove_checkpoint(path)
 
 
 def clear_leftovers(folder: Path) -> None:

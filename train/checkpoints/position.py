@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.disk.json_files import load_json
+from shards.disk.json_files import Json, load_json
 from train.checkpoints.history import History, Stretch
 from train.config import Config
 from train.settings import config_from_dict
 
 TRAINING_STATE = "training_state.json"
 RUN_CONFIG = "run_config.json"
+OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,13 @@ class Position:
 
 def read_position(folder: Path) -> Position:
     """How far the run had come at a checkpoint."""
-    raw = load_json(folder / TRAINING_STATE)
-    history = tuple(Stretch(**entry) for entry in raw["history"])
-    return Position(raw["step"], raw["samples_consumed"], history, raw["dataset_id"])
+    return parse_position(load_json(folder / TRAINING_STATE))
+
+
+def parse_position(state: Json) -> Position:
+    """How far the run had come, by what training_state.json holds."""
+    history = tuple(Stretch(**entry) for entry in state["history"])
+    return Position(state["step"], state["samples_consumed"], history, state["dataset_id"])
 
 
 def read_run_config(folder: Path) -> Config:

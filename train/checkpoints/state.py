@@ -1,108 +1,84 @@
 """A run's state besides the model: what a checkpoint keeps so that resuming is exact.
 
     optimizer.safetensors    Adam's moments and step counts, by the parameters' names
-    training_state.json      step, samples consumed, scaler, skips, history, dataset_id
+    training_state.json      step, samples consumed, history, dataset_id, and the parts
     run_config.json          the settings
 
-There is no other state: the data order is arithmetic, the learning rate a function of the step,
-and nothing in the model is random. torch's generator is saved all the same.
+The parts are whatever else has a state: the loss scaler, the count of skipped steps. train/run.py
+names them, and a new one is a line there. There is no other state: the data order is arithmetic,
+the learning rate a function of the step, and nothing in the model is random. torch's generator is
+saved all the same.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from shards.disk.json_files import load_json
-from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, Position, read_position
+from shards.disk.json_files import Json
+from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, Position
 from train.config import Config
 from train.settings import config_to_dict
-from train.step.optimizer import SkipCount
 
-OPTIMIZER = "optimizer.safetensors"
 GENERATOR = "generator"
 
 
-def save_state(
-    folder: Path,
-    config: Config,
-    position: Position,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    skips: SkipCount,
-) -> None:
-    """Write the three files of a run's state into a checkpoint's folder."""
-    tensors = collect_moments(model, optimizer)
-    tensors[GENERATOR] = torch.get_rng_state()
-    save_file(tensors, folder / OPTIMIZER)
+class Part(Protocol):
+    """Something with a state of plain data, as torch's GradScaler has."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state, as JSON can hold it; {} if it has none."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Take over such a state."""
+
+
+# By their keys in training_state.json.
+Parts = Mapping[str, Part]
+
+
+def describe_state(config: Config, position: Position, parts: Parts) -> dict[str, bytes]:
+    """The JSON files of a run's state, by name."""
     state = {
         "step": position.step,
         "samples_consumed": position.samples_consumed,
         "history": [asdict(stretch) for stretch in position.history],
         "dataset_id": position.dataset_id,
-        "scaler": scaler.state_dict(),
-        "skips": asdict(skips),
         "torch": torch.__version__,
     }
-    write_json(folder / TRAINING_STATE, state)
-    write_json(folder / RUN_CONFIG, config_to_dict(config))
+    state |= {key: part.state_dict() for key, part in parts.items()}
+    return {TRAINING_STATE: encode_json(state), RUN_CONFIG: encode_json(config_to_dict(config))}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write plain data as JSON."""
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+def encode_json(value: Any) -> bytes:
+    """Plain data as the text of a JSON file."""
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def collect_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors under `<parameter>.<moment>`, on the CPU."""
-    tensors = {}
+def collect_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What optimizer.safetensors holds: `<parameter>.<moment>`, and torch's generator."""
+    tensors = {GENERATOR: torch.get_rng_state()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
-            tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
+            tensors[f"{name}.{key}"] = value
     return tensors
 
 
-def restore_state(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    skips: SkipCount,
-) -> Position:
-    """Restore optimizer, scaler, skips and generator; returns how far the run had come."""
-    raw = load_json(folder / TRAINING_STATE)
-    tensors = load_file(folder / OPTIMIZER)
-    torch.set_rng_state(tensors.pop(GENERATOR))
-    restore_moments(folder, model, optimizer, tensors)
-    scaler.load_state_dict(raw["scaler"] or scaler.state_dict())
-    skips.total, skips.in_a_row = raw["skips"]["total"], raw["skips"]["in_a_row"]
-    return read_position(folder)
+def make_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer room for the moments of all parameters, to be loaded."""
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.empty_like(parameter, requires_grad=False),
+            "exp_avg_sq": torch.empty_like(parameter, requires_grad=False),
+        }
 
 
-def restore_moments(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    tensors: dict[str, torch.Tensor],
-) -> None:
-    """Restore Adam's tensors, each on its parameter's device; ValueError if names do not match."""
-    expected = 0
-    for name, parameter in model.named_parameters():
-        state = {}
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = tensors.get(f"{name}.{key}")
-            if value is None:
-                raise ValueError(
-                    f"{folder / OPTIMIZER}: no {name}.{key}, which the model's optimizer needs; "
-                    "the file belongs to another model"
-                )
-            # A copy: safetensors maps the file, which may be replaced while the run continues.
-            state[key] = value.to(parameter.device, copy=True)
-            expected += 1
-        optimizer.state[parameter] = state
-    assert expected == len(tensors), f"{folder / OPTIMIZER} holds more than the optimizer does"
+def restore_parts(state: Json, parts: Parts) -> None:
+    """Give each part its state; one that the checkpoint does not know stays as it is."""
+    for key, part in parts.items():
+        if state.get(key):
+            part.load_state_dict(state[key])

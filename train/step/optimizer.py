@@ -1,7 +1,7 @@
 """AdamW, and one update: unscale, clip, step or skip."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -38,6 +38,14 @@ class SkipCount:
         """Count one step, skipped or not."""
         self.total += skipped
         self.in_a_row = self.in_a_row + 1 if skipped else 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The counts, for a checkpoint."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take over a checkpoint's counts."""
+        self.total, self.in_a_row = state["total"], state["in_a_row"]
 
     def check(self, config: TrainingConfig, step: int, loss_scale: float) -> None:
         """Raise ValueError with a report after too many skips in a row."""

@@ -1,0 +1,134 @@
+"""A checkpoint's tensors to all ranks: the first one reads and checks each file once.
+
+The others receive what it has read, tensor by tensor, so a file system serves a run of any size
+once. Whether a file is damaged shows at its end; then everything read from it is to be replaced,
+from the checkpoint before, which has the same tensors.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.checkpoints.folder import name_weights
+from model.checkpoints.seal import WEIGHTS, CheckpointError, read_seal
+from model.checkpoints.tensor_file import TensorReader, check_entries
+from shards.reader import Shards
+from shards.screen.lines import Say
+from train.checkpoints.position import OPTIMIZER
+from train.checkpoints.resume import TRYING, Start, agree_on_start
+from train.checkpoints.same_run import check_same_run
+from train.checkpoints.state import (
+    GENERATOR,
+    Parts,
+    collect_moments,
+    make_moments,
+    restore_parts,
+)
+from train.config import Config
+from train.ranks.distributed import Rank
+from train.ranks.exchange import share_json, spread_tensor
+
+
+def restore(
+    config: Config,
+    rank: Rank,
+    shards: Shards,
+    start: Start,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: Parts,
+    say: Say,
+) -> Start:
+    """Give a run the state of a checkpoint, or of one before it if it is damaged; which it was.
+
+    All ranks call this together. CheckpointError on the first one if there is none left.
+    """
+    damaged: set[Path] = set()
+    while fault := load_tensors(start.path, rank, model, optimizer):
+        if not start.is_own:
+            rank.do_first(partial(refuse_damaged, fault))
+        say(f"{fault}; {TRYING}")
+        damaged.add(start.path)
+        before = agree_on_start(config.infrastructure, rank, say, damaged)
+        assert before, "another process has removed the damaged checkpoint"
+        start = before
+        check_same_run(config, shards, start, say)
+    restore_parts(start.state, parts)
+    return start
+
+
+def refuse_damaged(fault: str) -> None:
+    """CheckpointError for a checkpoint that was named and cannot be read."""
+    raise CheckpointError(fault)
+
+
+def load_tensors(
+    folder: Path, rank: Rank, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> str | None:
+    """Load weights, moments and the generator's state; what is wrong with them, if anything is."""
+    fault = load_file(folder / WEIGHTS, rank, name_weights(model))
+    if fault is None:
+        make_moments(model, optimizer)
+        moments = collect_moments(model, optimizer)
+        generator = moments[GENERATOR] = moments[GENERATOR].to(rank.device)
+        fault = load_file(folder / OPTIMIZER, rank, moments)
+        if fault is None:
+            torch.set_rng_state(generator.cpu())
+    return fault
+
+
+def load_file(path: Path, rank: Rank, targets: Mapping[str, Tensor]) -> str | None:
+    """Load one file into tensors; what is wrong with it, on all ranks, None if nothing is."""
+    reading = Reading(path, targets) if rank.is_first else None
+    for name in share_json(rank, reading and reading.names):
+        spread_tensor(rank, targets[name], reading.read_into if reading else refuse)
+    if reading:
+        reading.end()
+    fault: str | None = share_json(rank, reading and reading.fault)
+    return fault
+
+
+class Reading:
+    """A file read by the first rank: after a fault it reads on for form's sake, as others wait."""
+
+    def __init__(self, path: Path, targets: Mapping[str, Tensor]) -> None:
+        self.path = path
+        self.fault: str | None = None
+        self.names: list[str] = []
+        self.reader: TensorReader | None = None
+        self._try(lambda: self._open(targets))
+
+    def read_into(self, target: Tensor) -> None:
+        """Read the next tensor, unless there was a fault."""
+        reader = self.reader
+        if reader and self.fault is None:
+            self._try(lambda: reader.read_into(target))
+
+    def end(self) -> None:
+        """Check what was read, and close the file."""
+        reader = self.reader
+        if reader:
+            if self.fault is None:
+                self._try(reader.check)
+            reader.file.close()
+
+    def _open(self, targets: Mapping[str, Tensor]) -> None:
+        self.reader = TensorReader(self.path, read_seal(self.path.parent)[self.path.name])
+        check_entries(self.path, self.reader.entries, targets)
+        self.names = [entry.name for entry in self.reader.entries]
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except CheckpointError as error:
+            self.fault = str(error)
+        except OSError as error:
+            self.fault = f"{self.path}: cannot be read ({error})"
+
+
+def refuse(_target: Tensor) -> None:
+    """Only the first rank reads."""
+    raise AssertionError

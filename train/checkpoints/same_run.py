@@ -1,0 +1,70 @@
+"""Whether a run may go on from a checkpoint, and what it then does otherwise than before."""
+
+from dataclasses import fields
+
+from shards.edit.versions import keeps_places
+from shards.reader import Shards
+from shards.screen.lines import Say
+from train.checkpoints.resume import Start, is_same_folder
+from train.config import Config
+from train.step.schedule import describe_change
+
+
+def check_same_run(config: Config, shards: Shards, start: Start, say: Say) -> None:
+    """Raise ValueError if a fixed setting differs from the checkpoint's; report other changes."""
+    before, folder = start.config, start.path
+    fixed = [
+        ("data.max_seq_length", before.data.max_seq_length, config.data.max_seq_length),
+        ("infrastructure.seed", before.infrastructure.seed, config.infrastructure.seed),
+        ("dataset_id", find_own_id(shards, start, say), shards.manifest.dataset_id),
+    ]
+    for entry in fields(config.model):
+        old, new = getattr(before.model, entry.name), getattr(config.model, entry.name)
+        fixed.append((f"model.{entry.name}", old, new))
+    for name, old, new in fixed:
+        if old != new:
+            raise ValueError(
+                f"{folder}: was trained with {name}={old}, now it is {new}; keep it as it was, or "
+                "choose another infrastructure.output_dir for a new run"
+            )
+    old, new = before.infrastructure.log_folder, config.infrastructure.log_folder
+    is_own = start.is_own
+    if is_own and old.is_dir() and not is_same_folder(old, new):
+        say(f"the log goes on in {new}; what was logged before is in {old}")
+    for entry in fields(config.training):
+        old, new = getattr(before.training, entry.name), getattr(config.training, entry.name)
+        if old != new:
+            say(f"training.{entry.name} was {old}, is now {new}")
+    changed = describe_change(before.training, config.training, start.position.step)
+    if changed:
+        say(changed)
+
+
+def describe_samples(config: Config, world_size: int, start: Start) -> str | None:
+    """What a step takes otherwise than before, and how to keep it; None if nothing."""
+    training, history = config.training, start.position.history
+    micro_step = training.batch_size_per_device * world_size
+    now = micro_step * training.gradient_accumulation_steps
+    before = history[-1].samples_per_step
+    if now == before:
+        return None
+    changed = f"a step takes {now:,} samples on {world_size:,} ranks, and took {before:,} before"
+    if before % micro_step:
+        return f"{changed}; to keep that, choose batch x accumulation x ranks anew"
+    return f"{changed}; training.gradient_accumulation_steps={before // micro_step} keeps that"
+
+
+def find_own_id(shards: Shards, start: Start, say: Say) -> str:
+    """A checkpoint's dataset_id; the set's own if all remaining tokens kept their places.
+
+    The order of samples is then the same, and only what was removed reads as ends of documents.
+    """
+    dataset_id = start.position.dataset_id
+    if not keeps_places(shards.folder, shards.manifest, dataset_id):
+        return dataset_id
+    say(
+        f"{shards.folder}: documents were removed since {start.path} was written (dataset_id "
+        f"{dataset_id[:12]} became {shards.manifest.dataset_id[:12]}); every other token kept its "
+        "place, so the run continues"
+    )
+    return shards.manifest.dataset_id

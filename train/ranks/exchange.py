@@ -1,0 +1,70 @@
+"""What ranks tell each other besides numbers: plain data as JSON, and tensors that one has read.
+
+Data travel as the bytes of JSON: nothing is unpickled that another process has sent.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from train.ranks.distributed import Rank
+
+
+def share_json(rank: Rank, value: Any) -> Any:
+    """The first rank's plain data, on all ranks; the others' `value` does not matter."""
+    if rank.world_size == 1:
+        return value
+    content = encode(value if rank.is_first else None, rank)
+    size = torch.tensor(len(content), device=rank.device)
+    dist.broadcast(size, 0)
+    if not rank.is_first:
+        content = torch.empty(int(size), dtype=torch.uint8, device=rank.device)
+    dist.broadcast(content, 0)
+    return decode(content)
+
+
+def gather_json(rank: Rank, value: Any) -> list[Any]:
+    """The plain data of every rank, in their order, on all ranks."""
+    if rank.world_size == 1:
+        return [value]
+    content = encode(value, rank)
+    sizes = [torch.zeros((), dtype=torch.int64, device=rank.device) for _ in range(rank.world_size)]
+    dist.all_gather(sizes, torch.tensor(len(content), device=rank.device))
+    longest = max(int(size) for size in sizes)
+    padded = torch.zeros(longest, dtype=torch.uint8, device=rank.device)
+    padded[: len(content)] = content
+    found = [torch.empty_like(padded) for _ in range(rank.world_size)]
+    dist.all_gather(found, padded)
+    return [decode(part[: int(size)]) for part, size in zip(found, sizes, strict=True)]
+
+
+def encode(value: Any, rank: Rank) -> Tensor:
+    """Plain data as the bytes of JSON on the rank's device."""
+    content = bytearray(json.dumps(value).encode())
+    return torch.frombuffer(content, dtype=torch.uint8).to(rank.device)
+
+
+def decode(content: Tensor) -> Any:
+    """What `encode` made bytes of."""
+    return json.loads(bytes(content.tolist()))
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded over the ranks, which then all call this."""
+    return tensor
+
+
+def spread_tensor(rank: Rank, target: Tensor, fill: Callable[[Tensor], None]) -> None:
+    """Give `target` its values on all ranks: the first one alone calls `fill` with a whole one.
+
+    `target` may be sharded over the ranks; all call this for the same tensors in the same order.
+    """
+    whole = target.detach()
+    if rank.is_first:
+        fill(whole)
+    if rank.world_size > 1:
+        dist.broadcast(whole, 0)
