@@ -52,6 +52,15 @@ class Rank:
         dist.all_reduce(totals)
         return [float(total) for total in totals.tolist()]
 
+    def gather(self, values: torch.Tensor) -> list[list[float]]:
+        """Each rank's values (N,), fp32 and on its device, by rank: the same lists on all."""
+        if self.world_size == 1:
+            return [values.tolist()]
+        parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(parts, values)
+        rows: list[list[float]] = torch.stack(parts).tolist()
+        return rows
+
     def max(self, value: int) -> int:
         """The largest value over all ranks."""
         if self.world_size == 1:
