@@ -17,6 +17,7 @@ from train.config import Config
 from train.evaluate import count_windows, evaluate
 from train.ranks.distributed import Rank, join_ranks
 from train.ranks.ending import Ending
+from train.ranks.heap import keep_freed_memory
 from train.ranks.stop import StopFlag
 from train.reports.report import Report
 from train.reports.throughput import Speed, find_device_peak
@@ -83,6 +84,8 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         place.enter(f"step {run.step + 1:,}", is_long=not stop.has_progress)
         with speed.measure_step():
             loss, norm = take_step(run)
+        if not stop.has_progress:
+            keep_freed_memory(run.rank.device)
         stop.has_progress = True
         [loss_sum] = run.rank.sum(loss)
         signal_number = run.rank.max(stop.signal_number)
