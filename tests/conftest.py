@@ -27,6 +27,8 @@ SLOW_FILES = (
     "test_train.py",
     "test_vocabularies.py",
     "test_run_faults.py",
+    "test_rollback.py",
+    "test_bad_steps.py",
     "test_reports.py",
     "test_quickstart.py",
     "test_append.py",

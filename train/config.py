@@ -13,22 +13,35 @@ from shards.config import DataConfig, TokenizerConfig
 from shards.screen.url import refuse_url
 
 Precision = Literal["fp16", "bf16", "fp32"]
+OnBadStep = Literal["warn", "skip", "rollback"]
+Compression = Literal["none", "fp16", "bf16"]
 ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
+
+# Where torch's GradScaler begins.
+FIRST_LOSS_SCALE = 2.0**16
 
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
+# Micro-steps of a step whose settings name neither them nor its tokens, as in the original.
+DEFAULT_MICRO_STEPS = 8
 # More than any run has; all that is computed from it stays within 64 bits.
 MAX_STEPS = 10**9
+# Losses are kept in every checkpoint, and gone through at each step.
+MAX_SPIKE_WINDOW = 10_000
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Section `training`: optimization, and how often to log, save and evaluate."""
 
-    # Samples per micro-step on each rank.
-    batch_size_per_device: int = 4
-    # Micro-steps per step; a step takes batch x accumulation x ranks samples.
-    gradient_accumulation_steps: int = 8
+    # Tokens per step over all ranks, whatever their number; null = batch x accumulation x ranks
+    # samples.
+    global_batch_tokens: int | None = None
+    # Samples per micro-step on each rank, at most; "auto" = as many as fit, with
+    # global_batch_tokens.
+    batch_size_per_device: int | Literal["auto"] = 4
+    # Micro-steps per step; "auto" = as many as global_batch_tokens needs, or 8 without it.
+    gradient_accumulation_steps: int | Literal["auto"] = "auto"
     # Peak learning rate of the cosine cycles.
     learning_rate: float = 6e-4
     # Lowest learning rate of the cosine cycles.
@@ -53,8 +66,24 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     # fp16 with dynamic loss scaling, bf16, or fp32; weights and optimizer state are always fp32.
     precision: Precision = "fp16"
-    # Stop with a report after this many steps in a row without finite gradients.
+    # The fp16 loss scale is never halved below this; an overflow there still skips the step.
+    min_loss_scale: float = 1.0
+    # Steps without an overflow after which the fp16 loss scale is doubled.
+    loss_scale_growth_interval: int = 2000
+    # Stop with a report after this many steps in a row that were not applied to the weights.
     max_skipped_steps: int = 50
+    # What to do about a step with a bad loss, one that is not finite or a spike: "warn" = say so;
+    # "skip" = also leave the weights as they are; "rollback" = go back to the newest checkpoint
+    # that is spike_window steps older, and pass over all samples since.
+    on_bad_step: OnBadStep = "warn"
+    # A loss is compared with as many before it; half of them are enough.
+    spike_window: int = 128
+    # A loss is a spike this many standard deviations above the mean of the window; null = never.
+    spike_threshold: float | None = 6.0
+    # Stop with a report after this many rollbacks without getting beyond the bad step.
+    max_rollbacks: int = 3
+    # Log the largest |x| of the residual stream behind the blocks, at steps that are logged.
+    log_activations: bool = False
     # What blocks compute again in the backward pass, to save memory: none; selective = what is
     # cheap (compiled: what activation_memory_budget leaves out); full = all; auto = as little as
     # the memory allows. The original's gradient_checkpointing: true is full, false none.
@@ -73,6 +102,11 @@ class TrainingConfig:
     eval_steps: int = 500
     # Windows of the validation split used for the validation loss.
     eval_windows: int = 256
+    # Steps between texts that the model writes into samples.jsonl of the log; null = none.
+    sample_steps: int | None = None
+    # A file with a prompt for such a text on each line, an empty one for the beginning of a
+    # document; null = four built-in ones.
+    sample_prompts: str | None = None
     # Checkpoints to keep; the oldest are removed.
     save_total_limit: int = 5
     # Steps between checkpoints that are never removed, saved besides the others; null = none.
@@ -91,6 +125,8 @@ class TrainingConfig:
             "cycle_multiplier",
             "num_training_steps",
             "max_skipped_steps",
+            "loss_scale_growth_interval",
+            "max_rollbacks",
             "logging_steps",
             "progress_steps",
             "save_steps",
@@ -98,14 +134,15 @@ class TrainingConfig:
             "save_total_limit",
         )
         for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; expected at least 1")
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise ValueError(f"training.{name} is {value}; expected at least 1")
         if self.num_training_steps > MAX_STEPS:
             raise ValueError(
                 f"training.num_training_steps is {self.num_training_steps}; expected at most "
                 f"{MAX_STEPS:,}"
             )
-        for name in ("cycle_steps", "keep_every_steps"):
+        for name in ("cycle_steps", "keep_every_steps", "sample_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"training.{name} is {value}; expected at least 1")
@@ -134,11 +171,50 @@ class TrainingConfig:
                 f"training.activation_memory_budget is {self.activation_memory_budget}; expected a "
                 "number from 0 to 1"
             )
+        self._check_bad_steps()
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
                     f"training.{name} is {getattr(self, name)}; expected a number from 0 to below 1"
                 )
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples per micro-step on a rank, as a number, once it is settled."""
+        assert self.batch_size_per_device != "auto", "train/start/settle.py has not chosen it"
+        return self.batch_size_per_device
+
+    @property
+    def micro_steps(self) -> int:
+        """Micro-steps per step, as a number; with global_batch_tokens, once they are settled."""
+        if self.gradient_accumulation_steps != "auto":
+            return self.gradient_accumulation_steps
+        assert self.global_batch_tokens is None, "train/start/batch.py has not settled them"
+        return DEFAULT_MICRO_STEPS
+
+    def _check_bad_steps(self) -> None:
+        if not 0 <= self.min_loss_scale <= FIRST_LOSS_SCALE:
+            raise ValueError(
+                f"training.min_loss_scale is {self.min_loss_scale}; expected a number from 0 to "
+                f"{FIRST_LOSS_SCALE:g}, where the loss scale begins"
+            )
+        if not 2 <= self.spike_window <= MAX_SPIKE_WINDOW:
+            raise ValueError(
+                f"training.spike_window is {self.spike_window}; expected 2 to {MAX_SPIKE_WINDOW:,}"
+            )
+        if self.spike_threshold is not None and not self.spike_threshold > 0:
+            raise ValueError(
+                f"training.spike_threshold is {self.spike_threshold}; expected a number above 0, "
+                "or null"
+            )
+        oldest = self.save_steps * (self.save_total_limit - 1)
+        if self.on_bad_step == "rollback" and oldest < self.spike_window:
+            raise ValueError(
+                f"training.on_bad_step=rollback needs a checkpoint from before the "
+                f"{self.spike_window} steps of training.spike_window; of training.save_steps="
+                f"{self.save_steps} x training.save_total_limit={self.save_total_limit} the oldest "
+                f"is {oldest} steps old just after a save; set more of one of the two"
+            )
 
 
 @dataclass(frozen=True)
@@ -176,6 +252,11 @@ class DistributedConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     # "auto" = nccl on GPUs, gloo on CPUs.
     backend: Literal["auto", "nccl", "gloo"] = "auto"
+    # ddp = the whole model on every rank; fsdp = a part of every weight on each, for models that
+    # are too large for one GPU.
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    # The ranks send each other gradients as fp16, or by NCCL bf16: half the bytes, less exact.
+    gradient_compression: Compression = "none"
     # After how long without any progress a run of several ranks ends, in seconds, while it starts,
     # compiles, or the first rank saves.
     start_timeout_seconds: int = 7200
@@ -206,15 +287,39 @@ class Config:
                 f"model.max_position_embeddings={self.model.max_position_embeddings}, "
                 "must be at least as long"
             )
-        training = self.training
-        samples = training.batch_size_per_device * training.gradient_accumulation_steps
-        if samples * self.data.max_seq_length > MAX_STEP_TOKENS:
+        if self.training.global_batch_tokens is not None:
+            self._check_global_batch(self.training.global_batch_tokens)
+            return
+        if self.training.batch_size_per_device == "auto":
             raise ValueError(
-                f"training.batch_size_per_device={training.batch_size_per_device:,} x "
-                f"training.gradient_accumulation_steps={training.gradient_accumulation_steps:,} x "
+                "training.batch_size_per_device is auto, but training.global_batch_tokens is null; "
+                "say how many tokens a step takes, for instance training.global_batch_tokens="
+                f"{256 * self.data.max_seq_length}"
+            )
+        micro_batch, micro_steps = self.training.micro_batch, self.training.micro_steps
+        if micro_batch * micro_steps * self.data.max_seq_length > MAX_STEP_TOKENS:
+            raise ValueError(
+                f"training.batch_size_per_device={micro_batch:,} x "
+                f"training.gradient_accumulation_steps={micro_steps:,} x "
                 f"data.max_seq_length={self.data.max_seq_length:,} are more tokens a step than a "
                 f"rank can hold; expected at most {MAX_STEP_TOKENS:,}"
             )
+
+    def _check_global_batch(self, num_tokens: int) -> None:
+        length = self.data.max_seq_length
+        if 0 < num_tokens <= MAX_STEP_TOKENS and num_tokens % length == 0:
+            return
+        nearest = max(round(min(num_tokens, MAX_STEP_TOKENS) / length), 1) * length
+        raise ValueError(
+            f"training.global_batch_tokens is {num_tokens:,}; expected a multiple of "
+            f"data.max_seq_length={length:,}, at most {MAX_STEP_TOKENS:,}, such as {nearest:,}"
+        )
+
+    def samples_per_step(self, num_ranks: int) -> int:
+        """Samples per step over so many ranks."""
+        if self.training.global_batch_tokens is not None:
+            return self.training.global_batch_tokens // self.data.max_seq_length
+        return self.training.micro_batch * self.training.micro_steps * num_ranks
 
 
 SECTIONS: dict[str, type] = {entry.name: typing.cast(type, entry.type) for entry in fields(Config)}

@@ -5,25 +5,34 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from shards.reader import Shards, TokenStream
 from shards.screen.lines import say
+from train.bad_step import react
 from train.checkpoints.claim import claim_folders
-from train.config import Config
+from train.config import Config, TrainingConfig
 from train.evaluate import count_windows, evaluate
 from train.ranks.distributed import Rank, join_ranks
 from train.ranks.ending import Ending
 from train.ranks.heap import keep_freed_memory
 from train.ranks.stop import StopFlag
+from train.ranks.strategy import share_gradients
 from train.reports.report import Report
+from train.reports.texts import Sample
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, fit_model, open_checked_shards
-from train.step.optimizer import update
+from train.step.bad_steps import Step
+from train.step.optimizer import apply_gradients, clip_gradients
 from train.step.schedule import learning_rate
+
+# Activations above this are near the end of fp16, at 65,504.
+HALF_OF_FP16 = 32_768
 
 
 @dataclass(frozen=True)
@@ -58,9 +67,11 @@ def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) ->
     try:
         with rank.telling():
             if rank.is_first:
-                report = Report(config, run.step, run.start is not None, say)
+                report = Report(run.config, run.step, run.start is not None, say)
+                report.forget_bad_steps(run.batches.consumed)
             return run_steps(run, stop, report)
     finally:
+        rank.place.enter("the end", is_long=None)
         run.saver.close()
         run.batches.close()
         if report:
@@ -78,22 +89,28 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     validation_loss, signal_number = None, 0
     if misses_validation(run, report):
         validation_loss = take_validation_loss(run, validation, stop, report)
+    if run.start:
+        write_samples(run, report)
     place = run.rank.place
     while run.step < training.num_training_steps and not signal_number:
         # The first step may compile.
         place.enter(f"step {run.step + 1:,}", is_long=not stop.has_progress)
         with speed.measure_step():
-            loss, norm = take_step(run)
+            step = take_step(run)
         if not stop.has_progress:
             keep_freed_memory(run.rank.device)
         stop.has_progress = True
-        [loss_sum] = run.rank.sum(loss)
+        if step.bad and react(run, step, report):
+            speed.take()
+            signal_number = run.rank.max(stop.signal_number)
+            continue
         signal_number = run.rank.max(stop.signal_number)
         is_last = run.step == training.num_training_steps
 
-        speed.add_loss(loss_sum / run.rank.world_size)
+        speed.add_loss(step.loss, run.step)
         if report and (run.step % training.logging_steps == 0 or is_last or signal_number):
-            report.log_step(run.step, describe_step(run, norm) | speed.take())
+            report.log_step(run.step, describe_step(run, step) | speed.take())
+            warn_of_overflow(step, training, report)
         # Before anything else that may fail, such as an evaluation.
         if is_saved(run) and not signal_number:
             run.save()
@@ -103,6 +120,8 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         if is_validated(run) and not signal_number:
             validation_loss = take_validation_loss(run, validation, stop, report)
             signal_number = run.rank.max(stop.signal_number)
+        if not signal_number:
+            write_samples(run, report)
     checkpoint = run.saver.finish(
         run.step, run.take_snapshot, seconds_left(run, stop) if signal_number else None
     )
@@ -142,32 +161,55 @@ def misses_validation(run: Run, report: Report | None) -> bool:
     return run.rank.max(report is not None and not report.has_validation(run.step)) > 0
 
 
-def take_step(run: Run) -> tuple[float, float]:
-    """One update from A micro-steps; returns this rank's mean loss and the gradients' norm."""
-    accumulation_steps = run.config.training.gradient_accumulation_steps
+def take_step(run: Run) -> Step:
+    """One update from A micro-steps, or none if its gradients or its loss are bad."""
+    training = run.config.training
+    with watch_activations(run) as seen:
+        total = add_gradients(run)
+    norm = clip_gradients(run.optimizer, run.scaler, training.max_grad_norm)
+    # The host waits for the device here. What ranks decide, they decide from the same numbers.
+    rows = run.rank.gather(torch.stack([total, norm, *(x.float() for x in seen)]))
+    losses = [total / run.batches.dealing.accumulation_steps for total, *_ in rows]
+    loss = sum(losses) / len(losses)
+    bad = run.bad_steps.judge(loss, training)
+    is_finite = all(math.isfinite(norm) for _, norm, *_ in rows)
+    is_applied = is_finite and (bad is None or training.on_bad_step == "warn")
+    rate = learning_rate(run.step, training)
+    apply_gradients(
+        run.optimizer, run.scaler, rate, not is_finite, is_applied, training.min_loss_scale
+    )
+    run.step += 1
+    run.bad_steps.add(run.step, loss, bad is not None, is_applied, training.spike_window)
+    run.bad_steps.check(training, run.step, bad, run.scaler)
+    activations = chain(*(values for _, _, *values in rows))
+    largest = max(activations, key=lambda x: (math.isnan(x), x), default=None)
+    return Step(loss, rows[0][1] if is_finite else math.nan, bad, is_applied, losses, largest)
+
+
+def watch_activations(run: Run) -> AbstractContextManager[list[Tensor]]:
+    """What the step to be taken sees of its activations, if it is to be logged and they too."""
+    training = run.config.training
+    if training.log_activations and (run.step + 1) % training.logging_steps == 0:
+        return run.model.watch_activations()
+    return nullcontext([])
+
+
+def add_gradients(run: Run) -> Tensor:
+    """The gradients of a step's A micro-steps, added up; returns the sum of their losses, 0-dim."""
+    accumulation_steps = run.batches.dealing.accumulation_steps
     grad_scale = run.scaler.get_scale() / accumulation_steps
     total = torch.zeros((), device=run.rank.device)
-    for micro_step, (tokens, targets) in enumerate(run.batches.next_step(), start=1):
+    micro_batches = zip(run.batches.next_step(), run.batches.dealing.weights, strict=True)
+    for micro_step, ((tokens, targets), weight) in enumerate(micro_batches, start=1):
         # DDP must know before the forward pass whether the backward pass will share gradients.
-        with share_gradients(run, is_last=micro_step == accumulation_steps):
+        with share_gradients(run.parallel_model, is_last=micro_step == accumulation_steps):
             with run.autocast():
                 loss = run.parallel_model(tokens, targets, grad_scale)
-            run.scaler.scale(loss / accumulation_steps).backward()
+            # The weight is 1 unless the samples do not divide evenly (train/batches.py: Dealing).
+            run.scaler.scale(loss * weight / accumulation_steps).backward()
         run.rank.place.move()
-        total += loss.detach()
-    rate = learning_rate(run.step, run.config.training)
-    norm = update(run.optimizer, run.scaler, run.config.training.max_grad_norm, rate)
-    run.step += 1
-    run.skips.add(skipped=not math.isfinite(norm))
-    run.skips.check(run.config.training, run.step, run.scaler.get_scale())
-    return float(total) / accumulation_steps, norm
-
-
-def share_gradients(run: Run, is_last: bool) -> AbstractContextManager[None]:
-    """A micro-step's context: only the last one of a step averages gradients over the ranks."""
-    if is_last or not isinstance(run.parallel_model, DistributedDataParallel):
-        return nullcontext()
-    return run.parallel_model.no_sync()
+        total += loss.detach() * weight
+    return total
 
 
 def take_validation_loss(
@@ -180,7 +222,7 @@ def take_validation_loss(
         run.model,
         validation,
         count_windows(validation, length, config.training.eval_windows),
-        config.training.batch_size_per_device,
+        config.training.micro_batch,
         length,
         run.rank,
         run.autocast,
@@ -193,17 +235,50 @@ def take_validation_loss(
     return loss
 
 
-def describe_step(run: Run, norm: float) -> dict[str, float | None]:
+def write_samples(run: Run, report: Report | None) -> None:
+    """Log this step's texts, if it has some and the log has not; all ranks wait for them."""
+    sample_steps = run.config.training.sample_steps
+    if not sample_steps or run.step % sample_steps:
+        return
+    run.rank.place.enter(f"writing texts at step {run.step:,}", is_long=True)
+    # A model that is in parts is only whole while all ranks compute.
+    written = run.sampler.write(run.model) if run.sampler and run.is_sharded else None
+    run.rank.do_first(lambda: log_samples(run, report, written))
+
+
+def log_samples(run: Run, report: Report | None, written: list[Sample] | None) -> None:
+    """What the first rank does of that."""
+    if report and run.sampler:
+        write = partial(run.sampler.write, run.model)
+        count = len(run.sampler.prompts)
+        report.log_samples(run.step, count, write if written is None else lambda: written)
+
+
+def describe_step(run: Run, step: Step) -> dict[str, float | None]:
     """What is logged about the step just taken, besides loss and speed."""
     wait_seconds = run.batches.take_wait_seconds()
     return {
         "learning_rate": learning_rate(run.step - 1, run.config.training),
-        "grad_norm": norm if math.isfinite(norm) else None,
+        "grad_norm": step.norm if math.isfinite(step.norm) else None,
+        "largest_activation": step.largest_activation,
         "loss_scale": run.scaler.get_scale() if run.scaler.is_enabled() else None,
-        "skipped_steps": run.skips.total,
+        "skipped_steps": run.bad_steps.total,
+        "bad_steps": run.bad_steps.bad,
         "samples": run.batches.consumed,
+        "epoch": round(run.batches.consumed / run.batches.places.order.windows_per_epoch, 6),
         "data_wait_seconds": round(wait_seconds, 6),
     }
+
+
+def warn_of_overflow(step: Step, training: TrainingConfig, report: Report) -> None:
+    """Say, once, that activations come near the end of fp16."""
+    largest = step.largest_activation
+    if largest is None or training.precision != "fp16" or largest <= HALF_OF_FP16:
+        return
+    report.tell_once(
+        f"the largest activation is {largest:,.0f}, and fp16 ends at 65,504; beyond it every step "
+        "is skipped, so training.precision=bf16 may soon be needed"
+    )
 
 
 def make_speed(run: Run) -> Speed:

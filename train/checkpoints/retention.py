@@ -64,6 +64,12 @@ class Retention:
         self.best_step, self.best_loss = step, validation_loss
         return True
 
+    def forget_later(self, step: int) -> None:
+        """The run goes back to `step`: nothing behind it is the best any more."""
+        if self.best_step is not None and self.best_step > step:
+            (self.folder / BEST).unlink(missing_ok=True)
+            self.best_step, self.best_loss = None, float("inf")
+
     def _read_best(self, steps: set[int]) -> None:
         path = self.folder / BEST
         if not path.exists():

@@ -17,6 +17,7 @@ def make_autocast(device: torch.device, precision: Precision) -> Autocast:
         return nullcontext
     # Tensor cores could sum in 16 bits for a little speed; too coarse for sums of 8,192 products.
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     return partial(torch.autocast, device.type, dtype)
 
