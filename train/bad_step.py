@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from shards.documents import Document
 from shards.inspect.trace import trace_samples
@@ -79,15 +80,18 @@ def measure_samples(run: Run) -> list[list[float]]:
     for tokens, targets in run.batches.repeat_step():
         with run.autocast():
             losses.append(run.model.row_losses(tokens, targets))
-    return run.rank.gather(torch.cat(losses))
+    own = torch.cat(losses)
+    # Where samples do not divide evenly, some ranks have fewer; they fill up with zeros.
+    return run.rank.gather(pad(own, (0, run.rank.max(len(own)) - len(own))))
 
 
 def describe_worst(run: Run, first_sample: int, losses: list[list[float]]) -> list[dict[str, Any]]:
     """The samples with the largest losses, and the documents that each holds tokens of."""
     owners: dict[int, tuple[int, float]] = {}
     for rank, own in enumerate(losses):
-        samples = replace(run.batches.dealing, rank=rank).own_samples(first_sample)
-        owners |= {s: (rank, loss) for s, loss in zip(samples.ravel().tolist(), own, strict=True)}
+        runs = replace(run.batches.dealing, rank=rank).own_samples(first_sample)
+        samples = np.concatenate(runs).tolist()
+        owners |= {s: (rank, loss) for s, loss in zip(samples, own, strict=False)}
     # What is not finite comes first.
     worst = sorted(
         owners, key=lambda s: -owners[s][1] if math.isfinite(owners[s][1]) else -math.inf

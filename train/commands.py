@@ -1,4 +1,4 @@
-"""The commands about runs: `report`, `verify-resume`; `trace`, `remove`: a run and its set."""
+"""The commands about runs: `plan`, `report`, `verify-resume`; `trace`, `remove`: run and set."""
 
 import shlex
 from pathlib import Path
@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from shards.entry.options import takes_options
 from shards.screen.lines import put, say
+from train.plan.request import Request
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Settings of the run.")
@@ -127,4 +129,13 @@ def remove(
 
     wanted = collect_wanted(url or (), url_file, doc_hash or (), hash_file)
     for line in take_down(Takedown(folder, wanted, keep_places, run, dry_run), say):
+        put(line)
+
+
+@takes_options
+def plan(request: Request, overrides: Overrides = None) -> None:
+    """Say what a run will need and what fits: memory, days, disk, money. Needs no GPU."""
+    from train.plan.run import run_plan
+
+    for line in run_plan(request, overrides or ()):
         put(line)

@@ -22,6 +22,8 @@ FIRST_LOSS_SCALE = 2.0**16
 
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
+# Micro-steps of a step whose settings name neither them nor its tokens, as in the original.
+DEFAULT_MICRO_STEPS = 8
 # More than any run has; all that is computed from it stays within 64 bits.
 MAX_STEPS = 10**9
 # Losses are kept in every checkpoint, and gone through at each step.
@@ -32,10 +34,14 @@ MAX_SPIKE_WINDOW = 10_000
 class TrainingConfig:
     """Section `training`: optimization, and how often to log, save and evaluate."""
 
-    # Samples per micro-step on each rank.
-    batch_size_per_device: int = 4
-    # Micro-steps per step; a step takes batch x accumulation x ranks samples.
-    gradient_accumulation_steps: int = 8
+    # Tokens per step over all ranks, whatever their number; null = batch x accumulation x ranks
+    # samples.
+    global_batch_tokens: int | None = None
+    # Samples per micro-step on each rank, at most; "auto" = as many as fit, with
+    # global_batch_tokens.
+    batch_size_per_device: int | Literal["auto"] = 4
+    # Micro-steps per step; "auto" = as many as global_batch_tokens needs, or 8 without it.
+    gradient_accumulation_steps: int | Literal["auto"] = "auto"
     # Peak learning rate of the cosine cycles.
     learning_rate: float = 6e-4
     # Lowest learning rate of the cosine cycles.
@@ -128,8 +134,9 @@ class TrainingConfig:
             "save_total_limit",
         )
         for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; expected at least 1")
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise ValueError(f"training.{name} is {value}; expected at least 1")
         if self.num_training_steps > MAX_STEPS:
             raise ValueError(
                 f"training.num_training_steps is {self.num_training_steps}; expected at most "
@@ -170,6 +177,20 @@ class TrainingConfig:
                 raise ValueError(
                     f"training.{name} is {getattr(self, name)}; expected a number from 0 to below 1"
                 )
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples per micro-step on a rank, as a number, once it is settled."""
+        assert self.batch_size_per_device != "auto", "train/start/settle.py has not chosen it"
+        return self.batch_size_per_device
+
+    @property
+    def micro_steps(self) -> int:
+        """Micro-steps per step, as a number; with global_batch_tokens, once they are settled."""
+        if self.gradient_accumulation_steps != "auto":
+            return self.gradient_accumulation_steps
+        assert self.global_batch_tokens is None, "train/start/batch.py has not settled them"
+        return DEFAULT_MICRO_STEPS
 
     def _check_bad_steps(self) -> None:
         if not 0 <= self.min_loss_scale <= FIRST_LOSS_SCALE:
@@ -266,15 +287,39 @@ class Config:
                 f"model.max_position_embeddings={self.model.max_position_embeddings}, "
                 "must be at least as long"
             )
-        training = self.training
-        samples = training.batch_size_per_device * training.gradient_accumulation_steps
-        if samples * self.data.max_seq_length > MAX_STEP_TOKENS:
+        if self.training.global_batch_tokens is not None:
+            self._check_global_batch(self.training.global_batch_tokens)
+            return
+        if self.training.batch_size_per_device == "auto":
             raise ValueError(
-                f"training.batch_size_per_device={training.batch_size_per_device:,} x "
-                f"training.gradient_accumulation_steps={training.gradient_accumulation_steps:,} x "
+                "training.batch_size_per_device is auto, but training.global_batch_tokens is null; "
+                "say how many tokens a step takes, for instance training.global_batch_tokens="
+                f"{256 * self.data.max_seq_length}"
+            )
+        micro_batch, micro_steps = self.training.micro_batch, self.training.micro_steps
+        if micro_batch * micro_steps * self.data.max_seq_length > MAX_STEP_TOKENS:
+            raise ValueError(
+                f"training.batch_size_per_device={micro_batch:,} x "
+                f"training.gradient_accumulation_steps={micro_steps:,} x "
                 f"data.max_seq_length={self.data.max_seq_length:,} are more tokens a step than a "
                 f"rank can hold; expected at most {MAX_STEP_TOKENS:,}"
             )
+
+    def _check_global_batch(self, num_tokens: int) -> None:
+        length = self.data.max_seq_length
+        if 0 < num_tokens <= MAX_STEP_TOKENS and num_tokens % length == 0:
+            return
+        nearest = max(round(min(num_tokens, MAX_STEP_TOKENS) / length), 1) * length
+        raise ValueError(
+            f"training.global_batch_tokens is {num_tokens:,}; expected a multiple of "
+            f"data.max_seq_length={length:,}, at most {MAX_STEP_TOKENS:,}, such as {nearest:,}"
+        )
+
+    def samples_per_step(self, num_ranks: int) -> int:
+        """Samples per step over so many ranks."""
+        if self.training.global_batch_tokens is not None:
+            return self.training.global_batch_tokens // self.data.max_seq_length
+        return self.training.micro_batch * self.training.micro_steps * num_ranks
 
 
 SECTIONS: dict[str, type] = {entry.name: typing.cast(type, entry.type) for entry in fields(Config)}

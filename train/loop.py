@@ -66,10 +66,11 @@ def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) ->
     try:
         with rank.telling():
             if rank.is_first:
-                report = Report(config, run.step, run.start is not None, say)
+                report = Report(run.config, run.step, run.start is not None, say)
                 report.forget_bad_steps(run.batches.consumed)
             return run_steps(run, stop, report)
     finally:
+        rank.place.enter("the end", is_long=None)
         run.saver.close()
         run.batches.close()
         if report:
@@ -165,7 +166,7 @@ def take_step(run: Run) -> Step:
     norm = clip_gradients(run.optimizer, run.scaler, training.max_grad_norm)
     # The host waits for the device here. What ranks decide, they decide from the same numbers.
     rows = run.rank.gather(torch.stack([total, norm, *(x.float() for x in seen)]))
-    losses = [total / training.gradient_accumulation_steps for total, *_ in rows]
+    losses = [total / run.batches.dealing.accumulation_steps for total, *_ in rows]
     loss = sum(losses) / len(losses)
     bad = run.bad_steps.judge(loss, training)
     is_finite = all(math.isfinite(norm) for _, norm, *_ in rows)
@@ -192,17 +193,19 @@ def watch_activations(run: Run) -> AbstractContextManager[list[Tensor]]:
 
 def add_gradients(run: Run) -> Tensor:
     """The gradients of a step's A micro-steps, added up; returns the sum of their losses, 0-dim."""
-    accumulation_steps = run.config.training.gradient_accumulation_steps
+    accumulation_steps = run.batches.dealing.accumulation_steps
     grad_scale = run.scaler.get_scale() / accumulation_steps
     total = torch.zeros((), device=run.rank.device)
-    for micro_step, (tokens, targets) in enumerate(run.batches.next_step(), start=1):
+    micro_batches = zip(run.batches.next_step(), run.batches.dealing.weights, strict=True)
+    for micro_step, ((tokens, targets), weight) in enumerate(micro_batches, start=1):
         # DDP must know before the forward pass whether the backward pass will share gradients.
         with share_gradients(run.parallel_model, is_last=micro_step == accumulation_steps):
             with run.autocast():
                 loss = run.parallel_model(tokens, targets, grad_scale)
-            run.scaler.scale(loss / accumulation_steps).backward()
+            # The weight is 1 unless the samples do not divide evenly (train/batches.py: Dealing).
+            run.scaler.scale(loss * weight / accumulation_steps).backward()
         run.rank.place.move()
-        total += loss.detach()
+        total += loss.detach() * weight
     return total
 
 
@@ -216,7 +219,7 @@ def take_validation_loss(
         run.model,
         validation,
         count_windows(validation, length, config.training.eval_windows),
-        config.training.batch_size_per_device,
+        config.training.micro_batch,
         length,
         run.rank,
         run.autocast,

@@ -40,6 +40,8 @@ from train.ranks.strategy import (
 )
 from train.samples import Sampler, make_sampler
 from train.start.report import check_start
+from train.start.settle import settle_config
+from train.start.trial import try_micro_batch
 from train.step.bad_steps import BadSteps
 from train.step.loss_scale import fit_scaler, make_scaler
 from train.step.optimizer import make_optimizer
@@ -125,17 +127,20 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         own = shards.manifest.shards[rank.rank :: rank.world_size]
         check_shards(shards.folder, shards.manifest, own)
     start = agree_on_start(config.infrastructure, rank, say)
+    asked = config
+    config = settle_config(config, start.config if start else None, rank, say)
     if start:
         check_same_run(config, shards, start, say)
         if changed := describe_samples(config, rank.world_size, start):
             say(changed)
     check_start(config, rank, shards, start.position.step if start else 0, say)
     model = build_model(config, rank)
+    autocast = make_autocast(rank.device, config.training.precision)
+    config = try_micro_batch(asked, config, model, rank, autocast, say)
     optimizer = make_optimizer(model, config.training)
     scaler = make_scaler(rank.device, config.training)
     bad_steps = BadSteps()
     parts: Parts = {"scaler": scaler, "skips": bad_steps}
-    autocast = make_autocast(rank.device, config.training.precision)
     parallel_model = share_model(model, rank, config.distributed)
     position = Position(0, 0, (), shards.manifest.dataset_id)
     if start:
@@ -145,9 +150,8 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         fit_scaler(scaler, config.training)
         position = start.position
         say(f"resuming from {start.path}: step {position.step:,}")
-    folder = config.infrastructure.output_dir
     own_start = start.path if start and start.is_own else None
-    retention = Retention(Path(folder), config.training)
+    retention = Retention(Path(config.infrastructure.output_dir), config.training)
     rank.do_first(lambda: retention.tidy(own_start))
     batches = make_batches(config, rank, shards, position.samples_consumed)
     per_step = batches.dealing.samples_per_step
@@ -221,10 +225,6 @@ def make_batches(config: Config, rank: Rank, shards: Shards, consumed: int) -> B
     """This rank's share of the samples after those already consumed."""
     stream = shards.stream("train", config.data.checks_first_reads)
     order = SampleOrder(stream.num_tokens, config.data.max_seq_length, config.infrastructure.seed)
-    dealing = Dealing(
-        config.training.batch_size_per_device,
-        config.training.gradient_accumulation_steps,
-        rank.rank,
-        rank.world_size,
-    )
+    num_samples = config.samples_per_step(rank.world_size)
+    dealing = Dealing(num_samples, config.training.micro_steps, rank.rank, rank.world_size)
     return Batches(stream, order, dealing, rank.device, consumed)

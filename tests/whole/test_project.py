@@ -34,7 +34,9 @@ PREP = WORKING | READING | ENCODING
 STEPPING = {"train.ranks", "train.step"}
 TRAIN = {
     "train",
-    *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof", "page")),
+    *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof")),
+    "train.plan",
+    "train.page",
     *STEPPING,
 }
 MAY_IMPORT = {
@@ -69,6 +71,7 @@ MAY_IMPORT = {
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
+    "train.plan": {"train.start"} | SHARDS | MODEL,
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
@@ -98,9 +101,10 @@ SHARED = {
     "train.step": {"train.config"},
     "train.checkpoints": {"train.config", "train.settings"},
     "train.start": {"train.config", "train.settings"},
+    "train.plan": {"train.config", "train.settings", "train.gpus"},
     "train.tracing": {"train.config"},
     "train.proof": {"train.config", "train.settings"},
-    "train.reports": {"train.config", "train.settings"},
+    "train.reports": {"train.config", "train.settings", "train.gpus"},
     "train.page": {"train.config", "train.settings"},
 }
 NO_TORCH = {"shards", "prep"}

@@ -1,4 +1,4 @@
-"""Tokens per second, MFU and memory: how they are computed, and the peaks of known GPUs.
+"""Tokens per second, MFU and memory: how they are computed.
 
 MFU counts, per token, 6 FLOPs for each matrix weight plus 12 L D T for attention, not halved for
 causality (PaLM: Chowdhery et al. 2022, appendix B), against the dense peak in the vendor's data
@@ -15,39 +15,7 @@ from pathlib import Path
 import torch
 
 from train.config import Precision
-
-# Dense TFLOP/s, without sparsity, by the device's full name. An unknown one gets no MFU, since a
-# guess could be far off (the H100 comes in three kinds).
-HOPPER_SXM: dict[Precision, float] = {"fp16": 989.4, "bf16": 989.4, "fp32": 66.9}
-HOPPER_PCIE: dict[Precision, float] = {"fp16": 756.0, "bf16": 756.0, "fp32": 51.2}
-A100: dict[Precision, float] = {"fp16": 312.0, "bf16": 312.0, "fp32": 19.5}
-V100: dict[Precision, float] = {"fp16": 125.0, "fp32": 15.7}
-PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
-    "NVIDIA H200": HOPPER_SXM,
-    "NVIDIA H100 80GB HBM3": HOPPER_SXM,
-    "NVIDIA H100 PCIe": HOPPER_PCIE,
-    "NVIDIA A100-SXM4-80GB": A100,
-    "NVIDIA A100-SXM4-40GB": A100,
-    "NVIDIA A100 80GB PCIe": A100,
-    "NVIDIA A100-PCIE-40GB": A100,
-    "NVIDIA L40S": {"fp16": 362.0, "bf16": 362.0, "fp32": 91.6},
-    "NVIDIA L4": {"fp16": 121.0, "bf16": 121.0, "fp32": 30.3},
-    "Tesla V100-SXM2-16GB": V100,
-    "Tesla V100-SXM2-32GB": V100,
-    "Tesla T4": {"fp16": 65.0, "fp32": 8.1},
-}
-
-
-def find_peak_flops(device_name: str, precision: Precision) -> float | None:
-    """The device's peak in FLOP/s; None if it is unknown.
-
-    >>> find_peak_flops("NVIDIA H100 80GB HBM3", "fp16")
-    989400000000000.0
-    >>> find_peak_flops("NVIDIA GeForce GTX 1080", "fp16") is None
-    True
-    """
-    tflops = PEAK_TFLOPS.get(device_name, {}).get(precision)
-    return None if tflops is None else tflops * 1e12
+from train.gpus import find_peak_flops
 
 
 def find_device_peak(device: torch.device, precision: Precision) -> float | None:

@@ -89,16 +89,15 @@ def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
 
     Raises ValueError for a number of ranks that no run has.
     """
-    training = config.training
-    per_rank = training.batch_size_per_device * training.gradient_accumulation_steps
-    per_step = per_rank * num_ranks
+    per_step = config.samples_per_step(num_ranks)
     if num_ranks < 1 or per_step > MAX_STEP_SAMPLES:
+        per_rank = config.samples_per_step(1)
         raise ValueError(
             f"--ranks {num_ranks!s:.60} x {per_rank:,} samples a rank: expected at least 1 rank, "
             f"and at most {MAX_STEP_SAMPLES:,} samples a step"
         )
     history = extend_history((), 0, 0, per_step)
-    return make_tracer(shards, config, history, training.num_training_steps)
+    return make_tracer(shards, config, history, config.training.num_training_steps)
 
 
 def make_tracer(
