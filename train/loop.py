@@ -20,6 +20,7 @@ from train.config import Config, TrainingConfig
 from train.evaluate import count_windows, evaluate
 from train.ranks.distributed import Rank, join_ranks
 from train.ranks.ending import Ending
+from train.ranks.heap import keep_freed_memory
 from train.ranks.stop import StopFlag
 from train.ranks.strategy import share_gradients
 from train.reports.report import Report
@@ -79,6 +80,7 @@ def run_to_the_end(run: Run, stop: StopFlag) -> Outcome:
                 report.forget_bad_steps(run.batches.consumed)
             return run_steps(run, stop, report)
     finally:
+        rank.place.enter("the end", is_long=None)
         run.saver.close()
         run.batches.close()
         if report:
@@ -104,6 +106,8 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         place.enter(f"step {run.step + 1:,}", is_long=not stop.has_progress)
         with speed.measure_step():
             step = take_step(run)
+        if not stop.has_progress:
+            keep_freed_memory(run.rank.device)
         stop.has_progress = True
         if step.bad and react(run, step, report):
             speed.take()
