@@ -80,7 +80,7 @@ def run_to_the_end(run: Run, stop: StopFlag) -> Outcome:
                 report.forget_bad_steps(run.batches.consumed)
             return run_steps(run, stop, report)
     finally:
-        rank.place.enter("the end", is_long=None)
+        run.rank.place.enter("the end", is_long=None)
         run.saver.close()
         run.batches.close()
         if report:
