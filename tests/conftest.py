@@ -60,6 +60,7 @@ SLOW_FILES = (
     "test_documents.py",
     "test_damage.py",
     "test_many_shards.py",
+    "test_heap.py",
     "test_model.py",
     "test_stats.py",
 )

@@ -20,6 +20,7 @@ from train.config import Config, TrainingConfig
 from train.evaluate import count_windows, evaluate
 from train.ranks.distributed import Rank, join_ranks
 from train.ranks.ending import Ending
+from train.ranks.heap import keep_freed_memory
 from train.ranks.stop import StopFlag
 from train.ranks.strategy import share_gradients
 from train.reports.report import Report
@@ -96,6 +97,8 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         place.enter(f"step {run.step + 1:,}", is_long=not stop.has_progress)
         with speed.measure_step():
             step = take_step(run)
+        if not stop.has_progress:
+            keep_freed_memory(run.rank.device)
         stop.has_progress = True
         if step.bad and react(run, step, report):
             speed.take()
