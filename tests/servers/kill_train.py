@@ -31,8 +31,9 @@ CALLS = (
     "train.loop.take_step",
     "train.loop.update",
     "train.loop.evaluate",
-    "train.run.load_model",
-    "train.run.restore_state",
+    "train.run.warm_up",
+    "train.run.restore",
+    "train.checkpoints.load.load_file",
     "train.run.make_optimizer",
 )
 # Its phase is that of the innermost of these functions; outside of all, the run begins or ends.
@@ -41,9 +42,9 @@ PHASES = {
     "prune_checkpoints": "prune",
     "save_checkpoint": "save",
     "evaluate": "evaluate",
-    "tidy_checkpoints": "resume",
-    "load_model": "resume",
-    "restore_state": "resume",
+    "tidy": "resume",
+    "restore": "resume",
+    "warm_up": "resume",
     "take_step": "step",
 }
 # How soon a rank ends after the other one was killed.
@@ -108,8 +109,8 @@ def compile_quickly(moments: Moments) -> None:
 
     compile_blocks: Any = Transformer.compile_blocks
 
-    def compile_all(model: Any) -> None:
-        compile_blocks(model, compile_graph)
+    def compile_all(model: Any, **options: Any) -> None:
+        compile_blocks(model, compile_graph, **options)
 
     Transformer.compile_blocks = compile_all  # type: ignore[method-assign, assignment]
 

@@ -185,6 +185,19 @@ def test_train_has_the_losses_of_trainer() -> None:
     assert result["work"]["tokens_per_step"] == 64
 
 
+def test_save_measures_the_stall_of_a_save() -> None:
+    sizes = ("hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2")
+    settings = [f"model.{size}" for size in sizes] + ["data.max_seq_length=16"]
+    steps = ("--steps", "2", "--warmup-steps", "2", "--save-steps", "2")
+    result = run_benchmark("save", *steps, *settings, "training.batch_size_per_device=1")
+    for engine in (OURS, "never"):
+        found = result["engines"][engine]
+        assert found.keys() == {"step_seconds", "mean_step_seconds", "stall_steps"}
+        assert found["step_seconds"]["median"] > 0
+    stalls = result["engines"][OURS]["stall_steps"]["rounds"]
+    assert result["checks"]["max_stall_steps"] == pytest.approx(max(stalls), rel=1e-4)
+
+
 def test_sample_writes_the_tokens_of_transformers() -> None:
     options = ("--prompt-tokens", "4", "--new-tokens", "12", "--batch-sizes", "1", "3")
     result = run_benchmark("sample", *SMALL_MODEL, *options, "--threads", "1")
