@@ -92,7 +92,8 @@ def make_order(options: argparse.Namespace) -> SampleOrder:
 
 def read_velocity(stream: TokenStream, options: argparse.Namespace) -> Iterator[Batch]:
     """Our batches, endlessly."""
-    dealing = Dealing(options.batch_size, options.accumulation_steps, rank=0, world_size=1)
+    num_samples = options.batch_size * options.accumulation_steps
+    dealing = Dealing(num_samples, options.accumulation_steps, rank=0, world_size=1)
     batches = Batches(stream, make_order(options), dealing, torch.device("cpu"), consumed=0)
     try:
         while True:

@@ -48,7 +48,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, and print the line."""
     options = parse_arguments()
-    with tempfile.TemporaryDirectory(prefix="benchmark-save-", dir=options.folder) as name:
+    folder = options.folder
+    del options.folder  # A path of the machine's owner.
+    with tempfile.TemporaryDirectory(prefix="benchmark-save-", dir=folder) as name:
         scratch = Path(name)
         make_shards(scratch)
         engines = [

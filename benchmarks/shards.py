@@ -108,7 +108,7 @@ def time_start(folder: Path) -> float:
     stream = shards.stream("train", checks_first_reads=True)
     shards.stream("validation", checks_first_reads=True)
     order = SampleOrder(stream.num_tokens, 16, seed=1)
-    dealing = Dealing(batch_size=8, accumulation_steps=4, rank=0, world_size=1)
+    dealing = Dealing(32, accumulation_steps=4, rank=0, world_size=1)
     batches = Batches(stream, order, dealing, torch.device("cpu"), consumed=0)
     next(batches.next_step())
     seconds = time.perf_counter() - started

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("prep", "shards", "model", "train")
 LEAVES = {
     "model": ("model/config.py", "ModelConfig"),
-    "training": ("train/config.py", "TrainingConfig"),
+    "training": ("train/training_config.py", "TrainingConfig"),
     "data": ("shards/config.py", "DataConfig"),
     "tokenizer": ("shards/config.py", "TokenizerConfig"),
     "infrastructure": ("train/config.py", "InfrastructureConfig"),
@@ -169,12 +169,29 @@ def format_default(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def make_sizes() -> str:
+    """What fits GPUs of the common sizes, for the larger named settings."""
+    sys.path.insert(0, str(ROOT))
+    from train.plan.sizes import tabulate_sizes
+    from train.settings import load_config
+
+    lines: list[str] = []
+    for name in ("350m", "1.7b"):
+        config = load_config(name)
+        header, *rows = tabulate_sizes(config)
+        parameters, length = config.model.num_parameters(), config.data.max_seq_length
+        lines += ["", f"`{name}`: {parameters:,} parameters, samples of {length:,}", ""]
+        lines += [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines[1:])
+
+
 # What is made for each page, by the name in its marks.
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "README.md": ("rooms", make_rooms),
     "docs/commands.md": ("help", make_help),
     "docs/settings.md": ("settings", make_settings),
     "docs/map.md": ("files", make_file_map),
+    "docs/plan.md": ("sizes", make_sizes),
 }
 
 

@@ -7,6 +7,8 @@ LlamaForCausalLM, so a state dict of one works for the other.
 B batch, T tokens, D hidden, H heads, K head size (D = H * K), F intermediate, V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -15,9 +17,17 @@ from torch import Tensor, nn
 
 from model.cache import KVCache, LayerCache
 from model.config import ModelConfig
-from model.loss import chunked_cross_entropy
+from model.loss import (
+    Differentiate,
+    chunked_cross_entropy,
+    differentiate_for_compiler,
+    differentiate_in_place,
+)
 from model.products import linear
 from model.recompute import RUNNERS, ActivationCheckpointing, keep_share
+
+# Methods of Transformer that compute with its weights; they are gathered first where it is sharded.
+FORWARD_METHODS = ("row_losses", "predict")
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, K / 2)
 
@@ -130,6 +140,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.num_ids, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.layer_norm_eps)
+        # While this is a list, the largest |x| behind each block is added to it.
+        self.largest: list[Tensor] | None = None
 
     def forward(
         self,
@@ -150,6 +162,8 @@ class Decoder(nn.Module):
         for layer, block in enumerate(self.layers):
             layer_cache = cache.layer(layer) if cache is not None else None
             x = run_block(block, x, rotation, layer_cache)
+            if self.largest is not None:
+                self.largest.append(x.detach().abs().amax())
         return cast(Tensor, self.norm(x))
 
 
@@ -165,6 +179,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing: ActivationCheckpointing = "none"
+        self.differentiate: Differentiate = differentiate_in_place
         self.model = Decoder(config)
         with torch.device("meta"):  # Its own weight is never allocated.
             self.lm_head = Linear(config.hidden_size, config.num_ids)
@@ -172,6 +187,23 @@ class Transformer(nn.Module):
         for weight in self.parameters():
             if weight.dim() == 2:
                 nn.init.normal_(weight, std=config.initializer_range)
+
+    def draw_weights(self, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        """The weights of a new model on `device`, by name, one after another: for one without any.
+
+        That is one made on the meta device. torch's generator, seeded alike, gives the same numbers
+        as to a model made on `device`, whose layers first draw weights that are then drawn again.
+        """
+        for module in self.model.modules():
+            if isinstance(module, nn.Embedding):
+                nn.Embedding(module.num_embeddings, module.embedding_dim, device=device)
+            elif isinstance(module, nn.Linear):
+                nn.Linear(module.in_features, module.out_features, bias=False, device=device)
+        for name, weight in self.named_parameters():
+            whole = torch.ones(weight.shape, device=device)
+            if weight.dim() == 2:
+                nn.init.normal_(whole, std=self.config.initializer_range)
+            yield name, whole
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, grad_scale: float = 1.0
@@ -187,7 +219,28 @@ class Transformer(nn.Module):
         )
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
-        return chunked_cross_entropy(hidden, self.lm_head.weight, targets, grad_scale)
+        return chunked_cross_entropy(
+            hidden, self.lm_head.weight, targets, grad_scale, differentiate=self.differentiate
+        )
+
+    @torch.no_grad()
+    def row_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of each row alone, (B,) in fp32; the tokens are computed as one batch."""
+        hidden, weight = self.model(tokens), self.lm_head.weight
+        rows = zip(hidden, targets, strict=True)
+        return torch.stack([chunked_cross_entropy(row, weight, target) for row, target in rows])
+
+    @contextmanager
+    def watch_activations(self) -> Iterator[list[Tensor]]:
+        """Within this, the largest |x| of the residual stream behind each block, 0-dim each.
+
+        fp16 ends at 65,504. Nothing waits for the device, and compiled blocks stay as they are.
+        """
+        self.model.largest = []
+        try:
+            yield self.model.largest
+        finally:
+            self.model.largest = None
 
     @torch.inference_mode()
     def predict(self, tokens: Tensor, cache: KVCache) -> Tensor:
@@ -199,6 +252,7 @@ class Transformer(nn.Module):
     def compile_blocks(self, backend: str = "inductor", memory_budget: float = 0.5) -> None:
         """Compile every block in place: one graph for all, names kept, gradients block by block.
 
+        What the loss does between its products is compiled, too.
         Where activation_checkpointing is `selective`, the compiler chooses what to compute again so
         that about the share `memory_budget` of what it would keep otherwise is kept.
         """
@@ -208,3 +262,16 @@ class Transformer(nn.Module):
             self.activation_checkpointing = "none"
         for block in self.model.layers:
             block.compile(backend=compiler)
+        self.differentiate = torch.compile(differentiate_for_compiler, backend=backend)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Let the blocks run as they are written: for shapes that would each be compiled anew."""
+        compiled = [block._compiled_call_impl for block in self.model.layers]
+        for block in self.model.layers:
+            block._compiled_call_impl = None
+        try:
+            yield
+        finally:
+            for block, call in zip(self.model.layers, compiled, strict=True):
+                block._compiled_call_impl = call

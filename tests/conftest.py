@@ -27,6 +27,9 @@ SLOW_FILES = (
     "test_train.py",
     "test_vocabularies.py",
     "test_run_faults.py",
+    "test_rollback.py",
+    "test_strategy.py",
+    "test_bad_steps.py",
     "test_reports.py",
     "test_quickstart.py",
     "test_append.py",
@@ -58,6 +61,7 @@ SLOW_FILES = (
     "test_documents.py",
     "test_damage.py",
     "test_many_shards.py",
+    "test_heap.py",
     "test_model.py",
     "test_stats.py",
 )

@@ -1,6 +1,7 @@
 """Samples from the shards as batches on the device, read one step ahead.
 
-Shapes: A micro-steps (gradient accumulation), B samples per micro-step on a rank, T tokens.
+Shapes: A micro-steps (gradient accumulation), R ranks, B samples per micro-step on a rank,
+T tokens.
 """
 
 import time
@@ -21,27 +22,48 @@ SAMPLES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Dealing:
-    """How a step's samples are dealt: micro-step by micro-step, rank by rank, B at a time."""
+    """How a step's samples are dealt: micro-step by micro-step, rank by rank.
 
-    batch_size: int
+    They are cut into A x R runs of consecutive samples. Where they do not divide evenly, some have
+    one sample more than others, and `weights` make the step's gradient the mean over its samples
+    all the same. So a step has the same samples on any number of ranks.
+    """
+
+    # Over all ranks.
+    samples_per_step: int
     accumulation_steps: int
     rank: int
     world_size: int
 
-    @property
-    def samples_per_step(self) -> int:
-        """Samples per step, over all ranks."""
-        return self.batch_size * self.accumulation_steps * self.world_size
+    def own_samples(self, consumed: int) -> list[npt.NDArray[np.int64]]:
+        """This rank's samples in the step that starts after `consumed` samples: A times (B,).
 
-    def own_samples(self, consumed: int) -> npt.NDArray[np.int64]:
-        """This rank's samples (A, B) in the step that starts after `consumed` samples.
+        Where a micro-step has none for this rank, it gets the step's first, with weight 0: every
+        rank must take part in every micro-step.
 
-        >>> Dealing(batch_size=2, accumulation_steps=2, rank=1, world_size=2).own_samples(100)
-        array([[102, 103],
-               [106, 107]])
+        >>> Dealing(8, accumulation_steps=2, rank=1, world_size=2).own_samples(100)
+        [array([102, 103]), array([106, 107])]
+        >>> uneven = Dealing(7, accumulation_steps=2, rank=1, world_size=2)
+        >>> uneven.own_samples(100), uneven.weights
+        ([array([101, 102]), array([105, 106])], [1.1428571428571428, 1.1428571428571428])
         """
-        micro_steps = np.arange(self.accumulation_steps)[:, None] * self.world_size + self.rank
-        return consumed + micro_steps * self.batch_size + np.arange(self.batch_size)
+        return [
+            consumed + (np.arange(start, stop) if start < stop else np.zeros(1, np.int64))
+            for start, stop in self._find_runs()
+        ]
+
+    @property
+    def weights(self) -> list[float]:
+        """For each micro-step, its samples by those that it would have if all had equally many."""
+        runs = self.accumulation_steps * self.world_size
+        return [(stop - start) * runs / self.samples_per_step for start, stop in self._find_runs()]
+
+    def _find_runs(self) -> list[tuple[int, int]]:
+        """Where the runs of this rank begin and end in a step, one for each micro-step."""
+        runs = self.accumulation_steps * self.world_size
+        bounds = [run * self.samples_per_step // runs for run in range(runs + 1)]
+        starts = range(self.rank, runs, self.world_size)
+        return [(bounds[run], bounds[run + 1]) for run in starts]
 
 
 class Places:
@@ -60,7 +82,7 @@ class Places:
     def take(self, consumed: int) -> npt.NDArray[np.int64]:
         """The places (A * B,) of this rank's samples in the step after `consumed` samples."""
         if consumed not in self.found:
-            own = self.dealing.own_samples(0).ravel()
+            own = np.concatenate(self.dealing.own_samples(0))
             num_steps = -(-SAMPLES_AT_ONCE // len(own))
             steps = consumed + np.arange(num_steps) * self.dealing.samples_per_step
             places = self.order.starts((steps[:, None] + own).ravel())
@@ -82,24 +104,31 @@ class Batches:
         self.stream = stream
         self.places = Places(order, dealing)
         self.dealing = dealing
+        self.sizes = [len(samples) for samples in dealing.own_samples(0)]
         self.device = device
         self.num_tokens = order.max_seq_length + 1
         # Samples handed out so far, over all ranks: the only state there is.
         self.consumed = consumed
         self.wait_seconds = 0.0
+        # The windows (A, B, T + 1) of the step that was handed out last.
+        self.windows: tuple[torch.Tensor, ...] = ()
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self.ahead = self.reader.submit(self._read, consumed)
 
     def next_step(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The tokens and targets, (B, T) each, of every micro-step of the next step."""
         started = time.perf_counter()
-        windows = self.ahead.result()
+        self.windows = self.ahead.result()
         self.wait_seconds += time.perf_counter() - started
         self.consumed += self.dealing.samples_per_step
         self.ahead = self.reader.submit(self._read, self.consumed)
-        for window in windows:
+        return self.repeat_step()
+
+    def repeat_step(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """What `next_step` gave last, again."""
+        for windows in self.windows:
             # A GPU gets the ids as narrow as they are stored, and widens them.
-            batch = window.to(self.device, non_blocking=True).to(torch.int64)
+            batch = windows.to(self.device, non_blocking=True).to(torch.int64)
             yield batch[:, :-1], batch[:, 1:]
 
     def take_wait_seconds(self) -> float:
@@ -112,14 +141,15 @@ class Batches:
         self.reader.shutdown(wait=True, cancel_futures=True)
         self.stream.close()
 
-    def _read(self, consumed: int) -> torch.Tensor:
-        """The windows (A, B, T + 1) of the step after `consumed` samples."""
+    def _read(self, consumed: int) -> tuple[torch.Tensor, ...]:
+        """The windows of the step after `consumed` samples: A times (B, T + 1)."""
         places = self.places.take(consumed)
-        shape = (self.dealing.accumulation_steps, self.dealing.batch_size, -1)
         if self.device.type == "cuda":
-            return read_pinned(self.stream, places, self.num_tokens).view(shape)
-        windows = self.stream.windows(places, self.num_tokens)
-        return torch.from_numpy(windows.astype(np.int64)).view(shape)
+            windows = read_pinned(self.stream, places, self.num_tokens)
+        else:
+            read = self.stream.windows(places, self.num_tokens)
+            windows = torch.from_numpy(read.astype(np.int64))
+        return windows.split_with_sizes(self.sizes)
 
 
 def read_pinned(

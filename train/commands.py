@@ -1,4 +1,4 @@
-"""The commands about runs: `verify-resume`, and `trace` and `remove`, for a run and its set."""
+"""The commands about runs: `plan`, `report`, `verify-resume`; `trace`, `remove`: run and set."""
 
 import shlex
 from pathlib import Path
@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from shards.entry.options import takes_options
 from shards.screen.lines import put, say
+from train.plan.request import Request
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Settings of the run.")
@@ -19,6 +21,27 @@ def train(
     """Say how training is started: torchrun does it, as it starts a process for each GPU."""
     command = shlex.join(["torchrun", "--nproc_per_node", "1", "-m", "train", *(words or ())])
     raise ValueError(f"training is started by torchrun: {command}")
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="A run's checkpoints, or its logs; several are drawn over each other."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the page. Default: report/ in the first run's log."),
+    ] = None,
+    shards: Annotated[
+        Path | None,
+        typer.Option(help="The set's folder, if it is not where the runs found it any more."),
+    ] = None,
+) -> None:
+    """Write a run's page: one HTML file with its curves, texts and documents, and PNGs."""
+    from train.page.write import write_page
+
+    for line in write_page(runs, out, shards):
+        put(line)
 
 
 def verify_resume(
@@ -106,4 +129,13 @@ def remove(
 
     wanted = collect_wanted(url or (), url_file, doc_hash or (), hash_file)
     for line in take_down(Takedown(folder, wanted, keep_places, run, dry_run), say):
+        put(line)
+
+
+@takes_options
+def plan(request: Request, overrides: Overrides = None) -> None:
+    """Say what a run will need and what fits: memory, days, disk, money. Needs no GPU."""
+    from train.plan.run import run_plan
+
+    for line in run_plan(request, overrides or ()):
         put(line)

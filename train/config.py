@@ -11,134 +11,11 @@ from typing import Literal
 from model.config import ModelConfig
 from shards.config import DataConfig, TokenizerConfig
 from shards.screen.url import refuse_url
+from train.training_config import TrainingConfig
 
-Precision = Literal["fp16", "bf16", "fp32"]
-ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
-
+Compression = Literal["none", "fp16", "bf16"]
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
-# More than any run has; all that is computed from it stays within 64 bits.
-MAX_STEPS = 10**9
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Section `training`: optimization, and how often to log, save and evaluate."""
-
-    # Samples per micro-step on each rank.
-    batch_size_per_device: int = 4
-    # Micro-steps per step; a step takes batch x accumulation x ranks samples.
-    gradient_accumulation_steps: int = 8
-    # Peak learning rate of the cosine cycles.
-    learning_rate: float = 6e-4
-    # Lowest learning rate of the cosine cycles.
-    min_learning_rate: float = 6e-5
-    # Steps of linear warmup from 0 to the peak.
-    warmup_steps: int = 2000
-    # Steps of the first cosine cycle after warmup; null = three cycles fill num_training_steps.
-    cycle_steps: int | None = None
-    # Each cycle is this many times as long as the one before.
-    cycle_multiplier: int = 2
-    # Steps in the whole run.
-    num_training_steps: int = 100_000
-    # Weight decay of matrices and embeddings; norms have none.
-    weight_decay: float = 0.1
-    # AdamW's decay rate for the mean gradient.
-    adam_beta1: float = 0.9
-    # AdamW's decay rate for the mean squared gradient.
-    adam_beta2: float = 0.95
-    # Added to AdamW's denominator.
-    adam_epsilon: float = 1e-8
-    # Gradients are clipped to this global norm.
-    max_grad_norm: float = 1.0
-    # fp16 with dynamic loss scaling, bf16, or fp32; weights and optimizer state are always fp32.
-    precision: Precision = "fp16"
-    # Stop with a report after this many steps in a row without finite gradients.
-    max_skipped_steps: int = 50
-    # What blocks compute again in the backward pass, to save memory: none; selective = what is
-    # cheap (compiled: what activation_memory_budget leaves out); full = all; auto = as little as
-    # the memory allows. The original's gradient_checkpointing: true is full, false none.
-    activation_checkpointing: ActivationCheckpointing = "full"
-    # With selective and compiled blocks: the share of the activations to keep, from 0 to 1.
-    activation_memory_budget: float = 0.5
-    # Run torch.compile on each block; null = on GPUs only.
-    compile: bool | None = None
-    # Steps between log entries.
-    logging_steps: int = 10
-    # Steps between progress lines that stay on a terminal; a file has one for each log entry.
-    progress_steps: int = 100
-    # Steps between checkpoints.
-    save_steps: int = 1000
-    # Steps between evaluations of the validation loss.
-    eval_steps: int = 500
-    # Windows of the validation split used for the validation loss.
-    eval_windows: int = 256
-    # Checkpoints to keep; the oldest are removed.
-    save_total_limit: int = 5
-    # Steps between checkpoints that are never removed, saved besides the others; null = none.
-    keep_every_steps: int | None = None
-    # Never remove the checkpoint with the lowest validation loss, of those saved at a step at which
-    # it is taken.
-    keep_best: bool = False
-    # Seconds that a stop signal leaves: a save that is known to take longer is not begun; null = as
-    # long as it takes.
-    stop_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        at_least_one = (
-            "batch_size_per_device",
-            "gradient_accumulation_steps",
-            "cycle_multiplier",
-            "num_training_steps",
-            "max_skipped_steps",
-            "logging_steps",
-            "progress_steps",
-            "save_steps",
-            "eval_steps",
-            "save_total_limit",
-        )
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; expected at least 1")
-        if self.num_training_steps > MAX_STEPS:
-            raise ValueError(
-                f"training.num_training_steps is {self.num_training_steps}; expected at most "
-                f"{MAX_STEPS:,}"
-            )
-        for name in ("cycle_steps", "keep_every_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"training.{name} is {value}; expected at least 1")
-        if self.stop_seconds is not None and not self.stop_seconds >= 0:
-            raise ValueError(f"training.stop_seconds is {self.stop_seconds}; expected at least 0")
-        if self.keep_best and self.eval_windows == 0:
-            raise ValueError(
-                "training.keep_best goes by the validation loss, which training.eval_windows=0 "
-                "does not take; set one of them otherwise"
-            )
-        if not 0 <= self.min_learning_rate <= self.learning_rate:
-            raise ValueError(
-                f"training.min_learning_rate is {self.min_learning_rate}; expected a number from 0 "
-                f"to training.learning_rate={self.learning_rate}"
-            )
-        for name in ("warmup_steps", "eval_windows", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; expected at least 0")
-        for name in ("max_grad_norm", "adam_epsilon"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"training.{name} is {getattr(self, name)}; expected a number above 0"
-                )
-        if not 0 <= self.activation_memory_budget <= 1:
-            raise ValueError(
-                f"training.activation_memory_budget is {self.activation_memory_budget}; expected a "
-                "number from 0 to 1"
-            )
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"training.{name} is {getattr(self, name)}; expected a number from 0 to below 1"
-                )
 
 
 @dataclass(frozen=True)
@@ -176,6 +53,11 @@ class DistributedConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     # "auto" = nccl on GPUs, gloo on CPUs.
     backend: Literal["auto", "nccl", "gloo"] = "auto"
+    # ddp = the whole model on every rank; fsdp = a part of every weight on each, for models that
+    # are too large for one GPU.
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    # The ranks send each other gradients as fp16, or by NCCL bf16: half the bytes, less exact.
+    gradient_compression: Compression = "none"
     # After how long without any progress a run of several ranks ends, in seconds, while it starts,
     # compiles, or the first rank saves.
     start_timeout_seconds: int = 7200
@@ -206,15 +88,39 @@ class Config:
                 f"model.max_position_embeddings={self.model.max_position_embeddings}, "
                 "must be at least as long"
             )
-        training = self.training
-        samples = training.batch_size_per_device * training.gradient_accumulation_steps
-        if samples * self.data.max_seq_length > MAX_STEP_TOKENS:
+        if self.training.global_batch_tokens is not None:
+            self._check_global_batch(self.training.global_batch_tokens)
+            return
+        if self.training.batch_size_per_device == "auto":
             raise ValueError(
-                f"training.batch_size_per_device={training.batch_size_per_device:,} x "
-                f"training.gradient_accumulation_steps={training.gradient_accumulation_steps:,} x "
+                "training.batch_size_per_device is auto, but training.global_batch_tokens is null; "
+                "say how many tokens a step takes, for instance training.global_batch_tokens="
+                f"{256 * self.data.max_seq_length}"
+            )
+        micro_batch, micro_steps = self.training.micro_batch, self.training.micro_steps
+        if micro_batch * micro_steps * self.data.max_seq_length > MAX_STEP_TOKENS:
+            raise ValueError(
+                f"training.batch_size_per_device={micro_batch:,} x "
+                f"training.gradient_accumulation_steps={micro_steps:,} x "
                 f"data.max_seq_length={self.data.max_seq_length:,} are more tokens a step than a "
                 f"rank can hold; expected at most {MAX_STEP_TOKENS:,}"
             )
+
+    def _check_global_batch(self, num_tokens: int) -> None:
+        length = self.data.max_seq_length
+        if 0 < num_tokens <= MAX_STEP_TOKENS and num_tokens % length == 0:
+            return
+        nearest = max(round(min(num_tokens, MAX_STEP_TOKENS) / length), 1) * length
+        raise ValueError(
+            f"training.global_batch_tokens is {num_tokens:,}; expected a multiple of "
+            f"data.max_seq_length={length:,}, at most {MAX_STEP_TOKENS:,}, such as {nearest:,}"
+        )
+
+    def samples_per_step(self, num_ranks: int) -> int:
+        """Samples per step over so many ranks."""
+        if self.training.global_batch_tokens is not None:
+            return self.training.global_batch_tokens // self.data.max_seq_length
+        return self.training.micro_batch * self.training.micro_steps * num_ranks
 
 
 SECTIONS: dict[str, type] = {entry.name: typing.cast(type, entry.type) for entry in fields(Config)}

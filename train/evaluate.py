@@ -40,9 +40,13 @@ def evaluate(
             return None
         own = np.arange(first + rank.rank * batch_size, first + (rank.rank + 1) * batch_size)
         own = own[own < num_windows]
+        # A rank with none left takes one that does not count: a model that is cut up over the ranks
+        # is gathered by all of them together.
+        taken = own if len(own) else np.zeros(1, dtype=np.int64)
+        windows = stream.windows(taken * max_seq_length, max_seq_length + 1).astype(np.int64)
+        batch = torch.from_numpy(windows).to(rank.device)
+        with autocast():
+            loss = float(model(batch[:, :-1], batch[:, 1:]))
         if len(own):
-            windows = stream.windows(own * max_seq_length, max_seq_length + 1).astype(np.int64)
-            batch = torch.from_numpy(windows).to(rank.device)
-            with autocast():
-                total += float(model(batch[:, :-1], batch[:, 1:])) * len(own)
+            total += loss * len(own)
     return rank.sum(total)[0] / num_windows

@@ -3,26 +3,33 @@
 import gc
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from shards.reader import Shards, TokenStream
 from shards.screen.lines import say
+from train.bad_step import react
 from train.checkpoints.claim import claim_folders
 from train.config import Config
 from train.evaluate import count_windows, evaluate
 from train.ranks.distributed import Rank, join_ranks
 from train.ranks.ending import Ending
+from train.ranks.heap import keep_freed_memory
 from train.ranks.stop import StopFlag
 from train.reports.report import Report
+from train.reports.texts import Sample
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, fit_model, open_checked_shards
-from train.step.optimizer import update
+from train.start.report import LABEL_WIDTH
+from train.step.bad_steps import Step
+from train.step.kernels import use_kernels
 from train.step.schedule import learning_rate
+from train.take_step import take_step
+from train.training_config import TrainingConfig
+
+# Activations above this are near the end of fp16, at 65,504.
+HALF_OF_FP16 = 32_768
 
 
 @dataclass(frozen=True)
@@ -52,14 +59,23 @@ def train(config: Config, stop: StopFlag | None = None, ending: Ending | None = 
 
 def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) -> Outcome:
     """Train in folders that are this run's alone."""
-    run = build_run(config, rank, shards, say if rank.is_first else say_nothing)
+    tell = say if rank.is_first else say_nothing
+    with use_kernels(config, rank.device) as attention:
+        tell(f"{'attention':<{LABEL_WIDTH}} {attention}")
+        return run_to_the_end(build_run(config, rank, shards, tell), stop)
+
+
+def run_to_the_end(run: Run, stop: StopFlag) -> Outcome:
+    """Train what was put together, and close what it holds."""
     report = None
     try:
-        with rank.telling():
-            if rank.is_first:
-                report = Report(config, run.step, run.start is not None, say)
+        with run.rank.telling():
+            if run.rank.is_first:
+                report = Report(run.config, run.step, run.start is not None, say)
+                report.forget_bad_steps(run.batches.consumed)
             return run_steps(run, stop, report)
     finally:
+        run.rank.place.enter("the end", is_long=None)
         run.saver.close()
         run.batches.close()
         if report:
@@ -77,20 +93,28 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     validation_loss, signal_number = None, 0
     if misses_validation(run, report):
         validation_loss = take_validation_loss(run, validation, stop, report)
+    if run.start:
+        write_samples(run, report)
     place = run.rank.place
     while run.step < training.num_training_steps and not signal_number:
         # The first step may compile.
         place.enter(f"step {run.step + 1:,}", is_long=not stop.has_progress)
         with speed.measure_step():
-            loss, norm = take_step(run)
+            step = take_step(run)
+        if not stop.has_progress:
+            keep_freed_memory(run.rank.device)
         stop.has_progress = True
-        [loss_sum] = run.rank.sum(loss)
+        if step.bad and react(run, step, report):
+            speed.take()
+            signal_number = run.rank.max(stop.signal_number)
+            continue
         signal_number = run.rank.max(stop.signal_number)
         is_last = run.step == training.num_training_steps
 
-        speed.add_loss(loss_sum / run.rank.world_size)
+        speed.add_loss(step.loss, run.step)
         if report and (run.step % training.logging_steps == 0 or is_last or signal_number):
-            report.log_step(run.step, describe_step(run, norm) | speed.take())
+            report.log_step(run.step, describe_step(run, step) | speed.take())
+            warn_of_overflow(step, training, report)
         # Before anything else that may fail, such as an evaluation.
         if is_saved(run) and not signal_number:
             run.save()
@@ -100,6 +124,8 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         if is_validated(run) and not signal_number:
             validation_loss = take_validation_loss(run, validation, stop, report)
             signal_number = run.rank.max(stop.signal_number)
+        if not signal_number:
+            write_samples(run, report)
     checkpoint = run.saver.finish(
         run.step, run.take_snapshot, seconds_left(run, stop) if signal_number else None
     )
@@ -139,34 +165,6 @@ def misses_validation(run: Run, report: Report | None) -> bool:
     return run.rank.max(report is not None and not report.has_validation(run.step)) > 0
 
 
-def take_step(run: Run) -> tuple[float, float]:
-    """One update from A micro-steps; returns this rank's mean loss and the gradients' norm."""
-    accumulation_steps = run.config.training.gradient_accumulation_steps
-    grad_scale = run.scaler.get_scale() / accumulation_steps
-    total = torch.zeros((), device=run.rank.device)
-    for micro_step, (tokens, targets) in enumerate(run.batches.next_step(), start=1):
-        # DDP must know before the forward pass whether the backward pass will share gradients.
-        with share_gradients(run, is_last=micro_step == accumulation_steps):
-            with run.autocast():
-                loss = run.parallel_model(tokens, targets, grad_scale)
-            run.scaler.scale(loss / accumulation_steps).backward()
-        run.rank.place.move()
-        total += loss.detach()
-    rate = learning_rate(run.step, run.config.training)
-    norm = update(run.optimizer, run.scaler, run.config.training.max_grad_norm, rate)
-    run.step += 1
-    run.skips.add(skipped=not math.isfinite(norm))
-    run.skips.check(run.config.training, run.step, run.scaler.get_scale())
-    return float(total) / accumulation_steps, norm
-
-
-def share_gradients(run: Run, is_last: bool) -> AbstractContextManager[None]:
-    """A micro-step's context: only the last one of a step averages gradients over the ranks."""
-    if is_last or not isinstance(run.parallel_model, DistributedDataParallel):
-        return nullcontext()
-    return run.parallel_model.no_sync()
-
-
 def take_validation_loss(
     run: Run, validation: TokenStream, stop: StopFlag, report: Report | None
 ) -> float | None:
@@ -177,7 +175,7 @@ def take_validation_loss(
         run.model,
         validation,
         count_windows(validation, length, config.training.eval_windows),
-        config.training.batch_size_per_device,
+        config.training.micro_batch,
         length,
         run.rank,
         run.autocast,
@@ -190,17 +188,50 @@ def take_validation_loss(
     return loss
 
 
-def describe_step(run: Run, norm: float) -> dict[str, float | None]:
+def write_samples(run: Run, report: Report | None) -> None:
+    """Log this step's texts, if it has some and the log has not; all ranks wait for them."""
+    sample_steps = run.config.training.sample_steps
+    if not sample_steps or run.step % sample_steps:
+        return
+    run.rank.place.enter(f"writing texts at step {run.step:,}", is_long=True)
+    # A model that is in parts is only whole while all ranks compute.
+    written = run.sampler.write(run.model) if run.sampler and run.is_sharded else None
+    run.rank.do_first(lambda: log_samples(run, report, written))
+
+
+def log_samples(run: Run, report: Report | None, written: list[Sample] | None) -> None:
+    """What the first rank does of that."""
+    if report and run.sampler:
+        write = partial(run.sampler.write, run.model)
+        count = len(run.sampler.prompts)
+        report.log_samples(run.step, count, write if written is None else lambda: written)
+
+
+def describe_step(run: Run, step: Step) -> dict[str, float | None]:
     """What is logged about the step just taken, besides loss and speed."""
     wait_seconds = run.batches.take_wait_seconds()
     return {
         "learning_rate": learning_rate(run.step - 1, run.config.training),
-        "grad_norm": norm if math.isfinite(norm) else None,
+        "grad_norm": step.norm if math.isfinite(step.norm) else None,
+        "largest_activation": step.largest_activation,
         "loss_scale": run.scaler.get_scale() if run.scaler.is_enabled() else None,
-        "skipped_steps": run.skips.total,
+        "skipped_steps": run.bad_steps.total,
+        "bad_steps": run.bad_steps.bad,
         "samples": run.batches.consumed,
+        "epoch": round(run.batches.consumed / run.batches.places.order.windows_per_epoch, 6),
         "data_wait_seconds": round(wait_seconds, 6),
     }
+
+
+def warn_of_overflow(step: Step, training: TrainingConfig, report: Report) -> None:
+    """Say, once, that activations come near the end of fp16."""
+    largest = step.largest_activation
+    if largest is None or training.precision != "fp16" or largest <= HALF_OF_FP16:
+        return
+    report.tell_once(
+        f"the largest activation is {largest:,.0f}, and fp16 ends at 65,504; beyond it every step "
+        "is skipped, so training.precision=bf16 may soon be needed"
+    )
 
 
 def make_speed(run: Run) -> Speed:
@@ -210,6 +241,7 @@ def make_speed(run: Run) -> Speed:
     return Speed(
         run.tokens_per_step,
         config.model.flops_per_token(config.data.max_seq_length),
+        config.model.causal_flops_per_token(config.data.max_seq_length),
         None if peak_flops is None else peak_flops * run.rank.world_size,
         run.rank.device,
     )

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp import FSDPModule
 
 from model.checkpoints.folder import describe_model, name_weights
 from model.checkpoints.hugging_face import Boundaries
 from model.checkpoints.seal import WEIGHTS
-from model.transformer import Transformer
+from model.transformer import FORWARD_METHODS, Transformer
 from shards.disk.layout import TOKENIZER
 from shards.inspect.verify import check_shards
 from shards.order import SampleOrder
@@ -31,8 +31,20 @@ from train.checkpoints.state import Parts, collect_moments, describe_state
 from train.checkpoints.warm_up import warm_up
 from train.config import Config
 from train.ranks.distributed import Rank
+from train.ranks.strategy import (
+    check_compression,
+    fill,
+    is_sharding,
+    shard_model,
+    share_model,
+)
+from train.samples import Sampler, make_sampler
 from train.start.report import check_start
-from train.step.optimizer import SkipCount, make_optimizer, make_scaler
+from train.start.settle import settle_config
+from train.start.trial import try_micro_batch
+from train.step.bad_steps import BadSteps
+from train.step.loss_scale import fit_scaler, make_scaler
+from train.step.optimizer import make_optimizer
 from train.step.precision import Autocast, check_precision, make_autocast
 
 
@@ -52,12 +64,14 @@ class Run:
     batches: Batches
     step: int
     history: History
-    skips: SkipCount
+    bad_steps: BadSteps
     # What else has a state that a checkpoint keeps, by its keys in training_state.json.
     parts: Parts
     saver: Saver
     # The checkpoint of its own that it goes on from; None = a new run begins.
     start: Path | None = None
+    # Writes texts on the way; None = none are wanted, or the first rank writes them.
+    sampler: Sampler | None = None
 
     @property
     def tokens_per_step(self) -> int:
@@ -82,6 +96,11 @@ class Run:
         }
         return take_snapshot(self.step, tensors, contents, self.host_memory)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each rank has a part of the model only."""
+        return isinstance(self.model, FSDPModule)
+
     @cached_property
     def host_memory(self) -> HostMemory | None:
         """The first rank's memory for snapshots."""
@@ -103,36 +122,45 @@ class Run:
 def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     """The run that the settings describe, at its beginning or where its checkpoint left it."""
     check_precision(rank.device, config.training.precision)
+    check_compression(config.distributed, rank)
     if config.data.verify == "open":
         own = shards.manifest.shards[rank.rank :: rank.world_size]
         check_shards(shards.folder, shards.manifest, own)
     start = agree_on_start(config.infrastructure, rank, say)
+    asked = config
+    config = settle_config(config, start.config if start else None, rank, say)
     if start:
         check_same_run(config, shards, start, say)
         if changed := describe_samples(config, rank.world_size, start):
             say(changed)
     check_start(config, rank, shards, start.position.step if start else 0, say)
     model = build_model(config, rank)
+    autocast = make_autocast(rank.device, config.training.precision)
+    config = try_micro_batch(asked, config, model, rank, autocast, say)
     optimizer = make_optimizer(model, config.training)
     scaler = make_scaler(rank.device, config.training)
-    skips = SkipCount()
-    parts: Parts = {"scaler": scaler, "skips": skips}
-    autocast = make_autocast(rank.device, config.training.precision)
-    parallel_model = share_model(model, rank)
+    bad_steps = BadSteps()
+    parts: Parts = {"scaler": scaler, "skips": bad_steps}
+    parallel_model = share_model(model, rank, config.distributed)
     position = Position(0, 0, (), shards.manifest.dataset_id)
     if start:
         # In this order, or the first step would take more memory than any other.
         warm_up(parallel_model, config, rank.device, autocast)
         start = restore(config, rank, shards, start, model, optimizer, parts, say)
+        fit_scaler(scaler, config.training)
         position = start.position
         say(f"resuming from {start.path}: step {position.step:,}")
-    folder = config.infrastructure.output_dir
     own_start = start.path if start and start.is_own else None
-    retention = Retention(Path(folder), config.training)
+    retention = Retention(Path(config.infrastructure.output_dir), config.training)
     rank.do_first(lambda: retention.tidy(own_start))
     batches = make_batches(config, rank, shards, position.samples_consumed)
     per_step = batches.dealing.samples_per_step
     history = extend_history(position.history, position.step, position.samples_consumed, per_step)
+    sampler = None
+    if config.training.sample_steps and isinstance(model, FSDPModule):
+        sampler = make_sampler(config, shards, model, say)
+    elif config.training.sample_steps:
+        sampler = rank.do_first(lambda: make_sampler(config, shards, model, say))
     return Run(
         config,
         rank,
@@ -145,10 +173,11 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         batches,
         position.step,
         history,
-        skips,
+        bad_steps,
         parts,
         Saver(rank, retention, position.step, own_start, say),
         own_start,
+        sampler,
     )
 
 
@@ -172,10 +201,15 @@ def fit_model(config: Config, shards: Shards) -> Config:
 
 
 def build_model(config: Config, rank: Rank) -> Transformer:
-    """A new model on this rank's device, made from the seed."""
+    """A new model on this rank's device, made from the seed: all of it, or this rank's part."""
     torch.manual_seed(config.infrastructure.seed)
-    with rank.device:
+    is_part = is_sharding(config.distributed, rank)
+    with torch.device("meta") if is_part else rank.device:
         model = Transformer(config.model)
+    if is_part:
+        shard_model(model, model.model.layers, FORWARD_METHODS, rank, config.distributed)
+        fill(model, model.draw_weights(rank.device), rank)
+        model.lm_head.weight = model.model.embed_tokens.weight
     checkpointing = config.training.activation_checkpointing
     assert checkpointing != "auto", "it is chosen before the model is built"
     model.activation_checkpointing = checkpointing
@@ -187,22 +221,10 @@ def build_model(config: Config, rank: Rank) -> Transformer:
     return model.train()
 
 
-def share_model(model: Transformer, rank: Rank) -> nn.Module:
-    """The model under DDP, which averages the gradients; on one rank, the model itself."""
-    if rank.world_size == 1:
-        return model
-    device_ids = [rank.device] if rank.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
-
-
 def make_batches(config: Config, rank: Rank, shards: Shards, consumed: int) -> Batches:
     """This rank's share of the samples after those already consumed."""
     stream = shards.stream("train", config.data.checks_first_reads)
     order = SampleOrder(stream.num_tokens, config.data.max_seq_length, config.infrastructure.seed)
-    dealing = Dealing(
-        config.training.batch_size_per_device,
-        config.training.gradient_accumulation_steps,
-        rank.rank,
-        rank.world_size,
-    )
+    num_samples = config.samples_per_step(rank.world_size)
+    dealing = Dealing(num_samples, config.training.micro_steps, rank.rank, rank.world_size)
     return Batches(stream, order, dealing, rank.device, consumed)

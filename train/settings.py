@@ -48,6 +48,7 @@ KEYS_WITHOUT_MEANING: dict[str, tuple[tuple[object, ...], str]] = {
 # Settings that are paths, in which ~ and $NAME mean what they mean to a shell.
 PATHS = (
     "data.shards",
+    "training.sample_prompts",
     "infrastructure.output_dir",
     "infrastructure.logging_dir",
     "infrastructure.resume_from_checkpoint",

@@ -9,7 +9,7 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import TextIO
@@ -171,6 +171,19 @@ def format_count(count: float) -> str:
             return f"{count:.0f}{unit}" if not unit else f"{count:.3g}{unit}"
         count /= 1000
     return f"{count:.3g} T"
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's rows as lines, with its cells in columns.
+
+    >>> align([["a", "parameters"], ["tiny", "7"]])
+    ['a     parameters', 'tiny  7']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def format_seconds(seconds: float) -> str:

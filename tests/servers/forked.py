@@ -156,8 +156,52 @@ def start_ranks(
     ]
 
 
-def run_ranks(num_ranks: int, overrides: Sequence[str]) -> None:
-    """A run of several ranks on this machine, to its end."""
-    ranks = start_ranks(num_ranks, overrides)
+def run_ranks(
+    num_ranks: int, overrides: Sequence[str], setup: Callable[[], None] | None = None
+) -> list[str]:
+    """A run of several ranks on this machine, to its end; what each said on standard error."""
+    ranks = start_ranks(num_ranks, overrides, setup)
     said = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * num_ranks, said
+    return said
+
+
+def call_ranks(num_ranks: int, function: Callable[..., None], *arguments: object) -> None:
+    """Call function(rank, *arguments) in each of several processes that are joined by gloo.
+
+    `rank` is a train.ranks.distributed.Rank, `function` one of a module; none may raise.
+    """
+    port, said = find_port(), make_file()
+    processes = [
+        FORKS.Process(target=call_rank, args=(rank, num_ranks, port, said, function, arguments))
+        for rank in range(num_ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * num_ranks, said.read_text()
+    said.unlink()
+
+
+def call_rank(
+    rank: int,
+    num_ranks: int,
+    port: int,
+    said: Path,
+    function: Callable[..., None],
+    arguments: tuple[object, ...],
+) -> None:
+    """Call the function in the forked process, as one of the ranks."""
+    from train.config import DistributedConfig
+    from train.ranks.distributed import join_ranks
+
+    for descriptor in (1, 2):
+        os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), descriptor)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
+    with join_ranks(DistributedConfig(device="cpu")) as joined:
+        function(joined, *arguments)

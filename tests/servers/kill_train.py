@@ -29,7 +29,8 @@ CALLS = (
     "train.loop.open_checked_shards",
     "train.loop.build_run",
     "train.loop.take_step",
-    "train.loop.update",
+    "train.take_step.clip_gradients",
+    "train.take_step.apply_gradients",
     "train.loop.evaluate",
     "train.run.agree_on_start",
     "train.run.make_optimizer",
@@ -112,8 +113,8 @@ def compile_quickly(moments: Moments) -> None:
 
     compile_blocks: Any = Transformer.compile_blocks
 
-    def compile_all(model: Any) -> None:
-        compile_blocks(model, compile_graph)
+    def compile_all(model: Any, **options: Any) -> None:
+        compile_blocks(model, compile_graph, **options)
 
     Transformer.compile_blocks = compile_all  # type: ignore[method-assign, assignment]
 

@@ -66,7 +66,7 @@ def test_one_rank_reads_and_the_others_receive(small_shards: Shards, tmp_path: P
     assert codes == [0, 0], said
     assert f"{damaged}: damaged; its sha256 is not the one in checksums.json; trying the" in said[0]
     assert f"resuming from {folder}/checkpoint-4: step 4" in said[0]
-    assert said[1] == ""
+    assert "resuming" not in said[1]
     assert_same_state(folder / "checkpoint-6", tmp_path / "straight")
     assert read_metrics(tmp_path / "first") == log
 
@@ -78,7 +78,7 @@ def test_where_another_rank_sees_a_newer_checkpoint_the_run_is_refused(
     run_small(small_shards, tmp_path / "second", training__num_training_steps=2)
     codes, said = finish(start_ranks(put_apart(small_shards, tmp_path)))
     assert codes == [1, 1]
-    assert said[1] == ""
+    assert "velocity: " not in said[1]
     [line] = [line for line in said[0].splitlines() if line.startswith("velocity: ")]
     assert "sees checkpoint-2 there, but for the first rank, on " in line
     assert "there is none; put infrastructure.output_dir where all machines see the same" in line
@@ -88,7 +88,7 @@ def test_where_another_rank_sees_a_newer_checkpoint_the_run_is_refused(
 def test_ranks_that_see_older_ones_or_none_follow_the_first() -> None:
     refuse_newer_elsewhere("out", [("a", None), ("b", None)])
     refuse_newer_elsewhere("out", [("a", 40), ("b", None), ("c", 30), ("d", 40)])
-    with pytest.raises(ValueError, match=r"rank 2, on c, sees checkpoint-50 there, .* on a, check"):
+    with pytest.raises(OSError, match=r"rank 2, on c, sees checkpoint-50 there, .* on a, check"):
         refuse_newer_elsewhere("out", [("a", 40), ("b", None), ("c", 50), ("d", 45)])
 
 

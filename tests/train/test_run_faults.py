@@ -22,7 +22,7 @@ from model.checkpoints.seal import list_checkpoints
 from tests.runs import make_config, make_overrides, read_metrics, run_small
 from tests.servers.forked import Forked, find_port, run_forked
 from train.config import DistributedConfig
-from train.loop import Outcome
+from train.loop import Outcome, Step
 from train.ranks.distributed import join_ranks
 from train.ranks.stop import StopFlag
 from train.run import Run
@@ -37,7 +37,7 @@ def each_step(
     """Call `do` with the number of each step after it was taken, and the save before it ended."""
     take_step = train.loop.take_step
 
-    def take_and_do(run: Run) -> tuple[float, float]:
+    def take_and_do(run: Run) -> Step:
         taken = take_step(run)
         if waits:
             run.saver.wait()

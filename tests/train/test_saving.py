@@ -21,9 +21,12 @@ from tests.train.test_run_faults import each_step, list_names
 from train.checkpoints.folder import step_of
 from train.checkpoints.position import OPTIMIZER
 from train.checkpoints.snapshot import Snapshot
+from train.checkpoints.state import GENERATOR, collect_moments
 from train.loop import Outcome
 from train.loop import train as train_run
 from train.ranks.stop import StopFlag
+from train.step.optimizer import make_optimizer
+from train.training_config import TrainingConfig
 
 Shards = Path
 PATIENCE = "PATIENCE_SECONDS"
@@ -143,6 +146,24 @@ def test_two_ranks_go_on_bit_for_bit(small_shards: Shards, tmp_path: Path) -> No
     folders = [tmp_path / name / "checkpoints" / "checkpoint-7" for name in ("straight", "resumed")]
     assert_same_state(*folders)
     assert read_metrics(tmp_path / "straight") == read_metrics(tmp_path / "resumed")
+
+
+def test_moments_before_the_first_update_are_zeros_and_change_nothing() -> None:
+    """A run whose first steps were all skipped can be saved, and goes on."""
+    torch.manual_seed(0)
+    models = [torch.nn.Linear(3, 2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [make_optimizer(model, TrainingConfig()) for model in models]
+    moments = collect_moments(models[1], optimizers[1])
+    assert len(moments) == 1 + 2 * 3
+    assert not any(value.any() for name, value in moments.items() if name != GENERATOR)
+    for model, optimizer in zip(models, optimizers, strict=True):
+        for _ in range(3):
+            model(torch.ones(1, 3)).sum().backward()
+            optimizer.step()
+    first, second = (collect_moments(*pair) for pair in zip(models, optimizers, strict=True))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert torch.equal(models[0].weight, models[1].weight)
 
 
 # What stays

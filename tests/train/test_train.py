@@ -1,7 +1,6 @@
 """A run: it learns, goes on exactly, and does not depend on how its samples are dealt."""
 
 import json
-import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,6 @@ from tests.runs import make_config, make_overrides, read_metrics, run_small
 from tests.servers.forked import run_ranks
 from train.checkpoints.position import OPTIMIZER
 from train.checkpoints.resume import find_start
-from train.config import TrainingConfig
-from train.step.optimizer import SkipCount, make_scaler, update
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 
@@ -101,22 +98,6 @@ def test_many_skips_in_a_row_end_the_run_with_a_report(small_shards: Path, tmp_p
     with pytest.raises(ValueError, match=r"step 5: the gradients were not finite in 3 steps in a"):
         run_small(small_shards, tmp_path, **settings)
     assert list_names(tmp_path) == ["checkpoint-2"]
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_gradients_that_are_not_finite_never_reach_the_weights(precision: str) -> None:
-    model = torch.nn.Linear(4, 4)
-    before = model.weight.detach().clone()
-    config = TrainingConfig(precision=precision)  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    model(torch.full((1, 4), torch.inf)).sum().backward()
-    norm = update(optimizer, make_scaler(torch.device("cpu"), config), 1.0, 1e-3)
-    assert not math.isfinite(norm)
-    assert torch.equal(model.weight, before)
-    skips = SkipCount()
-    skips.add(skipped=True)
-    skips.add(skipped=False)
-    assert (skips.total, skips.in_a_row) == (1, 0)
 
 
 def test_accumulation_and_batch_are_one(small_shards: Path, tmp_path: Path) -> None:
@@ -303,7 +284,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(small_shards: Path, tmp_pa
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
     try:
-        with pytest.raises(ValueError, match=r"checkpoint-4 could not be written .* are intact"):
+        with pytest.raises(OSError, match=r"checkpoint-4 could not be written .* are intact"):
             run_small(small_shards, tmp_path, training__num_training_steps=4)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -126,7 +126,7 @@ def test_the_trainer_reads_the_ids_that_prep_wrote(trained: Trained) -> None:
     stream = open_shards(trained.shards).stream("train", checks_first_reads=True)
     ids = np.fromfile(trained.shards / "train-00000.bin", f"<u{SHAPES[trained.name][1]}")
     order = SampleOrder(stream.num_tokens, 16, seed=1)
-    batches = Batches(stream, order, Dealing(3, 2, 0, 1), torch.device("cpu"), 0)
+    batches = Batches(stream, order, Dealing(6, 2, 0, 1), torch.device("cpu"), 0)
     try:
         starts = iter(order.starts(np.arange(6)))
         for tokens, targets in batches.next_step():

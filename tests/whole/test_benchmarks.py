@@ -39,7 +39,7 @@ SMALL_MODEL = ("--hidden-size", "32", "--layers", "2", "--heads", "2", "--interm
 def run_benchmark(name: str, *options: str) -> dict[str, Any]:
     """What a benchmark printed: one line of JSON, and nothing else."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *ONE_ROUND, *options]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("\n") == 1
     result: dict[str, Any] = json.loads(process.stdout)
@@ -179,10 +179,27 @@ def test_train_has_the_losses_of_trainer() -> None:
         "peak_memory_bytes",
         "memory_growth_bytes",
     }
-    check_result(result, ["transformers"], figures)
-    if not result["left_out"]:
-        assert 0 <= result["checks"]["max_loss_difference"] < 1e-4
+    figures.add("flops_per_second")
+    rate = {"flops_per_second"}
+    for found in ("engines", "ratios"):
+        assert result[found].pop("matrix").keys() == rate
+    check_result(result, ["bare", "transformers"], figures)
+    assert 0 <= result["checks"]["max_loss_difference"] < 1e-4
     assert result["work"]["tokens_per_step"] == 64
+    assert result["work"]["estimated_memory_bytes"] > 10**8
+
+
+def test_save_measures_the_stall_of_a_save() -> None:
+    sizes = ("hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2")
+    settings = [f"model.{size}" for size in sizes] + ["data.max_seq_length=16"]
+    steps = ("--steps", "2", "--warmup-steps", "2", "--save-steps", "2")
+    result = run_benchmark("save", *steps, *settings, "training.batch_size_per_device=1")
+    for engine in (OURS, "never"):
+        found = result["engines"][engine]
+        assert found.keys() == {"step_seconds", "mean_step_seconds", "stall_steps"}
+        assert found["step_seconds"]["median"] > 0
+    stalls = result["engines"][OURS]["stall_steps"]["rounds"]
+    assert result["checks"]["max_stall_steps"] == pytest.approx(max(stalls), rel=1e-4)
 
 
 def test_sample_writes_the_tokens_of_transformers() -> None:

@@ -35,6 +35,8 @@ STEPPING = {"train.ranks", "train.step"}
 TRAIN = {
     "train",
     *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof")),
+    "train.plan",
+    "train.page",
     *STEPPING,
 }
 MAY_IMPORT = {
@@ -67,7 +69,9 @@ MAY_IMPORT = {
     "train.step": {"train.ranks", "model", *BASE},
     "train.checkpoints": STEPPING | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
+    "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
+    "train.plan": {"train.start"} | SHARDS | MODEL,
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
@@ -94,12 +98,14 @@ SHARED = {
     "prep.foreign": {"prep.checks", "prep.manifest", "prep.policy"},
     "prep.vocabulary": {"prep.checks", "prep.policy", "prep.request"},
     "train.ranks": {"train.config"},
-    "train.step": {"train.config"},
-    "train.checkpoints": {"train.config", "train.settings"},
-    "train.start": {"train.config", "train.settings"},
+    "train.step": {"train.config", "train.training_config"},
+    "train.checkpoints": {"train.config", "train.training_config", "train.settings"},
+    "train.start": {"train.config", "train.training_config", "train.settings"},
+    "train.plan": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.tracing": {"train.config"},
     "train.proof": {"train.config", "train.settings"},
-    "train.reports": {"train.config", "train.settings"},
+    "train.reports": {"train.config", "train.training_config", "train.settings", "train.gpus"},
+    "train.page": {"train.config", "train.settings"},
 }
 NO_TORCH = {"shards", "prep"}
 

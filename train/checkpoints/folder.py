@@ -14,7 +14,7 @@ UNFINISHED = ".unfinished-"
 REMOVED = ".removed-"
 
 
-class SaveError(ValueError):
+class SaveError(OSError):
     """A checkpoint that could not be written; those before it are intact."""
 
 

@@ -2,6 +2,7 @@
 
 A run's history is a list of stretches; each starts at a step and a sample and takes a fixed number
 of samples per step. It is kept in every checkpoint, and is all that `velocity shards trace` needs.
+Samples between two stretches were passed over: the run went back from a bad step, and beyond them.
 """
 
 from dataclasses import dataclass
@@ -20,16 +21,21 @@ History = tuple[Stretch, ...]
 
 
 def extend_history(history: History, step: int, sample: int, samples_per_step: int) -> History:
-    """The history of a run that resumes at `step` and `sample`.
+    """The history of a run that goes on at `step` and `sample`.
 
     >>> history = extend_history((), 0, 0, 32)
     >>> extend_history(history, 10, 320, 32) == history
     True
     >>> extend_history(history, 10, 320, 64)[-1]
     Stretch(first_step=10, first_sample=320, samples_per_step=64)
+
+    A run at step 15 that goes back to step 10, and passes over what it saw since:
+
+    >>> extend_history(history, 10, 480, 32)[-1]
+    Stretch(first_step=10, first_sample=480, samples_per_step=32)
     """
     kept = tuple(stretch for stretch in history if stretch.first_step < step)
-    if kept and kept[-1].samples_per_step == samples_per_step:
+    if kept and samples_of_step(kept, step) == range(sample, sample + samples_per_step):
         return kept
     return (*kept, Stretch(step, sample, samples_per_step))
 
@@ -45,11 +51,14 @@ def samples_of_step(history: History, step: int) -> range:
     return range(first, first + stretch.samples_per_step)
 
 
-def step_of_sample(history: History, sample: int) -> int:
-    """The step that sees a sample; the inverse of `samples_of_step`.
+def step_of_sample(history: History, sample: int) -> int | None:
+    """The step that sees a sample, None if it is passed over; the inverse of `samples_of_step`.
 
     >>> step_of_sample((Stretch(0, 0, 32), Stretch(10, 320, 64)), 400)
     11
+    >>> step_of_sample((Stretch(0, 0, 32), Stretch(10, 480, 32)), 400) is None
+    True
     """
     stretch = [entry for entry in history if entry.first_sample <= sample][-1]
-    return stretch.first_step + (sample - stretch.first_sample) // stretch.samples_per_step
+    step = stretch.first_step + (sample - stretch.first_sample) // stretch.samples_per_step
+    return step if sample in samples_of_step(history, step) else None

@@ -85,6 +85,7 @@ def load_file(path: Path, rank: Rank, targets: Mapping[str, Tensor]) -> str | No
     reading = Reading(path, targets) if rank.is_first else None
     for name in share_json(rank, reading and reading.names):
         spread_tensor(rank, targets[name], reading.read_into if reading else refuse)
+        rank.place.move()
     if reading:
         reading.end()
     fault: str | None = share_json(rank, reading and reading.fault)

@@ -49,7 +49,7 @@ def agree_on_start(
 ) -> Start | None:
     """The first rank's `find_start`, shared: one rank reads, all start from the same.
 
-    Checkpoints in `damaged` are passed over. ValueError if another rank sees a newer one than the
+    Checkpoints in `damaged` are passed over. OSError if another rank sees a newer one than the
     first rank does.
     """
     checkpoints = list_checkpoints(Path(config.output_dir))
@@ -60,6 +60,8 @@ def agree_on_start(
     is_own = path is not None and is_same_folder(path.parent, config.output_dir)
     found = share_json(rank, path and (str(path), is_own, *read_state(path)))
     if found is None:
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+            say(f"{config.output_dir}: no checkpoint is there; the run begins from scratch again")
         return None
     name, is_own, state, settings = found
     return Start(Path(name), state, config_from_dict(settings, f"{name}/{RUN_CONFIG}"), is_own)
@@ -71,10 +73,11 @@ def read_state(checkpoint: Path) -> tuple[Json, Json]:
 
 
 def refuse_newer_elsewhere(folder: str, sights: Sequence[tuple[str, int | None]]) -> None:
-    """Raise ValueError if the first rank does not see the newest checkpoint.
+    """Raise OSError if the first rank does not see the newest checkpoint.
 
     Otherwise a run whose machines have folders of their own would lose steps, or start from
-    scratch, whenever its first rank comes to lie on another machine.
+    scratch, whenever its first rank comes to lie on another machine. No ValueError, as a restart
+    may mend it: the first rank may come to lie elsewhere again, or see what is new by then.
 
     >>> refuse_newer_elsewhere("out", [("node1", 40), ("node2", None)])
     """
@@ -82,7 +85,7 @@ def refuse_newer_elsewhere(folder: str, sights: Sequence[tuple[str, int | None]]
     (host, first), (other_host, other) = sights[0], sights[newest]
     if (other or 0) > (first or 0):
         here = f"checkpoint-{first} is the newest" if first is not None else "there is none"
-        raise ValueError(
+        raise OSError(
             f"{folder}: rank {newest}, on {other_host}, sees checkpoint-{other} there, but for the "
             f"first rank, on {host}, {here}; put infrastructure.output_dir where all machines see "
             f"the same files, or copy {folder}/checkpoint-{other} from {other_host} to {host}"

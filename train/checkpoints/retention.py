@@ -11,7 +11,7 @@ from model.checkpoints.seal import BEST, list_checkpoints
 from shards.disk.durable import write_file
 from shards.disk.json_files import load_json
 from train.checkpoints.folder import clear_leftovers, prune_checkpoints, remove_checkpoint, step_of
-from train.config import TrainingConfig
+from train.training_config import TrainingConfig
 
 
 class Retention:
@@ -63,6 +63,12 @@ class Retention:
         write_file(self.folder / BEST, json.dumps(record) + "\n")
         self.best_step, self.best_loss = step, validation_loss
         return True
+
+    def forget_later(self, step: int) -> None:
+        """The run goes back to `step`: nothing behind it is the best any more."""
+        if self.best_step is not None and self.best_step > step:
+            (self.folder / BEST).unlink(missing_ok=True)
+            self.best_step, self.best_loss = None, float("inf")
 
     def _read_best(self, steps: set[int]) -> None:
         path = self.folder / BEST

@@ -43,8 +43,8 @@ def check_same_run(config: Config, shards: Shards, start: Start, say: Say) -> No
 def describe_samples(config: Config, world_size: int, start: Start) -> str | None:
     """What a step takes otherwise than before, and how to keep it; None if nothing."""
     training, history = config.training, start.position.history
-    micro_step = training.batch_size_per_device * world_size
-    now = micro_step * training.gradient_accumulation_steps
+    micro_step = training.micro_batch * world_size
+    now = config.samples_per_step(world_size)
     before = history[-1].samples_per_step
     if now == before:
         return None

@@ -85,6 +85,11 @@ class Saver:
             self.rank.do_first(self._raise_error)
         return self.saved
 
+    def go_back(self, checkpoint: Path, step: int) -> None:
+        """The run is where `checkpoint` left it; those of later steps are removed."""
+        self.saved_step, self.saved = step, checkpoint
+        self.rank.do_first(self._go_back)
+
     def close(self) -> None:
         """Let the thread end what it has begun."""
         self.thread.shutdown()
@@ -152,6 +157,10 @@ class Saver:
             self.retention.prune(self.saved)
         except OSError as error:
             self.say(f"{self.folder}: old checkpoints cannot be removed ({error})")
+
+    def _go_back(self) -> None:
+        self.retention.forget_later(self.saved_step)
+        self._prune()
 
     def _raise_error(self) -> None:
         if self.error:

@@ -4,12 +4,13 @@ Copying is all that a step waits for; what is slow, writing and hashing, is done
 (train/checkpoints/saver.py). The memory is kept from one snapshot to the next.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from model.checkpoints.tensor_file import count_bytes
 from train.ranks.exchange import full_tensor
 
 # Memory is pinned in blocks of a power of two, which is what torch would round them up to.
@@ -37,7 +38,14 @@ class HostMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.block = torch.empty(0, dtype=torch.uint8)
+        # Bytes of the first snapshot that have no place yet.
+        self.left = 0
         self.places: dict[tuple[str, str], Tensor] = {}
+
+    def expect(self, tensors: Iterable[Tensor]) -> None:
+        """Say what a snapshot consists of before the first copy, as no more is to be allocated."""
+        if not self.places:
+            self.left = sum(round_up(count_bytes(tensor)) for tensor in tensors)
 
     def copy(self, file: str, name: str, tensor: Tensor) -> Tensor:
         """A copy of a tensor in its own place; on a GPU it is there after `wait`."""
@@ -54,7 +62,8 @@ class HostMemory:
 
     def _take(self, num_bytes: int) -> Tensor:
         if num_bytes > len(self.block):
-            self.block = self._allocate(max(num_bytes, BLOCK_BYTES))
+            self.block = self._allocate(max(num_bytes, min(self.left, BLOCK_BYTES)))
+        self.left -= round_up(num_bytes)
         room, self.block = self.block[:num_bytes], self.block[round_up(num_bytes) :]
         return room
 
@@ -82,6 +91,8 @@ def take_snapshot(
 
     `memory` is the first rank's, which alone keeps the copies; None on all others.
     """
+    if memory:
+        memory.expect(tensor for named in tensors.values() for tensor in named.values())
     copies: dict[str, dict[str, Tensor]] = {file: {} for file in tensors}
     for file, named in tensors.items():
         for name, tensor in named.items():

@@ -59,7 +59,12 @@ def encode_json(value: Any) -> bytes:
 
 
 def collect_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What optimizer.safetensors holds: `<parameter>.<moment>`, and torch's generator."""
+    """What optimizer.safetensors holds: `<parameter>.<moment>`, and torch's generator.
+
+    Before the first update, which FP16 may skip for some steps, the moments are zeros.
+    """
+    if not optimizer.state:
+        make_moments(model, optimizer)
     tensors = {GENERATOR: torch.get_rng_state()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
@@ -68,12 +73,12 @@ def collect_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def make_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimizer room for the moments of all parameters, to be loaded."""
+    """Give the optimizer moments of all parameters, as it would itself in its first update."""
     for parameter in model.parameters():
         optimizer.state[parameter] = {
             "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.empty_like(parameter, requires_grad=False),
-            "exp_avg_sq": torch.empty_like(parameter, requires_grad=False),
+            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
         }
 
 

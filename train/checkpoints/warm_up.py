@@ -22,7 +22,7 @@ def warm_up(
     """Let DDP arrange its buckets, by passes whose gradients are thrown away."""
     if not isinstance(parallel_model, DistributedDataParallel):
         return
-    shape = (config.training.batch_size_per_device, config.data.max_seq_length)
+    shape = (config.training.micro_batch, config.data.max_seq_length)
     tokens = torch.zeros(shape, dtype=torch.int64, device=device)
     for _ in range(PASSES):
         with autocast():

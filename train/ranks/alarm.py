@@ -11,9 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from threading import Thread
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from torch._C._distributed_c10d import Store
+from train.ranks.exits import DO_NOT_RESTART
 
 # What is written in the store, and how many ranks have read it.
 NOTE, READERS = "note", "readers"
@@ -21,6 +21,22 @@ NOTE, READERS = "note", "readers"
 STORE_SECONDS, READING_SECONDS = 5.0, 3.0
 
 Result = TypeVar("Result")
+
+
+class Store(Protocol):
+    """What is needed of torch's store, so that nothing here loads torch."""
+
+    def add(self, key: str, value: int, /) -> int:
+        """Add to a number; returns the sum."""
+
+    def check(self, keys: list[str], /) -> bool:
+        """Whether all of the keys are there."""
+
+    def get(self, key: str, /) -> bytes:
+        """The value of a key that is there."""
+
+    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes:
+        """Set a key that is not there, where "" is expected; returns what is there then."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,8 @@ class Note:
     screen: str = field(default_factory=lambda: identify_screen())
 
     def __str__(self) -> str:
+        if self.rank == 0 and self.code == DO_NOT_RESTART:
+            return self.reason  # A mistake is the run's, not the rank's.
         return f"rank {self.rank} ({self.host}): {self.reason}"
 
 

@@ -19,14 +19,6 @@ from train.ranks.meeting import meet
 from train.ranks.place import Place
 from train.ranks.watch import Limits, Watch
 
-# torch's flight recorder, of which a rank writes down the last collectives if all are stuck; and
-# NCCL's own dump, if it is NCCL that notices. Read when torch makes the process group.
-RECORDER = {
-    "TORCH_FR_BUFFER_SIZE": "2000",
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
-    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-}
-
 Result = TypeVar("Result")
 
 
@@ -59,6 +51,15 @@ class Rank:
         totals = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(totals)
         return [float(total) for total in totals.tolist()]
+
+    def gather(self, values: torch.Tensor) -> list[list[float]]:
+        """Each rank's values (N,), fp32 and on its device, by rank: the same lists on all."""
+        if self.world_size == 1:
+            return [values.tolist()]
+        parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(parts, values)
+        rows: list[list[float]] = torch.stack(parts).tolist()
+        return rows
 
     def max(self, value: int) -> int:
         """The largest value over all ranks."""
@@ -128,9 +129,10 @@ def clone(store: PrefixStore) -> Store:
 def start_communication(
     config: DistributedConfig, rank: int, world_size: int, device: torch.device, store: Store
 ) -> None:
-    """Make torch's process group. It never gives up before the watch does, which says more."""
-    for name, value in RECORDER.items():
-        os.environ.setdefault(name, value)
+    """Make torch's process group. It never gives up before the watch does, which says more.
+
+    torch 2.13 has its flight recorder on (TORCH_FR_BUFFER_SIZE=2000); the watch reads it.
+    """
     backend = config.backend
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"

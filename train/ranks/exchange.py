@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from train.ranks.distributed import Rank
 
@@ -55,6 +56,9 @@ def decode(content: Tensor) -> Any:
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded over the ranks, which then all call this."""
+    if isinstance(tensor, DTensor):
+        whole: Tensor = tensor.full_tensor()
+        return whole
     return tensor
 
 
@@ -64,7 +68,26 @@ def spread_tensor(rank: Rank, target: Tensor, fill: Callable[[Tensor], None]) ->
     `target` may be sharded over the ranks; all call this for the same tensors in the same order.
     """
     whole = target.detach()
+    if isinstance(whole, DTensor):
+        deal_rows(rank, whole, fill)
+        return
     if rank.is_first:
         fill(whole)
     if rank.world_size > 1:
         dist.broadcast(whole, 0)
+
+
+def deal_rows(rank: Rank, target: DTensor, fill: Callable[[Tensor], None]) -> None:
+    """The same for a sharded `target`: the first rank has all of it meanwhile, each other its rows.
+
+    Ranks have the same number of rows, but for the last ones; as torch.chunk deals them.
+    """
+    own = target.to_local()
+    num_rows, sizes = -(-len(target) // rank.world_size), target.shape[1:]
+    part, parts = own.new_empty((num_rows, *sizes)), None
+    if rank.is_first:
+        whole = own.new_empty((num_rows * rank.world_size, *sizes))
+        fill(whole[: len(target)])
+        parts = list(whole.chunk(rank.world_size))
+    dist.scatter(part, parts, 0)
+    own.copy_(part[: len(own)])

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from train.reports.log_folder import PATTERN
@@ -30,11 +33,14 @@ def name_events(folder: Path) -> Path:
 
 def begin_events(purge_step: int | None) -> bytes:
     """The head of an event file; what others say of steps from `purge_step` on is not shown."""
-    events = [Event(wall_time=time.time(), file_version=VERSION)]
-    if purge_step is not None:
-        start = SessionLog(status=SessionLog.START)
-        events.append(Event(wall_time=time.time(), step=purge_step, session_log=start))
-    return encode(events)
+    head = encode([Event(wall_time=time.time(), file_version=VERSION)])
+    return head if purge_step is None else head + purge_events(purge_step)
+
+
+def purge_events(step: int) -> bytes:
+    """An event after which what was said before of steps from `step` on is not shown."""
+    start = SessionLog(status=SessionLog.START)
+    return encode([Event(wall_time=time.time(), step=step, session_log=start)])
 
 
 def describe_scalars(step: int, values: Mapping[str, float]) -> bytes:
@@ -45,6 +51,27 @@ def describe_scalars(step: int, values: Mapping[str, float]) -> bytes:
             wall_time=now, step=step, summary=Summary(value=[Summary.Value(tag=t, simple_value=v)])
         )
         for t, v in values.items()
+    )
+
+
+def describe_texts(step: int, texts: Mapping[str, str]) -> bytes:
+    """An event for each text at a step."""
+    now = time.time()
+    return encode(
+        Event(
+            wall_time=now,
+            step=step,
+            summary=Summary(
+                value=[
+                    Summary.Value(
+                        tag=tag,
+                        metadata=create_summary_metadata(tag, ""),
+                        tensor=TensorProto(dtype=DT_STRING, string_val=[text.encode()]),
+                    )
+                ]
+            ),
+        )
+        for tag, text in texts.items()
     )
 
 

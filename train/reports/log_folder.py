@@ -1,6 +1,7 @@
 """A run's log folder: whose log is in it, and what of it stays when a run begins or goes on.
 
     metrics.jsonl  samples.jsonl  events.out.tfevents.*  wandb-run-id    the log
+    bad-steps.jsonl                               its bad steps (train/bad_step.py)
     run-folder                                    the output_dir that it belongs to
     earlier-1/ ...                                logs of other runs, set aside
 
@@ -11,6 +12,7 @@ dropped, since it does these steps again.
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from shards.disk.durable import write_file
 from shards.screen.lines import Say
 
 METRICS = "metrics.jsonl"
+BAD_STEPS = "bad-steps.jsonl"
 SAMPLES = "samples.jsonl"
 # TensorBoard's files.
 PATTERN = "events.out.tfevents.*"
@@ -66,13 +69,8 @@ def name_owner(folder: Path, output_dir: Path) -> str:
 
 def set_aside(folder: Path, say: Say) -> None:
     """Move another run's log to earlier-1, ...; TensorBoard shows them separately."""
-    left = [
-        folder / METRICS,
-        folder / SAMPLES,
-        folder / WANDB_ID,
-        folder / RUN_FOLDER,
-        *folder.glob(PATTERN),
-    ]
+    names = (METRICS, SAMPLES, BAD_STEPS, WANDB_ID, RUN_FOLDER)
+    left = [*(folder / name for name in names), *folder.glob(PATTERN)]
     left = [path for path in left if path.exists()]
     if left:
         aside = make_earlier(folder)
@@ -110,6 +108,26 @@ def cut_log(folder: Path, step: int, keeps_copy: bool) -> set[Entry]:
     return {(record["step"], name) for record in records if "step" in record for name in record}
 
 
+def cut_bad_steps(folder: Path, samples_consumed: int) -> None:
+    """Drop the lines of bad-steps.jsonl on steps that start after so many samples.
+
+    Samples are never counted back: those before are behind the run, whatever its step.
+    """
+    path = folder / BAD_STEPS
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if is_behind(line, samples_consumed)]
+    if kept != lines:
+        write_file(path, b"".join(kept).decode("utf-8"))
+
+
+def is_behind(line: bytes, samples_consumed: int) -> bool:
+    """Whether a line of bad-steps.jsonl is on a step before so many samples, and a whole one."""
+    first = read_record(line).get("first_sample")
+    return isinstance(first, int) and first < samples_consumed and line.endswith(b"\n")
+
+
 def read_step(line: bytes) -> int | None:
     """The step of a line of metrics.jsonl; None if it is not a whole one."""
     record = read_record(line)
@@ -128,9 +146,27 @@ def read_record(line: bytes) -> dict[str, Any]:
 
 def has_metric(folder: Path, step: int, name: str) -> bool:
     """Whether a log has a metric of a step."""
-    try:
-        lines = (folder / METRICS).read_bytes().splitlines()
-    except OSError:
+    return any(r.get("step") == step and name in r for r in read_records(folder / METRICS))
+
+
+def has_samples(folder: Path, step: int, count: int) -> bool:
+    """Whether a log has the `count` texts of a step; where it has only some, it drops them."""
+    path = folder / SAMPLES
+    if not path.exists():
         return False
-    records = (read_record(line) for line in lines)
-    return any(record.get("step") == step and name in record for record in records)
+    lines = path.read_bytes().splitlines(keepends=True)
+    others = [line for line in lines if read_step(line) != step]
+    if len(lines) - len(others) >= count:
+        return True
+    if len(others) < len(lines):
+        write_file(path, b"".join(others).decode("utf-8"))
+    return False
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file of the log; none if it cannot be read."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return
+    yield from map(read_record, lines)

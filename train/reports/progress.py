@@ -40,6 +40,11 @@ class Progress:
             self.line.keep()
         self.drawn_step = step
 
+    def go_back(self, step: int) -> None:
+        """The run is at an earlier step again; what is left is told from its speed since."""
+        self.first_step = self.drawn_step = step
+        self.started = time.monotonic()
+
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self.line.say(text)

@@ -7,16 +7,34 @@ once, and what can be written later is.
 import errno
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shards.screen.lines import Say
 from train.config import Config
-from train.reports.events import begin_events, describe_scalars, name_events
+from train.reports.events import (
+    begin_events,
+    describe_scalars,
+    describe_texts,
+    name_events,
+    purge_events,
+)
 from train.reports.growing_file import GrowingFile
-from train.reports.log_folder import METRICS, Entry, has_metric, open_log
+from train.reports.log_folder import (
+    BAD_STEPS,
+    METRICS,
+    SAMPLES,
+    Entry,
+    cut_bad_steps,
+    cut_log,
+    has_metric,
+    has_samples,
+    open_log,
+    read_step,
+)
 from train.reports.progress import Progress
+from train.reports.texts import Sample, describe_samples, make_lines, name_texts
 from train.reports.weights_and_biases import log_to_wandb, start_wandb
 from train.settings import config_to_dict
 
@@ -30,9 +48,12 @@ CHARTS = {
     "learning_rate": "optimizer/learning_rate",
     "grad_norm": "optimizer/grad_norm",
     "loss_scale": "optimizer/loss_scale",
+    "largest_activation": "optimizer/largest_activation",
     "skipped_steps": "optimizer/skipped_steps",
+    "bad_steps": "optimizer/bad_steps",
     "tokens_per_second": "speed/tokens_per_second",
     "mfu": "speed/mfu",
+    "mfu_causal": "speed/mfu_causal",
     "data_wait_seconds": "speed/data_wait_seconds",
     "step_seconds": "speed/step_seconds",
     "memory_bytes": "speed/memory_bytes",
@@ -48,6 +69,9 @@ class Report:
         self.say = say
         self.failing: set[str] = set()
         self.metrics_file = GrowingFile(self.folder / METRICS)
+        self.samples_file = GrowingFile(self.folder / SAMPLES)
+        self.bad_steps_file = GrowingFile(self.folder / BAD_STEPS)
+        self.has_told = False
         self.event_file = GrowingFile(name_events(self.folder))
         self.event_file.waiting = begin_events(first_step + 1 if first_step else None)
         output_dir = Path(config.infrastructure.output_dir)
@@ -74,9 +98,49 @@ class Report:
         self._record(step, {"validation_loss": loss})
         self.progress.say(f"step {step:,}: validation loss {loss:.4f}")
 
+    def log_bad_step(self, record: Mapping[str, Any], text: str) -> None:
+        """Record a bad step in bad-steps.jsonl, and say what was done about it."""
+        self.bad_steps_file.waiting += json.dumps(record).encode() + b"\n"
+        self._write()
+        self.progress.say(text)
+
+    def forget_bad_steps(self, samples_consumed: int) -> None:
+        """Drop the bad steps that a run going on after so many samples meets again."""
+        self._try(str(self.folder), lambda: cut_bad_steps(self.folder, samples_consumed))
+
+    def go_back(self, step: int) -> None:
+        """Drop what was logged after `step`: the run takes these steps again, with others' data."""
+        self._write()
+        for file in (self.metrics_file, self.samples_file):
+            waiting = file.waiting.splitlines(keepends=True)
+            file.waiting = b"".join(w for w in waiting if (read_step(w) or 0) <= step)
+        self._try(str(self.folder), lambda: self._cut_log(step))
+        self.event_file.waiting += purge_events(step + 1)
+        self.progress.go_back(step)
+
+    def tell_once(self, text: str) -> None:
+        """Say something about the run, unless something was said so before."""
+        if not self.has_told:
+            self.has_told = True
+            self.progress.say(text)
+
     def has_validation(self, step: int) -> bool:
         """Whether the log has the validation loss after `step` steps."""
         return has_metric(self.folder, step, "validation_loss")
+
+    def log_samples(self, step: int, count: int, write: Callable[[], Sequence[Sample]]) -> None:
+        """Record the `count` texts that `write` makes after `step` steps, if the log has not."""
+
+        def write_and_record() -> None:
+            if has_samples(self.folder, step, count):
+                return
+            samples = write()
+            self.samples_file.waiting += make_lines(step, samples)
+            self.event_file.waiting += describe_texts(step, name_texts(samples))
+            self.progress.say(f"step {step:,}: {describe_samples(samples)}")
+
+        self._try("texts", write_and_record)
+        self._write()
 
     def close(self) -> None:
         """Write what is still to be written, and finish the W&B run."""
@@ -121,12 +185,17 @@ class Report:
             self.repeated = self.open_log()
             self.is_open = True
 
+    def _cut_log(self, step: int) -> None:
+        self.repeated |= cut_log(self.folder, step, keeps_copy=False)
+
     def _write(self) -> None:
         self._try(str(self.folder), self._write_files)
 
     def _write_files(self) -> None:
         self._open()
         self.metrics_file.write_waiting()
+        self.samples_file.write_waiting()
+        self.bad_steps_file.write_waiting()
         self.event_file.write_waiting()
 
     def _try(self, place: str, action: Callable[[], object]) -> None:

@@ -1,8 +1,8 @@
-"""Tokens per second, MFU and memory: how they are computed, and the peaks of known GPUs.
+"""Tokens per second, MFU and memory: how they are computed.
 
 MFU counts, per token, 6 FLOPs for each matrix weight plus 12 L D T for attention, not halved for
 causality (PaLM: Chowdhery et al. 2022, appendix B), against the dense peak in the vendor's data
-sheet.
+sheet. `mfu_causal` has 6 L D T in its place, which is what a causal kernel computes.
 """
 
 import math
@@ -14,40 +14,8 @@ from pathlib import Path
 
 import torch
 
-from train.config import Precision
-
-# Dense TFLOP/s, without sparsity, by the device's full name. An unknown one gets no MFU, since a
-# guess could be far off (the H100 comes in three kinds).
-HOPPER_SXM: dict[Precision, float] = {"fp16": 989.4, "bf16": 989.4, "fp32": 66.9}
-HOPPER_PCIE: dict[Precision, float] = {"fp16": 756.0, "bf16": 756.0, "fp32": 51.2}
-A100: dict[Precision, float] = {"fp16": 312.0, "bf16": 312.0, "fp32": 19.5}
-V100: dict[Precision, float] = {"fp16": 125.0, "fp32": 15.7}
-PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
-    "NVIDIA H200": HOPPER_SXM,
-    "NVIDIA H100 80GB HBM3": HOPPER_SXM,
-    "NVIDIA H100 PCIe": HOPPER_PCIE,
-    "NVIDIA A100-SXM4-80GB": A100,
-    "NVIDIA A100-SXM4-40GB": A100,
-    "NVIDIA A100 80GB PCIe": A100,
-    "NVIDIA A100-PCIE-40GB": A100,
-    "NVIDIA L40S": {"fp16": 362.0, "bf16": 362.0, "fp32": 91.6},
-    "NVIDIA L4": {"fp16": 121.0, "bf16": 121.0, "fp32": 30.3},
-    "Tesla V100-SXM2-16GB": V100,
-    "Tesla V100-SXM2-32GB": V100,
-    "Tesla T4": {"fp16": 65.0, "fp32": 8.1},
-}
-
-
-def find_peak_flops(device_name: str, precision: Precision) -> float | None:
-    """The device's peak in FLOP/s; None if it is unknown.
-
-    >>> find_peak_flops("NVIDIA H100 80GB HBM3", "fp16")
-    989400000000000.0
-    >>> find_peak_flops("NVIDIA GeForce GTX 1080", "fp16") is None
-    True
-    """
-    tflops = PEAK_TFLOPS.get(device_name, {}).get(precision)
-    return None if tflops is None else tflops * 1e12
+from train.gpus import find_peak_flops
+from train.training_config import Precision
 
 
 def find_device_peak(device: torch.device, precision: Precision) -> float | None:
@@ -75,13 +43,17 @@ class Speed:
         self,
         tokens_per_step: int,
         flops_per_token: int,
+        causal_flops_per_token: int,
         peak_flops: float | None,
         device: torch.device,
     ) -> None:
         self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
+        self.causal_flops_per_token = causal_flops_per_token
         self.peak_flops = peak_flops  # of all ranks together
         self.device = device
+        # The largest loss, and its step.
+        self.largest: tuple[float, int] | None = None
         self._reset()
 
     @contextmanager
@@ -92,19 +64,26 @@ class Speed:
         self.seconds += time.perf_counter() - started
         self.num_steps += 1
 
-    def add_loss(self, loss: float) -> None:
+    def add_loss(self, loss: float, step: int) -> None:
         """Add a step's loss to the mean, unless it is not finite."""
         if math.isfinite(loss):
             self.total_loss += loss
             self.num_losses += 1
+            self.largest = max(self.largest or (loss, step), (loss, step))
 
     def take(self) -> dict[str, float | None]:
         """The figures since the last call, without time for checkpoints and evaluations."""
         tokens_per_second = compute_rate(self.num_steps * self.tokens_per_step, self.seconds)
         figures: dict[str, float | None] = {
             "loss": self.total_loss / self.num_losses if self.num_losses else None,
+            # The mean hides which step a spike was at, and with it the documents that made it.
+            "largest_loss": self.largest and self.largest[0],
+            "largest_loss_step": self.largest and self.largest[1],
             "tokens_per_second": tokens_per_second,
             "mfu": compute_mfu(tokens_per_second, self.flops_per_token, self.peak_flops),
+            "mfu_causal": compute_mfu(
+                tokens_per_second, self.causal_flops_per_token, self.peak_flops
+            ),
             "step_seconds": self.seconds / max(self.num_steps, 1),
             "memory_bytes": measure_peak_memory(self.device),
         }
@@ -114,6 +93,7 @@ class Speed:
     def _reset(self) -> None:
         self.num_steps, self.seconds = 0, 0.0
         self.num_losses, self.total_loss = 0, 0.0
+        self.largest = None
 
 
 def compute_rate(count: float, seconds: float) -> float:

@@ -5,10 +5,11 @@ from functools import cache
 from pathlib import Path
 
 from model.config import DEFAULT_VOCAB_SIZE
-from shards.screen.lines import format_bytes, format_count
+from shards.screen.lines import align, format_bytes, format_count
 from shards.screen.names import quote
 from train.config import Config
 from train.settings import list_named_configs, load_config
+from train.start.fit import find_least
 from train.start.machine import find_gpus
 from train.start.memory import CHECKPOINT_BYTES, Memory, estimate_memory
 
@@ -27,22 +28,24 @@ class NamedConfig:
 
     @property
     def option(self) -> str:
-        """What chooses it on the command line: nothing for the default."""
-        return "" if self.config == Config() else f" --config {self.name}"
+        """What chooses it on the command line."""
+        return f" --config {self.name}"
 
     def count_tokens(self, world_size: int = 1) -> int:
         """Tokens that the whole run reads on so many ranks."""
-        training = self.config.training
-        samples = training.batch_size_per_device * training.gradient_accumulation_steps
-        tokens = samples * self.config.data.max_seq_length * world_size
-        return tokens * training.num_training_steps
+        config = self.config
+        tokens = config.samples_per_step(world_size) * config.data.max_seq_length
+        return tokens * config.training.num_training_steps
 
     def need(
         self, device_type: str, world_size: int = 1, num_ids: int = DEFAULT_VOCAB_SIZE
     ) -> Memory:
-        """The memory of one rank, with a set whose tokenizer has so many ids."""
+        """The least memory of one rank, with a set whose tokenizer has so many ids.
+
+        Where the settings say auto, more is taken if it is there.
+        """
         config = replace(self.config, model=self.config.model.fit(num_ids))
-        return estimate_memory(config, device_type, world_size)
+        return estimate_memory(find_least(config, 1), device_type, world_size)
 
 
 @cache
@@ -65,7 +68,7 @@ def find_largest(
 
 def tabulate_configs() -> list[list[str]]:
     """A row for each: name, parameters, memory, checkpoint, and the run's tokens on one rank."""
-    rows = [["--config", "parameters", "memory on a GPU", "on a CPU", "a checkpoint", "tokens"]]
+    rows = [["--config", "parameters", "least on a GPU", "on a CPU", "a checkpoint", "tokens"]]
     for named in named_configs():
         num_parameters = named.config.model.num_parameters()
         sizes = [
@@ -80,12 +83,7 @@ def tabulate_configs() -> list[list[str]]:
 
 def list_configs() -> list[str]:
     """The same as lines for the terminal, in columns."""
-    rows = tabulate_configs()
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    return align(tabulate_configs())
 
 
 def suggest_command(
@@ -110,6 +108,7 @@ def choose(gpus: list[int], num_tokens: int | None, num_ids: int) -> NamedConfig
         for named in named_configs()
         if gpus
         and named.need("cuda", len(gpus), num_ids).peak <= min(gpus)
+        and named.config.samples_per_step(len(gpus)) >= len(gpus)
         and (num_tokens is None or named.count_tokens(len(gpus)) <= MAX_EPOCHS * num_tokens)
     ]
     [smallest] = [named for named in named_configs() if named.name == SMALLEST]

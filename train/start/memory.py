@@ -3,9 +3,11 @@
 The activations' bytes were measured at hidden 2048, inner 8192, fp16: 127,368 a token and block
 eagerly and 86,408 compiled (docs/log.md), and are scaled by the sizes they consist of; how far the
 estimate is off where it was checked is in docs/runs.md.
+
+P parameters, E of them in the embedding, which is also the head, and R ranks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from model.config import ModelConfig
 from train.config import Config
@@ -15,7 +17,7 @@ STATE_BYTES = 4 + 4 + 8
 # In a checkpoint: fp32 weights and AdamW's two means.
 CHECKPOINT_BYTES = 4 + 8
 # Python with torch on a CPU; CUDA's context and the libraries' workspaces on a GPU.
-BASE_BYTES = {"cpu": 400 * 10**6, "cuda": 1500 * 10**6, "mps": 1000 * 10**6}
+BASE_BYTES = {"cpu": 450 * 10**6, "cuda": 1500 * 10**6, "mps": 1000 * 10**6}
 # The most that a chunk's fp32 logits take (model/loss.py).
 LOGITS_BYTES = {"cuda": 2**30}
 CPU_LOGITS_BYTES = 128 * 2**20
@@ -25,47 +27,122 @@ EAGER_SELECTIVE_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one rank needs."""
+    """Bytes that one rank needs, by what needs them."""
 
-    # Weights, gradients and optimizer state: less is impossible.
-    state: int
-    # The most at once, as far as is known: state, activations, loss.
-    peak: int
+    # Python, torch, CUDA's context and workspaces.
+    base: int
+    weights: int
+    gradients: int
+    # AdamW's two means.
+    optimizer: int
+    # For the exchange between ranks: ddp's buckets, or what fsdp gathers.
+    exchange: int
+    # What blocks keep for the backward pass, with fp16 or bf16 copies of their weights.
+    activations: int
+    # The loss, or one block in its backward pass: what is larger.
+    working: int
+
+    @property
+    def state(self) -> int:
+        """Weights, gradients and optimizer state: less is impossible."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def peak(self) -> int:
+        """The most at once, as far as is known."""
+        return sum(getattr(self, entry.name) for entry in fields(self))
 
 
-def estimate_memory(config: Config, device_type: str, world_size: int = 1) -> Memory:
+def estimate_memory(config: Config, device_type: str, num_ranks: int = 1) -> Memory:
     """What a rank needs on a device of this type ("cpu", "cuda", "mps").
+
+    The settings name a micro-batch and a kind of checkpointing (train/start/fit.py chooses them).
 
     >>> estimate_memory(Config(), "cuda").state
     27418230784
     """
     model, training = config.model, config.training
-    state = STATE_BYTES * model.num_parameters()
-    tokens = training.batch_size_per_device * config.data.max_seq_length
+    is_sharded = config.distributed.strategy == "fsdp" and num_ranks > 1
+    num_parameters = model.num_parameters()
+    own = -(-num_parameters // num_ranks) if is_sharded else num_parameters
+    tokens = training.micro_batch * config.data.max_seq_length
     compiles = training.compile if training.compile is not None else device_type == "cuda"
     is_half = training.precision != "fp32"
-    block = bytes_per_token(model, is_half, compiles)
-    # The blocks' inputs, and one block at work.
-    block_inputs = (2 if is_half else 4) * model.hidden_size
-    if training.activation_checkpointing == "full":
-        activations = tokens * (model.num_hidden_layers * block_inputs + block)
-    elif training.activation_checkpointing == "selective":
-        share = training.activation_memory_budget if compiles else EAGER_SELECTIVE_SHARE
-        kept = block_inputs + round(share * (block - block_inputs))
-        activations = tokens * (model.num_hidden_layers * kept + block)
+    return Memory(
+        base=BASE_BYTES.get(device_type, BASE_BYTES["cpu"]),
+        weights=4 * own,
+        gradients=4 * own,
+        optimizer=8 * own,
+        exchange=exchange_bytes(model, num_ranks, is_sharded),
+        activations=activation_bytes(config, tokens, is_half, compiles),
+        working=max(
+            loss_bytes(model, tokens, is_half, device_type),
+            backward_bytes(config, tokens, is_half, compiles),
+        ),
+    )
+
+
+def exchange_bytes(model: ModelConfig, num_ranks: int, is_sharded: bool) -> int:
+    """DDP's buckets, of the size of all gradients; or what fsdp has whole at the same time."""
+    if num_ranks == 1:
+        return 0
+    if not is_sharded:
+        return 4 * model.num_parameters()
+    return gathered_bytes(model)
+
+
+def gathered_bytes(model: ModelConfig) -> int:
+    """What is whole at the same time under fsdp, in fp32, at the most: in a backward pass.
+
+    A block's weights and their gradients, the buffers that both travel in, and the buffer with the
+    weights of the block before it; the embedding and its gradient.
+
+    >>> gathered_bytes(ModelConfig())
+    2165719040
+    """
+    embedding = model.num_ids * model.hidden_size
+    block = (model.num_parameters() - embedding) // model.num_hidden_layers
+    return 4 * (5 * block + 2 * embedding)
+
+
+def activation_bytes(config: Config, tokens: int, is_half: bool, compiles: bool) -> int:
+    """What the blocks keep from the forward pass for the backward pass."""
+    model, training = config.model, config.training
+    block, inputs = bytes_per_token(model, is_half, compiles), input_bytes(model, is_half)
+    checkpointing = training.activation_checkpointing
+    if checkpointing == "none":
+        kept = block
+    elif checkpointing == "full":
+        kept = inputs
     else:
-        activations = tokens * model.num_hidden_layers * block
+        share = training.activation_memory_budget if compiles else EAGER_SELECTIVE_SHARE
+        kept = inputs + round(share * (block - inputs))
+    # Autocast keeps each copy that it made; a compiled block keeps its own, if it keeps everything.
+    has_copies = is_half and (not compiles or checkpointing == "none")
     head = model.num_ids * model.hidden_size
-    copies = 2 * (model.num_parameters() - head) if is_half else 0
-    # DDP's buckets beside the gradients.
-    buckets = 4 * model.num_parameters() if world_size > 1 else 0
-    loss = loss_bytes(model, tokens, is_half, device_type)
-    base = BASE_BYTES.get(device_type, BASE_BYTES["cpu"])
-    return Memory(state, base + state + buckets + copies + activations + loss)
+    copies = 2 * (model.num_parameters() - head) if has_copies else 0
+    return tokens * model.num_hidden_layers * kept + copies
+
+
+def backward_bytes(config: Config, tokens: int, is_half: bool, compiles: bool) -> int:
+    """What a block takes in its backward pass, beside the head's gradient, which is there before.
+
+    A block that was not kept is computed again first; its gradients are about half as much.
+    """
+    model = config.model
+    block, inputs = bytes_per_token(model, is_half, compiles), input_bytes(model, is_half)
+    is_kept = config.training.activation_checkpointing == "none"
+    at_work = inputs + block // 2 + (0 if is_kept else block)
+    return 4 * model.num_ids * model.hidden_size + tokens * at_work
+
+
+def input_bytes(model: ModelConfig, is_half: bool) -> int:
+    """A block's input, a token: the residual stream."""
+    return (2 if is_half else 4) * model.hidden_size
 
 
 def bytes_per_token(model: ModelConfig, is_half: bool, compiles: bool) -> int:
-    """What one block keeps of one token for the backward pass.
+    """What one block keeps of one token for the backward pass, if it keeps everything.
 
     >>> bytes_per_token(ModelConfig(), is_half=True, compiles=False)
     126976
@@ -78,9 +155,12 @@ def bytes_per_token(model: ModelConfig, is_half: bool, compiles: bool) -> int:
 
 
 def loss_bytes(model: ModelConfig, tokens: int, is_half: bool, device_type: str) -> int:
-    """What the loss takes: three fp32 logits of a chunk and their gradient, the head's gradient."""
+    """What the loss takes at once: a chunk's fp32 logits, gradients, and the head in half."""
     limit = LOGITS_BYTES.get(device_type, CPU_LOGITS_BYTES)
     chunk_logits = min(4 * tokens * model.num_ids, limit)
+    dlogits = chunk_logits // 2 if is_half else 0  # In fp32 it takes the place of the logits.
     head = model.num_ids * model.hidden_size
+    # The head's gradient so far, beside either a chunk's logits or what the chunk adds to it.
+    at_once = 4 * head + max(chunk_logits + dlogits, (dlogits or chunk_logits) + 4 * head)
     hidden = 2 * (2 if is_half else 4) * tokens * model.hidden_size
-    return round(3.5 * chunk_logits) + (2 + 8 if is_half else 8) * head + hidden
+    return at_once + (2 * head if is_half else 0) + hidden

@@ -14,6 +14,7 @@ from shards.reader import Shards
 from shards.screen.lines import Say, format_bytes, format_count
 from train.config import Config
 from train.ranks.distributed import Rank
+from train.ranks.strategy import is_sharding
 from train.start.choose import find_largest
 from train.start.machine import find_memory
 from train.start.memory import CHECKPOINT_BYTES, Memory, estimate_memory
@@ -31,10 +32,11 @@ def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say
     refuse_too_large(config, rank, need, available)
     lines = {
         "device": describe_device(config, rank),
-        "model": f"{config.model.num_parameters():,} parameters",
+        "model": describe_model(config, rank),
         "step": describe_step(config, rank),
         "run": describe_length(config, rank, shards, first_step),
         "validation": describe_validation(config, shards),
+        "activations": describe_activations(config),
         "memory": describe_memory(need, available),
         "checkpoints": describe_checkpoints(config),
         "logs": str(config.infrastructure.log_folder),
@@ -87,28 +89,35 @@ def describe_device(config: Config, rank: Rank) -> str:
     return text + (slow if precision != "fp32" else "")
 
 
+def describe_model(config: Config, rank: Rank) -> str:
+    """How large the model is, and whether each rank has all of it."""
+    is_part = is_sharding(config.distributed, rank)
+    part = f", 1/{rank.world_size} of each weight a rank (fsdp)" if is_part else ""
+    return f"{config.model.num_parameters():,} parameters{part}"
+
+
 def describe_step(config: Config, rank: Rank) -> str:
     """How many tokens a step takes, and how they come about."""
     training, length = config.training, config.data.max_seq_length
-    factors = f"{training.batch_size_per_device:,} samples of {length:,}"
-    if training.gradient_accumulation_steps > 1:
-        factors += f" x {training.gradient_accumulation_steps:,} micro-steps"
+    samples = config.samples_per_step(rank.world_size)
+    runs = training.micro_steps * rank.world_size
+    # Where they do not divide evenly, some micro-batches have a sample less.
+    up_to = "" if samples % runs == 0 else "up to "
+    factors = f"{up_to}{training.micro_batch:,} samples of {length:,}"
+    if training.micro_steps > 1:
+        factors += f" x {training.micro_steps:,} micro-steps"
+    sent = ""
     if rank.world_size > 1:
         factors += f" x {rank.world_size:,} ranks"
-    return f"{count_step_tokens(config, rank):,} tokens ({factors})"
-
-
-def count_step_tokens(config: Config, rank: Rank) -> int:
-    """Tokens a step, over all ranks."""
-    training = config.training
-    samples = training.batch_size_per_device * training.gradient_accumulation_steps
-    return samples * config.data.max_seq_length * rank.world_size
+        if config.distributed.gradient_compression != "none":
+            sent = f"; gradients sent as {config.distributed.gradient_compression}"
+    return f"{samples * length:,} tokens ({factors}){sent}"
 
 
 def describe_length(config: Config, rank: Rank, shards: Shards, first_step: int) -> str:
     """How many steps and tokens there are, and how often the whole run sees each of the set's."""
     num_steps, held = config.training.num_training_steps, shards.manifest.num_tokens("train")
-    tokens = num_steps * count_step_tokens(config, rank)
+    tokens = num_steps * config.samples_per_step(rank.world_size) * config.data.max_seq_length
     steps = f"{num_steps:,} steps"
     if first_step:
         steps += f", {min(first_step, num_steps):,} of them done"
@@ -141,6 +150,17 @@ def describe_validation(config: Config, shards: Shards) -> str:
         f"none: a window has {length + 1:,} tokens (data.max_seq_length and one), and the "
         f"validation split {held:,}"
     )
+
+
+def describe_activations(config: Config) -> str:
+    """What is computed again in the backward pass."""
+    kind = config.training.activation_checkpointing
+    what = {
+        "none": "all kept for the backward pass",
+        "selective": "what is cheap is computed again",
+        "full": "all computed again, block by block",
+    }
+    return f"{what[kind]} (activation_checkpointing: {kind})"
 
 
 def describe_memory(need: Memory, available: tuple[int, int] | None) -> str:

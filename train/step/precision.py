@@ -6,9 +6,15 @@ from functools import partial
 
 import torch
 
-from train.config import Precision
+from train.training_config import Precision
 
 Autocast = Callable[[], AbstractContextManager[object]]
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+}
 
 
 def make_autocast(device: torch.device, precision: Precision) -> Autocast:
@@ -17,8 +23,8 @@ def make_autocast(device: torch.device, precision: Precision) -> Autocast:
         return nullcontext
     # Tensor cores could sum in 16 bits for a little speed; too coarse for sums of 8,192 products.
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    return partial(torch.autocast, device.type, dtype)
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    return partial(torch.autocast, device.type, DTYPES[precision])
 
 
 def check_precision(device: torch.device, precision: Precision) -> None:

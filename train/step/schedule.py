@@ -6,7 +6,7 @@ equation 5), each cycle `cycle_multiplier` times as long as the one before.
 
 import math
 
-from train.config import TrainingConfig
+from train.training_config import TrainingConfig
 
 # If the user sets no cycle length, this many cycles fill the run: with the defaults
 # 14,000 + 28,000 + 56,000 steps after 2,000 of warmup.

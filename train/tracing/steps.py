@@ -44,6 +44,10 @@ class Tracer:
         samples = np.array(samples_of_step(self.history, step - 1))
         return trace_samples(self.shards, "train", self.order, samples)
 
+    def count_samples(self, step: int) -> int:
+        """How many samples a step saw."""
+        return len(samples_of_step(self.history, step - 1))
+
     def steps_of_document(self, document: Document) -> list[int]:
         """The run's steps, ascending, in which a sample held any token of the document."""
         num_samples = samples_of_step(self.history, self.num_steps - 1).stop
@@ -54,7 +58,8 @@ class Tracer:
                 f"{MAX_EPOCHS:,} epochs, so ask for single steps with --step"
             )
         samples = trace_document(self.order, document, num_samples)
-        return sorted({step_of_sample(self.history, sample) + 1 for sample in samples})
+        steps = {step_of_sample(self.history, sample) for sample in samples}
+        return sorted(step + 1 for step in steps if step is not None)
 
 
 def trace_run(shards: Shards, folder: Path) -> Tracer:
@@ -84,16 +89,15 @@ def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
 
     Raises ValueError for a number of ranks that no run has.
     """
-    training = config.training
-    per_rank = training.batch_size_per_device * training.gradient_accumulation_steps
-    per_step = per_rank * num_ranks
+    per_step = config.samples_per_step(num_ranks)
     if num_ranks < 1 or per_step > MAX_STEP_SAMPLES:
+        per_rank = config.samples_per_step(1)
         raise ValueError(
             f"--ranks {num_ranks!s:.60} x {per_rank:,} samples a rank: expected at least 1 rank, "
             f"and at most {MAX_STEP_SAMPLES:,} samples a step"
         )
     history = extend_history((), 0, 0, per_step)
-    return make_tracer(shards, config, history, training.num_training_steps)
+    return make_tracer(shards, config, history, config.training.num_training_steps)
 
 
 def make_tracer(

@@ -1,0 +1,140 @@
+"""A run's log, read: that of a finished run, of one that is at work, or of one that was killed.
+
+A line that is damaged is passed over and counted, as the half-written last one of a killed run is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from model.checkpoints.seal import list_checkpoints
+from train.checkpoints.position import TRAINING_STATE, read_run_config
+from train.config import Config
+from train.page.curves import Curve, make_curve
+from train.reports.log_folder import METRICS, SAMPLES, name_owner, read_owner, read_record
+
+# The steps that were skipped or rolled back, with their documents; written by train/step.
+BAD_STEPS = "bad-steps.jsonl"
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """What a run logged, and the settings of its newest checkpoint if there is one."""
+
+    name: str  # as the user named it
+    folder: Path
+    output_dir: Path | None
+    config: Config | None
+    curves: dict[str, Curve]
+    samples: list[dict[str, Any]]
+    bad_steps: list[dict[str, Any]]
+    num_damaged: int
+
+    @property
+    def last_step(self) -> int:
+        """The last step that was logged."""
+        return max(int(curve.steps[-1]) for curve in self.curves.values())
+
+    @property
+    def earlier(self) -> list[Path]:
+        """The logs of other runs that were set aside here."""
+        return sorted(path.parent for path in self.folder.glob(f"earlier-*/{METRICS}"))
+
+    @property
+    def written(self) -> str:
+        """When the log was last written."""
+        seconds = (self.folder / METRICS).stat().st_mtime
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def read_log(place: Path) -> RunLog:
+    """The log of a run, named by its folder of checkpoints or of logs; ValueError without one."""
+    folder, output_dir = find_log(place)
+    metrics = Lines(folder / METRICS)
+    points: dict[str, list[tuple[int, float]]] = {}
+    for record in metrics:
+        for name, value in record.items():
+            if name != "step" and is_number(value):
+                points.setdefault(name, []).append((record["step"], float(value)))
+    if not points:
+        raise ValueError(f"{folder / METRICS}: no step in it yet; wait for the first one")
+    curves = {name: make_curve(found) for name, found in points.items()}
+    samples, bad_steps = Lines(folder / SAMPLES), Lines(folder / BAD_STEPS)
+    checkpoints = list_checkpoints(output_dir) if output_dir else []
+    config = read_run_config(checkpoints[0]) if checkpoints else None
+    return RunLog(
+        str(place),
+        folder,
+        output_dir,
+        config,
+        curves,
+        [record for record in samples if isinstance(record.get("text"), str)],
+        [*bad_steps],
+        metrics.num_damaged + samples.num_damaged + bad_steps.num_damaged,
+    )
+
+
+class Lines:
+    """The records of a file of JSON lines that have a step; none if there is no file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_damaged = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if not self.path.is_file():
+            return
+        with open(self.path, "rb") as file:
+            for line in file:
+                record = read_record(line)
+                step = record.get("step")
+                if type(step) is int and 0 <= step < 2**53:
+                    yield record
+                else:
+                    self.num_damaged += 1
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a record can be drawn."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e300
+
+
+def find_log(place: Path) -> tuple[Path, Path | None]:
+    """A run's folders of logs and of checkpoints; the second may be gone.
+
+    ValueError if no log is found from there.
+    """
+    if (place / METRICS).is_file():
+        owner = read_owner(place)
+        # A log that was set aside is a folder further down than it was.
+        signed = place.parent if place.name.startswith("earlier-") else place
+        output_dir = signed / owner if owner else place.parent
+        return place, output_dir if output_dir.is_dir() else None
+    output_dir = place.parent if (place / TRAINING_STATE).is_file() else place
+    if not output_dir.is_dir():
+        raise ValueError(f"{place}: no such folder; expected a run's checkpoints, or its logs")
+    for folder in list_log_folders(output_dir):
+        if (folder / METRICS).is_file() and read_owner(folder) in owners(folder, output_dir):
+            return folder, output_dir
+    raise ValueError(
+        f"{place}: found no {METRICS} of this run there or in {place / 'logs'}; name its "
+        "infrastructure.logging_dir"
+    )
+
+
+def list_log_folders(output_dir: Path) -> Iterator[Path]:
+    """Where the log of a run may be: below its checkpoints, where it said, or beside them."""
+    yield output_dir / "logs"
+    for checkpoint in list_checkpoints(output_dir)[:1]:
+        yield read_run_config(checkpoint).infrastructure.log_folder
+    yield output_dir.absolute().parent / "logs"
+
+
+def owners(folder: Path, output_dir: Path) -> tuple[str | None, ...]:
+    """What a log says whose it is if it is this run's; that below it may be too old to say it."""
+    own = name_owner(folder, output_dir)
+    return (own, None) if own == ".." else (own,)

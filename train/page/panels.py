@@ -1,0 +1,78 @@
+"""The drawings of a run's page: which metrics each one shows, and how it is called."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from train.page.curves import Curve
+from train.page.log import RunLog
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A drawing: its file name, what is above it and on its y axis, and the metrics by their names.
+
+    Values are divided by `unit` before they are shown.
+    """
+
+    key: str
+    title: str
+    metrics: dict[str, str]
+    y: str = ""
+    unit: float = 1.0
+    is_log: bool = False
+
+
+PANELS = (
+    Panel("loss", "Loss", {"loss": "training", "validation_loss": "validation"}, "nats a token"),
+    Panel("learning-rate", "Learning rate", {"learning_rate": "learning rate"}),
+    Panel("norm", "Norm of the gradients", {"grad_norm": "before clipping"}, is_log=True),
+    Panel("scale", "Loss scale", {"loss_scale": "FP16's scale"}, is_log=True),
+    Panel("skips", "Skipped steps", {"skipped_steps": "skipped", "bad_steps": "bad"}, "so far"),
+    Panel("activation", "Largest activation", {"largest_activation": "of the log entry's step"}),
+    Panel("speed", "Speed", {"tokens_per_second": "all ranks"}, "tokens a second"),
+    Panel("mfu", "MFU", {"mfu": "share of the peak"}, "%", 0.01),
+    Panel("wait", "Waiting for data", {"data_wait_seconds": "between two entries"}, "ms", 1e-3),
+    Panel("epochs", "Epochs", {"epoch": "times each token was seen"}),
+    Panel("step", "Time of a step", {"step_seconds": "mean"}, "seconds"),
+    Panel("memory", "Memory, highest so far", {"memory_bytes": "first rank"}, "GB", 1e9),
+)
+# What others are for than to be drawn.
+NOT_DRAWN = ("samples", "largest_loss", "largest_loss_step")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve of a drawing: of which run, and which of its panel's metrics."""
+
+    curve: Curve
+    run: int
+    place: int
+    label: str
+
+
+def fill_panels(logs: Sequence[RunLog]) -> Iterator[tuple[Panel, list[Series]]]:
+    """The drawings that there is something for, each with its curves."""
+    listed = {metric for panel in PANELS for metric in panel.metrics} | set(NOT_DRAWN)
+    others = sorted({name for log in logs for name in log.curves} - listed)
+    more = [Panel(f"more-{n}", name, {name: name}) for n, name in enumerate(others, start=1)]
+    for panel in [*PANELS, *more]:
+        series = [
+            Series(
+                divide(log.curves[metric], panel.unit), run, place, name_series(log, logs, label)
+            )
+            for run, log in enumerate(logs)
+            for place, (metric, label) in enumerate(panel.metrics.items())
+            if metric in log.curves
+        ]
+        if series:
+            yield panel, series
+
+
+def divide(curve: Curve, unit: float) -> Curve:
+    """The curve in another unit."""
+    return curve if unit == 1 else Curve(curve.steps, curve.values / unit)
+
+
+def name_series(log: RunLog, logs: Sequence[RunLog], label: str) -> str:
+    """What a curve is called: by its metric, and by its run if there are several."""
+    return label if len(logs) == 1 else f"{log.name}: {label}"

@@ -1,0 +1,35 @@
+"""`velocity plan`, from the request to what is shown."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from shards.format import read_manifest
+from train.gpus import GIGABYTE, find_gpu
+from train.plan.plan import Machines, Wishes, make_plan
+from train.plan.request import Request
+from train.plan.show import describe_plan, describe_sizes, plan_as_json
+from train.settings import load_config
+
+
+def run_plan(request: Request, overrides: Sequence[str]) -> list[str]:
+    """The lines to show. Raises ValueError for settings, GPUs or sets that are none."""
+    config, set_tokens = load_config(request.config, overrides), None
+    if request.shards is not None:
+        manifest = read_manifest(request.shards)
+        set_tokens = manifest.num_tokens("train")
+        config = replace(config, model=config.model.fit(manifest.vocab_size))
+    machines = find_machines(request)
+    if machines is None:
+        return describe_sizes(config)
+    wishes = Wishes(request.mfu, request.price, set_tokens)
+    made = make_plan(config, machines, wishes)
+    return [json.dumps(plan_as_json(made))] if request.as_json else describe_plan(made)
+
+
+def find_machines(request: Request) -> Machines | None:
+    """The GPUs that were named; None if none were."""
+    gpu = None if request.gpu is None else find_gpu(request.gpu)
+    if request.gpu_memory is not None:
+        return Machines(request.gpus, round(request.gpu_memory * GIGABYTE), gpu)
+    return None if gpu is None else Machines(request.gpus, gpu.num_bytes, gpu)

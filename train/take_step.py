@@ -1,0 +1,65 @@
+"""One step: gradients of all micro-steps, their norm, the judgement of both, and the update."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from train.ranks.strategy import share_gradients
+from train.run import Run
+from train.step.bad_steps import Step
+from train.step.optimizer import apply_gradients, clip_gradients
+from train.step.schedule import learning_rate
+
+
+def take_step(run: Run) -> Step:
+    """One update from A micro-steps, or none if its gradients or its loss are bad."""
+    training = run.config.training
+    with watch_activations(run) as seen:
+        total = add_gradients(run)
+    norm = clip_gradients(run.optimizer, run.scaler, training.max_grad_norm)
+    # The host waits for the device here. What ranks decide, they decide from the same numbers.
+    rows = run.rank.gather(torch.stack([total, norm, *(x.float() for x in seen)]))
+    losses = [total / run.batches.dealing.accumulation_steps for total, *_ in rows]
+    loss = sum(losses) / len(losses)
+    bad = run.bad_steps.judge(loss, training)
+    is_finite = all(math.isfinite(norm) for _, norm, *_ in rows)
+    is_applied = is_finite and (bad is None or training.on_bad_step == "warn")
+    rate = learning_rate(run.step, training)
+    apply_gradients(
+        run.optimizer, run.scaler, rate, not is_finite, is_applied, training.min_loss_scale
+    )
+    run.step += 1
+    run.bad_steps.add(run.step, loss, bad is not None, is_applied, training.spike_window)
+    run.bad_steps.check(training, run.step, bad, run.scaler)
+    activations = chain(*(values for _, _, *values in rows))
+    largest = max(activations, key=lambda x: (math.isnan(x), x), default=None)
+    return Step(loss, rows[0][1] if is_finite else math.nan, bad, is_applied, losses, largest)
+
+
+def watch_activations(run: Run) -> AbstractContextManager[list[Tensor]]:
+    """What the step to be taken sees of its activations, if it is to be logged and they too."""
+    training = run.config.training
+    if training.log_activations and (run.step + 1) % training.logging_steps == 0:
+        return run.model.watch_activations()
+    return nullcontext([])
+
+
+def add_gradients(run: Run) -> Tensor:
+    """The gradients of a step's A micro-steps, added up; returns the sum of their losses, 0-dim."""
+    accumulation_steps = run.batches.dealing.accumulation_steps
+    grad_scale = run.scaler.get_scale() / accumulation_steps
+    total = torch.zeros((), device=run.rank.device)
+    micro_batches = zip(run.batches.next_step(), run.batches.dealing.weights, strict=True)
+    for micro_step, ((tokens, targets), weight) in enumerate(micro_batches, start=1):
+        # DDP must know before the forward pass whether the backward pass will share gradients.
+        with share_gradients(run.parallel_model, is_last=micro_step == accumulation_steps):
+            with run.autocast():
+                loss = run.parallel_model(tokens, targets, grad_scale)
+            # The weight is 1 unless the samples do not divide evenly (train/batches.py: Dealing).
+            run.scaler.scale(loss * weight / accumulation_steps).backward()
+        run.rank.place.move()
+        total += loss.detach() * weight
+    return total

@@ -1,0 +1,209 @@
+"""Section `training` of the settings: optimization, memory, bad steps, saving, logging."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["fp16", "bf16", "fp32"]
+OnBadStep = Literal["warn", "skip", "rollback"]
+ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
+AttentionKernel = Literal["auto", "flash", "cudnn", "efficient", "math", "fa3"]
+
+# Where torch's GradScaler begins.
+FIRST_LOSS_SCALE = 2.0**16
+
+# Micro-steps of a step whose settings name neither them nor its tokens, as in the original.
+DEFAULT_MICRO_STEPS = 8
+# More than any run has; all that is computed from it stays within 64 bits.
+MAX_STEPS = 10**9
+# Losses are kept in every checkpoint, and gone through at each step.
+MAX_SPIKE_WINDOW = 10_000
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Section `training`: optimization, and how often to log, save and evaluate."""
+
+    # Tokens per step over all ranks, whatever their number; null = batch x accumulation x ranks
+    # samples.
+    global_batch_tokens: int | None = None
+    # Samples per micro-step on each rank, at most; "auto" = as many as fit, with
+    # global_batch_tokens.
+    batch_size_per_device: int | Literal["auto"] = 4
+    # Micro-steps per step; "auto" = as many as global_batch_tokens needs, or 8 without it.
+    gradient_accumulation_steps: int | Literal["auto"] = "auto"
+    # Peak learning rate of the cosine cycles.
+    learning_rate: float = 6e-4
+    # Lowest learning rate of the cosine cycles.
+    min_learning_rate: float = 6e-5
+    # Steps of linear warmup from 0 to the peak.
+    warmup_steps: int = 2000
+    # Steps of the first cosine cycle after warmup; null = three cycles fill num_training_steps.
+    cycle_steps: int | None = None
+    # Each cycle is this many times as long as the one before.
+    cycle_multiplier: int = 2
+    # Steps in the whole run.
+    num_training_steps: int = 100_000
+    # Weight decay of matrices and embeddings; norms have none.
+    weight_decay: float = 0.1
+    # AdamW's decay rate for the mean gradient.
+    adam_beta1: float = 0.9
+    # AdamW's decay rate for the mean squared gradient.
+    adam_beta2: float = 0.95
+    # Added to AdamW's denominator.
+    adam_epsilon: float = 1e-8
+    # Gradients are clipped to this global norm.
+    max_grad_norm: float = 1.0
+    # fp16 with dynamic loss scaling, bf16, or fp32; weights and optimizer state are always fp32.
+    precision: Precision = "fp16"
+    # The fp16 loss scale is never halved below this; an overflow there still skips the step.
+    min_loss_scale: float = 1.0
+    # Steps without an overflow after which the fp16 loss scale is doubled.
+    loss_scale_growth_interval: int = 2000
+    # Stop with a report after this many steps in a row that were not applied to the weights.
+    max_skipped_steps: int = 50
+    # What to do about a step with a bad loss, one that is not finite or a spike: "warn" = say so;
+    # "skip" = also leave the weights as they are; "rollback" = go back to the newest checkpoint
+    # that is spike_window steps older, and pass over all samples since.
+    on_bad_step: OnBadStep = "warn"
+    # A loss is compared with as many before it; half of them are enough.
+    spike_window: int = 128
+    # A loss is a spike this many standard deviations above the mean of the window; null = never.
+    spike_threshold: float | None = 6.0
+    # Stop with a report after this many rollbacks without getting beyond the bad step.
+    max_rollbacks: int = 3
+    # Log the largest |x| of the residual stream behind the blocks, at steps that are logged.
+    log_activations: bool = False
+    # What blocks compute again in the backward pass, to save memory: none; selective = what is
+    # cheap (compiled: what activation_memory_budget leaves out); full = all; auto = as little as
+    # the memory allows. The original's gradient_checkpointing: true is full, false none.
+    activation_checkpointing: ActivationCheckpointing = "full"
+    # With selective and compiled blocks: the share of the activations to keep, from 0 to 1.
+    activation_memory_budget: float = 0.5
+    # What computes attention: auto = on Hopper GPUs FlashAttention 3 where flash_attn_interface is
+    # installed, else cuDNN, elsewhere torch's choice; the run says which it is.
+    attention: AttentionKernel = "auto"
+    # Run torch.compile on each block; null = on GPUs only.
+    compile: bool | None = None
+    # Steps between log entries.
+    logging_steps: int = 10
+    # Steps between progress lines that stay on a terminal; a file has one for each log entry.
+    progress_steps: int = 100
+    # Steps between checkpoints.
+    save_steps: int = 1000
+    # Steps between evaluations of the validation loss.
+    eval_steps: int = 500
+    # Windows of the validation split used for the validation loss.
+    eval_windows: int = 256
+    # Steps between texts that the model writes into samples.jsonl of the log; null = none.
+    sample_steps: int | None = None
+    # A file with a prompt for such a text on each line, an empty one for the beginning of a
+    # document; null = four built-in ones.
+    sample_prompts: str | None = None
+    # Checkpoints to keep; the oldest are removed.
+    save_total_limit: int = 5
+    # Steps between checkpoints that are never removed, saved besides the others; null = none.
+    keep_every_steps: int | None = None
+    # Never remove the checkpoint with the lowest validation loss, of those saved at a step at which
+    # it is taken.
+    keep_best: bool = False
+    # Seconds that a stop signal leaves: a save that is known to take longer is not begun; null = as
+    # long as it takes.
+    stop_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        at_least_one = (
+            "batch_size_per_device",
+            "gradient_accumulation_steps",
+            "cycle_multiplier",
+            "num_training_steps",
+            "max_skipped_steps",
+            "loss_scale_growth_interval",
+            "max_rollbacks",
+            "logging_steps",
+            "progress_steps",
+            "save_steps",
+            "eval_steps",
+            "save_total_limit",
+        )
+        for name in at_least_one:
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise ValueError(f"training.{name} is {value}; expected at least 1")
+        if self.num_training_steps > MAX_STEPS:
+            raise ValueError(
+                f"training.num_training_steps is {self.num_training_steps}; expected at most "
+                f"{MAX_STEPS:,}"
+            )
+        for name in ("cycle_steps", "keep_every_steps", "sample_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"training.{name} is {value}; expected at least 1")
+        if self.stop_seconds is not None and not self.stop_seconds >= 0:
+            raise ValueError(f"training.stop_seconds is {self.stop_seconds}; expected at least 0")
+        if self.keep_best and self.eval_windows == 0:
+            raise ValueError(
+                "training.keep_best goes by the validation loss, which training.eval_windows=0 "
+                "does not take; set one of them otherwise"
+            )
+        if not 0 <= self.min_learning_rate <= self.learning_rate:
+            raise ValueError(
+                f"training.min_learning_rate is {self.min_learning_rate}; expected a number from 0 "
+                f"to training.learning_rate={self.learning_rate}"
+            )
+        for name in ("warmup_steps", "eval_windows", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; expected at least 0")
+        for name in ("max_grad_norm", "adam_epsilon"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"training.{name} is {getattr(self, name)}; expected a number above 0"
+                )
+        if not 0 <= self.activation_memory_budget <= 1:
+            raise ValueError(
+                f"training.activation_memory_budget is {self.activation_memory_budget}; expected a "
+                "number from 0 to 1"
+            )
+        self._check_bad_steps()
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"training.{name} is {getattr(self, name)}; expected a number from 0 to below 1"
+                )
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples per micro-step on a rank, as a number, once it is settled."""
+        assert self.batch_size_per_device != "auto", "train/start/settle.py has not chosen it"
+        return self.batch_size_per_device
+
+    @property
+    def micro_steps(self) -> int:
+        """Micro-steps per step, as a number; with global_batch_tokens, once they are settled."""
+        if self.gradient_accumulation_steps != "auto":
+            return self.gradient_accumulation_steps
+        assert self.global_batch_tokens is None, "train/start/batch.py has not settled them"
+        return DEFAULT_MICRO_STEPS
+
+    def _check_bad_steps(self) -> None:
+        if not 0 <= self.min_loss_scale <= FIRST_LOSS_SCALE:
+            raise ValueError(
+                f"training.min_loss_scale is {self.min_loss_scale}; expected a number from 0 to "
+                f"{FIRST_LOSS_SCALE:g}, where the loss scale begins"
+            )
+        if not 2 <= self.spike_window <= MAX_SPIKE_WINDOW:
+            raise ValueError(
+                f"training.spike_window is {self.spike_window}; expected 2 to {MAX_SPIKE_WINDOW:,}"
+            )
+        if self.spike_threshold is not None and not self.spike_threshold > 0:
+            raise ValueError(
+                f"training.spike_threshold is {self.spike_threshold}; expected a number above 0, "
+                "or null"
+            )
+        oldest = self.save_steps * (self.save_total_limit - 1)
+        if self.on_bad_step == "rollback" and oldest < self.spike_window:
+            raise ValueError(
+                f"training.on_bad_step=rollback needs a checkpoint from before the "
+                f"{self.spike_window} steps of training.spike_window; of training.save_steps="
+                f"{self.save_steps} x training.save_total_limit={self.save_total_limit} the oldest "
+                f"is {oldest} steps old just after a save; set more of one of the two"
+            )
