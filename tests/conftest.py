@@ -28,6 +28,7 @@ SLOW_FILES = (
     "test_vocabularies.py",
     "test_run_faults.py",
     "test_rollback.py",
+    "test_strategy.py",
     "test_bad_steps.py",
     "test_reports.py",
     "test_quickstart.py",

@@ -148,8 +148,8 @@ def spoil_one_rank() -> None:
 
     def build(*arguments: Any) -> Run:
         run = build_run(*arguments)
-        weight = run.model.lm_head.weight
-        weight.register_hook(lambda grad: grad * math.nan if run.step + 1 == 6 else grad)
+        scale = run.scaler.scale
+        run.scaler.scale = lambda loss: bend_step(6, math.nan, run, scale(loss))  # type: ignore
         return run
 
     def add(run: Run) -> Tensor:
@@ -159,12 +159,16 @@ def spoil_one_rank() -> None:
         train.loop.build_run, train.loop.add_gradients = build, add
 
 
-def test_nan_on_one_rank_is_the_same_decision_on_all(small_shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_nan_on_one_rank_is_the_same_decision_on_all(
+    small_shards: Path, tmp_path: Path, strategy: str
+) -> None:
     """The ranks would wait for each other for ever, or end with different weights, if it were not.
 
     The last loss is that of weights which both ranks updated six times.
     """
-    words = make_overrides(small_shards, tmp_path, **WATCHED, training__on_bad_step="skip")
+    settings = WATCHED | {"distributed__strategy": strategy, "training__on_bad_step": "skip"}
+    words = make_overrides(small_shards, tmp_path, **settings)
     said, _ = run_ranks(2, [*words, "training.save_total_limit=9"], spoil_one_rank)
     assert "step 4: the loss is nan; it was not applied" in said
     for bad in (4, 6):

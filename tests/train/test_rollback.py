@@ -176,8 +176,9 @@ def spoil_second_rank() -> None:
     train.loop.add_gradients = add
 
 
-def test_ranks_go_back_together(small_shards: Path, tmp_path: Path) -> None:
-    words = make_overrides(small_shards, tmp_path, **SETTINGS)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ranks_go_back_together(small_shards: Path, tmp_path: Path, strategy: str) -> None:
+    words = make_overrides(small_shards, tmp_path, **SETTINGS, distributed__strategy=strategy)
     run_ranks(2, words, spoil_second_rank)
     assert read_history(tmp_path, 10) == [(0, 0, 8), (4, 56, 8)]
     [told] = read_bad_steps(tmp_path)

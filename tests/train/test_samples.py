@@ -161,3 +161,23 @@ def test_a_model_is_left_as_it_was_and_nothing_is_compiled(
     with torch.no_grad():
         model(torch.zeros(1, 4, dtype=torch.int64))
     assert compiled
+
+
+def test_texts_of_a_model_that_the_ranks_share_in_parts(
+    small_shards: Shards, tmp_path: Path
+) -> None:
+    """On their way, and as the first thing that a run does that goes on: no loss is another one."""
+    fsdp: dict[str, object] = {"distributed__strategy": "fsdp", "training__save_steps": 4}
+    run_ranks(2, make_overrides(small_shards, tmp_path / "without", **fsdp))
+    overrides = make_overrides(small_shards, tmp_path / "with", **EVERY | fsdp)
+    run_ranks(2, overrides)
+    losses = read_metrics(tmp_path / "without")
+    assert read_metrics(tmp_path / "with") == losses
+    log = tmp_path / "with" / "logs" / "samples.jsonl"
+    whole = log.read_bytes()
+    assert [each["step"] for each in read_samples(tmp_path / "with")] == [4] * 4 + [8] * 4
+    shutil.rmtree(tmp_path / "with" / "checkpoints" / "checkpoint-8")
+    log.write_bytes(b"")
+    run_ranks(2, overrides)
+    assert log.read_bytes() == whole
+    assert read_metrics(tmp_path / "with") == losses

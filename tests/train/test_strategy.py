@@ -1,5 +1,6 @@
 """ddp and fsdp: one arithmetic, one kind of checkpoint, and a part of the memory."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,20 @@ def test_a_run_under_fsdp_goes_back_as_under_ddp(small_shards: Path, tmp_path: P
         # Added up as fp16, in another order.
         assert first == pytest.approx(second, abs=1e-3)
     assert read_metrics(tmp_path / "ddp") != read_metrics(tmp_path / "fsdp")
+
+
+def test_texts_on_the_way_are_those_of_ddp(small_shards: Path, tmp_path: Path) -> None:
+    """The run then goes on, also where it was killed before it wrote the texts of its last step."""
+    changes = {"training__sample_steps": 4, "training__cycle_steps": 6}
+    for name in ("ddp", "fsdp"):
+        for steps in (4, 8):
+            changes |= {"distributed__strategy": name, "training__num_training_steps": steps}
+            run_ranks(2, make_overrides(small_shards, tmp_path / name, **changes))
+            if steps == 4:
+                (tmp_path / name / "logs" / "samples.jsonl").unlink()
+    ddp, fsdp = (tmp_path / name / "logs" / "samples.jsonl" for name in ("ddp", "fsdp"))
+    assert ddp.read_text() == fsdp.read_text()
+    assert {json.loads(line)["step"] for line in ddp.read_text().splitlines()} == {4, 8}
 
 
 def test_weights_drawn_one_by_one_are_those_of_a_new_model() -> None:
