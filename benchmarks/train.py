@@ -1,12 +1,20 @@
-"""Training steps: our run against transformers' Trainer with the same model and the same samples.
+"""Training steps: our run beside a bare loop, transformers' Trainer, and the matrix rate.
 
 velocity       train.run.build_run and train.loop.take_step
+bare           the same model and AdamW: forward, backward, clip, step, and nothing else
 transformers   Trainer, LlamaForCausalLM, fused AdamW; no logging, no saving
+matrix         one large matrix product, again and again: the FLOP/s that the device has
 
-Both start from the same weights and see the same windows in the same order, with the same AdamW,
-the same clipping and the same constant learning rate, so their losses must agree step by step.
-Each round of an engine runs in its own process, with its own memory peak; importing, building and
-the first steps (compiling, warming up) are not timed.
+All but the last start from the same weights and see the same windows in the same order, with the
+same AdamW, the same clipping and the same constant learning rate, so their losses must agree step
+by step. Each round of an engine runs in its own process, with its own memory peak; importing,
+building and the first steps (compiling, warming up) are not timed. The ratio to `matrix` is the
+share of the matrix rate that a run reaches by the convention of MFU.
+
+    python -m benchmarks.train --threads 1                          4 layers of 256
+    python -m benchmarks.train --threads 1 --config tiny            as quickstart trains
+    python -m benchmarks.train --config 1.7b --precision bf16 --compile --engines velocity matrix \
+      --batch-size 16 --accumulation-steps 4 --attention cudnn      on a GPU
 """
 
 import argparse
@@ -31,14 +39,42 @@ from benchmarks.measure import (
     run_script,
     take_turns,
 )
-from benchmarks.train_round import make_config, measure_transformers, measure_velocity
+from benchmarks.train_round import (
+    find_device,
+    make_config,
+    measure_bare,
+    measure_matrix,
+    measure_transformers,
+    measure_velocity,
+)
 from model.checkpoints.folder import save_model
 from model.transformer import Transformer
 from shards.disk.layout import TOKENIZER
 from train.config import Config
+from train.settings import load_config
+from train.start.memory import estimate_memory
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")
+BARE = "bare"
 TRANSFORMERS = "transformers"
+MATRIX = "matrix"
+MEASURES = {
+    OURS: measure_velocity,
+    BARE: measure_bare,
+    TRANSFORMERS: measure_transformers,
+    MATRIX: measure_matrix,
+}
+NEEDED = {TRANSFORMERS: ("transformers", "accelerate")}
+# The sizes that have options: the setting of each, and what it is without --config.
+SIZES = {
+    "hidden-size": ("model.hidden_size", 256),
+    "layers": ("model.num_hidden_layers", 4),
+    "heads": ("model.num_attention_heads", 4),
+    "intermediate-size": ("model.intermediate_size", 1024),
+    "max-seq-length": ("data.max_seq_length", 256),
+    "batch-size": ("training.batch_size_per_device", 4),
+    "accumulation-steps": ("training.gradient_accumulation_steps", 1),
+}
 # How far apart the losses of a step may be; half precision rounds differently on the two sides.
 MAX_DIFFERENCES = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 5e-2}
 
@@ -47,13 +83,9 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = make_parser("Training steps, beside transformers' Trainer.")
     parser.set_defaults(warmup_rounds=0)
-    parser.add_argument("--hidden-size", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--intermediate-size", type=int, default=1024)
-    parser.add_argument("--max-seq-length", type=int, default=256, help="tokens of a sample")
-    parser.add_argument("--batch-size", type=int, default=4, help="samples of a micro-step")
-    parser.add_argument("--accumulation-steps", type=int, default=1, help="micro-steps of a step")
+    parser.add_argument("--config", help="sizes of this named configuration, where not given")
+    for name, (setting, default) in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, help=f"{setting}; {default} without --config")
     parser.add_argument("--precision", choices=list(MAX_DIFFERENCES), default="fp32")
     parser.add_argument("--learning-rate", type=float, default=6e-4, help="constant")
     parser.add_argument(
@@ -62,17 +94,33 @@ def parse_arguments() -> argparse.Namespace:
         default="none",
         help="full on both sides; selective is ours alone",
     )
+    parser.add_argument(
+        "--attention",
+        choices=["auto", "flash", "cudnn", "efficient", "math", "fa3"],
+        default="auto",
+        help="the kernel of ours",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    parser.add_argument(
+        "--engines", nargs="+", choices=list(MEASURES), default=list(MEASURES), help="ours always"
+    )
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a round")
     parser.add_argument("--warmup-steps", type=int, default=2, help="steps before, not timed")
     parser.add_argument("--threads", type=int, help="of torch; else as many as it takes")
     parser.add_argument("--seed", type=int, default=0, help="of weights and order")
     # How this script calls itself for one engine's round.
-    parser.add_argument("--engine", choices=[OURS, TRANSFORMERS], help=argparse.SUPPRESS)
+    parser.add_argument("--engine", choices=list(MEASURES), help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.steps < 1 or options.warmup_steps < 1:
         parser.error("--steps and --warmup-steps: expected at least 1")
+    sizes = load_config(options.config) if options.config else None
+    for name, (setting, default) in SIZES.items():
+        section, _, key = setting.partition(".")
+        key_default = default if sizes is None else getattr(getattr(sizes, section), key)
+        attribute = name.replace("-", "_")
+        if getattr(options, attribute) is None:
+            setattr(options, attribute, key_default)
     return options
 
 
@@ -82,8 +130,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.engine:
-        measure = {OURS: measure_velocity, TRANSFORMERS: measure_transformers}[options.engine]
-        print(json.dumps(measure(options, options.scratch)), flush=True)
+        print(json.dumps(MEASURES[options.engine](options, options.scratch)), flush=True)
         return
     del options.engine, options.scratch
     with tempfile.TemporaryDirectory(prefix="benchmark-train-") as name:
@@ -100,21 +147,20 @@ def compare_engines(options: argparse.Namespace, scratch: Path) -> None:
     def check(outputs: Mapping[str, list[float]]) -> None:
         differences.extend(
             compare_losses(outputs[name], outputs[OURS], options.precision)
-            for name in outputs.keys() - {OURS}
+            for name in outputs.keys() - {OURS, MATRIX}
         )
 
     engines = [
-        Engine(OURS, (), lambda: partial(run_process, OURS, scratch)),
-        Engine(
-            TRANSFORMERS,
-            ("transformers", "accelerate"),
-            lambda: partial(run_process, TRANSFORMERS, scratch),
-        ),
+        Engine(name, NEEDED.get(name, ()), lambda name=name: partial(run_process, name, scratch))
+        for name in MEASURES
+        if name in (OURS, *options.engines)
     ]
     results = take_turns(engines, options, check)
     work = {
         "num_parameters": config.model.num_parameters(),
         "flops_per_token": config.model.flops_per_token(config.data.max_seq_length),
+        "causal_flops_per_token": config.model.causal_flops_per_token(config.data.max_seq_length),
+        "estimated_memory_bytes": estimate_memory(config, find_device().type).peak,
         "tokens_per_step": options.batch_size * options.accumulation_steps * options.max_seq_length,
     }
     checks = {"max_loss_difference": max(differences, default=None)}
@@ -151,6 +197,7 @@ def run_process(engine: str, scratch: Path) -> Measured:
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": gpu,
+        "PYTORCH_ALLOC_CONF": os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True"),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }

@@ -5,15 +5,19 @@ What only one side needs is imported where it is used, so that it takes none of 
 
 import argparse
 import importlib
+import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from benchmarks.measure import Figures, Json, say
+from model.products import multiply
 from model.transformer import Transformer
 from shards.order import SampleOrder
 from shards.reader import open_shards
@@ -21,6 +25,10 @@ from train.config import Config, DistributedConfig
 from train.ranks.distributed import choose_device, join_ranks
 from train.reports.throughput import compute_mfu, find_device_peak, measure_peak_memory
 from train.settings import load_config
+from train.step.precision import DTYPES
+
+if TYPE_CHECKING:
+    from train.run import Run
 
 
 def make_config(options: argparse.Namespace, scratch: Path) -> Config:
@@ -41,6 +49,7 @@ def make_config(options: argparse.Namespace, scratch: Path) -> Config:
         "training.warmup_steps": 0,
         "training.num_training_steps": options.warmup_steps + options.steps,
         "training.activation_checkpointing": options.activation_checkpointing,
+        "training.attention": options.attention,
         "training.compile": options.compile,
         "infrastructure.seed": options.seed,
         "infrastructure.output_dir": scratch / "checkpoints",
@@ -100,30 +109,98 @@ def describe_round(
         "memory_growth_bytes": peak_memory - watch.memory_before,
     }
     flops_per_token = config.model.flops_per_token(options.max_seq_length)
+    figures["flops_per_second"] = figures["tokens_per_second"] * flops_per_token
     peak_flops = find_device_peak(watch.device, config.training.precision)
-    mfu = compute_mfu(figures["tokens_per_second"], flops_per_token, peak_flops)
-    if mfu is not None:
-        figures["mfu"] = mfu
+    causal = config.model.causal_flops_per_token(options.max_seq_length)
+    for name, flops in (("mfu", flops_per_token), ("mfu_causal", causal)):
+        mfu = compute_mfu(figures["tokens_per_second"], flops, peak_flops)
+        if mfu is not None:
+            figures[name] = mfu
     return {"figures": figures, "losses": losses}
 
 
 def measure_velocity(options: argparse.Namespace, scratch: Path) -> Json:
     """Our round."""
     from train.loop import take_step
+
+    with build_benchmark_run(options, scratch) as (run, watch):
+        losses = []
+        while run.step < run.config.training.num_training_steps:
+            losses.append(take_step(run)[0])
+            watch.tick()
+    return describe_round(run.config, options, watch, losses)
+
+
+def measure_bare(options: argparse.Namespace, scratch: Path) -> Json:
+    """The round of a loop that does nothing else, on the same model; all windows are in memory."""
+    with build_benchmark_run(options, scratch) as (run, watch):
+        training, model, optimizer = run.config.training, run.model, run.optimizer
+        windows = torch.stack([make_window(w) for w in read_windows(run.config, scratch)])
+        steps = windows.to(watch.device).unflatten(
+            0, (-1, training.gradient_accumulation_steps, training.batch_size_per_device)
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = training.learning_rate
+        losses = []
+        for step in steps:
+            total = torch.zeros((), device=watch.device)
+            for batch in step:
+                scale = run.scaler.get_scale() / len(step)
+                with run.autocast():
+                    loss = model(batch[:, :-1], batch[:, 1:], scale)
+                run.scaler.scale(loss / len(step)).backward()
+                total += loss.detach() / len(step)
+            run.scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+            run.scaler.step(optimizer)
+            run.scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(float(total))
+            watch.tick()
+    return describe_round(run.config, options, watch, losses)
+
+
+@contextmanager
+def build_benchmark_run(
+    options: argparse.Namespace, scratch: Path
+) -> Iterator[tuple["Run", Stopwatch]]:
+    """A run with the weights that all engines share, and a watch that saw it being built."""
     from train.run import build_run, fit_model, open_checked_shards
+    from train.step.kernels import use_kernels
 
     config = make_config(options, scratch)
-    with join_ranks(config.distributed) as rank:
+    with join_ranks(config.distributed) as rank, use_kernels(config, rank.device) as attention:
+        say(f"attention: {attention}")
         watch = Stopwatch(options, rank.device)
         shards = open_checked_shards(config.data.shards)
         run = build_run(fit_model(config, shards), rank, shards, say)
         load_weights(run.model, scratch)
-        losses = []
-        while run.step < config.training.num_training_steps:
-            losses.append(take_step(run)[0])
-            watch.tick()
-        run.batches.close()
-    return describe_round(config, options, watch, losses)
+        try:
+            yield run, watch
+        finally:
+            run.batches.close()
+
+
+def measure_matrix(options: argparse.Namespace, scratch: Path) -> Json:
+    """The FLOP/s of the device in one large product, by the best of several."""
+    device = find_device()
+    side = 8192 if device.type == "cuda" else 2048
+    dtype = DTYPES[options.precision] if device.type == "cuda" else torch.float32
+    a, b = torch.rand(2, side, side, device=device).to(dtype)
+    fastest = math.inf
+    for _ in range(10):
+        started = time.perf_counter()
+        with torch.no_grad():
+            multiply(a, b.T) if device.type == "cpu" else a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        fastest = min(fastest, time.perf_counter() - started)
+    return {"figures": {"flops_per_second": 2 * side**3 / fastest}, "losses": None}
+
+
+def find_device() -> torch.device:
+    """Where the engines compute."""
+    return choose_device(DistributedConfig(), 0, 1)
 
 
 def load_weights(model: Transformer, scratch: Path) -> None:
@@ -138,7 +215,7 @@ def measure_transformers(options: argparse.Namespace, scratch: Path) -> Json:
     from transformers import LlamaForCausalLM, PrinterCallback, Trainer
 
     config = make_config(options, scratch)
-    watch = Stopwatch(options, choose_device(DistributedConfig(), 0, 1))
+    watch = Stopwatch(options, find_device())
     model: Any = LlamaForCausalLM.from_pretrained(scratch / "weights", dtype=torch.float32)
     if options.activation_checkpointing == "full":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -212,6 +289,11 @@ def make_trainer_arguments(
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def make_window(sample: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The T + 1 tokens of a sample."""
+    return torch.cat([sample["input_ids"], sample["labels"][-1:]])
 
 
 def read_windows(config: Config, scratch: Path) -> list[dict[str, torch.Tensor]]:

@@ -102,6 +102,14 @@ class ModelConfig:
         attention = 12 * self.num_hidden_layers * self.hidden_size * num_tokens
         return 6 * self._num_matmul_parameters() + attention
 
+    def causal_flops_per_token(self, num_tokens: int) -> int:
+        """The same with attention counted once for each pair of tokens that sees: 6 N + 6 L D T.
+
+        That is what a causal kernel computes, but for its half of the diagonal.
+        """
+        attention = 6 * self.num_hidden_layers * self.hidden_size * num_tokens
+        return 6 * self._num_matmul_parameters() + attention
+
     def _num_matmul_parameters(self) -> int:
         attention = 4 * self.hidden_size**2
         mlp = 3 * self.hidden_size * self.intermediate_size

@@ -3,12 +3,14 @@
 With 16,384 tokens and a vocabulary of 50,257, fp32 logits and their gradient would take 6.6 GB.
 Here one chunk of tokens at a time goes through the head, and its gradients are computed at once, in
 the forward pass: three matrix products per chunk, as many as without chunks, and no logits are kept
-or computed twice.
+or computed twice. Besides the gradients, one chunk's logits are all that is in memory, and their
+gradient if it is in half precision.
 
 N tokens (over all rows), C tokens per chunk, D hidden, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -28,12 +30,50 @@ CHUNK_TOKENS_MULTIPLE = 128
 VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 
 
+# Of a chunk's logits (C, V) in fp32, which it may write over, targets (C,), a 0-dim scale and a
+# dtype: the losses (C,) in fp32, and (softmax - onehot) * scale (C, V), scaled in fp32 first and
+# only then rounded to dtype. Without a scale, the losses alone.
+Differentiate = Callable[[Tensor, Tensor, Tensor | None, torch.dtype], tuple[Tensor, Tensor | None]]
+
+
+def differentiate_in_place(
+    logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """A chunk's losses and the logits' gradient, which in fp32 takes the place of the logits."""
+    largest, target_logits = logits.amax(-1), logits.gather(1, targets.unsqueeze(1)).squeeze(1)
+    probs = torch.softmax(logits, dim=-1, out=logits)
+    # The largest probability is 1 / sum(exp(logits - largest)), which is never 0: it gives the
+    # log of the sum without another pass over exp.
+    losses = largest - probs.amax(-1).log() - target_logits
+    if scale is None:
+        return losses, None
+    probs.scatter_add_(1, targets.unsqueeze(1), probs.new_full((len(probs), 1), -1.0))
+    if dtype == torch.float32:
+        return losses, probs.mul_(scale)
+    return losses, torch.mul(probs, scale, out=torch.empty_like(probs, dtype=dtype))
+
+
+def differentiate_for_compiler(
+    logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """The same in a form that a compiler makes two passes over the logits of."""
+    largest = logits.amax(-1, keepdim=True)
+    exps = (logits - largest).exp()
+    sums = exps.sum(-1, keepdim=True)
+    losses = (largest + sums.log() - logits.gather(1, targets.unsqueeze(1))).squeeze(1)
+    if scale is None:
+        return losses, None
+    onehot = torch.arange(logits.shape[1], device=logits.device) == targets.unsqueeze(1)
+    return losses, ((exps / sums - onehot.float()) * scale).to(dtype)
+
+
 def chunked_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     grad_scale: float = 1.0,
     chunk_tokens: int | None = None,
+    differentiate: Differentiate = differentiate_in_place,
 ) -> Tensor:
     """The mean over all tokens of -log softmax(hidden @ weight.T)[target]: a 0-dim fp32 tensor.
 
@@ -45,14 +85,14 @@ def chunked_cross_entropy(
     scale divided by the accumulation steps. The gradients already contain it when they are
     computed, because (softmax - onehot) / N underflows in fp16; backward multiplies them by what is
     missing, the incoming gradient over grad_scale, which is then 1. With `chunk_tokens` None, the
-    device decides.
+    device decides. `differentiate` may be `differentiate_for_compiler`, compiled.
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     chunk_tokens = chunk_tokens or choose_chunk_tokens(len(targets), weight)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         apply: Any = _ChunkedCrossEntropy.apply
-        return cast(Tensor, apply(hidden, weight, targets, grad_scale, chunk_tokens))
-    return _compute(hidden, weight, targets, None, chunk_tokens)[0]
+        return cast(Tensor, apply(hidden, weight, targets, grad_scale, chunk_tokens, differentiate))
+    return _compute(hidden, weight, targets, None, chunk_tokens, differentiate)[0]
 
 
 def choose_chunk_tokens(num_tokens: int, weight: Tensor) -> int:
@@ -74,9 +114,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         grad_scale: float,
-        chunk_tokens: int,
+        *options: Any,
     ) -> Tensor:
-        loss, *gradients = _compute(hidden, weight, targets, grad_scale, chunk_tokens)
+        loss, *gradients = _compute(hidden, weight, targets, grad_scale, *options)
         ctx.grad_scale = grad_scale
         ctx.save_for_backward(*gradients)
         return loss
@@ -88,11 +128,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # saved tensors have changed.
         missing = dloss / ctx.grad_scale
         dhidden, dweight = ctx.saved_tensors
-        return dhidden.mul_(missing), dweight.mul_(missing), None, None, None
+        return dhidden.mul_(missing), dweight.mul_(missing), None, None, None, None
 
 
 def _compute(
-    hidden: Tensor, weight: Tensor, targets: Tensor, grad_scale: float | None, chunk_tokens: int
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    grad_scale: float | None,
+    chunk_tokens: int,
+    differentiate: Differentiate,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and its gradients (N, D) and (V, D) times grad_scale; with None, no gradients."""
     num_tokens, num_words = len(targets), len(weight)
@@ -100,41 +145,27 @@ def _compute(
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         inputs, head = as_factor(hidden, dtype), _pad_vocabulary(as_factor(weight, dtype))
         losses = torch.empty(num_tokens, dtype=torch.float32, device=hidden.device)
-        probs_space = losses.new_empty(min(chunk_tokens, num_tokens), len(head))
+        scale = None if grad_scale is None else losses.new_full((), grad_scale / num_tokens)
         dhidden = torch.empty_like(hidden)
         # (D, V), because the products it sums are faster that way around.
-        dhead = losses.new_zeros(head.T.shape if grad_scale is not None else (0, 0))
-        for start in range(0, num_tokens, chunk_tokens):
-            chunk = slice(start, start + chunk_tokens)
-            logits = multiply(inputs[chunk], head.T)
-            logits[:, num_words:] = -torch.inf
-            probs = probs_space[: len(logits)]
-            losses[chunk] = _softmax_losses(logits, targets[chunk], out_probs=probs)
-            if grad_scale is not None:
-                dlogits = _differentiate(probs, targets[chunk], grad_scale / num_tokens, dtype)
-                dhidden[chunk] = multiply(dlogits, head)
-                dhead += multiply(inputs[chunk].T, dlogits)
-        return losses.mean(), dhidden, dhead.T[:num_words].contiguous()
-
-
-def _softmax_losses(logits: Tensor, targets: Tensor, out_probs: Tensor) -> Tensor:
-    """-log softmax(logits)[target] for each token (C,); writes the softmax to `out_probs`."""
-    torch.softmax(logits, dim=-1, out=out_probs)
-    # The largest probability is 1 / sum(exp(logits - max)), which is never 0: it gives the
-    # log of the sum without another pass over exp.
-    log_sum = logits.amax(-1) - out_probs.amax(-1).log()
-    return log_sum - logits.gather(1, targets.unsqueeze(1)).squeeze(1)
-
-
-def _differentiate(probs: Tensor, targets: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """(softmax - onehot) * scale (C, V): scaled in fp32 first and only then rounded to dtype."""
-    minus_one = probs.new_full((len(probs), 1), -1.0)
-    probs.scatter_add_(1, targets.unsqueeze(1), minus_one)
-    if dtype == torch.float32:
-        return probs.mul_(scale)
-    rounded = torch.empty_like(probs, dtype=dtype)
-    torch.mul(probs, scale, out=rounded)
-    return as_factor(rounded, dtype)
+        dhead = losses.new_empty(0, 0)
+        of_chunks = (
+            torch.split(tensor, chunk_tokens) for tensor in (inputs, targets, losses, dhidden)
+        )
+        for number, (rows, words, chunk_losses, drows) in enumerate(zip(*of_chunks, strict=True)):
+            logits = multiply(rows, head.T)
+            logits.narrow(1, num_words, len(head) - num_words).fill_(-torch.inf)
+            found, dlogits = differentiate(logits, words, scale, dtype)
+            chunk_losses.copy_(found)
+            del logits  # Each goes before the next large one is made.
+            if dlogits is not None:
+                dlogits = as_factor(dlogits, dtype)
+                drows.copy_(multiply(dlogits, head))
+                summand = multiply(rows.T, dlogits)
+                dhead = dhead.add_(summand) if number else summand
+                del dlogits, summand
+        dweight = dhead.narrow(1, 0, num_words).T if dhead.numel() else dhead
+        return losses.mean(), dhidden, dweight.contiguous()
 
 
 def _choose_dtype(hidden: Tensor) -> torch.dtype:

@@ -17,7 +17,12 @@ from torch import Tensor, nn
 
 from model.cache import KVCache, LayerCache
 from model.config import ModelConfig
-from model.loss import chunked_cross_entropy
+from model.loss import (
+    Differentiate,
+    chunked_cross_entropy,
+    differentiate_for_compiler,
+    differentiate_in_place,
+)
 from model.products import linear
 from model.recompute import RUNNERS, ActivationCheckpointing, keep_share
 
@@ -174,6 +179,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing: ActivationCheckpointing = "none"
+        self.differentiate: Differentiate = differentiate_in_place
         self.model = Decoder(config)
         with torch.device("meta"):  # Its own weight is never allocated.
             self.lm_head = Linear(config.hidden_size, config.num_ids)
@@ -213,7 +219,9 @@ class Transformer(nn.Module):
         )
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
-        return chunked_cross_entropy(hidden, self.lm_head.weight, targets, grad_scale)
+        return chunked_cross_entropy(
+            hidden, self.lm_head.weight, targets, grad_scale, differentiate=self.differentiate
+        )
 
     @torch.no_grad()
     def row_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -244,6 +252,7 @@ class Transformer(nn.Module):
     def compile_blocks(self, backend: str = "inductor", memory_budget: float = 0.5) -> None:
         """Compile every block in place: one graph for all, names kept, gradients block by block.
 
+        What the loss does between its products is compiled, too.
         Where activation_checkpointing is `selective`, the compiler chooses what to compute again so
         that about the share `memory_budget` of what it would keep otherwise is kept.
         """
@@ -253,6 +262,7 @@ class Transformer(nn.Module):
             self.activation_checkpointing = "none"
         for block in self.model.layers:
             block.compile(backend=compiler)
+        self.differentiate = torch.compile(differentiate_for_compiler, backend=backend)
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:

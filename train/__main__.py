@@ -14,6 +14,10 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 # On a CPU, waiting threads should sleep: by default they spin, and next to one busy process the run
 # takes ten times as long (docs/log.md). This must be set before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# On a GPU, what small tensors leave can then be joined for a large one; otherwise a run near the
+# limit may fail with memory free, but in pieces. A user's own choice stays, by the older name, too.
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record

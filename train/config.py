@@ -16,6 +16,7 @@ Precision = Literal["fp16", "bf16", "fp32"]
 OnBadStep = Literal["warn", "skip", "rollback"]
 Compression = Literal["none", "fp16", "bf16"]
 ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
+AttentionKernel = Literal["auto", "flash", "cudnn", "efficient", "math", "fa3"]
 
 # Where torch's GradScaler begins.
 FIRST_LOSS_SCALE = 2.0**16
@@ -90,6 +91,9 @@ class TrainingConfig:
     activation_checkpointing: ActivationCheckpointing = "full"
     # With selective and compiled blocks: the share of the activations to keep, from 0 to 1.
     activation_memory_budget: float = 0.5
+    # What computes attention: auto = on Hopper GPUs FlashAttention 3 where flash_attn_interface is
+    # installed, else cuDNN, elsewhere torch's choice; the run says which it is.
+    attention: AttentionKernel = "auto"
     # Run torch.compile on each block; null = on GPUs only.
     compile: bool | None = None
     # Steps between log entries.

@@ -27,7 +27,9 @@ from train.reports.report import Report
 from train.reports.texts import Sample
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, fit_model, open_checked_shards
+from train.start.report import LABEL_WIDTH
 from train.step.bad_steps import Step
+from train.step.kernels import use_kernels
 from train.step.optimizer import apply_gradients, clip_gradients
 from train.step.schedule import learning_rate
 
@@ -62,16 +64,23 @@ def train(config: Config, stop: StopFlag | None = None, ending: Ending | None = 
 
 def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) -> Outcome:
     """Train in folders that are this run's alone."""
-    run = build_run(config, rank, shards, say if rank.is_first else say_nothing)
+    tell = say if rank.is_first else say_nothing
+    with use_kernels(config, rank.device) as attention:
+        tell(f"{'attention':<{LABEL_WIDTH}} {attention}")
+        return run_to_the_end(build_run(config, rank, shards, tell), stop)
+
+
+def run_to_the_end(run: Run, stop: StopFlag) -> Outcome:
+    """Train what was put together, and close what it holds."""
     report = None
     try:
-        with rank.telling():
-            if rank.is_first:
+        with run.rank.telling():
+            if run.rank.is_first:
                 report = Report(run.config, run.step, run.start is not None, say)
                 report.forget_bad_steps(run.batches.consumed)
             return run_steps(run, stop, report)
     finally:
-        rank.place.enter("the end", is_long=None)
+        run.rank.place.enter("the end", is_long=None)
         run.saver.close()
         run.batches.close()
         if report:
@@ -288,6 +297,7 @@ def make_speed(run: Run) -> Speed:
     return Speed(
         run.tokens_per_step,
         config.model.flops_per_token(config.data.max_seq_length),
+        config.model.causal_flops_per_token(config.data.max_seq_length),
         None if peak_flops is None else peak_flops * run.rank.world_size,
         run.rank.device,
     )

@@ -4,13 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.loss import (
     MAX_LOGITS_BYTES,
     VOCABULARY_MULTIPLE,
+    Differentiate,
+    _compute,
     choose_chunk_tokens,
     chunked_cross_entropy,
+    differentiate_for_compiler,
+    differentiate_in_place,
 )
+from tests.live import LiveBytes
 
 LOSS_SCALE = 65536.0
 
@@ -33,10 +39,11 @@ def run_chunked(
     targets: Tensor,
     grad_scale: float = 1.0,
     chunk_tokens: int | None = None,
+    differentiate: Differentiate = differentiate_in_place,
 ) -> Gradients:
     """Scale, differentiate and unscale as a trainer does."""
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    loss = chunked_cross_entropy(hidden, weight, targets, grad_scale, chunk_tokens)
+    loss = chunked_cross_entropy(hidden, weight, targets, grad_scale, chunk_tokens, differentiate)
     (loss * grad_scale).backward()
     assert hidden.grad is not None
     assert weight.grad is not None
@@ -167,14 +174,65 @@ def test_chunks_stay_within_the_memory_bound(num_tokens: int) -> None:
     assert chunk_tokens * 50_257 * 4 <= MAX_LOGITS_BYTES["cpu"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_compilers_form_gives_the_same_numbers(dtype: torch.dtype) -> None:
+    hidden, weight, targets = make_inputs(300, 32, 1001)
+    logits, scale = F.linear(hidden, weight) * 3.0, torch.tensor(LOSS_SCALE / 300)
+    fused, dlogits = differentiate_for_compiler(logits, targets, scale, dtype)
+    plain, expected = differentiate_in_place(logits.clone(), targets, scale, dtype)
+    torch.testing.assert_close(fused, plain, rtol=1e-6, atol=1e-6)
+    assert dlogits is not None
+    assert expected is not None
+    assert dlogits.dtype == expected.dtype == dtype
+    # A rounding apart, where it falls on the other side.
+    assert relative_error(dlogits.float(), expected.float()) < 1e-6 + torch.finfo(dtype).eps / 16
+    fused, nothing = differentiate_for_compiler(logits, targets, None, dtype)
+    torch.testing.assert_close(fused, plain, rtol=1e-6, atol=1e-6)
+    assert nothing is None
+
+
+def test_a_chunks_logits_are_in_memory_once() -> None:
+    inputs = make_inputs(512, 16, 4001)
+    with LiveBytes() as live:
+        run_chunked(*inputs, chunk_tokens=128)
+    logits, head = 4 * 128 * 4001, 4 * 16 * 4001
+    # The clones of the test, the head's gradient and what a chunk adds to it.
+    assert logits < live.peak < 1.1 * logits + 4 * head
+
+
+def test_memory_of_the_default_model_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A micro-step of 8,192 tokens in fp16, as tensors that have a device and no memory."""
+    # torch's own methods would ask for the device.
+    copy, clone = torch.ops.aten.copy_.default, torch.ops.aten.clone.default
+    monkeypatch.setattr(Tensor, "copy_", lambda tensor, source: copy(tensor, source))
+    monkeypatch.setattr(
+        Tensor, "contiguous", lambda tensor: clone(tensor, memory_format=torch.contiguous_format)
+    )
+    with FakeTensorMode(), torch.device("cuda"):
+        hidden = torch.empty(8192, 2048, dtype=torch.float16)
+        weight, targets = torch.empty(50257, 2048), torch.empty(8192, dtype=torch.int64)
+        chunk_tokens = choose_chunk_tokens(8192, weight)
+        with LiveBytes() as live:
+            _compute(hidden, weight, targets, 1.0, chunk_tokens, differentiate_in_place)
+    head, logits = 50304 * 2048, 4096 * 50304
+    hidden_bytes = 2 * 8192 * 2048
+    # The head in half and its gradient; a chunk's logits and their gradient in half.
+    exact = (2 + 4) * head + (4 + 2) * logits + hidden_bytes
+    assert live.peak == pytest.approx(exact, rel=0.01)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_cuda_equals_the_cpu(dtype: torch.dtype) -> None:
+def test_cuda_equals_the_cpu(dtype: torch.dtype, is_compiled: bool) -> None:
     hidden, weight, targets = make_inputs(300, 64, 1001, weight_scale=0.2)
     results = []
     for device in ("cpu", "cuda"):
         on_device = [tensor.to(device) for tensor in (hidden.to(dtype), weight, targets)]
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            results.append(run_chunked(*on_device, LOSS_SCALE, 128))
+            differentiate: Differentiate = differentiate_in_place
+            if is_compiled and device == "cuda":
+                differentiate = torch.compile(differentiate_for_compiler)
+            results.append(run_chunked(*on_device, LOSS_SCALE, 128, differentiate))
     for cpu, cuda in zip(*results, strict=True):
         assert relative_error(cuda.cpu(), cpu) < 2e-3

@@ -1,15 +1,14 @@
 """What blocks keep for the backward pass changes memory and time, and no loss or gradient."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.recompute import ActivationCheckpointing
 from model.transformer import Transformer
+from tests.live import Operators
 from tests.tiny import CONFIG, make_model
 
 CHECKPOINTINGS: list[ActivationCheckpointing] = ["none", "selective", "full"]
@@ -46,30 +45,15 @@ def test_no_gradient_changes_by_a_bit(
         assert torch.equal(gradient, found[name]), name
 
 
-class Calls(TorchDispatchMode):
-    """Counts calls of operators by their names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: dict[str, int] = {}
-
-    def __torch_dispatch__(
-        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = operator.overloadpacket.__name__
-        self.counts[name] = self.counts.get(name, 0) + 1
-        return operator(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_selective_computes_no_product_again_and_full_all(training: bool) -> None:
     model = make_model().train(training)
     counts = {}
     for checkpointing in CHECKPOINTINGS:
         model.activation_checkpointing = checkpointing
-        with Calls() as calls:
+        with Operators() as operators:
             find_gradients(model)
-        counts[checkpointing] = calls.counts
+        counts[checkpointing] = operators.counts
     attention = "_scaled_dot_product_flash_attention_for_cpu"
     layers = CONFIG.num_hidden_layers
     assert counts["none"][attention] == counts["selective"][attention] == layers

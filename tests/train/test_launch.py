@@ -1,5 +1,9 @@
 """How a process was started: alone, or as one rank of torchrun, srun or mpirun."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from train.ranks.launch import adopt_launcher, find_first_node
@@ -100,3 +104,33 @@ def test_half_of_what_is_needed_is_refused(environment: dict[str, str], message:
 )
 def test_the_first_machine_of_a_list(nodes: str, first: str) -> None:
     assert find_first_node(nodes) == first
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
+)
+def test_gpu_memory_grows_in_segments_unless_the_user_chose(
+    own: dict[str, str], expected: str | None
+) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | own
+    # Set before torch is loaded, whose allocator reads it once.
+    script = (
+        "import os, sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'torch':\n"
+        "            print(os.environ.get('PYTORCH_ALLOC_CONF'))\n"
+        "            sys.exit()\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "import train.__main__\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+    )
+    assert process.stdout.strip() == str(expected)

@@ -53,6 +53,7 @@ CHARTS = {
     "bad_steps": "optimizer/bad_steps",
     "tokens_per_second": "speed/tokens_per_second",
     "mfu": "speed/mfu",
+    "mfu_causal": "speed/mfu_causal",
     "data_wait_seconds": "speed/data_wait_seconds",
     "step_seconds": "speed/step_seconds",
     "memory_bytes": "speed/memory_bytes",

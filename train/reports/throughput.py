@@ -2,7 +2,7 @@
 
 MFU counts, per token, 6 FLOPs for each matrix weight plus 12 L D T for attention, not halved for
 causality (PaLM: Chowdhery et al. 2022, appendix B), against the dense peak in the vendor's data
-sheet.
+sheet. `mfu_causal` has 6 L D T in its place, which is what a causal kernel computes.
 """
 
 import math
@@ -43,11 +43,13 @@ class Speed:
         self,
         tokens_per_step: int,
         flops_per_token: int,
+        causal_flops_per_token: int,
         peak_flops: float | None,
         device: torch.device,
     ) -> None:
         self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
+        self.causal_flops_per_token = causal_flops_per_token
         self.peak_flops = peak_flops  # of all ranks together
         self.device = device
         # The largest loss, and its step.
@@ -79,6 +81,9 @@ class Speed:
             "largest_loss_step": self.largest and self.largest[1],
             "tokens_per_second": tokens_per_second,
             "mfu": compute_mfu(tokens_per_second, self.flops_per_token, self.peak_flops),
+            "mfu_causal": compute_mfu(
+                tokens_per_second, self.causal_flops_per_token, self.peak_flops
+            ),
             "step_seconds": self.seconds / max(self.num_steps, 1),
             "memory_bytes": measure_peak_memory(self.device),
         }

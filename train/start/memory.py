@@ -17,7 +17,7 @@ STATE_BYTES = 4 + 4 + 8
 # In a checkpoint: fp32 weights and AdamW's two means.
 CHECKPOINT_BYTES = 4 + 8
 # Python with torch on a CPU; CUDA's context and the libraries' workspaces on a GPU.
-BASE_BYTES = {"cpu": 400 * 10**6, "cuda": 1500 * 10**6, "mps": 1000 * 10**6}
+BASE_BYTES = {"cpu": 450 * 10**6, "cuda": 1500 * 10**6, "mps": 1000 * 10**6}
 # The most that a chunk's fp32 logits take (model/loss.py).
 LOGITS_BYTES = {"cuda": 2**30}
 CPU_LOGITS_BYTES = 128 * 2**20
@@ -156,9 +156,12 @@ def bytes_per_token(model: ModelConfig, is_half: bool, compiles: bool) -> int:
 
 
 def loss_bytes(model: ModelConfig, tokens: int, is_half: bool, device_type: str) -> int:
-    """What the loss takes: three fp32 logits of a chunk and their gradient, the head's gradient."""
+    """What the loss takes at once: a chunk's fp32 logits, gradients, and the head in half."""
     limit = LOGITS_BYTES.get(device_type, CPU_LOGITS_BYTES)
     chunk_logits = min(4 * tokens * model.num_ids, limit)
+    dlogits = chunk_logits // 2 if is_half else 0  # In fp32 it takes the place of the logits.
     head = model.num_ids * model.hidden_size
+    # The head's gradient so far, beside either a chunk's logits or what the chunk adds to it.
+    at_once = 4 * head + max(chunk_logits + dlogits, (dlogits or chunk_logits) + 4 * head)
     hidden = 2 * (2 if is_half else 4) * tokens * model.hidden_size
-    return round(3.5 * chunk_logits) + (2 + 8 if is_half else 8) * head + hidden
+    return at_once + (2 * head if is_half else 0) + hidden

@@ -10,6 +10,12 @@ from train.config import Precision
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+}
+
 
 def make_autocast(device: torch.device, precision: Precision) -> Autocast:
     """A function that opens the context in which forward passes run."""
@@ -18,8 +24,7 @@ def make_autocast(device: torch.device, precision: Precision) -> Autocast:
     # Tensor cores could sum in 16 bits for a little speed; too coarse for sums of 8,192 products.
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    return partial(torch.autocast, device.type, dtype)
+    return partial(torch.autocast, device.type, DTYPES[precision])
 
 
 def check_precision(device: torch.device, precision: Precision) -> None:

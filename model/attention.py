@@ -1,0 +1,114 @@
+"""Which of torch's kernels computes attention: chosen for a whole run, and named.
+
+torch chooses among flash (FlashAttention 2), efficient (xFormers' kernels), cudnn and math (plain
+products) by what a device and a dtype can have. On Hopper (H100, H200) cuDNN's is faster than the
+flash kernel that torch prefers, and FlashAttention 3 faster still, where its package is installed.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+AttentionKernel = Literal["auto", "flash", "cudnn", "efficient", "math", "fa3"]
+
+BACKENDS: dict[str, SDPBackend] = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+    "fa3": SDPBackend.FLASH_ATTENTION,  # Its kernels take the place of torch's own.
+}
+FA3_PACKAGE = "flash_attn_interface"
+HOPPER = 9  # The major number of its compute capability.
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What attention is computed on: everything that decides whether a kernel can do it."""
+
+    device: torch.device
+    dtype: torch.dtype
+    num_heads: int
+    head_size: int
+    num_tokens: int
+
+
+@contextmanager
+def use_attention(wish: AttentionKernel, heads: Heads) -> Iterator[str]:
+    """Compute attention inside with this kernel; yields the name of the one in effect.
+
+    It holds for the process, so for compiled blocks and for what is computed again in the backward
+    pass, too. Raises ValueError for a kernel that cannot do it here.
+    """
+    chosen = choose_kernel(heads) if wish == "auto" else wish
+    with ExitStack() as stack:
+        if chosen == "fa3":
+            stack.enter_context(use_fa3(heads))
+        if chosen is not None:
+            # With a mask, as in sampling, not every kernel can do it.
+            others = ("flash", "efficient", "math") if wish == "auto" else ("math",)
+            order = [BACKENDS[name] for name in (chosen, *others)]
+            stack.enter_context(sdpa_kernel(order, set_priority=True))
+        kernel = find_kernel(heads)
+        kernel = "fa3" if (chosen, kernel) == ("fa3", "flash") else kernel
+        if wish not in ("auto", kernel):
+            dtype = str(heads.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"training.attention is {wish}, which torch does not have on {heads.device.type} "
+                f"for heads of {heads.head_size} in {dtype}; set training.attention=auto"
+            )
+        yield kernel
+
+
+def choose_kernel(heads: Heads) -> str | None:
+    """fa3 or cudnn on Hopper in half precision; elsewhere None, which is torch's own choice."""
+    if heads.device.type != "cuda" or heads.dtype == torch.float32:
+        return None
+    if torch.cuda.get_device_capability(heads.device)[0] != HOPPER:
+        return None
+    return "fa3" if why_no_fa3(heads) is None else "cudnn"
+
+
+def why_no_fa3(heads: Heads) -> str | None:
+    """What FlashAttention 3 lacks here; None if nothing."""
+    if heads.device.type != "cuda":
+        return f"it needs a Hopper GPU, and this is {heads.device.type}"
+    if torch.cuda.get_device_capability(heads.device)[0] != HOPPER:
+        return f"it needs a Hopper GPU, and this is {torch.cuda.get_device_name(heads.device)}"
+    if heads.dtype == torch.float32:
+        return "it needs training.precision fp16 or bf16"
+    if not hasattr(torch.nn.attention, "activate_flash_attention_impl"):
+        return f"it needs a newer torch than {torch.__version__}"
+    if importlib.util.find_spec(FA3_PACKAGE) is None:
+        return f"the package {FA3_PACKAGE} is not installed"
+    return None
+
+
+@contextmanager
+def use_fa3(heads: Heads) -> Iterator[None]:
+    """FlashAttention 3 in place of torch's flash kernels; ValueError where it cannot be had."""
+    reason = why_no_fa3(heads)
+    if reason is not None:
+        raise ValueError(f"training.attention is fa3: {reason}; set training.attention=auto")
+    attention: Any = torch.nn.attention
+    attention.activate_flash_attention_impl("FA3")
+    try:
+        yield
+    finally:
+        attention.restore_flash_attention_impl()
+
+
+def find_kernel(heads: Heads) -> str:
+    """The kernel that torch takes for such heads with what is allowed now."""
+    if heads.device.type not in ("cpu", "cuda"):
+        return "torch's own"
+    shape = (1, heads.num_heads, heads.num_tokens, heads.head_size)
+    q = torch.empty(shape, dtype=heads.dtype, device=heads.device, requires_grad=True)
+    number = torch._fused_sdp_choice(q, q, q, None, 0.0, True)
+    names = {backend.value: name for name, backend in BACKENDS.items() if name != "fa3"}
+    return names.get(number, "torch's own")
