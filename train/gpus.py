@@ -10,6 +10,7 @@ GIGABYTE = 10**9
 Peaks = dict[Precision, float]
 HOPPER_SXM: Peaks = {"fp16": 989.4, "bf16": 989.4, "fp32": 66.9}
 HOPPER_PCIE: Peaks = {"fp16": 756.0, "bf16": 756.0, "fp32": 51.2}
+HOPPER_NVL: Peaks = {"fp16": 835.5, "bf16": 835.5, "fp32": 60.0}
 A100: Peaks = {"fp16": 312.0, "bf16": 312.0, "fp32": 19.5}
 V100: Peaks = {"fp16": 125.0, "fp32": 15.7}
 
@@ -36,11 +37,18 @@ GPUS = [
     Gpu("H200", "NVIDIA H200", 141, HOPPER_SXM),
     Gpu("H100", "NVIDIA H100 80GB HBM3", 80, HOPPER_SXM),
     Gpu("H100 PCIe", "NVIDIA H100 PCIe", 80, HOPPER_PCIE),
+    Gpu("H200 NVL", "NVIDIA H200 NVL", 141, HOPPER_NVL),
+    Gpu("H100 NVL", "NVIDIA H100 NVL", 94, HOPPER_NVL),
     Gpu("A100 80GB", "NVIDIA A100-SXM4-80GB", 80, A100),
     Gpu("A100 40GB", "NVIDIA A100-SXM4-40GB", 40, A100),
     Gpu("A100 80GB PCIe", "NVIDIA A100 80GB PCIe", 80, A100),
     Gpu("A100 40GB PCIe", "NVIDIA A100-PCIE-40GB", 40, A100),
     Gpu("L40S", "NVIDIA L40S", 48, {"fp16": 362.0, "bf16": 362.0, "fp32": 91.6}),
+    Gpu("L40", "NVIDIA L40", 48, {"fp16": 181.0, "bf16": 181.0, "fp32": 90.5}),
+    Gpu("A10", "NVIDIA A10", 24, {"fp16": 125.0, "bf16": 125.0, "fp32": 31.2}),
+    # With fp32 sums, as training needs them.
+    Gpu("RTX 4090", "NVIDIA GeForce RTX 4090", 24, {"fp16": 165.2, "bf16": 165.2, "fp32": 82.6}),
+    Gpu("RTX 3090", "NVIDIA GeForce RTX 3090", 24, {"fp16": 71.0, "bf16": 71.0, "fp32": 35.6}),
     Gpu("L4", "NVIDIA L4", 24, {"fp16": 121.0, "bf16": 121.0, "fp32": 30.3}),
     Gpu("V100 16GB", "Tesla V100-SXM2-16GB", 16, V100),
     Gpu("V100 32GB", "Tesla V100-SXM2-32GB", 32, V100),
