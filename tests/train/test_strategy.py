@@ -213,7 +213,10 @@ def test_each_rank_holds_its_part_of_the_state() -> None:
 
 
 def check_peak(rank: Rank) -> None:
-    """What two micro-steps of few tokens allocate beside the state is what is estimated."""
+    """What two micro-steps of few tokens allocate beside the state is no more than estimated.
+
+    It may be two blocks less: gloo's threads let go of what they sent sooner or later.
+    """
     config = replace(make_settings(activation_checkpointing="full"), model=WIDE)
     model, optimizer = build(config, rank)
     tokens = torch.arange(5)[None]
@@ -225,10 +228,11 @@ def check_peak(rank: Rank) -> None:
     events = profiler.profiler.kineto_results.events()
     memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     peak = max(accumulate(num_bytes for _, num_bytes in memory))
-    assert peak == pytest.approx(gathered_bytes(WIDE), rel=0.05)
+    estimate = gathered_bytes(WIDE)
+    assert 0.65 * estimate < peak < 1.05 * estimate
 
 
-def test_what_is_gathered_is_what_is_estimated() -> None:
+def test_no_more_is_gathered_than_estimated() -> None:
     call_ranks(2, check_peak)
 
 
