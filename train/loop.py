@@ -61,8 +61,9 @@ def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) ->
     """Train in folders that are this run's alone."""
     tell = say if rank.is_first else say_nothing
     with use_kernels(config, rank.device) as attention:
+        run = build_run(config, rank, shards, tell)
         tell(f"{'attention':<{LABEL_WIDTH}} {attention}")
-        return run_to_the_end(build_run(config, rank, shards, tell), stop)
+        return run_to_the_end(run, stop)
 
 
 def run_to_the_end(run: Run, stop: StopFlag) -> Outcome:

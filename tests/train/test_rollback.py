@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import train.loop
+import train.take_step
 from model.checkpoints.seal import CheckpointError, seal
 from shards.inspect.trace import trace_samples
 from shards.reader import open_shards
@@ -136,7 +137,7 @@ def test_trace_knows_what_was_passed_over(small_shards: Path, tmp_path: Path) ->
 
 def die_twice() -> None:
     """The run meets its bad step; then it is killed when it has gone back and taken a step."""
-    add_gradients = train.loop.add_gradients
+    add_gradients = train.take_step.add_gradients
 
     def add(run: Run) -> Tensor:
         total = spoil(BAD, run, add_gradients(run))
@@ -144,7 +145,7 @@ def die_twice() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return total
 
-    train.loop.add_gradients = add
+    train.take_step.add_gradients = add
 
 
 @pytest.mark.parametrize("dies_at", [32, 40])
@@ -168,12 +169,12 @@ def test_a_run_that_is_killed_after_it_went_back_does_so_again(
 
 def spoil_second_rank() -> None:
     """On rank 1 alone the loss of step 7 is NaN; a step takes eight samples."""
-    add_gradients = train.loop.add_gradients
+    add_gradients = train.take_step.add_gradients
 
     def add(run: Run) -> Tensor:
         return spoil((56,) if run.rank.rank else (), run, add_gradients(run), math.nan)
 
-    train.loop.add_gradients = add
+    train.take_step.add_gradients = add
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -314,7 +314,7 @@ subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], ch
 settings = {"training__save_steps": 2, "training__save_total_limit": 1}
 try:
     train(make_config(shards, folder, **settings))
-except ValueError as error:
+except OSError as error:
     print("ended by:", error, file=sys.stderr)
 print(sorted(os.listdir(disk)), file=sys.stderr)
 subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)

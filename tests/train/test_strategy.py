@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-import train.loop
+import train.take_step
 from model.recompute import ActivationCheckpointing
 from model.transformer import Transformer
 from tests.runs import make_config, make_overrides, read_metrics, run_small
@@ -96,13 +96,13 @@ def test_going_on_under_fsdp_equals_never_having_stopped(
 
 def spoil_step() -> None:
     """The loss of the seventh step's samples becomes three times as large."""
-    add_gradients = train.loop.add_gradients
+    add_gradients = train.take_step.add_gradients
 
     def add(run: Run) -> Tensor:
         total = add_gradients(run)
         return total * (3 if run.batches.consumed == 56 else 1)
 
-    train.loop.add_gradients = add
+    train.take_step.add_gradients = add
 
 
 def test_a_run_under_fsdp_goes_back_as_under_ddp(small_shards: Path, tmp_path: Path) -> None:
