@@ -96,7 +96,7 @@ def gathered_bytes(model: ModelConfig) -> int:
 
     A block's weights and their gradients, the buffers that both travel in, and those with the
     weights of the block before it and the gradients of the one behind; the embedding and its
-    gradient. Measured on two ranks, on CPUs: 4 to 6 blocks (tests/train/test_strategy.py).
+    gradient. Not measured on GPUs; on CPUs it was 4 blocks (docs/log.md).
 
     >>> gathered_bytes(ModelConfig())
     2434123768
