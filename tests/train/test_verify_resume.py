@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 from model.checkpoints.seal import seal
 from tests.commands import velocity
 from tests.runs import SMALL
+from train.config import Config
 from train.proof import two_runs
 from train.proof.differences import compare_tensors
+from train.proof.two_runs import Proof
 
 # The kill must find the run at work.
 SETTINGS = SMALL | {"model.hidden_size": 64, "training.gradient_accumulation_steps": 8}
@@ -23,10 +25,10 @@ def verify_resume(shards: Path, out: Path, *options: object) -> tuple[int, str, 
 
 def test_a_run_that_is_killed_ends_as_one_that_is_not(small_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "proof"
-    code, said, errors = verify_resume(small_shards, out, "--ranks", 2, "--steps", 40)
+    code, said, errors = verify_resume(small_shards, out, "--ranks", 2, "--steps", 41)
     assert code == 0, errors
-    assert "the same, bit for bit, after 40 steps" in said
-    assert "resumed from step 20, ranks: 2)" in said
+    assert "the same, bit for bit, after 41 steps" in said
+    assert "resumed from step 21, ranks: 2)" in said
     assert not out.exists()
 
 
@@ -35,9 +37,9 @@ def test_moments_that_are_lost_are_found_out(
 ) -> None:
     kill = two_runs.kill_behind
 
-    def kill_and_forget(command: list[str], folder: Path, step: int) -> int:
-        last = kill(command, folder, step)
-        checkpoint = folder / f"checkpoint-{step}"
+    def kill_and_forget(proof: Proof, config: Config, folder: Path) -> int:
+        last = kill(proof, config, folder)
+        checkpoint = folder / f"checkpoint-{proof.middle}"
         moments = load_file(checkpoint / "optimizer.safetensors")
         for name in [name for name in moments if name.endswith(".exp_avg")]:
             moments[name] = torch.zeros_like(moments[name])
@@ -74,7 +76,7 @@ def test_tensors_that_differ_are_named(tmp_path: Path) -> None:
         (["--steps", "3"], "--steps is 3; expected at least 4"),
         (["--ranks", "0"], "--ranks is 0; expected at least 1"),
         (["training.learning_rat=1"], "no key 'training.learning_rat'"),
-        (["data.shards=nowhere"], "the run failed with exit code 1: nowhere: no such folder"),
+        (["data.shards=nowhere"], "the run failed with exit code 78: nowhere: no such folder"),
     ],
 )
 def test_wrong_wishes_are_one_line(tmp_path: Path, options: list[str], message: str) -> None:

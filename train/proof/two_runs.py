@@ -1,11 +1,13 @@
 """`velocity verify-resume`: a run to its end, and one that is killed and started again, compared.
 
-Both are the command as it is typed, torchrun and all, with the run's own settings, but so many
-steps and folders of their own. The second one gets SIGKILL behind a checkpoint, all ranks at once.
+Both are real runs with the run's own settings, but so many steps and folders of their own. Their
+ranks are started as srun starts them, without torchrun, whose ranks do not die with it. The second
+run gets SIGKILL behind a checkpoint, all ranks at once.
 """
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +25,8 @@ from train.proof.differences import find_differences, find_first_unlike, read_lo
 from train.settings import load_config
 from train.start.memory import CHECKPOINT_BYTES
 from train.step.schedule import default_cycle_steps
+
+Rank = subprocess.Popen[bytes]
 
 LOOK_SECONDS = 0.002
 # Both runs keep the checkpoint in the middle and the last one.
@@ -44,7 +48,7 @@ class Proof:
     @property
     def middle(self) -> int:
         """The step of the checkpoint behind which the second run is killed."""
-        return self.steps // 2
+        return -(-self.steps // 2)
 
     def command(self, config: Config, folder: Path) -> list[str]:
         """The training command, in a folder of its own."""
@@ -60,9 +64,7 @@ class Proof:
             "infrastructure.logging_dir": "null",
             "infrastructure.resume_from_checkpoint": "auto",
         }
-        words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        words += ["--nproc_per_node", str(self.ranks), "-m", "train"]
-        words += ["--config", self.name] if self.name else []
+        words = [sys.executable, "-m", "train", *(["--config", self.name] if self.name else [])]
         return [*words, *self.overrides, *(f"{key}={value}" for key, value in own.items())]
 
 
@@ -84,11 +86,11 @@ def verify_resume(proof: Proof, say: Say) -> list[str]:
     straight, killed = proof.folder / "straight", proof.folder / "killed"
 
     say(f"a run of {proof.steps:,} steps, to its end")
-    run_to_end(proof.command(config, straight), straight)
+    run_to_end(proof, config, straight)
     say(f"the same, killed (SIGKILL) behind the checkpoint of step {proof.middle:,}")
-    last = kill_behind(proof.command(config, killed), killed, proof.middle)
+    last = kill_behind(proof, config, killed)
     say(f"killed after step {last:,}; the same command again")
-    run_to_end(proof.command(config, killed), killed)
+    run_to_end(proof, config, killed)
     return judge(proof, straight, killed, last)
 
 
@@ -120,25 +122,24 @@ def judge(proof: Proof, straight: Path, killed: Path, last: int) -> list[str]:
     )
 
 
-def run_to_end(command: list[str], folder: Path) -> None:
-    """Run a command to its end; ValueError, with its last words, if it fails."""
-    with started(command, folder) as process:
-        code = process.wait()
-    if code:
-        raise ValueError(describe_failure(folder, code))
+def run_to_end(proof: Proof, config: Config, folder: Path) -> None:
+    """Run to the end; ValueError, with its last words, if it fails."""
+    with started(proof, config, folder) as ranks:
+        codes = [rank.wait() for rank in ranks]
+    if any(codes):
+        raise ValueError(describe_failure(folder, next(filter(None, codes))))
 
 
-def kill_behind(command: list[str], folder: Path, step: int) -> int:
-    """Kill a run once it has taken a step behind its checkpoint `step`; its last logged step."""
-    with started(command, folder) as process:
-        while process.poll() is None:
-            if is_behind(folder, step):
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+def kill_behind(proof: Proof, config: Config, folder: Path) -> int:
+    """Kill a run once it has taken a step behind its checkpoint; its last logged step."""
+    with started(proof, config, folder) as ranks:
+        while any(rank.poll() is None for rank in ranks):
+            if is_behind(folder, proof.middle):
+                kill(ranks)
                 return read_losses(folder / "logs")[-1][0]
             time.sleep(LOOK_SECONDS)
-    if process.returncode:
-        raise ValueError(describe_failure(folder, process.returncode))
+    if codes := [*filter(None, (rank.returncode for rank in ranks))]:
+        raise ValueError(describe_failure(folder, codes[0]))
     raise ValueError("the run was over before it could be killed; give it more --steps")
 
 
@@ -151,22 +152,46 @@ def is_behind(folder: Path, step: int) -> bool:
 
 
 @contextmanager
-def started(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A command as a process group of its own, which ends with us; what it says goes to a file."""
+def started(proof: Proof, config: Config, folder: Path) -> Iterator[list[Rank]]:
+    """The ranks of a run, which end with us; what they say goes to a file."""
     # No module of the user's working folder may stand in for one of ours, and no run is logged
     # elsewhere that is made only to be killed.
     environment = os.environ | {"PYTHONSAFEPATH": "1", "WANDB_MODE": "disabled"}
     environment.pop("WANDB_API_KEY", None)
+    command = proof.command(config, folder)
     with open(words_path(folder), "ab") as words:
-        process = subprocess.Popen(
-            command, stdout=words, stderr=words, env=environment, start_new_session=True
-        )
+        # Each leads a session, with what it starts to compile.
+        ranks = [
+            subprocess.Popen(
+                command, stdout=words, stderr=words, env=environment | own, start_new_session=True
+            )
+            for own in number_ranks(proof.ranks)
+        ]
     try:
-        yield process
+        yield ranks
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        kill(ranks)
+
+
+def number_ranks(count: int) -> list[dict[str, str]]:
+    """The variables by which each rank knows its place; none where there is one rank."""
+    if count == 1:
+        return [{}]
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank)} | common for rank in range(count)]
+
+
+def kill(ranks: list[Rank]) -> None:
+    """Kill all that live, at once."""
+    for rank in ranks:
+        if rank.poll() is None:
+            os.killpg(rank.pid, signal.SIGKILL)
+    for rank in ranks:
+        rank.wait()
 
 
 def words_path(folder: Path) -> Path:
