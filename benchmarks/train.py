@@ -121,6 +121,8 @@ def parse_arguments() -> argparse.Namespace:
         attribute = name.replace("-", "_")
         if getattr(options, attribute) is None:
             setattr(options, attribute, key_default)
+    if "auto" in (options.batch_size, options.accumulation_steps):
+        parser.error(f"--config {options.config}: give --batch-size and --accumulation-steps")
     return options
 
 

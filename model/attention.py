@@ -5,6 +5,7 @@ products) by what a device and a dtype can have. On Hopper (H100, H200) cuDNN's 
 flash kernel that torch prefers, and FlashAttention 3 faster still, where its package is installed.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -51,8 +52,8 @@ def use_attention(wish: AttentionKernel, heads: Heads) -> Iterator[str]:
             stack.enter_context(use_fa3(heads))
         if chosen is not None:
             # With a mask, as in sampling, not every kernel can do it.
-            others = ("flash", "efficient", "math") if wish == "auto" else ("math",)
-            order = [BACKENDS[name] for name in (chosen, *others)]
+            others = ("cudnn", "flash", "efficient", "math") if wish == "auto" else ("math",)
+            order = [*dict.fromkeys(BACKENDS[name] for name in (chosen, *others))]
             stack.enter_context(sdpa_kernel(order, set_priority=True))
         kernel = find_kernel(heads)
         kernel = "fa3" if (chosen, kernel) == ("fa3", "flash") else kernel
@@ -62,6 +63,10 @@ def use_attention(wish: AttentionKernel, heads: Heads) -> Iterator[str]:
                 f"training.attention is {wish}, which torch does not have on {heads.device.type} "
                 f"for heads of {heads.head_size} in {dtype}; set training.attention=auto"
             )
+        # Compiled code is kept on disk by its graph, which does not say what was allowed.
+        compiler: Any = torch.compiler.config
+        tag = f"{compiler.cache_key_tag} attention={kernel}"
+        stack.enter_context(compiler.patch(cache_key_tag=tag))
         yield kernel
 
 
@@ -86,6 +91,10 @@ def why_no_fa3(heads: Heads) -> str | None:
         return f"it needs a newer torch than {torch.__version__}"
     if importlib.util.find_spec(FA3_PACKAGE) is None:
         return f"the package {FA3_PACKAGE} is not installed"
+    try:
+        importlib.import_module(FA3_PACKAGE)
+    except Exception as error:  # Built for another torch, say.
+        return f"the package {FA3_PACKAGE} cannot be loaded ({error})"
     return None
 
 

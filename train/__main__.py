@@ -44,8 +44,8 @@ def describe_training_error(error: Exception) -> str:
     """The error in words, with what to do in a run."""
     if isinstance(error, torch.OutOfMemoryError):
         error = ValueError(
-            "the GPU's memory is full; set a smaller training.batch_size_per_device (and more "
-            "training.gradient_accumulation_steps), or training.activation_checkpointing=full"
+            "the GPU's memory is full; set a smaller training.batch_size_per_device, or "
+            "training.activation_checkpointing=full"
         )
     return shorten(describe_error(error))
 

@@ -128,7 +128,7 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         if not signal_number:
             write_samples(run, report)
     checkpoint = run.saver.finish(
-        run.step, run.take_snapshot, seconds_left(run, stop) if signal_number else None
+        run.step, run.take_snapshot, find_deadline(run, stop) if signal_number else None
     )
     return Outcome(run.step, checkpoint, validation_loss, signal_number)
 
@@ -142,13 +142,16 @@ def is_saved(run: Run) -> bool:
     )
 
 
-def seconds_left(run: Run, stop: StopFlag) -> float | None:
-    """How long a stop signal still leaves, by training.stop_seconds; None = any time."""
+def find_deadline(run: Run, stop: StopFlag) -> float | None:
+    """Until when a stop signal leaves time, in time.monotonic(), by training.stop_seconds.
+
+    None = any time.
+    """
     seconds = run.config.training.stop_seconds
     if seconds is None:
         return None
-    # It may have reached another rank, just now.
-    return seconds - (time.monotonic() - stop.since if stop.signal_number else 0)
+    # It may have reached another rank alone, within the last step.
+    return seconds + (stop.since if stop.signal_number else time.monotonic())
 
 
 def is_validated(run: Run) -> bool:

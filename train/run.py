@@ -133,6 +133,8 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         check_same_run(config, shards, start, say)
         if changed := describe_samples(config, rank.world_size, start):
             say(changed)
+    retention = Retention(Path(config.infrastructure.output_dir), config.training)
+    rank.do_first(retention.clear_leftovers)
     check_start(config, rank, shards, start.position.step if start else 0, say)
     model = build_model(config, rank)
     autocast = make_autocast(rank.device, config.training.precision)
@@ -151,7 +153,6 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         position = start.position
         say(f"resuming from {start.path}: step {position.step:,}")
     own_start = start.path if start and start.is_own else None
-    retention = Retention(Path(config.infrastructure.output_dir), config.training)
     rank.do_first(lambda: retention.tidy(own_start))
     batches = make_batches(config, rank, shards, position.samples_consumed)
     per_step = batches.dealing.samples_per_step

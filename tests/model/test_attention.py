@@ -1,6 +1,7 @@
 """The kernel of attention is the one that was asked for, or a line says why not."""
 
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,6 +97,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
         "find_spec",
         lambda name: SimpleNamespace() if gpu.has_fa3 else None,
     )
+    monkeypatch.setitem(sys.modules, attention.FA3_PACKAGE, ModuleType(attention.FA3_PACKAGE))
     monkeypatch.setattr(module, "activate_flash_attention_impl", gpu.fa3_calls.append)
     monkeypatch.setattr(
         module, "restore_flash_attention_impl", lambda: gpu.fa3_calls.append("none")
@@ -123,6 +125,28 @@ def test_auto_takes_the_fastest_that_a_gpu_has(
     assert SDPBackend.MATH in gpu.order
     assert gpu.fa3_calls == (["FA3", "none"] if expected == "fa3" else [])
     assert find_kernel(HEADS) == "flash"
+
+
+def test_auto_does_without_a_package_that_cannot_be_loaded(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu.has_fa3 = True
+    monkeypatch.setitem(sys.modules, attention.FA3_PACKAGE, None)
+    with use_attention("auto", GPU) as kernel:
+        assert kernel == "cudnn"
+    with pytest.raises(ValueError, match="fa3: the package flash_attn_interface cannot be loaded"):
+        use_attention("fa3", GPU).__enter__()
+
+
+def test_code_that_was_compiled_for_another_kernel_is_not_taken() -> None:
+    """torch's cache on disk does not look at which kernels are allowed."""
+    before = torch.compiler.config.cache_key_tag
+    tags = []
+    for wish in ("flash", "math"):
+        with use_attention(wish, HEADS):
+            tags.append(torch.compiler.config.cache_key_tag)
+    assert len({before, *tags}) == 3
+    assert torch.compiler.config.cache_key_tag == before
 
 
 def test_fa3_says_what_it_lacks(gpu: Gpu) -> None:

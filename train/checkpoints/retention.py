@@ -36,15 +36,19 @@ class Retention:
         """Remove what does not stay once `newest` is written."""
         prune_checkpoints(self.folder, newest, self.training.save_total_limit, self.is_kept)
 
+    def clear_leftovers(self) -> None:
+        """Remove what a save or a removal that was killed left half-done, which takes room."""
+        if self.folder.is_dir():
+            clear_leftovers(self.folder)
+
     def tidy(self, start: Path | None) -> None:
-        """Remove what a run that was killed while it saved or pruned has left behind.
+        """Remove the checkpoints that a run which was killed has not come to remove.
 
         `start` is the checkpoint that the run goes on from; later ones stay until it has saved
         again. A best step that this run has not come to yet is one no longer.
         """
         if not self.folder.is_dir():
             return
-        clear_leftovers(self.folder)
         checkpoints = list_checkpoints(self.folder)
         if start not in checkpoints:
             return

@@ -71,15 +71,15 @@ class Saver:
         while self.rank.max(not self._is_idle(BEAT_SECONDS)):
             self.rank.place.move()
 
-    def finish(self, step: int, take: Take, seconds_left: float | None = None) -> Path | None:
+    def finish(self, step: int, take: Take, deadline: float | None = None) -> Path | None:
         """Have the state after `step` saved; the newest checkpoint, on the first rank.
 
-        SaveError there, FirstRankError elsewhere, if it cannot be. With `seconds_left`, it is not
-        tried if a save is known to take longer.
+        SaveError there, FirstRankError elsewhere, if it cannot be. With a `deadline` of
+        time.monotonic(), it is not tried if a save is known to take longer.
         """
         self.rank.place.enter(f"saving step {step:,}", is_long=True)
         self.wait()
-        if self.rank.max(self._is_missing(step, seconds_left)):
+        if self.rank.max(self._is_missing(step, deadline)):
             self._start(take, self._write_last)
             self.wait()
             self.rank.do_first(self._raise_error)
@@ -103,10 +103,13 @@ class Saver:
             self.job.result()
         return is_done
 
-    def _is_missing(self, step: int, seconds_left: float | None) -> bool:
+    def _is_missing(self, step: int, deadline: float | None) -> bool:
         if not self.rank.is_first or step == self.saved_step:
             return False
-        if seconds_left is None or self.seconds is None or self.seconds <= seconds_left:
+        if deadline is None or self.seconds is None:
+            return True
+        seconds_left = deadline - time.monotonic()
+        if self.seconds <= seconds_left:
             return True
         self.say(
             f"step {step:,} is not saved: that takes about {self.seconds:.0f} seconds, and "

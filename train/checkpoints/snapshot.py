@@ -53,7 +53,8 @@ class HostMemory:
         if place is None:
             room = self._take(tensor.nbytes)
             place = self.places[file, name] = room.view(tensor.dtype).view(tensor.shape)
-        return place.copy_(tensor.detach(), non_blocking=True)
+        # Only CUDA is waited for.
+        return place.copy_(tensor.detach(), non_blocking=self.device.type == "cuda")
 
     def wait(self) -> None:
         """Wait until all copies are there."""

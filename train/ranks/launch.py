@@ -71,10 +71,25 @@ def adopt(environment: Environment, launcher: Launcher) -> None:
     environment["RANK"] = environment[launcher.rank]
     environment["WORLD_SIZE"] = environment[launcher.world_size]
     environment["LOCAL_RANK"] = environment[launcher.local_rank]
+    if size := find_local_size(environment, launcher):
+        environment.setdefault("LOCAL_WORLD_SIZE", size)
     if "MASTER_ADDR" not in environment:
         environment["MASTER_ADDR"] = find_first_machine(environment, launcher)
     if "MASTER_PORT" not in environment:
         environment["MASTER_PORT"] = str(choose_port(environment))
+
+
+def find_local_size(environment: Environment, launcher: Launcher) -> str:
+    """How many ranks are on this machine, or at most, for all that Slurm says; "" if unknown.
+
+    >>> srun = LAUNCHERS[-1]
+    >>> find_local_size({"SLURM_STEP_TASKS_PER_NODE": "8(x3),4"}, srun)
+    '8'
+    """
+    if launcher.name != "srun":
+        return environment.get(launcher.local_size, "")
+    counts = re.findall(r"(?:^|,)(\d+)", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    return max(counts, key=int, default="")
 
 
 def find_first_machine(environment: Environment, launcher: Launcher) -> str:

@@ -138,7 +138,7 @@ def read_step(line: bytes) -> int | None:
 def read_record(line: bytes) -> dict[str, Any]:
     """What a line of metrics.jsonl holds; nothing if it is not a whole one."""
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

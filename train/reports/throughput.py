@@ -31,8 +31,9 @@ def measure_peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would also count what the launching process had.
-        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) * 1024
+        lines = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        if lines:
+            return int(lines[0].split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # In bytes on macOS.
 
 

@@ -38,7 +38,7 @@ def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say
         "validation": describe_validation(config, shards),
         "activations": describe_activations(config),
         "memory": describe_memory(need, available),
-        "checkpoints": describe_checkpoints(config),
+        "checkpoints": describe_checkpoints(config, rank, first_step),
         "logs": str(config.infrastructure.log_folder),
     }
     for label, text in lines.items():
@@ -171,23 +171,22 @@ def describe_memory(need: Memory, available: tuple[int, int] | None) -> str:
     text += f", {format_bytes(available[1])} free"
     if need.peak <= available[1]:
         return text
-    return (
-        f"{text}: it may not fit; if it does not, set a smaller training.batch_size_per_device "
-        "and more training.gradient_accumulation_steps"
-    )
+    return f"{text}: it may not fit; if it does not, set a smaller training.batch_size_per_device"
 
 
-def describe_checkpoints(config: Config) -> str:
+def describe_checkpoints(config: Config, rank: Rank, first_step: int) -> str:
     """Where they go, how large they are and how many are kept.
 
-    Raises ValueError if not even one more has room on the disk.
+    Raises ValueError on the first rank, which writes them, if not even one has room on the disk. A
+    run that goes on may have room once older ones are removed.
     """
     folder, keep = Path(config.infrastructure.output_dir), config.training.save_total_limit
     size = CHECKPOINT_BYTES * config.model.num_parameters()
     there = folder.absolute()
     while not there.is_dir():
         there = there.parent
-    check_space(there, size, "choose another infrastructure.output_dir", "for a checkpoint")
+    if rank.is_first and first_step == 0:
+        check_space(there, size, "choose another infrastructure.output_dir", "for a checkpoint")
     free = shutil.disk_usage(there).free
     text = f"{folder}: {format_bytes(size)} each, {keep} kept, {format_bytes(free)} of disk free"
     # The oldest goes once the new one is whole.
