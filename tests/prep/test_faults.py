@@ -86,7 +86,7 @@ def try_full_disk(folder: Path, source: Path, kind: str, **options: object) -> l
         if allowed.returncode:
             pytest.skip("mounting is not allowed here")
         command = ["unshare", "-rm", *command]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert process.returncode == 0, process.stderr[-3000:]
     tries = [json.loads(line) for line in process.stdout.splitlines()]
     for found in tries:

@@ -97,7 +97,7 @@ def run_forked(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, as subprocess.run does."""
     process = Forked(words, cwd, environment, setup)
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=400)
     return subprocess.CompletedProcess(process.words, process.returncode, out, errors)
 
 
@@ -161,7 +161,7 @@ def run_ranks(
 ) -> list[str]:
     """A run of several ranks on this machine, to its end; what each said on standard error."""
     ranks = start_ranks(num_ranks, overrides, setup)
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    said = [rank.communicate(timeout=400)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * num_ranks, said
     return said
 

@@ -41,7 +41,7 @@ def kill_often(
         [sys.executable, "-m", "tests.servers.killed", json.dumps(request)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert process.returncode == 0, process.stderr[-3000:]
     return [json.loads(line) for line in process.stdout.splitlines()]

@@ -40,7 +40,7 @@ def start_ranks(
 
 def finish(ranks: list[Forked]) -> tuple[list[int], list[str]]:
     """The exit codes of the ranks, and what each of them said."""
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    said = [rank.communicate(timeout=400)[1] for rank in ranks]
     return [rank.returncode for rank in ranks], said
 
 

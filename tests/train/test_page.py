@@ -375,7 +375,7 @@ def browse(page: Path, *options: str, width: int = 390) -> str:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

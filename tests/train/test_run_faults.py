@@ -104,7 +104,7 @@ def test_the_ranks_of_srun_are_one_run(small_shards: Shards, tmp_path: Path) -> 
         Forked(words, environment=step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank})
         for rank in ("0", "1")
     ]
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    said = [rank.communicate(timeout=400)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
     assert describe_steps(tmp_path / "logs" / "metrics.jsonl") == list(range(1, 9))
     assert read_metrics(tmp_path, "samples")[8] == 64  # Twice those of one rank.
@@ -120,7 +120,7 @@ def test_where_the_first_rank_fails_it_alone_says_why(small_shards: Shards, tmp_
         Forked(["train", *overrides], environment=together | {"RANK": rank, "LOCAL_RANK": rank})
         for rank in ("0", "1")
     ]
-    said = [rank.communicate(timeout=120)[1].splitlines() for rank in ranks]
+    said = [rank.communicate(timeout=400)[1].splitlines() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [78, 78]
     assert [line[:40] for line in said[0]] == [f"velocity: {tmp_path}"[:40]]
     assert said[1] == []

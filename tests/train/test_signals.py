@@ -13,6 +13,7 @@ import torch
 import train.checkpoints.saver
 import train.loop
 import train.run
+import train.take_step
 from model.checkpoints.seal import list_checkpoints, verify
 from model.transformer import Transformer
 from tests.runs import make_overrides, read_metrics, run_small
@@ -24,7 +25,7 @@ PHASES = {
     "start": (train.run, "build_model", 0),
     "resume": (train.run, "restore", 0),
     "compile": (Transformer, "compile_blocks", 0),
-    "step": (train.loop, "update", 3),
+    "step": (train.take_step, "apply_gradients", 3),
     "save": (train.checkpoints.saver, "save_checkpoint", 1),
     "evaluate": (train.loop, "evaluate", 1),
     "end": (train.loop, "describe_step", 6),

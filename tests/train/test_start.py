@@ -149,7 +149,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_first_step(
         run_small(small_shards, tmp_path)
     usage = usage._replace(free=20_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    told = report.describe_checkpoints(make_config(small_shards, tmp_path))
+    told = report.describe_checkpoints(make_config(small_shards, tmp_path), CPU, first_step=0)
     assert told.endswith("20 MB of disk free: too little for all of them")
 
 

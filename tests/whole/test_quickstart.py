@@ -22,7 +22,7 @@ def test_quickstart_runs_its_commands_and_notices_that_nothing_was_learned(tmp_p
         env={"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     lines = process.stdout.splitlines()
     commands = [line for line in lines if line.startswith("$ ")]
