@@ -21,6 +21,7 @@ from tests.commands import run_main, velocity
 from tests.texts import make_texts, write_jsonl
 from train.__main__ import main as train_main
 from train.__main__ import read_settings
+from train.ranks.ending import Ending
 
 KEYS = ("SECRETKEY", "ETKEY")
 # Not one of them gets as far as a network.
@@ -181,7 +182,7 @@ def test_no_setting_shows_a_key(
             monkeypatch.setattr(sys, "argv", ["train", *words])
             prepare_screen(sys.argv)
             with pytest.raises(SystemExit):
-                read_settings(words)
+                read_and_tell(words)
             said = capsys.readouterr().err
             assert_clean(said)
             assert len(said.splitlines()) == 1
@@ -193,7 +194,7 @@ def test_a_settings_file_that_is_not_yaml_shows_no_key(
     (folder / "run.yaml").write_text('data:\n  shards: "s3://AKIA:SECR ETKEY@bucket\n')
     prepare_screen([])
     with pytest.raises(SystemExit):
-        read_settings(["--config", str(folder / "run.yaml")])
+        read_and_tell(["--config", str(folder / "run.yaml")])
     said = capsys.readouterr().err
     assert "not valid YAML" in said
     assert_clean(said)
@@ -237,7 +238,7 @@ def test_what_was_typed_gives_no_orders(
     assert code == 2
     assert (output + errors).replace("\n", "").isprintable()
     with pytest.raises(SystemExit):
-        read_settings(words)
+        read_and_tell(words)
     assert capsys.readouterr().err.replace("\n", "").isprintable()
 
 
@@ -274,6 +275,12 @@ def test_a_bug_in_a_command_ends_in_one_line(folder: Path) -> None:
     assert (code, output) == (1, "")
     assert errors.startswith("velocity: unexpected KeyError: 'totals'; ")
     assert len(errors.splitlines()) == 1
+
+
+def read_and_tell(words: list[str]) -> None:
+    """Read a run's settings; what is wrong with them is told as a run does."""
+    with Ending().telling_alike():
+        read_settings(words)
 
 
 @pytest.mark.parametrize("rank", ["0", "3"])

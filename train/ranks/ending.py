@@ -91,7 +91,8 @@ class Ending:
         self.lock.acquire(blocking=False)
         self.code = code
         self.show_traceback(error)
-        say(f"velocity: {self.describe(error)}")
+        name = f"rank {self.rank}: " if self.rank else ""
+        say(f"velocity: {name}{self.describe(error)}")
         prevent_restart(code)
         sys.exit(code)
 
