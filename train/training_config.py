@@ -184,6 +184,12 @@ class TrainingConfig:
         assert self.global_batch_tokens is None, "train/start/batch.py has not settled them"
         return DEFAULT_MICRO_STEPS
 
+    @property
+    def max_checkpoints(self) -> int:
+        """The most checkpoints that a run keeps: the newest, the permanent ones, and the best."""
+        permanent = self.num_training_steps // self.keep_every_steps if self.keep_every_steps else 0
+        return self.save_total_limit + permanent + self.keep_best
+
     def _check_bad_steps(self) -> None:
         if not 0 <= self.min_loss_scale <= FIRST_LOSS_SCALE:
             raise ValueError(

@@ -219,7 +219,7 @@ class ReadProgress:
 def describe_progress(what: str, done: int, total: int, seconds: float) -> str:
     """The progress line: share, amount and time left.
 
-     describe_progress("tokens", 500, 2000, 10.0)
+    >>> describe_progress("tokens", 500, 2000, 10.0)
     ' 25%  500 of 2,000 tokens, 30 s left'
     """
     left = seconds * (total - done) / max(done, 1)

@@ -65,6 +65,8 @@ def prune_checkpoints(
     next start would find them first.
     """
     checkpoints = list_checkpoints(folder)
+    if newest not in checkpoints:  # Somebody has moved it away.
+        return
     place = checkpoints.index(newest)
     old = [path for path in checkpoints[place + keep :] if not is_kept(step_of(path))]
     for path in checkpoints[:place] + old:

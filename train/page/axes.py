@@ -55,7 +55,7 @@ def find_marks(low: float, high: float, count: int) -> list[float]:
     >>> find_marks(0, 500, 5)
     [0.0, 100.0, 200.0, 300.0, 400.0, 500.0]
     """
-    size = 10 ** math.floor(math.log10((high - low) / count))
+    size = 10.0 ** math.floor(math.log10((high - low) / count))
     step = next(size * n for n in (1, 2, 5, 10) if (high - low) / (size * n) <= count)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]

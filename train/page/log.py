@@ -13,10 +13,14 @@ from model.checkpoints.seal import list_checkpoints
 from train.checkpoints.position import TRAINING_STATE, read_run_config
 from train.config import Config
 from train.page.curves import Curve, make_curve
-from train.reports.log_folder import METRICS, SAMPLES, name_owner, read_owner, read_record
-
-# The steps that were skipped or rolled back, with their documents; written by train/step.
-BAD_STEPS = "bad-steps.jsonl"
+from train.reports.log_folder import (
+    BAD_STEPS,
+    METRICS,
+    SAMPLES,
+    name_owner,
+    read_owner,
+    read_record,
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def is_number(value: object) -> bool:
     """Whether a value of a record can be drawn."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) < 1e300
+    # Far from where floats end, so that axes can be computed.
+    return value == 0 or 1e-300 < abs(value) < 1e300
 
 
 def find_log(place: Path) -> tuple[Path, Path | None]:
@@ -111,7 +116,7 @@ def find_log(place: Path) -> tuple[Path, Path | None]:
     if (place / METRICS).is_file():
         owner = read_owner(place)
         # A log that was set aside is a folder further down than it was.
-        signed = place.parent if place.name.startswith("earlier-") else place
+        signed = place.parent if place.absolute().name.startswith("earlier-") else place
         output_dir = signed / owner if owner else place.parent
         return place, output_dir if output_dir.is_dir() else None
     output_dir = place.parent if (place / TRAINING_STATE).is_file() else place

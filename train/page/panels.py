@@ -30,13 +30,13 @@ PANELS = (
     Panel("skips", "Skipped steps", {"skipped_steps": "skipped", "bad_steps": "bad"}, "so far"),
     Panel("activation", "Largest activation", {"largest_activation": "of the log entry's step"}),
     Panel("speed", "Speed", {"tokens_per_second": "all ranks"}, "tokens a second"),
-    Panel("mfu", "MFU", {"mfu": "share of the peak"}, "%", 0.01),
+    Panel("mfu", "MFU", {"mfu": "of the peak", "mfu_causal": "causal"}, "%", 0.01),
     Panel("wait", "Waiting for data", {"data_wait_seconds": "between two entries"}, "ms", 1e-3),
     Panel("epochs", "Epochs", {"epoch": "times each token was seen"}),
     Panel("step", "Time of a step", {"step_seconds": "mean"}, "seconds"),
     Panel("memory", "Memory, highest so far", {"memory_bytes": "first rank"}, "GB", 1e9),
 )
-# What others are for than to be drawn.
+# Metrics that serve something other than a drawing.
 NOT_DRAWN = ("samples", "largest_loss", "largest_loss_step")
 
 

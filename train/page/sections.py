@@ -20,6 +20,8 @@ SHOWN_VALUES = 12
 SHOWN_TIMES = 6
 SHOWN_BAD_STEPS = 20
 SHOWN_SAMPLES = 16
+# Of what is nested in a value of a log.
+MAX_DEPTH = 6
 
 
 def describe_runs(logs: Sequence[RunLog]) -> Iterator[str]:
@@ -124,7 +126,7 @@ def show_spikes(log: RunLog, traced: Sequence[Traced], shards: str) -> Iterator[
         yield make_table(["tokens", "source", "row", "URL", "begins"], rows)
         yield (
             f"<p>{len(rows)} of the {found.num_documents:,} documents that it saw; all of them: "
-            f"<code>velocity shards trace {show(quote(shards))} --run {show(quote(log.name))} "
+            f"<code>velocity shards trace {show(quote(shards))} --run {show(quote(log.output_dir or log.name))} "
             f"--step {spike.step}</code></p>"
         )
 
@@ -148,16 +150,19 @@ def show_records(records: Sequence[Any]) -> str:
     return make_table(names, [[show_value(row.get(name)) for name in names] for row in rows])
 
 
-def show_value(value: object) -> object:
-    """A value of a log: a number or text as it is, and of all else what is in it.
+def show_value(value: object, depth: int = MAX_DEPTH) -> object:
+    """A value of a log: a number or text as it is, and of all else what is in it, to a depth.
 
     >>> show_value([{"url": None, "source_file": "a.jsonl", "source_row": 7}, "x"])
     'a.jsonl 7; x'
     """
+    if isinstance(value, dict | list) and depth == 0:
+        return "..."
     if isinstance(value, dict):
-        return " ".join(str(show_value(part)) for part in value.values() if part is not None)
+        parts = [part for part in value.values() if part is not None]
+        return " ".join(str(show_value(part, depth - 1)) for part in parts)
     if isinstance(value, list):
-        return "; ".join(str(show_value(part)) for part in value)
+        return "; ".join(str(show_value(part, depth - 1)) for part in value)
     return "" if value is None else value if isinstance(value, int | float) else str(value)
 
 

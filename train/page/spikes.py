@@ -157,4 +157,6 @@ def show_text(tracer: "Tracer", document: Document, start: int, count: int) -> s
 
     if document.is_blank:
         return "(removed)"
-    return show_window(tracer.shards, "train", start, min(count, SHOWN_TOKENS))
+    # The count may be of several windows, of which this is where the first one begins.
+    count = min(count, document.stop - start, SHOWN_TOKENS)
+    return show_window(tracer.shards, "train", start, count)

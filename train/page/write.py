@@ -65,7 +65,8 @@ def make_page(
     ]
     for log in logs:
         lines += describe_log(log, shards, f" of {log.name}" if len(logs) > 1 else "")
-    lines += ["<h2>Settings</h2>", *(show_settings(logs) or "")]
+    if settings := [*show_settings(logs)]:
+        lines += ["<h2>Settings</h2>", *settings]
     return "\n".join([*lines, "</main></body></html>\n"])
 
 

@@ -105,7 +105,7 @@ def make_plan(config: Config, machines: Machines, wishes: Wishes) -> Plan:
         tokens=tokens,
         epochs=None if wishes.set_tokens is None else tokens / max(wishes.set_tokens, 1),
         checkpoint_bytes=checkpoint_bytes,
-        disk_bytes=(config.training.save_total_limit + 1) * checkpoint_bytes,
+        disk_bytes=(config.training.max_checkpoints + 1) * checkpoint_bytes,
         cost=estimate_cost(chosen, machines, wishes, tokens),
     )
 

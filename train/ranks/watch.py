@@ -176,12 +176,15 @@ class Watch:
     def answer(self) -> None:
         """Say where this rank is, and write down its last collectives."""
         self.has_answered = True
-        place = f"{self.place.what} at {find_line()}"
+        self.store.set(f"place/{self.rank}", f"{self.place.what} at {find_line()}")
+        # The log's file system may be what hangs.
+        call_within(self.limits.answer, self.write_recorder)
+
+    def write_recorder(self) -> None:
+        """Write this rank's last collectives into the log folder."""
         if self.log_folder:
-            with suppress(OSError):
-                self.log_folder.mkdir(parents=True, exist_ok=True)
-                write_file(self.log_folder / f"stuck-rank-{self.rank}.json", read_recorder())
-        self.store.set(f"place/{self.rank}", place)
+            self.log_folder.mkdir(parents=True, exist_ok=True)
+            write_file(self.log_folder / f"stuck-rank-{self.rank}.json", read_recorder())
 
     def report(self, limit: float) -> None:
         """Collect where the ranks are, and end the run with that."""
@@ -228,7 +231,9 @@ class Watch:
     def give_up(self) -> None:
         """End because the store does not answer, so that nothing can be learnt or told any more."""
         self.ending.take_over()
-        if os.environ.get("LOCAL_RANK") == "0":
+        # On its machine, the first rank may be what has ended.
+        speakers = ("0", "1") if self.hosts[0] == platform.node() else ("0",)
+        if os.environ.get("LOCAL_RANK") in speakers:
             say(
                 f"velocity: rank {self.rank} ({platform.node()}): rank 0 ({self.hosts[0]}), or the "
                 "torchrun that holds the ranks' common store, has ended or cannot be reached"

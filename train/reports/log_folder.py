@@ -91,6 +91,7 @@ def make_earlier(folder: Path) -> Path:
 def cut_log(folder: Path, step: int, keeps_copy: bool) -> set[Entry]:
     """Drop the lines after `step`, and half-written ones; returns the metrics in them."""
     dropped: dict[str, list[bytes]] = {}
+    aside: Path | None = None
     for path in (folder / METRICS, folder / SAMPLES):
         if not path.exists():
             continue
@@ -101,7 +102,8 @@ def cut_log(folder: Path, step: int, keeps_copy: bool) -> set[Entry]:
         if not lines[False]:
             continue
         if keeps_copy:
-            shutil.copy2(path, make_earlier(folder) / path.name)
+            aside = aside or make_earlier(folder)
+            shutil.copy2(path, aside / path.name)
         write_file(path, b"".join(lines[True]).decode("utf-8"))
         dropped[path.name] = lines[False]
     records = map(read_record, dropped.get(METRICS, ()))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from model.checkpoints.seal import list_checkpoints
 from shards.disk.space import check_space
 from shards.reader import Shards
 from shards.screen.lines import Say, format_bytes, format_count
@@ -180,7 +181,7 @@ def describe_checkpoints(config: Config, rank: Rank, first_step: int) -> str:
     Raises ValueError on the first rank, which writes them, if not even one has room on the disk. A
     run that goes on may have room once older ones are removed.
     """
-    folder, keep = Path(config.infrastructure.output_dir), config.training.save_total_limit
+    folder, keep = Path(config.infrastructure.output_dir), config.training.max_checkpoints
     size = CHECKPOINT_BYTES * config.model.num_parameters()
     there = folder.absolute()
     while not there.is_dir():
@@ -190,4 +191,5 @@ def describe_checkpoints(config: Config, rank: Rank, first_step: int) -> str:
     free = shutil.disk_usage(there).free
     text = f"{folder}: {format_bytes(size)} each, {keep} kept, {format_bytes(free)} of disk free"
     # The oldest goes once the new one is whole.
-    return text + (": too little for all of them" if free < (keep + 1) * size else "")
+    missing = max(keep - len(list_checkpoints(folder)), 0) + 1
+    return text + (": too little for all of them" if free < missing * size else "")
