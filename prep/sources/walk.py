@@ -186,7 +186,7 @@ def describe_none(reasons: Collection[str]) -> str:
     """What to say of a place with no file to read, from the reason for each that is there.
 
     >>> describe_none([".json without the key 'content'"])[:63]
-    "no file of documents there (1 file left out: .json without the "
+    'no file of documents there (1 file left out: .json without the '
     """
     line = describe_left_out(reasons)
     is_of_kind = any(reason.partition(" ")[0] in SUFFIXES for reason in reasons)

@@ -42,9 +42,8 @@ def draw_png(panel: Panel, series: Sequence[Series], num_runs: int) -> bytes:
         axes.set_ylabel(panel.y)
         axes.grid()
         # Given both, or labels that begin with _ would be left out.
-        axes.legend(
-            axes.get_lines(), [line.get_label() for line in axes.get_lines()], frameon=False
-        )
+        lines = axes.get_lines()
+        axes.legend(lines, [str(line.get_label()) for line in lines], frameon=False)
         content = BytesIO()
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
     return content.getvalue()

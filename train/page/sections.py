@@ -124,9 +124,10 @@ def show_spikes(log: RunLog, traced: Sequence[Traced], shards: str) -> Iterator[
             for seen in found.seen
         ]
         yield make_table(["tokens", "source", "row", "URL", "begins"], rows)
+        run = quote(log.output_dir or log.name)
         yield (
             f"<p>{len(rows)} of the {found.num_documents:,} documents that it saw; all of them: "
-            f"<code>velocity shards trace {show(quote(shards))} --run {show(quote(log.output_dir or log.name))} "
+            f"<code>velocity shards trace {show(quote(shards))} --run {show(run)} "
             f"--step {spike.step}</code></p>"
         )
 
