@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md and docs/: rooms, help, settings, the map of files.
+"""Writes the generated parts of docs/: help, settings, the map of files.
 
 python docs/fill.py            writes them
 python docs/fill.py --check    fails where one is stale, and names the file
@@ -18,20 +18,11 @@ ROOMS = ("prep", "shards", "model", "train")
 LEAVES = {
     "model": ("model/config.py", "ModelConfig"),
     "training": ("train/training_config.py", "TrainingConfig"),
-    "data": ("shards/config.py", "DataConfig"),
-    "tokenizer": ("shards/config.py", "TokenizerConfig"),
+    "data": ("train/config.py", "DataConfig"),
+    "tokenizer": ("train/config.py", "TokenizerConfig"),
     "infrastructure": ("train/config.py", "InfrastructureConfig"),
     "distributed": ("train/config.py", "DistributedConfig"),
 }
-
-
-def make_rooms() -> str:
-    """A table of the packages, each with the first sentence of its docstring."""
-    lines = ["| room | |", "|---|---|", f"| `cli.py` | {first_line(ROOT / 'cli.py')} |"]
-    for room in find_rooms():
-        sentence = describe_room(room).partition(". ")[0].removesuffix(".")
-        lines.append(f"| `{name_of(room)}/` | {sentence}. |")
-    return "\n".join(lines)
 
 
 def make_file_map() -> str:
@@ -187,7 +178,6 @@ def make_sizes() -> str:
 
 # What is made for each page, by the name in its marks.
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
-    "README.md": ("rooms", make_rooms),
     "docs/commands.md": ("help", make_help),
     "docs/settings.md": ("settings", make_settings),
     "docs/map.md": ("files", make_file_map),
