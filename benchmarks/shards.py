@@ -28,6 +28,7 @@ from shards.disk.layout import MANIFEST, TOKENIZER
 from shards.format import SPLITS, Manifest, make_manifest
 from shards.inspect.verify import verify_shards
 from shards.order import SampleOrder
+from shards.reader import TokenStream
 from train.batches import Batches, Dealing
 from train.run import open_checked_shards
 
@@ -104,16 +105,21 @@ def time_command(command: str, folder: Path, *options: str) -> float:
 def time_start(folder: Path) -> float:
     """Seconds from the manifest to the first batch of a rank, by its clock."""
     started = time.perf_counter()
+    read_first_batch(folder)
+    return time.perf_counter() - started
+
+
+def read_first_batch(folder: Path) -> tuple[TokenStream, torch.Tensor]:
+    """A rank's start on a set, to its first batch: the stream that it reads, and (8, 16) tokens."""
     shards = open_checked_shards(str(folder))
     stream = shards.stream("train", checks_first_reads=True)
     shards.stream("validation", checks_first_reads=True)
     order = SampleOrder(stream.num_tokens, 16, seed=1)
     dealing = Dealing(32, accumulation_steps=4, rank=0, world_size=1)
     batches = Batches(stream, order, dealing, torch.device("cpu"), consumed=0)
-    next(batches.next_step())
-    seconds = time.perf_counter() - started
+    tokens, _ = next(batches.next_step())
     batches.close()
-    return seconds
+    return stream, tokens
 
 
 if __name__ == "__main__":
