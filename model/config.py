@@ -7,6 +7,8 @@ import reprlib
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
 
+AttentionKernel = Literal["auto", "flash", "cudnn", "efficient", "math", "fa3"]
+
 MAX_VOCAB_SIZE = 2**31  # The ids that a set can have, and int32.
 # GPT-2's, which "auto" stands for as long as no set is known.
 DEFAULT_VOCAB_SIZE = 50257

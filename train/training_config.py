@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from model.config import AttentionKernel
+
 Precision = Literal["fp16", "bf16", "fp32"]
 OnBadStep = Literal["warn", "skip", "rollback"]
 ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
-AttentionKernel = Literal["auto", "flash", "cudnn", "efficient", "math", "fa3"]
 
 # Where torch's GradScaler begins.
 FIRST_LOSS_SCALE = 2.0**16

@@ -9,7 +9,8 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from model import attention
-from model.attention import AttentionKernel, Heads, find_kernel, use_attention
+from model.attention import Heads, find_kernel, use_attention
+from model.config import AttentionKernel
 from model.recompute import ActivationCheckpointing
 from tests.live import Operators
 from tests.tiny import CONFIG, make_model
