@@ -199,7 +199,9 @@ def check_install(options: list[str]) -> None:
 
 def check_benchmark(module: str, options: list[str]) -> None:
     """A script of benchmarks/ with options that it has; its own tests run it."""
-    sources = [read_page(f"{name.replace('.', '/')}.py") for name in (module, "benchmarks.measure")]
+    source = read_page(f"{module.replace('.', '/')}.py")
+    shared = re.findall(r"^from benchmarks\.(\w+) import", source, re.MULTILINE)
+    sources = [source, *(read_page(f"benchmarks/{name}.py") for name in shared)]
     known = set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', "".join(sources)))
     assert {option for option in options if option.startswith("--")} <= known
 

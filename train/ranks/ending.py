@@ -80,8 +80,9 @@ class Ending:
         """End by an error of this rank."""
         if self.alarm is None:
             self.fail_alone(error, choose_exit_code(error))
-        note = self.explain_lost_connection(error) if is_of_connection(error) else None
-        if note is None:
+        if is_of_connection(error):
+            note = self.explain_lost_connection(error)
+        else:
             note = self.make_note(self.describe(error), choose_exit_code(error))
         self.show_traceback(error)
         self.end(note)
@@ -100,7 +101,7 @@ class Ending:
         """A note by this rank about itself, or about another one."""
         return Note(self.rank if rank is None else rank, reason, code, teller=self.rank)
 
-    def explain_lost_connection(self, error: Exception) -> Note | None:
+    def explain_lost_connection(self, error: Exception) -> Note:
         """Who is gone, if a collective failed: that error names no rank, and blames a wrong one.
 
         A rank that told why it ended ends this process meanwhile, by its note.
@@ -110,7 +111,7 @@ class Ending:
         time.sleep(max(0.0, started + WHY_SECONDS - time.monotonic()))
         reason = " ".join(str(error).split())
         if not silent:
-            return None
+            return self.make_note(f"a collective failed: {reason}; --debug shows where", FAILED)
         return self.make_note(
             f"the connection to {name_ranks(silent)} is lost, which gives no sign of life: killed, "
             f"or its machine is gone ({reason})",

@@ -84,6 +84,8 @@ class Watch:
     def start(self) -> None:
         """Say who this is, learn who the others are, and begin."""
         own = {"machine": identify_machine(), "host": platform.node(), "pid": os.getpid()}
+        # There from the first, so that who asks for it need not wait for a rank that is gone.
+        self.store.set(f"sign/{self.rank}", "")
         self.store.set(f"process/{self.rank}", json.dumps(own))
         names = [f"process/{rank}" for rank in range(self.world_size)]
         for rank, text in enumerate(self.store.multi_get(names)):
@@ -150,8 +152,7 @@ class Watch:
     def check_next_rank(self) -> None:
         """See whether the next rank, by number, gives signs of life."""
         other = (self.rank + 1) % self.world_size
-        name = f"sign/{other}"
-        sign = self.store.get(name) if self.store.check([name]) else b""
+        sign = self.store.get(f"sign/{other}")
         # Rounds are counted and not seconds, which also pass while this machine is suspended.
         self.quiet_rounds = self.quiet_rounds + 1 if sign == self.sign else 0
         self.sign = sign
