@@ -71,7 +71,7 @@ def chunked_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    grad_scale: float = 1.0,
+    grad_scale: Tensor | float = 1.0,
     chunk_tokens: int | None = None,
     differentiate: Differentiate = differentiate_in_place,
 ) -> Tensor:
@@ -82,7 +82,7 @@ def chunked_cross_entropy(
     softmax and weight's gradient are fp32.
 
     `grad_scale` is the factor by which the caller multiplies the loss before backward: the loss
-    scale divided by the accumulation steps. The gradients already contain it when they are
+    scale divided by the accumulation steps, a number or 0-dim in fp32, on hidden's device. The gradients already contain it when they are
     computed, because (softmax - onehot) / N underflows in fp16; backward multiplies them by what is
     missing, the incoming gradient over grad_scale, which is then 1. With `chunk_tokens` None, the
     device decides. `differentiate` may be `differentiate_for_compiler`, compiled.
@@ -113,7 +113,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        grad_scale: float,
+        grad_scale: Tensor | float,
         *options: Any,
     ) -> Tensor:
         loss, *gradients = _compute(hidden, weight, targets, grad_scale, *options)
@@ -135,7 +135,7 @@ def _compute(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    grad_scale: float | None,
+    grad_scale: Tensor | float | None,
     chunk_tokens: int,
     differentiate: Differentiate,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,7 +145,8 @@ def _compute(
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         inputs, head = as_factor(hidden, dtype), _pad_vocabulary(as_factor(weight, dtype))
         losses = torch.empty(num_tokens, dtype=torch.float32, device=hidden.device)
-        scale = None if grad_scale is None else losses.new_full((), grad_scale / num_tokens)
+        # The sum makes a tensor of a number, and neither waits for the device.
+        scale = None if grad_scale is None else losses.new_zeros(()) + grad_scale / num_tokens
         dhidden = torch.empty_like(hidden)
         # (D, V), because the products it sums are faster that way around.
         dhead = losses.new_empty(0, 0)

@@ -206,7 +206,7 @@ class Transformer(nn.Module):
             yield name, whole
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, grad_scale: float = 1.0
+        self, tokens: Tensor, targets: Tensor | None = None, grad_scale: Tensor | float = 1.0
     ) -> Tensor:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T), their mean loss, 0-dim fp32.
 

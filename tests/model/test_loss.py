@@ -37,7 +37,7 @@ def run_chunked(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    grad_scale: float = 1.0,
+    grad_scale: Tensor | float = 1.0,
     chunk_tokens: int | None = None,
     differentiate: Differentiate = differentiate_in_place,
 ) -> Gradients:
@@ -121,6 +121,17 @@ def test_gradients_follow_what_the_loss_is_multiplied_by() -> None:
     assert hidden.grad is not None
     expected = 2.0 * run_plain(hidden.detach(), weight, targets)[1]
     torch.testing.assert_close(hidden.grad, expected)
+
+
+@pytest.mark.parametrize("loss_scale", [1.0, 24.0, LOSS_SCALE])
+def test_a_scale_on_the_device_is_as_good_as_a_number(loss_scale: float) -> None:
+    """Bit for bit where the scale is a power of two, as fp16's is above its floor."""
+    inputs = make_inputs(300, 32, 1001)
+    number = run_chunked(*inputs, loss_scale / 8, 77)
+    on_device = run_chunked(*inputs, torch.tensor(loss_scale) / 8, 77)
+    for found, expected in zip(on_device, number, strict=True):
+        assert torch.equal(found, expected) or loss_scale == 24.0
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 def test_a_second_backward_is_refused() -> None:

@@ -46,6 +46,15 @@ def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say
         say(f"{label:<{LABEL_WIDTH}} {text}")
 
 
+def tell_change(before: Config, now: Config, rank: Rank, say: Say) -> None:
+    """Say again what was said of a step and its activations, where it is not so any more."""
+    said = {"step": describe_step(before, rank), "activations": describe_activations(before)}
+    holds = {"step": describe_step(now, rank), "activations": describe_activations(now)}
+    for label, text in holds.items():
+        if text != said[label]:
+            say(f"{label:<{LABEL_WIDTH}} {text}")
+
+
 def find_available(rank: Rank) -> tuple[int, int] | None:
     """A rank's share of the memory of its device: all of it, and what is free; None if unknown."""
     if rank.device.type == "cuda":
