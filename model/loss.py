@@ -67,6 +67,25 @@ def differentiate_for_compiler(
     return losses, ((exps / sums - onehot.float()) * scale).to(dtype)
 
 
+def compile_differentiate(backend: str) -> Differentiate:
+    """`differentiate_for_compiler`, compiled once for chunks of all sizes.
+
+    The last chunk is smaller than the others, and torch would compile the first for its size alone
+    and again for any with the second: a run that goes on would compute other chunks by the first
+    kernel than the run that went through.
+    """
+    compiled = torch.compile(differentiate_for_compiler, backend=backend)
+
+    def differentiate(
+        logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        for tensor in (logits, targets):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return compiled(logits, targets, scale, dtype)
+
+    return differentiate
+
+
 def chunked_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -82,10 +101,11 @@ def chunked_cross_entropy(
     softmax and weight's gradient are fp32.
 
     `grad_scale` is the factor by which the caller multiplies the loss before backward: the loss
-    scale divided by the accumulation steps, a number or 0-dim in fp32, on hidden's device. The gradients already contain it when they are
-    computed, because (softmax - onehot) / N underflows in fp16; backward multiplies them by what is
-    missing, the incoming gradient over grad_scale, which is then 1. With `chunk_tokens` None, the
-    device decides. `differentiate` may be `differentiate_for_compiler`, compiled.
+    scale divided by the accumulation steps, as a number or 0-dim in fp32 on the device. The
+    gradients already contain it when they are computed, because (softmax - onehot) / N underflows
+    in fp16; backward multiplies them by what is missing, the incoming gradient over grad_scale,
+    which is then 1. With `chunk_tokens` None, the device decides. `differentiate` may be that
+    of `compile_differentiate`.
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     chunk_tokens = chunk_tokens or choose_chunk_tokens(len(targets), weight)

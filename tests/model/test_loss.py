@@ -13,6 +13,7 @@ from model.loss import (
     _compute,
     choose_chunk_tokens,
     chunked_cross_entropy,
+    compile_differentiate,
     differentiate_for_compiler,
     differentiate_in_place,
 )
@@ -200,6 +201,26 @@ def test_the_compilers_form_gives_the_same_numbers(dtype: torch.dtype) -> None:
     fused, nothing = differentiate_for_compiler(logits, targets, None, dtype)
     torch.testing.assert_close(fused, plain, rtol=1e-6, atol=1e-6)
     assert nothing is None
+
+
+@pytest.mark.filterwarnings("ignore")  # The compiler has its own.
+def test_chunks_of_all_sizes_are_compiled_once() -> None:
+    torch._dynamo.reset()
+    graphs: list[list[object]] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[object]) -> torch.fx.GraphModule:
+        graphs.append(inputs)
+        return graph
+
+    inputs = make_inputs(300, 32, 1001)
+    differentiate = compile_differentiate(count)  # type: ignore[arg-type]
+    found = run_chunked(*inputs, LOSS_SCALE, 77, differentiate)  # Three of 77 tokens, one of 69.
+    again = run_chunked(*inputs, LOSS_SCALE, 131, differentiate)
+    assert len(graphs) == 1
+    expected = run_chunked(*inputs, LOSS_SCALE, 77, differentiate_for_compiler)
+    for ours, plain, other in zip(found, expected, again, strict=True):
+        assert torch.equal(ours, plain)
+        assert relative_error(other, plain) < 1e-6
 
 
 def test_a_chunks_logits_are_in_memory_once() -> None:
