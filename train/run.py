@@ -139,7 +139,6 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     check_start(config, rank, shards, start.position.step if start else 0, say)
     model = build_model(config, rank)
     autocast = make_autocast(rank.device, config.training.precision)
-    set_up_blocks(model, config, rank)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
     optimizer = make_optimizer(model, config.training)
     scaler = make_scaler(rank.device, config.training)
@@ -213,6 +212,7 @@ def build_model(config: Config, rank: Rank) -> Transformer:
         shard_model(model, model.model.layers, FORWARD_METHODS, rank, config.distributed)
         fill(model, model.draw_weights(rank.device), rank)
         model.lm_head.weight = model.model.embed_tokens.weight
+    set_up_blocks(model, config, rank)
     return model.train()
 
 
