@@ -6,7 +6,8 @@ its learning rate too, but with other samples: those since the checkpoint are pa
 history then says ("PaLM", Chowdhery et al. 2022, section 5.1, did so by hand, with success).
 
 Nothing is written but the log. A run that is killed before its next checkpoint does the same steps
-from the same checkpoint again, meets the same loss, and decides alike.
+from the same checkpoint again, meets the same loss, and decides alike, unless a save has failed the
+one time and not the other.
 """
 
 from functools import partial

@@ -1,6 +1,6 @@
 """Puts a run together: from scratch, or from where a checkpoint left it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -188,18 +188,6 @@ def open_checked_shards(folder: str) -> Shards:
     shards = open_shards(folder)
     load_checked_tokenizer(shards.folder, shards.manifest)
     return shards
-
-
-def fit_model(config: Config, shards: Shards) -> Config:
-    """The settings with as many ids as the set has; ValueError if they name another number."""
-    num_ids = shards.manifest.vocab_size
-    model = config.model.fit(num_ids)
-    if model.vocab_size != num_ids:
-        raise ValueError(
-            f"{shards.folder}: its tokenizer has {num_ids} ids, model.vocab_size is "
-            f"{model.vocab_size}; set model.vocab_size=auto"
-        )
-    return replace(config, model=model)
 
 
 def build_model(config: Config, rank: Rank) -> Transformer:

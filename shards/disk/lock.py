@@ -97,6 +97,12 @@ def note_holder(path: Path) -> None:
     write_file(note_path(path), f"{platform.node()}, process {os.getpid()}, since {since}")
 
 
+def is_held_elsewhere(path: Path) -> bool:
+    """Whether another machine was the last to take a lock; it may have been lost since."""
+    host = describe_holder(path).strip(" (").partition(",")[0]
+    return host not in ("", platform.node())
+
+
 def describe_holder(path: Path) -> str:
     """Who holds a lock, in parentheses after a space; "" if unknown."""
     try:

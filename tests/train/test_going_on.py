@@ -1,5 +1,6 @@
 """Going on: one rank reads for all, machines with folders of their own agree, memory stays."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ import pytest
 
 import train.loop
 import train.run
-from model.checkpoints import tensor_file
+from model.checkpoints import seal, tensor_file
 from model.checkpoints.seal import list_checkpoints
 from tests.runs import make_overrides, read_metrics, run_small
 from tests.servers.forked import Forked, find_port
@@ -136,6 +137,33 @@ def test_a_file_that_fails_while_it_is_read_is_as_a_damaged_one(
     assert "cannot be read ([Errno 5] Input/output error); trying the checkpoint before it" in said
     assert "checkpoint-4: step 4" in said
     assert_same_state(tmp_path / "checkpoints" / "checkpoint-8", tmp_path / "straight")
+
+
+def test_a_small_file_that_cannot_be_read_is_as_a_damaged_one(
+    small_shards: Shards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_small(small_shards, tmp_path, training__save_steps=4)
+    newest, before = list_checkpoints(tmp_path / "checkpoints")
+    # A seal that vouches for less than a run goes on from.
+    listed = json.loads((before / "checksums.json").read_text())
+    del listed["files"]["optimizer.safetensors"]
+    (before / "checksums.json").write_text(json.dumps(listed))
+    hash_file = seal._hash_file
+
+    def fail(path: Path) -> str:
+        if path == newest / "config.json":
+            raise OSError(5, "Input/output error")
+        return hash_file(path)
+
+    monkeypatch.setattr(seal, "_hash_file", fail)
+    with pytest.raises(ValueError, match="every checkpoint in it is damaged"):
+        run_small(small_shards, tmp_path, training__save_steps=4)
+    said = capsys.readouterr().err
+    assert f"{newest}: cannot be read ([Errno 5] Input/output error); trying" in said
+    assert f"{before}: has no optimizer.safetensors" in said
 
 
 def test_a_change_of_the_samples_a_step_is_said(

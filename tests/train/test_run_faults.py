@@ -16,14 +16,19 @@ from threading import Timer
 from typing import Any
 
 import pytest
+import torch
+from filelock import FileLock
 
 import train.loop
 from model.checkpoints.seal import list_checkpoints
+from shards.disk import lock
+from shards.disk.lock import hold
 from tests.runs import make_config, make_overrides, read_metrics, run_small
 from tests.servers.forked import Forked, find_port, run_forked
+from train.checkpoints.claim import LOCK, claim_folders
 from train.config import DistributedConfig
 from train.loop import Outcome, Step
-from train.ranks.distributed import join_ranks
+from train.ranks.distributed import Rank, join_ranks
 from train.ranks.stop import StopFlag
 from train.run import Run
 
@@ -94,6 +99,31 @@ def test_of_two_runs_in_one_folder_the_second_is_refused(
     steps = describe_steps(log)
     assert steps == list(range(1, steps[-1] + 1))
     assert list_names(tmp_path / "checkpoints") == [f"checkpoint-{steps[-1]}"]
+
+
+@pytest.mark.parametrize("sign", ["holder", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_the_lock_of_a_lost_machine_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    """A file server gives it back after a while."""
+    monkeypatch.setattr(lock, "PROBE_SECONDS", 0.1)
+    config = make_config(tmp_path / "shards", tmp_path).infrastructure
+    rank = Rank(0, 1, 0, torch.device("cpu"))
+    with (
+        hold(tmp_path, Path(config.output_dir, LOCK), "taken"),
+        pytest.raises(ValueError, match="another run is writing its checkpoints there"),
+        claim_folders(config, rank),
+    ):
+        pass
+    lost = FileLock(Path(config.output_dir, LOCK), thread_local=False)
+    lost.acquire()
+    if sign == "holder":
+        lock.note_path(Path(config.output_dir, LOCK)).write_text("node7, process 1, since then")
+    else:
+        monkeypatch.setenv(sign, "1")
+    Timer(1.0, lost.release).start()
+    with claim_folders(config, rank):
+        assert not lost.is_locked
 
 
 def test_the_ranks_of_srun_are_one_run(small_shards: Shards, tmp_path: Path) -> None:

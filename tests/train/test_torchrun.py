@@ -19,8 +19,13 @@ PER_STEP = 8  # Samples.
 
 
 def start_torchrun(options: list[str], overrides: list[str], log: Path) -> Agent:
+    """A torchrun of `-m train`, and what it and its ranks say in a file."""
+    return start_torchrun_of(["-m", "train", *overrides], options, log)
+
+
+def start_torchrun_of(program: list[str], options: list[str], log: Path) -> Agent:
     """A torchrun, and what it and its ranks say in a file."""
-    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "train", *overrides]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, *program]
     with open(log, "ab") as stream:
         # As docs/clusters.md says: torch 2.13's shared store does not outlive a machine.
         variables = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -49,6 +54,25 @@ def test_a_mistake_ends_torchrun_and_is_not_made_again(small_shards: Path, tmp_p
     said = (tmp_path / "log").read_text()
     assert said.count("its tokenizer has 50257 ids, model.vocab_size is 77") == 1
     assert said.count("got signal: 15") > 0
+
+
+def test_a_mistake_of_another_rank_than_the_first_is_not_made_again(tmp_path: Path) -> None:
+    """The first one waits for it meanwhile, and knows nothing of it."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "from train.ranks import exits\n"
+        "print('started', os.environ['RANK'], file=sys.stderr)\n"
+        "exits.TORCHRUN_SECONDS = 1.0\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    exits.leave(exits.DO_NOT_RESTART)\n"
+        "time.sleep(200)\n"
+    )
+    options = ["--standalone", "--nproc_per_node", "2", "--max-restarts", "5"]
+    agent = start_torchrun_of([str(program)], options, tmp_path / "log")
+    assert agent.wait(120) != 0
+    said = (tmp_path / "log").read_text()
+    assert [said.count(f"started {rank}") for rank in range(2)] == [1, 1]
 
 
 def test_a_killed_rank_is_started_again_and_the_run_goes_on(

@@ -44,7 +44,8 @@ def restore(
 ) -> Start:
     """Give a run the state of a checkpoint, or of one before it if it is damaged; which it was.
 
-    All ranks call this together. CheckpointError on the first one if there is none left.
+    All ranks call this together. On the first one, ValueError if there is none left, and
+    CheckpointError if it was named.
     """
     damaged: set[Path] = set()
     while fault := load_tensors(start.path, rank, model, optimizer):

@@ -2,11 +2,11 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoints.seal import WEIGHTS, CheckpointError, list_checkpoints, verify
+from model.checkpoints.seal import WEIGHTS, CheckpointError, list_checkpoints, read_seal, verify
 from shards.disk.json_files import Json, load_json
 from shards.screen.lines import Say
 from train.checkpoints.folder import step_of
@@ -57,7 +57,7 @@ def agree_on_start(
     sights = gather_json(rank, seen)
     rank.do_first(lambda: refuse_newer_elsewhere(config.output_dir, sights))
     path = rank.do_first(lambda: find_start(config, say, damaged if damaged is not None else set()))
-    is_own = path is not None and is_same_folder(path.parent, config.output_dir)
+    is_own = path is not None and path in list_checkpoints(Path(config.output_dir))
     found = share_json(rank, path and (str(path), is_own, *read_state(path)))
     if found is None:
         if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
@@ -166,7 +166,16 @@ def verify_training_checkpoint(checkpoint: Path) -> None:
             f"{checkpoint}: no such checkpoint; set infrastructure.resume_from_checkpoint=null to "
             "start from scratch"
         )
-    verify(checkpoint, unread=(WEIGHTS, OPTIMIZER))
+    sealed = check_seal(checkpoint)
     for name in (WEIGHTS, OPTIMIZER, TRAINING_STATE, RUN_CONFIG):
-        if not (checkpoint / name).is_file():
+        if name not in sealed:
             raise CheckpointError(f"{checkpoint}: has no {name}, so a run cannot resume from it")
+
+
+def check_seal(checkpoint: Path) -> Collection[str]:
+    """The names of the files that a checkpoint's seal vouches for, most of them checked."""
+    try:
+        verify(checkpoint, unread=(WEIGHTS, OPTIMIZER))
+        return read_seal(checkpoint)
+    except OSError as error:  # A bad sector of its disk, for instance.
+        raise CheckpointError(f"{checkpoint}: cannot be read ({error})") from error

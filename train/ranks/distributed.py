@@ -133,6 +133,9 @@ def start_communication(
 
     torch 2.13 has its flight recorder on (TORCH_FR_BUFFER_SIZE=2000); the watch reads it.
     """
+    # torch's own thread would abort this process (SIGABRT) for an error of a connection, before
+    # anybody has said which rank is gone.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     backend = config.backend
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import NoReturn
 
 from shards.screen.lines import say, say_text
-from train.ranks.alarm import Alarm, Note, identify_screen
+from train.ranks.alarm import Alarm, Note, call_within, identify_screen
 from train.ranks.exits import (
     DO_NOT_RESTART,
     FAILED,
@@ -153,7 +153,8 @@ class Ending:
         assert self.alarm is not None
         deadline = time.monotonic() + WHY_SECONDS
         while time.monotonic() < deadline:
-            if note := self.alarm.read():
+            # Its store may have gone with it.
+            if note := call_within(WHY_SECONDS, self.alarm.read):
                 self.follow(note)
             time.sleep(0.05)
         self.end(self.make_note("the first rank failed without a word", FAILED, rank=0))

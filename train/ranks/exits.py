@@ -45,18 +45,19 @@ def prevent_restart(code: int) -> None:
     """End the torchrun of this machine, if it would start the run again in spite of `code`.
 
     It looks at no exit code. Its first rank here sends it SIGTERM, after which it ends all others;
-    these wait for that, as it would restart them if one of them ended first.
+    these wait for that, as it would restart them if one of them ended first. If the first rank does
+    nothing, because the mistake is another's alone, that one sends it.
     """
     if code != DO_NOT_RESTART or not would_restart():
         return
     assert TORCHRUN is not None
-    if os.environ.get("LOCAL_RANK") == "0":
+    if os.environ.get("LOCAL_RANK") != "0":
+        deadline = time.monotonic() + TORCHRUN_SECONDS
+        while os.getppid() == TORCHRUN and time.monotonic() < deadline and not released.is_set():
+            time.sleep(0.1)
+    if os.getppid() == TORCHRUN:
         with suppress(ProcessLookupError):
             os.kill(TORCHRUN, signal.SIGTERM)
-        return
-    deadline = time.monotonic() + TORCHRUN_SECONDS
-    while os.getppid() == TORCHRUN and time.monotonic() < deadline and not released.is_set():
-        time.sleep(0.1)
 
 
 def leave(code: int) -> NoReturn:

@@ -207,12 +207,17 @@ class Watch:
     def look_around(self) -> None:
         """See processes of this machine end, and whether the store still answers."""
         quiet, rounds = 0, 0
+        # No select: a process with many connections has descriptors above its limit of 1,024.
+        poll = select.poll()
+        for descriptor in self.processes:
+            poll.register(descriptor, select.POLLIN)
         while not self.is_over.is_set():
-            ready, _, _ = select.select(list(self.processes), [], [], self.limits.poll)
+            ready = poll.poll(self.limits.poll * 1000)
             if self.is_over.is_set():
                 return
-            for descriptor in ready:
+            for descriptor, _ in ready:
                 rank = self.processes.pop(descriptor)
+                poll.unregister(descriptor)
                 os.close(descriptor)
                 if not self.has_left(rank):
                     self.end_for(rank, "ended without a word: killed, perhaps for want of memory")
