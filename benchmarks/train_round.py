@@ -175,7 +175,8 @@ def build_benchmark_run(
     options: argparse.Namespace, scratch: Path
 ) -> Iterator[tuple["Run", Stopwatch]]:
     """A run with the weights that all engines share, and a watch that saw it being built."""
-    from train.run import build_run, fit_model, open_checked_shards
+    from train.run import build_run, open_checked_shards
+    from train.start.ids import fit_model
     from train.step.kernels import use_kernels
 
     config = make_config(options, scratch)
@@ -183,7 +184,7 @@ def build_benchmark_run(
         say(f"attention: {attention}")
         watch = Stopwatch(options, rank.device)
         shards = open_checked_shards(config.data.shards)
-        run = build_run(fit_model(config, shards), rank, shards, say)
+        run = build_run(fit_model(config, shards.folder, shards.manifest), rank, shards, say)
         load_weights(run.model, scratch)
         try:
             yield run, watch

@@ -134,7 +134,7 @@ def remove(
 
 @takes_options
 def plan(request: Request, overrides: Overrides = None) -> None:
-    """Say what a run will need and what fits: memory, days, disk, money. Needs no GPU."""
+    """Say, without a GPU, what a run will need and what fits: memory, days, disk, money."""
     from train.plan.run import run_plan
 
     for line in run_plan(request, overrides or ()):

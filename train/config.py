@@ -16,6 +16,8 @@ Verify = Literal["open", "first-read", "off"]
 Compression = Literal["none", "fp16", "bf16"]
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
+# In a checkpoint, of each parameter: fp32, and AdamW's two means.
+CHECKPOINT_BYTES = 4 + 8
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,21 @@ class Config:
         if self.training.global_batch_tokens is not None:
             return self.training.global_batch_tokens // self.data.max_seq_length
         return self.training.micro_batch * self.training.micro_steps * num_ranks
+
+    def count_tokens(self, num_ranks: int) -> int:
+        """Tokens that the whole run reads on so many ranks."""
+        tokens = self.samples_per_step(num_ranks) * self.data.max_seq_length
+        return tokens * self.training.num_training_steps
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of a checkpoint."""
+        return CHECKPOINT_BYTES * self.model.num_parameters()
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the checkpoints that are kept at the end, and of one that is being written."""
+        return (self.training.max_checkpoints + 1) * self.checkpoint_bytes
 
 
 SECTIONS: dict[str, type] = {entry.name: typing.cast(type, entry.type) for entry in fields(Config)}

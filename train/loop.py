@@ -20,7 +20,8 @@ from train.ranks.stop import StopFlag
 from train.reports.report import Report
 from train.reports.texts import Sample
 from train.reports.throughput import Speed, find_device_peak
-from train.run import Run, build_run, fit_model, open_checked_shards
+from train.run import Run, build_run, open_checked_shards
+from train.start.ids import fit_model
 from train.start.report import LABEL_WIDTH
 from train.step.bad_steps import Step
 from train.step.kernels import use_kernels
@@ -52,7 +53,7 @@ def train(config: Config, stop: StopFlag | None = None, ending: Ending | None = 
     log_folder = config.infrastructure.log_folder
     with join_ranks(config.distributed, ending, log_folder) as rank, rank.telling():
         shards = open_checked_shards(config.data.shards)
-        config = fit_model(config, shards)
+        config = fit_model(config, shards.folder, shards.manifest)
         with claim_folders(config.infrastructure, rank):
             return build_and_run(config, rank, shards, stop or StopFlag())
 

@@ -150,27 +150,47 @@ class ScreenLine:
 def format_bytes(count: float) -> str:
     """A size as people read it.
 
-    >>> format_bytes(2_766_953_721_769)
-    '2.77 TB'
+    >>> format_bytes(2_766_953_721_769), format_bytes(999_900_000_000)
+    ('2.77 TB', '1 TB')
     """
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+    return scale(count, (" B", " KB", " MB", " GB", " TB"))
 
 
 def format_count(count: float) -> str:
     """A number of tokens or documents as people read it.
 
-    >>> format_count(600_000_000_000)
-    '600 G'
+    >>> format_count(600_000_000_000), format_count(999_999), format_count(2e15)
+    ('600 G', '1 M', '2,000 T')
     """
-    for unit in ("", " K", " M", " G"):
-        if count < 1000:
-            return f"{count:.0f}{unit}" if not unit else f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g} T"
+    return scale(count, ("", " K", " M", " G", " T"))
+
+
+def scale(count: float, units: Sequence[str]) -> str:
+    """A number in three digits, in the first of these units, each 1000 of the last, that fits."""
+    place = 0
+    while count >= 999.5 and place < len(units) - 1:
+        count, place = count / 1000, place + 1
+    return (f"{count:.3g}" if place and count < 999.5 else f"{count:,.0f}") + units[place]
+
+
+def format_number(value: float) -> str:
+    """A number in four digits, as people read it.
+
+    >>> format_number(12345.6), format_number(5.84321), format_number(6e-4), format_number(0.0)
+    ('12,346', '5.843', '0.0006', '0')
+    """
+    if abs(value) >= 1e9 or 0 < abs(value) < 1e-4:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def format_plural(count: int, noun: str) -> str:
+    """So many of something.
+
+    >>> format_plural(1, "GPU"), format_plural(1024, "GPU")
+    ('1 GPU', '1,024 GPUs')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -193,6 +213,18 @@ def format_seconds(seconds: float) -> str:
     '1:02:05'
     """
     return str(timedelta(seconds=round(seconds)))
+
+
+def format_time(seconds: float) -> str:
+    """A duration of any length, in its largest unit of which there are two.
+
+    >>> format_time(99_000_000), format_time(100_000), format_time(0.4219)
+    ('1,146 days', '27.78 hours', '0.4219 seconds')
+    """
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{format_number(seconds / size)} {unit}"
+    return f"{format_number(seconds)} seconds"
 
 
 class ReadProgress:

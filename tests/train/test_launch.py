@@ -1,8 +1,10 @@
 """How a process was started: alone, or as one rank of torchrun, srun or mpirun."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -134,3 +136,19 @@ def test_gpu_memory_grows_in_segments_unless_the_user_chose(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
     )
     assert process.stdout.strip() == str(expected)
+
+
+def test_the_script_for_slurm_asks_for_another_start_where_one_helps() -> None:
+    page = (Path(__file__).parents[2] / "docs/clusters.md").read_text()
+    [script] = re.findall(r"^srun \S+ python -m train .*?^fi$", page, re.DOTALL | re.MULTILINE)
+    stubs = "srun() { return $CODE; }; scontrol() { echo $*; }; "
+    for code, restarts, expected in (
+        *(("0", "", ""), ("78", "", ""), ("143", "99", "requeue 12"), ("143", "100", "")),
+        *(("137", "", "requeue 12"), ("1", "", "requeue 12")),
+    ):
+        variables = {"CODE": code, "SLURM_JOB_ID": "12"}
+        variables |= {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+        done = subprocess.run(
+            ["bash", "-c", stubs + script], capture_output=True, text=True, env=variables
+        )
+        assert (done.stdout.strip(), done.stderr) == (expected, ""), code

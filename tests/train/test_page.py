@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,9 +18,11 @@ from PIL import Image
 
 from tests.commands import velocity
 from tests.runs import read_metrics, run_small
-from train.page import pictures
+from train.page import pictures, spikes
 from train.page.axes import make_value_axis
-from train.page.curves import Curve, make_curve
+from train.page.curves import Curve
+from train.page.log import MAX_LINE, read_log
+from train.page.spikes import measure_rises
 from train.page.svg import move_up
 
 Shards = Path
@@ -108,10 +111,12 @@ def test_the_page_shows_the_curves_of_the_log(run: Path, tmp_path: Path) -> None
     titles = [figure.findtext("h3") for figure in parse(page).iter("figure")]
     assert titles[:3] == ["Loss", "Learning rate", "Norm of the gradients"]
     assert {"Speed", "Waiting for data", "Epochs", "Skipped steps"} <= {*titles}
-    losses = make_curve(read_metrics(run, "loss").items())
-    validation = make_curve(read_metrics(run, "validation_loss").items())
-    axis = make_value_axis([losses, validation], is_log=False)
-    for number, curve in enumerate((losses, validation)):
+    curves = [
+        Curve(np.array([*metric]), np.array([*metric.values()]))
+        for metric in (read_metrics(run, "loss"), read_metrics(run, "validation_loss"))
+    ]
+    axis = make_value_axis(curves, is_log=False)
+    for number, curve in enumerate(curves):
         points = read_points(page, "Loss", number)
         assert [y for _, y in points] == move_up(axis, curve.values.tolist())
         assert points[-1][0] == 352  # The last step is at the right end.
@@ -216,6 +221,49 @@ def test_a_thinned_curve_keeps_its_outline() -> None:
     assert curve.thin(5000) is curve
 
 
+def test_a_long_log_takes_16_bytes_a_value(tmp_path: Path) -> None:
+    names = [f"metric_{n}" for n in range(15)]
+    logs = write_log(tmp_path, [{"step": n} | dict.fromkeys(names, n / 7) for n in range(5_000)])
+    # Of two for one step the later one counts.
+    with open(logs / "metrics.jsonl", "a") as file:
+        file.write('{"step": 700, "metric_3": 5}\n')
+    tracemalloc.start()
+    log = read_log(logs)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * 16 * 15 * 5_000
+    curve = log.curves["metric_3"]
+    assert curve.steps.tolist() == [*range(5_000)]
+    assert curve.values[699:702].tolist() == [699 / 7, 5, 701 / 7]
+
+
+def test_medians_are_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = Curve(np.arange(500), np.random.default_rng(0).normal(size=500))
+    whole = measure_rises(curve)
+    assert whole[100] == curve.values[100] - np.median(curve.values[70:100])
+    monkeypatch.setattr(spikes, "CHUNK", 7)
+    assert measure_rises(curve).tolist() == whole.tolist()
+
+
+def test_many_prompts_and_long_texts_are_cut(tmp_path: Path) -> None:
+    logs = write_log(tmp_path / "logs", [{"step": n, "loss": 5.0} for n in (1, 2)])
+    texts = [
+        {"step": step, "prompt": f"prompt {n},", "text": f" text {n} of {step}" + "x" * 20_000}
+        for step in (1, 2)
+        for n in range(25)
+    ]
+    write_log(logs, texts, "samples.jsonl")
+    with open(logs / "samples.jsonl", "ab") as file:
+        file.write(b'{"step": 3, "prompt": "", "text": "' + b"x" * MAX_LINE + b'"}\n')
+    page = report(tmp_path, out=tmp_path / "out")
+    shown = ["".join(each.itertext()) for each in parse(page).iter("pre")]
+    assert [text[:20] for text in shown[:2]] == ["prompt 0, text 0 of ", "prompt 0, text 0 of "]
+    assert (len(shown), max(map(len, shown)) < 11_000) == (40, True)
+    assert shown[0].endswith("xxx ... (20,012 characters)")
+    assert "<p>5 more prompts in samples.jsonl.</p>" in page
+    assert "passed over 2 damaged lines, " in page
+
+
 def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
     logs = write_log(tmp_path / "logs", [{"step": n, "loss": 5 - n / 10} for n in range(1, 9)])
     with open(logs / "metrics.jsonl", "ab") as file:
@@ -224,7 +272,7 @@ def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
         file.write(b'{"step": 9, "loss": "x", "grad_norm": true}\n{"step": 10, "lo')
     page = report(tmp_path, out=tmp_path / "out")
     assert "training: from 4.9 at step 1 to 4.2 at step 8; highest 4.9" in page
-    assert "9 damaged lines were passed over" in page
+    assert "passed over 9 damaged lines, " in page
 
 
 def test_a_log_of_one_step_without_validation_and_checkpoint(tmp_path: Path) -> None:

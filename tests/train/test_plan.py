@@ -19,6 +19,7 @@ from train.gpus import GIGABYTE, GPUS
 from train.ranks.distributed import Rank
 from train.settings import load_config
 from train.start import settle, trial
+from train.start.choose import list_configs
 from train.start.fit import find_fitting, find_least
 from train.start.memory import estimate_memory
 from train.start.settle import settle_config
@@ -82,7 +83,47 @@ def test_a_model_of_27_gigabytes_of_state_needs_sharding_on_24() -> None:
     assert (
         "does not fit 24 GB: with distributed.strategy=ddp never, as weights, gradients" in output
     )
-    assert "take 27.4 GB on every GPU; distributed.strategy=fsdp on 2 GPUs or more does" in output
+    assert (
+        "take 27.4 GB on every GPU; distributed.strategy=fsdp on 2 GPUs or more does, with "
+        "activation_checkpointing=full and a micro-batch of 1\n"
+    ) in output
+
+
+@pytest.mark.parametrize("words", [[], ["--gpus", "8", "distributed.strategy=fsdp"]])
+def test_a_micro_batch_that_does_not_fit_gets_one_that_does(words: list[str]) -> None:
+    kind = "training.activation_checkpointing=none"
+    words = ["--config", "350m", "--gpu", "RTX 4090", kind, *words]
+    _, output, _ = velocity("plan", *words, "training.batch_size_per_device=64")
+    found = re.search(
+        rf"does not fit 24 GB; with {kind} a (\S+) of up to (\d+) does$", output, re.M
+    )
+    assert found
+    for size, fits in ((int(found[2]), True), (int(found[2]) + 1, False)):
+        # Of as many tokens a step as it takes for all micro-batches to be of that size.
+        step = f"training.global_batch_tokens={8 * size * 2048}"
+        assert plan(*words, step, f"{found[1]}={size}")["fits"] == fits
+
+
+def test_numbers_are_shown_as_people_read_them() -> None:
+    """Without e-notation; what was looked for, and no further, is not what fits."""
+    words = ["--config", "tiny", "--gpu", "H200", "--price", "2"]
+    _, small, _ = velocity("plan", *words, "--mfu", "0.004")
+    assert re.search(
+        r"tokens/s at 0\.4% MFU: 42\.19 seconds, 0\.01172 GPU-hours; costs 0\.02344", small
+    )
+    assert "fits up to   4,096 or more  4,096 or more  4,096 or more\n" in small
+    long = ["data.max_seq_length=1048576", "model.max_position_embeddings=1048576"]
+    long += ["training.batch_size_per_device=1", "training.gradient_accumulation_steps=1"]
+    _, large, _ = velocity("plan", "--gpu", "H200", *long)
+    assert "1,928 days, 46,275 GPU-hours" in large
+    assert "1,048,576 tokens (1 sample of 1,048,576)" in large
+    assert "does not fit 141 GB; nor, with distributed.strategy=fsdp, any number of such" in large
+    _, other, _ = velocity("plan", "--config", "1.7b", "--gpu-memory", "48")
+    assert "GPUs         1 GPU of 48 GB, fp16\n" in other
+    kept = ["training.keep_every_steps=100", "training.keep_best=true"]
+    assert (
+        plan("--gpu-memory", "90", "--config", "1.7b", *kept)["disk_bytes"] == 657 * 12 * 1713639424
+    )
 
 
 def test_the_table_says_what_each_choice_needs() -> None:
@@ -109,6 +150,25 @@ def test_a_set_gives_epochs_and_ids(small_shards: Path) -> None:
     tokens = json.loads((small_shards / "manifest.json").read_text())["totals"]["train"]["tokens"]
     made = plan("--config", "tiny", "--gpu", "T4", "--shards", str(small_shards))
     assert made["epochs"] == pytest.approx(made["tokens"] / tokens)
+    words = ["--config", "tiny", "--gpu", "T4", "--shards", str(small_shards)]
+    many = velocity("plan", *words, "training.num_training_steps=1000000")[1]
+    times = f"{1_000_000 * 512 / tokens:,.0f}"
+    assert f"70.27 a parameter; {times} epochs: each token of the set {times} times\n" in many
+    # What the run would refuse.
+    for setting, message in (
+        (
+            "model.vocab_size=300",
+            "its tokenizer has 50257 ids, model.vocab_size is 300; set model.",
+        ),
+        ("data.max_seq_length=1048576", "the split has "),
+    ):
+        length = "model.max_position_embeddings=1048576"
+        code, _, errors = velocity("plan", *words, setting, length)
+        assert (code, message in errors) == (1, True), errors
+
+
+def test_the_named_configs_are_listed_as_by_a_run() -> None:
+    assert velocity("plan", "--config", "list")[:2] == (0, "\n".join([*list_configs(), ""]))
 
 
 def test_without_a_gpu_the_common_sizes_are_shown() -> None:
@@ -129,6 +189,9 @@ def test_without_a_gpu_the_common_sizes_are_shown() -> None:
         (["--gpu", "T4", "--price", "-1"], "--price is -1; expected what a GPU costs for an hour"),
         (["--gpu-memory", "0"], "--gpu-memory is 0; expected gigabytes: 80"),
         (["--json"], "--json needs a kind of GPU, or its memory: --gpu H200"),
+        (["--gpus", "8"], "--gpus needs a kind of GPU, or its memory: --gpu H200"),
+        (["--mfu", "0.2"], "--mfu needs a kind of GPU: --gpu H200"),
+        (["--gpu-memory", "48", "--price", "3"], "--price needs a kind of GPU: --gpu H200"),
         (["--config", "none"], "none: no such file; --config takes a path or one of tiny, "),
         (["--shards", "nowhere"], "nowhere"),
         (
@@ -248,29 +311,6 @@ def test_a_run_with_auto_goes_on_bit_for_bit(
     assert kept.activation_checkpointing == "none"
 
 
-def test_ranks_agree_on_a_micro_batch_that_every_one_can_take() -> None:
-    tried: list[int] = []
-
-    def attempt(size: int) -> bool:
-        tried.append(size)
-        if size > 8:
-            raise torch.OutOfMemoryError
-        return size <= 4
-
-    assert trial.find_largest([16, 8, 4, 2], attempt, CPU) == 4
-    assert tried == [16, 8, 4]
-    with pytest.raises(ValueError, match="too small for this model even with one sample at a"):
-        trial.find_largest([16, 8], attempt, CPU)
-
-    class Other(Rank):
-        """Beside a rank that has no room for more than 2."""
-
-        def max(self, value: int) -> int:
-            return max(value, tried[-1] > 2)
-
-    assert trial.find_largest([16, 8, 4, 2], attempt, Other(0, 2, 0, CPU.device)) == 2
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_gpu_takes_what_was_expected_and_is_tried() -> None:
     """The memory of two passes beside the estimate, and a micro-batch that cannot fit."""
@@ -291,7 +331,7 @@ def test_a_gpu_takes_what_was_expected_and_is_tried() -> None:
     too_large = find_fitting(asked, "cuda", 1, 4 * total)
     assert too_large is not None
     told: list[str] = []
-    found = trial.try_micro_batch(asked, too_large, model, rank, autocast, told.append)
+    found = trial.try_on_gpu(asked, too_large, None, model, rank, autocast, told.append)
     assert found.training.micro_batch < too_large.training.micro_batch
     assert found.samples_per_step(1) == 1024
     assert "did not fit" in told[0]

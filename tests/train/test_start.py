@@ -232,17 +232,50 @@ def test_a_containers_limit_counts_where_it_is_lower(
     assert machine.find_memory(root) == (total * 1024, free * 1024)
 
 
+@pytest.mark.parametrize(
+    ("files", "swap"),
+    [
+        ({"a/memory.max": 4000}, 2000),
+        ({"a/memory.max": 4000, "a/memory.swap.max": 500}, 500),
+        ({"a/memory.max": 4000, "a/memory.swap.max": 0}, 0),
+        ({"a/b/memory.max": 4000, "a/b/memory.swap.max": 9000}, 2000),
+        (
+            {
+                "memory/a/b/memory.limit_in_bytes": 4000,
+                "memory/a/b/memory.memsw.limit_in_bytes": 4500,
+            },
+            500,
+        ),
+    ],
+)
+def test_a_containers_limit_of_swap_counts_too(
+    tmp_path: Path, files: dict[str, int], swap: int
+) -> None:
+    meminfo = MEMINFO.replace("SwapTotal: 0", "SwapTotal: 2000")
+    groups = {f"sys/fs/cgroup/{name}": f"{size * 1024}\n" for name, size in files.items()}
+    kind = "4:memory:" if any(name.startswith("memory/") for name in files) else "0::"
+    write_files(tmp_path, {"proc/meminfo": meminfo, "proc/self/cgroup": f"{kind}/a/b\n", **groups})
+    found = machine.find_memory(tmp_path)
+    assert found is not None
+    assert found[0] == (4000 + swap) * 1024
+
+
 def test_gpus_are_counted_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert machine.find_gpus() == []
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 24000\necho 24000\n")
+    program.write_text("#!/bin/sh\necho 24000\necho 80000\n")
     program.chmod(0o755)
-    assert machine.find_gpus() == [24000 * 2**20] * 2
-    for visible, count in (("1", 1), ("0,1", 2), ("", 0), ("-1", 0)):
+    small, large = 24000 * 2**20, 80000 * 2**20
+    assert machine.find_gpus() == [small, large]
+    for visible, found in (
+        *(("1", [large]), ("1, 0", [large, small]), ("7", []), ("", []), ("-1", [])),
+        # Which GPU has the name is not asked.
+        ("GPU-8f2c,GPU-11aa", [small, small]),
+    ):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert len(machine.find_gpus()) == count
+        assert machine.find_gpus() == found
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     for broken in ("echo 'No devices were found'; exit 6", "echo 24000; exit 9"):
         program.write_text(f"#!/bin/sh\n{broken}\n")
@@ -281,7 +314,7 @@ def test_a_set_with_more_ids_needs_more_memory(monkeypatch: pytest.MonkeyPatch) 
     for num_ids, name in ((50_257, "350m"), (130_256, "125m")):
         command = choose.suggest_command(Path("shards"), 10**12, num_ids)
         assert command == f"torchrun --nproc_per_node 1 -m train --config {name}"
-        found = choose.find_largest("cuda", 11 * GIGABYTE, 1, num_ids)
+        found = choose.largest_config("cuda", 11 * GIGABYTE, 1, num_ids)
         assert found is not None
         assert found.name == name
 

@@ -1,10 +1,12 @@
 """Metrics over steps as arrays, thinned so that one spike among millions stays visible."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from array import array
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from shards.screen.lines import format_number
 
 # Buckets of a drawing, each with its first, lowest, highest and last entry; more than a drawing has
 # pixels across.
@@ -45,7 +47,7 @@ class Curve:
         """
         low, high = int(self.values.argmin()), int(self.values.argmax())
         start, end, highest, lowest = (
-            f"{show_number(self.values[place])} at step {self.steps[place]:,}"
+            f"{format_number(self.values[place])} at step {self.steps[place]:,}"
             for place in (0, -1, high, low)
         )
         if len(self.steps) == 1:
@@ -53,19 +55,20 @@ class Curve:
         return f"from {start} to {end}; highest {highest}, lowest {lowest}"
 
 
-def make_curve(points: Iterable[tuple[int, float]]) -> Curve:
-    """The curve through these points; of two for one step the later one counts."""
-    by_step = dict(points)
-    steps = np.array(sorted(by_step), np.int64)
-    return Curve(steps, np.array([by_step[step] for step in steps.tolist()], np.float64))
+@dataclass(frozen=True)
+class Points:
+    """The entries of a metric as they are read, 16 bytes each, in any order."""
 
+    steps: "array[int]" = field(default_factory=lambda: array("q"))
+    values: "array[float]" = field(default_factory=lambda: array("d"))
 
-def show_number(value: float) -> str:
-    """A number in four digits, as people read it.
+    def add(self, step: int, value: float) -> None:
+        """Add an entry."""
+        self.steps.append(step)
+        self.values.append(value)
 
-    >>> show_number(12345.6), show_number(5.84321), show_number(6e-4), show_number(0.0)
-    ('12,346', '5.843', '0.0006', '0')
-    """
-    if abs(value) >= 1e9 or 0 < abs(value) < 1e-4:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    def to_curve(self) -> Curve:
+        """The curve through them; of two for one step the later one counts."""
+        backwards = np.frombuffer(self.steps, np.int64)[::-1]
+        steps, places = np.unique(backwards, return_index=True)
+        return Curve(steps, np.frombuffer(self.values)[::-1][places])

@@ -3,6 +3,7 @@
 A line that is damaged is passed over and counted, as the half-written last one of a killed run is.
 """
 
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from typing import Any
 from model.checkpoints.seal import list_checkpoints
 from train.checkpoints.position import TRAINING_STATE, read_run_config
 from train.config import Config
-from train.page.curves import Curve, make_curve
+from train.page.curves import Curve, Points
 from train.reports.log_folder import (
     BAD_STEPS,
     METRICS,
@@ -21,6 +22,20 @@ from train.reports.log_folder import (
     read_owner,
     read_record,
 )
+
+# Bytes of a line; what is longer is cut, and thereby damaged.
+MAX_LINE = 1 << 24
+SHOWN_BAD_STEPS = 20
+SHOWN_PROMPTS = 20
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a run wrote on the way: by prompt, the first ones only, and by step."""
+
+    by_prompt: dict[str, dict[int, str]]
+    # Prompts that are left out.
+    num_others: int
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,8 @@ class RunLog:
     output_dir: Path | None
     config: Config | None
     curves: dict[str, Curve]
-    samples: list[dict[str, Any]]
+    texts: Texts
+    # The last ones.
     bad_steps: list[dict[str, Any]]
     num_damaged: int
 
@@ -57,14 +73,14 @@ def read_log(place: Path) -> RunLog:
     """The log of a run, named by its folder of checkpoints or of logs; ValueError without one."""
     folder, output_dir = find_log(place)
     metrics = Lines(folder / METRICS)
-    points: dict[str, list[tuple[int, float]]] = {}
+    points = defaultdict[str, Points](Points)
     for record in metrics:
         for name, value in record.items():
             if name != "step" and is_number(value):
-                points.setdefault(name, []).append((record["step"], float(value)))
+                points[name].add(record["step"], value)
     if not points:
         raise ValueError(f"{folder / METRICS}: no step in it yet; wait for the first one")
-    curves = {name: make_curve(found) for name, found in points.items()}
+    curves = {name: points.pop(name).to_curve() for name in [*points]}
     samples, bad_steps = Lines(folder / SAMPLES), Lines(folder / BAD_STEPS)
     checkpoints = list_checkpoints(output_dir) if output_dir else []
     config = read_run_config(checkpoints[0]) if checkpoints else None
@@ -74,8 +90,8 @@ def read_log(place: Path) -> RunLog:
         output_dir,
         config,
         curves,
-        [record for record in samples if isinstance(record.get("text"), str)],
-        [*bad_steps],
+        read_texts(samples),
+        [*deque(bad_steps, SHOWN_BAD_STEPS)],
         metrics.num_damaged + samples.num_damaged + bad_steps.num_damaged,
     )
 
@@ -91,7 +107,7 @@ class Lines:
         if not self.path.is_file():
             return
         with open(self.path, "rb") as file:
-            for line in file:
+            while line := file.readline(MAX_LINE):
                 record = read_record(line)
                 step = record.get("step")
                 if type(step) is int and 0 <= step < 2**53:
@@ -100,12 +116,27 @@ class Lines:
                     self.num_damaged += 1
 
 
-def is_number(value: object) -> bool:
+def read_texts(samples: Lines) -> Texts:
+    """The texts that a run wrote on the way."""
+    texts: dict[str, dict[int, str]] = {}
+    others = set[str]()
+    for record in samples:
+        prompt, text = str(record.get("prompt", "")), record.get("text")
+        if not isinstance(text, str):
+            continue
+        if prompt in texts or len(texts) < SHOWN_PROMPTS:
+            texts.setdefault(prompt, {})[record["step"]] = text
+        else:
+            others.add(prompt)
+    return Texts(texts, len(others))
+
+
+def is_number(value: Any) -> bool:
     """Whether a value of a record can be drawn."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if type(value) is not float and type(value) is not int:
         return False
     # Far from where floats end, so that axes can be computed.
-    return value == 0 or 1e-300 < abs(value) < 1e300
+    return value == 0 or 1e-290 < abs(value) < 1e300
 
 
 def find_log(place: Path) -> tuple[Path, Path | None]:

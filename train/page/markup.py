@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from shards.screen.names import escape
 
+# Of one text; a log may hold any.
+MAX_CHARACTERS = 10_000
 # What neither HTML nor XML can hold; shards/screen/names.py escapes the other characters like it.
 NO_CHARACTERS = re.compile("[\ufffe\uffff]")
 
@@ -16,7 +18,10 @@ def show(content: object) -> str:
     >>> show("<script>\x1b[2J")
     '&lt;script&gt;\\x1b[2J'
     """
-    return html.escape(NO_CHARACTERS.sub("\ufffd", escape(str(content))))
+    text = str(content)
+    if len(text) > MAX_CHARACTERS:
+        text = f"{text[:MAX_CHARACTERS]} ... ({len(text):,} characters)"
+    return html.escape(NO_CHARACTERS.sub("\ufffd", escape(text)))
 
 
 def make_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from shards.screen.lines import format_count
+from shards.screen.lines import format_count, format_number, format_plural
 from shards.screen.names import quote
-from train.page.curves import show_number
-from train.page.log import RunLog
+from train.page.log import RunLog, Texts
 from train.page.markup import fold, make_table, show
 from train.page.panels import Panel, Series
 from train.page.spikes import Traced
@@ -18,7 +17,6 @@ from train.settings import config_to_dict
 # Entries of a curve in the table below it, and times at which texts are shown.
 SHOWN_VALUES = 12
 SHOWN_TIMES = 6
-SHOWN_BAD_STEPS = 20
 SHOWN_SAMPLES = 16
 # Of what is nested in a value of a log.
 MAX_DEPTH = 6
@@ -31,8 +29,9 @@ def describe_runs(logs: Sequence[RunLog]) -> Iterator[str]:
     for log in logs:
         if log.num_damaged:
             yield (
-                f"<p>{show(log.folder)}: {log.num_damaged:,} damaged lines were passed over, such "
-                "as the half-written last one of a run that was killed.</p>"
+                f"<p>{show(log.folder)}: passed over "
+                f"{format_plural(log.num_damaged, 'damaged line')}, such as the half-written last "
+                "one of a run that was killed.</p>"
             )
         if log.earlier:
             names = " ".join(quote(path) for path in log.earlier)
@@ -52,9 +51,9 @@ def summarize(log: RunLog) -> list[object]:
         log.name,
         log.last_step,
         config.training.num_training_steps if config else "",
-        show_number(losses.values[-1]) if losses else "",
-        show_number(validation.values[-1]) if validation else "none",
-        show_number(validation.values.min()) if validation else "",
+        format_number(losses.values[-1]) if losses else "",
+        format_number(validation.values[-1]) if validation else "none",
+        format_number(validation.values.min()) if validation else "",
         format_count(tokens) if tokens else "",
         format_count(config.model.num_parameters()) if config else "",
         log.written,
@@ -69,7 +68,7 @@ def draw_figure(panel: Panel, series: Sequence[Series], num_runs: int) -> str:
         for one in series
     )
     rows = [
-        [one.label, int(step), show_number(value)]
+        [one.label, int(step), format_number(value)]
         for one in series
         for step, value in zip(*vars(one.curve.sample(SHOWN_VALUES)).values(), strict=True)
     ]
@@ -85,21 +84,17 @@ def draw_figure(panel: Panel, series: Sequence[Series], num_runs: int) -> str:
     )
 
 
-def show_samples(log: RunLog) -> Iterator[str]:
+def show_texts(texts: Texts) -> Iterator[str]:
     """The texts of a run, by prompt, the newest first."""
-    steps = np.unique([record["step"] for record in log.samples])
+    steps = sorted({step for by_step in texts.by_prompt.values() for step in by_step})
     places = np.linspace(0, len(steps) - 1, SHOWN_TIMES).round().astype(np.int64)
-    shown = set(steps[np.unique(places)].tolist())
-    prompts = dict.fromkeys(str(record.get("prompt", "")) for record in log.samples)
-    for prompt in prompts:
+    shown = {steps[place] for place in places.tolist()}
+    for prompt, by_step in texts.by_prompt.items():
         yield f"<h3>{show(prompt) or '(the beginning of a document)'}</h3>"
-        texts = {
-            record["step"]: str(record["text"])
-            for record in log.samples
-            if record["step"] in shown and str(record.get("prompt", "")) == prompt
-        }
-        for step, text in sorted(texts.items(), reverse=True):
-            yield f"<p>step {step:,}</p><pre><b>{show(prompt)}</b>{show(text)}</pre>"
+        for step in sorted(shown & by_step.keys(), reverse=True):
+            yield f"<p>step {step:,}</p><pre><b>{show(prompt)}</b>{show(by_step[step])}</pre>"
+    if texts.num_others:
+        yield f"<p>{format_plural(texts.num_others, 'more prompt')} in samples.jsonl.</p>"
 
 
 def show_spikes(log: RunLog, traced: Sequence[Traced], shards: str) -> Iterator[str]:
@@ -107,8 +102,8 @@ def show_spikes(log: RunLog, traced: Sequence[Traced], shards: str) -> Iterator[
     for found in traced:
         spike = found.spike
         yield (
-            f"<h3>step {spike.step:,}: loss {show_number(spike.loss)}, "
-            f"{show_number(spike.loss - spike.usual)} above the median before</h3>"
+            f"<h3>step {spike.step:,}: loss {format_number(spike.loss)}, "
+            f"{format_number(spike.loss - spike.usual)} above the median before</h3>"
         )
         if found.reason:
             yield f"<p>Not traced: {show(found.reason)}.</p>"
@@ -134,7 +129,7 @@ def show_spikes(log: RunLog, traced: Sequence[Traced], shards: str) -> Iterator[
 
 def show_bad_steps(log: RunLog) -> Iterator[str]:
     """The steps that the run itself found bad, the newest first, and the samples they saw."""
-    for record in reversed(log.bad_steps[-SHOWN_BAD_STEPS:]):
+    for record in reversed(log.bad_steps):
         told = {key: value for key, value in record.items() if key not in ("step", "samples")}
         yield f"<h3>step {record['step']:,}</h3>"
         yield make_table([*told], [[show_value(value) for value in told.values()]])

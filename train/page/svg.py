@@ -1,4 +1,4 @@
-"""A drawing as SVG in the page: in the page's colours, and told to who cannot see it.
+"""A drawing as SVG in the page: in its colours, and described for those who cannot see it.
 
 It is as wide as a phone; on a wider screen it grows.
 """
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from shards.screen.lines import format_number
 from train.page.axes import Axis, make_step_axis, make_value_axis
-from train.page.curves import show_number
 from train.page.markup import show
 from train.page.panels import Panel, Series
 
@@ -106,4 +106,4 @@ def show_mark(value: float) -> str:
     ):
         if abs(value) >= least:
             return f"{value / size:.4g} {letter}"
-    return show_number(value)
+    return format_number(value)

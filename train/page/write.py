@@ -13,9 +13,9 @@ from train.page.sections import (
     describe_runs,
     draw_figure,
     show_bad_steps,
-    show_samples,
     show_settings,
     show_spikes,
+    show_texts,
 )
 from train.page.spikes import trace_spikes
 
@@ -72,9 +72,9 @@ def make_page(
 
 def describe_log(log: RunLog, shards: Path | None, of_run: str) -> Iterator[str]:
     """What is told of each run by itself."""
-    if log.samples:
+    if log.texts.by_prompt:
         yield f"<h2>Texts that were written on the way{show(of_run)}</h2>"
-        yield from show_samples(log)
+        yield from show_texts(log.texts)
     if log.bad_steps:
         yield f"<h2>Bad steps{show(of_run)}</h2>"
         yield from show_bad_steps(log)

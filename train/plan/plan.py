@@ -7,14 +7,14 @@ the GPUs' peak (MFU), in the convention of model/config.py: flops_per_token.
 import bisect
 from dataclasses import dataclass, replace
 
-from train.config import Config
+from train.config import MAX_STEP_TOKENS, Config
 from train.gpus import Gpu
 from train.start.batch import set_training
 from train.start.fit import KINDS, find_fitting, find_least
-from train.start.memory import CHECKPOINT_BYTES, Memory, estimate_memory
+from train.start.memory import Memory, estimate_memory
 from train.training_config import ActivationCheckpointing
 
-# Far above what fits anywhere.
+# No larger ones are looked for; of a small model more may fit.
 MAX_MICRO_BATCH = 2**12
 # More make the parts smaller, but not what is gathered.
 MAX_RANKS = 1024
@@ -36,11 +36,11 @@ class Wishes:
     """What the settings do not say."""
 
     # The share of the GPUs' peak that the model's FLOPs will reach.
-    mfu: float = 0.4
-    # Of a GPU for an hour, in any currency.
-    price: float | None = None
-    # Tokens in the train split of the set.
-    set_tokens: int | None = None
+    mfu: float
+    # Of a GPU for an hour, in any currency; None if it is not known.
+    price: float | None
+    # Tokens in the train split of the set; None for a plan without a set.
+    set_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,6 @@ class Plan:
     fewest_ranks: int | None
     tokens: int
     epochs: float | None
-    checkpoint_bytes: int
-    # For the checkpoints that are kept and the one being written.
-    disk_bytes: int
     # None if the peak of the GPUs is not known.
     cost: Cost | None
 
@@ -89,10 +86,10 @@ def make_plan(config: Config, machines: Machines, wishes: Wishes) -> Plan:
     num_gpus, num_bytes = machines.num_gpus, machines.num_bytes
     chosen = find_fitting(config, "cuda", num_gpus, num_bytes) or find_least(config, num_gpus)
     samples = chosen.samples_per_step(num_gpus)
-    tokens = samples * config.data.max_seq_length * config.training.num_training_steps
-    largest = {kind: find_largest(chosen, kind, num_gpus, num_bytes) for kind in KINDS}
-    sizes = list_sizes(chosen.training.micro_batch, max(largest.values()), -(-samples // num_gpus))
-    checkpoint_bytes = CHECKPOINT_BYTES * config.model.num_parameters()
+    tokens = config.count_tokens(num_gpus)
+    largest = {kind: largest_micro_batch(chosen, kind, num_gpus, num_bytes) for kind in KINDS}
+    share = min(-(-samples // num_gpus), most_samples(config))
+    sizes = list_sizes(chosen.training.micro_batch, max(largest.values()), share)
     return Plan(
         config=chosen,
         machines=machines,
@@ -103,9 +100,7 @@ def make_plan(config: Config, machines: Machines, wishes: Wishes) -> Plan:
         largest=largest,
         fewest_ranks=find_fewest_ranks(config, num_bytes),
         tokens=tokens,
-        epochs=None if wishes.set_tokens is None else tokens / max(wishes.set_tokens, 1),
-        checkpoint_bytes=checkpoint_bytes,
-        disk_bytes=(config.training.max_checkpoints + 1) * checkpoint_bytes,
+        epochs=None if wishes.set_tokens is None else tokens / wishes.set_tokens,
         cost=estimate_cost(chosen, machines, wishes, tokens),
     )
 
@@ -121,11 +116,16 @@ def need(config: Config, kind: ActivationCheckpointing, micro_batch: int, num_ra
     return estimate_memory(changed, "cuda", num_ranks).peak
 
 
-def find_largest(
+def most_samples(config: Config) -> int:
+    """The largest micro-batch that is looked at: a step's tokens have a limit as well."""
+    return min(MAX_MICRO_BATCH, MAX_STEP_TOKENS // config.data.max_seq_length)
+
+
+def largest_micro_batch(
     config: Config, kind: ActivationCheckpointing, num_ranks: int, num_bytes: int
 ) -> int:
     """The largest micro-batch that fits; 0 if none does."""
-    sizes = range(1, MAX_MICRO_BATCH + 1)
+    sizes = range(1, most_samples(config) + 1)
     return bisect.bisect_right(sizes, num_bytes, key=lambda b: need(config, kind, b, num_ranks))
 
 

@@ -8,6 +8,8 @@ import typer
 
 # More GPUs than any run has.
 MAX_GPUS = 100_000
+# The share of the GPUs' peak that is planned with.
+DEFAULT_MFU = 0.4
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Request:
     ] = None
     mfu: Annotated[
         float, typer.Option(help="Share of the GPUs' peak that the run reaches, up to 1.")
-    ] = 0.4
+    ] = DEFAULT_MFU
     price: Annotated[float | None, typer.Option(help="Price of a GPU for an hour.")] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False
 
@@ -40,5 +42,12 @@ class Request:
             raise ValueError(f"--price is {self.price:g}; expected what a GPU costs for an hour")
         if self.gpu_memory is not None and not 0 < self.gpu_memory < 1e6:
             raise ValueError(f"--gpu-memory is {self.gpu_memory:g}; expected gigabytes: 80")
-        if self.gpu_memory is None and self.gpu is None and self.as_json:
-            raise ValueError("--json needs a kind of GPU, or its memory: --gpu H200")
+        memory = self.gpu_memory if self.gpu is None else self.gpu
+        for option, is_given, gpu, needed in (
+            ("--mfu", self.mfu != DEFAULT_MFU, self.gpu, "a kind of GPU"),
+            ("--price", self.price is not None, self.gpu, "a kind of GPU"),
+            ("--gpus", self.gpus != 1, memory, "a kind of GPU, or its memory"),
+            ("--json", self.as_json, memory, "a kind of GPU, or its memory"),
+        ):
+            if is_given and gpu is None:
+                raise ValueError(f"{option} needs {needed}: --gpu H200")

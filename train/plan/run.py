@@ -2,23 +2,29 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 
 from shards.format import read_manifest
+from shards.order import SampleOrder
 from train.gpus import GIGABYTE, find_gpu
 from train.plan.plan import Machines, Wishes, make_plan
 from train.plan.request import Request
 from train.plan.show import describe_plan, describe_sizes, plan_as_json
 from train.settings import load_config
+from train.start.choose import list_configs
+from train.start.ids import fit_model
 
 
 def run_plan(request: Request, overrides: Sequence[str]) -> list[str]:
     """The lines to show. Raises ValueError for settings, GPUs or sets that are none."""
+    if request.config == "list":
+        return list_configs()
     config, set_tokens = load_config(request.config, overrides), None
     if request.shards is not None:
         manifest = read_manifest(request.shards)
         set_tokens = manifest.num_tokens("train")
-        config = replace(config, model=config.model.fit(manifest.vocab_size))
+        config = fit_model(config, request.shards, manifest)
+        # Refuses a set without a window, as the run would.
+        SampleOrder(set_tokens, config.data.max_seq_length, config.infrastructure.seed)
     machines = find_machines(request)
     if machines is None:
         return describe_sizes(config)

@@ -3,12 +3,20 @@
 from dataclasses import asdict, fields
 from typing import Any
 
-from shards.screen.lines import align, format_bytes, format_count
+from shards.screen.lines import (
+    align,
+    format_bytes,
+    format_count,
+    format_number,
+    format_plural,
+    format_time,
+)
 from train.config import Config
 from train.gpus import GPUS
 from train.plan.plan import Machines, Plan
-from train.plan.sizes import tabulate_sizes
+from train.plan.sizes import show_size, tabulate_sizes
 from train.start.fit import KINDS
+from train.start.length import describe_epochs, describe_step
 from train.start.memory import STATE_BYTES, Memory
 
 LABEL_WIDTH = 12
@@ -17,9 +25,9 @@ PARTS = {
     "weights": "weights",
     "gradients": "gradients",
     "optimizer": "AdamW",
-    "exchange": "between ranks",
+    "exchange": "communication",
     "activations": "activations",
-    "working": "loss or a block at work",
+    "working": "loss / one block's backward",
     "base": "CUDA and torch",
 }
 
@@ -31,12 +39,13 @@ def describe_plan(plan: Plan) -> list[str]:
     lines = {
         "model": f"{parameters:,} parameters",
         "GPUs": describe_machines(config, machines),
-        "a step": describe_step(plan),
+        "a step": f"{describe_step(config, machines.num_gpus)}; "
+        f"activation_checkpointing={config.training.activation_checkpointing}",
         "the run": describe_run(plan),
         "speed": describe_cost(plan),
-        "checkpoints": f"{format_bytes(plan.checkpoint_bytes)} each; "
-        f"{config.training.save_total_limit} kept and one being written take "
-        f"{format_bytes(plan.disk_bytes)} of disk",
+        "checkpoints": f"{format_bytes(config.checkpoint_bytes)} each; "
+        f"{config.training.max_checkpoints:,} kept and one being written take "
+        f"{format_bytes(config.disk_bytes)} of disk",
         "memory": describe_memory(plan.memory),
         "": describe_fit(plan),
     }
@@ -46,30 +55,19 @@ def describe_plan(plan: Plan) -> list[str]:
 
 def describe_machines(config: Config, machines: Machines) -> str:
     """How many GPUs of which kind, and how they share the model."""
-    name = machines.gpu.short if machines.gpu else "GPUs"
-    text = f"{machines.num_gpus:,} x {name} of {format_bytes(machines.num_bytes)}"
+    number = machines.num_gpus
+    gpus = f"{number:,} x {machines.gpu.short}" if machines.gpu else format_plural(number, "GPU")
+    text = f"{gpus} of {format_bytes(machines.num_bytes)}"
     shared = f", {config.distributed.strategy}" if machines.num_gpus > 1 else ""
     return f"{text}, {config.training.precision}{shared}"
-
-
-def describe_step(plan: Plan) -> str:
-    """The tokens of a step, and how they come about."""
-    config, num_gpus = plan.config, plan.machines.num_gpus
-    training, length = config.training, config.data.max_seq_length
-    samples = config.samples_per_step(num_gpus)
-    return (
-        f"{samples * length:,} tokens: {samples:,} samples of {length:,}; micro-batches of "
-        f"{training.micro_batch:,}, {training.micro_steps:,} a step on each GPU; "
-        f"activation_checkpointing={training.activation_checkpointing}"
-    )
 
 
 def describe_run(plan: Plan) -> str:
     """How long the run is, in steps, tokens and epochs."""
     steps = plan.config.training.num_training_steps
-    per_parameter = plan.tokens / plan.config.model.num_parameters()
-    text = f"{steps:,} steps; {format_count(plan.tokens)} tokens, {per_parameter:.3g} a parameter"
-    return text if plan.epochs is None else f"{text}, {plan.epochs:,.3g} epochs of the set"
+    ratio = format_number(plan.tokens / plan.config.model.num_parameters())
+    text = f"{steps:,} steps; {format_count(plan.tokens)} tokens, {ratio} a parameter"
+    return text if plan.epochs is None else f"{text}; {describe_epochs(plan.epochs)}"
 
 
 def describe_cost(plan: Plan) -> str:
@@ -78,10 +76,10 @@ def describe_cost(plan: Plan) -> str:
         return "not known without the kind of GPU: --gpu"
     cost = plan.cost
     text = (
-        f"{cost.tokens_per_second:,.0f} tokens/s at {cost.mfu:.0%} MFU: {cost.days:,.3g} days, "
-        f"{cost.gpu_hours:,.0f} GPU-hours"
+        f"{cost.tokens_per_second:,.0f} tokens/s at {format_number(100 * cost.mfu)}% MFU: "
+        f"{format_time(cost.days * 86_400)}, {format_number(cost.gpu_hours)} GPU-hours"
     )
-    return text if cost.money is None else f"{text}, for a price of {cost.money:,.0f}"
+    return text if cost.money is None else f"{text}; costs {format_number(cost.money)}"
 
 
 def describe_memory(memory: Memory) -> str:
@@ -100,16 +98,25 @@ def describe_fit(plan: Plan) -> str:
     if plan.fits:
         return ""
     has, strategy = plan.machines.num_bytes, plan.config.distributed.strategy
-    state = STATE_BYTES * plan.config.model.num_parameters()
     text = f"does not fit {format_bytes(has)}"
+    kinds = (plan.config.training.activation_checkpointing, *KINDS)
+    if kind := next((kind for kind in kinds if plan.largest.get(kind)), None):
+        return (
+            f"{text}; with training.activation_checkpointing={kind} a "
+            f"training.batch_size_per_device of up to {plan.largest[kind]:,} does"
+        )
+    state = STATE_BYTES * plan.config.model.num_parameters()
     if strategy == "ddp" and state > has:
         text += (
             f": with distributed.strategy=ddp never, as weights, gradients and optimizer take "
             f"{format_bytes(state)} on every GPU"
         )
     if plan.fewest_ranks is None:
-        return f"{text}; nor does a part of it on each of many"
-    return f"{text}; distributed.strategy=fsdp on {plan.fewest_ranks} GPUs or more does"
+        return f"{text}; nor, with distributed.strategy=fsdp, any number of such GPUs"
+    return (
+        f"{text}; distributed.strategy=fsdp on {format_plural(plan.fewest_ranks, 'GPU')} or more "
+        "does, with activation_checkpointing=full and a micro-batch of 1"
+    )
 
 
 def describe_table(plan: Plan) -> list[str]:
@@ -123,7 +130,7 @@ def describe_table(plan: Plan) -> list[str]:
             for kind, cell in zip(KINDS, cells, strict=True)
         ]
         rows.append([f"{size:,}", *cells])
-    rows.append(["fits up to", *(f"{plan.largest[kind]:,}" for kind in KINDS)])
+    rows.append(["fits up to", *(show_size(plan.largest[kind]) for kind in KINDS)])
     return [*align(rows), "", "(in brackets: does not fit; all are estimates, see docs/plan.md)"]
 
 
@@ -162,7 +169,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
         "memory_table": {str(size): needs for size, needs in plan.table.items()},
         "largest_micro_batch": plan.largest,
         "fewest_gpus_with_fsdp": plan.fewest_ranks,
-        "checkpoint_bytes": plan.checkpoint_bytes,
-        "disk_bytes": plan.disk_bytes,
+        "checkpoint_bytes": plan.config.checkpoint_bytes,
+        "disk_bytes": plan.config.disk_bytes,
         "cost": plan.cost and asdict(plan.cost),
     }

@@ -23,7 +23,6 @@ from shards.screen.lines import Say
 from train.config import Config
 from train.proof.differences import find_differences, find_first_unlike, read_losses
 from train.settings import load_config
-from train.start.memory import CHECKPOINT_BYTES
 from train.step.schedule import default_cycle_steps
 
 Rank = subprocess.Popen[bytes]
@@ -81,14 +80,14 @@ def verify_resume(proof: Proof, say: Say) -> list[str]:
     if proof.folder.exists() and any(proof.folder.iterdir()):
         raise ValueError(f"{proof.folder}: is not empty; choose another --out")
     make_folder(proof.folder)
-    size = NUM_CHECKPOINTS * CHECKPOINT_BYTES * config.model.num_parameters()
+    size = NUM_CHECKPOINTS * config.checkpoint_bytes
     say(check_space(proof.folder, size, "choose another --out", "for four checkpoints"))
     straight, killed = proof.folder / "straight", proof.folder / "killed"
 
     say(f"a run of {proof.steps:,} steps, to its end")
     run_to_end(proof, config, straight)
-    say(f"the same, killed (SIGKILL) behind the checkpoint of step {proof.middle:,}")
-    last = kill_behind(proof, config, killed)
+    say(f"the same, killed (SIGKILL) after the checkpoint of step {proof.middle:,}")
+    last = kill_after(proof, config, killed)
     say(f"killed after step {last:,}; the same command again")
     run_to_end(proof, config, killed)
     return judge(proof, straight, killed, last)
@@ -130,11 +129,11 @@ def run_to_end(proof: Proof, config: Config, folder: Path) -> None:
         raise ValueError(describe_failure(folder, next(filter(None, codes))))
 
 
-def kill_behind(proof: Proof, config: Config, folder: Path) -> int:
-    """Kill a run once it has taken a step behind its checkpoint; its last logged step."""
+def kill_after(proof: Proof, config: Config, folder: Path) -> int:
+    """Kill a run once it has taken a step after its checkpoint; its last logged step."""
     with started(proof, config, folder) as ranks:
         while any(rank.poll() is None for rank in ranks):
-            if is_behind(folder, proof.middle):
+            if has_passed(folder, proof.middle):
                 kill(ranks)
                 return read_losses(folder / "logs")[-1][0]
             time.sleep(LOOK_SECONDS)
@@ -143,7 +142,7 @@ def kill_behind(proof: Proof, config: Config, folder: Path) -> int:
     raise ValueError("the run was over before it could be killed; give it more --steps")
 
 
-def is_behind(folder: Path, step: int) -> bool:
+def has_passed(folder: Path, step: int) -> bool:
     """Whether a run has a whole checkpoint of a step, and has logged one after it."""
     losses = read_losses(folder / "logs")
     if not losses or losses[-1][0] <= step:

@@ -11,7 +11,7 @@ from train.config import Config
 from train.settings import list_named_configs, load_config
 from train.start.fit import find_least
 from train.start.machine import find_gpus
-from train.start.memory import CHECKPOINT_BYTES, Memory, estimate_memory
+from train.start.memory import Memory, estimate_memory
 
 # The one for a first try on any machine.
 SMALLEST = "tiny"
@@ -31,12 +31,6 @@ class NamedConfig:
         """What chooses it on the command line."""
         return f" --config {self.name}"
 
-    def count_tokens(self, world_size: int = 1) -> int:
-        """Tokens that the whole run reads on so many ranks."""
-        config = self.config
-        tokens = config.samples_per_step(world_size) * config.data.max_seq_length
-        return tokens * config.training.num_training_steps
-
     def need(
         self, device_type: str, world_size: int = 1, num_ids: int = DEFAULT_VOCAB_SIZE
     ) -> Memory:
@@ -54,7 +48,7 @@ def named_configs() -> list[NamedConfig]:
     return [NamedConfig(name, load_config(name)) for name in list_named_configs()]
 
 
-def find_largest(
+def largest_config(
     device_type: str, num_bytes: int, world_size: int, num_ids: int
 ) -> NamedConfig | None:
     """The largest that fits into a rank's `num_bytes`; None if none does."""
@@ -71,12 +65,8 @@ def tabulate_configs() -> list[list[str]]:
     rows = [["--config", "parameters", "least on a GPU", "on a CPU", "a checkpoint", "tokens"]]
     for named in named_configs():
         num_parameters = named.config.model.num_parameters()
-        sizes = [
-            named.need("cuda").peak,
-            named.need("cpu").peak,
-            CHECKPOINT_BYTES * num_parameters,
-        ]
-        tokens = format_count(named.count_tokens())
+        sizes = [named.need("cuda").peak, named.need("cpu").peak, named.config.checkpoint_bytes]
+        tokens = format_count(named.config.count_tokens(1))
         rows.append([named.name, f"{num_parameters:,}", *map(format_bytes, sizes), tokens])
     return rows
 
@@ -109,7 +99,7 @@ def choose(gpus: list[int], num_tokens: int | None, num_ids: int) -> NamedConfig
         if gpus
         and named.need("cuda", len(gpus), num_ids).peak <= min(gpus)
         and named.config.samples_per_step(len(gpus)) >= len(gpus)
-        and (num_tokens is None or named.count_tokens(len(gpus)) <= MAX_EPOCHS * num_tokens)
+        and (num_tokens is None or named.config.count_tokens(len(gpus)) <= MAX_EPOCHS * num_tokens)
     ]
     [smallest] = [named for named in named_configs() if named.name == SMALLEST]
     return fitting[-1] if fitting else smallest

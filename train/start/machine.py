@@ -13,8 +13,8 @@ NVIDIA_SMI_SECONDS = 10
 def find_memory(root: Path = Path("/")) -> tuple[int, int] | None:
     """Bytes of memory in all, swap included, and free ones; None where the system does not say.
 
-    A container's limit (cgroup v1 or v2) counts where it is lower. `root` is where /proc and /sys
-    are.
+    A container's limits (cgroup v1 or v2) count where they are lower. `root` is where /proc and
+    /sys are.
     """
     try:
         text = (root / "proc/meminfo").read_text(encoding="ascii")
@@ -24,8 +24,9 @@ def find_memory(root: Path = Path("/")) -> tuple[int, int] | None:
         )
     except (OSError, KeyError, IndexError, ValueError):
         return _ask_system()
-    for limit, used in _find_limits(root):
+    for limit, used, swap_limit in _find_limits(root):
         total, free = min(total, limit), min(free, max(limit - used, 0))
+        swap = swap if swap_limit is None else min(swap, swap_limit)
     return total + swap, free
 
 
@@ -38,8 +39,8 @@ def _ask_system() -> tuple[int, int] | None:
     return (total, total) if total > 0 else None
 
 
-def _find_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Limit and use of each cgroup that this process is in, as far as they have a limit."""
+def _find_limits(root: Path) -> Iterator[tuple[int, int, int | None]]:
+    """Limit, use and limit of swap (None = all) of each cgroup of this process that has a limit."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -57,7 +58,10 @@ def _find_limits(root: Path) -> Iterator[tuple[int, int]]:
         for folder in (base / parts, *((base / parent) for parent in parts.parents)):
             limit, used = (_read_number(folder / name) for name in names)
             if limit is not None:
-                yield limit, max((used or 0) - _read_cache(folder), 0)
+                swap = _read_number(folder / "memory.swap.max")
+                both = _read_number(folder / "memory.memsw.limit_in_bytes")
+                swap = swap if both is None else max(both - limit, 0)
+                yield limit, max((used or 0) - _read_cache(folder), 0), swap
 
 
 def _read_cache(folder: Path) -> int:
@@ -91,4 +95,16 @@ def find_gpus() -> list[int]:
         return []
     if answer.returncode:
         return []
-    return sizes[: len(visible.split(","))] if visible else sizes
+    return sizes if visible is None else choose_visible(sizes, visible.split(","))
+
+
+def choose_visible(sizes: list[int], visible: list[str]) -> list[int]:
+    """The sizes of the GPUs that CUDA_VISIBLE_DEVICES names, by number or otherwise.
+
+    >>> choose_visible([24, 24, 24, 80], ["3", "0"]), choose_visible([24, 80], ["GPU-1f0c"])
+    ([80, 24], [24])
+    """
+    if all(name.strip().isdigit() for name in visible):
+        return [sizes[int(name)] for name in visible if int(name) < len(sizes)]
+    # Which one has that name is not known.
+    return len(visible) * [min(sizes)] if sizes else []

@@ -1,8 +1,8 @@
 """How much memory a rank needs, computed from the settings before anything is allocated.
 
 The activations' bytes were measured at hidden 2048, inner 8192, fp16: 127,368 a token and block
-eagerly and 86,408 compiled (docs/log.md), and are scaled by the sizes they consist of; how far the
-estimate is off where it was checked is in docs/runs.md.
+eagerly and 86,408 compiled (docs/log.md), and are scaled by the sizes they consist of. docs/plan.md
+says where the estimate was compared with runs.
 
 P parameters, E of them in the embedding, which is also the head, and R ranks.
 """
@@ -14,8 +14,6 @@ from train.config import Config
 
 # fp32 weights, their gradients, and AdamW's two means.
 STATE_BYTES = 4 + 4 + 8
-# In a checkpoint: fp32 weights and AdamW's two means.
-CHECKPOINT_BYTES = 4 + 8
 # Python with torch on a CPU; CUDA's context and the libraries' workspaces on a GPU.
 BASE_BYTES = {"cpu": 450 * 10**6, "cuda": 1500 * 10**6, "mps": 1000 * 10**6}
 # The most that a chunk's fp32 logits take (model/loss.py).

@@ -12,13 +12,14 @@ import torch
 from model.checkpoints.seal import list_checkpoints
 from shards.disk.space import check_space
 from shards.reader import Shards
-from shards.screen.lines import Say, format_bytes, format_count
+from shards.screen.lines import Say, format_bytes, format_count, format_plural
 from train.config import Config
 from train.ranks.distributed import Rank
 from train.ranks.strategy import is_sharding
-from train.start.choose import find_largest
+from train.start.choose import largest_config
+from train.start.length import describe_epochs, describe_step
 from train.start.machine import find_memory
-from train.start.memory import CHECKPOINT_BYTES, Memory, estimate_memory
+from train.start.memory import Memory, estimate_memory
 
 LABEL_WIDTH = 12
 
@@ -31,19 +32,34 @@ def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say
     need = estimate_memory(config, rank.device.type, rank.world_size)
     available = find_available(rank)
     refuse_too_large(config, rank, need, available)
+    batch = describe_batch(config, rank)
     lines = {
         "device": describe_device(config, rank),
         "model": describe_model(config, rank),
-        "step": describe_step(config, rank),
+        "step": batch["step"],
         "run": describe_length(config, rank, shards, first_step),
         "validation": describe_validation(config, shards),
-        "activations": describe_activations(config),
+        "activations": batch["activations"],
         "memory": describe_memory(need, available),
         "checkpoints": describe_checkpoints(config, rank, first_step),
         "logs": str(config.infrastructure.log_folder),
     }
     for label, text in lines.items():
         say(f"{label:<{LABEL_WIDTH}} {text}")
+
+
+def tell_change(before: Config, now: Config, rank: Rank, say: Say) -> None:
+    """Say again what was said of a step and its activations, where it is not so any more."""
+    said = describe_batch(before, rank)
+    for label, text in describe_batch(now, rank).items():
+        if text != said[label]:
+            say(f"{label:<{LABEL_WIDTH}} {text}")
+
+
+def describe_batch(config: Config, rank: Rank) -> dict[str, str]:
+    """What a trial on the GPU may change, by label: a step, and what of its activations is kept."""
+    step = describe_step(config, rank.world_size) + describe_compression(config, rank)
+    return {"step": step, "activations": describe_activations(config)}
 
 
 def find_available(rank: Rank) -> tuple[int, int] | None:
@@ -66,7 +82,7 @@ def refuse_too_large(
         return
     where = "GPU" if rank.device.type == "cuda" else "machine"
     num_ids = config.model.num_ids
-    fitting = find_largest(rank.device.type, available[0], rank.world_size, num_ids)
+    fitting = largest_config(rank.device.type, available[0], rank.world_size, num_ids)
     advice = f"--config {fitting.name} fits" if fitting else "none of the named configs fits"
     raise ValueError(
         f"the model is too large for this {where}: weights, gradients and optimizer of its "
@@ -84,8 +100,7 @@ def describe_device(config: Config, rank: Rank) -> str:
     if device.type == "mps":
         return f"Apple GPU (MPS), {precision}"
     ranks = f"{rank.world_size} ranks, each with " if rank.world_size > 1 else ""
-    threads = torch.get_num_threads()
-    text = f"CPU, {ranks}{threads} thread{'s' if threads > 1 else ''}, {precision}"
+    text = f"CPU, {ranks}{format_plural(torch.get_num_threads(), 'thread')}, {precision}"
     slow = ", which most CPUs compute slowly; training.precision=fp32 is faster"
     return text + (slow if precision != "fp32" else "")
 
@@ -97,44 +112,20 @@ def describe_model(config: Config, rank: Rank) -> str:
     return f"{config.model.num_parameters():,} parameters{part}"
 
 
-def describe_step(config: Config, rank: Rank) -> str:
-    """How many tokens a step takes, and how they come about."""
-    training, length = config.training, config.data.max_seq_length
-    samples = config.samples_per_step(rank.world_size)
-    runs = training.micro_steps * rank.world_size
-    # Where they do not divide evenly, some micro-batches have a sample less.
-    up_to = "" if samples % runs == 0 else "up to "
-    factors = f"{up_to}{training.micro_batch:,} samples of {length:,}"
-    if training.micro_steps > 1:
-        factors += f" x {training.micro_steps:,} micro-steps"
-    sent = ""
-    if rank.world_size > 1:
-        factors += f" x {rank.world_size:,} ranks"
-        if config.distributed.gradient_compression != "none":
-            sent = f"; gradients sent as {config.distributed.gradient_compression}"
-    return f"{samples * length:,} tokens ({factors}){sent}"
+def describe_compression(config: Config, rank: Rank) -> str:
+    """How gradients are sent, where that costs exactness."""
+    kind = config.distributed.gradient_compression
+    return "" if rank.world_size == 1 or kind == "none" else f"; gradients sent as {kind}"
 
 
 def describe_length(config: Config, rank: Rank, shards: Shards, first_step: int) -> str:
     """How many steps and tokens there are, and how often the whole run sees each of the set's."""
     num_steps, held = config.training.num_training_steps, shards.manifest.num_tokens("train")
-    tokens = num_steps * config.samples_per_step(rank.world_size) * config.data.max_seq_length
+    tokens = config.count_tokens(rank.world_size)
     steps = f"{num_steps:,} steps"
     if first_step:
         steps += f", {min(first_step, num_steps):,} of them done"
     return f"{steps}; {format_count(tokens)} tokens, {describe_epochs(tokens / max(held, 1))}"
-
-
-def describe_epochs(epochs: float) -> str:
-    """How often a run sees each token of its set.
-
-    >>> describe_epochs(0.25), describe_epochs(1.5)
-    ('0.25 epochs: a part of the set, once', '1.5 epochs: each token of the set 1.5 times')
-    """
-    if epochs < 1:
-        return f"{epochs:.2g} epochs: a part of the set, once"
-    times = "once" if epochs == 1 else f"{epochs:,.3g} times"
-    return f"{epochs:,.3g} epochs: each token of the set {times}"
 
 
 def describe_validation(config: Config, shards: Shards) -> str:
@@ -182,7 +173,7 @@ def describe_checkpoints(config: Config, rank: Rank, first_step: int) -> str:
     run that goes on may have room once older ones are removed.
     """
     folder, keep = Path(config.infrastructure.output_dir), config.training.max_checkpoints
-    size = CHECKPOINT_BYTES * config.model.num_parameters()
+    size = config.checkpoint_bytes
     there = folder.absolute()
     while not there.is_dir():
         there = there.parent
@@ -190,6 +181,5 @@ def describe_checkpoints(config: Config, rank: Rank, first_step: int) -> str:
         check_space(there, size, "choose another infrastructure.output_dir", "for a checkpoint")
     free = shutil.disk_usage(there).free
     text = f"{folder}: {format_bytes(size)} each, {keep} kept, {format_bytes(free)} of disk free"
-    # The oldest goes once the new one is whole.
-    missing = max(keep - len(list_checkpoints(folder)), 0) + 1
-    return text + (": too little for all of them" if free < missing * size else "")
+    missing = max(config.disk_bytes - len(list_checkpoints(folder)) * size, size)
+    return text + (": too little for all of them" if free < missing else "")

@@ -1,0 +1,19 @@
+"""The model's number of ids: that of the set it trains on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from shards.format import Manifest
+from train.config import Config
+
+
+def fit_model(config: Config, folder: Path, manifest: Manifest) -> Config:
+    """The settings with as many ids as the set has; ValueError if they name another number."""
+    num_ids = manifest.vocab_size
+    model = config.model.fit(num_ids)
+    if model.vocab_size != num_ids:
+        raise ValueError(
+            f"{folder}: its tokenizer has {num_ids} ids, model.vocab_size is {model.vocab_size}; "
+            "set model.vocab_size=auto"
+        )
+    return replace(config, model=model)
