@@ -288,6 +288,10 @@ def test_a_restored_scaler_has_the_settings_of_today(small_shards: Path, tmp_pat
         ("spike_window=1", "training.spike_window is 1; expected 2 to 10,000"),
         ("spike_threshold=0", "training.spike_threshold is 0; expected a number above 0, or"),
         ("max_rollbacks=0", "training.max_rollbacks is 0; expected at least 1"),
+        (
+            "on_bad_step=rollback training.max_skipped_steps=1",
+            "training.max_skipped_steps=1 ends a run at its first bad step, where training.on_bad",
+        ),
         ("on_bad_step=stop", "training.on_bad_step is 'stop'; expected"),
         (
             "on_bad_step=rollback training.save_steps=30",
