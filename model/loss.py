@@ -67,11 +67,30 @@ def differentiate_for_compiler(
     return losses, ((exps / sums - onehot.float()) * scale).to(dtype)
 
 
+def compile_differentiate(backend: str) -> Differentiate:
+    """`differentiate_for_compiler`, compiled once for chunks of all sizes.
+
+    The last chunk is smaller than the others, and torch would compile the first for its size alone
+    and again for any with the second: a run that goes on would compute other chunks by the first
+    kernel than the run that went through.
+    """
+    compiled = torch.compile(differentiate_for_compiler, backend=backend)
+
+    def differentiate(
+        logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        for tensor in (logits, targets):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return compiled(logits, targets, scale, dtype)
+
+    return differentiate
+
+
 def chunked_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    grad_scale: float = 1.0,
+    grad_scale: Tensor | float = 1.0,
     chunk_tokens: int | None = None,
     differentiate: Differentiate = differentiate_in_place,
 ) -> Tensor:
@@ -82,10 +101,11 @@ def chunked_cross_entropy(
     softmax and weight's gradient are fp32.
 
     `grad_scale` is the factor by which the caller multiplies the loss before backward: the loss
-    scale divided by the accumulation steps. The gradients already contain it when they are
-    computed, because (softmax - onehot) / N underflows in fp16; backward multiplies them by what is
-    missing, the incoming gradient over grad_scale, which is then 1. With `chunk_tokens` None, the
-    device decides. `differentiate` may be `differentiate_for_compiler`, compiled.
+    scale divided by the accumulation steps, as a number or 0-dim in fp32 on the device. The
+    gradients already contain it when they are computed, because (softmax - onehot) / N underflows
+    in fp16; backward multiplies them by what is missing, the incoming gradient over grad_scale,
+    which is then 1. With `chunk_tokens` None, the device decides. `differentiate` may be that
+    of `compile_differentiate`.
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     chunk_tokens = chunk_tokens or choose_chunk_tokens(len(targets), weight)
@@ -113,7 +133,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        grad_scale: float,
+        grad_scale: Tensor | float,
         *options: Any,
     ) -> Tensor:
         loss, *gradients = _compute(hidden, weight, targets, grad_scale, *options)
@@ -135,7 +155,7 @@ def _compute(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    grad_scale: float | None,
+    grad_scale: Tensor | float | None,
     chunk_tokens: int,
     differentiate: Differentiate,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,7 +165,8 @@ def _compute(
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         inputs, head = as_factor(hidden, dtype), _pad_vocabulary(as_factor(weight, dtype))
         losses = torch.empty(num_tokens, dtype=torch.float32, device=hidden.device)
-        scale = None if grad_scale is None else losses.new_full((), grad_scale / num_tokens)
+        # The sum makes a tensor of a number, and neither waits for the device.
+        scale = None if grad_scale is None else losses.new_zeros(()) + grad_scale / num_tokens
         dhidden = torch.empty_like(hidden)
         # (D, V), because the products it sums are faster that way around.
         dhead = losses.new_empty(0, 0)

@@ -20,7 +20,7 @@ from model.config import ModelConfig
 from model.loss import (
     Differentiate,
     chunked_cross_entropy,
-    differentiate_for_compiler,
+    compile_differentiate,
     differentiate_in_place,
 )
 from model.products import linear
@@ -142,6 +142,8 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.layer_norm_eps)
         # While this is a list, the largest |x| behind each block is added to it.
         self.largest: list[Tensor] | None = None
+        # Whether blocks are compiled for batches of all sizes.
+        self.takes_any_batch = False
 
     def forward(
         self,
@@ -158,6 +160,8 @@ class Decoder(nn.Module):
         else:
             positions = cache.positions(tokens.shape[1])
         rotation = make_rotation(positions, self.config)
+        if self.takes_any_batch:
+            torch._dynamo.maybe_mark_dynamic(x, 0)
         run_block = RUNNERS[activation_checkpointing]
         for layer, block in enumerate(self.layers):
             layer_cache = cache.layer(layer) if cache is not None else None
@@ -206,7 +210,7 @@ class Transformer(nn.Module):
             yield name, whole
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, grad_scale: float = 1.0
+        self, tokens: Tensor, targets: Tensor | None = None, grad_scale: Tensor | float = 1.0
     ) -> Tensor:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T), their mean loss, 0-dim fp32.
 
@@ -249,20 +253,25 @@ class Transformer(nn.Module):
         cache.set_lengths([length + tokens.shape[1] for length in cache.lengths])
         return cast(Tensor, self.lm_head(hidden[:, -1]).float())
 
-    def compile_blocks(self, backend: str = "inductor", memory_budget: float = 0.5) -> None:
+    def compile_blocks(
+        self, backend: str = "inductor", memory_budget: float = 0.5, takes_any_batch: bool = False
+    ) -> None:
         """Compile every block in place: one graph for all, names kept, gradients block by block.
 
         What the loss does between its products is compiled, too.
         Where activation_checkpointing is `selective`, the compiler chooses what to compute again so
-        that about the share `memory_budget` of what it would keep otherwise is kept.
+        that about the share `memory_budget` of what it would keep otherwise is kept. With
+        `takes_any_batch`, the first batch is compiled for all sizes; else those of the first one's
+        size have a graph of their own, and all others another.
         """
         compiler: Any = backend
         if self.activation_checkpointing == "selective":
             compiler = keep_share(backend, memory_budget)
             self.activation_checkpointing = "none"
+        self.model.takes_any_batch = takes_any_batch
         for block in self.model.layers:
             block.compile(backend=compiler)
-        self.differentiate = torch.compile(differentiate_for_compiler, backend=backend)
+        self.differentiate = compile_differentiate(backend)
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:

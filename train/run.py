@@ -39,9 +39,10 @@ from train.ranks.strategy import (
     share_model,
 )
 from train.samples import Sampler, make_sampler
+from train.start.blocks import set_up_blocks
 from train.start.report import check_start
 from train.start.settle import settle_config
-from train.start.trial import try_micro_batch
+from train.start.trial import try_on_gpu
 from train.step.bad_steps import BadSteps
 from train.step.loss_scale import fit_scaler, make_scaler
 from train.step.optimizer import make_optimizer
@@ -127,8 +128,8 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         own = shards.manifest.shards[rank.rank :: rank.world_size]
         check_shards(shards.folder, shards.manifest, own)
     start = agree_on_start(config.infrastructure, rank, say)
-    asked = config
-    config = settle_config(config, start.config if start else None, rank, say)
+    asked, before = config, start.config if start else None
+    config = settle_config(config, before, rank, say)
     if start:
         check_same_run(config, shards, start, say)
         if changed := describe_samples(config, rank.world_size, start):
@@ -138,7 +139,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     check_start(config, rank, shards, start.position.step if start else 0, say)
     model = build_model(config, rank)
     autocast = make_autocast(rank.device, config.training.precision)
-    config = try_micro_batch(asked, config, model, rank, autocast, say)
+    config = try_on_gpu(asked, config, before, model, rank, autocast, say)
     optimizer = make_optimizer(model, config.training)
     scaler = make_scaler(rank.device, config.training)
     bad_steps = BadSteps()
@@ -199,14 +200,7 @@ def build_model(config: Config, rank: Rank) -> Transformer:
         shard_model(model, model.model.layers, FORWARD_METHODS, rank, config.distributed)
         fill(model, model.draw_weights(rank.device), rank)
         model.lm_head.weight = model.model.embed_tokens.weight
-    checkpointing = config.training.activation_checkpointing
-    assert checkpointing != "auto", "it is chosen before the model is built"
-    model.activation_checkpointing = checkpointing
-    compiles = config.training.compile
-    if compiles or (compiles is None and rank.device.type == "cuda"):
-        # DDP's graph splits would cut blocks apart; whole, each hands over its gradients when done.
-        torch._dynamo.config.optimize_ddp = False
-        model.compile_blocks(memory_budget=config.training.activation_memory_budget)
+    set_up_blocks(model, config, rank)
     return model.train()
 
 

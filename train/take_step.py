@@ -10,6 +10,7 @@ from torch import Tensor
 from train.ranks.strategy import share_gradients
 from train.run import Run
 from train.step.bad_steps import Step
+from train.step.loss_scale import get_scale
 from train.step.optimizer import apply_gradients, clip_gradients
 from train.step.schedule import learning_rate
 
@@ -50,7 +51,7 @@ def watch_activations(run: Run) -> AbstractContextManager[list[Tensor]]:
 def add_gradients(run: Run) -> Tensor:
     """The gradients of a step's A micro-steps, added up; returns the sum of their losses, 0-dim."""
     accumulation_steps = run.batches.dealing.accumulation_steps
-    grad_scale = run.scaler.get_scale() / accumulation_steps
+    grad_scale = get_scale(run.scaler, run.rank.device) / accumulation_steps
     total = torch.zeros((), device=run.rank.device)
     micro_batches = zip(run.batches.next_step(), run.batches.dealing.weights, strict=True)
     for micro_step, ((tokens, targets), weight) in enumerate(micro_batches, start=1):

@@ -13,6 +13,7 @@ from model.loss import (
     _compute,
     choose_chunk_tokens,
     chunked_cross_entropy,
+    compile_differentiate,
     differentiate_for_compiler,
     differentiate_in_place,
 )
@@ -37,7 +38,7 @@ def run_chunked(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    grad_scale: float = 1.0,
+    grad_scale: Tensor | float = 1.0,
     chunk_tokens: int | None = None,
     differentiate: Differentiate = differentiate_in_place,
 ) -> Gradients:
@@ -123,6 +124,17 @@ def test_gradients_follow_what_the_loss_is_multiplied_by() -> None:
     torch.testing.assert_close(hidden.grad, expected)
 
 
+@pytest.mark.parametrize("loss_scale", [1.0, 24.0, LOSS_SCALE])
+def test_a_scale_on_the_device_is_as_good_as_a_number(loss_scale: float) -> None:
+    """Bit for bit where the scale is a power of two, as fp16's is above its floor."""
+    inputs = make_inputs(300, 32, 1001)
+    number = run_chunked(*inputs, loss_scale / 8, 77)
+    on_device = run_chunked(*inputs, torch.tensor(loss_scale) / 8, 77)
+    for found, expected in zip(on_device, number, strict=True):
+        assert torch.equal(found, expected) or loss_scale == 24.0
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
 def test_a_second_backward_is_refused() -> None:
     hidden, weight, targets = make_inputs(20, 8, 33)
     loss = chunked_cross_entropy(hidden.requires_grad_(), weight, targets)
@@ -189,6 +201,26 @@ def test_the_compilers_form_gives_the_same_numbers(dtype: torch.dtype) -> None:
     fused, nothing = differentiate_for_compiler(logits, targets, None, dtype)
     torch.testing.assert_close(fused, plain, rtol=1e-6, atol=1e-6)
     assert nothing is None
+
+
+@pytest.mark.filterwarnings("ignore")  # The compiler has its own.
+def test_chunks_of_all_sizes_are_compiled_once() -> None:
+    torch._dynamo.reset()
+    graphs: list[list[object]] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[object]) -> torch.fx.GraphModule:
+        graphs.append(inputs)
+        return graph
+
+    inputs = make_inputs(300, 32, 1001)
+    differentiate = compile_differentiate(count)  # type: ignore[arg-type]
+    found = run_chunked(*inputs, LOSS_SCALE, 77, differentiate)  # Three of 77 tokens, one of 69.
+    again = run_chunked(*inputs, LOSS_SCALE, 131, differentiate)
+    assert len(graphs) == 1
+    expected = run_chunked(*inputs, LOSS_SCALE, 77, differentiate_for_compiler)
+    for ours, plain, other in zip(found, expected, again, strict=True):
+        assert torch.equal(ours, plain)
+        assert relative_error(other, plain) < 1e-6
 
 
 def test_a_chunks_logits_are_in_memory_once() -> None:

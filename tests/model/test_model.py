@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.cache import allocate_cache
 from model.config import ModelConfig
+from model.recompute import ActivationCheckpointing
 from model.transformer import Transformer, make_rotation, rotate
 from tests.tiny import CONFIG, make_model
 
@@ -205,6 +206,29 @@ def test_compiled_blocks_keep_names_and_share_one_graph() -> None:
     for name, gradient in before.items():
         torch.testing.assert_close(after[name], gradient, atol=1e-4, rtol=1e-3)
     assert torch.isfinite(model(tokens)).all()
+
+
+@pytest.mark.filterwarnings("ignore")  # The compiler has its own.
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_batches_of_two_sizes_share_one_graph_from_the_first(
+    checkpointing: ActivationCheckpointing,
+) -> None:
+    """Else the first batch of a process would be computed by another than its likes later."""
+    graphs: list[object] = []
+    model = make_model()
+    model.activation_checkpointing = checkpointing
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        graphs.append(inputs)
+        return graph
+
+    for takes_any_batch, number in ((True, 1), (False, 2)):
+        torch._dynamo.reset()
+        graphs.clear()
+        model.compile_blocks(count, takes_any_batch=takes_any_batch)  # type: ignore[arg-type]
+        for size in (3, 2, 3, 4):
+            model(make_tokens(size, 31)).sum().backward()
+        assert len(graphs) == number
 
 
 @pytest.mark.parametrize(

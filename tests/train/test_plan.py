@@ -311,29 +311,6 @@ def test_a_run_with_auto_goes_on_bit_for_bit(
     assert kept.activation_checkpointing == "none"
 
 
-def test_ranks_agree_on_a_micro_batch_that_every_one_can_take() -> None:
-    tried: list[int] = []
-
-    def attempt(size: int) -> bool:
-        tried.append(size)
-        if size > 8:
-            raise torch.OutOfMemoryError
-        return size <= 4
-
-    assert trial.find_largest([16, 8, 4, 2], attempt, CPU) == 4
-    assert tried == [16, 8, 4]
-    with pytest.raises(ValueError, match="too small for this model even with one sample at a"):
-        trial.find_largest([16, 8], attempt, CPU)
-
-    class Other(Rank):
-        """Beside a rank that has no room for more than 2."""
-
-        def max(self, value: int) -> int:
-            return max(value, tried[-1] > 2)
-
-    assert trial.find_largest([16, 8, 4, 2], attempt, Other(0, 2, 0, CPU.device)) == 2
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_gpu_takes_what_was_expected_and_is_tried() -> None:
     """The memory of two passes beside the estimate, and a micro-batch that cannot fit."""
@@ -354,7 +331,7 @@ def test_a_gpu_takes_what_was_expected_and_is_tried() -> None:
     too_large = find_fitting(asked, "cuda", 1, 4 * total)
     assert too_large is not None
     told: list[str] = []
-    found = trial.try_micro_batch(asked, too_large, model, rank, autocast, told.append)
+    found = trial.try_on_gpu(asked, too_large, None, model, rank, autocast, told.append)
     assert found.training.micro_batch < too_large.training.micro_batch
     assert found.samples_per_step(1) == 1024
     assert "did not fit" in told[0]

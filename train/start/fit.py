@@ -55,6 +55,40 @@ def find_largest(config: Config, device_type: str, num_ranks: int, num_bytes: in
     return even if 2 * even.training.micro_batch > fitting[0].training.micro_batch else fitting[0]
 
 
+def list_candidates(asked: Config, chosen: Config, num_ranks: int, num_bytes: int) -> list[Config]:
+    """What to try on a GPU with so many bytes: the chosen settings, and below those the next ones.
+
+    As in `find_fitting`, a kind of checkpointing comes before the next one while its micro-batch
+    keeps the GPU busy; then come the others, the largest micro-batch first.
+    """
+    kinds, below = list_kinds(asked), list[Config]()
+    for kind in kinds[kinds.index(chosen.training.activation_checkpointing) :]:
+        settled = list_settled(set_kind(asked, kind), num_ranks)
+        largest = chosen
+        if kind != chosen.training.activation_checkpointing:
+            found = find_largest(set_kind(asked, kind), "cuda", num_ranks, num_bytes)
+            largest = found or settled[-1]
+        most = largest.training.micro_batch
+        below += [s for s in settled if s.training.micro_batch <= most and s != chosen]
+
+    def place(config: Config) -> tuple[bool, int]:
+        size = config.training.micro_batch
+        is_enough = size * config.data.max_seq_length >= ENOUGH_TOKENS
+        return not is_enough, 0 if is_enough else -size
+
+    # Those with the same place stay in their order.
+    return [chosen, *sorted(below, key=place)]
+
+
+def describe_choice(config: Config) -> str:
+    """The micro-batch and the kind of checkpointing, in words."""
+    training = config.training
+    return (
+        f"micro-batches of {training.micro_batch:,}, activation_checkpointing="
+        f"{training.activation_checkpointing}"
+    )
+
+
 def find_least(config: Config, num_ranks: int) -> Config:
     """The settings with what is auto chosen to need the least memory."""
     return list_settled(set_kind(config, list_kinds(config)[-1]), num_ranks)[-1]

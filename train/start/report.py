@@ -32,19 +32,34 @@ def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say
     need = estimate_memory(config, rank.device.type, rank.world_size)
     available = find_available(rank)
     refuse_too_large(config, rank, need, available)
+    batch = describe_batch(config, rank)
     lines = {
         "device": describe_device(config, rank),
         "model": describe_model(config, rank),
-        "step": describe_step(config, rank.world_size) + describe_compression(config, rank),
+        "step": batch["step"],
         "run": describe_length(config, rank, shards, first_step),
         "validation": describe_validation(config, shards),
-        "activations": describe_activations(config),
+        "activations": batch["activations"],
         "memory": describe_memory(need, available),
         "checkpoints": describe_checkpoints(config, rank, first_step),
         "logs": str(config.infrastructure.log_folder),
     }
     for label, text in lines.items():
         say(f"{label:<{LABEL_WIDTH}} {text}")
+
+
+def tell_change(before: Config, now: Config, rank: Rank, say: Say) -> None:
+    """Say again what was said of a step and its activations, where it is not so any more."""
+    said = describe_batch(before, rank)
+    for label, text in describe_batch(now, rank).items():
+        if text != said[label]:
+            say(f"{label:<{LABEL_WIDTH}} {text}")
+
+
+def describe_batch(config: Config, rank: Rank) -> dict[str, str]:
+    """What a trial on the GPU may change, by label: a step, and what of its activations is kept."""
+    step = describe_step(config, rank.world_size) + describe_compression(config, rank)
+    return {"step": step, "activations": describe_activations(config)}
 
 
 def find_available(rank: Rank) -> tuple[int, int] | None:

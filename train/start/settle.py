@@ -4,7 +4,7 @@ from shards.screen.lines import Say, format_bytes
 from train.config import Config
 from train.ranks.distributed import Rank
 from train.start.batch import settle_batch
-from train.start.fit import find_fitting, find_least, is_open, keep_choice
+from train.start.fit import describe_choice, find_fitting, find_least, is_open, keep_choice
 from train.start.report import find_available
 
 # Of the memory that is free, what a run may plan with: other programs want some of a CPU's.
@@ -28,9 +28,5 @@ def settle_config(config: Config, before: Config | None, rank: Rank, say: Say) -
     usable = -rank.max(-usable)
     chosen = find_fitting(config, rank.device.type, rank.world_size, usable)
     chosen = chosen or find_least(config, rank.world_size)
-    training = chosen.training
-    say(
-        f"auto: micro-batches of {training.micro_batch:,}, activation_checkpointing="
-        f"{training.activation_checkpointing}, for {format_bytes(usable)} of memory a rank"
-    )
+    say(f"auto: {describe_choice(chosen)}, for {format_bytes(usable)} of memory a rank")
     return chosen

@@ -1,6 +1,7 @@
 """FP16's dynamic loss scale: halved when gradients overflow, doubled after a while without."""
 
 import torch
+from torch import Tensor
 
 from train.training_config import TrainingConfig
 
@@ -27,9 +28,14 @@ def fit_scaler(scaler: torch.amp.GradScaler, config: TrainingConfig) -> None:
     scaler.load_state_dict(state)
 
 
+def get_scale(scaler: torch.amp.GradScaler, device: torch.device) -> Tensor | float:
+    """The scale, 0-dim and on the device: torch's own get_scale waits for it. 1.0 if it is off."""
+    return scaler.scale(torch.ones((), device=device)) if scaler.is_enabled() else 1.0
+
+
 def update_scale(scaler: torch.amp.GradScaler, overflowed: bool, min_scale: float) -> None:
     """Halve the scale after an overflow, but not below `min_scale`, which torch does not have."""
     scaler.update()
-    # get_scale waits for the GPU: only after an overflow.
+    # Its get_scale waits for the GPU: only after an overflow.
     if overflowed and scaler.is_enabled() and scaler.get_scale() < min_scale:
         scaler.update(min_scale)
