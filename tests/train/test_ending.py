@@ -13,6 +13,7 @@ import pytest
 from torch._C._distributed_c10d import TCPStore
 
 import train.loop
+import train.ranks.alarm
 import train.ranks.meeting
 import train.ranks.watch
 from model.checkpoints.seal import list_checkpoints
@@ -63,8 +64,19 @@ def set_mistaken() -> None:
     at_step(3, fail_with_mistake)
 
 
+def set_patient() -> None:
+    """Who tells why the run ends waits as long as it takes until the others have read it."""
+    train.ranks.alarm.READING_SECONDS = 1000.0
+
+
 def set_killed() -> None:
     at_step(3, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def set_killed_among_patient() -> None:
+    """None must wait for the one that is gone."""
+    set_patient()
+    set_killed()
 
 
 def set_killed_elsewhere() -> None:
@@ -122,7 +134,7 @@ def test_an_error_on_one_rank_ends_all_with_who_and_why(
 
 
 def test_a_rank_that_is_killed_ends_all(small_shards: Path, tmp_path: Path) -> None:
-    ranks = start_ranks(3, make_overrides(small_shards, tmp_path), set_killed)
+    ranks = start_ranks(3, make_overrides(small_shards, tmp_path), set_killed_among_patient)
     first, killed, third = end_all(ranks)
     assert describe(ranks) == [1, -9, 1]
     line = f"velocity: rank 1 ({HOST}): ended without a word: killed, perhaps for want of memory"
@@ -192,15 +204,16 @@ def test_a_stop_while_a_rank_is_gone_waits_for_nothing(small_shards: Path, tmp_p
     assert list_checkpoints(tmp_path / "checkpoints") == []
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
-def test_a_stop_of_one_rank_before_the_first_step_ends_all(
-    small_shards: Path, tmp_path: Path, stopped: int
+@pytest.mark.parametrize("stopped", [(0,), (1,), (0, 1)])
+def test_a_stop_before_the_first_step_ends_all(
+    small_shards: Path, tmp_path: Path, stopped: tuple[int, ...]
 ) -> None:
     settings = {"training__gradient_accumulation_steps": 50_000}
-    ranks = start_ranks(2, make_overrides(small_shards, tmp_path, **settings))
+    ranks = start_ranks(2, make_overrides(small_shards, tmp_path, **settings), set_patient)
     while not (tmp_path / "logs" / "run-folder").exists():
         time.sleep(0.01)
-    ranks[stopped].send_signal(signal.SIGTERM)
+    for rank in stopped:
+        ranks[rank].send_signal(signal.SIGTERM)
     said = [rank.communicate(SECONDS)[1] for rank in ranks]
     assert describe(ranks) == [143, 143]
     assert said[0].count("stopped before the first step; the same command starts again") == 1

@@ -79,15 +79,17 @@ class Alarm:
         """Say that this rank has read the note."""
         call_within(STORE_SECONDS, lambda: self.store.add(READERS, 1))
 
-    def wait_for_readers(self) -> None:
+    def wait_for_readers(self, note: Note) -> None:
         """Wait until all others have read the note, or seem to be gone as well.
 
         With this process its side of every connection ends, and perhaps the store.
         """
+        # The teller has not to read it, nor has the rank that it tells of, which is gone.
+        readers = self.world_size - len({note.teller, note.rank})
         deadline = time.monotonic() + READING_SECONDS
         while time.monotonic() < deadline:
             count = call_within(STORE_SECONDS, lambda: self.store.add(READERS, 0))
-            if count is None or count >= self.world_size - 1:
+            if count is None or count >= readers:
                 return
             time.sleep(0.05)
 

@@ -130,7 +130,7 @@ class Ending:
         if standing != note:
             self.obey(standing)
         say(f"velocity: {note}")
-        self.alarm.wait_for_readers()
+        self.alarm.wait_for_readers(note)
         leave(note.code)
 
     def follow(self, note: Note) -> NoReturn:
@@ -145,7 +145,7 @@ class Ending:
         if self.alarm:
             self.alarm.count_reader()
             if self.rank == 0:  # It may hold the store, where others are still to read.
-                self.alarm.wait_for_readers()
+                self.alarm.wait_for_readers(note)
         leave(note.code)
 
     def follow_first_rank(self) -> NoReturn:
@@ -173,14 +173,15 @@ class Ending:
     def stop_now(self, number: int, text: str) -> NoReturn:
         """End by a signal, without a checkpoint."""
         self.take_over()
-        if self.alarm:
-            note = self.alarm.ring(self.make_stop_note(number, text))
-            if note and note.teller != self.rank and note.code != 128 + number:
+        note = self.alarm.ring(self.make_stop_note(number, text)) if self.alarm else None
+        if self.alarm and note and note.teller != self.rank:
+            if note.code != 128 + number:
                 self.obey(note)
+            self.alarm.count_reader()
         if self.rank == 0:
             say(text)
-        if self.alarm:
-            self.alarm.wait_for_readers()
+        if self.alarm and note:
+            self.alarm.wait_for_readers(note)
         leave(128 + number)
 
     def make_stop_note(self, number: int, text: str) -> Note:
