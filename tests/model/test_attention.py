@@ -137,7 +137,7 @@ def test_auto_does_without_a_package_that_cannot_be_loaded(
         patched.setattr(torch.ops, "flash_attn_3", SimpleNamespace(fwd=1))
         with use_attention("auto", GPU) as kernel:
             assert kernel == "cudnn"
-        with pytest.raises(ValueError, match="fa3: the package .* is one that torch cannot call"):
+        with pytest.raises(ValueError, match=r"fa3: the package .* is one that torch cannot call"):
             use_attention("fa3", GPU).__enter__()
     monkeypatch.setitem(sys.modules, attention.FA3_PACKAGE, None)
     with use_attention("auto", GPU) as kernel:
