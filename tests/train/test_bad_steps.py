@@ -123,7 +123,7 @@ def test_a_bad_step_is_skipped_and_a_killed_run_skips_it_again(
         assert read_metrics(tmp_path, "samples")[8] == 32
         straight = checkpoint_tensors(tmp_path, 8)
         losses = read_metrics(tmp_path)
-        for step in (5, 6, 7, 8):  # A run killed behind step 4 remembers the losses before it.
+        for step in (5, 6, 7, 8):  # A run killed after step 4 remembers the losses before it.
             remove_checkpoint(tmp_path / "checkpoints" / f"checkpoint-{step}")
         run_small(small_shards, tmp_path, **settings)
     assert_equal_bits(straight, checkpoint_tensors(tmp_path, 8))

@@ -23,7 +23,7 @@ from train.page.axes import make_value_axis
 from train.page.curves import Curve
 from train.page.log import MAX_LINE, read_log
 from train.page.spikes import measure_rises
-from train.page.svg import move_up
+from train.page.svg import move_up, show_mark
 
 Shards = Path
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\x1b[2J\x00\ud800\ufffe&amp;"
@@ -233,6 +233,14 @@ def test_a_spike_among_hundreds_of_thousands_of_entries_is_seen(tmp_path: Path) 
     assert x == pytest.approx(46 + 306 * 123_457 / 300_000, abs=0.2)
     assert sorted(point[0] for point in points) == [point[0] for point in points]
     assert "highest 9 at step 123,457" in page
+
+
+@pytest.mark.parametrize("values", [(1e5, 1e5 + 1), (-3.0001, -3.0), (0.0, 0.0), (7.0, 7.0)])
+def test_marks_of_values_that_hardly_differ_can_be_told_apart(values: tuple[float, float]) -> None:
+    axis = make_value_axis([Curve(np.array([1, 2]), np.array(values))], is_log=False)
+    marks = [show_mark(mark) for mark in axis.marks]
+    assert len({*marks}) == len(marks) >= 3
+    assert axis.low <= values[0] <= values[1] <= axis.high
 
 
 def test_a_thinned_curve_keeps_its_outline() -> None:

@@ -42,7 +42,8 @@ def make_value_axis(curves: Sequence[Curve], is_log: bool) -> Axis:
         return Axis(low, high, find_log_marks(low, high), is_log=True)
     if low == high:
         high += abs(high) or 1.0
-    space = (high - low) * 0.06
+    # At least a hundredth of the values is shown, or marks in four digits would be the same.
+    space = max((high - low) * 0.06, 0.005 * max(abs(low), abs(high)) - (high - low) / 2)
     low, high = (0.0 if 0 <= low <= space else low - space), high + space
     return Axis(low, high, find_marks(low, high, 5))
 
