@@ -95,6 +95,8 @@ def why_no_fa3(heads: Heads) -> str | None:
         importlib.import_module(FA3_PACKAGE)
     except Exception as error:  # Built for another torch, say.
         return f"the package {FA3_PACKAGE} cannot be loaded ({error})"
+    if not all(hasattr(torch.ops.flash_attn_3, name) for name in ("fwd", "bwd")):
+        return f"the package {FA3_PACKAGE} is one that torch cannot call; install a newer one"
     return None
 
 

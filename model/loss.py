@@ -4,7 +4,7 @@ With 16,384 tokens and a vocabulary of 50,257, fp32 logits and their gradient wo
 Here one chunk of tokens at a time goes through the head, and its gradients are computed at once, in
 the forward pass: three matrix products per chunk, as many as without chunks, and no logits are kept
 or computed twice. Besides the gradients, one chunk's logits are all that is in memory, and their
-gradient if it is in half precision.
+gradient if it is in half precision or computed by compiled code.
 
 N tokens (over all rows), C tokens per chunk, D hidden, V vocabulary.
 """

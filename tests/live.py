@@ -1,5 +1,6 @@
-"""What operators torch runs, and the most memory that their results take at once."""
+"""What operators torch runs, the memory that their results take, and what autograd keeps."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,3 +53,18 @@ class Operators(TorchDispatchMode):
         name = operator.overloadpacket.__name__
         self.counts[name] = self.counts.get(name, 0) + 1
         return operator(*args, **(kwargs or {}))
+
+
+def count_kept_bytes(run: Callable[[], object]) -> int:
+    """The bytes of the storages that autograd keeps after a forward pass."""
+    storages: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kept = run()  # Alive until all is counted, so that no address comes twice.
+    del kept
+    return sum(storages.values())

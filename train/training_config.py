@@ -206,6 +206,11 @@ class TrainingConfig:
                 f"training.spike_threshold is {self.spike_threshold}; expected a number above 0, "
                 "or null"
             )
+        if self.on_bad_step == "rollback" and self.max_skipped_steps == 1:
+            raise ValueError(
+                "training.max_skipped_steps=1 ends a run at its first bad step, where "
+                "training.on_bad_step=rollback would go back; set at least 2"
+            )
         oldest = self.save_steps * (self.save_total_limit - 1)
         if self.on_bad_step == "rollback" and oldest < self.spike_window:
             raise ValueError(

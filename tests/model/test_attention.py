@@ -99,6 +99,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
         lambda name: SimpleNamespace() if gpu.has_fa3 else None,
     )
     monkeypatch.setitem(sys.modules, attention.FA3_PACKAGE, ModuleType(attention.FA3_PACKAGE))
+    monkeypatch.setattr(torch.ops, "flash_attn_3", SimpleNamespace(fwd=1, bwd=1), raising=False)
     monkeypatch.setattr(module, "activate_flash_attention_impl", gpu.fa3_calls.append)
     monkeypatch.setattr(
         module, "restore_flash_attention_impl", lambda: gpu.fa3_calls.append("none")
@@ -132,6 +133,12 @@ def test_auto_does_without_a_package_that_cannot_be_loaded(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu.has_fa3 = True
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.ops, "flash_attn_3", SimpleNamespace(fwd=1))
+        with use_attention("auto", GPU) as kernel:
+            assert kernel == "cudnn"
+        with pytest.raises(ValueError, match=r"fa3: the package .* is one that torch cannot call"):
+            use_attention("fa3", GPU).__enter__()
     monkeypatch.setitem(sys.modules, attention.FA3_PACKAGE, None)
     with use_attention("auto", GPU) as kernel:
         assert kernel == "cudnn"

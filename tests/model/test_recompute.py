@@ -1,14 +1,12 @@
 """What blocks keep for the backward pass changes memory and time, and no loss or gradient."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
 from model.recompute import ActivationCheckpointing
 from model.transformer import Transformer
-from tests.live import Operators
+from tests.live import Operators, count_kept_bytes
 from tests.tiny import CONFIG, make_model
 
 CHECKPOINTINGS: list[ActivationCheckpointing] = ["none", "selective", "full"]
@@ -61,21 +59,6 @@ def test_selective_computes_no_product_again_and_full_all(training: bool) -> Non
     assert counts["full"][attention] == (2 * layers if training else layers)
     assert counts["full"]["mm"] > counts["none"]["mm"] or not training
     assert counts["selective"]["silu"] == (2 * layers if training else layers)
-
-
-def count_kept_bytes(run: Callable[[], object]) -> int:
-    """The bytes of the storages that autograd keeps after a forward pass."""
-    storages: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        kept = run()  # Alive until all is counted, so that no address comes twice.
-    del kept
-    return sum(storages.values())
 
 
 @pytest.mark.filterwarnings("ignore")  # The compiler has its own.

@@ -123,7 +123,7 @@ def test_a_bad_step_is_skipped_and_a_killed_run_skips_it_again(
         assert read_metrics(tmp_path, "samples")[8] == 32
         straight = checkpoint_tensors(tmp_path, 8)
         losses = read_metrics(tmp_path)
-        for step in (5, 6, 7, 8):  # A run killed behind step 4 remembers the losses before it.
+        for step in (5, 6, 7, 8):  # A run killed after step 4 remembers the losses before it.
             remove_checkpoint(tmp_path / "checkpoints" / f"checkpoint-{step}")
         run_small(small_shards, tmp_path, **settings)
     assert_equal_bits(straight, checkpoint_tensors(tmp_path, 8))
@@ -288,6 +288,10 @@ def test_a_restored_scaler_has_the_settings_of_today(small_shards: Path, tmp_pat
         ("spike_window=1", "training.spike_window is 1; expected 2 to 10,000"),
         ("spike_threshold=0", "training.spike_threshold is 0; expected a number above 0, or"),
         ("max_rollbacks=0", "training.max_rollbacks is 0; expected at least 1"),
+        (
+            "on_bad_step=rollback training.max_skipped_steps=1",
+            "training.max_skipped_steps=1 ends a run at its first bad step, where training.on_bad",
+        ),
         ("on_bad_step=stop", "training.on_bad_step is 'stop'; expected"),
         (
             "on_bad_step=rollback training.save_steps=30",

@@ -1,16 +1,27 @@
 """The memory that is expected of a run, beside what runs take."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from model.config import ModelConfig
+from model.loss import _compute, choose_chunk_tokens, differentiate_in_place
+from model.transformer import Transformer
 from tests.commands import velocity
+from tests.live import LiveBytes, count_kept_bytes
 from tests.runs import make_config, make_overrides, read_metrics
 from tests.servers.forked import run_ranks
 from tests.texts import make_texts, write_jsonl
 from tests.vocabularies import cut_gpt2, special
-from train.start.memory import estimate_memory
+from train.settings import load_config
+from train.start.batch import set_training
+from train.start.memory import activation_bytes, estimate_memory, loss_bytes
 
 # Blocks that outweigh the loss; 4 M parameters, 16 samples of 128 tokens.
 WIDE: dict[str, object] = {
@@ -63,3 +74,52 @@ def test_a_run_takes_what_was_expected(
     expected = estimate_memory(make_config(few_ids, tmp_path, **settings), "cpu", num_ranks)
     # The C library keeps some of what was freed, which is not estimated.
     assert 0.7 * measured < expected.peak < 1.3 * measured
+
+
+def differentiate_as_compiled(
+    logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """What compiled code allocates: nothing but its results."""
+    return logits.new_empty(len(logits)), torch.empty_like(logits, dtype=dtype)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_loss_takes_what_was_expected(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, compiles: bool
+) -> None:
+    """On a GPU, as tensors that have a device and no memory."""
+    # torch's own methods would ask for the device.
+    copy, clone = torch.ops.aten.copy_.default, torch.ops.aten.clone.default
+    monkeypatch.setattr(Tensor, "copy_", lambda tensor, source: copy(tensor, source))
+    monkeypatch.setattr(
+        Tensor, "contiguous", lambda tensor: clone(tensor, memory_format=torch.contiguous_format)
+    )
+    differentiate = differentiate_as_compiled if compiles else differentiate_in_place
+    model = ModelConfig().fit(50_257)
+    with FakeTensorMode(), torch.device("cuda"):
+        hidden = torch.empty(8192, 2048, dtype=dtype)
+        weight, targets = torch.empty(50257, 2048), torch.empty(8192, dtype=torch.int64)
+        with LiveBytes() as live:
+            chunk_tokens = choose_chunk_tokens(8192, weight)
+            _compute(hidden, weight, targets, 1.0, chunk_tokens, differentiate)
+    found = live.peak + hidden.nbytes
+    expected = loss_bytes(model, 8192, dtype == torch.float16, compiles, "cuda")
+    assert found <= expected < 1.25 * found  # A chunk has up to 1 GiB of logits, here 0.77.
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_attention_by_plain_products_keeps_its_weights(dtype: torch.dtype | None) -> None:
+    """They outweigh all else that a block keeps."""
+    config = load_config(None, ["data.max_seq_length=256", "training.attention=math"])
+    config = replace(config, model=ModelConfig(300, 64, 2, 8, 96, 256))
+    tokens = torch.zeros((2, 256), dtype=torch.int64)
+    decoder = Transformer(config.model).train().model
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None),
+    ):
+        found = count_kept_bytes(lambda: decoder(tokens))
+    unkept = set_training(config, activation_checkpointing="none")
+    expected = activation_bytes(unkept, tokens.numel(), dtype is not None, compiles=False)
+    assert expected == pytest.approx(found, rel=0.1)

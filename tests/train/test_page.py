@@ -23,7 +23,7 @@ from train.page.axes import make_value_axis
 from train.page.curves import Curve
 from train.page.log import MAX_LINE, read_log
 from train.page.spikes import measure_rises
-from train.page.svg import move_up
+from train.page.svg import move_up, show_mark
 
 Shards = Path
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\x1b[2J\x00\ud800\ufffe&amp;"
@@ -150,6 +150,29 @@ def test_a_png_for_each_drawing(run: Path, tmp_path: Path) -> None:
         assert (np.abs(pixels.astype(int) - wanted).max(axis=1) < 8).sum() > 500
 
 
+def test_a_logarithmic_axis_has_round_marks_on_page_and_png(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of both are the same; matplotlib's own would be shown as formulas, unread."""
+    write_log(tmp_path / "logs", [{"step": n, "loss": 5, "grad_norm": 9 / n} for n in range(1, 16)])
+    drawn: dict[str, list[str]] = {}
+
+    def draw(figure: Any, *_: object, **__: object) -> None:
+        figure.draw_without_rendering()
+        [axes] = figure.axes
+        labels = [*axes.get_yticklabels(), *axes.get_yticklabels(minor=True)]
+        drawn[axes.get_title(loc="left")] = [label.get_text() for label in labels]
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", draw)
+    page = report(tmp_path, out=tmp_path)
+    [figure] = [
+        f for f in parse(page).iter("figure") if f.findtext("h3") == "Norm of the gradients"
+    ]
+    marks = [text.text for text in figure.iter("text") if text.get("text-anchor") == "end"]
+    assert marks[:3] == ["1", "2", "5"]
+    assert drawn["Norm of the gradients"] == ["1", "2", "5"]
+
+
 def test_without_matplotlib_there_is_the_page(run: Path, tmp_path: Path) -> None:
     code, said, _ = velocity("report", run, "--out", tmp_path)
     assert code == 0
@@ -188,6 +211,9 @@ def test_two_runs_over_each_other(run: Path, small_shards: Shards, tmp_path: Pat
     assert looks == ["line color-0", "line color-0 dashed", "line color-1", "line color-1 dashed"]
     rows = [["".join(cell.itertext()) for cell in row] for row in parse(page).iter("tr")]
     assert ["training.learning_rate", "0.01", "0.005"] in rows
+    assert ["training.sample_prompts", "null", "null"] in rows
+    heads = [head for head in parse(page).iter("th") if head.text in ("run", "loss")]
+    assert [head.get("class") for head in heads] == [None, "number"]
 
 
 # Logs as they are found
@@ -203,10 +229,18 @@ def test_a_spike_among_hundreds_of_thousands_of_entries_is_seen(tmp_path: Path) 
     assert len(page) < 100_000
     points = read_points(page, "Loss")
     x, y = min(points, key=lambda point: point[1])
-    assert y < 25
+    assert y < 35
     assert x == pytest.approx(46 + 306 * 123_457 / 300_000, abs=0.2)
     assert sorted(point[0] for point in points) == [point[0] for point in points]
     assert "highest 9 at step 123,457" in page
+
+
+@pytest.mark.parametrize("values", [(1e5, 1e5 + 1), (-3.0001, -3.0), (0.0, 0.0), (7.0, 7.0)])
+def test_marks_of_values_that_hardly_differ_can_be_told_apart(values: tuple[float, float]) -> None:
+    axis = make_value_axis([Curve(np.array([1, 2]), np.array(values))], is_log=False)
+    marks = [show_mark(mark) for mark in axis.marks]
+    assert len({*marks}) == len(marks) >= 3
+    assert axis.low <= values[0] <= values[1] <= axis.high
 
 
 def test_a_thinned_curve_keeps_its_outline() -> None:

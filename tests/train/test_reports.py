@@ -73,7 +73,7 @@ def read_history(record: Any) -> dict[str, float]:
 def test_a_run_is_one_run_of_wandb_and_has_no_step_twice(
     small_shards: Shards, tmp_path: Path
 ) -> None:
-    """Offline, without a key; killed behind its checkpoint and before a validation loss."""
+    """Offline, without a key; killed after its checkpoint and before a validation loss."""
     environment = {"WANDB_MODE": "offline", "WANDB_API_KEY": "", "WANDB_ERROR_REPORTING": "false"}
     logs, metrics = tmp_path / "logs", {}
     for changes in ({}, {"training__eval_steps": 4, "training__num_training_steps": 9}):

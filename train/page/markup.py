@@ -3,9 +3,12 @@
 import html
 import re
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
+from shards.screen.lines import format_number
 from shards.screen.names import escape
 
+NUMBER = ' class="number"'
 # Of one text; a log may hold any.
 MAX_CHARACTERS = 10_000
 # What neither HTML nor XML can hold; shards/screen/names.py escapes the other characters like it.
@@ -25,18 +28,30 @@ def show(content: object) -> str:
 
 
 def make_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table with a first row of names; a number is set to the right."""
-    lines = ['<div class="wide"><table>']
-    lines.append("<tr>" + "".join(f'<th scope="col">{show(name)}</th>' for name in head) + "</tr>")
+    """A table with a first row of names; a number is set to the right, as is the name above it."""
+    rows = [*rows]
+    first = rows[0] if rows else head
+    names = (
+        f'<th scope="col"{NUMBER if is_number(content) else ""}>{show(name)}</th>'
+        for name, content in zip(head, first, strict=True)
+    )
+    lines = ['<div class="wide"><table>', f"<tr>{''.join(names)}</tr>"]
     lines += ("<tr>" + "".join(map(make_cell, row)) + "</tr>" for row in rows)
     return "\n".join([*lines, "</table></div>"])
 
 
 def make_cell(content: object) -> str:
     """A cell of a table."""
-    if isinstance(content, int | float):
-        return f'<td class="number">{content:,}</td>'
-    return f"<td>{show(content)}</td>"
+    if not is_number(content):
+        return f"<td>{show(content)}</td>"
+    return (
+        f"<td{NUMBER}>{f'{content:,}' if isinstance(content, int) else format_number(content)}</td>"
+    )
+
+
+def is_number(content: object) -> TypeGuard[int | float]:
+    """Whether it is a number and no truth value."""
+    return isinstance(content, int | float) and not isinstance(content, bool)
 
 
 def fold(summary: str, content: str) -> str:

@@ -33,6 +33,8 @@ def draw_png(panel: Panel, series: Sequence[Series], num_runs: int) -> bytes:
             draw_curve(axes, one, num_runs)
         axis = make_value_axis([one.curve for one in series], panel.is_log)
         axes.set_yscale("log" if axis.is_log else "linear")
+        axes.set_yticks(axis.marks)
+        axes.minorticks_off()
         axes.set_ylim(axis.low, axis.high)
         axes.set_xlim(0)
         for each in (axes.xaxis, axes.yaxis):

@@ -1,5 +1,6 @@
 """The sections of a run's page: the runs, the drawings, texts, documents, settings."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ MAX_DEPTH = 6
 
 def describe_runs(logs: Sequence[RunLog]) -> Iterator[str]:
     """A row for each run: how far it is, and where it stands."""
-    head = ["run", "step", "of", "loss", "validation", "lowest", "tokens", "parameters", "written"]
+    head = ["run", "step", "loss", "validation loss", "lowest", "tokens", "parameters", "written"]
     yield make_table(head, [summarize(log) for log in logs])
     for log in logs:
         if log.num_damaged:
@@ -49,11 +50,10 @@ def summarize(log: RunLog) -> list[object]:
     losses = log.curves.get("loss")
     return [
         log.name,
-        log.last_step,
-        config.training.num_training_steps if config else "",
-        format_number(losses.values[-1]) if losses else "",
-        format_number(validation.values[-1]) if validation else "none",
-        format_number(validation.values.min()) if validation else "",
+        f"{log.last_step:,}" + (f" of {config.training.num_training_steps:,}" if config else ""),
+        float(losses.values[-1]) if losses else "",
+        float(validation.values[-1]) if validation else "none",
+        float(validation.values.min()) if validation else "",
         format_count(tokens) if tokens else "",
         format_count(config.model.num_parameters()) if config else "",
         log.written,
@@ -68,7 +68,7 @@ def draw_figure(panel: Panel, series: Sequence[Series], num_runs: int) -> str:
         for one in series
     )
     rows = [
-        [one.label, int(step), format_number(value)]
+        [one.label, int(step), float(value)]
         for one in series
         for step, value in zip(*vars(one.curve.sample(SHOWN_VALUES)).values(), strict=True)
     ]
@@ -118,7 +118,7 @@ def show_spikes(log: RunLog, traced: Sequence[Traced], shards: str) -> Iterator[
             ]
             for seen in found.seen
         ]
-        yield make_table(["tokens", "source", "row", "URL", "begins"], rows)
+        yield make_table(["tokens", "source", "row", "URL", "text"], rows)
         run = quote(log.output_dir or log.name)
         yield (
             f"<p>{len(rows)} of the {found.num_documents:,} documents that it saw; all of them: "
@@ -136,7 +136,9 @@ def show_bad_steps(log: RunLog) -> Iterator[str]:
         samples = record.get("samples")
         if isinstance(samples, list) and samples:
             table = show_records(samples[:SHOWN_SAMPLES])
-            yield fold(f"Its samples with the largest losses, of {len(samples):,}", table)
+            yield fold(
+                f"Its samples, the largest losses first ({len(samples):,} in the log)", table
+            )
 
 
 def show_records(records: Sequence[Any]) -> str:
@@ -171,7 +173,7 @@ def show_settings(logs: Sequence[RunLog]) -> Iterator[str]:
         )
     )
     rows = [
-        [f"{section}.{key}", *(str(tree.get(section, {}).get(key, "")) for tree in trees)]
+        [f"{section}.{key}", *(show_setting(tree.get(section, {}).get(key, "")) for tree in trees)]
         for section, key in names
     ]
     head = ["setting", *(log.name for log in logs)]
@@ -180,3 +182,12 @@ def show_settings(logs: Sequence[RunLog]) -> Iterator[str]:
         yield make_table(head, differing)
     if rows:
         yield fold("All settings", make_table(head, rows))
+
+
+def show_setting(value: object) -> str:
+    """A setting's value as it is written in a file of settings.
+
+    >>> show_setting(None), show_setting(True), show_setting("fp16"), show_setting(1e-05)
+    ('null', 'true', 'fp16', '1e-05')
+    """
+    return value if isinstance(value, str) else json.dumps(value)

@@ -13,7 +13,7 @@ from train.page.markup import show
 from train.page.panels import Panel, Series
 
 WIDTH, HEIGHT = 360, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 352, 12, 196
+LEFT, RIGHT, TOP, BOTTOM = 46, 352, 22, 196
 # Colours of the page (page.css): as many runs can be told apart.
 NUM_COLORS = 8
 # A curve of so few entries shows each.
@@ -50,7 +50,7 @@ def draw_axes(x: Axis, y: Axis, label: str) -> list[str]:
         anchor = "end" if place > RIGHT - 12 else "middle"
         lines.append(text(place, BOTTOM + 15, show_mark(value), anchor))
     lines.append(text(RIGHT, BOTTOM + 30, "step", "end"))
-    lines.append(text(LEFT, BOTTOM + 30, label, "start"))
+    lines.append(text(LEFT, TOP - 9, label, "start"))
     return lines
 
 

@@ -64,27 +64,27 @@ def make_page(
         "</div>",
     ]
     for log in logs:
-        lines += describe_log(log, shards, f" of {log.name}" if len(logs) > 1 else "")
+        lines += describe_log(log, shards, f": {log.name}" if len(logs) > 1 else "")
     if settings := [*show_settings(logs)]:
         lines += ["<h2>Settings</h2>", *settings]
     return "\n".join([*lines, "</main></body></html>\n"])
 
 
-def describe_log(log: RunLog, shards: Path | None, of_run: str) -> Iterator[str]:
+def describe_log(log: RunLog, shards: Path | None, suffix: str) -> Iterator[str]:
     """What is told of each run by itself."""
     if log.texts.by_prompt:
-        yield f"<h2>Texts that were written on the way{show(of_run)}</h2>"
+        yield f"<h2>Texts that were written on the way{show(suffix)}</h2>"
         yield from show_texts(log.texts)
     if log.bad_steps:
-        yield f"<h2>Bad steps{show(of_run)}</h2>"
+        yield f"<h2>Bad steps{show(suffix)}</h2>"
         yield from show_bad_steps(log)
     traced = [*trace_spikes(log, shards)]
     if traced:
-        yield f"<h2>Documents behind the largest losses{show(of_run)}</h2>"
+        yield f"<h2>Documents behind the largest losses{show(suffix)}</h2>"
         yield (
-            "<p>The largest losses of a run are those of its first steps. So each is compared with "
-            "the median of those before it, and these stand out most. A loss is that of all "
-            "samples of a step together: any of its documents may be the reason.</p>"
+            "<p>A run's largest losses are those of its first steps, so each loss is compared with "
+            "the median of those before it; these stand out most. A loss is that of all samples of "
+            "a step together: any of its documents may be the reason.</p>"
         )
         named = str(shards or (log.config and log.config.data.shards))
         yield from show_spikes(log, traced, named)

@@ -46,7 +46,7 @@ class Proof:
 
     @property
     def middle(self) -> int:
-        """The step of the checkpoint behind which the second run is killed."""
+        """The step of the checkpoint after which the second run is killed."""
         return -(-self.steps // 2)
 
     def command(self, config: Config, folder: Path) -> list[str]:

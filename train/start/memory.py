@@ -19,6 +19,8 @@ BASE_BYTES = {"cpu": 450 * 10**6, "cuda": 1500 * 10**6, "mps": 1000 * 10**6}
 # The most that a chunk's fp32 logits take (model/loss.py).
 LOGITS_BYTES = {"cuda": 2**30}
 CPU_LOGITS_BYTES = 128 * 2**20
+# What the vocabulary is padded to a multiple of, inside the loss.
+VOCABULARY_MULTIPLE = {"cuda": 64}
 # What `selective` keeps of a block where nothing is compiled.
 EAGER_SELECTIVE_SHARE = 0.5
 
@@ -74,7 +76,7 @@ def estimate_memory(config: Config, device_type: str, num_ranks: int = 1) -> Mem
         exchange=exchange_bytes(model, num_ranks, is_sharded),
         activations=activation_bytes(config, tokens, is_half, compiles),
         working=max(
-            loss_bytes(model, tokens, is_half, device_type),
+            loss_bytes(model, tokens, is_half, compiles, device_type),
             backward_bytes(config, tokens, is_half, compiles),
         ),
     )
@@ -107,7 +109,7 @@ def gathered_bytes(model: ModelConfig) -> int:
 def activation_bytes(config: Config, tokens: int, is_half: bool, compiles: bool) -> int:
     """What the blocks keep from the forward pass for the backward pass."""
     model, training = config.model, config.training
-    block, inputs = bytes_per_token(model, is_half, compiles), input_bytes(model, is_half)
+    block, inputs = bytes_per_token(config, is_half, compiles), input_bytes(model, is_half)
     checkpointing = training.activation_checkpointing
     if checkpointing == "none":
         kept = block
@@ -129,7 +131,7 @@ def backward_bytes(config: Config, tokens: int, is_half: bool, compiles: bool) -
     A block that was not kept is computed again first; its gradients are about half as much.
     """
     model = config.model
-    block, inputs = bytes_per_token(model, is_half, compiles), input_bytes(model, is_half)
+    block, inputs = bytes_per_token(config, is_half, compiles), input_bytes(model, is_half)
     is_kept = config.training.activation_checkpointing == "none"
     at_work = inputs + block // 2 + (0 if is_kept else block)
     return 4 * model.num_ids * model.hidden_size + tokens * at_work
@@ -140,26 +142,35 @@ def input_bytes(model: ModelConfig, is_half: bool) -> int:
     return (2 if is_half else 4) * model.hidden_size
 
 
-def bytes_per_token(model: ModelConfig, is_half: bool, compiles: bool) -> int:
+def bytes_per_token(config: Config, is_half: bool, compiles: bool) -> int:
     """What one block keeps of one token for the backward pass, if it keeps everything.
 
-    >>> bytes_per_token(ModelConfig(), is_half=True, compiles=False)
+    >>> bytes_per_token(Config(), is_half=True, compiles=False)
     126976
-    >>> bytes_per_token(ModelConfig(), is_half=True, compiles=True)
+    >>> bytes_per_token(Config(), is_half=True, compiles=True)
     86016
     """
+    model = config.model
     hidden, inner = (18, 6) if compiles else (30, 8)
     in_half = hidden * model.hidden_size + inner * model.intermediate_size
-    return in_half if is_half else 2 * in_half
+    # Plain products keep a weight for each earlier token, in fp32 in any precision.
+    is_plain = config.training.attention == "math"
+    weights = 4 * model.num_attention_heads * config.data.max_seq_length if is_plain else 0
+    return (in_half if is_half else 2 * in_half) + weights
 
 
-def loss_bytes(model: ModelConfig, tokens: int, is_half: bool, device_type: str) -> int:
-    """What the loss takes at once: a chunk's fp32 logits, gradients, and the head in half."""
+def loss_bytes(
+    model: ModelConfig, tokens: int, is_half: bool, compiles: bool, device_type: str
+) -> int:
+    """What the loss takes at once: a chunk's fp32 logits, gradients, and a copy of the head."""
     limit = LOGITS_BYTES.get(device_type, CPU_LOGITS_BYTES)
     chunk_logits = min(4 * tokens * model.num_ids, limit)
-    dlogits = chunk_logits // 2 if is_half else 0  # In fp32 it takes the place of the logits.
+    # In fp32 it takes the place of the logits, but not in compiled code.
+    dlogits = chunk_logits // 2 if is_half else chunk_logits if compiles else 0
     head = model.num_ids * model.hidden_size
     # The head's gradient so far, beside either a chunk's logits or what the chunk adds to it.
     at_once = 4 * head + max(chunk_logits + dlogits, (dlogits or chunk_logits) + 4 * head)
-    hidden = 2 * (2 if is_half else 4) * tokens * model.hidden_size
-    return at_once + (2 * head if is_half else 0) + hidden
+    size = 2 if is_half else 4
+    hidden = 2 * size * tokens * model.hidden_size
+    is_padded = model.num_ids % VOCABULARY_MULTIPLE.get(device_type, 1) != 0
+    return at_once + (size * head if is_half or is_padded else 0) + hidden
