@@ -10,60 +10,81 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.texts import make_texts, prepare_quietly, write_jsonl
+from tests.tiny import TOKENIZER_JSON
+from tests.tokenized import write_set
 
-# A shell's background job ignores Ctrl-C, and so would the commands that tests stop with it.
+# A shell's background job ignores Ctrl-C, and what nohup starts a hangup; so would the commands
+# that tests stop with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The files that take longest: they start processes, kill them, or compare with large libraries.
 # They come first, so that no process is left with one at the end; all others are marked `fast`.
 SLOW_FILES = (
+    "test_kills.py",
+    "test_near.py",
+    "test_ray.py",
+    "test_signals.py",
+    "test_tokenizers.py",
+    "test_benchmarks.py",
+    "test_faults.py",
+    "test_torchrun.py",
+    "test_pieces.py",
     "test_processes.py",
     "test_prep.py",
-    "test_kills.py",
-    "test_benchmarks.py",
-    "test_hub_faults.py",
-    "test_faults.py",
-    "test_readme.py",
-    "test_train.py",
-    "test_vocabularies.py",
-    "test_run_faults.py",
-    "test_rollback.py",
+    "test_verify_resume.py",
     "test_strategy.py",
-    "test_bad_steps.py",
-    "test_reports.py",
-    "test_quickstart.py",
-    "test_append.py",
-    "test_remove.py",
-    "test_dedup.py",
-    "test_ray.py",
-    "test_parts.py",
-    "test_tokenizer.py",
-    "test_vocabulary.py",
-    "test_storage.py",
-    "test_storage_versions.py",
-    "test_hub_prep.py",
-    "test_upload.py",
-    "test_python_docs.py",
+    "test_train.py",
+    "test_saving.py",
+    "test_hub_paths.py",
+    "test_samples.py",
+    "test_run_faults.py",
+    "test_memory.py",
     "test_project.py",
-    "test_hub.py",
-    "test_import.py",
-    "test_import_faults.py",
-    "test_failing_disk.py",
-    "test_lost_names.py",
-    "test_planted.py",
-    "test_links.py",
-    "test_trace.py",
+    "test_hub_faults.py",
+    "test_parquet.py",
+    "test_import_tokenizers.py",
     "test_bad_documents.py",
+    "test_ending.py",
+    "test_going_on.py",
+    "test_storage.py",
     "test_kinds.py",
-    "test_foreign_folders.py",
-    "test_hostile_folders.py",
+    "test_arrow.py",
+    "test_readme.py",
+    "test_remove.py",
+    "test_parts.py",
     "test_generate.py",
-    "test_documents.py",
+    "test_hub.py",
+    "test_bad_steps.py",
+    "test_rollback.py",
+    "test_dedup.py",
+    "test_append.py",
+    "test_import_faults.py",
+    "test_quickstart.py",
+    "test_buckets.py",
+    "test_page.py",
+    "test_cli.py",
+    "test_trace.py",
+    "test_sidecars.py",
+    "test_filters.py",
     "test_damage.py",
-    "test_many_shards.py",
-    "test_heap.py",
+    "test_failing_disk.py",
+    "test_vocabulary.py",
+    "test_import.py",
+    "test_batch.py",
+    "test_hub_prep.py",
+    "test_documents.py",
+    "test_tokenizer.py",
+    "test_spelling.py",
+    "test_remote.py",
+    "test_python_docs.py",
+    "test_planted.py",
+    "test_storage_versions.py",
+    "test_hostile_folders.py",
     "test_model.py",
-    "test_stats.py",
+    "test_contained.py",
+    "test_lost_names.py",
+    "test_upload.py",
 )
 
 
@@ -78,6 +99,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.name not in SLOW_FILES:
             item.add_marker(pytest.mark.fast)
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of a tokenizer of 300 ids, which loads at once."""
+    folder = tmp_path_factory.mktemp("tiny") / "shards"
+    write_set(folder, TOKENIZER_JSON, make_texts(60), "<|endoftext|>")
+    return folder
 
 
 @pytest.fixture(scope="session")

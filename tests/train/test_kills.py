@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.runs import SMALL
-from tests.texts import make_texts
-from tests.tiny import TOKENIZER_JSON
-from tests.tokenized import write_set
 
 # The first rank alone saves and prunes; compiling is every rank's own, and takes long.
 KILLS: dict[str, tuple[int, dict[str, int]]] = {
@@ -46,14 +43,6 @@ SETTINGS = SMALL | {
     "training.eval_steps": 3,
     "training.save_total_limit": 2,
 }
-
-
-@pytest.fixture(scope="module")
-def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of a tokenizer of 300 ids, which loads at once."""
-    folder = tmp_path_factory.mktemp("kills") / "shards"
-    write_set(folder, TOKENIZER_JSON, make_texts(60), "<|endoftext|>")
-    return folder
 
 
 def test_there_are_at_least_200_kills() -> None:

@@ -15,7 +15,7 @@ from train.proof.differences import compare_tensors
 from train.proof.two_runs import Proof
 
 # The kill must find the run at work.
-SETTINGS = SMALL | {"model.hidden_size": 64, "training.gradient_accumulation_steps": 8}
+SETTINGS = SMALL | {"model.hidden_size": 64, "training.gradient_accumulation_steps": 64}
 
 
 def verify_resume(shards: Path, out: Path, *options: object) -> tuple[int, str, str]:
@@ -23,19 +23,19 @@ def verify_resume(shards: Path, out: Path, *options: object) -> tuple[int, str, 
     return velocity("verify-resume", "--out", out, *options, f"data.shards={shards}", *words)
 
 
-def test_a_run_that_is_killed_ends_as_one_that_is_not(small_shards: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_ends_as_one_that_is_not(tiny_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "proof"
-    code, said, errors = verify_resume(small_shards, out, "--ranks", 2, "--steps", 41)
+    code, said, errors = verify_resume(tiny_shards, out, "--ranks", 2, "--steps", 13)
     assert code == 0, errors
-    assert "the same, bit for bit, after 41 steps" in said
-    assert "resumed from step 21, ranks: 2)" in said
+    assert "the same, bit for bit, after 13 steps" in said
+    assert "resumed from step 7, ranks: 2)" in said
     assert not out.exists()
 
 
 def test_moments_that_are_lost_are_found_out(
-    small_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kill = two_runs.kill_behind
+    kill = two_runs.kill_after
 
     def kill_and_forget(proof: Proof, config: Config, folder: Path) -> int:
         last = kill(proof, config, folder)
@@ -48,14 +48,14 @@ def test_moments_that_are_lost_are_found_out(
         seal(checkpoint)
         return last
 
-    monkeypatch.setattr(two_runs, "kill_behind", kill_and_forget)
+    monkeypatch.setattr(two_runs, "kill_after", kill_and_forget)
     out = tmp_path / "proof"
-    code, _, errors = verify_resume(small_shards, out, "--steps", 40)
+    code, _, errors = verify_resume(tiny_shards, out, "--steps", 12)
     assert code == 1
     assert "the two runs do not end alike: model.safetensors: 20 of 20 tensors" in errors
-    assert "losses that differ: from step 22 on" in errors
+    assert "losses that differ: from step 8 on" in errors
     assert "they differ before the kill already (optimizer.safetensors: " in errors
-    assert (out / "killed" / "checkpoint-40").is_dir()
+    assert (out / "killed" / "checkpoint-12").is_dir()
 
 
 def test_tensors_that_differ_are_named(tmp_path: Path) -> None:
