@@ -113,6 +113,12 @@ class World:
         match words:
             case ["velocity", "quickstart"]:
                 assert list((ROOT / "tests").rglob("test_quickstart.py")), "it has its own test"
+            case ["velocity", "verify-resume", *_]:
+                # Two whole runs, which its own test makes; here only that its options are read.
+                code, said = self.worker.submit(
+                    run_cli, [*words[1:], "--steps", "3"], folder
+                ).result()
+                assert (code, "--steps is 3; expected at least 4" in said) == (1, True), said
             case ["velocity", *options]:
                 self.worker.submit(run_velocity, options, folder).result()
             case ["torchrun", "--nproc_per_node", "1", "-m", "train", *options]:
@@ -124,7 +130,10 @@ class World:
             case ["python3", "-m", "venv", ".venv"]:
                 assert (folder / ".venv/bin/activate").exists()
             case ["python", "-m", module, *options]:
-                check_benchmark(module, options)
+                # Its own tests run it; here, that it has these options.
+                text = self.worker.submit(describe_benchmark, module, folder).result()
+                names = {option for option in options if option.startswith("--")}
+                assert names <= set(re.findall(r"--[\w-]+", text)), f"{module}: {names}"
             case ["python", script, *options] if script.startswith("docs/"):
                 self.worker.submit(run_script, script, options, folder).result()
             case _:
@@ -151,9 +160,15 @@ def run_velocity(words: list[str], folder: Path) -> None:
         "sample": ["--max-new-tokens", "3"],
         "tokenizer": ["--vocab-size", "270"],
     }
+    code, said = run_cli([*words, *small.get(words[0], [])], folder)
+    assert code == 0, f"{words}\n{said}"
+
+
+def run_cli(words: list[str], folder: Path) -> tuple[int, str]:
+    """In the worker: any command of `velocity`; its exit code, and what it said."""
     with contextlib.chdir(folder):
-        result = CliRunner().invoke(cli.app, [*words, *small.get(words[0], [])])
-    assert result.exit_code == 0, f"{words}\n{result.output}\n{result.exception!r}"
+        result = CliRunner().invoke(cli.app, words)
+    return result.exit_code, f"{result.output}\n{result.exception!r}"
 
 
 def run_train(options: list[str], folder: Path) -> None:
@@ -197,13 +212,16 @@ def check_install(options: list[str]) -> None:
             pytest.fail(f"this test does not know how to install: {options}")
 
 
-def check_benchmark(module: str, options: list[str]) -> None:
-    """A script of benchmarks/ with options that it has; its own tests run it."""
-    source = read_page(f"{module.replace('.', '/')}.py")
-    shared = re.findall(r"^from benchmarks\.(\w+) import", source, re.MULTILINE)
-    sources = [source, *(read_page(f"benchmarks/{name}.py") for name in shared)]
-    known = set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', "".join(sources)))
-    assert {option for option in options if option.startswith("--")} <= known
+def describe_benchmark(module: str, folder: Path) -> str:
+    """In the worker: the help of a script of benchmarks/."""
+    sys.argv = [module, "--help"]
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        contextlib.suppress(SystemExit),
+    ):
+        runpy.run_module(module, run_name="__main__")
+    return printed.getvalue()
 
 
 def find_validation_texts(count: int) -> Iterator[str]:
