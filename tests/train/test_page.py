@@ -239,7 +239,7 @@ def test_a_spike_among_hundreds_of_thousands_of_entries_is_seen(tmp_path: Path) 
 def test_marks_of_values_that_hardly_differ_can_be_told_apart(values: tuple[float, float]) -> None:
     axis = make_value_axis([Curve(np.array([1, 2]), np.array(values))], is_log=False)
     marks = [show_mark(mark) for mark in axis.marks]
-    assert len({*marks}) == len(marks) >= 3
+    assert len({*marks}) == len(marks) >= 2
     assert axis.low <= values[0] <= values[1] <= axis.high
 
 
