@@ -4,6 +4,7 @@ The input is linked into a folder --passes times. One worker, in this process; m
 process holds at the end of each tenth.
 """
 
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -58,7 +59,7 @@ def run_long(inputs: list[Path], passes: int) -> tuple[dict[str, float], dict[st
         mock.patch("prep.engines.local.process_unit", record),
     ):
         folder = Path(name)
-        link_files(inputs, folder / "input", passes)
+        copy_files(inputs, folder / "input", passes)
         # Small units, so that even a short run has tenths.
         sizes = [path.stat().st_size for path in find_files([str(folder / "input")])[0]]
         policy = Policy(unit_bytes=min(sum(sizes) // (2 * TENTHS), MAX_UNIT_BYTES))
@@ -79,12 +80,12 @@ def run_long(inputs: list[Path], passes: int) -> tuple[dict[str, float], dict[st
     return figures, {"text_bytes": int(manifest.audit["text_bytes"]), "units": len(done)}
 
 
-def link_files(inputs: list[Path], folder: Path, passes: int) -> None:
-    """Links to the input's files, under a new name for each pass."""
+def copy_files(inputs: list[Path], folder: Path, passes: int) -> None:
+    """Copy the input's files for each pass: prep reads a file once, whatever leads to it."""
     folder.mkdir()
     for number in range(passes):
         for path in find_files([str(entry) for entry in inputs])[0]:
-            (folder / f"{number:04d}-{path.name}").symlink_to(path)
+            shutil.copyfile(path, folder / f"{number:04d}-{path.name}")
 
 
 def read_resident_bytes() -> int:

@@ -20,7 +20,7 @@ from benchmarks.measure import (
     take_turns,
 )
 from benchmarks.prep import forget_encoders
-from benchmarks.prep_long import link_files
+from benchmarks.prep_long import copy_files
 from prep.policy import Policy
 from prep.request import Request
 from prep.run import prepare
@@ -37,7 +37,7 @@ def main() -> None:
     sizes: list[int] = []
     with tempfile.TemporaryDirectory(prefix="benchmark-prep-") as name:
         folder = Path(name)
-        link_files(options.input, folder / "input", options.passes)
+        copy_files(options.input, folder / "input", options.passes)
 
         def check(outputs: Mapping[str, Manifest]) -> None:
             sizes.append(int(outputs[OURS].audit["text_bytes"]))

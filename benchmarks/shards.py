@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
-from benchmarks.prep_long import link_files
+from benchmarks.prep_long import copy_files
 from prep.policy import Policy
 from prep.request import Request
 from prep.run import prepare
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="benchmark-shards-") as name:
         small, large = Path(name) / "small", Path(name) / "large"
-        link_files(options.input, Path(name) / "input", options.passes)
+        copy_files(options.input, Path(name) / "input", options.passes)
         inputs = (str(Path(name) / "input"),)
         policy = Policy(validation_fraction="0.1")
         manifest = prepare(

@@ -37,10 +37,7 @@ SIDECAR_SCHEMA = pa.schema(
 ROWS_SCHEMA = SIDECAR_SCHEMA.remove(0)
 # What these columns hold for a removed document whose tokens kept their places.
 BLANK_HASH = bytes(HASH_BYTES)
-BLANK_VALUES = {
-    "url": pa.scalar(None, pa.string()),
-    "doc_hash": pa.scalar(BLANK_HASH, pa.binary(HASH_BYTES)),
-}
+BLANK_VALUES = {"url": None, "doc_hash": BLANK_HASH}
 # Rows per row group: what trace reads to find one document. Also the unit of writing, so that
 # the file's bytes do not depend on how the documents were batched.
 ROW_GROUP_DOCUMENTS = 65_536
@@ -69,7 +66,9 @@ def blank_rows(rows: pa.RecordBatch, chosen: Marks) -> pa.RecordBatch:
     """The same rows (of ROWS_SCHEMA), with the chosen ones blanked as removed documents are."""
     mask = pa.array(chosen)
     columns = [
-        pc.if_else(mask, BLANK_VALUES[name], column) if name in BLANK_VALUES else column
+        pc.if_else(mask, pa.scalar(BLANK_VALUES[name], column.type), column)
+        if name in BLANK_VALUES
+        else column
         for name, column in zip(rows.schema.names, rows.columns, strict=True)
     ]
     return pa.RecordBatch.from_arrays(columns, schema=ROWS_SCHEMA)

@@ -113,6 +113,7 @@ def test_prep_workers_make_the_same_set(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [*make_texts(300)])
     options = ("--input", str(tmp_path / "a.jsonl"), "--passes", "2")
     result = run_benchmark("prep_workers", *options)
+    assert result["work"]["text_bytes"] == 2 * sum(len(text.encode()) for text in make_texts(300))
     check_result(result, ["one_worker"], {"megabytes_per_second"})
     assert result["checks"]["sets_equal"]
 
