@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -96,6 +97,11 @@ def gather_once(model: Transformer) -> None:
 def make_sampler(config: Config, shards: Shards, model: Transformer, say: Say) -> Sampler:
     """What writes a run's texts; ValueError for a file of prompts that it cannot take."""
     path = config.training.sample_prompts
+    if path is not None and not Path(path).is_file():
+        raise ValueError(
+            f"training.sample_prompts is {path}: no such file; expected one with a prompt on each "
+            "line"
+        )
     prompts = PROMPTS if path is None else read_prompts(Prompts(prompt_lines=path), say)
     manifest = shards.manifest
     boundaries = Boundaries(manifest.end_of_text, manifest.begin_of_text)

@@ -76,19 +76,28 @@ def test_tensors_that_differ_are_named(tmp_path: Path) -> None:
         (["--steps", "3"], "--steps is 3; expected at least 4"),
         (["--ranks", "0"], "--ranks is 0; expected at least 1"),
         (["training.learning_rat=1"], "no key 'training.learning_rat'"),
-        (["data.shards=nowhere"], "the run failed with exit code 78: nowhere: no such folder"),
+        (["data.shards=nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_wrong_wishes_are_one_line(tmp_path: Path, options: list[str], message: str) -> None:
-    code, _, errors = velocity(
-        "verify-resume", "--out", tmp_path / "proof", "--config", "tiny", *options
-    )
+    out = tmp_path / "proof"
+    code, _, errors = velocity("verify-resume", "--out", out, "--config", "tiny", *options)
     assert code == 1
     assert message in errors.splitlines()[-1]
+    assert not out.exists()
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+def test_a_run_that_fails_is_told_with_its_own_reason(tiny_shards: Path, tmp_path: Path) -> None:
+    settings = "training.sample_steps=2", "training.sample_prompts=missing.txt"
+    code, _, errors = verify_resume(tiny_shards, tmp_path / "proof", *settings)
+    assert code == 1
+    assert (
+        "the run failed with exit code 78: training.sample_prompts is " in errors.splitlines()[-1]
+    )
+
+
+def test_a_folder_in_use_is_left_alone(tiny_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
-    code, _, errors = velocity("verify-resume", "--out", tmp_path, "--config", "tiny")
+    code, _, errors = verify_resume(tiny_shards, tmp_path)
     assert code == 1
     assert f"{tmp_path}: is not empty; choose another --out" in errors
