@@ -1,6 +1,6 @@
 """Does a long run of `velocity prep` slow down, or grow? Its rate and memory, tenth by tenth.
 
-The input is linked into a folder --passes times. One worker, in this process; memory is what the
+The input is copied into a folder --passes times. One worker, in this process; memory is what the
 process holds at the end of each tenth.
 """
 

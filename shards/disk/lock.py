@@ -99,16 +99,22 @@ def note_holder(path: Path) -> None:
 
 def is_held_elsewhere(path: Path) -> bool:
     """Whether another machine was the last to take a lock; it may have been lost since."""
-    host = describe_holder(path).strip(" (").partition(",")[0]
-    return host not in ("", platform.node())
+    holder = read_holder(path)
+    return holder is not None and holder.partition(",")[0] != platform.node()
 
 
 def describe_holder(path: Path) -> str:
     """Who holds a lock, in parentheses after a space; "" if unknown."""
+    holder = read_holder(path)
+    return "" if holder is None else f" ({holder})"
+
+
+def read_holder(path: Path) -> str | None:
+    """The note of who took a lock last, as `note_holder` writes it; None if it cannot be read."""
     try:
-        return f" ({note_path(path).read_text(encoding='utf-8')})"
+        return note_path(path).read_text(encoding="utf-8")
     except OSError:
-        return ""
+        return None
 
 
 @contextmanager

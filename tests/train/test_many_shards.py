@@ -45,5 +45,5 @@ def test_a_rank_is_ready_in_seconds(large_set: Path) -> None:
     stream, tokens = read_first_batch(large_set)
     seconds = time.process_time() - started
     assert tokens.shape == (8, 16)
-    assert len(stream.files.files) <= MOST_OPEN
+    assert 0 < len(stream.files.files) <= MOST_OPEN
     assert seconds < 3

@@ -64,7 +64,7 @@ class Saver:
     def note_loss(self, step: int, loss: float) -> None:
         """Tell the validation loss of a step, which may make its checkpoint the best."""
         if self.rank.is_first:
-            self._is_idle(0)  # Raises what the job that is done has failed of.
+            self._is_idle(0)  # If the job before has failed, its error is raised here.
             self.job = self.thread.submit(self._note_loss, step, loss)
 
     def wait(self) -> None:

@@ -76,7 +76,7 @@ def read_log(place: Path) -> RunLog:
     points = defaultdict[str, Points](Points)
     for record in metrics:
         for name, value in record.items():
-            if name != "step" and is_number(value):
+            if name != "step" and can_be_drawn(value):
                 points[name].add(record["step"], value)
     if not points:
         raise ValueError(f"{folder / METRICS}: no step in it yet; wait for the first one")
@@ -131,7 +131,7 @@ def read_texts(samples: Lines) -> Texts:
     return Texts(texts, len(others))
 
 
-def is_number(value: Any) -> bool:
+def can_be_drawn(value: Any) -> bool:
     """Whether a value of a record can be drawn."""
     if type(value) is not float and type(value) is not int:
         return False

@@ -84,7 +84,7 @@ class Alarm:
 
         With this process its side of every connection ends, and perhaps the store.
         """
-        # The teller has not to read it, nor has the rank that it tells of, which is gone.
+        # The teller need not read it, nor can the rank that it tells of, which is gone.
         readers = self.world_size - len({note.teller, note.rank})
         deadline = time.monotonic() + READING_SECONDS
         while time.monotonic() < deadline:
