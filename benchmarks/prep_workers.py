@@ -1,6 +1,6 @@
 """`velocity prep` with several workers against one: how much a second core is worth.
 
-The input is linked into a folder --passes times, so that the half second it takes to start the
+The input is copied into a folder --passes times, so that the half second it takes to start the
 workers does not dominate. Both make the same set.
 """
 

@@ -28,7 +28,6 @@ from shards.disk.layout import MANIFEST, TOKENIZER
 from shards.format import SPLITS, Manifest, make_manifest
 from shards.inspect.verify import verify_shards
 from shards.order import SampleOrder
-from shards.reader import TokenStream
 from train.batches import Batches, Dealing
 from train.run import open_checked_shards
 
@@ -109,8 +108,8 @@ def time_start(folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def read_first_batch(folder: Path) -> tuple[TokenStream, torch.Tensor]:
-    """A rank's start on a set, to its first batch: the stream that it reads, and (8, 16) tokens."""
+def read_first_batch(folder: Path) -> torch.Tensor:
+    """A rank's start on a set, to its first batch: (8, 16) tokens."""
     shards = open_checked_shards(str(folder))
     stream = shards.stream("train", checks_first_reads=True)
     shards.stream("validation", checks_first_reads=True)
@@ -119,7 +118,7 @@ def read_first_batch(folder: Path) -> tuple[TokenStream, torch.Tensor]:
     batches = Batches(stream, order, dealing, torch.device("cpu"), consumed=0)
     tokens, _ = next(batches.next_step())
     batches.close()
-    return stream, tokens
+    return tokens
 
 
 if __name__ == "__main__":

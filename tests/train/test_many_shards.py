@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.shards import make_large, read_first_batch
-from shards.files import MOST_OPEN
 from shards.format import read_manifest
 from tests.runs import make_overrides, read_metrics
 from tests.servers.forked import Forked
@@ -42,8 +41,7 @@ def test_a_run_reads_them_under_a_limit_of_256_open_files(large_set: Path, tmp_p
 def test_a_rank_is_ready_in_seconds(large_set: Path) -> None:
     """From the manifest to the first batch, in time of the CPU: five seconds are too many."""
     started = time.process_time()
-    stream, tokens = read_first_batch(large_set)
+    tokens = read_first_batch(large_set)
     seconds = time.process_time() - started
     assert tokens.shape == (8, 16)
-    assert 0 < len(stream.files.files) <= MOST_OPEN
     assert seconds < 3
