@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from model.serve.chat_completions import ChatCompletions
 from model.serve.completions import Completions
 from model.serve.door import Door
 from model.serve.house import House
@@ -27,6 +28,7 @@ def make_app(house: House) -> ASGIApp:
         Route("/v1/models", general.list_models),
         Route("/v1/models/{id:path}", general.show_model),
         Route("/v1/completions", Completions(house).answer, methods=["POST"]),
+        Route("/v1/chat/completions", ChatCompletions(house).answer, methods=["POST"]),
     ]
     limits = house.limits
     middleware = []

@@ -11,12 +11,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from model.decode.batch import Batch
 from model.decode.draft import Draft, FinishReason
 from model.decode.generator import Generator
+from model.decode.logprobs import TokenLogprob
+from model.decode.sampler import choose_tokens
+from model.serve.scoring import score_prompt
 
 logger = logging.getLogger("velocity")
 
@@ -36,6 +39,10 @@ class Update:
     piece: str
     tokens: tuple[int, ...]
     ended_by: EndReason | None = None
+    # Of the tokens, where the draft's settings ask for them; in a text's first update, those of the
+    # prompt too, where the job asks for them.
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Overloaded(Exception):
@@ -64,6 +71,7 @@ class Job:
     drafts: Sequence[Draft]
     send: Callable[[list[Update] | Exception], None]
     deadline: float = math.inf
+    scores_prompts: bool = False  # Whether log-probabilities of the prompts' tokens are wanted.
     num_left: int = 0  # Texts that have not ended.
     is_started: bool = False
     is_over: bool = False  # Whatever comes is for nobody.
@@ -78,12 +86,15 @@ class Place:
     draft: Draft
     num_sent: int  # Its tokens that the job knows.
     started: float
+    scores: list[TokenLogprob] = field(default_factory=list)  # Of its prompt, until they are sent.
 
     def take(self, piece: str, ended_by: EndReason | None) -> Update:
         """What is new since the last time."""
         new = tuple(self.draft.tokens[self.num_sent :])
         self.num_sent += len(new)
-        return Update(self.index, piece, new, ended_by)
+        logprobs = tuple(self.draft.logprobs[-len(new) :]) if new else ()
+        scores, self.scores = tuple(self.scores), []
+        return Update(self.index, piece, new, ended_by, logprobs, scores)
 
     def find_end(self, now: float, is_cut: bool) -> EndReason | None:
         """Why the text ends before it is finished, if it does."""
@@ -221,8 +232,32 @@ class Batcher:
         for place in group:
             self._places[id(place.draft)] = place
             place.job.is_started = True
-        if group:
-            self._batch.join([place.draft for place in group])
+        joining = [place.draft for place in group if not self._finish_at_once(place)]
+        if joining:
+            self._batch.join(joining)
+
+    def _finish_at_once(self, place: Place) -> bool:
+        """Score a prompt, if that is wanted; whether a text that is no longer than that ended.
+
+        One more token, which harnesses of evaluation ask for, comes from the same reading.
+        """
+        draft, piece = place.draft, ""
+        num_new = draft.limit - len(draft.tokens)
+        if place.job.scores_prompts:
+            place.scores, logits = score_prompt(
+                self.generator, draft.tokens, draft.settings.logprobs or 0
+            )
+            if num_new == 1:
+                (token,) = choose_tokens(logits, [draft])
+                piece = draft.add(token)
+        elif num_new:
+            return False
+        if len(draft.tokens) < draft.limit:
+            return False
+        update = self._end(place, piece, draft.finish_reason or draft.limit_reason)
+        self.num_written_tokens += len(update.tokens)
+        self._send(place.job, [update])
+        return True
 
     def _choose_group(self) -> list[Place]:
         """The next texts with a place; equal prompts are read once."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
+from tokenizers import Tokenizer
 
 from model.decode.draft import Draft
 from model.decode.generator import Generator
@@ -19,8 +20,10 @@ from model.serve.batcher import (
     Stopping,
     Update,
 )
+from model.serve.chat.template import ChatTemplate, refuse_chat
 from model.serve.metrics import Metrics
 from model.serve.options import Serving
+from model.serve.spelling import Speller
 from model.serve.wire.errors import ApiError
 from model.serve.wire.fields import Fields, Object, read_object, show
 
@@ -31,7 +34,7 @@ NUM_READERS = 2
 BODY_SECONDS = 60
 
 
-@dataclass(frozen=True)
+@dataclass
 class Served:
     """A model that requests may name."""
 
@@ -39,6 +42,19 @@ class Served:
     generator: Generator
     batcher: Batcher
     created: int  # Seconds since 1970.
+    template: ChatTemplate | None = None
+
+    def __post_init__(self) -> None:
+        self.speller = Speller(self.generator.tokenizer)
+        # A prompt's text that spells a special token is text; a template's means the token.
+        self.chat_tokenizer = Tokenizer.from_str(self.generator.tokenizer.to_str())
+        self.chat_tokenizer.encode_special_tokens = False
+
+    def expect_template(self) -> ChatTemplate:
+        """The chat template; a 400 if there is none."""
+        if self.template is None:
+            raise refuse_chat(self.id)
+        return self.template
 
     def describe(self) -> Object:
         """The model as /v1/models lists it."""
@@ -58,7 +74,12 @@ class Writing:
     """
 
     def __init__(
-        self, batcher: Batcher, drafts: Sequence[Draft], seconds: float, metrics: Metrics
+        self,
+        batcher: Batcher,
+        drafts: Sequence[Draft],
+        scores_prompts: bool,
+        seconds: float,
+        metrics: Metrics,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._news = asyncio.Queue[list[Update] | Exception]()
@@ -69,7 +90,7 @@ class Writing:
         def send(news: list[Update] | Exception) -> None:
             loop.call_soon_threadsafe(self._news.put_nowait, news)
 
-        self._job = Job(drafts, send, self._started + seconds)
+        self._job = Job(drafts, send, self._started + seconds, scores_prompts)
         try:
             batcher.submit(self._job)
         except (Overloaded, Stopping) as error:
@@ -134,7 +155,10 @@ class House:
                 return served
         ids = ", ".join(served.id for served in self.served)
         raise ApiError(
-            404, f"there is no model {show(name)}; this server has {ids}", "model_not_found", "model"
+            404,
+            f"there is no model {show(name)}; this server has {ids}",
+            "model_not_found",
+            "model",
         )
 
     async def read(self, request: Request, read: Callable[[Fields], T]) -> T:
@@ -172,9 +196,12 @@ class House:
             raise _refuse_size(most)
         return b"".join(chunks)
 
-    def write(self, served: Served, drafts: Sequence[Draft]) -> Writing:
+    def write(
+        self, served: Served, drafts: Sequence[Draft], scores_prompts: bool = False
+    ) -> Writing:
         """Let drafts be written."""
-        return Writing(served.batcher, drafts, self.limits.max_seconds, self.metrics)
+        seconds = self.limits.max_seconds
+        return Writing(served.batcher, drafts, scores_prompts, seconds, self.metrics)
 
 
 def _refuse_size(most: int) -> ApiError:

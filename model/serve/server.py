@@ -14,6 +14,7 @@ from model.checkpoints.seal import find_checkpoint
 from model.generate import load_generator
 from model.serve.app import make_app
 from model.serve.batcher import Batcher
+from model.serve.chat.template import find_template
 from model.serve.house import House, Served
 from model.serve.metrics import Metrics
 from model.serve.options import Serving
@@ -61,7 +62,8 @@ def load(
         f"{generator.context:,}",
         batcher.num_bytes / 1e6,
     )
-    return Served(name, generator, batcher, int(folder.stat().st_mtime))
+    created = int(folder.stat().st_mtime)
+    return Served(name, generator, batcher, created, find_template(folder))
 
 
 def name_models(folders: Sequence[Path]) -> list[str]:
@@ -74,7 +76,8 @@ def name_models(folders: Sequence[Path]) -> list[str]:
     names: list[str] = []
     for own in parts:
         length = next(
-            n for n in range(1, len(own) + 1)
+            n
+            for n in range(1, len(own) + 1)
             if sum(other[-n:] == own[-n:] for other in parts) == 1 or n == len(own)
         )
         names.append("/".join(own[-length:]))

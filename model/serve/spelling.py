@@ -45,13 +45,9 @@ class Speller:
             return bytes.fromhex(found[1])
         return spelled.replace(WORD_BEGIN, " ").encode()
 
-    def show(self, token: int) -> str:
-        r"""A token as text; if it is not UTF-8, its bytes as OpenAI's API writes them: bytes:\xf0."""
-        return show_bytes(self.spell(token))
-
 
 def show_bytes(spelled: bytes) -> str:
-    r"""Bytes as text, or as what they are.
+    r"""Bytes as text; if they are not UTF-8, as OpenAI's API writes them.
 
     >>> show_bytes(b"caf"), show_bytes(b"\xc3")
     ('caf', 'bytes:\\xc3')

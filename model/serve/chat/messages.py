@@ -21,7 +21,9 @@ def read_messages(fields: Fields, name: str, kinds: Sequence[str]) -> list[Messa
     values = fields.get(name)
     if not isinstance(values, list) or not 0 < len(values) <= MAX_MESSAGES:
         raise fields.wrong(name, values, f"a list of 1 to {MAX_MESSAGES:,} messages")
-    return [read_message(value, f"{fields.path}{name}[{i}].", kinds) for i, value in enumerate(values)]
+    return [
+        read_message(value, f"{fields.path}{name}[{i}].", kinds) for i, value in enumerate(values)
+    ]
 
 
 def read_message(value: Any, path: str, kinds: Sequence[str]) -> Message:
@@ -54,9 +56,7 @@ def read_content(fields: Fields, kinds: Sequence[str]) -> str:
     for i, part in enumerate(value):
         path = f"{fields.path}content[{i}]."
         if not isinstance(part, dict) or part.get("type") not in kinds:
-            raise refuse(
-                f"{path[:-1]} is not an object of type {' or '.join(kinds)}", path[:-1]
-            )
+            raise refuse(f"{path[:-1]} is not an object of type {' or '.join(kinds)}", path[:-1])
         inner = Fields(part, path)
         inner.ignore("type", "annotations", "logprobs")
         text = inner.text("text")

@@ -126,7 +126,9 @@ class Fields:
     def expect(self, name: str, allowed: Sequence[Any], reason: str) -> None:
         """A field that may only have a value which asks for nothing."""
         value = self.get(name)
-        if value is not None and not any(value == one and type(value) is type(one) for one in allowed):
+        if value is not None and not any(
+            value == one and type(value) is type(one) for one in allowed
+        ):
             raise refuse(
                 f"{self.path}{name} is {show(value)}: {reason}",
                 self.path + name,
@@ -134,7 +136,7 @@ class Fields:
             )
 
     def refuse_others(self) -> None:
-        """Refuse the fields that nobody asked for, as OpenAI does: a misspelled one would be lost."""
+        """Refuse the fields that nobody asked for, as OpenAI does: one may be misspelled."""
         for name in self.values:
             if name not in self.known:
                 shown = show(name)
@@ -146,6 +148,4 @@ class Fields:
 
     def wrong(self, name: str, value: object, expected: str) -> ApiError:
         """The error for a field's value."""
-        return refuse(
-            f"{self.path}{name} is {show(value)}; expected {expected}", self.path + name
-        )
+        return refuse(f"{self.path}{name} is {show(value)}; expected {expected}", self.path + name)
