@@ -17,8 +17,11 @@ from torch import Tensor
 
 from model.cache import KVCache, allocate_cache
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
+from model.decode.beam import search_beams
 from model.decode.draft import Completion, Draft, FinishReason, make_random
+from model.decode.logprobs import TokenLogprob
 from model.decode.sampler import choose_tokens
+from model.decode.score import score_tokens
 from model.decode.settings import DEFAULT_MAX_LENGTH, LONE_SURROGATES, Settings
 from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
@@ -142,7 +145,7 @@ class Generator:
                 if drawn_seed is None:
                     drawn_seed = int(torch.randint(2**63 - 1, ()))
                 seed = drawn_seed
-            for _ in range(wanted.num_return_sequences):
+            for rank in range(wanted.num_return_sequences):
                 draft = Draft(
                     index=len(drafts),
                     settings=wanted,
@@ -155,6 +158,7 @@ class Generator:
                     stream=TextStream(self.tokenizer, wanted.stops, tokens if text else ()),
                     random=make_random(seed, text, num_uses[seed, text]),
                     bad_words=bad_words,
+                    rank=rank,
                 )
                 num_uses[seed, text] += 1
                 drafts.append(draft)
@@ -211,6 +215,10 @@ class Generator:
 
         Drafts that have ended are `complete`.
         """
+        yield from self._search([draft for draft in drafts if draft.settings.num_beams > 1])
+        drafts = [draft for draft in drafts if draft.settings.num_beams == 1]
+        if not drafts:
+            return
         logits, cache = self._read_prompts(drafts)
         while True:
             tokens = choose_tokens(logits[:, : self.num_words], drafts)
@@ -223,6 +231,24 @@ class Generator:
             if len(unfinished) < len(drafts):
                 drafts, cache = [drafts[b] for b in unfinished], cache.select(unfinished)
             logits = self._predict([draft.tokens[-1:] for draft in drafts], cache)
+
+    def _search(self, drafts: list[Draft]) -> Iterator[tuple[Draft, str]]:
+        """Write drafts by beam search; all texts of a prompt are found at once."""
+        found: dict[tuple[object, ...], list[Draft]] = {}
+        for draft in drafts:
+            key = (id(draft.settings), *draft.tokens)
+            if key not in found:
+                found[key] = search_beams(self.model, draft, self.num_words)
+            yield draft, draft.become(found[key][draft.rank])
+
+    def score(self, text: Prompt, num_alternatives: int = 0) -> list[TokenLogprob]:
+        """The log-probability of each token of a text, or of a row of token ids.
+
+        With as many of the likeliest tokens in its place as `num_alternatives`. Nothing predicts
+        the first token, which has None: for a text as the beginning of a document, give
+        `[generator.begin, *ids]`. Raises ValueError for a text longer than the model's context.
+        """
+        return score_tokens(self.model, self._read(text)[1], self.num_words, num_alternatives)
 
     def _read_prompts(self, drafts: list[Draft]) -> tuple[Tensor, KVCache]:
         """The logits (B, V) after each draft's prompt, and the cache; equal prompts are read once.
