@@ -248,7 +248,8 @@ class Generator:
         the first token, which has None: for a text as the beginning of a document, give
         `[generator.begin, *ids]`. Raises ValueError for a text longer than the model's context.
         """
-        return score_tokens(self.model, self._read(text)[1], self.num_words, num_alternatives)
+        tokens = self._read(text)[1]
+        return score_tokens(self.model, tokens, self.num_words, num_alternatives)[0]
 
     def _read_prompts(self, drafts: list[Draft]) -> tuple[Tensor, KVCache]:
         """The logits (B, V) after each draft's prompt, and the cache; equal prompts are read once.

@@ -15,6 +15,7 @@ from model.serve.chat_completions import ChatCompletions
 from model.serve.completions import Completions
 from model.serve.door import Door
 from model.serve.house import House
+from model.serve.responses import Responses
 from model.serve.wire.answers import make_json
 from model.serve.wire.errors import ApiError
 
@@ -29,6 +30,7 @@ def make_app(house: House) -> ASGIApp:
         Route("/v1/models/{id:path}", general.show_model),
         Route("/v1/completions", Completions(house).answer, methods=["POST"]),
         Route("/v1/chat/completions", ChatCompletions(house).answer, methods=["POST"]),
+        Route("/v1/responses", Responses(house).answer, methods=["POST"]),
     ]
     limits = house.limits
     middleware = []

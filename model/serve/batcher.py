@@ -14,18 +14,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
+from model.cache import allocate_cache
 from model.decode.batch import Batch
 from model.decode.draft import Draft, FinishReason
 from model.decode.generator import Generator
 from model.decode.logprobs import TokenLogprob
 from model.decode.sampler import choose_tokens
-from model.serve.scoring import score_prompt
+from model.decode.score import score_tokens
 
 logger = logging.getLogger("velocity")
 
-# Prompts of at most so many tokens are read between two tokens of the texts that are being written,
-# or one that is longer.
-PROMPT_TOKENS = 512
+# Tokens of prompts that are read between two tokens of the texts that are being written.
+READ_TOKENS = 512
 MAX_RETRY_SECONDS = 30
 
 EndReason = FinishReason | Literal["time", "shutdown"]
@@ -114,7 +116,7 @@ class Batcher:
         self.max_texts = max_texts
         self.room = max_texts + max_waiting
         self.num_prompt_tokens = self.num_written_tokens = self.num_steps = 0
-        self._batch = Batch(generator, max_texts, generator.context)
+        self._batch = Batch(generator, READ_TOKENS)
         self._waiting = deque[Place]()
         self._places: dict[int, Place] = {}  # Of the drafts in the batch, by their id().
         self._num_inside = 0  # Texts that wait or are being written.
@@ -146,8 +148,16 @@ class Batcher:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the keys and values of all places take."""
-        return self._batch.cache.keys.nbytes + self._batch.cache.values.nbytes
+        """Bytes that keys and values take at most."""
+        weight = self.generator.model.lm_head.weight
+        cache = allocate_cache(
+            self.generator.model.config,
+            self.max_texts,
+            self.generator.context,
+            torch.device("meta"),
+            weight.dtype,
+        )
+        return cache.keys.nbytes + cache.values.nbytes
 
     def cut(self) -> None:
         """Cut every text at the next token; may be called by a signal's handler."""
@@ -226,15 +236,18 @@ class Batcher:
                 self._send(place.job, [update])
 
     def _join(self) -> None:
-        """Give free places to those who came first, and read their prompts."""
+        """Give free places to those who came first."""
+        group: list[Place] = []
         with self._change:
-            group = self._choose_group()
+            while self._waiting and len(self._places) + len(group) < self.max_texts:
+                group.append(self._waiting.popleft())
+                if group[-1].job.scores_prompts:
+                    break  # It takes a reading of its own.
         for place in group:
             self._places[id(place.draft)] = place
             place.job.is_started = True
-        joining = [place.draft for place in group if not self._finish_at_once(place)]
-        if joining:
-            self._batch.join(joining)
+            self.num_prompt_tokens += place.num_sent
+        self._batch.join([p.draft for p in group if not self._finish_at_once(p)])
 
     def _finish_at_once(self, place: Place) -> bool:
         """Score a prompt, if that is wanted; whether a text that is no longer than that ended.
@@ -244,8 +257,9 @@ class Batcher:
         draft, piece = place.draft, ""
         num_new = draft.limit - len(draft.tokens)
         if place.job.scores_prompts:
-            place.scores, logits = score_prompt(
-                self.generator, draft.tokens, draft.settings.logprobs or 0
+            model, num_words = self.generator.model, self.generator.num_words
+            place.scores, logits = score_tokens(
+                model, draft.tokens, num_words, draft.settings.logprobs or 0
             )
             if num_new == 1:
                 (token,) = choose_tokens(logits, [draft])
@@ -259,33 +273,20 @@ class Batcher:
         self._send(place.job, [update])
         return True
 
-    def _choose_group(self) -> list[Place]:
-        """The next texts with a place; equal prompts are read once."""
-        group: list[Place] = []
-        prompts = set[tuple[int, ...]]()
-        num_tokens = 0
-        while self._waiting and len(self._places) + len(group) < self.max_texts:
-            prompt = tuple(self._waiting[0].draft.tokens)
-            num_tokens += 0 if prompt in prompts else len(prompt)
-            if group and num_tokens > PROMPT_TOKENS:
-                break
-            prompts.add(prompt)
-            group.append(self._waiting.popleft())
-        self.num_prompt_tokens += sum(map(len, prompts))
-        return group
-
     def _step(self) -> None:
-        """Write one token of every text, and send it to who waits for it."""
+        """Write a token of every text, and send it to who waits for it."""
         if not self._places:
             return
-        places = [*self._places.values()]
-        pieces = {id(draft): piece for draft, piece in self._batch.step()}
+        pieces: dict[int, str] = {}
+        for draft, piece in self._batch.step():  # A draft may have got several tokens.
+            pieces[id(draft)] = pieces.get(id(draft), "") + piece
         updates: dict[Job, list[Update]] = {}
-        for place in places:
-            piece, reason = pieces.get(id(place.draft), ""), place.draft.finish_reason
-            update = self._end(place, piece, reason) if reason else place.take(piece, None)
-            self.num_written_tokens += len(update.tokens)
-            updates.setdefault(place.job, []).append(update)
+        for place in [*self._places.values()]:
+            if len(place.draft.tokens) > place.num_sent:  # Its prompt has been read.
+                piece, reason = pieces.get(id(place.draft), ""), place.draft.finish_reason
+                update = self._end(place, piece, reason) if reason else place.take(piece, None)
+                self.num_written_tokens += len(update.tokens)
+                updates.setdefault(place.job, []).append(update)
         self.num_steps += 1
         for job, new in updates.items():
             self._send(job, new)
@@ -302,9 +303,8 @@ class Batcher:
     def _fail(self, error: Exception) -> None:
         """End every text in the batch: it is in no state to go on with."""
         logger.error("velocity: the model could not go on: %s: %s", type(error).__name__, error)
+        self._batch = Batch(self.generator, READ_TOKENS)
         for place in [*self._places.values()]:
-            if any(draft is place.draft for draft in self._batch.drafts):
-                self._batch.leave(place.draft)
             self._end(place, "", "shutdown")
             self._send(place.job, ModelFailure(str(error)))
 

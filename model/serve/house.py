@@ -196,6 +196,13 @@ class House:
             raise _refuse_size(most)
         return b"".join(chunks)
 
+    def close(self) -> None:
+        """End what was started for reading requests."""
+        self.readers.shutdown()
+        for served in self.served:
+            if served.template is not None:
+                served.template.close()
+
     def write(
         self, served: Served, drafts: Sequence[Draft], scores_prompts: bool = False
     ) -> Writing:

@@ -1,4 +1,4 @@
-"""How tokens are chosen, as a request says it: by fields of OpenAI, and by those that vLLM added."""
+"""How tokens are chosen, as a request says it: fields of OpenAI, and those that vLLM added."""
 
 from typing import Any
 

@@ -141,4 +141,4 @@ class Server(uvicorn.Server):
             for served in self.house.served
         ]
         await asyncio.gather(super().shutdown(sockets), *stops)
-        self.house.readers.shutdown()
+        self.house.close()

@@ -1,21 +1,19 @@
-"""The server's completions, by OpenAI's own client: the texts of `velocity sample`, and their form."""
+"""The server's completions, by OpenAI's own client: texts of `velocity sample`, and their form."""
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import OpenAI
 
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import seal
 from model.decode.generator import Generator
 from model.decode.settings import Settings
 from tests.servers.model_server import RunningServer, run_server
-from tests.tiny import CONFIG, TOKENIZER_JSON, make_model
+from tests.tiny import TOKENIZER_JSON, make_model
 
 MODEL = "checkpoint-7"
 PROMPTS = ["The quick brown fox", "A", "naïve café 北京 🙂"]
@@ -123,9 +121,11 @@ def test_a_stop_string_ends_a_text_before_it(client: OpenAI) -> None:
 
 def test_temperature_0_stays_0_and_no_seed_is_another_each_time(client: OpenAI) -> None:
     def write(**fields: Any) -> str:
-        return client.completions.create(
-            model=MODEL, prompt="one", max_tokens=20, **fields
-        ).choices[0].text
+        return (
+            client.completions.create(model=MODEL, prompt="one", max_tokens=20, **fields)
+            .choices[0]
+            .text
+        )
 
     assert write(temperature=0) == write(temperature=0, seed=5)
     assert write() != write()
@@ -171,7 +171,8 @@ def test_log_probabilities_are_the_models(client: OpenAI, generator: Generator) 
             [float(row[id]) for id in ids[place]], abs=1e-4
         )
     spelled = [
-        bytes(int(byte, 16) for byte in token[8:].split("\\x")) if token[:6] == "bytes:"
+        bytes(int(byte, 16) for byte in token[8:].split("\\x"))
+        if token[:6] == "bytes:"
         else token.encode()
         for token in found.tokens
     ]

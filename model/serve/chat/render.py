@@ -37,10 +37,20 @@ class Generation(Extension):
 class PlainNamespace(Namespace):
     """A template's variables that loops may change; none with a name that Python knows."""
 
+    def __init__(self, /, *args: Any, **values: Any) -> None:
+        for name in dict(*args, **values):
+            check_name(name)
+        super().__init__(*args, **values)
+
     def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"a namespace cannot hold {name!r}")
+        check_name(name)
         super().__setitem__(name, value)
+
+
+def check_name(name: Any) -> None:
+    """Raise SecurityError for a name that Python may know."""
+    if not isinstance(name, str) or name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}")
 
 
 def make_environment() -> ImmutableSandboxedEnvironment:
