@@ -36,17 +36,17 @@ def serve(
     Raises what `load_generator` raises, and OSError if the address cannot be listened at.
     """
     logger.setLevel(logging.INFO)
-    listener = listen(limits.host, limits.port)  # At once: loading may take minutes.
-    folders = [find_checkpoint(path) for path in checkpoints]
-    served = [
-        load(name, folder, limits, device, tokenizer_json)
-        for name, folder in zip(name_models(folders), folders, strict=True)
-    ]
-    house = House(served, limits, Metrics({one.id: one.batcher for one in served}))
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    logger.info("velocity: listening at http://%s:%d; Ctrl-C ends it", shown, port)
-    Server(house).run(sockets=[listener])
+    with listen(limits.host, limits.port) as listener:  # At once: loading may take minutes.
+        folders = [find_checkpoint(path) for path in checkpoints]
+        served = [
+            load(name, folder, limits, device, tokenizer_json)
+            for name, folder in zip(name_models(folders), folders, strict=True)
+        ]
+        house = House(served, limits, Metrics({one.id: one.batcher for one in served}))
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        logger.info("velocity: listening at http://%s:%d; Ctrl-C ends it", shown, port)
+        Server(house).run(sockets=[listener])
 
 
 def load(
@@ -93,8 +93,12 @@ def listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         raise ValueError(
             f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port or "

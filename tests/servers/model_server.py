@@ -1,5 +1,6 @@
 """`velocity serve` for tests: in a thread of this process, or as the process that users start."""
 
+import os
 import re
 import subprocess
 import sys
@@ -61,11 +62,17 @@ def run_server(folder: Path, limits: Serving = LIMITS) -> Iterator[RunningServer
 
 
 @contextmanager
-def start_process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def start_process(
+    folder: Path, *options: str, api_key: str = ""
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command's process, once it listens, and its URL."""
+    environment = os.environ | ({"VELOCITY_API_KEY": api_key} if api_key else {})
     command = [sys.executable, "-m", "cli", "serve", "--ckpt", str(folder), "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--device", "cpu", *options], stderr=subprocess.PIPE, text=True
+        [*command, "--device", "cpu", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     assert process.stderr is not None
     try:
