@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
+from model.decode.logprobs import TokenLogprob
+from model.decode.settings import Settings
 from model.decode.text_stream import TextStream
 
 FinishReason = Literal["stop", "end_of_text", "length", "context"]
@@ -24,6 +26,8 @@ class Completion:
     # It reached a stop string, a token such as <|endoftext|>, max_length, or the end of the model's
     # context.
     finish_reason: FinishReason
+    # Of each generated token, where the settings ask for them.
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Draft:
     """A text that grows by `add` until it has a finish_reason."""
 
     index: int  # Its place among the requested texts.
+    settings: Settings
     text: str
     tokens: list[int]
     num_prompt_tokens: int
@@ -39,6 +44,8 @@ class Draft:
     limit_reason: FinishReason  # and this is then why.
     stream: TextStream
     random: torch.Generator  # Used for this text alone.
+    bad_words: Collection[tuple[int, ...]] = ()  # None of these rows of tokens is ever completed.
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     def add(self, token: int) -> str:
@@ -60,7 +67,10 @@ class Draft:
     def complete(self) -> Completion:
         """The finished text, once it has ended."""
         assert self.finish_reason is not None
-        return Completion(self.text, tuple(self.tokens), self.num_prompt_tokens, self.finish_reason)
+        logprobs = None if self.settings.logprobs is None else tuple(self.logprobs)
+        return Completion(
+            self.text, tuple(self.tokens), self.num_prompt_tokens, self.finish_reason, logprobs
+        )
 
 
 def make_random(seed: int, prompt: str, num_earlier: int) -> torch.Generator:
