@@ -98,7 +98,9 @@ class Attention(nn.Module):
             k, v, mask = cache.append(k, v)
         # Several tokens are a window or a prompt, where each sees itself and those before it; a
         # single one sees everything its row holds.
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=x.shape[1] > 1)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and x.shape[1] > 1
+        )
         return cast(Tensor, self.o_proj(y.transpose(1, 2).reshape(x.shape)))  # (B, T, D)
 
 
@@ -158,7 +160,7 @@ class Decoder(nn.Module):
         if cache is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         else:
-            positions = cache.positions(tokens.shape[1])
+            positions = cache.begin(tokens.shape[1])
         rotation = make_rotation(positions, self.config)
         if self.takes_any_batch:
             torch._dynamo.maybe_mark_dynamic(x, 0)
@@ -247,11 +249,15 @@ class Transformer(nn.Module):
             self.model.largest = None
 
     @torch.inference_mode()
-    def predict(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """The next token's logits (B, V) in fp32 after tokens (B, T), now in the cache."""
+    def predict(self, tokens: Tensor, cache: KVCache, places: Tensor | None = None) -> Tensor:
+        """The next token's logits (B, V) in fp32 after tokens (B, T), now in the cache.
+
+        With `places` (P,), counted through the B * T tokens, the logits (P, V) after each of those.
+        """
         hidden = self.model(tokens, cache)
         cache.set_lengths([length + tokens.shape[1] for length in cache.lengths])
-        return cast(Tensor, self.lm_head(hidden[:, -1]).float())
+        last = hidden[:, -1] if places is None else hidden.flatten(0, 1)[places]
+        return cast(Tensor, self.lm_head(last).float())
 
     def compile_blocks(
         self, backend: str = "inductor", memory_budget: float = 0.5, takes_any_batch: bool = False
