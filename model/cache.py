@@ -54,6 +54,11 @@ class KVCache:
         num_rows = len(self.lengths)
         return LayerCache(self, self.keys[index, :num_rows], self.values[index, :num_rows])
 
+    def select(self, rows: list[int]) -> "KVCache":
+        """A copy with these rows in this order; a row may be named more than once."""
+        lengths = [self.lengths[row] for row in rows]
+        return KVCache(self.keys[:, rows], self.values[:, rows], lengths)
+
     def remove(self, row: int) -> None:
         """Drop a row; the last one takes its place."""
         last = len(self.lengths) - 1

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -29,6 +29,7 @@ class Completion:
     finish_reason: FinishReason
     # Of each generated token, where the settings ask for them.
     logprobs: tuple[TokenLogprob, ...] | None = None
+    score: float | None = None  # Of a text that beam search found.
 
 
 @dataclass
@@ -49,6 +50,24 @@ class Draft:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     lookup: Lookup = field(default_factory=Lookup)
     finish_reason: FinishReason | None = None
+    rank: int = 0  # Its place among the texts of its prompt.
+    score: float | None = None  # Of a text that beam search found.
+
+    def branch(self) -> "Draft":
+        """A draft that has come as far, and goes on by itself."""
+        return replace(
+            self,
+            tokens=self.tokens.copy(),
+            logprobs=self.logprobs.copy(),
+            stream=self.stream.branch(),
+        )
+
+    def become(self, other: "Draft") -> str:
+        """Go on as a branch of this one did; return the text that it has added."""
+        piece = other.text.removeprefix(self.text)
+        self.tokens, self.text, self.logprobs = other.tokens, other.text, other.logprobs
+        self.finish_reason, self.score = other.finish_reason, other.score
+        return piece
 
     def add(self, token: int) -> str:
         """Add a generated token; return the text that it makes certain."""
@@ -77,7 +96,12 @@ class Draft:
         assert self.finish_reason is not None
         logprobs = None if self.settings.logprobs is None else tuple(self.logprobs)
         return Completion(
-            self.text, tuple(self.tokens), self.num_prompt_tokens, self.finish_reason, logprobs
+            self.text,
+            tuple(self.tokens),
+            self.num_prompt_tokens,
+            self.finish_reason,
+            logprobs,
+            self.score,
         )
 
 

@@ -10,8 +10,11 @@ from tokenizers import Tokenizer
 
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
 from model.decode.batch import Batch
+from model.decode.beam import search_beams
 from model.decode.draft import Completion, Draft, FinishReason, make_random
+from model.decode.logprobs import TokenLogprob
 from model.decode.predictor import Predictor
+from model.decode.score import score_tokens
 from model.decode.settings import DEFAULT_MAX_LENGTH, LONE_SURROGATES, Settings
 from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
@@ -134,7 +137,7 @@ class Generator:
                 if drawn_seed is None:
                     drawn_seed = int(torch.randint(2**63 - 1, ()))
                 seed = drawn_seed
-            for _ in range(wanted.num_return_sequences):
+            for rank in range(wanted.num_return_sequences):
                 draft = Draft(
                     index=len(drafts),
                     settings=wanted,
@@ -147,6 +150,7 @@ class Generator:
                     stream=TextStream(self.tokenizer, wanted.stops, tokens if text else ()),
                     random=make_random(seed, text, num_uses[seed, text]),
                     bad_words=bad_words,
+                    rank=rank,
                 )
                 num_uses[seed, text] += 1
                 drafts.append(draft)
@@ -203,12 +207,32 @@ class Generator:
 
         At most `batch_size` of them at a time. Drafts that have ended are `complete`.
         """
-        batch, waiting = Batch(self.predictor), deque(drafts)
-        size = min((draft.settings.batch_size for draft in drafts), default=1)
+        yield from self._search([draft for draft in drafts if draft.settings.num_beams > 1])
+        waiting = deque(draft for draft in drafts if draft.settings.num_beams == 1)
+        batch = Batch(self.predictor)
+        size = min((draft.settings.batch_size for draft in waiting), default=1)
         while waiting or len(batch):
             num_free = min(size - len(batch), len(waiting))
             batch.join([waiting.popleft() for _ in range(num_free)])
             yield from batch.step()
+
+    def _search(self, drafts: list[Draft]) -> Iterator[tuple[Draft, str]]:
+        """Write drafts by beam search; all texts of a prompt are found at once."""
+        found: dict[tuple[object, ...], list[Draft]] = {}
+        for draft in drafts:
+            key = (id(draft.settings), *draft.tokens)
+            if key not in found:
+                found[key] = search_beams(self.predictor, draft)
+            yield draft, draft.become(found[key][draft.rank])
+
+    def score(self, text: Prompt, num_alternatives: int = 0) -> list[TokenLogprob]:
+        """The log-probability of each token of a text, or of a row of token ids.
+
+        With as many of the likeliest tokens in its place as `num_alternatives`. Nothing predicts
+        the first token, which has None: for a text as the beginning of a document, give
+        `[generator.begin, *ids]`. Raises ValueError for a text longer than the model's context.
+        """
+        return score_tokens(self.model, self._read(text)[1], self.num_words, num_alternatives)
 
 
 def spread(settings: Settings | Sequence[Settings], num_prompts: int) -> Sequence[Settings]:

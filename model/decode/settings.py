@@ -16,6 +16,9 @@ MAX_LOOKUP = 64
 MIN_TEMPERATURE = 1e-5
 # Not valid in UTF-8; in arguments, Python uses them for bytes that are not UTF-8.
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+# Settings of which there is at least one, or None.
+COUNTS = ("max_length", "max_new_tokens", "num_return_sequences", "batch_size", "num_beams")
+EARLY_STOPPING: dict[str, bool | str] = {"false": False, "true": True, "never": "never"}
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
 
@@ -159,6 +162,20 @@ class Settings(Sampling):
     ] = None
     # None gives different texts each time.
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same texts.")] = None
+    # Above 1, texts are searched and not drawn: so many are kept at each token, and the best that
+    # have ended are taken. Seed, temperature, top_k and the like play no part.
+    num_beams: Annotated[
+        int, typer.Option(help="Search the likeliest text with so many beams; 1 = draw.")
+    ] = 1
+    # A text's score is the sum of its log-probabilities over its length to the power of this.
+    length_penalty: Annotated[
+        float, typer.Option(help="Of beams: above 0, longer texts are preferred.")
+    ] = 1.0
+    # When the search ends: true, with as many texts as beams; false, when it is unlikely that a
+    # better one comes; never, when none can. As transformers' True, False and "never".
+    early_stopping: Annotated[
+        str, typer.Option(help="When a search by beams ends: false, true or never.")
+    ] = "false"
     # How many of the likeliest tokens to keep for each generated one, with their log-probabilities
     # and its own; None keeps none. They are the model's: before temperature, penalties and cuts.
     logprobs: int | None = None
@@ -176,7 +193,7 @@ class Settings(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_length", "max_new_tokens", "num_return_sequences", "batch_size"):
+        for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
@@ -184,6 +201,17 @@ class Settings(Sampling):
             raise ValueError(
                 f"prompt_lookup_num_tokens is {self.prompt_lookup_num_tokens}; expected from 0 to "
                 f"{MAX_LOOKUP}; 0 is off"
+            )
+        if 1 < self.num_beams < self.num_return_sequences:
+            raise ValueError(
+                f"num_return_sequences is {self.num_return_sequences}, but num_beams is "
+                f"{self.num_beams}; expected no more texts than beams"
+            )
+        if not math.isfinite(self.length_penalty):
+            raise ValueError(f"length_penalty is {self.length_penalty}; expected a number")
+        if str(self.early_stopping).lower() not in EARLY_STOPPING:
+            raise ValueError(
+                f"early_stopping is {self.early_stopping!r}; expected false, true or never"
             )
         if self.logprobs is not None and self.logprobs < 0:
             raise ValueError(f"logprobs is {self.logprobs}; expected 0 or more alternatives")
@@ -201,6 +229,11 @@ class Settings(Sampling):
             raise ValueError("a stop string is not UTF-8 and would never be found; leave it out")
         if "" in self.stops:
             raise ValueError("a stop string is empty and would end every text; leave it out")
+
+    @property
+    def stops_early(self) -> bool | str:
+        """False, True or "never": when a search by beams ends."""
+        return EARLY_STOPPING[str(self.early_stopping).lower()]
 
     @property
     def stops(self) -> tuple[str, ...]:
