@@ -1,0 +1,66 @@
+"""Weights as 8-bit integers with a scale for each row: a quarter of fp32's bytes.
+
+weight[n, k] is about int8[n, k] * scale[n], where scale[n] = max over k of |weight[n, k]|, / 127:
+symmetric, one scale for each output of a layer, and only weights, as activations stay as they are.
+Checkpoints hold them so (model/checkpoints/int8.py), and `Int8Linear` computes with them.
+
+N outputs, K inputs of a layer.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LARGEST = 127  # Not -128: the numbers are symmetric about 0.
+# Numbers that are widened at a time, so that no second copy of a large weight is ever in memory.
+CHUNK = 2**22
+
+
+@torch.no_grad()
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight (N, K) of any floating-point dtype as int8 (N, K) and its scales (N,) in fp32.
+
+    >>> rows, scale = quantize(torch.tensor([[0.5, -1.0, 0.25]]))
+    >>> rows.tolist(), round(float(scale[0]), 6)
+    ([[64, -127, 32]], 0.007874)
+    """
+    rows = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+    step = max(1, CHUNK // max(1, weight.shape[1]))
+    smallest = torch.finfo(torch.float32).tiny  # A row of zeros is divided by it.
+    for start in range(0, len(weight), step):
+        wide = weight[start : start + step].float()
+        found = (wide.abs().amax(1) / LARGEST).clamp_min(smallest)
+        scale[start : start + step] = found
+        rows[start : start + step] = (wide / found[:, None]).round_().clamp_(-LARGEST, LARGEST)
+    return rows, scale
+
+
+def dequantize(rows: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What int8 rows (N, K) with scales (N,) stand for: a weight (N, K)."""
+    return (rows.float() * scale[:, None]).to(dtype)
+
+
+def int8_linear(x: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
+    """x (..., K) @ dequantize(rows, scale).T (K, N); the scales meet the sums, not the weights."""
+    return F.linear(x, rows.to(x.dtype)) * scale.to(x.dtype)
+
+
+class Int8Linear(nn.Module):
+    """A layer without a bias whose weight is int8 (N, K) with scales (N,); it only predicts."""
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, weight: Tensor, weight_scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", weight_scale)
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "Int8Linear":
+        """The layer that stands for one with this weight (N, K)."""
+        return cls(*quantize(weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return int8_linear(x, self.weight, self.weight_scale)
