@@ -118,7 +118,7 @@ def allocate_cache(
     config: ModelConfig, num_rows: int, max_tokens: int, device: torch.device, dtype: torch.dtype
 ) -> KVCache:
     """An empty cache. It starts as zeros, because what a mask hides must still be finite."""
-    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    layers, heads = config.num_hidden_layers, config.num_kv_heads
     shape = (2, layers, num_rows, heads, max_tokens, config.head_size)
     keys, values = torch.zeros(shape, device=device, dtype=dtype)
     return KVCache(keys, values, [0] * num_rows)
