@@ -116,7 +116,7 @@ class Batcher:
         self.max_texts = max_texts
         self.room = max_texts + max_waiting
         self.num_prompt_tokens = self.num_written_tokens = self.num_steps = 0
-        self._batch = Batch(generator, READ_TOKENS)
+        self._batch = Batch(generator.predictor, READ_TOKENS)
         self._waiting = deque[Place]()
         self._places: dict[int, Place] = {}  # Of the drafts in the batch, by their id().
         self._num_inside = 0  # Texts that wait or are being written.
@@ -149,14 +149,9 @@ class Batcher:
     @property
     def num_bytes(self) -> int:
         """Bytes that keys and values take at most."""
-        weight = self.generator.model.lm_head.weight
-        cache = allocate_cache(
-            self.generator.model.config,
-            self.max_texts,
-            self.generator.context,
-            torch.device("meta"),
-            weight.dtype,
-        )
+        model, dtype = self.generator.model, self.generator.model.model.norm.weight.dtype
+        nowhere = torch.device("meta")
+        cache = allocate_cache(model.config, self.max_texts, self.generator.context, nowhere, dtype)
         return cache.keys.nbytes + cache.values.nbytes
 
     def cut(self) -> None:
@@ -303,7 +298,7 @@ class Batcher:
     def _fail(self, error: Exception) -> None:
         """End every text in the batch: it is in no state to go on with."""
         logger.error("velocity: the model could not go on: %s: %s", type(error).__name__, error)
-        self._batch = Batch(self.generator, READ_TOKENS)
+        self._batch = Batch(self.generator.predictor, READ_TOKENS)
         for place in [*self._places.values()]:
             self._end(place, "", "shutdown")
             self._send(place.job, ModelFailure(str(error)))

@@ -22,7 +22,7 @@ ROOTS = ("shards", "model", "prep", "train")
 SHARDS = {
     "shards",
     *(f"shards.{room}" for room in ("screen", "disk", "entry", "near")),
-    *(f"shards.{room}" for room in ("inspect", "edit", "exchange")),
+    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index")),
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "shards.near": {"shards", *BASE},
     "shards.inspect": {"shards", "shards.near", *BASE},
     "shards.edit": {"shards", *BASE},
+    "shards.index": {"shards", *BASE},
     "shards.exchange": {"shards", "shards.edit", *BASE},
     "model": set[str](),
     "model.checkpoints": {"model"},
@@ -322,6 +323,7 @@ def test_a_wheel_holds_the_code_and_no_data(tmp_path: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == code
     assert [name for name in names if name.startswith("shards/") and name not in code] == []
     assert {"prep/gpt2/vocab.bpe", "prep/gpt2/LICENSE", "train/configs/tiny.yaml"} <= set(names)
+    assert "model/rows.c" in names
 
 
 def test_data_in_the_current_folder_does_not_shadow_the_package(tmp_path: Path) -> None:
