@@ -1,5 +1,6 @@
 """`velocity serve` for tests: in a thread of this process, or as the process that users start."""
 
+import logging
 import os
 import re
 import subprocess
@@ -43,6 +44,7 @@ class RunningServer:
 @contextmanager
 def run_server(folder: Path, limits: Serving = LIMITS) -> Iterator[RunningServer]:
     """Serve a folder's model from a thread."""
+    logging.getLogger("velocity").setLevel(logging.WARNING)  # No line for each request.
     served = load(folder.name, folder, limits, "cpu", None)
     house = House([served], limits, Metrics({served.id: served.batcher}))
     server = Server(house)
