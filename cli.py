@@ -23,7 +23,7 @@ from shards.entry.options import expect_paths, takes_options
 from shards.entry.unquoted import explain_extra_files
 from shards.screen.lines import open_output, say, say_text
 from shards.screen.names import quote
-from train.commands import Overrides, plan, remove, report, trace, train, verify_resume
+from train.commands import Overrides, find, plan, remove, report, trace, train, verify_resume
 
 app = typer.Typer(
     name="velocity",
@@ -38,7 +38,12 @@ app.command()(report)
 app.add_typer(shards_app, name="shards")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.command()(verify_resume)
-for name, command in (("import", import_shards), ("trace", trace), ("remove", remove)):
+for name, command in (
+    ("import", import_shards),
+    ("trace", trace),
+    ("find", find),
+    ("remove", remove),
+):
     shards_app.command(name)(command)
 app.command()(plan)
 # Not a command, but what many type first.
