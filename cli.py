@@ -116,12 +116,12 @@ def sample(
     ] = None,
 ) -> None:
     """Generate text from a checkpoint; on a terminal and without a prompt, ask for prompts."""
-    from model.decode.console import write_texts
-    from model.decode.json_lines import write_json
-    from model.decode.over_run import write_over_run
-    from model.decode.prompts import read_prompts
-    from model.decode.repl import run_repl
     from model.generate import load_generator
+    from model.sample.console import write_texts
+    from model.sample.json_lines import write_json
+    from model.sample.over_run import write_over_run
+    from model.sample.prompts import read_prompts
+    from model.sample.repl import run_repl
     from prep.tokenizer.gpt2 import build_gpt2_json
 
     output.check(settings)

@@ -9,9 +9,9 @@ import pytest
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import seal
 from model.decode.generator import Generator
-from model.decode.over_run import score_continuation
 from model.decode.settings import Settings
 from model.generate import load_generator
+from model.sample.over_run import score_continuation
 from tests.commands import velocity
 from tests.model.test_checkpoint_folder import flip_byte
 from tests.tiny import TOKENIZER_JSON, make_model

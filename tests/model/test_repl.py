@@ -15,8 +15,8 @@ import pytest
 
 from model.checkpoints.folder import save_model
 from model.decode.generator import Generator
-from model.decode.repl import Repl, list_options
 from model.decode.settings import Settings
+from model.sample.repl import Repl, list_options
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model, make_tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.checkpoints.seal import CheckpointError, list_checkpoints, step_of
-from model.decode.console import Show, describe_end
 from model.decode.generator import Generator
-from model.decode.json_lines import write_json
 from model.decode.settings import Settings
+from model.sample.console import Show, describe_end
+from model.sample.json_lines import write_json
 
 
 def write_over_run(

@@ -10,9 +10,9 @@ from typing import Any
 
 from typer.models import OptionInfo
 
-from model.decode.console import Show, write_texts
 from model.decode.generator import Generator
 from model.decode.settings import Settings, read_stop
+from model.sample.console import Show, write_texts
 
 HISTORY_LINES = 1000
 MARK, BLOCK_MARK, BLOCK = "> ", ". ", '"""'
