@@ -1,1 +1,1 @@
-"""`velocity sample`: its prompts, from files or asked for on a terminal; its texts, shown or as JSON."""
+"""`velocity sample`: reads its prompts, or asks for them; shows its texts, or tells them as JSON."""
