@@ -1,1 +1,1 @@
-"""`velocity sample`: reads its prompts, or asks for them; shows its texts, or tells them as JSON."""
+"""`velocity sample`: reads prompts, or asks for them; shows texts, or writes them as JSON."""
