@@ -26,8 +26,7 @@ SHARDS = {
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
-MODEL = {"model", "model.checkpoints", "model.decode"}
-SERVE = {"model.serve", "model.serve.chat", "model.serve.wire"}
+MODEL = {"model", "model.checkpoints", "model.decode", "model.sample"}
 READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
@@ -53,9 +52,11 @@ MAY_IMPORT = {
     "model": set[str](),
     "model.checkpoints": {"model"},
     "model.decode": {"model", "model.checkpoints"},
+    "model.sample": {"model", "model.checkpoints", "model.decode"},
     "model.serve.wire": set(),
     "model.serve.chat": {"model.checkpoints", "model.serve.wire"},
-    "model.serve": {"model.serve.chat", "model.serve.wire"} | MODEL,
+    "model.serve": {"model.serve.chat", "model.serve.wire", "model.decode"}
+    | {"model.checkpoints", "model"},
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
     "prep.sources": {"prep.files", "prep.readers", *SHARDS},
@@ -254,7 +255,7 @@ def modules_loaded_by(statement: str) -> set[str]:
         ("import prep.run, prep.quickstart", {"torch", "datasets", "huggingface_hub"}),
         ("import shards.inspect.verify, shards.inspect.show", {"torch", "datasets"}),
         ("import train.loop, train.__main__", {"datasets", "transformers"}),
-        ("import model.decode.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
+        ("import model.sample.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
         ("import train.settings, model.config", {"torch"}),
         ("import train.start.choose", {"torch", "numpy", "pyarrow"}),
         ("import train.tracing.steps, train.commands", {"torch"}),
