@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from model.export.request import FormatName, make_request
 from model.decode.settings import Prompts, Settings, read_stop
 from prep.command import prep
 from prep.foreign.command import import_shards
@@ -119,6 +120,37 @@ def sample(
     # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
     generator = load_generator(ckpt, device, tokenizer_json=build_gpt2_json())
     write_texts(generator, prompts, settings, open_output(), say, stream)
+
+
+@app.command()
+def export(
+    ckpt: Annotated[
+        Path, typer.Option(help="A checkpoint, or a folder of them (uses the newest complete one).")
+    ],
+    format: Annotated[FormatName, typer.Option(help="What to write.")],
+    out: Annotated[Path, typer.Option(help="A new file (gguf, pt2), or a new folder.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="The weights: fp32, fp16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1 for gguf (fp16) and "
+            "ollama (q8_0); fp32 or bf16 for pt2 (fp32). Default: in parentheses."
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="A text to certify with. Default: Python's documentation."),
+    ] = None,
+) -> None:
+    """Write a checkpoint for another runtime; it is loaded there and compared before it counts."""
+    request = make_request(ckpt, format, out, dtype)
+    from model.export.run import export as export_checkpoint
+    from model.export.text import read_text
+
+    content, name = read_text(text, read_topics())
+    table = export_checkpoint(request, content, name, say)
+    for line in align(table):
+        put(line)
+    put(f"{out}: done; what was measured is in the certificate beside it")
 
 
 @app.command()

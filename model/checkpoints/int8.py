@@ -1,0 +1,139 @@
+"""Checkpoints whose layers are int8: how a folder says so, and its tensors as model/int8.py has them.
+
+The form is `pack-quantized` of the compressed-tensors package, 8 bits, symmetric, one scale for each
+output, and activations as they are. vLLM and transformers read it. A layer's weight (N, K) is there
+
+    NAME.weight_packed  int32 (N, ceil(K / 4)), four numbers in each, the first in its lowest byte,
+                        each plus 128
+    NAME.weight_scale   floating-point (N, 1)
+    NAME.weight_shape   int64 (2,), N and K
+
+so the bytes of a row are its int8 numbers with the highest bit flipped. Embedding, head and norms
+are as in any checkpoint.
+"""
+
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.checkpoints.hugging_face import Json
+from model.int8 import Int8Linear
+
+FLIP = 0x80  # Adds 128 to an int8 number, read as a byte.
+PACKED, SCALE, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
+QUANTIZATION = "quantization_config"
+HEAD = "lm_head"
+WEIGHTS: Json = {
+    "num_bits": 8,
+    "type": "int",
+    "symmetric": True,
+    "strategy": "channel",
+    "dynamic": False,
+}
+# In parts that others may write otherwise without meaning anything else.
+EXPECTED: dict[str, Any] = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+
+
+def make_quantization_json() -> Json:
+    """What config.json says of such a folder."""
+    return EXPECTED | {
+        "quantization_status": "compressed",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": WEIGHTS,
+                "input_activations": None,
+                "output_activations": None,
+            }
+        },
+        "ignore": [HEAD],
+    }
+
+
+def check_quantization(found: object) -> None:
+    """ValueError, saying what, unless a quantization_config describes this form."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{QUANTIZATION} is {reprlib.repr(found)}; expected an object")
+    for key, ours in EXPECTED.items():
+        expect(key, found.get(key), ours)
+    groups = found.get("config_groups")
+    if not isinstance(groups, dict) or len(groups) != 1:
+        raise ValueError(f"{QUANTIZATION} has config_groups {reprlib.repr(groups)}; expected one")
+    [group] = groups.values()
+    expect("targets", group.get("targets"), ["Linear"])
+    expect("input_activations", group.get("input_activations"), None)
+    weights = group.get("weights") or {}
+    for key, ours in WEIGHTS.items():
+        expect(f"weights.{key}", weights.get(key), ours)
+    expect("ignore", found.get("ignore"), [HEAD])
+
+
+def expect(key: str, found: object, ours: object) -> None:
+    """ValueError for a value of a quantization_config that is not the one we read."""
+    if found != ours:
+        raise ValueError(
+            f"{QUANTIZATION} has {key} {reprlib.repr(found)}; velocity reads int8 weights where it "
+            f"is {ours!r}, as `velocity export --format int8` writes them"
+        )
+
+
+def pack(rows: Tensor) -> Tensor:
+    """int8 rows (N, K) as int32 (N, ceil(K / 4)).
+
+    >>> pack(torch.tensor([[-128, -127, 0, 127]], dtype=torch.int8)).view(torch.uint8).tolist()
+    [[0, 1, 128, 255]]
+    """
+    filled = nn.functional.pad(rows, (0, -rows.shape[1] % 4))
+    return (filled.view(torch.uint8) ^ FLIP).contiguous().view(torch.int32)
+
+
+def unpack(packed: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The int8 rows (N, K) of int32 (N, ceil(K / 4)); ValueError if they are of other sizes."""
+    num_rows, num_columns = shape
+    if packed.dtype != torch.int32 or packed.shape != (num_rows, -(-num_columns // 4)):
+        raise ValueError(
+            f"has {packed.dtype} numbers of shape {tuple(packed.shape)}, which do not pack {shape}"
+        )
+    return (packed.contiguous().view(torch.uint8) ^ FLIP).view(torch.int8)[:, :num_columns]
+
+
+def take_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with each packed one as int8 rows and the scales (N,) of its layer in fp32.
+
+    ValueError, naming the weight, if one does not fit. What is not packed stays as it is.
+    """
+    taken: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        layer = name.removesuffix(PACKED)
+        if name.endswith((SCALE, SHAPE)) and f"{name.rpartition('.')[0]}{PACKED}" in weights:
+            continue
+        if layer == name:
+            taken[name] = weight
+            continue
+        scale, shape = weights.get(layer + SCALE), weights.get(layer + SHAPE)
+        if scale is None or shape is None or shape.numel() != 2:
+            raise ValueError(f"{name} is there without its {SCALE[1:]} or {SHAPE[1:]}")
+        num_rows, num_columns = (int(size) for size in shape)
+        if scale.shape != (num_rows, 1):
+            raise ValueError(
+                f"{layer}{SCALE} has shape {tuple(scale.shape)}; expected {(num_rows, 1)}"
+            )
+        try:
+            taken[f"{layer}.weight"] = unpack(weight, (num_rows, num_columns))
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+        taken[layer + SCALE] = scale.flatten().float()
+    return taken
+
+
+def use_int8_layers(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Make an `Int8Linear` of each layer of a model on the meta device whose weight is int8."""
+    for name, weight in weights.items():
+        if weight.dtype == torch.int8:
+            layer, _, _ = name.rpartition(".")
+            parent, _, own = layer.rpartition(".")
+            meta = Int8Linear(weight.to("meta"), weights[layer + SCALE].to("meta"))
+            setattr(model.get_submodule(parent), own, meta)
