@@ -48,7 +48,7 @@ def _write_one(
     drafts = generator.start([prompt], settings)  # What is wrong is said before anything is shown.
     if show is not None:
         show(LONE_SURROGATES.sub(REPLACEMENT, prompt))
-    for _, piece in generator.write(drafts, settings):
+    for _, piece in generator.write(drafts):
         if show is not None:
             show(piece)
     return drafts[0].complete()

@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
+from model.decode.logprobs import TokenLogprob
+from model.decode.settings import Settings
 from model.decode.text_stream import TextStream
 
 FinishReason = Literal["stop", "end_of_text", "length", "context"]
@@ -24,6 +26,9 @@ class Completion:
     # It reached a stop string, a token such as <|endoftext|>, max_length, or the end of the model's
     # context.
     finish_reason: FinishReason
+    # Of each generated token, where the settings ask for them.
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    score: float | None = None  # Of a text that beam search found.
 
 
 @dataclass
@@ -31,6 +36,7 @@ class Draft:
     """A text that grows by `add` until it has a finish_reason."""
 
     index: int  # Its place among the requested texts.
+    settings: Settings
     text: str
     tokens: list[int]
     num_prompt_tokens: int
@@ -39,7 +45,27 @@ class Draft:
     limit_reason: FinishReason  # and this is then why.
     stream: TextStream
     random: torch.Generator  # Used for this text alone.
+    bad_words: Collection[tuple[int, ...]] = ()  # None of these rows of tokens is ever completed.
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    rank: int = 0  # Its place among the texts of its prompt.
+    score: float | None = None  # Of a text that beam search found.
+
+    def branch(self) -> "Draft":
+        """A draft that has come as far, and goes on by itself."""
+        return replace(
+            self,
+            tokens=self.tokens.copy(),
+            logprobs=self.logprobs.copy(),
+            stream=self.stream.branch(),
+        )
+
+    def become(self, other: "Draft") -> str:
+        """Go on as a branch of this one did; return the text that it has added."""
+        piece = other.text.removeprefix(self.text)
+        self.tokens, self.text, self.logprobs = other.tokens, other.text, other.logprobs
+        self.finish_reason, self.score = other.finish_reason, other.score
+        return piece
 
     def add(self, token: int) -> str:
         """Add a generated token; return the text that it makes certain."""
@@ -60,7 +86,15 @@ class Draft:
     def complete(self) -> Completion:
         """The finished text, once it has ended."""
         assert self.finish_reason is not None
-        return Completion(self.text, tuple(self.tokens), self.num_prompt_tokens, self.finish_reason)
+        logprobs = None if self.settings.logprobs is None else tuple(self.logprobs)
+        return Completion(
+            self.text,
+            tuple(self.tokens),
+            self.num_prompt_tokens,
+            self.finish_reason,
+            logprobs,
+            self.score,
+        )
 
 
 def make_random(seed: int, prompt: str, num_earlier: int) -> torch.Generator:

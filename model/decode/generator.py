@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -16,13 +17,18 @@ from torch import Tensor
 
 from model.cache import KVCache, allocate_cache
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
+from model.decode.beam import search_beams
 from model.decode.draft import Completion, Draft, FinishReason, make_random
+from model.decode.logprobs import TokenLogprob
 from model.decode.sampler import choose_tokens
+from model.decode.score import score_tokens
 from model.decode.settings import DEFAULT_MAX_LENGTH, LONE_SURROGATES, Settings
 from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
 
 CACHE_TOKENS_MULTIPLE = 64
+# A text, or token ids.
+Prompt = str | Sequence[int]
 
 
 class Generator:
@@ -62,13 +68,15 @@ class Generator:
         num_return_sequences: int = Settings.num_return_sequences,
         max_new_tokens: int | None = Settings.max_new_tokens,
         stop: str | Sequence[str] | None = Settings.stop,
-        seed: int | None = Settings.seed,
+        seed: int | Sequence[int] | None = Settings.seed,
         do_sample: bool = Settings.do_sample,
+        **others: Any,
     ) -> list[str]:
         """The texts that continue one prompt or several, prompts included; see `Settings`.
 
-        All texts of the first prompt come first. Raises ValueError for an invalid setting, and for
-        a prompt that leaves no room in the context or within max_length.
+        All texts of the first prompt come first. `seed` may be one for each prompt, and `others`
+        are further settings. Raises ValueError for an invalid setting, and for a prompt that leaves
+        no room in the context or within max_length.
         """
         settings = Settings(
             max_length=max_length,
@@ -80,25 +88,29 @@ class Generator:
             num_return_sequences=num_return_sequences,
             max_new_tokens=max_new_tokens,
             stop=stop,
-            seed=seed,
             do_sample=do_sample,
+            **others,
         )
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        return [completion.text for completion in self.complete(prompts, settings)]
+        seeds = [seed] * len(prompts) if seed is None or isinstance(seed, int) else seed
+        each = [replace(settings, seed=seed) for seed in seeds]
+        return [completion.text for completion in self.complete(prompts, each)]
 
     def complete(
         self,
-        prompts: Sequence[str],
-        settings: Settings,
+        prompts: Sequence[Prompt],
+        settings: Settings | Sequence[Settings],
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[Completion]:
         """Like `generate`, but with each text's token ids and the reason it ended.
 
+        Prompts are texts or token ids; each may have settings of its own, and so a seed.
         `on_text(i, piece)`, if given, receives each piece of text i as it is generated.
         """
         drafts = self.start(prompts, settings)
-        for first in range(0, len(drafts), settings.batch_size):
-            for draft, piece in self.write(drafts[first : first + settings.batch_size], settings):
+        size = min((draft.settings.batch_size for draft in drafts), default=1)
+        for first in range(0, len(drafts), size):
+            for draft, piece in self.write(drafts[first : first + size]):
                 if on_text is not None:
                     on_text(draft.index, piece)
         return [draft.complete() for draft in drafts]
@@ -112,40 +124,68 @@ class Generator:
         Raises ValueError right away, before the first piece, for what `generate` refuses.
         """
         drafts = self.start([prompt], replace(settings, num_return_sequences=1))
-        return (piece for _, piece in self.write(drafts, settings))
+        return (piece for _, piece in self.write(drafts))
 
-    def start(self, prompts: Sequence[str], settings: Settings) -> list[Draft]:
+    def start(
+        self, prompts: Sequence[Prompt], settings: Settings | Sequence[Settings]
+    ) -> list[Draft]:
         """A draft for each requested text, so far with only its prompt.
 
         Raises ValueError for what `generate` refuses.
         """
-        seed = int(torch.randint(2**63 - 1, ())) if settings.seed is None else settings.seed
-        num_uses = Counter[str]()
+        drawn_seed: int | None = None
+        num_uses = Counter[tuple[int, str]]()
         drafts: list[Draft] = []
-        for prompt in prompts:
-            text = LONE_SURROGATES.sub(REPLACEMENT, prompt)
-            tokens = self._encode(text)
-            limit, limit_reason = self._find_limit(len(tokens), settings)
-            for _ in range(settings.num_return_sequences):
+        for prompt, wanted in zip(prompts, spread(settings, len(prompts)), strict=True):
+            text, tokens = self._read(prompt)
+            limit, limit_reason = self._find_limit(len(tokens), wanted)
+            bad_words = self._find_bad_words(wanted)
+            seed = wanted.seed
+            if seed is None:
+                if drawn_seed is None:
+                    drawn_seed = int(torch.randint(2**63 - 1, ()))
+                seed = drawn_seed
+            for rank in range(wanted.num_return_sequences):
                 draft = Draft(
                     index=len(drafts),
+                    settings=wanted,
                     text=text,
                     tokens=tokens.copy(),
                     num_prompt_tokens=len(tokens),
                     ends=self.ends,
                     limit=limit,
                     limit_reason=limit_reason,
-                    stream=TextStream(self.tokenizer, settings.stops, tokens if text else ()),
-                    random=make_random(seed, text, num_uses[text]),
+                    stream=TextStream(self.tokenizer, wanted.stops, tokens if text else ()),
+                    random=make_random(seed, text, num_uses[seed, text]),
+                    bad_words=bad_words,
+                    rank=rank,
                 )
-                num_uses[text] += 1
+                num_uses[seed, text] += 1
                 drafts.append(draft)
         return drafts
 
-    def _encode(self, text: str) -> list[int]:
-        """The prompt's tokens; an empty prompt is the beginning of a document, as in training."""
-        tokens: list[int] = self.tokenizer.encode(text).ids
-        return tokens or [self.begin]
+    def _read(self, prompt: Prompt) -> tuple[str, list[int]]:
+        """The prompt's text and tokens; without any, it is the beginning of a document."""
+        if isinstance(prompt, str):
+            text = LONE_SURROGATES.sub(REPLACEMENT, prompt)
+            tokens: list[int] = self.tokenizer.encode(text).ids
+            return text, tokens or [self.begin]
+        if any(not 0 <= token < self.num_words for token in prompt):
+            raise ValueError(
+                f"a prompt has token {next(t for t in prompt if not 0 <= t < self.num_words)}; the "
+                f"tokenizer's ids are from 0 to {self.num_words - 1}"
+            )
+        text = self.tokenizer.decode(list(prompt), skip_special_tokens=False)
+        return text, list(prompt) or [self.begin]
+
+    def _find_bad_words(self, settings: Settings) -> set[tuple[int, ...]]:
+        """The rows of tokens that spell the bad words, as a text begins and after a space.
+
+        A token that ends texts is not among them, as in transformers.
+        """
+        spelled = [text for word in settings.words for text in (word, " " + word.lstrip())]
+        rows = {tuple(self.tokenizer.encode(text).ids) for text in spelled}
+        return rows - {(token,) for token in self.ends}
 
     def _find_limit(self, num_prompt_tokens: int, settings: Settings) -> tuple[int, FinishReason]:
         """The most tokens that a text may have, and the reason for ending there."""
@@ -154,6 +194,11 @@ class Generator:
             raise ValueError(
                 f"the prompt has {num_prompt_tokens:,} tokens, the model's context is {context:,}; "
                 "shorten the prompt to leave room for new text"
+            )
+        if settings.logit_bias and max(settings.logit_bias) >= self.num_words:
+            raise ValueError(
+                f"logit_bias has token {max(settings.logit_bias)}; the tokenizer's ids end at "
+                f"{self.num_words - 1}"
             )
         limit = DEFAULT_MAX_LENGTH if settings.max_length is None else settings.max_length
         if settings.max_new_tokens is not None:
@@ -165,19 +210,18 @@ class Generator:
             )
         return (limit, "length") if limit <= context else (context, "context")
 
-    def write(self, drafts: list[Draft], settings: Settings) -> Iterator[tuple[Draft, str]]:
+    def write(self, drafts: list[Draft]) -> Iterator[tuple[Draft, str]]:
         """Write all drafts together until each has ended; yields each piece of text as it comes.
 
         Drafts that have ended are `complete`.
         """
+        yield from self._search([draft for draft in drafts if draft.settings.num_beams > 1])
+        drafts = [draft for draft in drafts if draft.settings.num_beams == 1]
+        if not drafts:
+            return
         logits, cache = self._read_prompts(drafts)
         while True:
-            tokens = choose_tokens(
-                logits[:, : self.num_words],
-                [draft.tokens for draft in drafts],
-                settings,
-                [draft.random for draft in drafts],
-            )
+            tokens = choose_tokens(logits[:, : self.num_words], drafts)
             for draft, token in zip(drafts, tokens, strict=True):
                 if piece := draft.add(token):
                     yield draft, piece
@@ -187,6 +231,24 @@ class Generator:
             if len(unfinished) < len(drafts):
                 drafts, cache = [drafts[b] for b in unfinished], cache.select(unfinished)
             logits = self._predict([draft.tokens[-1:] for draft in drafts], cache)
+
+    def _search(self, drafts: list[Draft]) -> Iterator[tuple[Draft, str]]:
+        """Write drafts by beam search; all texts of a prompt are found at once."""
+        found: dict[tuple[object, ...], list[Draft]] = {}
+        for draft in drafts:
+            key = (id(draft.settings), *draft.tokens)
+            if key not in found:
+                found[key] = search_beams(self.model, draft, self.num_words)
+            yield draft, draft.become(found[key][draft.rank])
+
+    def score(self, text: Prompt, num_alternatives: int = 0) -> list[TokenLogprob]:
+        """The log-probability of each token of a text, or of a row of token ids.
+
+        With as many of the likeliest tokens in its place as `num_alternatives`. Nothing predicts
+        the first token, which has None: for a text as the beginning of a document, give
+        `[generator.begin, *ids]`. Raises ValueError for a text longer than the model's context.
+        """
+        return score_tokens(self.model, self._read(text)[1], self.num_words, num_alternatives)
 
     def _read_prompts(self, drafts: list[Draft]) -> tuple[Tensor, KVCache]:
         """The logits (B, V) after each draft's prompt, and the cache; equal prompts are read once.
@@ -209,3 +271,12 @@ class Generator:
 
     def _predict(self, tokens: list[list[int]], cache: KVCache) -> Tensor:
         return self.model.predict(torch.tensor(tokens, device=cache.keys.device), cache)
+
+
+def spread(settings: Settings | Sequence[Settings], num_prompts: int) -> Sequence[Settings]:
+    """Settings for each prompt, from the same for all or one for each."""
+    if isinstance(settings, Settings):
+        return [settings] * num_prompts
+    if len(settings) != num_prompts:
+        raise ValueError(f"{num_prompts} prompts, but {len(settings)} settings; expected as many")
+    return settings

@@ -1,9 +1,10 @@
 """Chooses the next token from logits, with the same order and definitions as transformers.
 
-    repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw
+    what the text so far changes (penalties.py)
+    -> temperature -> top-k -> top-p -> min-p -> typical -> draw
 
 B rows, V vocabulary, W candidates: the tokens that top-k keeps are sorted and set apart, so
-that everything after it works on dozens of numbers instead of the whole vocabulary.
+that what comes after it works on dozens of numbers instead of the whole vocabulary.
 """
 
 from collections.abc import Sequence
@@ -12,59 +13,65 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from model.decode.draft import Draft
+from model.decode.logprobs import measure_token
+from model.decode.penalties import adjust_logits, bound
 from model.decode.settings import Sampling
 
 
 @torch.inference_mode()
-def choose_tokens(
-    logits: Tensor,
-    histories: Sequence[Sequence[int]],
-    sampling: Sampling,
-    generators: Sequence[torch.Generator],
-) -> list[int]:
-    """The next token of each row, from its logits (B, V) and the tokens it already holds.
+def choose_tokens(logits: Tensor, drafts: Sequence[Draft]) -> list[int]:
+    """The next token of each draft, from its row of logits (B, V), by its own settings.
 
-    Row b draws from generators[b] alone, so it does not depend on the other rows. Raises
-    ValueError if the logits are not finite.
+    A row's token depends on nothing in the others, and draws from its draft's `random` alone. A
+    draft whose settings ask for log-probabilities gets its token's. Raises ValueError if the logits
+    are not finite.
     """
     if not bool(logits.amax().isfinite()):
         raise ValueError(
             "the model's logits are not finite: its training diverged or its weights are damaged; "
             "use an earlier checkpoint"
         )
-    logits = penalize_repetition(logits.float(), histories, sampling.repetition_penalty)
-    if sampling.is_greedy:
-        chosen = logits.argmax(-1)
-    else:
-        scores, tokens = find_candidates(logits, sampling)
-        draws = torch.stack([torch.rand(1, generator=generator) for generator in generators])
-        chosen = draw_candidates(scores, tokens, draws.to(logits.device))
-    return cast(list[int], chosen.tolist())
+    logits = logits.float()
+    scores = adjust_logits(logits, drafts)
+    together: dict[object, list[int]] = {}
+    for b, draft in enumerate(drafts):
+        together.setdefault(draft.settings.drawing, []).append(b)
+    chosen = [0] * len(drafts)
+    for drawing, rows in together.items():
+        part = scores if len(together) == 1 else scores[rows]
+        if drawing is None:
+            tokens = part.argmax(-1)
+        else:
+            draws = torch.cat([torch.rand(1, 1, generator=drafts[b].random) for b in rows])
+            tokens = draw_tokens(part, drafts[rows[0]].settings, draws.to(part.device))
+        for b, token in zip(rows, cast(list[int], tokens.tolist()), strict=True):
+            chosen[b] = token
+    for row, draft, token in zip(logits, drafts, chosen, strict=True):
+        if draft.settings.logprobs is not None:
+            draft.logprobs.append(measure_token(row, token, draft.settings.logprobs))
+    return chosen
 
 
-def penalize_repetition(
-    logits: Tensor, histories: Sequence[Sequence[int]], penalty: float
-) -> Tensor:
-    """Logits (B, V); those of tokens in a row's history are divided by the penalty, once each.
-
-    Negative logits are multiplied by it instead.
-    """
-    if penalty == 1:
-        return logits
-    logits = logits.clone()
-    for row, history in zip(logits, histories, strict=True):
-        seen = torch.tensor(sorted(set(history)), device=logits.device)
-        found = row[seen]
-        row[seen] = torch.where(found < 0, found * penalty, found / penalty)
-    return _bound(logits)
+def draw_tokens(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
+    """A token (B,) of each row of logits (B, V); `draws` (B, 1) are uniform in [0, 1)."""
+    scores, tokens = find_candidates(logits, sampling)
+    if len(logits) > 1 and sampling.top_k and scores.shape[1] > sampling.top_k:
+        # One row's ties make all rows longer, which may round their sums otherwise.
+        alone = [
+            draw_tokens(logits[b : b + 1], sampling, draws[b : b + 1]) for b in range(len(logits))
+        ]
+        return torch.cat(alone)
+    return draw_candidates(scores, tokens, draws)
 
 
 def find_candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """The scores and ids (B, W) of the tokens that may be drawn, highest score first.
+    """The scores and ids (B, W) of the tokens that may be drawn, highest logit first.
 
-    Scores are logits over temperature; a row with fewer than W candidates ends with -inf.
+    Scores are logits over temperature, and -inf for tokens that may not be drawn.
     """
-    scores, tokens = _keep_top_k(_bound(logits / sampling.temperature), sampling.top_k or 0)
+    scaled = bound(logits / sampling.temperature, logits)
+    scores, tokens = _keep_top_k(scaled, sampling.top_k or 0)
     if sampling.top_p is not None and sampling.top_p < 1:
         # Summed from the least probable up, as in transformers, so that rounding agrees too.
         rising = torch.softmax(scores, -1).flip(-1).cumsum(-1).flip(-1)
@@ -72,6 +79,8 @@ def find_candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
     if sampling.min_p > 0:
         probs = torch.softmax(scores, -1)
         scores = _remove(scores, probs < sampling.min_p * probs[:, :1])
+    if sampling.typical_p < 1:
+        scores = _keep_typical(scores, tokens, logits.shape[-1], sampling.typical_p)
     return scores, tokens
 
 
@@ -91,15 +100,28 @@ def _keep_top_k(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         return scores.sort(dim=-1, descending=True)
     best = scores.topk(top_k, dim=-1)
     lowest = best.values[:, -1:]
-    num_kept = int((scores >= lowest).sum(-1).max())
+    num_kept = int(((scores >= lowest) & (scores > -torch.inf)).sum(-1).max())
     if num_kept > top_k:
         best = scores.topk(num_kept, dim=-1)
     return best.values.masked_fill(best.values < lowest, -torch.inf), best.indices
 
 
-def _bound(scores: Tensor) -> Tensor:
-    """The scores with those that overflowed at the ends of their dtype, as infinities make NaN."""
-    return scores.nan_to_num()  # A NaN, from 0 divided by a penalty that rounds to 0, becomes 0.
+def _keep_typical(scores: Tensor, tokens: Tensor, num_words: int, mass: float) -> Tensor:
+    """Scores (B, W) with -inf for tokens whose surprise is far from the expected one.
+
+    The nearest stay, until their probabilities sum to `mass`. Computed over the whole vocabulary in
+    its order, as in transformers, so that rounding agrees too.
+    """
+    whole = scores.new_full((len(scores), num_words), -torch.inf).scatter(1, tokens, scores)
+    logprobs = whole.log_softmax(-1)
+    entropy = -(logprobs * logprobs.exp()).nansum(-1, keepdim=True)
+    distances, order = (-logprobs - entropy).abs().sort(dim=-1)
+    rising = whole.gather(1, order).softmax(-1).cumsum(-1)
+    last = (rising < mass).sum(-1, keepdim=True).clamp(max=num_words - 1)
+    removed = distances > distances.gather(1, last)
+    removed[:, 0] = False
+    removed = torch.empty_like(removed).scatter(1, order, removed)
+    return scores.masked_fill(removed.gather(1, tokens), -torch.inf)
 
 
 def _remove(scores: Tensor, removed: Tensor) -> Tensor:

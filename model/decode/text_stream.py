@@ -1,5 +1,6 @@
 """Turns the tokens of one sequence into text as they come, and ends it at a stop string."""
 
+import copy
 import re
 from collections.abc import Sequence
 
@@ -31,6 +32,12 @@ class TextStream:
         self._tokens = list(context)
         self._num_decoded = len(self._spell())  # How many of their characters are known already.
         self._held = ""  # The ending that may become a stop string.
+
+    def branch(self) -> "TextStream":
+        """A stream that has come as far, and goes on by itself."""
+        other = copy.copy(self)
+        other._tokens = self._tokens.copy()
+        return other
 
     def push(self, token: int) -> str:
         """Add a token; return the text that it makes certain."""

@@ -13,11 +13,13 @@ import torch
 
 from model.decode.console import write_texts
 from model.decode.generator import Generator
+from model.decode.penalties import adjust_logits
 from model.decode.prompts import cut_lines, decode_text, read_prompts
-from model.decode.sampler import choose_tokens, find_candidates, penalize_repetition
-from model.decode.settings import Prompts, Sampling, Settings, read_stop
+from model.decode.sampler import choose_tokens, find_candidates
+from model.decode.settings import Prompts, Settings, read_stop
 from model.device import choose_device
 from tests.model.test_generate import make_scripted
+from tests.model.test_sampler import make_draft
 from tests.tiny import CONFIG, make_model, make_tokenizer
 
 TEXT = "Once upon a time, naïve 北京 🙂"
@@ -159,6 +161,8 @@ def test_tiny_temperatures_write_what_temperature_0_writes(
         {"top_p": 1e-9, "top_k": None},
         {"min_p": 5e-324, "top_k": None},
         {"repetition_penalty": 1e300},
+        {"typical_p": 1e-9, "top_k": None},
+        {"frequency_penalty": 2.0, "presence_penalty": -2.0},
         {"repetition_penalty": 1e-300},
         {"repetition_penalty": 1e-40, "temperature": 1e-5},
     ],
@@ -169,15 +173,14 @@ def test_no_option_makes_nan(options: dict[str, Any]) -> None:
     logits[0, 5], logits[1, 5] = 0.0, -100.0
     extreme = torch.tensor([3e38, -3e38]).repeat(150)[None].expand(4, 300)
     for given in (logits, extreme):
-        random = [torch.Generator().manual_seed(row) for row in range(4)]
-        sampling = Sampling(**options)
-        choose_tokens(given, [[5, 7]] * 4, sampling, random)
-        penalized = penalize_repetition(given, [[5, 7]] * 4, sampling.repetition_penalty)
-        scores, _ = find_candidates(penalized, sampling)
+        settings = Settings(**options)
+        drafts = [make_draft(settings, [5, 7], seed=row) for row in range(4)]
+        choose_tokens(given, drafts)
+        scores, _ = find_candidates(adjust_logits(given, drafts), settings)
         assert not bool(torch.softmax(scores, -1).isnan().any())
     if options.get("top_p"):
-        random = [torch.Generator().manual_seed(row) for row in range(4)]
-        tokens = choose_tokens(logits, [[]] * 4, Sampling(**options), random)
+        drafts = [make_draft(Settings(**options), seed=row) for row in range(4)]
+        tokens = choose_tokens(logits, drafts)
         assert tokens == logits.argmax(-1).tolist()
 
 
