@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from model.export.request import FormatName, make_request
 from model.decode.settings import Prompts, Settings, read_stop
+from model.export.request import FormatName, make_request
 from prep.command import prep
 from prep.foreign.command import import_shards
 from prep.vocabulary.command import app as tokenizer_app
@@ -20,9 +20,18 @@ from shards.commands import app as shards_app
 from shards.entry.failure import naming_pipes, prepare_screen, reporting
 from shards.entry.options import expect_paths, takes_options
 from shards.entry.unquoted import explain_extra_files
-from shards.screen.lines import open_output, say, say_text
+from shards.screen.lines import align, open_output, put, say, say_text
 from shards.screen.names import quote
-from train.commands import Overrides, plan, remove, report, trace, train, verify_resume
+from train.commands import (
+    Overrides,
+    plan,
+    publish,
+    remove,
+    report,
+    trace,
+    train,
+    verify_resume,
+)
 
 app = typer.Typer(
     name="velocity",
@@ -34,6 +43,7 @@ app = typer.Typer(
 )
 app.command()(prep)
 app.command()(report)
+app.command()(publish)
 app.add_typer(shards_app, name="shards")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.command()(verify_resume)
@@ -132,8 +142,8 @@ def export(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="The weights: fp32, fp16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1 for gguf (fp16) and "
-            "ollama (q8_0); fp32 or bf16 for pt2 (fp32). Default: in parentheses."
+            help="The weights. gguf, ollama: fp32, fp16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1; pt2: "
+            "fp32, bf16. Default: fp16 for gguf, q8_0 for ollama, fp32 for onnx and pt2."
         ),
     ] = None,
     text: Annotated[
@@ -143,14 +153,16 @@ def export(
 ) -> None:
     """Write a checkpoint for another runtime; it is loaded there and compared before it counts."""
     request = make_request(ckpt, format, out, dtype)
+    from model.decode.prompts import read_text
     from model.export.run import export as export_checkpoint
-    from model.export.text import read_text
+    from prep.python_docs import read_topics
 
-    content, name = read_text(text, read_topics())
-    table = export_checkpoint(request, content, name, say)
-    for line in align(table):
+    documentation = "\n\n".join(topic for _, topic in read_topics())
+    content = documentation if text is None else read_text(str(text))
+    name = "Python's documentation" if text is None else str(text)
+    for line in align(export_checkpoint(request, content, name, say)):
         put(line)
-    put(f"{out}: done; what was measured is in the certificate beside it")
+    put(f"{out}: done, and certified")
 
 
 @app.command()

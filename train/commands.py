@@ -44,6 +44,32 @@ def report(
         put(line)
 
 
+def publish(
+    ckpt: Annotated[
+        Path, typer.Option(help="A checkpoint, or a folder of them (uses the newest complete one).")
+    ],
+    repo: Annotated[str, typer.Option(help="USER/NAME on the Hub; it is made if need be.")],
+    license: Annotated[
+        str, typer.Option(help="The licence you give the model, as the Hub names it: mit, other.")
+    ],
+    space: Annotated[
+        bool, typer.Option("--space", help="A Gradio Space of that name too.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Only you can see them.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write --out, and ask the Hub nothing.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="With --dry-run: a new folder.")] = None,
+) -> None:
+    """Put a checkpoint on the Hub, with a card made from its run and its data."""
+    from train.publish.publish import Publication, publish
+
+    if dry_run != (out is not None):
+        raise ValueError("--dry-run and --out go together: the folder is written, nothing is sent")
+    for line in publish(Publication(ckpt, repo, license, space, private), out, say):
+        put(line)
+
+
 def verify_resume(
     config: Annotated[
         str | None, typer.Option(help="The run's settings: a YAML file or a name, as for training.")

@@ -1,7 +1,7 @@
-"""Checkpoints whose layers are int8: how a folder says so, and its tensors as model/int8.py has them.
+"""Checkpoints whose layers are int8: how a folder says so, and its tensors as in model/int8.py.
 
-The form is `pack-quantized` of the compressed-tensors package, 8 bits, symmetric, one scale for each
-output, and activations as they are. vLLM and transformers read it. A layer's weight (N, K) is there
+The form is `pack-quantized` of the compressed-tensors package: 8 bits, symmetric, one scale for
+each output, activations as they are. vLLM and transformers read it. Of a weight (N, K) there are
 
     NAME.weight_packed  int32 (N, ceil(K / 4)), four numbers in each, the first in its lowest byte,
                         each plus 128

@@ -118,7 +118,9 @@ def describe(measured: Measured, limits: Limits) -> list[list[str]]:
     ]
 
 
-def write_certificate(path: Path, measured: Measured, limits: Limits, facts: dict[str, Any]) -> None:
+def write_certificate(
+    path: Path, measured: Measured, limits: Limits, facts: dict[str, Any]
+) -> None:
     """Keep what was measured beside the export, with what it was measured on."""
     content = facts | {"measured": asdict(measured), "limits": asdict(limits)}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

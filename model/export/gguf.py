@@ -186,7 +186,9 @@ def find_factors(config: ModelConfig) -> Tensor:
     """By what Llama 3's way divides the frequency of each pair, (K / 2,)."""
     positions = torch.zeros(1, 1, dtype=torch.int64)
     pairs = torch.arange(0, config.head_size, 2, dtype=torch.float32)
-    return 1.0 / config.rope_theta ** (pairs / config.head_size) / find_frequencies(positions, config)
+    return (
+        1.0 / config.rope_theta ** (pairs / config.head_size) / find_frequencies(positions, config)
+    )
 
 
 def choose_type(gguf: Any, name: str, tensor: Tensor, dtype: str) -> Any:

@@ -3,9 +3,9 @@
 llama.cpp knows ways of splitting text by name (`tokenizer.ggml.pre`) and has no regular expressions
 of a file, so a tokenizer is written only where a name stands for exactly what it does.
 
-Of SentencePiece's BPE, llama.cpp merges the pair that makes the token of the highest score, whatever
-the pair; a tokenizer.json lists pairs. Both are the same where every pair that makes a token is
-listed, and all pairs of one token stand together, as converters of such models list them.
+Of SentencePiece's BPE, llama.cpp merges the pair that makes the token of the highest score,
+whatever the pair; a tokenizer.json lists pairs. Both are the same where every pair that makes a
+token is listed, and all pairs of one token stand together, as converters of such models list them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ def describe_tokenizer(source: Source) -> GgufTokenizer:
 
 
 def find_pre_type(content: Mapping[str, Any]) -> str:
-    """llama.cpp's name of how a byte-level tokenizer.json splits text; ValueError if it has none."""
+    """How llama.cpp calls a tokenizer.json's way to split text; ValueError if it has no name."""
     if content.get("normalizer") is not None:
         raise refuse(f"normalizes text ({content['normalizer']['type']})", "no normalizer")
     patterns, ignores = list_patterns(content), bool(content["model"].get("ignore_merges"))
@@ -128,6 +128,7 @@ def describe_sentencepiece(
     """A tokenizer.json of a SentencePiece BPE model, with the scores that its merges stand for."""
     vocab: Mapping[str, int] = content["model"]["vocab"]
     ranks: dict[str, int] = {}
+    last_made = ""
     for rank, (left, right) in enumerate(merges):
         made = left + right
         if made in ranks and made != last_made:

@@ -1,4 +1,4 @@
-"""A package of AOTInductor: the model compiled for this machine's processor, run without a compiler.
+"""A package of AOTInductor: the model compiled for this processor, and run without a compiler.
 
     step = torch._inductor.aoti_load_package("model.pt2")
     logits, *present = step(tokens, mask, positions, *past)

@@ -26,6 +26,8 @@ from model.export.source import Source, open_source
 Say = Callable[[str], None]
 # Beside the weights: tokenizer, graph, and what file systems round up to.
 SPARE_BYTES = 64 << 20
+# Of a text, which may be of any length: more than the windows hold.
+MAX_CHARACTERS = 1 << 18
 
 
 def export(request: Request, text: str, text_name: str, say: Say) -> list[list[str]]:
@@ -38,7 +40,8 @@ def export(request: Request, text: str, text_name: str, say: Say) -> list[list[s
     check_place(request.out, 0)
     module: Any = importlib.import_module(kind.module)
     source = open_source(request.ckpt)
-    windows = cut_windows(source.tokenizer.encode(text).ids, source.config.max_position_embeddings)
+    ids = source.tokenizer.encode(text[:MAX_CHARACTERS]).ids
+    windows = cut_windows(ids, source.config.max_position_embeddings)
     needed = source.config.num_parameters() * WEIGHT_BYTES[request.dtype] + SPARE_BYTES
     check_place(request.out, int(needed * (2 if kind.suffix == ".pt2" else 1)))
     started = time.monotonic()
@@ -46,7 +49,8 @@ def export(request: Request, text: str, text_name: str, say: Say) -> list[list[s
         name = request.out.name
         say(f"{source.folder}: written as {request.format}, {request.dtype}")
         made = module.write(source, partial, name, request.dtype)
-        say(f"{source.folder}: compared on {sum(w.numel() for w in windows):,} tokens of {text_name}")
+        num_tokens = sum(window.numel() for window in windows)
+        say(f"{source.folder}: compared on {num_tokens:,} tokens of {text_name}")
         runtime = module.open_runtime(source, made, request.dtype)
         limits = LIMITS[request.dtype]
         measured = measure(source.compute, runtime.compute, windows)
@@ -100,8 +104,7 @@ def check_packages(kind: Format) -> None:
     missing = [name for name in kind.packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"this format needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'}"
-            f" not installed; install {'it' if len(missing) == 1 else 'them'} with: "
+            f"this format needs {' and '.join(missing)}, not installed here; install with: "
             f"pip install 'velocitylm[{kind.extra}]'"
         )
 

@@ -102,8 +102,7 @@ def open_source(ckpt: Path) -> Source:
     path = folder / GENERATION_CONFIG
     generation: Json = read_json(path) if path.is_file() else {}
     begins, ends = (
-        read_token_ids(f"{name}_token_id", generation, config)
-        for name in ("bos", "eos")
+        read_token_ids(f"{name}_token_id", generation, config) for name in ("bos", "eos")
     )
     end_of_text = tokenizer.token_to_id(END_OF_TEXT)
     if not ends and end_of_text is None:
@@ -125,5 +124,3 @@ def find_added(tokenizer: Tokenizer) -> list[int]:
     added = len(whole) - len(plain)
     # One before the text is what others can do as well; anything else is shown as it is.
     return whole[:added] if whole[added:] == plain else [*whole, -1]
-
-

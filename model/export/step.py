@@ -11,6 +11,7 @@ V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -144,4 +145,4 @@ def cut_parts(num_tokens: int) -> Iterator[tuple[int, int]]:
     ([(0, 4), (4, 7), (7, 8)], [(0, 1), (1, 2)])
     """
     edges = sorted({0, num_tokens // 2, num_tokens - 1, num_tokens})
-    yield from zip(edges[:-1], edges[1:], strict=True)
+    yield from pairwise(edges)
