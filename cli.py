@@ -24,6 +24,7 @@ from shards.screen.lines import align, open_output, put, say, say_text
 from shards.screen.names import quote
 from train.commands import (
     Overrides,
+    find,
     plan,
     publish,
     remove,
@@ -47,7 +48,12 @@ app.command()(publish)
 app.add_typer(shards_app, name="shards")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.command()(verify_resume)
-for name, command in (("import", import_shards), ("trace", trace), ("remove", remove)):
+for name, command in (
+    ("import", import_shards),
+    ("trace", trace),
+    ("find", find),
+    ("remove", remove),
+):
     shards_app.command(name)(command)
 app.command()(plan)
 # Not a command, but what many type first.

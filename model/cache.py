@@ -3,7 +3,7 @@
 Memory is allocated once, for all tokens that will be needed. Each row has its own length, so rows
 of different lengths are decoded together without padding.
 
-L layers, B rows, H heads, M the most tokens a row may hold, K head size.
+L layers, B rows, G heads of keys and values, M the most tokens a row may hold, K head size.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from model.config import ModelConfig
 
 
 class KVCache:
-    """Keys and values (L, B, H, M, K) of B rows; row b holds its first lengths[b] tokens."""
+    """Keys and values (L, B, G, M, K) of B rows; row b holds its first lengths[b] tokens."""
 
     def __init__(self, keys: Tensor, values: Tensor, lengths: list[int]) -> None:
         self.keys = keys
@@ -52,14 +52,14 @@ class KVCache:
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values (B, H, M, K) of one layer of `whole`."""
+    """Keys and values (B, G, M, K) of one layer of `whole`."""
 
     whole: KVCache
     keys: Tensor
     values: Tensor
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Append k, v (B, H, T, K) to each row; return all keys and values up to n, and the mask.
+        """Append k, v (B, G, T, K) to each row; return all keys and values up to n, and the mask.
 
         T is 1, or every row is empty. The lengths change once all layers have appended.
         """
@@ -80,7 +80,7 @@ def allocate_cache(
     config: ModelConfig, num_rows: int, max_tokens: int, device: torch.device, dtype: torch.dtype
 ) -> KVCache:
     """An empty cache. It starts as zeros, because what a mask hides must still be finite."""
-    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    layers, heads = config.num_hidden_layers, config.num_kv_heads
     shape = (2, layers, num_rows, heads, max_tokens, config.head_size)
     keys, values = torch.zeros(shape, device=device, dtype=dtype)
     return KVCache(keys, values, [0] * num_rows)

@@ -141,6 +141,18 @@ def stats(
 
 
 @app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
+    workers: Annotated[int, typer.Option(help="Arrays at a time, each on a core.")] = 1,
+) -> None:
+    """Make a set's index: find says from it where a text is in the set. Run again to resume."""
+    from shards.index.build import build_index
+
+    manifest = build_index(folder, say, workers)
+    say(f"{folder}: the index of version {manifest.dataset_id[:12]} is complete")
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A finished set.")],
     prefix: Annotated[Path, typer.Argument(help="What the new files' names begin with.")],

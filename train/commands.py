@@ -1,4 +1,4 @@
-"""The commands about runs: `plan`, `report`, `verify-resume`; `trace`, `remove`: run and set."""
+"""The commands about runs, and about runs and sets: `plan`, `report`, `trace`, `find`, `remove`."""
 
 import shlex
 from pathlib import Path
@@ -124,6 +124,34 @@ def trace(
     else:
         lines = tracing.describe_steps(tracer, url, doc_hash)
     for line in lines:
+        put(line)
+
+
+def find(
+    folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
+    text: Annotated[str | None, typer.Option(help="The text to look for.")] = None,
+    text_file: Annotated[Path | None, typer.Option(help="A file with the text, in UTF-8.")] = None,
+    min_tokens: Annotated[
+        int, typer.Option(help="The tokens of a passage, at least; of a shorter text, all.")
+    ] = 8,
+    passages: Annotated[int, typer.Option(help="How many passages to list at most.")] = 10,
+    places: Annotated[int, typer.Option(help="How many places of each to list at most.")] = 10,
+    run: Annotated[
+        Path | None, typer.Option(help="A run's checkpoints; default: checkpoints/ if it is there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
+) -> None:
+    """List which documents hold passages of a text, and the steps of a run that saw them."""
+    import json
+
+    from shards.index.passages import Wish
+    from shards.reader import open_shards
+    from train.tracing.passages import describe_answer, open_passages, read_text
+
+    wish = Wish(min_tokens, passages, places)
+    wanted = read_text(text, text_file)
+    answer = open_passages(open_shards(folder), run, say).answer(wanted, wish)
+    for line in [json.dumps(answer)] if as_json else describe_answer(answer):
         put(line)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.checkpoints.hugging_face import (
     Boundaries,
@@ -20,6 +20,14 @@ from model.checkpoints.hugging_face import (
     make_config_json,
     make_generation_config_json,
     read_config_json,
+)
+from model.checkpoints.int8 import (
+    QUANTIZATION,
+    check_quantization,
+    count_weights,
+    is_int8,
+    take_int8,
+    use_int8_layers,
 )
 from model.checkpoints.kept_tokenizer import KeptTokenizer, find_end_of_text
 from model.checkpoints.seal import (
@@ -38,8 +46,9 @@ from model.transformer import Transformer
 
 EMBEDDING = "model.embed_tokens.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
+QUERIES = "model.layers.0.self_attn.q_proj.weight"
 WEIGHTS_PER_LAYER = 9
-HEAD = "lm_head.weight"  # Tied to the embedding, so it is not saved.
+HEAD = "lm_head.weight"  # Not saved where it is the embedding.
 
 
 def save_model(
@@ -57,9 +66,12 @@ def save_model(
         (folder / name).write_bytes(content)
 
 
-def name_weights(model: nn.Module) -> dict[str, Tensor]:
+def name_weights(model: Transformer) -> dict[str, Tensor]:
     """The weights that a checkpoint holds, by their names there: each once."""
-    return {name: weight for name, weight in model.state_dict().items() if name != HEAD}
+    weights = model.state_dict()
+    if model.config.tie_word_embeddings:
+        del weights[HEAD]
+    return weights
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> Sealed:
@@ -78,7 +90,7 @@ def describe_model(
         )
     tokenizer = KeptTokenizer(tokenizer_json, boundaries)
     dtype_name = str(dtype).removeprefix("torch.")
-    tokenizer_config = tokenizer.make_tokenizer_config_json(config.max_position_embeddings)
+    tokenizer_config = tokenizer.make_tokenizer_config_json(config.context)
     return {
         TOKENIZER: tokenizer.make_tokenizer_json().encode(),
         CONFIG: encode_json(make_config_json(config, boundaries, dtype_name)),
@@ -96,7 +108,10 @@ def load_model(
     or does not fit this architecture.
     """
     values = read_json(folder / CONFIG)
+    quantization = values.pop(QUANTIZATION, None)
     try:
+        if quantization is not None:
+            check_quantization(quantization)
         config = read_config_json(values)
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
@@ -104,8 +119,10 @@ def load_model(
     try:
         _check_header(path)
         with safe_open(path, framework="pt") as file:
-            _check_number(config, len(file.keys()), path)
+            _check_number(config, count_weights(file.keys()), path)
         weights = load_file(path)  # Maps the file into memory, and reads nothing yet.
+        if quantization is not None:
+            weights = take_int8(weights, path)
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder}: no {WEIGHTS}; expected all weights in that one file"
@@ -139,18 +156,24 @@ def build_model(
     _check_size(config, weights, origin)
     with torch.device("meta"):
         model = Transformer(config)
-    head = weights.pop(HEAD, None)
-    shapes = {name: weight.shape for name, weight in model.state_dict().items() if name != HEAD}
+    use_int8_layers(model, weights)
+    head = weights.pop(HEAD, None) if config.tie_word_embeddings else None
+    shapes = {name: weight.shape for name, weight in name_weights(model).items()}
     _check_names(weights, shapes, origin)
     for name, shape in shapes.items():
         _check_weight(weights, name, shape, origin)
     if head is not None and not torch.equal(head, weights[EMBEDDING]):
         raise CheckpointError(
-            f"{origin}: {HEAD} differs from {EMBEDDING}; velocity's architecture ties the two"
+            f"{origin}: {HEAD} differs from {EMBEDDING}, but tie_word_embeddings in {CONFIG} "
+            "beside it is true"
         )
-    copies = {name: weight.to(device, dtype, copy=True) for name, weight in weights.items()}
+    copies = {
+        # What is int8 was unpacked, and has memory of its own already.
+        name: weight.to(device) if is_int8(name, weights) else weight.to(device, dtype, copy=True)
+        for name, weight in weights.items()
+    }
     model.load_state_dict(copies, strict=False, assign=True)
-    model.lm_head.weight = model.model.embed_tokens.weight
+    model.tie_head()
     return model
 
 
@@ -161,7 +184,7 @@ def _take_weights(weights: Mapping[str, Tensor], origin: Path) -> dict[str, Tens
         plain = name.replace("_orig_mod.", "").removeprefix("module.")
         if plain in renamed:
             raise CheckpointError(f"{origin}: two weights are named {plain}, apart from prefixes")
-        if not weight.is_floating_point():
+        if not weight.is_floating_point() and not is_int8(name, weights):
             raise CheckpointError(
                 f"{origin}: {name} holds {weight.dtype}; expected floating-point numbers"
             )
@@ -172,11 +195,15 @@ def _take_weights(weights: Mapping[str, Tensor], origin: Path) -> dict[str, Tens
 def _check_size(config: ModelConfig, weights: Mapping[str, Tensor], origin: Path) -> None:
     """Raise CheckpointError if the config's sizes are not about those of the weights."""
     _check_number(config, len(weights), origin)
-    wide = (config.intermediate_size, config.hidden_size)
-    for name, shape in ((EMBEDDING, (config.num_ids, config.hidden_size)), (GATE, wide)):
+    queries = config.num_attention_heads * config.head_size
+    for name, num_rows in (
+        (EMBEDDING, config.num_ids),
+        (GATE, config.intermediate_size),
+        (QUERIES, queries),
+    ):
         if name not in weights:
             raise CheckpointError(f"{origin}: missing weight {name}")
-        _check_weight(weights, name, shape, origin)
+        _check_weight(weights, name, (num_rows, config.hidden_size), origin)
 
 
 def _check_number(config: ModelConfig, num_weights: int, origin: Path) -> None:

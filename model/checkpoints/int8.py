@@ -13,19 +13,22 @@ are as in any checkpoint.
 """
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.checkpoints.hugging_face import Json
+from model.checkpoints.seal import CheckpointError
 from model.int8 import Int8Linear
 
 FLIP = 0x80  # Adds 128 to an int8 number, read as a byte.
 PACKED, SCALE, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
 QUANTIZATION = "quantization_config"
 HEAD = "lm_head"
+BLOCKS = "model.layers."
 WEIGHTS: Json = {
     "num_bits": 8,
     "type": "int",
@@ -90,20 +93,21 @@ def pack(rows: Tensor) -> Tensor:
     return (filled.view(torch.uint8) ^ FLIP).contiguous().view(torch.int32)
 
 
-def unpack(packed: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The int8 rows (N, K) of int32 (N, ceil(K / 4)); ValueError if they are of other sizes."""
-    num_rows, num_columns = shape
-    if packed.dtype != torch.int32 or packed.shape != (num_rows, -(-num_columns // 4)):
-        raise ValueError(
-            f"has {packed.dtype} numbers of shape {tuple(packed.shape)}, which do not pack {shape}"
-        )
+def packed_shape(num_rows: int, num_columns: int) -> tuple[int, int]:
+    """The shape of a weight (N, K) that is packed."""
+    return num_rows, -(-num_columns // 4)
+
+
+def unpack(packed: Tensor, num_columns: int) -> Tensor:
+    """The int8 rows (N, K) of int32 (N, ceil(K / 4))."""
     return (packed.contiguous().view(torch.uint8) ^ FLIP).view(torch.int8)[:, :num_columns]
 
 
-def take_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def take_int8(weights: Mapping[str, Tensor], origin: Path) -> dict[str, Tensor]:
     """The weights with each packed one as int8 rows and the scales (N,) of its layer in fp32.
 
-    ValueError, naming the weight, if one does not fit. What is not packed stays as it is.
+    CheckpointError, naming the file and the weight, if one does not fit, or is not of a block. What
+    is not packed stays as it is.
     """
     taken: dict[str, Tensor] = {}
     for name, weight in weights.items():
@@ -114,26 +118,38 @@ def take_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             taken[name] = weight
             continue
         scale, shape = weights.get(layer + SCALE), weights.get(layer + SHAPE)
-        if scale is None or shape is None or shape.numel() != 2:
-            raise ValueError(f"{name} is there without its {SCALE[1:]} or {SHAPE[1:]}")
-        num_rows, num_columns = (int(size) for size in shape)
-        if scale.shape != (num_rows, 1):
-            raise ValueError(
-                f"{layer}{SCALE} has shape {tuple(scale.shape)}; expected {(num_rows, 1)}"
+        if scale is None or shape is None or shape.numel() != 2 or BLOCKS not in name:
+            raise CheckpointError(
+                f"{origin}: {name} is not of a block, or without its {SCALE[1:]} and {SHAPE[1:]}"
             )
-        try:
-            taken[f"{layer}.weight"] = unpack(weight, (num_rows, num_columns))
-        except ValueError as error:
-            raise ValueError(f"{name} {error}") from None
+        num_rows, num_columns = (int(size) for size in shape)
+        if packed_shape(num_rows, num_columns) != weight.shape or scale.numel() != num_rows:
+            raise CheckpointError(
+                f"{origin}: {name} has shape {tuple(weight.shape)} and {scale.numel()} scales, "
+                f"which do not fit a weight of {num_rows, num_columns}"
+            )
+        taken[f"{layer}.weight"] = unpack(weight, num_columns)
         taken[layer + SCALE] = scale.flatten().float()
     return taken
 
 
+def is_int8(name: str, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a weight is int8 rows or the scales of such: what keeps its dtype in a model."""
+    rows = name.removesuffix("_scale")
+    return f"{rows}_scale" in weights and weights[rows].dtype == torch.int8
+
+
+def count_weights(names: Iterable[str]) -> int:
+    """How many weights tensors of these names stand for."""
+    return sum(not name.endswith((SCALE, SHAPE)) for name in names)
+
+
 def use_int8_layers(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Make an `Int8Linear` of each layer of a model on the meta device whose weight is int8."""
-    for name, weight in weights.items():
-        if weight.dtype == torch.int8:
-            layer, _, _ = name.rpartition(".")
+    layers = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    for layer in layers:
+        rows = weights.get(f"{layer}.weight")
+        if rows is not None and rows.dtype == torch.int8:
             parent, _, own = layer.rpartition(".")
-            meta = Int8Linear(weight.to("meta"), weights[layer + SCALE].to("meta"))
+            meta = Int8Linear(rows.to("meta"), weights[layer + SCALE].to("meta"))
             setattr(model.get_submodule(parent), own, meta)

@@ -53,7 +53,7 @@ class Generator:
         self.end_of_text = end_of_text
         self.begin = end_of_text if begin is None else begin
         # Ids may have gaps, so this is not their number. Rows of the head from here on are padding.
-        self.context = model.config.max_position_embeddings
+        self.context = model.config.context
         self.num_words = 1 + max(tokenizer.get_vocab().values())
 
     def generate(

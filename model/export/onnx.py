@@ -71,15 +71,18 @@ def name_past(name: str, num_layers: int) -> Iterator[str]:
         yield f"{name}.{layer}.value"
 
 
-def open_runtime(source: Source, path: Path, dtype: str) -> Runtime:
-    """onnxruntime on the CPU, called without a past, with one, and with a single token."""
+def open_session(path: Path) -> Any:
+    """onnxruntime's session of a folder, on the CPU."""
     import onnxruntime
 
     options: Any = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session: Any = onnxruntime.InferenceSession(
-        path / GRAPH, options, providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(path / GRAPH, options, providers=["CPUExecutionProvider"])
+
+
+def open_runtime(source: Source, path: Path, dtype: str) -> Runtime:
+    """onnxruntime, called without a past, with one, and with a single token."""
+    session = open_session(path)
     names = [entry.name for entry in session.get_inputs()]
 
     def step(*inputs: Tensor) -> list[Tensor]:

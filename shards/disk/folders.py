@@ -11,7 +11,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from shards.disk.durable import sync_folder
-from shards.disk.layout import PULL, VERSIONS, WORK
+from shards.disk.layout import INDEX, PULL, VERSIONS, WORK
 
 # The Hub's client works in folders with this ending, by its own rules; they are only ever removed.
 FOREIGN = ".part"
@@ -38,8 +38,8 @@ def make_folder(folder: Path) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """ValueError that names a symbolic link in the set's own folders (.prep, .pull, versions)."""
-    for name in (WORK, PULL, VERSIONS):
+    """ValueError that names a symbolic link in a folder of the set's own (.prep, versions, ...)."""
+    for name in (WORK, PULL, VERSIONS, INDEX):
         link = find_link(folder / name)
         if link is not None:
             raise ValueError(

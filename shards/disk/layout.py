@@ -22,6 +22,10 @@ versions/<id>.json             every version's manifest, by the first 12 digits 
   append/                      sources to append, as a set of their own with its own .prep
   version/, version/next.json  a version's files, and what is left to do once they are whole
 
+.index/                        a suffix array over the tokens, to find documents by their text
+  index.json                   which version of the set it is for; written last
+  train-00000.bin.0.<id>.sa    the tokens of train-00000.bin from number 0 on, in order
+
 .pull/                         what a pull needs to resume
   names.json                   files that get their names before the manifest is there
   tmp/                         files being fetched
@@ -40,6 +44,7 @@ VERSIONS = "versions"
 COPIES = "copies-00000.parquet"
 WORK = ".prep"
 PULL = ".pull"
+INDEX = ".index"
 
 
 def version_path(folder: Path, dataset_id: str) -> Path:
@@ -172,6 +177,26 @@ def pull_temporary_folder(folder: Path) -> Path:
 def pull_lock(folder: Path) -> Path:
     """The lock of whichever pull is running."""
     return pull_folder(folder) / "lock"
+
+
+def index_folder(folder: Path) -> Path:
+    """The suffix array over a set's tokens."""
+    return folder / INDEX
+
+
+def index_path(folder: Path) -> Path:
+    """Which version of the set the index is for, and its files."""
+    return index_folder(folder) / "index.json"
+
+
+def array_path(folder: Path, shard: str, first: int, sha256: str) -> Path:
+    """The array over the tokens of a shard, of this sha256, from number `first` on."""
+    return index_folder(folder) / f"{shard}.{first}.{sha256[:16]}.sa"
+
+
+def list_arrays(folder: Path, shard: str = "*") -> list[Path]:
+    """The arrays that are there, or those over one shard, in whichever version."""
+    return sorted(index_folder(folder).glob(f"{shard}.*.sa"))
 
 
 def describe_unfinished(folder: Path) -> str:

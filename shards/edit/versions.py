@@ -18,6 +18,7 @@ from shards.disk.layout import (
     MANIFEST,
     VERSIONS,
     append_folder,
+    list_arrays,
     next_path,
     receipts_folder,
     version_folder,
@@ -77,6 +78,8 @@ def replace_version(folder: Path, following: NextVersion) -> None:
     write_file(folder / MANIFEST, following.manifest)
     for name in following.deletes:
         (folder / name).unlink(missing_ok=True)
+        for path in list_arrays(folder, name):  # From which much of its text could be told.
+            path.unlink(missing_ok=True)
     sync_folder(folder)
     for name in following.clears:
         remove(folder / name, ignore_errors=True)

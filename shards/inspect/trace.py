@@ -23,8 +23,8 @@ def trace_samples(
         yield sample, start, documents
 
 
-def trace_document(order: SampleOrder, document: Document, num_samples: int) -> list[int]:
-    """The samples below `num_samples` whose windows hold any token of the document, ascending."""
+def trace_tokens(order: SampleOrder, start: int, stop: int, num_samples: int) -> list[int]:
+    """The samples below `num_samples` whose windows hold any token of [start, stop), ascending."""
     epochs = -(-num_samples // order.windows_per_epoch)
-    samples = [order.samples_reading(document.start, document.stop, e) for e in range(epochs)]
+    samples = [order.samples_reading(start, stop, e) for e in range(epochs)]
     return [s for epoch in samples for s in epoch.tolist() if s < num_samples]

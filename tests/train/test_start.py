@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from shards.disk.memory import find_memory
 from shards.reader import open_shards
 from tests.commands import velocity
 from tests.runs import make_config, run_small
@@ -229,7 +230,7 @@ def test_a_containers_limit_counts_where_it_is_lower(
     tmp_path: Path, files: dict[str, str], total: int, free: int
 ) -> None:
     root = write_files(tmp_path, {"proc/meminfo": MEMINFO, **files})
-    assert machine.find_memory(root) == (total * 1024, free * 1024)
+    assert find_memory(root) == (total * 1024, free * 1024)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_a_containers_limit_of_swap_counts_too(
     groups = {f"sys/fs/cgroup/{name}": f"{size * 1024}\n" for name, size in files.items()}
     kind = "4:memory:" if any(name.startswith("memory/") for name in files) else "0::"
     write_files(tmp_path, {"proc/meminfo": meminfo, "proc/self/cgroup": f"{kind}/a/b\n", **groups})
-    found = machine.find_memory(tmp_path)
+    found = find_memory(tmp_path)
     assert found is not None
     assert found[0] == (4000 + swap) * 1024
 

@@ -22,7 +22,7 @@ ROOTS = ("shards", "model", "prep", "train")
 SHARDS = {
     "shards",
     *(f"shards.{room}" for room in ("screen", "disk", "entry", "near")),
-    *(f"shards.{room}" for room in ("inspect", "edit", "exchange")),
+    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index")),
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "shards.near": {"shards", *BASE},
     "shards.inspect": {"shards", "shards.near", *BASE},
     "shards.edit": {"shards", *BASE},
+    "shards.index": {"shards", *BASE},
     "shards.exchange": {"shards", "shards.edit", *BASE},
     "model": set[str](),
     "model.checkpoints": {"model"},

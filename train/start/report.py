@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from model.checkpoints.seal import list_checkpoints
+from shards.disk.memory import find_memory
 from shards.disk.space import check_space
 from shards.reader import Shards
 from shards.screen.lines import Say, format_bytes, format_count, format_plural
@@ -18,7 +19,6 @@ from train.ranks.distributed import Rank
 from train.ranks.strategy import is_sharding
 from train.start.choose import largest_config
 from train.start.length import describe_epochs, describe_step
-from train.start.machine import find_memory
 from train.start.memory import Memory, estimate_memory
 
 LABEL_WIDTH = 12

@@ -13,7 +13,7 @@ from model.checkpoints.seal import list_checkpoints
 from shards.documents import Document
 from shards.edit.versions import find_version
 from shards.inspect.show import choose_documents
-from shards.inspect.trace import trace_document, trace_samples
+from shards.inspect.trace import trace_samples, trace_tokens
 from shards.order import SampleOrder
 from shards.reader import Shards
 from train.checkpoints.history import History, extend_history, samples_of_step, step_of_sample
@@ -50,6 +50,13 @@ class Tracer:
 
     def steps_of_document(self, document: Document) -> list[int]:
         """The run's steps, ascending, in which a sample held any token of the document."""
+        return self.steps_of_tokens(document.start, document.stop)
+
+    def steps_of_tokens(self, start: int, stop: int) -> list[int]:
+        """The run's steps, ascending, in which a sample held any token of [start, stop) of train.
+
+        Raises ValueError for a run of very many epochs.
+        """
         num_samples = samples_of_step(self.history, self.num_steps - 1).stop
         epochs = num_samples // self.order.windows_per_epoch
         if epochs > MAX_EPOCHS:
@@ -57,7 +64,7 @@ class Tracer:
                 f"the run reads the set {epochs:,} times; a document is looked for in at most "
                 f"{MAX_EPOCHS:,} epochs, so ask for single steps with --step"
             )
-        samples = trace_document(self.order, document, num_samples)
+        samples = trace_tokens(self.order, start, stop, num_samples)
         steps = {step_of_sample(self.history, sample) for sample in samples}
         return sorted(step + 1 for step in steps if step is not None)
 
@@ -139,6 +146,19 @@ def describe_steps(tracer: Tracer, url: str | None, doc_hash: str | None) -> Ite
         yield f"{name}: {seen} of 1 to {tracer.num_steps}"
 
 
+def list_steps(steps: list[int]) -> str:
+    """The first MAX_LISTED_STEPS of these steps, in words.
+
+    >>> list_steps([]), list_steps([17, 418]), list_steps([*range(1, 23)])[-10:]
+    ('no step', 'steps 17, 418', 'and 2 more')
+    """
+    if not steps:
+        return "no step"
+    more = len(steps) - MAX_LISTED_STEPS
+    listed = "steps " + ", ".join(map(str, steps[:MAX_LISTED_STEPS]))
+    return f"{listed} and {more:,} more" if more > 0 else listed
+
+
 def describe_sightings(tracer: Tracer, documents: Iterable[Document]) -> Iterator[str]:
     """For each document of the train split, the steps that saw it; then the totals."""
     num_documents, num_seen = 0, 0
@@ -148,10 +168,8 @@ def describe_sightings(tracer: Tracer, documents: Iterable[Document]) -> Iterato
         num_documents += 1
         num_seen += bool(steps)
         all_steps.update(steps)
-        seen = "steps " + ", ".join(map(str, steps[:MAX_LISTED_STEPS])) if steps else "no step"
-        if len(steps) > MAX_LISTED_STEPS:
-            seen += f" and {len(steps) - MAX_LISTED_STEPS:,} more"
-        yield f"{document.doc_hash} {document.source_file} row {document.source_row}: {seen}"
+        name = f"{document.doc_hash} {document.source_file} row {document.source_row}"
+        yield f"{name}: {list_steps(steps)}"
     yield (
         f"{num_seen:,} of {num_documents:,} documents were seen, "
         f"in {len(all_steps):,} of {tracer.num_steps:,} steps"
