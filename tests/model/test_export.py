@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections import namedtuple
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import cli
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import is_sealed, seal, verify
 from model.config import ModelConfig
+from model.decode.settings import Settings
 from model.export import gguf as gguf_format
 from model.export.certificate import Measured, cut_windows, find_faults, measure
 from model.export.gguf_runtime import read_model
@@ -65,7 +67,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(checkpoint: Path, format: Any, out: Path, dtype: str | None = None) -> list[list[str]]:
-    return export(make_request(checkpoint, format, out, dtype), TEXT, "sentences", lambda line: None)
+    return export(
+        make_request(checkpoint, format, out, dtype), TEXT, "sentences", lambda line: None
+    )
 
 
 def read_certificate(path: Path) -> dict[str, Any]:
@@ -96,7 +100,9 @@ def test_transformers_reads_the_gguf_file_as_the_checkpoint(tmp_path: Path) -> N
     """A reader that shares no line with ours, on the shapes that it knows."""
     from transformers import AutoModelForCausalLM
 
-    config = ModelConfig(**(vars(CONFIG) | {"rope_type": "default", "head_dim": None} | UNSTRETCHED))
+    config = ModelConfig(
+        **(vars(CONFIG) | {"rope_type": "default", "head_dim": None} | UNSTRETCHED)
+    )
     checkpoint = save(tmp_path / "checkpoint", config)
     run(checkpoint, "gguf", tmp_path / "model.gguf", "fp32")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf")
@@ -120,9 +126,9 @@ def test_llama_cpp_writes_the_same_tokens(checkpoint: Path, tmp_path: Path) -> N
     generator = load_generator(checkpoint, "cpu")
     prompt = "The quick brown"
     tokens = generator.tokenizer.encode(prompt).ids
-    greedy = generator.generate(prompt, temperature=0, max_new_tokens=30)
-    found = model.create_completion(tokens, temperature=0, max_tokens=30)["choices"][0]["text"]
-    assert [prompt + found] == greedy
+    [greedy] = generator.complete([prompt], Settings(temperature=0, max_new_tokens=30))
+    found = [*islice(model.generate(tokens, temp=0.0), 30)]
+    assert [*tokens, *found] == greedy.tokens
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn"])
@@ -146,7 +152,7 @@ def test_a_wrong_export_is_told_and_not_kept(
     monkeypatch.setattr(
         gguf_format, "arrange", lambda name, tensor, config: tensor.detach().float().numpy()
     )
-    with pytest.raises(ValueError, match="not kept, as .* reads another model from it: KL"):
+    with pytest.raises(ValueError, match=r"not kept, as .* reads another model from it: KL"):
         run(checkpoint, "gguf", tmp_path / "model.gguf", "fp32")
     assert [*tmp_path.iterdir()] == []
 
@@ -184,7 +190,9 @@ def test_nothing_is_overwritten_and_a_small_disk_is_told_before(
         run(checkpoint, "gguf", taken)
     assert taken.read_text() == "mine"
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 10**9, 10**6))
-    with pytest.raises(ValueError, match=r"about 67 MB of disk are needed in .*, and 1 MB are free"):
+    with pytest.raises(
+        ValueError, match=r"about 67 MB of disk are needed in .*, and 1 MB are free"
+    ):
         run(checkpoint, "gguf", tmp_path / "new.gguf")
 
 
@@ -202,9 +210,7 @@ def test_ollama_gets_a_folder_that_says_how_to_go_on_with_a_text(
     ]
 
 
-def test_a_chat_template_is_translated_or_said_not_to_be(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_chat_template_is_translated_or_said_not_to_be(checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint, folder)
     (folder / "checksums.json").unlink()

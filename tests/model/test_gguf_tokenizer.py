@@ -78,7 +78,10 @@ def test_patterns_have_the_names_that_llama_cpp_gives_them() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre_tokenizer": split(r"\w+")}, r"splits text by '\\\\w\+', which llama.cpp has no name"),
+        (
+            {"pre_tokenizer": split(r"\w+")},
+            r"splits text by '\\\\w\+', which llama.cpp has no name",
+        ),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "splits text by Whitespace"),
         ({"pre_tokenizer": split(QWEN2), "model": {"ignore_merges": True}}, "takes words whole"),
         ({"normalizer": {"type": "NFC"}}, "normalizes text"),
