@@ -17,24 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.export.gguf_names import EMBEDDING, FACTORS, HEAD, NAMES
+from model.export.gguf_runtime import open_llama, open_reader
 from model.export.gguf_tokenizer import GgufTokenizer, describe_tokenizer
 from model.export.source import Source
 from model.rotation import find_frequencies
 
-# How llama.cpp calls what ModelConfig's names are.
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-FACTORS = "rope_freqs.weight"
 TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 # The embedding and the head lose most by few bits, and are no large part of a model.
 WIDE = "q8_0"
@@ -71,8 +59,6 @@ def write(source: Source, folder: Path, name: str, dtype: str) -> Path:
 
 def open_runtime(source: Source, path: Path, dtype: str) -> Any:
     """llama.cpp where it is installed, else the package's own reader and our forward pass."""
-    from model.export.gguf_runtime import open_llama, open_reader
-
     return open_llama(source, path) or open_reader(path)
 
 

@@ -162,7 +162,7 @@ def find_space(content: Mapping[str, Any]) -> bool:
     if splitter is None and steps == [replaced]:
         return False
     if not steps and splitter and splitter["type"] == "Metaspace" and not splitter.get("split"):
-        return splitter.get("prepend_scheme", "always") != "never"
+        return bool(splitter.get("prepend_scheme", "always") != "never")
     raise refuse("splits or normalizes text in its own way", "SentencePiece's spaces alone")
 
 

@@ -105,9 +105,10 @@ def open_source(ckpt: Path) -> Source:
         read_token_ids(f"{name}_token_id", generation, config) for name in ("bos", "eos")
     )
     end_of_text = tokenizer.token_to_id(END_OF_TEXT)
-    if not ends and end_of_text is None:
-        raise CheckpointError(f"{folder}: what ends a text is unknown: no eos_token_id in {CONFIG}")
-    ends = ends or [end_of_text]
+    if not ends:
+        if end_of_text is None:
+            raise CheckpointError(f"{folder}: no eos_token_id in {CONFIG} says what ends a text")
+        ends = [end_of_text]
     added = find_added(tokenizer)
     if added and len(added) > 1:
         raise CheckpointError(

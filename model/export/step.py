@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.rotation import find_frequencies, find_length_factor
-from model.transformer import Attention, Transformer, rotate
+from model.transformer import Attention, Block, Transformer, rotate
 
 Stepping = Callable[..., Sequence[Tensor]]
 
@@ -62,7 +62,8 @@ class Step(nn.Module):
         # Not -inf: a filler sees nothing, and what it becomes must be finite.
         bias = torch.where(seen, 0.0, torch.finfo(x.dtype).min).to(x.dtype)
         present: list[Tensor] = []
-        for layer, block in enumerate(decoder.layers):
+        for layer, each in enumerate(decoder.layers):
+            block = cast(Block, each)
             keys, values = past[2 * layer], past[2 * layer + 1]
             normed = block.input_layernorm(x)
             mixed, keys, values = attend(block.self_attn, normed, rotation, bias, keys, values)

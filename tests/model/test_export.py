@@ -128,7 +128,7 @@ def test_llama_cpp_writes_the_same_tokens(checkpoint: Path, tmp_path: Path) -> N
     tokens = generator.tokenizer.encode(prompt).ids
     [greedy] = generator.complete([prompt], Settings(temperature=0, max_new_tokens=30))
     found = [*islice(model.generate(tokens, temp=0.0), 30)]
-    assert [*tokens, *found] == greedy.tokens
+    assert (*tokens, *found) == greedy.tokens
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn"])

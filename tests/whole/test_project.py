@@ -26,7 +26,7 @@ SHARDS = {
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
-MODEL = {"model", "model.checkpoints", "model.decode"}
+MODEL = {"model", "model.checkpoints", "model.decode", "model.export"}
 READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
@@ -37,6 +37,7 @@ TRAIN = {
     *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof")),
     "train.plan",
     "train.page",
+    "train.publish",
     *STEPPING,
 }
 MAY_IMPORT = {
@@ -52,6 +53,7 @@ MAY_IMPORT = {
     "model": set[str](),
     "model.checkpoints": {"model"},
     "model.decode": {"model", "model.checkpoints"},
+    "model.export": {"model", "model.checkpoints"},
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
     "prep.sources": {"prep.files", "prep.readers", *SHARDS},
@@ -71,6 +73,7 @@ MAY_IMPORT = {
     "train.checkpoints": STEPPING | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
+    "train.publish": {"train.page", "train.checkpoints"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
     "train.plan": {"train.start"} | SHARDS | MODEL,
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
@@ -107,6 +110,7 @@ SHARED = {
     "train.proof": {"train.config", "train.settings"},
     "train.reports": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.page": {"train.config", "train.settings"},
+    "train.publish": {"train.config", "train.settings"},
 }
 NO_TORCH = {"shards", "prep"}
 
