@@ -26,7 +26,7 @@ SHARDS = {
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
-MODEL = {"model", "model.checkpoints", "model.decode", "model.export"}
+MODEL = {"model", "model.checkpoints", "model.decode", "model.sample", "model.export"}
 READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
@@ -54,6 +54,11 @@ MAY_IMPORT = {
     "model.checkpoints": {"model"},
     "model.decode": {"model", "model.checkpoints"},
     "model.export": {"model", "model.checkpoints"},
+    "model.sample": {"model", "model.checkpoints", "model.decode"},
+    "model.serve.wire": set(),
+    "model.serve.chat": {"model.checkpoints", "model.serve.wire"},
+    "model.serve": {"model.serve.chat", "model.serve.wire", "model.decode"}
+    | {"model.checkpoints", "model"},
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
     "prep.sources": {"prep.files", "prep.readers", *SHARDS},
@@ -79,7 +84,8 @@ MAY_IMPORT = {
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
-    "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary"} | SHARDS | MODEL | TRAIN,
+    "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary", "model.serve"}
+    | (SHARDS | MODEL | TRAIN),
 }
 # The faces of a package: each may import all rooms of it.
 FACES = {
@@ -253,7 +259,7 @@ def modules_loaded_by(statement: str) -> set[str]:
         ("import prep.run, prep.quickstart", {"torch", "datasets", "huggingface_hub"}),
         ("import shards.inspect.verify, shards.inspect.show", {"torch", "datasets"}),
         ("import train.loop, train.__main__", {"datasets", "transformers"}),
-        ("import model.decode.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
+        ("import model.sample.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
         ("import train.settings, model.config", {"torch"}),
         ("import train.start.choose", {"torch", "numpy", "pyarrow"}),
         ("import train.tracing.steps, train.commands", {"torch"}),
