@@ -23,7 +23,17 @@ from shards.entry.options import expect_paths, takes_options
 from shards.entry.unquoted import explain_extra_files
 from shards.screen.lines import open_output, say, say_text
 from shards.screen.names import quote
-from train.commands import Overrides, find, plan, remove, report, trace, train, verify_resume
+from train.commands import (
+    Overrides,
+    find,
+    inspect,
+    plan,
+    remove,
+    report,
+    trace,
+    train,
+    verify_resume,
+)
 
 app = typer.Typer(
     name="velocity",
@@ -46,6 +56,7 @@ for name, command in (
 ):
     shards_app.command(name)(command)
 app.command()(plan)
+app.command()(inspect)
 # Not a command, but what many type first.
 app.command(hidden=True, context_settings={"ignore_unknown_options": True})(train)
 
