@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from model.decode.settings import Output, Prompts, Settings, read_stop
+from model.serve.options import Serving
 from prep.command import prep
 from prep.foreign.command import import_shards
 from prep.vocabulary.command import app as tokenizer_app
@@ -153,6 +154,34 @@ def sample(
         write_json(load(ckpt), prompts, settings, show)
     else:
         write_texts(load(ckpt), prompts, settings, show, say, output.stream)
+
+
+@app.command()
+@takes_options
+def serve(
+    ckpt: Annotated[
+        list[Path],
+        typer.Option(
+            help="A checkpoint, or a folder of them (uses the newest complete one). May be given "
+            "several times."
+        ),
+    ],
+    limits: Serving,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one."),
+    ] = None,
+) -> None:
+    """Serve checkpoints over HTTP, with OpenAI's API."""
+    try:
+        from model.serve.server import serve as serve_models
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"velocity serve needs {error.name}; install it with: pip install 'velocitylm[serve]'"
+        ) from None
+    from prep.tokenizer.gpt2 import build_gpt2_json
+
+    serve_models(ckpt, limits, device, tokenizer_json=build_gpt2_json())
 
 
 @app.command()

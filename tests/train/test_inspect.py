@@ -197,7 +197,7 @@ def test_the_originals_checkpoint(tmp_path: Path) -> None:
     found = inspect(tmp_path / "old")
     assert found["kind"] == "checkpoint of the original VelocityLM"
     assert found["facts"]["parameters"] == f"{CONFIG.num_parameters():,}"
-    assert found["use"][1] == f"velocity convert {tmp_path / 'old'} NEW"
+    assert found["use"][-1] == f"velocity convert {tmp_path / 'old'} NEW"
 
 
 def test_a_runs_folder(checkpoint: Path) -> None:

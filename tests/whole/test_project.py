@@ -54,6 +54,10 @@ MAY_IMPORT = {
     "model.checkpoints": {"model"},
     "model.decode": {"model", "model.checkpoints"},
     "model.sample": {"model", "model.checkpoints", "model.decode"},
+    "model.serve.wire": set(),
+    "model.serve.chat": {"model.checkpoints", "model.serve.wire"},
+    "model.serve": {"model.serve.chat", "model.serve.wire", "model.decode"}
+    | {"model.checkpoints", "model"},
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
     "prep.sources": {"prep.files", "prep.readers", *SHARDS},
@@ -79,7 +83,8 @@ MAY_IMPORT = {
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
-    "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary"} | SHARDS | MODEL | TRAIN,
+    "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary", "model.serve"}
+    | (SHARDS | MODEL | TRAIN),
 }
 # The faces of a package: each may import all rooms of it.
 FACES = {

@@ -118,6 +118,7 @@ def inspect_run(folder: Path) -> Report:
         report.use = [
             f"velocity sample --ckpt {name}",
             f"velocity sample --ckpt {name} --all",
+            f"velocity serve --ckpt {name}",
             f"velocity inspect {quote(complete[0])}",
         ]
     if steps and (folder / BEST).is_file():

@@ -64,7 +64,7 @@ def list_uses(folder: Path, report: Report, is_original: bool) -> list[str]:
         return [f"velocity sample --ckpt {quote(folder.parent)}"] if has_others else []
     if report.problems:
         return []
-    uses = [f"velocity sample --ckpt {quote(folder)}"]
+    uses = [f"velocity {word} --ckpt {quote(folder)}" for word in ("sample", "serve")]
     if is_original:
         return [*uses, f"velocity convert {quote(folder)} NEW"]
     return [*uses, f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"]
