@@ -28,6 +28,7 @@ from shards.screen.names import quote
 from train.commands import (
     Overrides,
     find,
+    inspect,
     plan,
     publish,
     remove,
@@ -59,6 +60,7 @@ for name, command in (
 ):
     shards_app.command(name)(command)
 app.command()(plan)
+app.command()(inspect)
 # Not a command, but what many type first.
 app.command(hidden=True, context_settings={"ignore_unknown_options": True})(train)
 

@@ -1,4 +1,4 @@
-"""The commands about runs, and about runs and sets: `plan`, `report`, `trace`, `find`, `remove`."""
+"""The commands about runs, and about runs and sets: `inspect`, `plan`, `report`, `trace`, ..."""
 
 import shlex
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from shards.entry.options import takes_options
-from shards.screen.lines import put, say
+from shards.screen.lines import format_plural, put, say
 from train.plan.request import Request
 
 Overrides = Annotated[
@@ -184,6 +184,25 @@ def remove(
     wanted = collect_wanted(url or (), url_file, doc_hash or (), hash_file)
     for line in take_down(Takedown(folder, wanted, keep_places, run, dry_run), say):
         put(line)
+
+
+def inspect(
+    folder: Annotated[
+        Path, typer.Argument(help="A checkpoint, a run's folder, a set, a tokenizer.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
+) -> None:
+    """Say what a folder is, what is missing or damaged in it, and how to use it."""
+    import json
+
+    from train.inspect.folders import inspect_folder
+
+    report = inspect_folder(folder)
+    for line in [json.dumps(report.json())] if as_json else report.lines():
+        put(line)
+    if report.problems:
+        count = format_plural(len(report.problems), "problem")
+        raise ValueError(f"{folder}: {count}; nothing was read but names, sizes and headers")
 
 
 @takes_options

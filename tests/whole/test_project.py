@@ -36,6 +36,7 @@ TRAIN = {
     "train",
     *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof")),
     "train.plan",
+    "train.inspect",
     "train.page",
     "train.publish",
     *STEPPING,
@@ -81,6 +82,7 @@ MAY_IMPORT = {
     "train.publish": {"train.page", "train.checkpoints"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
     "train.plan": {"train.start"} | SHARDS | MODEL,
+    "train.inspect": {"train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
@@ -262,7 +264,7 @@ def modules_loaded_by(statement: str) -> set[str]:
         ("import model.sample.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
         ("import train.settings, model.config", {"torch"}),
         ("import train.start.choose", {"torch", "numpy", "pyarrow"}),
-        ("import train.tracing.steps, train.commands", {"torch"}),
+        ("import train.tracing.steps, train.inspect.folders, train.commands", {"torch"}),
     ],
 )
 def test_imports_stay_light(statement: str, absent: set[str]) -> None:
