@@ -134,8 +134,9 @@ static inline float total(vec v) {
       for (int c = 0; c < C; c++) {                                                               \
         float sum = total(sums[r][c]);                                                            \
         for (int64_t j = k; j < K; j++) sum += one_##T(w[r * K + j]) * x[c * K + j];              \
-        if (scale) sum *= scale[r];                                                               \
-        y[c * N + r] = add ? y[c * N + r] + sum : sum;                                            \
+        /* Rounded once, whatever the compiler makes of each tile. */                             \
+        float before = add ? y[c * N + r] : 0;                                                    \
+        y[c * N + r] = scale ? fmaf(sum, scale[r], before) : before + sum;                        \
       }                                                                                           \
   }
 

@@ -71,7 +71,7 @@ class Cache(ctypes.Structure):
 
 
 class Step:
-    """A model's weights, where they are now, as step.c wants them: they must stay there.
+    """A model's weights, where they are now, as step.c wants them.
 
     `max_tokens` is up to how many tokens at a time, B * T, this is to be used.
     """
@@ -89,6 +89,11 @@ class Step:
             config.head_size,
             config.layer_norm_eps,
         )
+
+    def takes(self, num_tokens: int) -> bool:
+        """Whether it is to be used for so many tokens; not once a cast has moved the weights."""
+        is_there = self._head.data == self._model.lm_head.weight.data_ptr()
+        return is_there and num_tokens <= self.max_tokens
 
     @torch.inference_mode()
     def predict(self, tokens: Tensor, cache: KVCache, places: Tensor | None = None) -> Tensor:

@@ -34,7 +34,7 @@ class Predictor:
         picked = None if places is None else torch.tensor(places, device=device, dtype=torch.long)
         rows = torch.tensor(tokens, device=device)
         step = self.step
-        if step is not None and rows.numel() <= step.max_tokens:
+        if step is not None and step.takes(rows.numel()):
             logits = step.predict(rows, cache, picked)
         else:
             logits = self.model.predict(rows, cache, picked)
