@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from model.decode.settings import Prompts, Settings, read_stop
+from model.serve.options import Serving
 from prep.command import prep
 from prep.foreign.command import import_shards
 from prep.vocabulary.command import app as tokenizer_app
@@ -124,6 +125,34 @@ def sample(
     # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
     generator = load_generator(ckpt, device, tokenizer_json=build_gpt2_json())
     write_texts(generator, prompts, settings, open_output(), say, stream)
+
+
+@app.command()
+@takes_options
+def serve(
+    ckpt: Annotated[
+        list[Path],
+        typer.Option(
+            help="A checkpoint, or a folder of them (uses the newest complete one). May be given "
+            "several times."
+        ),
+    ],
+    limits: Serving,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one."),
+    ] = None,
+) -> None:
+    """Serve checkpoints over HTTP, with OpenAI's API."""
+    try:
+        from model.serve.server import serve as serve_models
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"velocity serve needs {error.name}; install it with: pip install 'velocitylm[serve]'"
+        ) from None
+    from prep.tokenizer.gpt2 import build_gpt2_json
+
+    serve_models(ckpt, limits, device, tokenizer_json=build_gpt2_json())
 
 
 @app.command()

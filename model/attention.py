@@ -1,4 +1,4 @@
-"""Which of torch's kernels computes attention: chosen for a whole run, and named.
+"""Attention, and which of torch's kernels computes it: chosen for a whole run, and named.
 
 torch chooses among flash (FlashAttention 2), efficient (xFormers' kernels), cudnn and math (plain
 products) by what a device and a dtype can have. On Hopper (H100, H200) cuDNN's is faster than the
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.config import AttentionKernel
@@ -35,8 +37,40 @@ class Heads:
     device: torch.device
     dtype: torch.dtype
     num_heads: int
+    # Of keys and values.
+    num_kv_heads: int
     head_size: int
     num_tokens: int
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Causal attention of q (B, H, T, K) on k, v (B, G, n, K): (B, H, T, K).
+
+    H / G heads in a row share keys and values. Several tokens are a window or a prompt, where each
+    sees itself and those before it, and n = T; a single one sees everything, or what a mask
+    (B, 1, 1, n) lets it.
+    """
+    num_heads, num_kv_heads, is_window = q.shape[1], k.shape[1], q.shape[2] > 1
+    if num_heads == num_kv_heads:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_window)
+    if not is_window:
+        # As tokens side by side, so that any kernel reads keys and values once.
+        side_by_side = q.view(len(q), num_kv_heads, -1, q.shape[-1])
+        y = F.scaled_dot_product_attention(side_by_side, k, v, attn_mask=mask)
+        return y.flatten(1, 2).unsqueeze(2)
+    if not shares_heads(q.device, q.dtype):
+        k, v = (x.repeat_interleave(num_heads // num_kv_heads, 1) for x in (k, v))
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=True, enable_gqa=k.shape[1] != num_heads
+    )
+
+
+def shares_heads(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels for windows take fewer heads of keys than of queries.
+
+    On CUDA that for fp32 does not, and without it torch would take plain products.
+    """
+    return not (device.type == "cuda" and dtype == torch.float32)
 
 
 @contextmanager
@@ -118,8 +152,15 @@ def find_kernel(heads: Heads) -> str:
     """The kernel that torch takes for such heads with what is allowed now."""
     if heads.device.type not in ("cpu", "cuda"):
         return "torch's own"
-    shape = (1, heads.num_heads, heads.num_tokens, heads.head_size)
-    q = torch.empty(shape, dtype=heads.dtype, device=heads.device, requires_grad=True)
-    number = torch._fused_sdp_choice(q, q, q, None, 0.0, True)
+    shares = shares_heads(heads.device, heads.dtype)
+    num_kv_heads = heads.num_kv_heads if shares else heads.num_heads
+
+    def make(num_heads: int) -> Tensor:
+        shape = (1, num_heads, heads.num_tokens, heads.head_size)
+        return torch.empty(shape, dtype=heads.dtype, device=heads.device, requires_grad=True)
+
+    q, k = make(heads.num_heads), make(num_kv_heads)
+    is_shared = num_kv_heads != heads.num_heads
+    number = torch._fused_sdp_choice(q, k, k, None, 0.0, True, enable_gqa=is_shared)
     names = {backend.value: name for name, backend in BACKENDS.items() if name != "fa3"}
     return names.get(number, "torch's own")

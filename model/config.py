@@ -1,23 +1,45 @@
 """The numbers that define a model, and what follows: its parameter count and FLOPs per token.
 
-Names match the settings and config.json. Nothing here imports torch.
+Names match the settings and config.json, where those of RoPE are in rope_parameters without their
+`rope_`. Nothing here imports torch.
 """
 
 import reprlib
-from dataclasses import dataclass, fields, replace
-from typing import Literal, Self
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any, Literal, Self, get_args
 
 AttentionKernel = Literal["auto", "flash", "cudnn", "efficient", "math", "fa3"]
+RopeType = Literal["default", "linear", "dynamic", "yarn", "llama3"]
 
 MAX_VOCAB_SIZE = 2**31  # The ids that a set can have, and int32.
 # GPT-2's, which "auto" stands for as long as no set is known.
 DEFAULT_VOCAB_SIZE = 50257
 MAX_NUMBER = 1e18  # Far above any use, and within int64 and fp32.
+# The settings that each way of stretching the context reads.
+ROPE_SETTINGS: dict[RopeType, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("rope_factor",),
+    "dynamic": ("rope_factor",),
+    "yarn": (
+        "rope_factor",
+        "rope_original_max_position_embeddings",
+        "rope_beta_fast",
+        "rope_beta_slow",
+        "rope_attention_factor",
+        "rope_truncate",
+    ),
+    "llama3": (
+        "rope_factor",
+        "rope_original_max_position_embeddings",
+        "rope_low_freq_factor",
+        "rope_high_freq_factor",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Section `model` of a run's settings: a Llama-shaped decoder with tied embeddings.
+    """Section `model` of a run's settings: a Llama-shaped decoder.
 
     Raises ValueError, naming the key, for values that no model can have.
 
@@ -33,11 +55,11 @@ class ModelConfig:
     hidden_size: int = 2048
     # Number of transformer blocks.
     num_hidden_layers: int = 24
-    # Attention heads per block; they split hidden_size evenly.
+    # Attention heads per block, which divide hidden_size.
     num_attention_heads: int = 32
     # Inner width of each block's feed-forward part.
     intermediate_size: int = 8192
-    # Context length: the most tokens that the model can attend to.
+    # Context length: the most tokens that the model can attend to, before what rope_type adds.
     max_position_embeddings: int = 2048
     # Standard deviation of the initial weights.
     initializer_range: float = 0.02
@@ -45,31 +67,126 @@ class ModelConfig:
     layer_norm_eps: float = 1e-5
     # Base of the rotary embedding's frequencies.
     rope_theta: float = 10000.0
+    # Heads of keys and values per block; several attention heads share each (grouped-query
+    # attention). null = num_attention_heads, which is one for each.
+    num_key_value_heads: int | None = None
+    # Width of one attention head; null = an even share of hidden_size.
+    head_dim: int | None = None
+    # Whether the embedding is also the head.
+    tie_word_embeddings: bool = True
+    # How positions beyond those a model was first trained for are fitted in: "linear" and "dynamic"
+    # stretch max_position_embeddings, "yarn" and "llama3" the original one; "default" = not at all.
+    rope_type: RopeType = "default"
+    # By how much rope_type stretches the context; at least 1. null = rope_type is "default".
+    rope_factor: float | None = None
+    # The context before it was stretched, for yarn and llama3; null = max_position_embeddings.
+    rope_original_max_position_embeddings: int | None = None
+    # For llama3: frequencies of fewer turns than this in the original context are stretched fully.
+    rope_low_freq_factor: float = 1.0
+    # For llama3: those of more turns than this are not stretched.
+    rope_high_freq_factor: float = 4.0
+    # For yarn: frequencies of more turns than this in the original context are not stretched.
+    rope_beta_fast: float = 32.0
+    # For yarn: those of fewer turns than this are stretched fully.
+    rope_beta_slow: float = 1.0
+    # For yarn: what rotated queries and keys are multiplied by; null = 0.1 ln(rope_factor) + 1.
+    rope_attention_factor: float | None = None
+    # For yarn: whether the range between both is widened to whole dimensions.
+    rope_truncate: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "vocab_size" and value == "auto":
-                continue
-            allowed = (int, float) if field.type is float else (int,)
-            is_number = isinstance(value, allowed) and not isinstance(value, bool)
-            if not is_number or not 0 < value < MAX_NUMBER:  # NaN compares as False, too.
-                kind = "number" if field.type is float else "whole number"
-                raise ValueError(
-                    f"model.{field.name} is {reprlib.repr(value)}; expected a {kind} above 0 and "
-                    f"below {MAX_NUMBER:g}"
-                )
+            self._check(field)
         if self.num_ids > MAX_VOCAB_SIZE:
             raise ValueError(
                 f"model.vocab_size is {self.vocab_size}; expected at most {MAX_VOCAB_SIZE}, "
                 "as a set has no more ids"
             )
-        if self.hidden_size % (2 * self.num_attention_heads) != 0:
+        self._check_heads()
+        self._check_rope()
+        # A shape has one description: null, where a number says the same.
+        for name, number in (
+            ("num_key_value_heads", self.num_attention_heads),
+            ("head_dim", self.hidden_size // self.num_attention_heads),
+            ("rope_original_max_position_embeddings", self.max_position_embeddings),
+        ):
+            if getattr(self, name) == number:
+                object.__setattr__(self, name, None)
+
+    def _check(self, field: Field[Any]) -> None:
+        """Raise ValueError unless a field has a value of its type, and numbers are above 0."""
+        value, members = getattr(self, field.name), (field.type, *get_args(field.type))
+        if isinstance(value, str | None) and value == field.default:
+            return  # A word or null, which stands for a number.
+        if bool in members or field.name == "rope_type":
+            choices = (True, False) if bool in members else tuple(ROPE_SETTINGS)
+            if type(value) not in (bool, str) or value not in choices:
+                raise ValueError(
+                    f"model.{field.name} is {reprlib.repr(value)}; expected one of "
+                    f"{', '.join(map(str, choices))}"
+                )
+            return
+        allowed = (int, float) if float in members else (int,)
+        is_number = isinstance(value, allowed) and not isinstance(value, bool)
+        if not is_number or not 0 < value < MAX_NUMBER:  # NaN compares as False, too.
+            kind = "number" if float in members else "whole number"
             raise ValueError(
-                f"model.hidden_size is {self.hidden_size}; expected a multiple of 2 * "
-                f"num_attention_heads = {2 * self.num_attention_heads}, as every head gets an "
-                "even share of it"
+                f"model.{field.name} is {reprlib.repr(value)}; expected a {kind} above 0 and "
+                f"below {MAX_NUMBER:g}"
             )
+
+    def _check_heads(self) -> None:
+        heads = self.num_attention_heads
+        # transformers needs even shares where heads have a width of their own, too.
+        divisor, shown = (2 * heads, "2 * num_attention_heads")
+        if self.head_dim is not None:
+            divisor, shown = heads, "num_attention_heads"
+        if self.hidden_size % divisor != 0:
+            raise ValueError(
+                f"model.hidden_size is {self.hidden_size}; expected a multiple of {shown} = "
+                f"{divisor}, as every head gets an even share of it"
+            )
+        if self.head_size % 2 != 0:
+            raise ValueError(
+                f"model.head_dim is {self.head_dim}; expected an even number, as RoPE turns pairs"
+            )
+        if heads % self.num_kv_heads != 0:
+            raise ValueError(
+                f"model.num_key_value_heads is {self.num_kv_heads}; expected a divisor of "
+                f"num_attention_heads = {heads}, as equally many share each"
+            )
+
+    def _check_rope(self) -> None:
+        used = ("rope_theta", "rope_type", *ROPE_SETTINGS[self.rope_type])
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name.startswith("rope_") and name not in used and value != field.default:
+                owners = [kind for kind, names in ROPE_SETTINGS.items() if name in names]
+                raise ValueError(
+                    f"model.{name} is {value}, which model.rope_type={self.rope_type} does not "
+                    f"read; leave it out, or set model.rope_type to {' or '.join(owners)}"
+                )
+        if "rope_factor" in used and (self.rope_factor is None or self.rope_factor < 1):
+            raise ValueError(
+                f"model.rope_factor is {self.rope_factor}; expected a number of at "
+                f"least 1 with model.rope_type={self.rope_type}"
+            )
+        for kind, is_possible, needed in (
+            ("dynamic", self.head_size > 2, "heads wider than 2"),
+            ("yarn", self.rope_theta > 1, "model.rope_theta above 1"),
+            (
+                "yarn",
+                self.rope_beta_fast >= self.rope_beta_slow,
+                "model.rope_beta_fast of at least model.rope_beta_slow",
+            ),
+            (
+                "llama3",
+                self.rope_high_freq_factor > self.rope_low_freq_factor,
+                "model.rope_high_freq_factor above model.rope_low_freq_factor",
+            ),
+        ):
+            if self.rope_type == kind and not is_possible:
+                raise ValueError(f"model.rope_type is {kind}, which needs {needed}")
 
     def fit(self, num_ids: int) -> Self:
         """The same model for a tokenizer with so many ids, if vocab_size is "auto".
@@ -86,34 +203,72 @@ class ModelConfig:
 
     @property
     def head_size(self) -> int:
-        """K: the width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        """K: head_dim as a number, the width of one attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """G: num_key_value_heads as a number."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def rope_original(self) -> int:
+        """rope_original_max_position_embeddings as a number of tokens."""
+        return self.rope_original_max_position_embeddings or self.max_position_embeddings
+
+    @property
+    def context(self) -> int:
+        """The most tokens that the model can attend to, with what rope_type adds.
+
+        >>> ModelConfig(rope_type="dynamic", rope_factor=4).context
+        8192
+        """
+        if self.rope_type in ("linear", "dynamic"):
+            return int(self.max_position_embeddings * (self.rope_factor or 1))
+        if self.rope_type == "yarn":
+            return max(
+                self.max_position_embeddings, int(self.rope_original * (self.rope_factor or 1))
+            )
+        return self.max_position_embeddings
+
+    @property
+    def head_parameters(self) -> int:
+        """E: the weights of the head, and as many of the embedding."""
+        return self.num_ids * self.hidden_size
+
+    @property
+    def embedding_parameters(self) -> int:
+        """The weights of the embedding and the head: E if they are the same, else 2 E."""
+        return self.head_parameters * (1 if self.tie_word_embeddings else 2)
 
     def num_parameters(self) -> int:
-        """Number of parameters; the embedding, which is also the head, counts once."""
+        """Number of parameters; an embedding that is also the head counts once."""
         norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
-        return self._num_matmul_parameters() + norms
+        lookup = self.embedding_parameters - self.head_parameters
+        return self._num_matmul_parameters() + lookup + norms
 
     def flops_per_token(self, num_tokens: int) -> int:
         """Training FLOPs per token, in windows of `num_tokens` tokens.
 
-        6 N + 12 L D T (PaLM, Chowdhery et al. 2022, appendix B): N counts the weights in
+        6 N + 12 L H K T (PaLM, Chowdhery et al. 2022, appendix B): N counts the weights in
         matrix products, so the head but not the embedding lookup; attention counts as if it were
         not causal. This is the convention of nanoGPT and of most published MFU figures.
         """
-        attention = 12 * self.num_hidden_layers * self.hidden_size * num_tokens
-        return 6 * self._num_matmul_parameters() + attention
+        return 6 * self._num_matmul_parameters() + 12 * self._num_products(num_tokens)
 
     def causal_flops_per_token(self, num_tokens: int) -> int:
-        """The same with attention counted once for each pair of tokens that sees: 6 N + 6 L D T.
+        """The same with attention counted once for each pair of tokens that sees: 6 N + 6 L H K T.
 
         That is what a causal kernel computes, but for its half of the diagonal.
         """
-        attention = 6 * self.num_hidden_layers * self.hidden_size * num_tokens
-        return 6 * self._num_matmul_parameters() + attention
+        return 6 * self._num_matmul_parameters() + 6 * self._num_products(num_tokens)
+
+    def _num_products(self, num_tokens: int) -> int:
+        return self.num_hidden_layers * self.num_attention_heads * self.head_size * num_tokens
 
     def _num_matmul_parameters(self) -> int:
-        attention = 4 * self.hidden_size**2
+        """Of q and o, k and v, gate, up and down, and of the head."""
+        heads = 2 * (self.num_attention_heads + self.num_kv_heads)
+        attention = heads * self.head_size * self.hidden_size
         mlp = 3 * self.hidden_size * self.intermediate_size
-        head = self.num_ids * self.hidden_size
-        return self.num_hidden_layers * (attention + mlp) + head
+        return self.num_hidden_layers * (attention + mlp) + self.head_parameters

@@ -1,20 +1,22 @@
 """The model on one page: norm, rotation, attention, feed-forward part, block, decoder, head.
 
 Llama's architecture (Touvron et al. 2023): RMSNorm before each part, rotary positions, SwiGLU, no
-biases, and the embedding is also the head. Weights are named as in transformers'
-LlamaForCausalLM, so a state dict of one works for the other.
+biases; several heads may share keys and values, and the embedding may also be the head. Weights are
+named as in transformers' LlamaForCausalLM, so a state dict of one works for the other.
 
-B batch, T tokens, D hidden, H heads, K head size (D = H * K), F intermediate, V vocabulary.
+B batch, T tokens, D hidden, H heads, G of keys and values, K head size, F intermediate,
+V vocabulary. Unless a model says otherwise, D = H * K and G = H.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import attend
 from model.cache import KVCache, LayerCache
 from model.config import ModelConfig
 from model.loss import (
@@ -25,6 +27,7 @@ from model.loss import (
 )
 from model.products import linear
 from model.recompute import RUNNERS, ActivationCheckpointing, keep_share
+from model.rotation import find_frequencies, find_length_factor
 
 # Methods of Transformer that compute with its weights; they are gathered first where it is sharded.
 FORWARD_METHODS = ("row_losses", "predict")
@@ -59,13 +62,14 @@ class RMSNorm(nn.Module):
 def make_rotation(positions: Tensor, config: ModelConfig) -> Rotation:
     """The rotary embedding's angles as cosines and sines (RoFormer, Su et al. 2021, section 3.2).
 
-    Pair i of a head turns by positions / theta^(2i / K). Computed from the positions (B or 1, T)
-    each time, in fp32: there is no table to go stale when a model is cast or moved.
+    Computed from the positions (B or 1, T) each time, in fp32: there is no table to go stale when a
+    model is cast or moved.
     """
-    pairs = torch.arange(0, config.head_size, 2, device=positions.device, dtype=torch.float32)
-    frequencies = 1.0 / (config.rope_theta ** (pairs / config.head_size))
-    angles = positions[:, None, :, None].float() * frequencies
-    return angles.cos(), angles.sin()
+    angles = positions[:, None, :, None].float() * find_frequencies(positions, config)
+    factor = find_length_factor(config)
+    if factor == 1:
+        return angles.cos(), angles.sin()
+    return angles.cos() * factor, angles.sin() * factor
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
@@ -77,29 +81,29 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with H heads."""
+    """Causal self-attention with H heads, of which H / G share keys and values."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        size = config.hidden_size
         self.head_size = config.head_size
-        self.q_proj = Linear(size, size)
-        self.k_proj = Linear(size, size)
-        self.v_proj = Linear(size, size)
-        self.o_proj = Linear(size, size)
+        size, shared_size = (
+            n * self.head_size for n in (config.num_attention_heads, config.num_kv_heads)
+        )
+        self.q_proj = Linear(config.hidden_size, size)
+        self.k_proj = Linear(config.hidden_size, shared_size)
+        self.v_proj = Linear(config.hidden_size, shared_size)
+        self.o_proj = Linear(size, config.hidden_size)
 
     def forward(self, x: Tensor, rotation: Rotation, cache: LayerCache | None = None) -> Tensor:
         heads = (*x.shape[:2], -1, self.head_size)
         q = rotate(self.q_proj(x).view(heads).transpose(1, 2), rotation)  # (B, H, T, K)
-        k = rotate(self.k_proj(x).view(heads).transpose(1, 2), rotation)
+        k = rotate(self.k_proj(x).view(heads).transpose(1, 2), rotation)  # (B, G, T, K)
         v = self.v_proj(x).view(heads).transpose(1, 2)
         mask = None
         if cache is not None:
             k, v, mask = cache.append(k, v)
-        # Several tokens are a window or a prompt, where each sees itself and those before it; a
-        # single one sees everything its row holds.
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=x.shape[1] > 1)
-        return cast(Tensor, self.o_proj(y.transpose(1, 2).reshape(x.shape)))  # (B, T, D)
+        y = attend(q, k, v, mask)  # (B, H, T, K)
+        return cast(Tensor, self.o_proj(y.transpose(1, 2).flatten(2)))  # (B, T, D)
 
 
 class MLP(nn.Module):
@@ -158,7 +162,7 @@ class Decoder(nn.Module):
         if cache is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         else:
-            positions = cache.positions(tokens.shape[1])
+            positions = cache.begin(tokens.shape[1])
         rotation = make_rotation(positions, self.config)
         if self.takes_any_batch:
             torch._dynamo.maybe_mark_dynamic(x, 0)
@@ -172,7 +176,7 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The language model: a decoder and its head, which is tied to the embedding.
+    """The language model: a decoder and its head, which may be the embedding.
 
     Weights start as N(0, initializer_range), norms as 1. `activation_checkpointing` says what
     training keeps for the backward pass (model/recompute.py); it may be set until blocks are
@@ -185,12 +189,18 @@ class Transformer(nn.Module):
         self.activation_checkpointing: ActivationCheckpointing = "none"
         self.differentiate: Differentiate = differentiate_in_place
         self.model = Decoder(config)
-        with torch.device("meta"):  # Its own weight is never allocated.
+        # Where it is the embedding, its own weight is never allocated.
+        with torch.device("meta") if config.tie_word_embeddings else nullcontext():
             self.lm_head = Linear(config.hidden_size, config.num_ids)
-        self.lm_head.weight = self.model.embed_tokens.weight
+        self.tie_head()
         for weight in self.parameters():
             if weight.dim() == 2:
                 nn.init.normal_(weight, std=config.initializer_range)
+
+    def tie_head(self) -> None:
+        """Make the embedding the head, if the model is so; again after weights were assigned."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     def draw_weights(self, device: torch.device) -> Iterator[tuple[str, Tensor]]:
         """The weights of a new model on `device`, by name, one after another: for one without any.
@@ -198,7 +208,8 @@ class Transformer(nn.Module):
         That is one made on the meta device. torch's generator, seeded alike, gives the same numbers
         as to a model made on `device`, whose layers first draw weights that are then drawn again.
         """
-        for module in self.model.modules():
+        has_own_head = not self.config.tie_word_embeddings
+        for module in (self if has_own_head else self.model).modules():
             if isinstance(module, nn.Embedding):
                 nn.Embedding(module.num_embeddings, module.embedding_dim, device=device)
             elif isinstance(module, nn.Linear):
@@ -247,11 +258,15 @@ class Transformer(nn.Module):
             self.model.largest = None
 
     @torch.inference_mode()
-    def predict(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """The next token's logits (B, V) in fp32 after tokens (B, T), now in the cache."""
+    def predict(self, tokens: Tensor, cache: KVCache, places: Tensor | None = None) -> Tensor:
+        """The next token's logits (B, V) in fp32 after tokens (B, T), now in the cache.
+
+        With `places` (P,), counted through the B * T tokens, the logits (P, V) after each of those.
+        """
         hidden = self.model(tokens, cache)
         cache.set_lengths([length + tokens.shape[1] for length in cache.lengths])
-        return cast(Tensor, self.lm_head(hidden[:, -1]).float())
+        last = hidden[:, -1] if places is None else hidden.flatten(0, 1)[places]
+        return cast(Tensor, self.lm_head(last).float())
 
     def compile_blocks(
         self, backend: str = "inductor", memory_budget: float = 0.5, takes_any_batch: bool = False

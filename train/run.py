@@ -199,7 +199,7 @@ def build_model(config: Config, rank: Rank) -> Transformer:
     if is_part:
         shard_model(model, model.model.layers, FORWARD_METHODS, rank, config.distributed)
         fill(model, model.draw_weights(rank.device), rank)
-        model.lm_head.weight = model.model.embed_tokens.weight
+        model.tie_head()
     set_up_blocks(model, config, rank)
     return model.train()
 

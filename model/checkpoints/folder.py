@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.checkpoints.hugging_face import (
     Boundaries,
@@ -38,8 +38,9 @@ from model.transformer import Transformer
 
 EMBEDDING = "model.embed_tokens.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
+QUERIES = "model.layers.0.self_attn.q_proj.weight"
 WEIGHTS_PER_LAYER = 9
-HEAD = "lm_head.weight"  # Tied to the embedding, so it is not saved.
+HEAD = "lm_head.weight"  # Not saved where it is the embedding.
 
 
 def save_model(
@@ -57,9 +58,12 @@ def save_model(
         (folder / name).write_bytes(content)
 
 
-def name_weights(model: nn.Module) -> dict[str, Tensor]:
+def name_weights(model: Transformer) -> dict[str, Tensor]:
     """The weights that a checkpoint holds, by their names there: each once."""
-    return {name: weight for name, weight in model.state_dict().items() if name != HEAD}
+    weights = model.state_dict()
+    if model.config.tie_word_embeddings:
+        del weights[HEAD]
+    return weights
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> Sealed:
@@ -78,7 +82,7 @@ def describe_model(
         )
     tokenizer = KeptTokenizer(tokenizer_json, boundaries)
     dtype_name = str(dtype).removeprefix("torch.")
-    tokenizer_config = tokenizer.make_tokenizer_config_json(config.max_position_embeddings)
+    tokenizer_config = tokenizer.make_tokenizer_config_json(config.context)
     return {
         TOKENIZER: tokenizer.make_tokenizer_json().encode(),
         CONFIG: encode_json(make_config_json(config, boundaries, dtype_name)),
@@ -139,18 +143,19 @@ def build_model(
     _check_size(config, weights, origin)
     with torch.device("meta"):
         model = Transformer(config)
-    head = weights.pop(HEAD, None)
-    shapes = {name: weight.shape for name, weight in model.state_dict().items() if name != HEAD}
+    head = weights.pop(HEAD, None) if config.tie_word_embeddings else None
+    shapes = {name: weight.shape for name, weight in name_weights(model).items()}
     _check_names(weights, shapes, origin)
     for name, shape in shapes.items():
         _check_weight(weights, name, shape, origin)
     if head is not None and not torch.equal(head, weights[EMBEDDING]):
         raise CheckpointError(
-            f"{origin}: {HEAD} differs from {EMBEDDING}; velocity's architecture ties the two"
+            f"{origin}: {HEAD} differs from {EMBEDDING}, but tie_word_embeddings in {CONFIG} "
+            "beside it is true"
         )
     copies = {name: weight.to(device, dtype, copy=True) for name, weight in weights.items()}
     model.load_state_dict(copies, strict=False, assign=True)
-    model.lm_head.weight = model.model.embed_tokens.weight
+    model.tie_head()
     return model
 
 
@@ -172,11 +177,15 @@ def _take_weights(weights: Mapping[str, Tensor], origin: Path) -> dict[str, Tens
 def _check_size(config: ModelConfig, weights: Mapping[str, Tensor], origin: Path) -> None:
     """Raise CheckpointError if the config's sizes are not about those of the weights."""
     _check_number(config, len(weights), origin)
-    wide = (config.intermediate_size, config.hidden_size)
-    for name, shape in ((EMBEDDING, (config.num_ids, config.hidden_size)), (GATE, wide)):
+    queries = config.num_attention_heads * config.head_size
+    for name, num_rows in (
+        (EMBEDDING, config.num_ids),
+        (GATE, config.intermediate_size),
+        (QUERIES, queries),
+    ):
         if name not in weights:
             raise CheckpointError(f"{origin}: missing weight {name}")
-        _check_weight(weights, name, shape, origin)
+        _check_weight(weights, name, (num_rows, config.hidden_size), origin)
 
 
 def _check_number(config: ModelConfig, num_weights: int, origin: Path) -> None:

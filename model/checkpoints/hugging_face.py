@@ -5,13 +5,17 @@ rms_norm_eps, an untied head, an end of text that never comes), so every key tha
 written; when reading, a missing key means what it means to transformers.
 """
 
+import math
 import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from model.config import ModelConfig
+from model.config import ROPE_SETTINGS, ModelConfig
 
 Json = dict[str, Any]
+# The one setting of RoPE that may also stand beside the others in config.json.
+ORIGINAL = "rope_original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def make_config_json(config: ModelConfig, boundaries: Boundaries, dtype: str) ->
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_size,
         "max_position_embeddings": config.max_position_embeddings,
         "hidden_act": "silu",
@@ -51,10 +55,8 @@ def make_config_json(config: ModelConfig, boundaries: Boundaries, dtype: str) ->
         "attention_dropout": 0.0,
         "initializer_range": config.initializer_range,
         "rms_norm_eps": config.layer_norm_eps,
-        # transformers 5 reads rope_parameters, everyone else rope_theta.
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "tie_word_embeddings": True,
+        **make_rope_json(config),
+        "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": boundaries.first,
         "eos_token_id": boundaries.end,
         "torch_dtype": dtype,
@@ -75,16 +77,33 @@ def make_generation_config_json(boundaries: Boundaries) -> Json:
     }
 
 
+def make_rope_json(config: ModelConfig) -> Json:
+    """The keys of config.json that say how positions turn.
+
+    transformers 5 reads rope_parameters, others rope_theta and rope_scaling.
+    """
+    names = [name for name in ROPE_SETTINGS[config.rope_type] if name != ORIGINAL]
+    scaling: Json = {"rope_type": config.rope_type}
+    scaling |= {name.removeprefix("rope_"): getattr(config, name) for name in names}
+    if config.rope_attention_factor is None:
+        scaling.pop("attention_factor", None)
+    # With this key, transformers 4 takes what max_position_embeddings is of it as yarn's factor.
+    is_longer = config.rope_original != config.max_position_embeddings
+    if config.rope_type == "llama3" or is_longer:
+        scaling["original_max_position_embeddings"] = config.rope_original
+    keys: Json = {"rope_theta": config.rope_theta}
+    if config.rope_type != "default":
+        keys["rope_scaling"] = scaling
+    return keys | {"rope_parameters": scaling | {"rope_theta": config.rope_theta}}
+
+
 def read_config_json(values: Json) -> ModelConfig:
     """The architecture that a config.json describes; ValueError if it is not ours.
 
     Keys that would change the logits and are not supported here are refused, never ignored.
     """
-    heads = _require(values, "num_attention_heads")
     expected = {
         "model_type": ("llama", None),
-        "tie_word_embeddings": (True, False),
-        "num_key_value_heads": (heads, heads),
         "hidden_act": ("silu", "silu"),
         "attention_bias": (False, False),
         "mlp_bias": (False, False),
@@ -93,46 +112,76 @@ def read_config_json(values: Json) -> ModelConfig:
     for key, (ours, if_missing) in expected.items():
         found = values.get(key)  # null means the default, too.
         _expect(key, if_missing if found is None else found, ours)
-    config = ModelConfig(
+    is_tied = values.get("tie_word_embeddings")
+    return ModelConfig(
         vocab_size=_require(values, "vocab_size"),
         hidden_size=_require(values, "hidden_size"),
         num_hidden_layers=_require(values, "num_hidden_layers"),
-        num_attention_heads=heads,
+        num_attention_heads=_require(values, "num_attention_heads"),
         intermediate_size=_require(values, "intermediate_size"),
         max_position_embeddings=_require(values, "max_position_embeddings"),
         initializer_range=values.get("initializer_range", 0.02),
         layer_norm_eps=values.get("rms_norm_eps", 1e-6),
-        rope_theta=_read_rope_theta(values),
+        num_key_value_heads=values.get("num_key_value_heads"),
+        head_dim=values.get("head_dim"),
+        tie_word_embeddings=False if is_tied is None else is_tied,
+        **_read_rope(values),
     )
-    head_size = values.get("head_dim")
-    _expect("head_dim", config.head_size if head_size is None else head_size, config.head_size)
-    return config
 
 
-def _read_rope_theta(values: Json) -> float:
-    """The rotary base; scaled positions, and places that disagree on the base, are refused.
+def _read_rope(values: Json) -> Json:
+    """The settings of RoPE; places that disagree on one of them are refused.
 
     transformers 5 writes rope_parameters; where rope_scaling, its name in transformers 4, stands
     beside it, that is what transformers 5 reads.
     """
     places = [values]
-    for name in ("rope_scaling", "rope_parameters"):
-        rope = values.get(name) or {}
-        if not isinstance(rope, dict):
-            raise ValueError(f"{name} is {reprlib.repr(rope)}; expected an object")
-        for key, value in rope.items():
+    for name in ("rope_parameters", "rope_scaling"):
+        place = values.get(name) or {}
+        if not isinstance(place, dict):
+            raise ValueError(f"{name} is {reprlib.repr(place)}; expected an object")
+        for key, value in place.items():
             if isinstance(value, dict):  # Positions of their own for some layers.
                 _expect(f"{name}.{key}", value, None)
-        _expect("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
-        places.append(rope)
+        places.append(place)
     for place in places:
         factor = place.get("partial_rotary_factor")
         _expect("partial_rotary_factor", 1.0 if factor is None else factor, 1.0)
-    found = [place["rope_theta"] for place in reversed(places) if "rope_theta" in place]
-    theta: float = found[0] if found else 10000.0
+    rope: Json = places[2] or places[1]
+    kind: Any = rope.get("rope_type", rope.get("type", "default"))
+    if not isinstance(kind, str) or kind not in ROPE_SETTINGS:
+        _expect("rope_type", kind, "default")
+    settings: Json = {"rope_theta": _agree("rope_theta", places[::-1], 10000.0), "rope_type": kind}
+    for name in ROPE_SETTINGS[kind]:
+        key = name.removeprefix("rope_")
+        value = _agree(key, (rope, values), None) if name == ORIGINAL else rope.get(key)
+        if value is not None:
+            settings[name] = value
+    if kind == "yarn" and settings.get("rope_attention_factor") is None:
+        settings["rope_attention_factor"] = _read_mscale(rope)
+    return settings
+
+
+def _agree(key: str, places: Sequence[Json], default: Any) -> Any:
+    """What the places that have a key say; ValueError unless they say the same."""
+    found = [place[key] for place in places if place.get(key) is not None]
     for other in found:
-        _expect("rope_theta", other, theta)
-    return theta
+        _expect(key, other, found[0])
+    return found[0] if found else default
+
+
+def _read_mscale(rope: Json) -> float | None:
+    """DeepSeek's way to say yarn's attention_factor; None if it is not said so."""
+    up, down, factor = numbers = [rope.get(key) for key in ("mscale", "mscale_all_dim", "factor")]
+    if not (up and down):
+        return None
+    if not all(isinstance(value, int | float) and value > 0 for value in numbers):
+        raise ValueError(
+            f"rope_parameters: mscale is {reprlib.repr(up)}, mscale_all_dim {reprlib.repr(down)}, "
+            f"factor {reprlib.repr(factor)}; expected numbers above 0"
+        )
+    stretch = 0.1 * math.log(cast(float, factor))
+    return float((up * stretch + 1) / (down * stretch + 1))
 
 
 def read_token_ids(key: str, generation: Json, config: Json) -> list[int]:

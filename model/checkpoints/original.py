@@ -7,7 +7,6 @@ in section "model".
 import pickle
 import warnings
 import zipfile
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,19 @@ from model.checkpoints.folder import HEAD, build_model
 from model.checkpoints.seal import CONFIG, SEED_WEIGHTS, CheckpointError, read_json
 from model.config import ModelConfig
 from model.transformer import Transformer
+
+# Keys of its config.json, which are ours; what ours has besides did not exist.
+KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "initializer_range",
+    "layer_norm_eps",
+    "rope_theta",
+)
 
 
 def is_seed_checkpoint(folder: Path) -> bool:
@@ -44,12 +56,11 @@ def _read_config(path: Path) -> ModelConfig:
         raise CheckpointError(
             f"{path}: model.hidden_act is {activation!r}; only 'silu' is supported"
         )
-    names = [field.name for field in fields(ModelConfig)]
-    missing = [name for name in names if name not in section]
+    missing = [name for name in KEYS if name not in section]
     if missing:
         raise CheckpointError(f"{path}: no key model.{missing[0]}; expected VelocityLM's settings")
     try:
-        return ModelConfig(**{name: section[name] for name in names})
+        return ModelConfig(**{name: section[name] for name in KEYS})
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

@@ -51,7 +51,9 @@ def penalize(row: Tensor, draft: Draft) -> Tensor:
     settings = draft.settings
     if settings.logit_bias:
         tokens = torch.tensor(list(settings.logit_bias), device=row.device)
-        biases = torch.tensor(list(settings.logit_bias.values()), device=row.device)
+        biases = torch.tensor(
+            list(settings.logit_bias.values()), dtype=row.dtype, device=row.device
+        )
         row = row.index_add(0, tokens, biases)
     if settings.repetition_penalty != 1:
         row = penalize_repetition(row, draft.tokens, settings.repetition_penalty)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 DEFAULT_MAX_LENGTH = 150
+MAX_LOOKUP = 64
 # Below this the likeliest token has all the probability there is, short of ties, and dividing the
 # logits by it only risks an overflow.
 MIN_TEMPERATURE = 1e-5
@@ -178,6 +179,15 @@ class Settings(Sampling):
     # How many of the likeliest tokens to keep for each generated one, with their log-probabilities
     # and its own; None keeps none. They are the model's: before temperature, penalties and cuts.
     logprobs: int | None = None
+    # How many tokens are guessed and looked at together where a text repeats itself; it stays the
+    # same, but for rounding.
+    prompt_lookup_num_tokens: Annotated[
+        int,
+        typer.Option(
+            "--prompt-lookup",
+            help="Where a text repeats itself, guess so many tokens; it is faster, and the same.",
+        ),
+    ] = 0
     # Texts generated together. Fewer take less memory; the texts stay the same.
     batch_size: int = 16
 
@@ -187,6 +197,11 @@ class Settings(Sampling):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
+        if not 0 <= self.prompt_lookup_num_tokens <= MAX_LOOKUP:
+            raise ValueError(
+                f"prompt_lookup_num_tokens is {self.prompt_lookup_num_tokens}; expected from 0 to "
+                f"{MAX_LOOKUP}; 0 is off"
+            )
         if 1 < self.num_beams < self.num_return_sequences:
             raise ValueError(
                 f"num_return_sequences is {self.num_return_sequences}, but num_beams is "

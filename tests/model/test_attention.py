@@ -15,8 +15,8 @@ from model.recompute import ActivationCheckpointing
 from tests.live import Operators
 from tests.tiny import CONFIG, make_model
 
-HEADS = Heads(torch.device("cpu"), torch.float32, CONFIG.num_attention_heads, CONFIG.head_size, 31)
-GPU = Heads(torch.device("cuda", 0), torch.float16, 32, 64, 2048)
+HEADS = Heads(torch.device("cpu"), torch.float32, 4, 4, CONFIG.head_size, 31)
+GPU = Heads(torch.device("cuda", 0), torch.float16, 32, 32, 64, 2048)
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 
 
@@ -120,7 +120,7 @@ def test_auto_takes_the_fastest_that_a_gpu_has(
     gpu: Gpu, major: int, has_fa3: bool, precision: torch.dtype, expected: str
 ) -> None:
     gpu.major, gpu.has_fa3 = major, has_fa3
-    heads = Heads(GPU.device, precision, 32, 64, 2048)
+    heads = Heads(GPU.device, precision, 32, 32, 64, 2048)
     with use_attention("auto", heads) as kernel:
         assert kernel == expected
     # What cannot be done by the first, such as a mask, is done by another.
@@ -175,7 +175,7 @@ def test_every_kernel_of_a_gpu_gives_the_same_gradients(wish: AttentionKernel) -
     results = []
     for dtype, kernel in ((torch.float32, "math"), (torch.float16, wish)):
         given = [tensor.to(dtype).requires_grad_() for tensor in (q, k, v)]
-        with use_attention(kernel, Heads(device, dtype, 4, 64, 256)) as found:
+        with use_attention(kernel, Heads(device, dtype, 4, 4, 64, 256)) as found:
             assert kernel in ("auto", found)
             y = torch.nn.functional.scaled_dot_product_attention(*given, is_causal=True)
             y.float().square().sum().backward()

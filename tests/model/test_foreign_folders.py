@@ -241,9 +241,11 @@ def test_more_tokens_than_the_model_has_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rope_scaling": {"type": "linear", "factor": 4.0}},
-        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "rope_parameters": None},
-        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "rope_theta": 10000.0},
+        {"rope_scaling": {"type": "longrope", "factor": 4.0}},
+        {"rope_scaling": {"rope_type": "linear"}, "rope_parameters": None},
+        {"rope_scaling": {"rope_type": "yarn", "factor": "2"}, "rope_theta": 10000.0},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": "x", "mscale_all_dim": 1}},
+        {"rope_parameters": {"rope_type": ["linear"], "factor": 2.0}},
         {"rope_scaling": {"rope_type": "default", "rope_theta": 500.0}},
         {"rope_scaling": {"rope_type": "default"}, "rope_parameters": {"rope_theta": 500.0}},
         {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}},
@@ -266,6 +268,8 @@ def test_other_positions_are_refused(folder: Path, changes: dict[str, Any]) -> N
         {"rope_scaling": None, "rope_parameters": {"rope_theta": 500.0}, "rope_theta": ...},
         {"rope_scaling": {}, "rope_parameters": {}, "rope_theta": 500.0},
         {"rope_scaling": {"factor": 2.0}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},  # Beside rope_parameters of no kind.
+        {"rope_scaling": None, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "rope_theta": 500.0},
     ],
 )

@@ -27,6 +27,7 @@ SHARDS = {
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
 MODEL = {"model", "model.checkpoints", "model.decode"}
+SERVE = {"model.serve", "model.serve.chat", "model.serve.wire"}
 READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
@@ -52,6 +53,9 @@ MAY_IMPORT = {
     "model": set[str](),
     "model.checkpoints": {"model"},
     "model.decode": {"model", "model.checkpoints"},
+    "model.serve.wire": set(),
+    "model.serve.chat": {"model.checkpoints", "model.serve.wire"},
+    "model.serve": {"model.serve.chat", "model.serve.wire"} | MODEL,
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
     "prep.sources": {"prep.files", "prep.readers", *SHARDS},
@@ -76,7 +80,8 @@ MAY_IMPORT = {
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
-    "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary"} | SHARDS | MODEL | TRAIN,
+    "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary", "model.serve"}
+    | (SHARDS | MODEL | TRAIN),
 }
 # The faces of a package: each may import all rooms of it.
 FACES = {
@@ -318,6 +323,7 @@ def test_a_wheel_holds_the_code_and_no_data(tmp_path: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == code
     assert [name for name in names if name.startswith("shards/") and name not in code] == []
     assert {"prep/gpt2/vocab.bpe", "prep/gpt2/LICENSE", "train/configs/tiny.yaml"} <= set(names)
+    assert "model/rows.c" in names
 
 
 def test_data_in_the_current_folder_does_not_shadow_the_package(tmp_path: Path) -> None:

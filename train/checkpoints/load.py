@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.checkpoints.folder import name_weights
 from model.checkpoints.seal import WEIGHTS, CheckpointError, read_seal
 from model.checkpoints.tensor_file import TensorReader, check_entries
+from model.transformer import Transformer
 from shards.reader import Shards
 from shards.screen.lines import Say
 from train.checkpoints.position import OPTIMIZER
@@ -37,7 +38,7 @@ def restore(
     rank: Rank,
     shards: Shards,
     start: Start,
-    model: nn.Module,
+    model: Transformer,
     optimizer: torch.optim.Optimizer,
     parts: Parts,
     say: Say,
@@ -67,7 +68,7 @@ def refuse_damaged(fault: str) -> None:
 
 
 def load_tensors(
-    folder: Path, rank: Rank, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, rank: Rank, model: Transformer, optimizer: torch.optim.Optimizer
 ) -> str | None:
     """Load weights, moments and the generator's state; what is wrong with them, if anything is."""
     fault = load_file(folder / WEIGHTS, rank, name_weights(model))

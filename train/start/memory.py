@@ -1,10 +1,11 @@
 """How much memory a rank needs, computed from the settings before anything is allocated.
 
 The activations' bytes were measured at hidden 2048, inner 8192, fp16: 127,368 a token and block
-eagerly and 86,408 compiled (docs/log.md), and are scaled by the sizes they consist of. docs/plan.md
-says where the estimate was compared with runs.
+eagerly and 86,408 compiled (docs/log.md), and are scaled by the sizes they consist of; what of it
+is queries or keys was counted where their widths differ. docs/plan.md says where the estimate was
+compared with runs.
 
-P parameters, E of them in the embedding, which is also the head, and R ranks.
+P parameters, E of them in the head, which may also be the embedding, and R ranks.
 """
 
 from dataclasses import dataclass, fields
@@ -95,13 +96,13 @@ def gathered_bytes(model: ModelConfig) -> int:
     """What is whole at the same time under fsdp, in fp32, at the most: in a backward pass.
 
     A block's weights and their gradients, the buffers that both travel in, and those with the
-    weights of the block before it and the gradients of the one behind; the embedding and its
-    gradient. Not measured on GPUs; on CPUs it was 4 blocks (docs/log.md).
+    weights of the block before it and the gradients of the one behind; embedding and head, and
+    their gradients. Not measured on GPUs; on CPUs it was 4 blocks (docs/log.md).
 
     >>> gathered_bytes(ModelConfig())
     2434123768
     """
-    embedding = model.num_ids * model.hidden_size
+    embedding = model.embedding_parameters
     block = (model.num_parameters() - embedding) // model.num_hidden_layers
     return 4 * (6 * block + 2 * embedding)
 
@@ -120,8 +121,7 @@ def activation_bytes(config: Config, tokens: int, is_half: bool, compiles: bool)
         kept = inputs + round(share * (block - inputs))
     # Autocast keeps each copy that it made; a compiled block keeps its own, if it keeps everything.
     has_copies = is_half and (not compiles or checkpointing == "none")
-    head = model.num_ids * model.hidden_size
-    copies = 2 * (model.num_parameters() - head) if has_copies else 0
+    copies = 2 * (model.num_parameters() - model.embedding_parameters) if has_copies else 0
     return tokens * model.num_hidden_layers * kept + copies
 
 
@@ -134,7 +134,7 @@ def backward_bytes(config: Config, tokens: int, is_half: bool, compiles: bool) -
     block, inputs = bytes_per_token(config, is_half, compiles), input_bytes(model, is_half)
     is_kept = config.training.activation_checkpointing == "none"
     at_work = inputs + block // 2 + (0 if is_kept else block)
-    return 4 * model.num_ids * model.hidden_size + tokens * at_work
+    return 4 * model.head_parameters + tokens * at_work
 
 
 def input_bytes(model: ModelConfig, is_half: bool) -> int:
@@ -151,8 +151,10 @@ def bytes_per_token(config: Config, is_half: bool, compiles: bool) -> int:
     86016
     """
     model = config.model
-    hidden, inner = (18, 6) if compiles else (30, 8)
+    hidden, inner = (8, 6) if compiles else (20, 8)
     in_half = hidden * model.hidden_size + inner * model.intermediate_size
+    # Queries and what attention makes of them, twice; keys and values.
+    in_half += (6 * model.num_attention_heads + 4 * model.num_kv_heads) * model.head_size
     # Plain products keep a weight for each earlier token, in fp32 in any precision.
     is_plain = config.training.attention == "math"
     weights = 4 * model.num_attention_heads * config.data.max_seq_length if is_plain else 0
@@ -167,7 +169,7 @@ def loss_bytes(
     chunk_logits = min(4 * tokens * model.num_ids, limit)
     # In fp32 it takes the place of the logits, but not in compiled code.
     dlogits = chunk_logits // 2 if is_half else chunk_logits if compiles else 0
-    head = model.num_ids * model.hidden_size
+    head = model.head_parameters
     # The head's gradient so far, beside either a chunk's logits or what the chunk adds to it.
     at_once = 4 * head + max(chunk_logits + dlogits, (dlogits or chunk_logits) + 4 * head)
     size = 2 if is_half else 4

@@ -19,6 +19,7 @@ def use_kernels(config: Config, device: torch.device) -> AbstractContextManager[
         device,
         DTYPES[config.training.precision],
         model.num_attention_heads,
+        model.num_kv_heads,
         model.head_size,
         config.data.max_seq_length,
     )
