@@ -27,7 +27,7 @@ SHARDS = {
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
 MODEL = {"model", "model.checkpoints", "model.decode"}
-SERVE = {"model.serve", "model.serve.chat", "model.serve.wire"}
+SERVE = {"model.serve", *(f"model.serve.{room}" for room in ("chat", "page", "wire"))}
 READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
@@ -55,7 +55,8 @@ MAY_IMPORT = {
     "model.decode": {"model", "model.checkpoints"},
     "model.serve.wire": set(),
     "model.serve.chat": {"model.checkpoints", "model.serve.wire"},
-    "model.serve": {"model.serve.chat", "model.serve.wire"} | MODEL,
+    "model.serve": {"model.serve.chat", "model.serve.page", "model.serve.wire"} | MODEL,
+    "model.serve.page": {"model.serve", "model.serve.wire"},
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
     "prep.sources": {"prep.files", "prep.readers", *SHARDS},
@@ -322,6 +323,9 @@ def test_a_wheel_holds_the_code_and_no_data(tmp_path: Path) -> None:
     code = {str(path.relative_to(ROOT)) for path in python_files()}
     assert {name for name in names if name.endswith(".py")} == code
     assert [name for name in names if name.startswith("shards/") and name not in code] == []
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "model/serve/page").glob("*.*")}
+    assert len(page) > 6
+    assert page <= set(names)
     assert {"prep/gpt2/vocab.bpe", "prep/gpt2/LICENSE", "train/configs/tiny.yaml"} <= set(names)
     assert "model/rows.c" in names
 

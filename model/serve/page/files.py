@@ -4,14 +4,22 @@ A browser is told to take nothing from anywhere else, to run no script but these
 page in no other one's frame: what a model writes, or a stranger's link, can start nothing.
 """
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
 FOLDER = Path(__file__).parent
-KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+KINDS = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -28,7 +36,7 @@ HEADERS = {
 }
 
 
-def make_routes() -> list[Route]:
+def make_page() -> list[Route]:
     """The page at / and its files below /page/, read now and never again."""
     routes = []
     for path in sorted(FOLDER.iterdir()):
@@ -38,10 +46,10 @@ def make_routes() -> list[Route]:
     return routes
 
 
-def make_endpoint(content: bytes, kind: str):  # type: ignore[no-untyped-def]
+def make_endpoint(content: bytes, kind: str) -> Endpoint:
     """What answers with a file."""
 
     async def show(request: Request) -> Response:
-        return Response(content, headers=HEADERS, media_type=f"{kind}")
+        return Response(content, headers=HEADERS, media_type=kind)
 
     return show

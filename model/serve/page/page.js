@@ -84,6 +84,7 @@ function begins(event) {
   find("texts").replaceChildren(...texts.map((text) => text.element));
   const prompt = fields.prompt.value;
   texts.forEach((text) => text.start(prompt));
+  texts[0].element.scrollIntoView({ block: "nearest" });
   return run(texts.map((text) => [text, prompt]));
 }
 
@@ -147,7 +148,8 @@ async function traceText(text) {
       passage.stop = units(passage.stop);
     }
     text.showSources(answer);
-    say(`${answer.passages.length} passages are in the training data.`);
+    const count = answer.passages.length;
+    say(`${count} ${count === 1 ? "passage is" : "passages are"} in the training data.`);
   } catch (error) {
     tell(error);
   }

@@ -86,7 +86,7 @@ export class Text {
     const kept = this.tokens.slice(0, place);
     const ids = [...this.promptIds, ...kept.map((token) => token.id), other.id];
     this.earlier.push({ prompt: this.prompt, ids: this.promptIds, tokens: this.tokens });
-    this.back.disabled = false;
+    this.back.hidden = false;
     const others = this.tokens[place].others;
     this.start(this.prompt, [...kept, { ...other, others, isChosen: true }]);
     this.promptIds = ids.slice(0, ids.length - place - 1);
@@ -101,22 +101,26 @@ export class Text {
     const { prompt, ids, tokens } = this.earlier.pop();
     this.start(prompt, tokens);
     this.promptIds = ids;
-    this.back.disabled = !this.earlier.length;
+    this.back.hidden = !this.earlier.length;
   }
 
   showSources(answer) {
     showSources(this.sources, answer, (start, stop) => this.mark(start, stop));
   }
 
-  // Mark what lies in [start, stop) of the text, or nothing.
+  // Mark [start, stop) of the text, or nothing.
   mark(start, stop) {
+    if (!CSS.highlights) return; // A browser of before 2025.
+    const range = document.createRange();
     let at = 0;
     for (const span of this.written.children) {
-      const end = at + span.textContent.length;
-      const isFound = end > start && at < stop && span.classList.contains("token");
-      span.classList.toggle("found", isFound);
-      at = end;
+      const length = span.textContent.length;
+      const inside = (place) => place >= at && place <= at + length && length;
+      if (inside(start)) range.setStart(span.firstChild, start - at);
+      if (inside(stop)) range.setEnd(span.firstChild, stop - at);
+      at += length;
     }
+    CSS.highlights.set("found", new Highlight(range));
   }
 
   listen() {
@@ -261,6 +265,7 @@ function readBytes(text) {
 
 // A token's text in which spaces and line ends can be seen.
 function describe(text) {
+  if (text.startsWith("bytes:\\x")) return text.replace(/\\x/g, " ");
   return text.replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "(nothing)";
 }
 

@@ -2,21 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.serve.house import House
+from model.serve.house import House, Trace
 from model.serve.wire.answers import make_json
 from model.serve.wire.errors import ApiError, refuse
-from model.serve.wire.fields import Fields, Object
+from model.serve.wire.fields import Fields
 
 logger = logging.getLogger("velocity")
-
-# A text, and the characters [start, stop) of it that are looked for -> the answer.
-Trace = Callable[[str, int, int], Object]
 
 # At most a token for each of them, of nearly every tokenizer; it bounds the time of an answer.
 MAX_TEXT_BYTES = 8000
@@ -30,7 +25,6 @@ class Traces:
     def __init__(self, house: House, trace: Trace) -> None:
         self.house = house
         self.trace = trace
-        self.worker = ThreadPoolExecutor(1, "trace")
         self.num_waiting = 0
 
     async def answer(self, request: Request) -> Response:
@@ -46,7 +40,7 @@ class Traces:
         self.num_waiting += 1
         try:
             loop = asyncio.get_running_loop()
-            answer = await loop.run_in_executor(self.worker, self.trace, text, start, stop)
+            answer = await loop.run_in_executor(self.house.tracer, self.trace, text, start, stop)
         except ValueError as error:  # The text was checked: a file of the set or its index.
             logger.error("velocity: %s", error)
             raise ApiError(
