@@ -7,12 +7,14 @@ import io
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from secrets import randbelow
 from typing import Annotated, Any
 
 import typer
 
-from model.decode.settings import Prompts, Settings, read_stop
+from model.decode.settings import Output, Prompts, Settings, read_stop
 from model.serve.options import Serving
 from prep.command import prep
 from prep.foreign.command import import_shards
@@ -109,23 +111,39 @@ def sample(
     ],
     source: Prompts,
     settings: Settings,
-    stream: Annotated[bool, typer.Option(help="Show a single text as it is generated.")] = True,
+    output: Output,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one."),
     ] = None,
 ) -> None:
-    """Generate text from a checkpoint."""
-    from model.decode.console import write_texts
-    from model.decode.prompts import read_prompts
+    """Generate text from a checkpoint; on a terminal and without a prompt, ask for prompts."""
     from model.generate import load_generator
+    from model.sample.console import write_texts
+    from model.sample.json_lines import write_json
+    from model.sample.over_run import write_over_run
+    from model.sample.prompts import read_prompts
+    from model.sample.repl import run_repl
     from prep.tokenizer.gpt2 import build_gpt2_json
 
+    output.check(settings)
     settings = replace(settings, stop=tuple(map(read_stop, settings.stops)))
-    prompts = read_prompts(source, say)
+    if settings.seed is None and (output.all or output.as_json):
+        settings = replace(settings, seed=randbelow(2**32))  # Each text can be written again.
     # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
-    generator = load_generator(ckpt, device, tokenizer_json=build_gpt2_json())
-    write_texts(generator, prompts, settings, open_output(), say, stream)
+    load = partial(load_generator, device=device, tokenizer_json=build_gpt2_json())
+    asks = source.is_empty and sys.stdin.isatty() and sys.stdout.isatty()
+    if asks and not output.all and not output.as_json:
+        run_repl(load(ckpt), settings, open_output(), say)
+        return
+    prompts, show = read_prompts(source, say), open_output()
+    if output.all:
+        words, as_json = output.continuation, output.as_json
+        write_over_run(ckpt, load, prompts, settings, show, say, words, as_json)
+    elif output.as_json:
+        write_json(load(ckpt), prompts, settings, show)
+    else:
+        write_texts(load(ckpt), prompts, settings, show, say, output.stream)
 
 
 @app.command()

@@ -16,8 +16,8 @@ from model.checkpoints.hugging_face import Boundaries
 from model.checkpoints.kept_tokenizer import KeptTokenizer
 from model.decode.generator import Generator
 from model.decode.predictor import Predictor
-from model.decode.prompts import read_prompts
 from model.decode.settings import Prompts, Settings
+from model.sample.prompts import read_prompts
 from model.transformer import Transformer
 from shards.disk.layout import TOKENIZER
 from shards.reader import Shards

@@ -26,7 +26,7 @@ SHARDS = {
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
-MODEL = {"model", "model.checkpoints", "model.decode"}
+MODEL = {"model", "model.checkpoints", "model.decode", "model.sample"}
 SERVE = {"model.serve", *(f"model.serve.{room}" for room in ("chat", "page", "wire"))}
 READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
@@ -53,9 +53,11 @@ MAY_IMPORT = {
     "model": set[str](),
     "model.checkpoints": {"model"},
     "model.decode": {"model", "model.checkpoints"},
+    "model.sample": {"model", "model.checkpoints", "model.decode"},
     "model.serve.wire": set(),
     "model.serve.chat": {"model.checkpoints", "model.serve.wire"},
-    "model.serve": {"model.serve.chat", "model.serve.page", "model.serve.wire"} | MODEL,
+    "model.serve": {"model.serve.chat", "model.serve.page", "model.serve.wire", "model.decode"}
+    | {"model.checkpoints", "model"},
     "model.serve.page": {"model.serve", "model.serve.wire"},
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
@@ -255,7 +257,7 @@ def modules_loaded_by(statement: str) -> set[str]:
         ("import prep.run, prep.quickstart", {"torch", "datasets", "huggingface_hub"}),
         ("import shards.inspect.verify, shards.inspect.show", {"torch", "datasets"}),
         ("import train.loop, train.__main__", {"datasets", "transformers"}),
-        ("import model.decode.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
+        ("import model.sample.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
         ("import train.settings, model.config", {"torch"}),
         ("import train.start.choose", {"torch", "numpy", "pyarrow"}),
         ("import train.tracing.steps, train.commands", {"torch"}),
