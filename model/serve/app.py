@@ -36,7 +36,7 @@ def make_app(house: House) -> ASGIApp:
     ]
     routes += make_page()
     if house.trace is not None:
-        routes.append(Route("/v1/trace", Traces(house, house.trace).answer, methods=["POST"]))
+        routes.append(Route("/v1/trace", Traces(house).answer, methods=["POST"]))
     limits = house.limits
     middleware = []
     if limits.allow_origin:

@@ -87,7 +87,11 @@ class Tab:
     def run(self, code: str) -> Any:
         """What an expression of JavaScript gives, once it has given it."""
         found = self.send(
-            "Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True
+            "Runtime.evaluate",
+            expression=code,
+            returnByValue=True,
+            awaitPromise=True,
+            allowUnsafeEvalBlockedByCSP=False,
         )
         assert "exceptionDetails" not in found, f"{code}\n{found['exceptionDetails']}"
         return found["result"].get("value")
@@ -126,9 +130,7 @@ class Tab:
         x, y = self.find(selector)
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         for kind in ("mousePressed", "mouseReleased"):
-            self.send(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def type(self, text: str) -> None:
         """Type a text into what has the focus."""

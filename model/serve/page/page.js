@@ -148,8 +148,8 @@ async function traceText(text) {
       passage.stop = units(passage.stop);
     }
     text.showSources(answer);
-    const count = answer.passages.length;
-    say(`${count} ${count === 1 ? "passage is" : "passages are"} in the training data.`);
+    const found = answer.passages.length;
+    say(`${found} ${found === 1 ? "passage is" : "passages are"} in the training data.`);
   } catch (error) {
     tell(error);
   }

@@ -67,7 +67,9 @@ export class Text {
   // Of a text that ended by itself, the token that ended it is no text.
   end(reason) {
     const last = this.tokens.at(-1);
-    if (reason === "end_of_text" && last) {
+    if (!last) return;
+    last.span.append(this.decoder.decode()); // Of a character that was not written to its end.
+    if (reason === "end_of_text") {
       last.span.textContent = "";
       last.span.classList.add("end");
     }

@@ -6,7 +6,7 @@ import logging
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.serve.house import House, Trace
+from model.serve.house import House
 from model.serve.wire.answers import make_json
 from model.serve.wire.errors import ApiError, refuse
 from model.serve.wire.fields import Fields
@@ -22,14 +22,13 @@ MAX_WAITING = 8
 class Traces:
     """The endpoint."""
 
-    def __init__(self, house: House, trace: Trace) -> None:
+    def __init__(self, house: House) -> None:
         self.house = house
-        self.trace = trace
         self.num_waiting = 0
 
     async def answer(self, request: Request) -> Response:
         """The passages of a text, as `velocity shards find --json` has them."""
-        text, start, stop = await self.house.read(request, self.read)
+        asked = await self.house.read(request, self.read)
         if self.num_waiting >= MAX_WAITING:
             raise ApiError(
                 429,
@@ -40,7 +39,8 @@ class Traces:
         self.num_waiting += 1
         try:
             loop = asyncio.get_running_loop()
-            answer = await loop.run_in_executor(self.house.tracer, self.trace, text, start, stop)
+            assert self.house.trace is not None  # Or there is no such path.
+            answer = await loop.run_in_executor(self.house.tracer, self.house.trace, *asked)
         except ValueError as error:  # The text was checked: a file of the set or its index.
             logger.error("velocity: %s", error)
             raise ApiError(
