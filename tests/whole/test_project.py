@@ -26,7 +26,7 @@ SHARDS = {
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
-MODEL = {"model", "model.checkpoints", "model.decode", "model.sample"}
+MODEL = {"model", "model.checkpoints", "model.decode", "model.sample", "model.export"}
 SERVE = {"model.serve", *(f"model.serve.{room}" for room in ("chat", "page", "wire"))}
 READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
@@ -37,7 +37,9 @@ TRAIN = {
     "train",
     *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof")),
     "train.plan",
+    "train.inspect",
     "train.page",
+    "train.publish",
     *STEPPING,
 }
 MAY_IMPORT = {
@@ -53,6 +55,7 @@ MAY_IMPORT = {
     "model": set[str](),
     "model.checkpoints": {"model"},
     "model.decode": {"model", "model.checkpoints"},
+    "model.export": {"model", "model.checkpoints"},
     "model.sample": {"model", "model.checkpoints", "model.decode"},
     "model.serve.wire": set(),
     "model.serve.chat": {"model.checkpoints", "model.serve.wire"},
@@ -78,8 +81,10 @@ MAY_IMPORT = {
     "train.checkpoints": STEPPING | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
+    "train.publish": {"train.page", "train.checkpoints"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
     "train.plan": {"train.start"} | SHARDS | MODEL,
+    "train.inspect": {"train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
@@ -115,6 +120,7 @@ SHARED = {
     "train.proof": {"train.config", "train.settings"},
     "train.reports": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.page": {"train.config", "train.settings"},
+    "train.publish": {"train.config", "train.settings"},
 }
 NO_TORCH = {"shards", "prep"}
 
@@ -260,7 +266,7 @@ def modules_loaded_by(statement: str) -> set[str]:
         ("import model.sample.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
         ("import train.settings, model.config", {"torch"}),
         ("import train.start.choose", {"torch", "numpy", "pyarrow"}),
-        ("import train.tracing.steps, train.commands", {"torch"}),
+        ("import train.tracing.steps, train.inspect.folders, train.commands", {"torch"}),
     ],
 )
 def test_imports_stay_light(statement: str, absent: set[str]) -> None:
