@@ -21,6 +21,14 @@ from model.checkpoints.hugging_face import (
     make_generation_config_json,
     read_config_json,
 )
+from model.checkpoints.int8 import (
+    QUANTIZATION,
+    check_quantization,
+    count_weights,
+    is_int8,
+    take_int8,
+    use_int8_layers,
+)
 from model.checkpoints.kept_tokenizer import KeptTokenizer, find_end_of_text
 from model.checkpoints.seal import (
     CONFIG,
@@ -100,7 +108,10 @@ def load_model(
     or does not fit this architecture.
     """
     values = read_json(folder / CONFIG)
+    quantization = values.pop(QUANTIZATION, None)
     try:
+        if quantization is not None:
+            check_quantization(quantization)
         config = read_config_json(values)
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
@@ -108,8 +119,10 @@ def load_model(
     try:
         _check_header(path)
         with safe_open(path, framework="pt") as file:
-            _check_number(config, len(file.keys()), path)
+            _check_number(config, count_weights(file.keys()), path)
         weights = load_file(path)  # Maps the file into memory, and reads nothing yet.
+        if quantization is not None:
+            weights = take_int8(weights, path)
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder}: no {WEIGHTS}; expected all weights in that one file"
@@ -143,6 +156,7 @@ def build_model(
     _check_size(config, weights, origin)
     with torch.device("meta"):
         model = Transformer(config)
+    use_int8_layers(model, weights)
     head = weights.pop(HEAD, None) if config.tie_word_embeddings else None
     shapes = {name: weight.shape for name, weight in name_weights(model).items()}
     _check_names(weights, shapes, origin)
@@ -153,7 +167,11 @@ def build_model(
             f"{origin}: {HEAD} differs from {EMBEDDING}, but tie_word_embeddings in {CONFIG} "
             "beside it is true"
         )
-    copies = {name: weight.to(device, dtype, copy=True) for name, weight in weights.items()}
+    copies = {
+        # What is int8 was unpacked, and has memory of its own already.
+        name: weight.to(device) if is_int8(name, weights) else weight.to(device, dtype, copy=True)
+        for name, weight in weights.items()
+    }
     model.load_state_dict(copies, strict=False, assign=True)
     model.tie_head()
     return model
@@ -166,7 +184,7 @@ def _take_weights(weights: Mapping[str, Tensor], origin: Path) -> dict[str, Tens
         plain = name.replace("_orig_mod.", "").removeprefix("module.")
         if plain in renamed:
             raise CheckpointError(f"{origin}: two weights are named {plain}, apart from prefixes")
-        if not weight.is_floating_point():
+        if not weight.is_floating_point() and not is_int8(name, weights):
             raise CheckpointError(
                 f"{origin}: {name} holds {weight.dtype}; expected floating-point numbers"
             )

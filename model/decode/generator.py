@@ -234,7 +234,8 @@ class Generator:
         the first token, which has None: for a text as the beginning of a document, give
         `[generator.begin, *ids]`. Raises ValueError for a text longer than the model's context.
         """
-        return score_tokens(self.model, self._read(text)[1], self.num_words, num_alternatives)
+        tokens = self._read(text)[1]
+        return score_tokens(self.model, tokens, self.num_words, num_alternatives)[0]
 
 
 def spread(settings: Settings | Sequence[Settings], num_prompts: int) -> Sequence[Settings]:
