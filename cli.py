@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that --help is quick.
 
 import io
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -174,8 +175,16 @@ def serve(
         str | None,
         typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one."),
     ] = None,
+    shards: Annotated[
+        Path | None,
+        typer.Option(help="The training set, indexed: the page and /v1/trace find texts in it."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="With --shards: the run's checkpoints, for its steps."),
+    ] = None,
 ) -> None:
-    """Serve checkpoints over HTTP, with OpenAI's API."""
+    """Serve checkpoints over HTTP, with OpenAI's API and a page for people."""
     try:
         from model.serve.server import serve as serve_models
     except ModuleNotFoundError as error:
@@ -184,7 +193,20 @@ def serve(
         ) from None
     from prep.tokenizer.gpt2 import build_gpt2_json
 
-    serve_models(ckpt, limits, device, tokenizer_json=build_gpt2_json())
+    if run is not None and shards is None:
+        raise ValueError("--run is for --shards; give both, or neither")
+    trace = None if shards is None else open_trace(shards, run)
+    serve_models(ckpt, limits, device, tokenizer_json=build_gpt2_json(), trace=trace)
+
+
+def open_trace(shards: Path, run: Path | None) -> Callable[[str, int, int], dict[str, Any]]:
+    """What says where characters of a text are in a set, and at which steps a run saw them."""
+    from shards.index.passages import Wish
+    from shards.reader import open_shards
+    from train.tracing.passages import open_passages
+
+    passages, wish = open_passages(open_shards(shards), run, say), Wish()
+    return lambda text, start, stop: passages.answer(text, wish, start, stop)
 
 
 @app.command()

@@ -27,8 +27,10 @@ def adjust_logits(logits: Tensor, drafts: Sequence[Draft]) -> Tensor:
     logits = logits.clone()
     for b in changed:
         row = bound(penalize(logits[b], drafts[b]), logits[b])
-        forbidden = find_forbidden(len(row), drafts[b]).to(row.device)
-        logits[b] = row if bool(forbidden.all()) else row.masked_fill(forbidden, -torch.inf)
+        forbidden = find_forbidden(len(row), drafts[b])
+        if forbidden.any() and not forbidden.all():
+            row = row.masked_fill(forbidden.to(row.device), -torch.inf)
+        logits[b] = row
     return logits
 
 

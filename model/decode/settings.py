@@ -291,7 +291,8 @@ class Prompts:
     prompt: Annotated[
         tuple[str, ...],
         typer.Option(
-            help="May be given several times. Without one, the text starts a new document."
+            help="May be given several times. Without one, a terminal asks for it; elsewhere, the "
+            "text starts a new document."
         ),
     ] = ()
     prompt_file: Annotated[

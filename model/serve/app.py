@@ -15,6 +15,8 @@ from model.serve.chat_completions import ChatCompletions
 from model.serve.completions import Completions
 from model.serve.door import Door
 from model.serve.house import House
+from model.serve.page.files import make_page
+from model.serve.page.trace import Traces
 from model.serve.responses import Responses
 from model.serve.wire.answers import make_json
 from model.serve.wire.errors import ApiError
@@ -32,6 +34,9 @@ def make_app(house: House) -> ASGIApp:
         Route("/v1/chat/completions", ChatCompletions(house).answer, methods=["POST"]),
         Route("/v1/responses", Responses(house).answer, methods=["POST"]),
     ]
+    routes += make_page()
+    if house.trace is not None:
+        routes.append(Route("/v1/trace", Traces(house).answer, methods=["POST"]))
     limits = house.limits
     middleware = []
     if limits.allow_origin:
@@ -87,9 +92,10 @@ class General:
         return Response(self.house.metrics.show(), media_type=kind)
 
     async def list_models(self, request: Request) -> Response:
-        """The models that requests may name."""
+        """The models that requests may name, and whether /v1/trace answers."""
         models = [served.describe() for served in self.house.served]
-        return make_json({"object": "list", "data": models})
+        traces = self.house.trace is not None
+        return make_json({"object": "list", "data": models, "traces": traces})
 
     async def show_model(self, request: Request) -> Response:
         """One of them."""

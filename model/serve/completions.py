@@ -54,7 +54,7 @@ def show_logprobs(choice: Choice, offset: int) -> tuple[Object, int]:
     own: list[float | None] = []
     best: list[dict[str, float] | None] = []
     offsets: list[int] = []
-    ids: list[list[int]] = []
+    ids: list[dict[str, int]] = []
     for scored in (*choice.prompt_logprobs, *choice.logprobs):
         spelled = spell(scored.token)
         tokens.append(show_bytes(spelled))
@@ -63,16 +63,16 @@ def show_logprobs(choice: Choice, offset: int) -> tuple[Object, int]:
         if scored.logprob is None:  # The first token of a prompt.
             own.append(None)
             best.append(None)
-            ids.append([])
+            ids.append({})
             continue
         own.append(bound(scored.logprob))
         places: dict[str, float] = {}
-        place_ids = []
+        place_ids: dict[str, int] = {}
         for token, logprob in (*scored.alternatives, (scored.token, scored.logprob)):
             shown = show_bytes(spell(token))
             if shown not in places:
                 places[shown] = bound(logprob)
-                place_ids.append(token)
+                place_ids[shown] = token
         best.append(places)
         ids.append(place_ids)
     shown_all: Object = {

@@ -28,6 +28,9 @@ from model.serve.wire.errors import ApiError
 from model.serve.wire.fields import Fields, Object, read_object, show
 
 T = TypeVar("T")
+# A text, and the characters [start, stop) of it that are looked for -> where the training data has
+# passages of them. Raises ValueError, for the log, if the data cannot be read.
+Trace = Callable[[str, int, int], Object]
 
 # Reading a request takes a core: parsing, and above all encoding its prompts.
 NUM_READERS = 2
@@ -142,6 +145,10 @@ class House:
     readers: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(NUM_READERS, "reader")
     )
+    # What answers where a text comes from; None if the server was given no training data.
+    trace: Trace | None = None
+    # Answers one after another.
+    tracer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "tracer"))
 
     def find(self, fields: Fields) -> Served:
         """The model that a request names; the first one if it names none."""
@@ -199,6 +206,7 @@ class House:
     def close(self) -> None:
         """End what was started for reading requests."""
         self.readers.shutdown()
+        self.tracer.shutdown(cancel_futures=True)
         for served in self.served:
             if served.template is not None:
                 served.template.close()

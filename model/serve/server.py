@@ -15,7 +15,7 @@ from model.generate import load_generator
 from model.serve.app import make_app
 from model.serve.batcher import Batcher
 from model.serve.chat.template import find_template
-from model.serve.house import House, Served
+from model.serve.house import House, Served, Trace
 from model.serve.metrics import Metrics
 from model.serve.options import Serving
 
@@ -30,8 +30,11 @@ def serve(
     limits: Serving,
     device: str | None = None,
     tokenizer_json: str | None = None,
+    trace: Trace | None = None,
 ) -> None:
     """Serve the models of these checkpoints until a signal ends it.
+
+    `trace` says where a text comes from, if the training data is at hand.
 
     Raises what `load_generator` raises, and OSError if the address cannot be listened at.
     """
@@ -42,7 +45,7 @@ def serve(
             load(name, folder, limits, device, tokenizer_json)
             for name, folder in zip(name_models(folders), folders, strict=True)
         ]
-        house = House(served, limits, Metrics({one.id: one.batcher for one in served}))
+        house = House(served, limits, Metrics({one.id: one.batcher for one in served}), trace=trace)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         logger.info("velocity: listening at http://%s:%d; Ctrl-C ends it", shown, port)

@@ -363,9 +363,16 @@ def test_the_measures_are_those_of_the_definitions() -> None:
     changed = -float(q[0, 1].log() + q[1, 0].log()) / 2
     assert measured.max_difference == pytest.approx(2.0)
     assert measured.kl == pytest.approx(kl, rel=1e-5)
-    assert measured.agreement == pytest.approx(2 / 3)
+    assert measured.agreement == measured.near_agreement == pytest.approx(2 / 3)
     assert measured.loss == pytest.approx(loss, rel=1e-5)
     assert measured.loss_change == pytest.approx(changed - loss, rel=1e-5)
+
+
+def test_a_token_nearly_as_likely_is_counted_apart() -> None:
+    ours = torch.tensor([[[0.0, 0.05, -1.0], [0.0, 0.5, -1.0]]])
+    theirs = torch.tensor([[[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]])
+    measured = measure(lambda _: ours, lambda _: theirs, [torch.tensor([[0, 1]])])
+    assert (measured.agreement, measured.near_agreement) == (0.0, 0.5)
 
 
 def test_a_nan_is_past_every_limit() -> None:

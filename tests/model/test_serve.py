@@ -162,13 +162,15 @@ def test_log_probabilities_are_the_models(client: OpenAI, generator: Generator) 
     assert found.tokens is not None
     assert found.top_logprobs is not None
     assert found.text_offset is not None
-    ids: list[list[int]] = (found.model_extra or {})["top_token_ids"]
+    by_text: list[dict[str, int]] = (found.model_extra or {})["top_token_ids"]
+    ids = [[*places.values()] for places in by_text]
     assert found.token_logprobs[0] is None
     for place, token in enumerate(tokens[1:], 1):
         row = scores[place - 1]
         assert found.token_logprobs[place] == pytest.approx(float(row[token]), abs=1e-4)
         best = row.topk(3).indices.tolist()
         assert ids[place] == (best if token in best else [*best, token])
+        assert by_text[place].keys() == found.top_logprobs[place].keys()
         assert [*found.top_logprobs[place].values()] == pytest.approx(
             [float(row[id]) for id in ids[place]], abs=1e-4
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from model.serve.house import House, Served
+from model.serve.house import House, Served, Trace
 from model.serve.metrics import Metrics
 from model.serve.options import Serving
 from model.serve.server import Server, listen, load
@@ -45,9 +45,18 @@ class RunningServer:
 @contextmanager
 def run_server(folder: Path, limits: Serving = LIMITS) -> Iterator[RunningServer]:
     """Serve a folder's model from a thread."""
+    with run_house([folder], limits) as running:
+        yield running
+
+
+@contextmanager
+def run_house(
+    folders: list[Path], limits: Serving = LIMITS, trace: Trace | None = None
+) -> Iterator[RunningServer]:
+    """Serve the models of some folders from a thread."""
     logging.getLogger("velocity").setLevel(logging.WARNING)  # No line for each request.
-    served = load(folder.name, folder, limits, "cpu", None)
-    house = House([served], limits, Metrics({served.id: served.batcher}))
+    served = [load(folder.name, folder, limits, "cpu", None) for folder in folders]
+    house = House(served, limits, Metrics({one.id: one.batcher for one in served}), trace=trace)
     server = Server(house)
     with listen("127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"

