@@ -62,7 +62,7 @@ def run_house(
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        running = RunningServer(house, url, folder)
+        running = RunningServer(house, url, folders[0])
         try:
             while not server.started:
                 time.sleep(0.01)
