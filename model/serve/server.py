@@ -59,7 +59,8 @@ def load(
     generator = load_generator(folder, device, tokenizer_json)
     batcher = Batcher(generator, limits.max_texts, limits.max_waiting)
     logger.info(
-        "velocity: %s: %d texts of up to %s tokens at a time; their keys and values take %.1f MB",
+        "velocity: %s: %d texts of up to %s tokens at a time, whose keys and values take at most "
+        "%.1f MB",
         name,
         limits.max_texts,
         f"{generator.context:,}",

@@ -6,7 +6,7 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -227,9 +227,46 @@ def test_bytes_that_are_no_http_do_not_disturb_it(server: RunningServer) -> None
     assert server.client.get("/health").status_code == 200
 
 
-def test_overload_is_a_429_that_says_when_to_come_back(
+def test_a_client_that_goes_away_unanswered_frees_its_place(
+    server: RunningServer, slow: None
+) -> None:
+    body = b'{"prompt": "one", "max_tokens": 120}'
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    batcher = server.served.batcher
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
+        connection.sendall(head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until(lambda: batcher.num_running == 1)
+        before = batcher.num_written_tokens
+    wait_until(lambda: batcher.num_running == 0)
+    assert batcher.num_written_tokens - before < 60
+
+
+def test_bodies_that_do_not_arrive_leave_room_for_no_more(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("model.serve.house.MAX_READING", 1)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
+        connection.sendall(head + b"Content-Length: 5\r\n\r\n{")
+        wait_until(lambda: server.house.num_reading == 1)
+        answer = server.post("/v1/completions", prompt="one")
+        expect_error(answer, 429, "server_overloaded")
+    wait_until(lambda: server.house.num_reading == 0)
+    assert server.post("/v1/completions", prompt="one").status_code == 200
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait for what another thread does soon."""
+    for _ in range(1000):
+        if is_so():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+@pytest.fixture
+def slow(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of the model takes a while."""
     predict = server.served.generator.model.predict
 
     def wait(*given: Any, **named: Any) -> Any:
@@ -237,6 +274,9 @@ def test_overload_is_a_429_that_says_when_to_come_back(
         return predict(*given, **named)
 
     monkeypatch.setattr(server.served.generator.model, "predict", wait)
+
+
+def test_overload_is_a_429_that_says_when_to_come_back(server: RunningServer, slow: None) -> None:
     asked = {"prompt": "one", "max_tokens": 100, "stream": True}
     with server.client.stream("POST", "/v1/completions", json=asked | {"n": 12}) as stream:
         next(stream.iter_bytes())
@@ -244,10 +284,5 @@ def test_overload_is_a_429_that_says_when_to_come_back(
         expect_error(answer, 429, "server_overloaded")
         assert 1 <= int(answer.headers["Retry-After"]) <= 30
     # The client has gone, and so its places are free within a step or two.
-    for _ in range(100):
-        answer = server.post("/v1/completions", prompt="one", max_tokens=1)
-        if answer.status_code == 200:
-            break
-        time.sleep(0.02)
-    assert answer.status_code == 200
-    assert server.served.batcher.num_running == 0
+    wait_until(lambda: server.served.batcher.num_running == 0)
+    assert server.post("/v1/completions", prompt="one", max_tokens=1).status_code == 200
