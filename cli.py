@@ -175,6 +175,10 @@ def serve(
         str | None,
         typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one."),
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Round weights to fp32, bf16, fp16 or int8: less to read is less time."),
+    ] = None,
     shards: Annotated[
         Path | None,
         typer.Option(help="The training set, indexed: the page and /v1/trace find texts in it."),
@@ -185,6 +189,9 @@ def serve(
     ] = None,
 ) -> None:
     """Serve checkpoints over HTTP, with OpenAI's API and a page for people."""
+    from model.generate import load_generator
+    from model.narrow import check_kept
+
     try:
         from model.serve.server import serve as serve_models
     except ModuleNotFoundError as error:
@@ -196,7 +203,13 @@ def serve(
     if run is not None and shards is None:
         raise ValueError("--run is for --shards; give both, or neither")
     trace = None if shards is None else open_trace(shards, run)
-    serve_models(ckpt, limits, device, tokenizer_json=build_gpt2_json(), trace=trace)
+    load = partial(
+        load_generator,
+        device=device,
+        tokenizer_json=build_gpt2_json(),
+        dtype=None if dtype is None else check_kept(dtype),
+    )
+    serve_models(ckpt, limits, load, trace)
 
 
 def open_trace(shards: Path, run: Path | None) -> Callable[[str, int, int], dict[str, Any]]:

@@ -19,6 +19,14 @@ KEPT: tuple[Kept, ...] = get_args(Kept)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def check_kept(name: str) -> Kept:
+    """What is to be kept, by its name; ValueError for one that is none."""
+    for kept in KEPT:
+        if name == kept:
+            return kept
+    raise ValueError(f"--dtype is {name!r}; expected one of {', '.join(KEPT)}")
+
+
 def round_weights(model: Transformer, kept: Kept) -> None:
     """Round the weights of every layer, the embedding and the head to what is to be kept of them.
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import httpx
 
+from model.generate import load_generator
 from model.serve.house import House, Served, Trace
 from model.serve.metrics import Metrics
 from model.serve.options import Serving
-from model.serve.server import Server, listen, load
+from model.serve.server import Server, listen, start_model
 
 LIMITS = Serving(port=0, max_texts=4, max_waiting=8, stop_seconds=0.5)
 
@@ -55,7 +56,10 @@ def run_house(
 ) -> Iterator[RunningServer]:
     """Serve the models of some folders from a thread."""
     logging.getLogger("velocity").setLevel(logging.WARNING)  # No line for each request.
-    served = [load(folder.name, folder, limits, "cpu", None) for folder in folders]
+    served = [
+        start_model(folder.name, folder, load_generator(folder, "cpu"), limits)
+        for folder in folders
+    ]
     house = House(served, limits, Metrics({one.id: one.batcher for one in served}), trace=trace)
     server = Server(house)
     with listen("127.0.0.1", 0) as listener:
