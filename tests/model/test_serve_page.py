@@ -16,6 +16,7 @@ from model.checkpoints.seal import seal
 from shards.index.build import build_index
 from shards.index.passages import Finder, Wish
 from shards.reader import open_shards
+from tests.commands import velocity
 from tests.runs import make_config
 from tests.servers.browser import SHIFT, Tab, find_browser, open_browser
 from tests.servers.model_server import RunningServer, run_house, start_process
@@ -442,6 +443,13 @@ def test_what_is_looked_for_is_bounded(
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "set_unreadable"
     assert str(folder) not in answer.text
+
+
+def test_a_run_without_a_set_is_a_mistake(folder: Path) -> None:
+    code, _, errors = velocity("serve", "--ckpt", folder / MODELS[0], "--run", folder)
+    assert (code, "--run is for --shards; give both, or neither" in errors) == (1, True)
+    code, _, errors = velocity("serve", "--ckpt", folder / MODELS[0], "--shards", folder)
+    assert (code, "this is not a set of shards" in errors) == (1, True)
 
 
 def test_no_more_texts_wait_than_there_is_time_for(
