@@ -14,10 +14,11 @@ from pathlib import Path
 
 import httpx
 
+from model.generate import load_generator
 from model.serve.house import House, Served, Trace
 from model.serve.metrics import Metrics
 from model.serve.options import Serving
-from model.serve.server import Server, listen, load
+from model.serve.server import Server, listen, take_in
 
 LIMITS = Serving(port=0, max_texts=4, max_waiting=8, stop_seconds=0.5)
 
@@ -54,7 +55,9 @@ def run_house(
 ) -> Iterator[RunningServer]:
     """Serve the models of some folders from a thread."""
     logging.getLogger("velocity").setLevel(logging.WARNING)  # No line for each request.
-    served = [load(folder.name, folder, limits, "cpu", None) for folder in folders]
+    served = [
+        take_in(folder.name, folder, limits, load_generator(folder, "cpu")) for folder in folders
+    ]
     house = House(served, limits, Metrics({one.id: one.batcher for one in served}), trace=trace)
     server = Server(house)
     with listen("127.0.0.1", 0) as listener:
