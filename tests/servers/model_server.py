@@ -25,9 +25,10 @@ LIMITS = Serving(port=0, max_texts=4, max_waiting=8, stop_seconds=0.5)
 class RunningServer:
     """A server that listens: its URL, and what it has."""
 
-    def __init__(self, house: House, url: str) -> None:
+    def __init__(self, house: House, url: str, folder: Path) -> None:
         self.house = house
         self.url = url
+        self.folder = folder
         self.client = httpx.Client(base_url=url, timeout=30)
 
     def post(self, path: str, **fields: object) -> httpx.Response:
@@ -61,7 +62,7 @@ def run_house(
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        running = RunningServer(house, url)
+        running = RunningServer(house, url, folders[0])
         try:
             while not server.started:
                 time.sleep(0.01)
