@@ -57,10 +57,10 @@ def make_modelfile(source: Source) -> str:
 
 
 def quote(text: str) -> str:
-    r"""A value of a Modelfile; ValueError for one that it cannot hold.
+    """A value of a Modelfile; ValueError for one that it cannot hold.
 
-    >>> quote("<|end|>"), quote('a "b"')
-    ('"<|end|>"', '\"\"\"a "b"\"\"\"')
+    >>> quote("<|end|>")
+    '"<|end|>"'
     """
     if '"""' in text or text.endswith('"'):
         raise ValueError(f"a Modelfile cannot hold {text!r}, which ends a value there")

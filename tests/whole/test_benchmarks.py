@@ -31,6 +31,7 @@ PACKAGES = {
     "tiktoken_pipeline": ["tiktoken"],
     "datasets": ["datasets"],
     "transformers": ["transformers", "accelerate"],
+    "one_client": [],
     "datatrove": ["datatrove", "spacy"],
 }
 SMALL_MODEL = ("--hidden-size", "32", "--layers", "2", "--heads", "2", "--intermediate-size", "64")
@@ -209,6 +210,14 @@ def test_sample_writes_the_tokens_of_transformers() -> None:
     figures = {"tokens_per_second_at_batch_1", "tokens_per_second_at_batch_3"}
     check_result(result, ["transformers"], figures)
     assert result["checks"]["tokens_equal"]
+
+
+def test_serve_answers_many_clients() -> None:
+    options = ("--clients", "3", "--seconds", "1", "--prompt-tokens", "4", "--new-tokens", "4")
+    result = run_benchmark("serve", *SMALL_MODEL, *options)
+    figures = {"tokens_per_second", "texts_per_second", "first_token_seconds", "peak_memory_bytes"}
+    check_result(result, ["one_client"], figures)
+    assert result["checks"]["all_answers_whole"]
 
 
 def test_engines_take_turns_and_ratios_are_taken_within_a_round() -> None:
