@@ -5,17 +5,14 @@ time. A CPU computes in fp32 whatever is kept: model/step.c widens weights in re
 it, narrow weights would only cost time there, and are rounded but kept as fp32.
 """
 
-from typing import Literal, get_args
-
 import torch
 from torch import nn
 
 from model.compiled import find_library
+from model.config import Kept
 from model.int8 import Int8Embedding, Int8Linear, dequantize, quantize
 from model.transformer import Transformer
 
-Kept = Literal["fp32", "bf16", "fp16", "int8"]
-KEPT: tuple[Kept, ...] = get_args(Kept)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
