@@ -21,10 +21,11 @@ from model.checkpoints.seal import (
     read_json,
 )
 from model.checkpoints.tokenizer import load_tokenizer, splits_special_tokens
+from model.config import Kept
 from model.decode.generator import Generator
 from model.decode.settings import Settings as Settings  # For `complete` and `stream`.
 from model.device import choose_device, choose_dtype
-from model.narrow import DTYPES, Kept, round_weights
+from model.narrow import DTYPES, round_weights
 from model.step import find_step
 
 logger = logging.getLogger("velocity")

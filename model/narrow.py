@@ -5,26 +5,15 @@ time. A CPU computes in fp32 whatever is kept: model/step.c widens weights in re
 it, narrow weights would only cost time there, and are rounded but kept as fp32.
 """
 
-from typing import Literal, get_args
-
 import torch
 from torch import nn
 
 from model.compiled import find_library
+from model.config import Kept
 from model.int8 import Int8Embedding, Int8Linear, dequantize, quantize
 from model.transformer import Transformer
 
-Kept = Literal["fp32", "bf16", "fp16", "int8"]
-KEPT: tuple[Kept, ...] = get_args(Kept)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def check_kept(name: str) -> Kept:
-    """What is to be kept, by its name; ValueError for one that is none."""
-    for kept in KEPT:
-        if name == kept:
-            return kept
-    raise ValueError(f"--dtype is {name!r}; expected one of {', '.join(KEPT)}")
 
 
 def round_weights(model: Transformer, kept: Kept) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from model.cache import KVCache, allocate_cache
 from model.compiled import find_library, note_fault
-from model.config import ModelConfig
+from model.config import KEPT, ModelConfig
 from model.int8 import Int8Linear
+from model.narrow import round_weights
 from model.transformer import Transformer, make_rotation
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
@@ -211,8 +212,6 @@ def find_step(model: Transformer) -> Step | None:
 @torch.inference_mode()
 def is_right(library: ctypes.CDLL) -> bool:
     """Whether step.c computes what torch does, on small models of odd sizes."""
-    from model.narrow import KEPT, round_weights
-
     config = ModelConfig(
         vocab_size=37,
         hidden_size=42,

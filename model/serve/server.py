@@ -31,16 +31,17 @@ def serve(
     load: Callable[[Path], Generator],
     trace: Trace | None = None,
 ) -> None:
-    """Serve the models of these checkpoints, as `load` loads them, until a signal ends it.
+    """Serve the models of these checkpoints, which `load` loads, until a signal ends it.
 
-    `trace` says where a text comes from, if the training data is at hand. Raises what `load`
-    raises, and ValueError if the address cannot be listened at.
+    `trace` says where a text comes from, if the training data is at hand.
+
+    Raises what `load` raises, and OSError if the address cannot be listened at.
     """
     logger.setLevel(logging.INFO)
     with listen(limits.host, limits.port) as listener:  # At once: loading may take minutes.
         folders = [find_checkpoint(path) for path in checkpoints]
         served = [
-            start_model(name, folder, load(folder), limits)
+            take_in(name, folder, limits, load(folder))
             for name, folder in zip(name_models(folders), folders, strict=True)
         ]
         house = House(served, limits, Metrics({one.id: one.batcher for one in served}), trace=trace)
@@ -50,8 +51,8 @@ def serve(
         Server(house).run(sockets=[listener])
 
 
-def start_model(name: str, folder: Path, generator: Generator, limits: Serving) -> Served:
-    """A folder's model with its thread, and a line about the memory that its texts take."""
+def take_in(name: str, folder: Path, limits: Serving, generator: Generator) -> Served:
+    """A model with its thread, and a line about the memory that its texts take."""
     batcher = Batcher(generator, limits.max_texts, limits.max_waiting)
     logger.info(
         "velocity: %s: %d texts of up to %s tokens at a time, whose keys and values take at most "

@@ -7,8 +7,8 @@ import torch
 
 from model import narrow
 from model.compiled import find_library
-from model.config import ModelConfig
-from model.narrow import KEPT, Kept, round_weights
+from model.config import KEPT, Kept, ModelConfig
+from model.narrow import round_weights
 from model.transformer import Transformer
 from tests.tiny import CONFIG
 

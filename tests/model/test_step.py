@@ -11,10 +11,10 @@ import torch
 from model import compiled, step
 from model.cache import KVCache, allocate_cache
 from model.compiled import SWITCH, find_library
-from model.config import ModelConfig
+from model.config import KEPT, Kept, ModelConfig
 from model.decode.generator import Generator
 from model.decode.settings import Settings
-from model.narrow import KEPT, Kept, round_weights
+from model.narrow import round_weights
 from model.step import Step, find_step, is_right
 from model.transformer import Transformer
 from tests.tiny import CONFIG, make_model, make_tokenizer
