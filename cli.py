@@ -5,13 +5,18 @@ Nothing heavy is imported before a command runs, so that --help is quick.
 
 import io
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from secrets import randbelow
 from typing import Annotated, Any
 
 import typer
 
-from model.decode.settings import Prompts, Settings, read_stop
+from model.decode.settings import Output, Prompts, Settings, read_stop
+from model.export.request import FormatName, make_request
+from model.serve.options import Serving
 from prep.command import prep
 from prep.foreign.command import import_shards
 from prep.vocabulary.command import app as tokenizer_app
@@ -19,9 +24,20 @@ from shards.commands import app as shards_app
 from shards.entry.failure import naming_pipes, prepare_screen, reporting
 from shards.entry.options import expect_paths, takes_options
 from shards.entry.unquoted import explain_extra_files
-from shards.screen.lines import open_output, say, say_text
+from shards.screen.lines import align, open_output, put, say, say_text
 from shards.screen.names import quote
-from train.commands import Overrides, find, plan, remove, report, trace, train, verify_resume
+from train.commands import (
+    Overrides,
+    find,
+    inspect,
+    plan,
+    publish,
+    remove,
+    report,
+    trace,
+    train,
+    verify_resume,
+)
 
 app = typer.Typer(
     name="velocity",
@@ -33,6 +49,7 @@ app = typer.Typer(
 )
 app.command()(prep)
 app.command()(report)
+app.command()(publish)
 app.add_typer(shards_app, name="shards")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.command()(verify_resume)
@@ -44,6 +61,7 @@ for name, command in (
 ):
     shards_app.command(name)(command)
 app.command()(plan)
+app.command()(inspect)
 # Not a command, but what many type first.
 app.command(hidden=True, context_settings={"ignore_unknown_options": True})(train)
 
@@ -107,23 +125,121 @@ def sample(
     ],
     source: Prompts,
     settings: Settings,
-    stream: Annotated[bool, typer.Option(help="Show a single text as it is generated.")] = True,
+    output: Output,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one."),
     ] = None,
 ) -> None:
-    """Generate text from a checkpoint."""
-    from model.decode.console import write_texts
-    from model.decode.prompts import read_prompts
+    """Generate text from a checkpoint; on a terminal and without a prompt, ask for prompts."""
     from model.generate import load_generator
+    from model.sample.console import write_texts
+    from model.sample.json_lines import write_json
+    from model.sample.over_run import write_over_run
+    from model.sample.prompts import read_prompts
+    from model.sample.repl import run_repl
     from prep.tokenizer.gpt2 import build_gpt2_json
 
+    output.check(settings)
     settings = replace(settings, stop=tuple(map(read_stop, settings.stops)))
-    prompts = read_prompts(source, say)
+    if settings.seed is None and (output.all or output.as_json):
+        settings = replace(settings, seed=randbelow(2**32))  # Each text can be written again.
     # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
-    generator = load_generator(ckpt, device, tokenizer_json=build_gpt2_json())
-    write_texts(generator, prompts, settings, open_output(), say, stream)
+    load = partial(load_generator, device=device, tokenizer_json=build_gpt2_json())
+    asks = source.is_empty and sys.stdin.isatty() and sys.stdout.isatty()
+    if asks and not output.all and not output.as_json:
+        run_repl(load(ckpt), settings, open_output(), say)
+        return
+    prompts, show = read_prompts(source, say), open_output()
+    if output.all:
+        words, as_json = output.continuation, output.as_json
+        write_over_run(ckpt, load, prompts, settings, show, say, words, as_json)
+    elif output.as_json:
+        write_json(load(ckpt), prompts, settings, show)
+    else:
+        write_texts(load(ckpt), prompts, settings, show, say, output.stream)
+
+
+@app.command()
+@takes_options
+def serve(
+    ckpt: Annotated[
+        list[Path],
+        typer.Option(
+            help="A checkpoint, or a folder of them (uses the newest complete one). May be given "
+            "several times."
+        ),
+    ],
+    limits: Serving,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one."),
+    ] = None,
+    shards: Annotated[
+        Path | None,
+        typer.Option(help="The training set, indexed: the page and /v1/trace find texts in it."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="With --shards: the run's checkpoints, for its steps."),
+    ] = None,
+) -> None:
+    """Serve checkpoints over HTTP, with OpenAI's API and a page for people."""
+    try:
+        from model.serve.server import serve as serve_models
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"velocity serve needs {error.name}; install it with: pip install 'velocitylm[serve]'"
+        ) from None
+    from prep.tokenizer.gpt2 import build_gpt2_json
+
+    if run is not None and shards is None:
+        raise ValueError("--run is for --shards; give both, or neither")
+    trace = None if shards is None else open_trace(shards, run)
+    serve_models(ckpt, limits, device, tokenizer_json=build_gpt2_json(), trace=trace)
+
+
+def open_trace(shards: Path, run: Path | None) -> Callable[[str, int, int], dict[str, Any]]:
+    """What says where characters of a text are in a set, and at which steps a run saw them."""
+    from shards.index.passages import Wish
+    from shards.reader import open_shards
+    from train.tracing.passages import open_passages
+
+    passages, wish = open_passages(open_shards(shards), run, say), Wish()
+    return lambda text, start, stop: passages.answer(text, wish, start, stop)
+
+
+@app.command()
+def export(
+    ckpt: Annotated[
+        Path, typer.Option(help="A checkpoint, or a folder of them (uses the newest complete one).")
+    ],
+    format: Annotated[FormatName, typer.Option(help="What to write.")],
+    out: Annotated[Path, typer.Option(help="A new file (gguf, pt2), or a new folder.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="The weights. gguf, ollama: fp32, fp16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1; pt2: "
+            "fp32, bf16. Default: fp16 for gguf, q8_0 for ollama, fp32 for onnx and pt2."
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="A text to certify with. Default: Python's documentation."),
+    ] = None,
+) -> None:
+    """Write a checkpoint for another runtime; it is loaded there and compared before it counts."""
+    request = make_request(ckpt, format, out, dtype)
+    from model.export.run import export as export_checkpoint
+    from model.sample.prompts import read_text
+    from prep.python_docs import read_topics
+
+    documentation = "\n\n".join(topic for _, topic in read_topics())
+    content = documentation if text is None else read_text(str(text))
+    name = "Python's documentation" if text is None else str(text)
+    for line in align(export_checkpoint(request, content, name, say)):
+        put(line)
+    put(f"{out}: done, and certified")
 
 
 @app.command()

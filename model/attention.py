@@ -46,13 +46,14 @@ class Heads:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Causal attention of q (B, H, T, K) on k, v (B, G, n, K): (B, H, T, K).
 
-    H / G heads in a row share keys and values. Several tokens are a window or a prompt, where each
-    sees itself and those before it, and n = T; a single one sees everything, or what a mask
-    (B, 1, 1, n) lets it.
+    H / G heads in a row share keys and values. What each token sees is what a mask (B, 1, T, n)
+    lets it. Without one, several tokens are a window or a prompt, where each sees itself and those
+    before it, and n = T; a single one sees everything.
     """
     num_heads, num_kv_heads, is_window = q.shape[1], k.shape[1], q.shape[2] > 1
+    is_causal = mask is None and is_window
     if num_heads == num_kv_heads:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_window)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
     if not is_window:
         # As tokens side by side, so that any kernel reads keys and values once.
         side_by_side = q.view(len(q), num_kv_heads, -1, q.shape[-1])
@@ -61,7 +62,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     if not shares_heads(q.device, q.dtype):
         k, v = (x.repeat_interleave(num_heads // num_kv_heads, 1) for x in (k, v))
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=True, enable_gqa=k.shape[1] != num_heads
+        q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=k.shape[1] != num_heads
     )
 
 

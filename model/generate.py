@@ -56,6 +56,7 @@ def load_generator(
         )
     ends = ends or _find_default_end(folder, tokenizer)
     generator = Generator(model, tokenizer, ends, begins[0] if begins else None)
+    generator.folder = folder
     if max(generator.num_words, generator.begin + 1) > model.config.num_ids:
         raise CheckpointError(
             f"{folder}: the tokenizer has {generator.num_words} tokens and begins a text with "

@@ -173,7 +173,7 @@ class Decoder(nn.Module):
         if cache is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         else:
-            positions = cache.positions(tokens.shape[1])
+            positions = cache.begin(tokens.shape[1])
         rotation = make_rotation(positions, self.config)
         if self.takes_any_batch:
             torch._dynamo.maybe_mark_dynamic(x, 0)
@@ -269,11 +269,15 @@ class Transformer(nn.Module):
             self.model.largest = None
 
     @torch.inference_mode()
-    def predict(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """The next token's logits (B, V) in fp32 after tokens (B, T), now in the cache."""
+    def predict(self, tokens: Tensor, cache: KVCache, places: Tensor | None = None) -> Tensor:
+        """The next token's logits (B, V) in fp32 after tokens (B, T), now in the cache.
+
+        With `places` (P,), counted through the B * T tokens, the logits (P, V) after each of those.
+        """
         hidden = self.model(tokens, cache)
         cache.set_lengths([length + tokens.shape[1] for length in cache.lengths])
-        return cast(Tensor, self.lm_head(hidden[:, -1]).float())
+        last = hidden[:, -1] if places is None else hidden.flatten(0, 1)[places]
+        return cast(Tensor, self.lm_head(last).float())
 
     def compile_blocks(
         self, backend: str = "inductor", memory_budget: float = 0.5, takes_any_batch: bool = False

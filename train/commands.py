@@ -1,4 +1,4 @@
-"""The commands about runs, and about runs and sets: `plan`, `report`, `trace`, `find`, `remove`."""
+"""The commands about runs, and about runs and sets: `inspect`, `plan`, `report`, `trace`, ..."""
 
 import shlex
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from shards.entry.options import takes_options
-from shards.screen.lines import put, say
+from shards.screen.lines import format_plural, put, say
 from train.plan.request import Request
 
 Overrides = Annotated[
@@ -41,6 +41,32 @@ def report(
     from train.page.write import write_page
 
     for line in write_page(runs, out, shards):
+        put(line)
+
+
+def publish(
+    ckpt: Annotated[
+        Path, typer.Option(help="A checkpoint, or a folder of them (uses the newest complete one).")
+    ],
+    repo: Annotated[str, typer.Option(help="USER/NAME on the Hub; it is made if need be.")],
+    license: Annotated[
+        str, typer.Option(help="The licence you give the model, as the Hub names it: mit, other.")
+    ],
+    space: Annotated[
+        bool, typer.Option("--space", help="A Gradio Space of that name too.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Only you can see them.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write --out, and ask the Hub nothing.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="With --dry-run: a new folder.")] = None,
+) -> None:
+    """Put a checkpoint on the Hub, with a card made from its run and its data."""
+    from train.publish.publish import Publication, publish
+
+    if dry_run != (out is not None):
+        raise ValueError("--dry-run and --out go together: the folder is written, nothing is sent")
+    for line in publish(Publication(ckpt, repo, license, space, private), out, say):
         put(line)
 
 
@@ -158,6 +184,25 @@ def remove(
     wanted = collect_wanted(url or (), url_file, doc_hash or (), hash_file)
     for line in take_down(Takedown(folder, wanted, keep_places, run, dry_run), say):
         put(line)
+
+
+def inspect(
+    folder: Annotated[
+        Path, typer.Argument(help="A checkpoint, a run's folder, a set, a tokenizer.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
+) -> None:
+    """Say what a folder is, what is missing or damaged in it, and how to use it."""
+    import json
+
+    from train.inspect.folders import inspect_folder
+
+    report = inspect_folder(folder)
+    for line in [json.dumps(report.json())] if as_json else report.lines():
+        put(line)
+    if report.problems:
+        count = format_plural(len(report.problems), "problem")
+        raise ValueError(f"{folder}: {count}; nothing was read but names, sizes and headers")
 
 
 @takes_options

@@ -1,6 +1,6 @@
 """Texts that a run writes as it trains, of the same prompts each time, so that one can compare."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ from model.cache import KVCache
 from model.checkpoints.hugging_face import Boundaries
 from model.checkpoints.kept_tokenizer import KeptTokenizer
 from model.decode.generator import Generator
-from model.decode.prompts import read_prompts
+from model.decode.predictor import Predictor
 from model.decode.settings import Prompts, Settings
+from model.sample.prompts import read_prompts
 from model.transformer import Transformer
 from shards.disk.layout import TOKENIZER
 from shards.reader import Shards
@@ -66,19 +67,23 @@ class Sampler:
                     raise ValueError(f"{origin}, prompt {number}: {error}") from None
 
     def _open(self, model: Transformer) -> Generator:
-        kind = SharedGenerator if isinstance(model, FSDPModule) else Generator
-        return kind(model, self.tokenizer, (self.boundaries.end,), self.boundaries.first)
+        predictor = SharedPredictor if isinstance(model, FSDPModule) else Predictor
+        ends, begin = (self.boundaries.end,), self.boundaries.first
+        return Generator(model, self.tokenizer, ends, begin, predictor)
 
 
-class SharedGenerator(Generator):
-    """A generator on every rank of a model in parts: all choose each token by the first's logits.
+class SharedPredictor(Predictor):
+    """A model in parts on every rank: all choose each token by the first's logits.
 
     So all need as many tokens, even where they round differently.
     """
 
     @torch.inference_mode()
-    def _predict(self, tokens: list[list[int]], cache: KVCache) -> Tensor:
-        logits = super()._predict(tokens, cache)
+    def predict(
+        self, tokens: Sequence[Sequence[int]], cache: KVCache, places: Sequence[int] | None = None
+    ) -> Tensor:
+        """As Predictor's, with the first rank's logits."""
+        logits = super().predict(tokens, cache, places).contiguous()
         dist.broadcast(logits, 0)
         return logits
 

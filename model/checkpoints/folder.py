@@ -21,6 +21,13 @@ from model.checkpoints.hugging_face import (
     make_generation_config_json,
     read_config_json,
 )
+from model.checkpoints.int8 import (
+    QUANTIZATION,
+    check_quantization,
+    is_int8,
+    take_int8,
+    use_int8_layers,
+)
 from model.checkpoints.kept_tokenizer import KeptTokenizer, find_end_of_text
 from model.checkpoints.seal import (
     CONFIG,
@@ -33,6 +40,7 @@ from model.checkpoints.seal import (
 )
 from model.checkpoints.tensor_file import write_tensors
 from model.checkpoints.weights import (
+    Stored,
     deal_weights,
     find_weight_files,
     list_weights,
@@ -108,21 +116,24 @@ def load_model(
     missing, unreadable or of another architecture.
     """
     values = read_json(folder / CONFIG)
+    quantization = values.pop(QUANTIZATION, None)
     try:
+        if quantization is not None:
+            check_quantization(quantization)
         config = read_config_json(values)
     except DifferentError as error:
         raise make_error(folder / CONFIG, error.differences) from None
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
-    return build_model(config, find_weight_files(folder), device, dtype)
+    build = build_model if quantization is None else build_int8_model
+    return build(config, find_weight_files(folder), device, dtype)
 
 
 def build_model(
     config: ModelConfig, files: Sequence[Path], device: torch.device | str, dtype: torch.dtype
 ) -> Transformer:
     """A model with the weights of these files; CheckpointError if they are not all of its own."""
-    origin = files[0] if len(files) == 1 else files[0].parent
-    found = list_weights(files)
+    origin, found = name_origin(files), list_weights(files)
     # What the config says is compared with the files before a model of that size is made.
     check_weights(config, found, origin)
     with torch.device("meta"):
@@ -138,6 +149,34 @@ def build_model(
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_head()
     return model
+
+
+def build_int8_model(
+    config: ModelConfig, files: Sequence[Path], device: torch.device | str, dtype: torch.dtype
+) -> Transformer:
+    """The same where layers are int8 and stay so; all else is in the dtype."""
+    origin, names = name_origin(files), list_weights(files, has_integers=True).keys()
+    weights = take_int8(dict(read_weights(files, names, "cpu")), origin)
+    found = {
+        name: Stored(weight.dtype, tuple(weight.shape))
+        for name, weight in weights.items()
+        if weight.dtype == torch.int8 or not is_int8(name, weights)  # No scales.
+    }
+    check_weights(config, found, origin)
+    with torch.device("meta"):
+        model = Transformer(config)
+    use_int8_layers(model, weights)
+    for name in weights:
+        kept = weights[name].dtype if is_int8(name, weights) else dtype
+        weights[name] = weights[name].to(device, kept)
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_head()
+    return model
+
+
+def name_origin(files: Sequence[Path]) -> Path:
+    """What errors name as the place of weights: their file, or the folder of several."""
+    return files[0] if len(files) == 1 else files[0].parent
 
 
 def encode_json(values: Json) -> bytes:

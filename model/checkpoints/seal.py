@@ -125,6 +125,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [sealed[step] for step in sorted(sealed, reverse=True)]
 
 
+def step_of(folder: Path) -> int | None:
+    """The step that a checkpoint's name says, if it is one of a run's.
+
+    >>> step_of(Path("out/checkpoint-500")), step_of(Path("gpt"))
+    (500, None)
+    """
+    match = re.fullmatch(CHECKPOINT_NAME, folder.name)
+    return int(match[1]) if match else None
+
+
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that `path` names: the folder itself, or the newest undamaged one in it.
 

@@ -33,7 +33,7 @@ DTYPES = {
     torch.float16: "F16",
     torch.uint8: "U8",
 }
-DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
+DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPES.items()} | {"I32": torch.int32}
 # Read or written at a time.
 CHUNK_BYTES = 16 << 20
 MAX_HEADER_BYTES = 2**24  # A tensor takes some hundred.

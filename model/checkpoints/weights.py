@@ -75,10 +75,11 @@ def read_index(index: Path) -> list[str]:
     return names
 
 
-def list_weights(files: Sequence[Path]) -> dict[str, Stored]:
+def list_weights(files: Sequence[Path], has_integers: bool = False) -> dict[str, Stored]:
     """What weights the files hold, by their names without what torch.compile and DDP add.
 
-    CheckpointError if a file is damaged, or what it holds is not floating-point numbers.
+    CheckpointError if a file is damaged, or what it holds is not floating-point numbers, or
+    integers where there may be some.
     """
     found: dict[str, Stored] = {}
     for path in files:
@@ -90,7 +91,8 @@ def list_weights(files: Sequence[Path]) -> dict[str, Stored]:
                 raise CheckpointError(
                     f"{path}: two weights are named {plain[:80]}, apart from prefixes"
                 )
-            if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            is_number = isinstance(dtype, torch.dtype) and (has_integers or dtype.is_floating_point)
+            if not isinstance(dtype, torch.dtype) or not is_number:
                 raise CheckpointError(
                     f"{path}: {name[:80]} holds {str(dtype)[:40]}; expected floating-point numbers"
                 )
@@ -102,9 +104,9 @@ def read_weights(
     files: Iterable[Path],
     names: Collection[str],
     device: torch.device | str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The weights of these names, one by one, each on the device and in the dtype.
+    """The weights of these names, one by one, each on the device and in the dtype, or their own.
 
     None is in memory twice, apart from a pickled file, of which the rest is while it is read.
     """
@@ -112,7 +114,7 @@ def read_weights(
         if path.suffix == ".bin":
             for name, weight in read_pickle(path):
                 if strip(name) in names:
-                    yield strip(name), weight.to(device, dtype)
+                    yield strip(name), weight.to(device, dtype or weight.dtype)
                 del weight
             continue
         with TensorReader(path, sealed=None) as reader:
@@ -120,8 +122,9 @@ def read_weights(
                 if strip(entry.name) not in names:
                     reader.skip(entry)
                     continue
-                weight = torch.empty(entry.shape, dtype=dtype, device=device)
-                reader.read_into(weight, DTYPES_BY_NAME[entry.dtype])
+                own = DTYPES_BY_NAME[entry.dtype]
+                weight = torch.empty(entry.shape, dtype=dtype or own, device=device)
+                reader.read_into(weight, own)
                 yield strip(entry.name), weight
 
 

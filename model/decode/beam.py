@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from model.cache import allocate_cache
 from model.decode.draft import Draft
 from model.decode.logprobs import measure_token
 from model.decode.penalties import adjust_logits
+from model.decode.predictor import Predictor
 from model.decode.settings import Settings
-from model.transformer import Transformer
 
 # The logarithm of the probability that the copies of a prompt begin with: all but one are out.
 OUT = -1e9
@@ -69,28 +68,27 @@ class Search:
 
 
 @torch.inference_mode()
-def search_beams(model: Transformer, start: Draft, num_words: int) -> list[Draft]:
+def search_beams(predictor: Predictor, start: Draft) -> list[Draft]:
     """The best texts found that continue a draft, best first, at most num_beams, each with a score.
 
     The score is the sum of the tokens' log-probabilities over their number to the power of
     length_penalty. Temperature and what else decides how tokens are drawn plays no part.
     """
-    num_beams, device = start.settings.num_beams, model.lm_head.weight.device
-    cache = allocate_cache(model.config, 1, start.limit, device, model.lm_head.weight.dtype)
-    logits = model.predict(torch.tensor([start.tokens], device=device), cache)
+    num_beams = start.settings.num_beams
+    cache = predictor.allocate(1, start.limit)
+    logits = predictor.predict([start.tokens], cache)
     logits, cache = logits.expand(num_beams, -1), cache.select([0] * num_beams)
     running = [Candidate(start, 0, 0.0 if beam == 0 else OUT) for beam in range(num_beams)]
     search = Search(start.settings, start.limit - start.num_prompt_tokens)
     while True:
-        candidates = extend(running, logits[:, :num_words].float())
+        candidates = extend(running, logits)
         running = [c for c in candidates if c.draft.finish_reason is None][:num_beams]
         search.length += 1
         search.take(candidates[:num_beams], running[0].total if running else OUT)
         if search.is_done or not running:
             return [replace(draft, score=score) for score, draft in search.found]
         cache = cache.select([candidate.parent for candidate in running])
-        newest = [candidate.draft.tokens[-1:] for candidate in running]
-        logits = model.predict(torch.tensor(newest, device=device), cache)
+        logits = predictor.predict([candidate.draft.tokens[-1:] for candidate in running], cache)
 
 
 def extend(running: list[Candidate], logits: Tensor) -> list[Candidate]:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from model.decode.logprobs import TokenLogprob
+from model.decode.lookup import Lookup
 from model.decode.settings import Settings
 from model.decode.text_stream import TextStream
 
@@ -47,6 +48,7 @@ class Draft:
     random: torch.Generator  # Used for this text alone.
     bad_words: Collection[tuple[int, ...]] = ()  # None of these rows of tokens is ever completed.
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    lookup: Lookup = field(default_factory=Lookup)
     finish_reason: FinishReason | None = None
     rank: int = 0  # Its place among the texts of its prompt.
     score: float | None = None  # Of a text that beam search found.
@@ -82,6 +84,12 @@ class Draft:
             self.finish_reason = "stop"
         self.text += piece
         return piece
+
+    def guess(self) -> list[int]:
+        """Tokens that may come next, for the model to look at together; usually none."""
+        num_wanted = self.settings.prompt_lookup_num_tokens
+        # One that is chosen anyway comes behind them.
+        return self.lookup.propose(self.tokens, min(num_wanted, self.limit - len(self.tokens) - 1))
 
     def complete(self) -> Completion:
         """The finished text, once it has ended."""

@@ -1,32 +1,25 @@
-"""Turns prompts into texts: each prompt is read on its own, then all grow by one token per step.
+"""Turns prompts into texts: what is asked for becomes drafts, and batches write them."""
 
-A text depends on its prompt, the settings and the seed, not on the other prompts in the batch
-(except for rounding: a batch is summed in a different order than a single row, which can tip a
-near-even choice).
-"""
-
-import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from model.cache import KVCache, allocate_cache
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
+from model.decode.batch import Batch
 from model.decode.beam import search_beams
 from model.decode.draft import Completion, Draft, FinishReason, make_random
 from model.decode.logprobs import TokenLogprob
-from model.decode.sampler import choose_tokens
+from model.decode.predictor import Predictor
 from model.decode.score import score_tokens
 from model.decode.settings import DEFAULT_MAX_LENGTH, LONE_SURROGATES, Settings
 from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
 
-CACHE_TOKENS_MULTIPLE = 64
 # A text, or token ids.
 Prompt = str | Sequence[int]
 
@@ -44,8 +37,10 @@ class Generator:
         tokenizer: Tokenizer,
         ends: Sequence[int] = (),
         begin: int | None = None,
+        predictor: type[Predictor] = Predictor,
     ) -> None:
-        self.model = model.eval()
+        self.model = model
+        self.folder: Path | None = None  # The checkpoint that it was loaded from.
         self.tokenizer = tokenizer
         end_of_text = ends[0] if ends else tokenizer.token_to_id(END_OF_TEXT)
         assert end_of_text is not None, f"the tokenizer has no {END_OF_TEXT}"
@@ -55,6 +50,7 @@ class Generator:
         # Ids may have gaps, so this is not their number. Rows of the head from here on are padding.
         self.context = model.config.context
         self.num_words = 1 + max(tokenizer.get_vocab().values())
+        self.predictor = predictor(model, self.num_words)
 
     def generate(
         self,
@@ -108,11 +104,9 @@ class Generator:
         `on_text(i, piece)`, if given, receives each piece of text i as it is generated.
         """
         drafts = self.start(prompts, settings)
-        size = min((draft.settings.batch_size for draft in drafts), default=1)
-        for first in range(0, len(drafts), size):
-            for draft, piece in self.write(drafts[first : first + size]):
-                if on_text is not None:
-                    on_text(draft.index, piece)
+        for draft, piece in self.write(drafts):
+            if on_text is not None and piece:
+                on_text(draft.index, piece)
         return [draft.complete() for draft in drafts]
 
     def stream(self, prompt: str, settings: Settings) -> Iterator[str]:
@@ -124,7 +118,7 @@ class Generator:
         Raises ValueError right away, before the first piece, for what `generate` refuses.
         """
         drafts = self.start([prompt], replace(settings, num_return_sequences=1))
-        return (piece for _, piece in self.write(drafts))
+        return (piece for _, piece in self.write(drafts) if piece)
 
     def start(
         self, prompts: Sequence[Prompt], settings: Settings | Sequence[Settings]
@@ -210,27 +204,19 @@ class Generator:
             )
         return (limit, "length") if limit <= context else (context, "context")
 
-    def write(self, drafts: list[Draft]) -> Iterator[tuple[Draft, str]]:
-        """Write all drafts together until each has ended; yields each piece of text as it comes.
+    def write(self, drafts: Sequence[Draft]) -> Iterator[tuple[Draft, str]]:
+        """Write all drafts until each has ended; yields each piece of text as it comes.
 
-        Drafts that have ended are `complete`.
+        At most `batch_size` of them at a time. Drafts that have ended are `complete`.
         """
         yield from self._search([draft for draft in drafts if draft.settings.num_beams > 1])
-        drafts = [draft for draft in drafts if draft.settings.num_beams == 1]
-        if not drafts:
-            return
-        logits, cache = self._read_prompts(drafts)
-        while True:
-            tokens = choose_tokens(logits[:, : self.num_words], drafts)
-            for draft, token in zip(drafts, tokens, strict=True):
-                if piece := draft.add(token):
-                    yield draft, piece
-            unfinished = [b for b, draft in enumerate(drafts) if draft.finish_reason is None]
-            if not unfinished:
-                return
-            if len(unfinished) < len(drafts):
-                drafts, cache = [drafts[b] for b in unfinished], cache.select(unfinished)
-            logits = self._predict([draft.tokens[-1:] for draft in drafts], cache)
+        waiting = deque(draft for draft in drafts if draft.settings.num_beams == 1)
+        batch = Batch(self.predictor)
+        size = min((draft.settings.batch_size for draft in waiting), default=1)
+        while waiting or len(batch):
+            num_free = min(size - len(batch), len(waiting))
+            batch.join([waiting.popleft() for _ in range(num_free)])
+            yield from batch.step()
 
     def _search(self, drafts: list[Draft]) -> Iterator[tuple[Draft, str]]:
         """Write drafts by beam search; all texts of a prompt are found at once."""
@@ -238,7 +224,7 @@ class Generator:
         for draft in drafts:
             key = (id(draft.settings), *draft.tokens)
             if key not in found:
-                found[key] = search_beams(self.model, draft, self.num_words)
+                found[key] = search_beams(self.predictor, draft)
             yield draft, draft.become(found[key][draft.rank])
 
     def score(self, text: Prompt, num_alternatives: int = 0) -> list[TokenLogprob]:
@@ -248,29 +234,8 @@ class Generator:
         the first token, which has None: for a text as the beginning of a document, give
         `[generator.begin, *ids]`. Raises ValueError for a text longer than the model's context.
         """
-        return score_tokens(self.model, self._read(text)[1], self.num_words, num_alternatives)
-
-    def _read_prompts(self, drafts: list[Draft]) -> tuple[Tensor, KVCache]:
-        """The logits (B, V) after each draft's prompt, and the cache; equal prompts are read once.
-
-        Each prompt is read on its own, so prompts of different lengths need no padding.
-        """
-        rows: dict[tuple[int, ...], int] = {}
-        for draft in drafts:
-            rows.setdefault(tuple(draft.tokens), len(rows))
-        weight, config = self.model.lm_head.weight, self.model.config
-        longest = max(draft.limit for draft in drafts)
-        max_tokens = math.ceil(longest / CACHE_TOKENS_MULTIPLE) * CACHE_TOKENS_MULTIPLE
-        cache = allocate_cache(config, len(rows), max_tokens, weight.device, weight.dtype)
-        logits = [self._predict([list(tokens)], cache.row(row)) for tokens, row in rows.items()]
-        cache.set_lengths([len(tokens) for tokens in rows])
-        if len(rows) == len(drafts):
-            return torch.cat(logits), cache
-        copies = [rows[tuple(draft.tokens)] for draft in drafts]
-        return torch.cat(logits)[copies], cache.select(copies)
-
-    def _predict(self, tokens: list[list[int]], cache: KVCache) -> Tensor:
-        return self.model.predict(torch.tensor(tokens, device=cache.keys.device), cache)
+        tokens = self._read(text)[1]
+        return score_tokens(self.model, tokens, self.num_words, num_alternatives)[0]
 
 
 def spread(settings: Settings | Sequence[Settings], num_prompts: int) -> Sequence[Settings]:

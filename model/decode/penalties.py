@@ -27,8 +27,10 @@ def adjust_logits(logits: Tensor, drafts: Sequence[Draft]) -> Tensor:
     logits = logits.clone()
     for b in changed:
         row = bound(penalize(logits[b], drafts[b]), logits[b])
-        forbidden = find_forbidden(len(row), drafts[b]).to(row.device)
-        logits[b] = row if bool(forbidden.all()) else row.masked_fill(forbidden, -torch.inf)
+        forbidden = find_forbidden(len(row), drafts[b])
+        if forbidden.any() and not forbidden.all():
+            row = row.masked_fill(forbidden.to(row.device), -torch.inf)
+        logits[b] = row
     return logits
 
 
@@ -51,7 +53,9 @@ def penalize(row: Tensor, draft: Draft) -> Tensor:
     settings = draft.settings
     if settings.logit_bias:
         tokens = torch.tensor(list(settings.logit_bias), device=row.device)
-        biases = torch.tensor(list(settings.logit_bias.values()), device=row.device)
+        biases = torch.tensor(
+            list(settings.logit_bias.values()), dtype=row.dtype, device=row.device
+        )
         row = row.index_add(0, tokens, biases)
     if settings.repetition_penalty != 1:
         row = penalize_repetition(row, draft.tokens, settings.repetition_penalty)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from model.decode.logprobs import TokenLogprob
 from model.transformer import Transformer
@@ -14,11 +15,12 @@ CHUNK = 64
 @torch.inference_mode()
 def score_tokens(
     model: Transformer, tokens: Sequence[int], num_words: int, num_alternatives: int = 0
-) -> list[TokenLogprob]:
+) -> tuple[list[TokenLogprob], Tensor]:
     """The log-probability of each token, and the likeliest tokens in its place with theirs.
 
     They are those of `measure_token`, over the first `num_words` logits. Nothing predicts the first
-    token, which has None. Raises ValueError for more tokens than the model's context holds.
+    token, which has None. Beside them, the logits (1, num_words) of the token to come. Raises
+    ValueError for more tokens than the model's context holds.
     """
     context = model.config.max_position_embeddings
     if len(tokens) > context:
@@ -28,7 +30,8 @@ def score_tokens(
         )
     row = torch.tensor(tokens, device=model.lm_head.weight.device)
     scored = [TokenLogprob(tokens[0], None)]
-    hidden = model.model(row[None])[0, :-1]
+    states = model.model(row[None])[0]
+    hidden = states[:-1]
     for first in range(0, len(hidden), CHUNK):
         logits = model.lm_head(hidden[first : first + CHUNK])[:, :num_words]
         logprobs = logits.float().log_softmax(-1)
@@ -44,4 +47,4 @@ def score_tokens(
         ):
             alternatives = tuple(zip(ids, values, strict=True))
             scored.append(TokenLogprob(token, logprob, alternatives))
-    return scored
+    return scored, model.lm_head(states[-1:])[:, :num_words].float()

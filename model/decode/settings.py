@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 DEFAULT_MAX_LENGTH = 150
+MAX_LOOKUP = 64
 # Below this the likeliest token has all the probability there is, short of ties, and dividing the
 # logits by it only risks an overflow.
 MIN_TEMPERATURE = 1e-5
@@ -177,7 +178,19 @@ class Settings(Sampling):
     ] = "false"
     # How many of the likeliest tokens to keep for each generated one, with their log-probabilities
     # and its own; None keeps none. They are the model's: before temperature, penalties and cuts.
-    logprobs: int | None = None
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="With --json: each token's log-probability, and so many alternatives."),
+    ] = None
+    # How many tokens are guessed and looked at together where a text repeats itself; it stays the
+    # same, but for rounding.
+    prompt_lookup_num_tokens: Annotated[
+        int,
+        typer.Option(
+            "--prompt-lookup",
+            help="Where a text repeats itself, guess so many tokens; it is faster, and the same.",
+        ),
+    ] = 0
     # Texts generated together. Fewer take less memory; the texts stay the same.
     batch_size: int = 16
 
@@ -187,6 +200,11 @@ class Settings(Sampling):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
+        if not 0 <= self.prompt_lookup_num_tokens <= MAX_LOOKUP:
+            raise ValueError(
+                f"prompt_lookup_num_tokens is {self.prompt_lookup_num_tokens}; expected from 0 to "
+                f"{MAX_LOOKUP}; 0 is off"
+            )
         if 1 < self.num_beams < self.num_return_sequences:
             raise ValueError(
                 f"num_return_sequences is {self.num_return_sequences}, but num_beams is "
@@ -236,13 +254,39 @@ def read_stop(typed: str) -> str:
 
 
 @dataclass(frozen=True)
+class Output:
+    """What is written, and how."""
+
+    stream: Annotated[bool, typer.Option(help="Show a single text as it is generated.")] = True
+    all: Annotated[
+        bool,
+        typer.Option("--all", help="Write with every checkpoint of a run, each under its step."),
+    ] = False
+    continuation: Annotated[
+        str | None,
+        typer.Option(help="With --all: also how likely this text is after each prompt."),
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line for each text.")] = (
+        False
+    )
+
+    def check(self, settings: Settings) -> None:
+        """ValueError for options that go with another one which is not there."""
+        if self.continuation is not None and not self.all:
+            raise ValueError("--continuation goes with --all; give both or neither")
+        if settings.logprobs is not None and not self.as_json:
+            raise ValueError("--logprobs goes with --json; give both or neither")
+
+
+@dataclass(frozen=True)
 class Prompts:
     """Where prompts come from: the command line, a whole file, or the lines of a file."""
 
     prompt: Annotated[
         tuple[str, ...],
         typer.Option(
-            help="May be given several times. Without one, the text starts a new document."
+            help="May be given several times. Without one, a terminal asks for it; elsewhere, the "
+            "text starts a new document."
         ),
     ] = ()
     prompt_file: Annotated[
@@ -251,3 +295,8 @@ class Prompts:
     prompt_lines: Annotated[
         str | None, typer.Option(help="A file with one prompt per line; - for standard input.")
     ] = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no prompt was given, not even an empty one."""
+        return not self.prompt and self.prompt_file is None and self.prompt_lines is None

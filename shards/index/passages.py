@@ -76,9 +76,11 @@ class Finder:
     def find(self, text: str, wish: Wish, start: int = 0, stop: int | None = None) -> list[Passage]:
         """The wanted passages of a text, or of its tokens that hold any of [start, stop).
 
-        Empty if there is none. Raises ValueError for a text without a token, or one too long.
+        Empty if there is none. Raises ValueError for a text that is too long.
         """
         ids, offsets = self.encode(text, start, len(text) if stop is None else stop)
+        if not len(ids):
+            return []
         longest = self.index.measure_matches(ids)
         starts, sizes = choose_maximal(longest, min(wish.min_tokens, len(ids)))
         order = np.argsort(self.measure_chance(ids, starts, sizes), kind="stable")
@@ -108,11 +110,11 @@ class Finder:
                 f"the text has {len(text):,} characters; expected at most {MAX_TEXT_CHARACTERS:,}"
             )
         plain = take_tokens(self.tokenizer.encode(text, add_special_tokens=False), start, stop)
-        if not 1 <= len(plain[0]) <= MAX_TEXT_TOKENS:
+        if len(plain[0]) > MAX_TEXT_TOKENS:
             raise ValueError(
-                f"the text has {len(plain[0]):,} tokens; expected 1 to {MAX_TEXT_TOKENS:,}"
+                f"the text has {len(plain[0]):,} tokens; expected at most {MAX_TEXT_TOKENS:,}"
             )
-        if start or not self.takes_space or text[:1].isspace():
+        if start or not len(plain[0]) or not self.takes_space or text[:1].isspace():
             return plain
         encoding = self.tokenizer.encode(f" {text}", add_special_tokens=False)
         ids, offsets = take_tokens(encoding, 1, stop + 1)

@@ -170,26 +170,61 @@ def test_cached_prediction_equals_the_whole_forward_for_unequal_rows() -> None:
         expected = model(tokens)
     cache = allocate_cache(CONFIG, 3, 64, torch.device("cpu"), torch.float32)
     lengths = [10, 3, 20]
+    ends = [row * 20 + length - 1 for row, length in enumerate(lengths)]
+    # Padded behind their ends, in two pieces of 12 and 8.
+    model.predict(tokens[:, :12], cache)
+    found = model.predict(tokens[:, 12:20], cache, torch.tensor([2 * 8 + 7]))
+    torch.testing.assert_close(found[0], expected[2, 19], atol=1e-4, rtol=0)
+    whole = allocate_cache(CONFIG, 3, 64, torch.device("cpu"), torch.float32)
+    found = model.predict(tokens[:, :20], whole, torch.tensor(ends))
     for row, length in enumerate(lengths):
-        found = model.predict(tokens[row : row + 1, :length], cache.row(row))
-        torch.testing.assert_close(found[0], expected[row, length - 1], atol=1e-4, rtol=0)
+        torch.testing.assert_close(found[row], expected[row, length - 1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(cache.keys[:, :, :, :20], whole.keys[:, :, :, :20])
     cache.set_lengths(lengths)
-    for step in range(10):
-        ends = [length + step for length in lengths]
-        last = torch.stack([tokens[row, end] for row, end in enumerate(ends)])
+    for step in range(0, 10, 2):  # Each row's next token, then each one's next two.
+        last = torch.stack(
+            [tokens[row, end + step : end + step + 2] for row, end in enumerate(lengths)]
+        )
+        torch.testing.assert_close(
+            model.predict(last[:, :1], cache),
+            torch.stack([expected[row, end + step] for row, end in enumerate(lengths)]),
+            atol=1e-4,
+            rtol=0,
+        )
+        cache.set_lengths([length + step for length in lengths])
+        found = model.predict(last, cache, torch.arange(6)).view(3, 2, -1)
+        for row, end in enumerate(lengths):
+            torch.testing.assert_close(
+                found[row], expected[row, end + step : end + step + 2], atol=1e-4, rtol=0
+            )
+
+
+def test_rows_of_a_cache_come_and_go() -> None:
+    model, tokens = make_model().eval(), make_tokens(3, 12)
+    with torch.no_grad():
+        expected = model(tokens)
+    read = allocate_cache(CONFIG, 3, 12, torch.device("cpu"), torch.float32)
+    lengths = [8, 5, 10]
+    model.predict(tokens[:, :10], read)
+    read.set_lengths(lengths)
+    cache = allocate_cache(CONFIG, 0, 0, torch.device("cpu"), torch.float32)
+    rows = []
+    for change in (0, 1, 2, "first goes", 0, "last goes"):
+        if isinstance(change, int):
+            cache.make_room(len(rows) + 1, lengths[change] + 1 + 64 * change)
+            cache.insert(read, change)
+            rows.append(change)
+        else:
+            gone = 0 if change == "first goes" else len(rows) - 1
+            cache.remove(gone)
+            rows[gone] = rows[-1]
+            rows.pop()
+        held = [*cache.lengths]
+        last = torch.stack([tokens[row, lengths[row]] for row in rows])
         found = model.predict(last[:, None], cache)
-        for row, end in enumerate(ends):
-            torch.testing.assert_close(found[row], expected[row, end], atol=1e-4, rtol=0)
-
-
-def test_cache_rows_can_be_dropped_and_repeated() -> None:
-    model, tokens = make_model().eval(), make_tokens(2, 8)
-    cache = allocate_cache(CONFIG, 2, 64, torch.device("cpu"), torch.float32)
-    model.predict(tokens, cache)
-    last = torch.tensor([[5], [5], [5]])
-    found = model.predict(last, cache.select([1, 0, 1]))
-    expected = model.predict(last[:2], cache)
-    torch.testing.assert_close(found, expected[[1, 0, 1]])
+        cache.set_lengths(held)
+        for logits, row in zip(found, rows, strict=True):
+            torch.testing.assert_close(logits, expected[row, lengths[row]], atol=1e-4, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore")  # The compiler has its own.

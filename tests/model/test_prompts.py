@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from model.decode.console import write_texts
 from model.decode.generator import Generator
 from model.decode.penalties import adjust_logits
-from model.decode.prompts import cut_lines, decode_text, read_prompts
 from model.decode.sampler import choose_tokens, find_candidates
 from model.decode.settings import Prompts, Settings, read_stop
 from model.device import choose_device
+from model.sample.console import write_texts
+from model.sample.prompts import cut_lines, decode_text, read_prompts
 from tests.model.test_generate import make_scripted
 from tests.model.test_sampler import make_draft
 from tests.tiny import CONFIG, make_model, make_tokenizer

@@ -127,10 +127,10 @@ def test_rows_of_a_cache_do_not_depend_on_each_other(folder: Path) -> None:
     tokens = make_tokens(3, 64)
     together = allocate_cache(model.config, 3, 64, device, torch.float32)
     alone = [allocate_cache(model.config, 1, 64, device, torch.float32) for _ in lengths]
+    together.set_lengths([])
     for row, length in enumerate(lengths):
-        for cache in (together.row(row), alone[row]):
-            model.predict(tokens[row : row + 1, :length], cache)
-    together.set_lengths(lengths)
+        model.predict(tokens[row : row + 1, :length], alone[row])
+        together.insert(alone[row], 0)
     for step in range(8):
         last = torch.stack([tokens[row, n + step] for row, n in enumerate(lengths)])[:, None]
         found = model.predict(last, together)

@@ -55,6 +55,7 @@ class Request:
     method: str
     path: str
     headers: dict[str, str]
+    body: bytes = b""
 
 
 @dataclass
@@ -284,17 +285,31 @@ def make_handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             del format, args
 
         def do_GET(self) -> None:
-            self.handle_request({})
+            self.handle_request(b"")
 
         def do_HEAD(self) -> None:
-            self.handle_request({})
+            self.handle_request(b"")
 
         def do_POST(self) -> None:
-            posted = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.handle_request(parse_qs(posted.decode()))
+            self.handle_request(self.read_body())
 
-        def handle_request(self, form: dict[str, list[str]]) -> None:
-            request = Request(self.command, unquote(self.path), dict(self.headers))
+        def do_PUT(self) -> None:
+            self.handle_request(self.read_body())
+
+        def read_body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            chunks = []
+            while size := int(self.rfile.readline(), 16):
+                chunks.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(chunks)
+
+        def handle_request(self, body: bytes) -> None:
+            is_form = "urlencoded" in self.headers.get("Content-Type", "")
+            form = parse_qs(body.decode()) if is_form else {}
+            request = Request(self.command, unquote(self.path), dict(self.headers), body)
             hub.requests.append(request)
             hub.watch(request)
             fault = hub.take_fault(self.command, unquote(self.path))

@@ -13,7 +13,7 @@ from shards.reader import open_shards
 from tests.commands import velocity
 from tests.runs import run_small
 from tests.tiny import TOKENIZER_JSON
-from tests.tokenized import VALIDATION, write_set
+from tests.tokenized import split_of, write_set
 from train.tracing.passages import open_passages
 
 TEXTS = [
@@ -50,7 +50,7 @@ def steps_seeing(folder: Path, start: int, stop: int) -> list[int]:
 def test_each_place_has_its_document_and_its_steps(run: Path) -> None:
     passages = open_passages(open_shards(run / "set"), run / "checkpoints", print)
     seen = 0
-    for number in (3, 12, 25, VALIDATION):
+    for number in (3, 12, 25, 7, 17, 27, 37):
         text = f"says: the quick brown fox of {number * number} jumps"
         answer = passages.answer(text, Wish())
         assert answer["steps"] == STEPS
@@ -58,9 +58,11 @@ def test_each_place_has_its_document_and_its_steps(run: Path) -> None:
         assert (passage["text"].strip(), passage["count"]) == (text, 3)
         for place in passage["places"]:
             assert place["url"] == f"https://example.com/{number}"
-            assert place["split"] == ("validation" if number == VALIDATION else "train")
+            assert place["split"] == (split_of(number))
             stop = place["token"] + passage["tokens"]
-            expected = [] if number == VALIDATION else steps_seeing(run, place["token"], stop)
+            expected = (
+                [] if split_of(number) != "train" else steps_seeing(run, place["token"], stop)
+            )
             assert place["steps"] == expected
             assert place["num_steps"] == len(expected)
             seen += len(expected)

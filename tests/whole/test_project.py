@@ -26,7 +26,7 @@ SHARDS = {
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
-MODEL = {"model", "model.checkpoints", "model.decode"}
+MODEL = {"model", "model.checkpoints", "model.decode", "model.sample", "model.export"}
 READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
@@ -36,7 +36,9 @@ TRAIN = {
     "train",
     *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof")),
     "train.plan",
+    "train.inspect",
     "train.page",
+    "train.publish",
     *STEPPING,
 }
 MAY_IMPORT = {
@@ -52,6 +54,13 @@ MAY_IMPORT = {
     "model": set[str](),
     "model.checkpoints": {"model"},
     "model.decode": {"model", "model.checkpoints"},
+    "model.export": {"model", "model.checkpoints"},
+    "model.sample": {"model", "model.checkpoints", "model.decode"},
+    "model.serve.wire": set(),
+    "model.serve.chat": {"model.checkpoints", "model.serve.wire"},
+    "model.serve": {"model.serve.chat", "model.serve.page", "model.serve.wire", "model.decode"}
+    | {"model.checkpoints", "model"},
+    "model.serve.page": {"model.serve", "model.serve.wire"},
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
     "prep.sources": {"prep.files", "prep.readers", *SHARDS},
@@ -71,12 +80,15 @@ MAY_IMPORT = {
     "train.checkpoints": STEPPING | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
+    "train.publish": {"train.page", "train.checkpoints"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
     "train.plan": {"train.start"} | SHARDS | MODEL,
+    "train.inspect": {"train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
-    "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary"} | SHARDS | MODEL | TRAIN,
+    "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary", "model.serve"}
+    | (SHARDS | MODEL | TRAIN),
 }
 # The faces of a package: each may import all rooms of it.
 FACES = {
@@ -107,6 +119,7 @@ SHARED = {
     "train.proof": {"train.config", "train.settings"},
     "train.reports": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.page": {"train.config", "train.settings"},
+    "train.publish": {"train.config", "train.settings"},
 }
 NO_TORCH = {"shards", "prep"}
 
@@ -249,10 +262,10 @@ def modules_loaded_by(statement: str) -> set[str]:
         ("import prep.run, prep.quickstart", {"torch", "datasets", "huggingface_hub"}),
         ("import shards.inspect.verify, shards.inspect.show", {"torch", "datasets"}),
         ("import train.loop, train.__main__", {"datasets", "transformers"}),
-        ("import model.decode.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
+        ("import model.sample.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
         ("import train.settings, model.config", {"torch"}),
         ("import train.start.choose", {"torch", "numpy", "pyarrow"}),
-        ("import train.tracing.steps, train.commands", {"torch"}),
+        ("import train.tracing.steps, train.inspect.folders, train.commands", {"torch"}),
     ],
 )
 def test_imports_stay_light(statement: str, absent: set[str]) -> None:
@@ -317,7 +330,11 @@ def test_a_wheel_holds_the_code_and_no_data(tmp_path: Path) -> None:
     code = {str(path.relative_to(ROOT)) for path in python_files()}
     assert {name for name in names if name.endswith(".py")} == code
     assert [name for name in names if name.startswith("shards/") and name not in code] == []
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "model/serve/page").glob("*.*")}
+    assert len(page) > 6
+    assert page <= set(names)
     assert {"prep/gpt2/vocab.bpe", "prep/gpt2/LICENSE", "train/configs/tiny.yaml"} <= set(names)
+    assert "model/rows.c" in names
 
 
 def test_data_in_the_current_folder_does_not_shadow_the_package(tmp_path: Path) -> None:

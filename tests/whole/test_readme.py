@@ -119,6 +119,12 @@ class World:
                     run_cli, [*words[1:], "--steps", "3"], folder
                 ).result()
                 assert (code, "--steps is 3; expected at least 4" in said) == (1, True), said
+            case ["velocity", "export", *options] if {"onnx", "pt2"} & {*options}:
+                # They take long, and have their own tests; here only that the options are read.
+                taken = folder / options[options.index("--out") + 1]
+                taken.touch()
+                code, said = self.worker.submit(run_cli, words[1:], folder).result()
+                assert (code, "is there already" in said) == (1, True), said
             case ["velocity", *options]:
                 self.worker.submit(run_velocity, options, folder).result()
             case ["torchrun", "--nproc_per_node", "1", "-m", "train", *options]:

@@ -29,7 +29,7 @@ class Passages:
     def answer(self, text: str, wish: Wish, start: int = 0, stop: int | None = None) -> Json:
         """The passages of a text, or of its tokens that hold any of [start, stop), as JSON.
 
-        Raises ValueError with one line for a text that is empty or too long.
+        Raises ValueError with one line for a text that is too long.
         """
         found = self.finder.find(text, wish, start, stop)
         return {

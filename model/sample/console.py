@@ -61,8 +61,10 @@ def describe_place(number: int, num_samples: int, completion: Completion) -> str
     '--- prompt 2, sample 2: 2 tokens, ended by length ---'
     """
     prompt, sample = divmod(number, num_samples)
+    return f"--- prompt {prompt + 1}, sample {sample + 1}: {describe_end(completion)} ---"
+
+
+def describe_end(completion: Completion) -> str:
+    """How long a text became, and why it ended."""
     num_tokens = len(completion.tokens) - completion.num_prompt_tokens
-    reason = completion.finish_reason.replace("_", " ")
-    return (
-        f"--- prompt {prompt + 1}, sample {sample + 1}: {num_tokens} tokens, ended by {reason} ---"
-    )
+    return f"{num_tokens} tokens, ended by {completion.finish_reason.replace('_', ' ')}"

@@ -1,0 +1,115 @@
+"""`velocity export`: a checkpoint is written for another runtime, loaded there, and compared."""
+
+import hashlib
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from model.checkpoints.seal import is_sealed, seal
+from model.export.certificate import (
+    CERTIFICATE,
+    Measured,
+    cut_windows,
+    describe,
+    find_faults,
+    measure,
+    write_certificate,
+)
+from model.export.place import check_place, making, put_file, put_folder
+from model.export.request import LIMITS, WEIGHT_BYTES, Format, Request
+from model.export.source import Source, open_source
+
+Say = Callable[[str], None]
+# Beside the weights: tokenizer, graph, and what file systems round up to.
+SPARE_BYTES = 64 << 20
+# Of a text, which may be of any length: more than the windows hold.
+MAX_CHARACTERS = 1 << 18
+
+
+def export(request: Request, text: str, text_name: str, say: Say) -> list[list[str]]:
+    """Write the export, certified on `text`; the table of what was measured.
+
+    ValueError, with nothing left at its place, if it is too far from the checkpoint.
+    """
+    kind = request.kind
+    check_packages(kind)
+    check_place(request.out, 0)
+    module: Any = importlib.import_module(kind.module)
+    source = open_source(request.ckpt)
+    ids = source.tokenizer.encode(text[:MAX_CHARACTERS]).ids
+    windows = cut_windows(ids, source.config.max_position_embeddings)
+    needed = source.config.num_parameters() * WEIGHT_BYTES[request.dtype] + SPARE_BYTES
+    check_place(request.out, int(needed * (2 if kind.suffix == ".pt2" else 1)))
+    started = time.monotonic()
+    with making(request.out) as partial:
+        name = request.out.name
+        say(f"{source.folder}: written as {request.format}, {request.dtype}")
+        made = module.write(source, partial, name, request.dtype)
+        num_tokens = sum(window.numel() for window in windows)
+        say(f"{source.folder}: compared on {num_tokens:,} tokens of {text_name}")
+        runtime = module.open_runtime(source, made, request.dtype)
+        limits = LIMITS[request.dtype]
+        measured = measure(source.compute, runtime.compute, windows)
+        faults = find_faults(measured, limits)
+        if faults:
+            raise ValueError(
+                f"{request.out}: not kept, as {runtime.name} reads another model from it: "
+                f"{'; '.join(faults)}"
+            )
+        facts = source.describe() | {
+            "format": request.format,
+            "dtype": request.dtype,
+            "runtime": runtime.name,
+            "notes": runtime.notes,
+            "text": text_name,
+            "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "seconds": round(time.monotonic() - started, 1),
+            "torch": version("torch"),
+        }
+        del runtime
+        keep(request, source, made, partial, measured, facts)
+    return [["runtime", facts["runtime"], ""], *describe(measured, limits)]
+
+
+def keep(
+    request: Request,
+    source: Source,
+    made: Path,
+    partial: Path,
+    measured: Measured,
+    facts: dict[str, Any],
+) -> None:
+    """Put the export and its certificate where they belong; the export itself comes last."""
+    limits = LIMITS[request.dtype]
+    if request.kind.suffix is None:
+        write_certificate(partial / CERTIFICATE, measured, limits, facts)
+        if request.kind.is_checkpoint and is_sealed(source.folder):
+            seal(partial)  # So its tokenizer is read as that of the folder it is made from.
+        put_folder(partial, request.out)
+        return
+    facts |= {"file_sha256": hash_file(made)}
+    certificate = request.out.with_name(f"{request.out.name}.{CERTIFICATE}")
+    certificate.unlink(missing_ok=True)  # Of an export that is gone.
+    write_certificate(partial / CERTIFICATE, measured, limits, facts)
+    put_file(partial / CERTIFICATE, certificate)
+    put_file(made, request.out)
+
+
+def check_packages(kind: Format) -> None:
+    """Raise ValueError, saying how to get them, for packages that are missing."""
+    missing = [name for name in kind.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"this format needs {' and '.join(missing)}, not installed here; install with: "
+            f"pip install 'velocitylm[{kind.extra}]'"
+        )
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,127 @@
+"""A checkpoint as exports need it: its model in fp32 on the CPU, its tokenizer, and its tokens."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from model.checkpoints.folder import load_model
+from model.checkpoints.hugging_face import Json, read_token_ids
+from model.checkpoints.kept_tokenizer import END_OF_TEXT
+from model.checkpoints.original import is_seed_checkpoint
+from model.checkpoints.seal import (
+    CONFIG,
+    GENERATION_CONFIG,
+    CheckpointError,
+    find_checkpoint,
+    is_sealed,
+    list_weight_files,
+    read_json,
+    read_seal,
+)
+from model.checkpoints.tokenizer import load_tokenizer
+from model.config import ModelConfig
+from model.transformer import Transformer
+
+# What a folder keeps beside config.json and the weights, where it is there.
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported."""
+
+    folder: Path
+    model: Transformer
+    # As sampling loads it: `encode(text).ids` are the model's input.
+    tokenizer: Tokenizer
+    # The ids that end a text; at least one.
+    ends: Sequence[int]
+    # What stands before a text, and whether the tokenizer puts it there.
+    begin: int
+    adds_begin: bool
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return self.model.config
+
+    @property
+    def num_words(self) -> int:
+        """Rows of the embedding that stand for a token; the ones after them are padding."""
+        return min(1 + max(self.tokenizer.get_vocab().values()), self.config.num_ids)
+
+    @cached_property
+    def tokenizer_json(self) -> dict[str, Any]:
+        """The tokenizer with all that the folder's configs say of it."""
+        content: dict[str, Any] = json.loads(self.tokenizer.to_str())
+        return content
+
+    @torch.inference_mode()
+    def compute(self, tokens: Tensor) -> Tensor:
+        """The checkpoint's own logits (1, T, V) of tokens (1, T)."""
+        logits: Tensor = self.model(tokens)
+        return logits[..., : self.num_words]
+
+    def describe(self) -> dict[str, Any]:
+        """Which checkpoint it is, for a certificate."""
+        known = read_seal(self.folder) if is_sealed(self.folder) else {}
+        return {
+            "checkpoint": self.folder.name,
+            "sha256": {name: known[name].sha256 for name in list_weight_files(known)},
+            "parameters": self.config.num_parameters(),
+        }
+
+
+def open_source(ckpt: Path) -> Source:
+    """The newest checkpoint that `ckpt` names; CheckpointError if it cannot be exported."""
+    folder = find_checkpoint(ckpt)
+    config = read_json(folder / CONFIG)
+    if config.get("quantization_config") is not None:
+        raise CheckpointError(
+            f"{folder}: its weights are quantized already; export the checkpoint it was made from"
+        )
+    if is_seed_checkpoint(folder):
+        command = shlex.join(["velocity", "convert", str(folder), "NEW"])
+        raise CheckpointError(f"{folder}: of the original VelocityLM; first convert it: {command}")
+    tokenizer = load_tokenizer(folder, is_sealed(folder))
+    model = load_model(folder, "cpu", torch.float32).eval()
+    path = folder / GENERATION_CONFIG
+    generation: Json = read_json(path) if path.is_file() else {}
+    begins, ends = (
+        read_token_ids(f"{name}_token_id", generation, config) for name in ("bos", "eos")
+    )
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    if not ends:
+        if end_of_text is None:
+            raise CheckpointError(f"{folder}: no eos_token_id in {CONFIG} says what ends a text")
+        ends = [end_of_text]
+    added = find_added(tokenizer)
+    if added and len(added) > 1:
+        raise CheckpointError(
+            f"{folder}: its tokenizer puts tokens {added} around a text; expected at most one, "
+            "before it"
+        )
+    begin = added[0] if added else (begins or ends)[0]
+    return Source(folder, model, tokenizer, ends, begin, bool(added))
+
+
+def find_added(tokenizer: Tokenizer) -> list[int]:
+    """The tokens that a tokenizer puts around each text."""
+    plain, whole = (tokenizer.encode("a", add_special_tokens=adds).ids for adds in (False, True))
+    added = len(whole) - len(plain)
+    # One before the text is what others can do as well; anything else is shown as it is.
+    return whole[:added] if whole[added:] == plain else [*whole, -1]

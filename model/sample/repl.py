@@ -1,0 +1,203 @@
+"""A prompt after another, typed on a terminal, with settings that are changed on the way."""
+
+import contextlib
+import os
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from typer.models import OptionInfo
+
+from model.decode.generator import Generator
+from model.decode.settings import Settings, read_stop
+from model.sample.console import Show, write_texts
+
+HISTORY_LINES = 1000
+MARK, BLOCK_MARK, BLOCK = "> ", ". ", '"""'
+GREETING = (
+    "velocity: type how a text begins; /help lists commands, Ctrl-C stops a text, Ctrl-D ends"
+)
+HELP = {
+    "/settings": "Show all settings.",
+    "/reset": "Set all settings as they were at the start.",
+    "/more": "Go on with the last text.",
+    "/help": "Show this.",
+    "/quit": "End, as Ctrl-D does.",
+    BLOCK: "Alone on a line: begin, and end, a prompt of several lines.",
+    "//": "A prompt that begins with a slash: only the first one is left out.",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting that may be changed by a command."""
+
+    field: str
+    help: str
+    kind: type  # int, float or str.
+    takes_several: bool
+
+
+def list_options() -> dict[str, Option]:
+    """The settings by the commands that change them; their names are those of the options."""
+    hints = typing.get_type_hints(Settings, include_extras=True)
+    options = {}
+    for field in fields(Settings):
+        wanted, *extras = typing.get_args(hints[field.name]) or (None,)
+        for extra in extras:
+            if isinstance(extra, OptionInfo) and field.name != "logprobs":  # Not shown here.
+                names = [str(name) for name in (extra.default, *(extra.param_decls or ()))]
+                given = [name for name in names if name.startswith("--")]
+                name = given[0] if given else f"--{field.name.replace('_', '-')}"
+                members = typing.get_args(wanted) or (wanted,)
+                kind = next(member for member in members if member in (int, float, str))
+                takes_several = any(typing.get_origin(member) for member in members)
+                options[f"/{name.lstrip('-')}"] = Option(
+                    field.name, extra.help or "", kind, takes_several
+                )
+    return options
+
+
+class Repl:
+    """Reads prompts and commands with `read` until it raises EOFError."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        settings: Settings,
+        show: Show,
+        say: Show,
+        read: Callable[[str], str] = input,
+    ) -> None:
+        self.generator = generator
+        self.start = self.settings = settings
+        self.show, self.say, self.read = show, say, read
+        self.options = list_options()
+        self.last = ""
+
+    def run(self) -> None:
+        """Answer until the end of the input, or /quit."""
+        self.say(GREETING)
+        while True:
+            try:
+                line = self._read_prompt()
+            except EOFError:
+                self.show("\n")
+                return
+            except KeyboardInterrupt:  # What was typed is dropped.
+                self.show("\n")
+                continue
+            if line.strip() in ("/quit", "/exit"):
+                return
+            try:
+                self._answer(line)
+            except ValueError as error:
+                self.say(f"velocity: {error}")
+            except KeyboardInterrupt:
+                self.show("\n")
+                self.say("velocity: stopped")
+
+    def _read_prompt(self) -> str:
+        """A line, or the lines between two marks of a block."""
+        line = self.read(MARK)
+        if line.strip() != BLOCK:
+            return line
+        lines = list[str]()
+        while (line := self.read(BLOCK_MARK)).strip() != BLOCK:
+            lines.append(line)
+        return "\n".join(lines)
+
+    def _answer(self, line: str) -> None:
+        if line.startswith("/") and not line.startswith("//"):
+            self._obey(*line.strip().partition(" ")[::2])
+        else:
+            self._write(line.removeprefix("/") if line.startswith("//") else line)
+
+    def _write(self, prompt: str) -> None:
+        """Write a text, which is also what /more goes on with, even where it was stopped."""
+        self.last = ""
+
+        def show(piece: str) -> None:
+            self.last += piece
+            self.show(piece)
+
+        write_texts(self.generator, [prompt], self.settings, show, self.say)
+
+    def _obey(self, command: str, value: str) -> None:
+        if command == "/settings":
+            self._show_settings()
+        elif command == "/help":
+            texts = {name: option.help for name, option in self.options.items()}
+            self._show_table({f"{name} X": text for name, text in texts.items()} | HELP)
+        elif command == "/reset":
+            self.settings = self.start
+        elif command == "/more":
+            self._write(self.last.removesuffix("\n"))
+        elif command in self.options:
+            self._change(self.options[command], value.strip())
+        else:
+            self.say(f"velocity: {command} is no command; /help lists them")
+
+    def _change(self, option: Option, value: str) -> None:
+        """Give a setting the typed value, or without one its default."""
+        new: Any = getattr(Settings, option.field)
+        if value and option.takes_several:
+            new = (*self._list(option.field), read_stop(value))
+        elif value:
+            try:
+                new = option.kind(value)
+            except ValueError:
+                kind = "a whole number" if option.kind is int else "a number"
+                raise ValueError(f"{option.field} is {value!r}; expected {kind}") from None
+        self.settings = replace(self.settings, **{option.field: new})
+
+    def _list(self, field: str) -> tuple[str, ...]:
+        found: str | typing.Sequence[str] | None = getattr(self.settings, field)
+        return (found,) if isinstance(found, str) else tuple(found or ())
+
+    def _show_settings(self) -> None:
+        values = {name: getattr(self.settings, o.field) for name, o in self.options.items()}
+        self._show_table({name: repr(value) for name, value in values.items()})
+
+    def _show_table(self, rows: Mapping[str, str]) -> None:
+        width = max(map(len, rows))
+        for name, text in rows.items():
+            self.show(f"{name.ljust(width)}  {text}\n")
+
+
+def run_repl(generator: Generator, settings: Settings, show: Show, say: Show) -> None:
+    """Read prompts from the terminal, with history and editing where Python has readline."""
+    with kept_history(find_history(os.environ, Path.home())):
+        Repl(generator, settings, show, say).run()
+
+
+def find_history(environment: Mapping[str, str], home: Path) -> Path:
+    """Where the lines that were typed are kept, as the XDG base directories say.
+
+    >>> str(find_history({}, Path("/home/me")))
+    '/home/me/.local/state/velocity/sample-history'
+    """
+    state = environment.get("XDG_STATE_HOME") or home / ".local" / "state"
+    return Path(state) / "velocity" / "sample-history"
+
+
+@contextlib.contextmanager
+def kept_history(path: Path) -> Iterator[None]:
+    """Give `input` the lines of before, and keep those typed inside, if the disk takes them."""
+    try:
+        import readline
+    except ImportError:  # Windows.
+        yield
+        return
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    try:
+        yield
+    finally:
+        readline.set_history_length(HISTORY_LINES)
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            readline.write_history_file(path)

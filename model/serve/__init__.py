@@ -1,0 +1,1 @@
+"""`velocity serve`: an HTTP server with OpenAI's API, which writes many texts at a time."""

@@ -1,0 +1,137 @@
+"""Renders chat templates, in a process of its own: the one that a template is run in.
+
+A template is a stranger's program. Jinja's sandbox keeps it from everything but the messages; that
+it ends, and what memory it takes, only a process can be held to. Each line of standard input is a
+JSON object with template, messages and variables; so is each line of the output, with text or
+error. This file is run as a script and imports nothing of ours.
+"""
+
+import json
+import sys
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+MAX_BYTES = 2**29
+MAX_CHARS = 2**22
+
+
+class Generation(Extension):
+    """The tag that marks what an assistant wrote; it changes nothing in a prompt."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The tag's body alone."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class PlainNamespace(Namespace):
+    """A template's variables that loops may change; none with a name that Python knows."""
+
+    def __init__(self, /, *args: Any, **values: Any) -> None:
+        for name in dict(*args, **values):
+            check_name(name)
+        super().__init__(*args, **values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        check_name(name)
+        super().__setitem__(name, value)
+
+
+def check_name(name: Any) -> None:
+    """Raise SecurityError for a name that Python may know."""
+    if not isinstance(name, str) or name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}")
+
+
+def make_environment() -> ImmutableSandboxedEnvironment:
+    """What templates are made for: the environment of transformers, less what none needs."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    numbers = environment.globals["range"]
+    environment.globals = {
+        "range": numbers,
+        "dict": make_dict,
+        "namespace": PlainNamespace,
+        "raise_exception": refuse,
+        "strftime_now": lambda form: datetime.now().strftime(form),
+    }
+    environment.filters["tojson"] = to_json
+    return environment
+
+
+def make_dict(**values: Any) -> dict[str, Any]:
+    """A new object."""
+    return values
+
+
+def refuse(message: str) -> None:
+    """What a template calls for messages that it does not take."""
+    raise TemplateError(str(message))
+
+
+def to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """A value as JSON; Jinja's own filter would escape it for HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def render(template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+    """The prompt of messages. Raises TemplateError, or whatever else a template can end with."""
+    pieces: list[str] = []
+    num_chars = 0
+    compiled = make_environment().from_string(template)
+    for piece in compiled.generate(messages=messages, **variables):
+        num_chars += len(piece)
+        if num_chars > MAX_CHARS:
+            raise TemplateError(f"the prompt has more than {MAX_CHARS:,} characters")
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def limit_resources() -> None:
+    """Bound the memory, and write no files; Windows has no such limits."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def main() -> None:
+    """Answer each line until there are no more."""
+    limit_resources()
+    for line in sys.stdin.buffer:
+        try:
+            answer = {"text": render(**json.loads(line))}
+        except MemoryError:
+            answer = {"error": f"it needs more than {MAX_BYTES:,} bytes of memory"}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"[:500]}
+        sys.stdout.buffer.write(json.dumps(answer).encode("ascii") + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

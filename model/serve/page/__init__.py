@@ -1,0 +1,1 @@
+"""The page at / of `velocity serve`, and what only it asks for: where a text comes from."""

@@ -1,0 +1,92 @@
+// The server's API: which models it has, texts as they are written, and where text comes from.
+
+const ALTERNATIVES = 6;
+
+let key = "";
+
+export function setKey(text) {
+  key = text;
+}
+
+// What the server said instead of an answer.
+export class ApiError extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function ask(path, body, signal) {
+  const headers = {};
+  if (key) headers.Authorization = `Bearer ${key}`;
+  if (body) headers["Content-Type"] = "application/json";
+  const answer = await fetch(path, {
+    method: body ? "POST" : "GET",
+    headers,
+    body: body && JSON.stringify(body),
+    signal,
+  });
+  if (answer.ok) return answer;
+  let message = `the server answered ${answer.status}`;
+  try {
+    message = (await answer.json()).error.message;
+  } catch {
+    // It was not the server's own error; the number says all that is known.
+  }
+  throw new ApiError(answer.status, message);
+}
+
+// {data: [{id, max_model_len}, ...], traces: whether /v1/trace answers}
+export async function listModels() {
+  return (await ask("/v1/models")).json();
+}
+
+// The passages of a text that are in the training data; start and stop are characters.
+export async function trace(text, start, stop, signal) {
+  return (await ask("/v1/trace", { text, start, stop }, signal)).json();
+}
+
+// Parts of one text as they are written: {tokens: [{id, text, share, others}], ended, prompt}.
+// `prompt` is a text or token ids; it comes back as ids.
+export async function* write(model, prompt, settings, signal) {
+  const body = { model, prompt, ...settings };
+  Object.assign(body, { stream: true, logprobs: ALTERNATIVES, return_token_ids: true });
+  const answer = await ask("/v1/completions", body, signal);
+  for await (const event of readEvents(answer.body)) {
+    if (event.error) throw new ApiError(500, event.error.message);
+    for (const choice of event.choices) {
+      yield { tokens: readTokens(choice), ended: choice.ended_by, prompt: choice.prompt_token_ids };
+    }
+  }
+}
+
+async function* readEvents(body) {
+  let rest = "";
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const events = (rest + value).split("\n\n");
+    rest = events.pop();
+    for (const event of events) {
+      const data = event.replace(/^data: /, "");
+      if (data !== "[DONE]") yield JSON.parse(data);
+    }
+  }
+}
+
+function readTokens(choice) {
+  const { tokens, token_logprobs, top_logprobs, top_token_ids } = choice.logprobs;
+  return tokens.map((text, place) => ({
+    id: choice.token_ids[place],
+    text,
+    share: Math.exp(token_logprobs[place]),
+    others: Object.entries(top_logprobs[place])
+      .map(([other, logprob]) => ({
+        id: top_token_ids[place][other],
+        text: other,
+        share: Math.exp(logprob),
+      }))
+      .sort((a, b) => b.share - a.share),
+  }));
+}

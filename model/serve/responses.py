@@ -1,0 +1,214 @@
+"""/v1/responses: the next message of a chat, in the API that OpenAI's client documents first."""
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from model.decode.settings import Settings
+from model.serve.chat.messages import Message, read_messages
+from model.serve.chat_completions import encode_chat, refuse_tools
+from model.serve.choices import Asked, Choice, collect
+from model.serve.drafts import make_drafts
+from model.serve.house import House, Writing, unless_gone
+from model.serve.sampling import read_settings
+from model.serve.streams import EventStream
+from model.serve.wire.answers import make_event, make_json
+from model.serve.wire.errors import ApiError, refuse
+from model.serve.wire.fields import Fields, Object
+
+KINDS = ("input_text", "output_text")
+
+
+@dataclass
+class AskedResponse(Asked):
+    """A request for a response."""
+
+    instructions: str | None = None
+    max_tokens: int | None = None
+    metadata: Object = field(default_factory=dict)
+    message_id: str = field(default_factory=lambda: f"msg_{secrets.token_hex(16)}")
+
+    def show(self, choice: Choice | None) -> Object:
+        """The response with its text, or before there is one."""
+        ended_by = choice and choice.ended_by
+        is_cut = ended_by not in (None, "stop", "end_of_text")
+        status = "in_progress" if ended_by is None else "incomplete" if is_cut else "completed"
+        settings: Settings = self.drafts[0].settings
+        reason = {"reason": "max_output_tokens"} if is_cut else None
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "status": status,
+            "error": None,
+            "incomplete_details": reason,
+            "instructions": self.instructions,
+            "max_output_tokens": self.max_tokens,
+            "metadata": self.metadata,
+            "model": self.served.id,
+            "output": [] if choice is None else [self.show_message(choice.text, status)],
+            "parallel_tool_calls": False,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": settings.temperature,
+            "text": {"format": {"type": "text"}},
+            "tool_choice": "none",
+            "tools": [],
+            "top_p": settings.top_p,
+            "truncation": "disabled",
+            "usage": None if ended_by is None else self.count_response(),
+            "ended_by": ended_by,
+        }
+
+    def show_message(self, text: str | None, status: str) -> Object:
+        """The message that the response consists of; without a text, before it begins."""
+        return {
+            "id": self.message_id,
+            "type": "message",
+            "role": "assistant",
+            "status": status,
+            "content": [] if text is None else [make_part(text)],
+        }
+
+    def count_response(self) -> Object:
+        """The usage, in this API's words."""
+        usage = self.count()
+        return {
+            "input_tokens": usage["prompt_tokens"],
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": usage["completion_tokens"],
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": usage["total_tokens"],
+        }
+
+
+def make_part(text: str) -> Object:
+    """A text as a part of a message."""
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+class Responses:
+    """The endpoint."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+
+    async def answer(self, request: Request) -> Response:
+        """Answer a request, whole or as a stream."""
+        asked = await self.house.read(request, self.read)
+        writing = self.house.write(asked.served, asked.drafts)
+        if asked.stream:
+            return EventStream(stream(asked, writing), writing.close)
+        try:
+            [choice] = await unless_gone(request, collect(asked, writing))
+        finally:
+            writing.close()
+        return make_json(asked.show(choice))
+
+    def read(self, fields: Fields) -> AskedResponse:
+        """A request, checked, with its draft."""
+        served = self.house.find(fields)
+        served.expect_template()
+        settings = read_settings(fields, served.generator, None)
+        if settings.num_return_sequences > 1:
+            raise refuse("a response is one text; expected no n", "n")
+        stream = fields.flag("stream")
+        instructions = fields.text("instructions")
+        max_tokens = fields.whole("max_output_tokens", 1, 2**31)
+        messages = read_input(fields, instructions)
+        metadata = fields.nested("metadata").values
+        refuse_tools(fields)
+        form = fields.nested("text")
+        form.expect("format", [{"type": "text"}], "only text is written")
+        form.ignore("verbosity")
+        form.refuse_others()
+        fields.expect("store", [False], "nothing is stored")
+        fields.expect("previous_response_id", [], "nothing is stored; send the whole chat")
+        fields.expect("truncation", ["disabled"], "a chat is not cut")
+        fields.expect("include", [[]], "there is nothing more to include")
+        fields.expect("background", [False], "responses are answered at once")
+        fields.refuse_others()
+        drafts = make_drafts(
+            served.generator,
+            [encode_chat(served, messages)],
+            settings,
+            max_tokens,
+            "max_output_tokens",
+        )
+        return AskedResponse(
+            served,
+            drafts,
+            1,
+            stream,
+            False,
+            False,
+            "resp_",
+            instructions=instructions,
+            max_tokens=max_tokens,
+            metadata=metadata,
+        )
+
+
+def read_input(fields: Fields, instructions: str | None) -> list[Message]:
+    """The chat: a text or messages, after the instructions."""
+    value = fields.get("input")
+    if isinstance(value, str):
+        messages = [{"role": "user", "content": fields.check_text(value, "input")}]
+    else:
+        messages = read_messages(fields, "input", KINDS)
+    system = [{"role": "system", "content": instructions}] if instructions else []
+    return system + messages
+
+
+async def stream(asked: AskedResponse, writing: Writing) -> AsyncIterator[bytes]:
+    """The typed events of a response, numbered."""
+    events = Events(asked)
+    choice = Choice(asked, 0)
+    yield events.make("response.created", response=asked.show(None))
+    yield events.make("response.in_progress", response=asked.show(None))
+    item = asked.show_message(None, "in_progress")
+    yield events.make("response.output_item.added", output_index=0, item=item)
+    yield events.make_for_part("response.content_part.added", part=make_part(""))
+    try:
+        async for update in writing:
+            choice.add(update)
+            if update.piece:
+                yield events.make_for_part(
+                    "response.output_text.delta", delta=update.piece, logprobs=[]
+                )
+    except ApiError as error:
+        failed = asked.show(None) | {
+            "status": "failed",
+            "error": {"code": "server_error", "message": error.message},
+        }
+        yield events.make("response.failed", response=failed)
+        return
+    whole = asked.show(choice)
+    yield events.make_for_part("response.output_text.done", text=choice.text, logprobs=[])
+    yield events.make_for_part("response.content_part.done", part=make_part(choice.text))
+    yield events.make("response.output_item.done", output_index=0, item=whole["output"][0])
+    yield events.make(f"response.{whole['status']}", response=whole)
+
+
+class Events:
+    """Makes the events of one response."""
+
+    def __init__(self, asked: AskedResponse) -> None:
+        self.asked = asked
+        self.number = -1
+
+    def make(self, kind: str, **values: Any) -> bytes:
+        """An event of this type."""
+        self.number += 1
+        return make_event({"type": kind, "sequence_number": self.number, **values}, kind)
+
+    def make_for_part(self, kind: str, **values: Any) -> bytes:
+        """One about the text, which is the only part of the only message."""
+        place = {"item_id": self.asked.message_id, "output_index": 0, "content_index": 0}
+        return self.make(kind, **place, **values)

@@ -1,0 +1,208 @@
+"""The server's batcher: who is written when, what each text becomes, and how it ends."""
+
+import queue
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from model.decode.draft import Draft
+from model.decode.generator import Generator
+from model.decode.settings import Settings
+from model.serve.batcher import Batcher, Job, ModelFailure, Overloaded, Stopping, Update
+from tests.tiny import make_model, make_tokenizer
+
+RANDOM = Settings(temperature=1.5, top_k=None, top_p=None, max_new_tokens=30, seed=3)
+PROMPTS = ["The quick brown fox", "A", "one two", "naïve café"]
+
+
+class Client:
+    """A job, and what has been sent to it."""
+
+    def __init__(self, drafts: list[Draft], **limits: float) -> None:
+        self.news = queue.Queue[list[Update] | Exception]()
+        self.job = Job(drafts, self.news.put, **limits)  # type: ignore[arg-type]
+        self.texts = [draft.text for draft in drafts]
+        self.ends: dict[int, str] = {}
+        self.log: list[tuple[int, int]] = []  # Text and number of tokens of each update.
+
+    def take(self) -> None:
+        """Wait for what is sent next."""
+        news = self.news.get(timeout=20)
+        if isinstance(news, Exception):
+            raise news
+        for update in news:
+            self.texts[update.index] += update.piece
+            self.log.append((update.index, len(update.tokens)))
+            if update.ended_by:
+                self.ends[update.index] = update.ended_by
+
+    def wait(self) -> list[str]:
+        """The texts, once all have ended."""
+        while len(self.ends) < len(self.texts):
+            self.take()
+        return self.texts
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    """In fp64: a batch is summed in another order than a row, and in fp32 a draw may tip over."""
+    return Generator(make_model().double(), make_tokenizer())
+
+
+@pytest.fixture
+def batcher(generator: Generator) -> Iterator[Batcher]:
+    batcher = Batcher(generator, max_texts=2, max_waiting=4)
+    yield batcher
+    batcher.stop(0)
+
+
+def start(generator: Generator, prompt: str, num_new: int = 30, num_samples: int = 1) -> Client:
+    settings = Settings(
+        temperature=1.5,
+        top_k=None,
+        top_p=None,
+        max_new_tokens=num_new,
+        seed=3,
+        num_return_sequences=num_samples,
+    )
+    return Client(generator.start([prompt], settings))
+
+
+class Slowed:
+    """Makes each step of a model take a while, so that something can happen between two."""
+
+    def __init__(self, generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+        predict = generator.model.predict
+
+        def wait(*given: object, **named: object) -> object:
+            time.sleep(0.01)
+            return predict(*given, **named)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(generator.model, "predict", wait)
+
+
+@pytest.fixture
+def slowed(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> Slowed:
+    return Slowed(generator, monkeypatch)
+
+
+def test_each_text_is_what_it_is_alone(generator: Generator, batcher: Batcher) -> None:
+    clients = [start(generator, prompt) for prompt in PROMPTS]
+    for client in clients:
+        batcher.submit(client.job)
+    for prompt, client in zip(PROMPTS, clients, strict=True):
+        [expected] = generator.complete([prompt], RANDOM)
+        assert client.wait() == [expected.text]
+        assert client.ends == {0: expected.finish_reason}
+
+
+def test_a_text_joins_and_leaves_while_another_is_written(
+    generator: Generator, batcher: Batcher, slowed: Slowed
+) -> None:
+    long, short = start(generator, "one two", 80), start(generator, "A", 3)
+    batcher.submit(long.job)
+    long.take()
+    batcher.submit(short.job)
+    short.wait()
+    assert batcher.num_running == 1
+    assert not long.ends
+    long.wait()
+
+
+def test_who_comes_first_is_written_first(
+    generator: Generator, batcher: Batcher, slowed: Slowed
+) -> None:
+    order: list[str] = []
+    clients = {name: start(generator, name, 8) for name in PROMPTS}
+    for name, client in clients.items():
+        send = client.job.send
+        client.job.send = lambda news, name=name, send=send: (order.append(name), send(news))
+        batcher.submit(client.job)
+    for client in clients.values():
+        client.wait()
+    firsts = [*dict.fromkeys(order)]
+    assert {*firsts[:2]} == {*PROMPTS[:2]}
+    assert {*firsts[2:]} == {*PROMPTS[2:]}
+    # The third began when one of the first two had ended.
+    assert order.index(PROMPTS[2]) > 8
+
+
+def test_no_more_texts_are_taken_than_there_is_room_for(
+    generator: Generator, batcher: Batcher, slowed: Slowed
+) -> None:
+    clients = [start(generator, "A", 60, num_samples=3) for _ in range(3)]
+    batcher.submit(clients[0].job)
+    batcher.submit(clients[1].job)
+    with pytest.raises(Overloaded) as error:
+        batcher.submit(clients[2].job)
+    assert 1 <= error.value.seconds <= 30
+    assert batcher.num_running <= 2
+    clients[0].wait()
+    batcher.submit(clients[2].job)
+    clients[2].wait()
+
+
+def test_who_goes_away_frees_the_places(
+    generator: Generator, batcher: Batcher, slowed: Slowed
+) -> None:
+    gone = start(generator, "one two", 100, num_samples=4)
+    batcher.submit(gone.job)
+    gone.take()
+    batcher.cancel(gone.job)
+    other = start(generator, "A", 5, num_samples=6)
+    while True:
+        try:
+            batcher.submit(other.job)
+            break
+        except Overloaded:
+            time.sleep(0.01)
+    other.wait()
+    while not gone.news.empty():
+        gone.take()
+    assert len(gone.log) < 20
+
+
+def test_a_text_whose_time_is_up_ends(
+    generator: Generator, batcher: Batcher, slowed: Slowed
+) -> None:
+    client = Client(start(generator, "A", 100).job.drafts, deadline=time.monotonic() + 0.15)  # type: ignore[arg-type]
+    batcher.submit(client.job)
+    client.wait()
+    assert client.ends == {0: "time"}
+    assert 1 < len(client.log) < 60
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(20.0, "length"), (0.1, "shutdown")])
+def test_stopping_lets_texts_end_or_cuts_them(
+    generator: Generator, slowed: Slowed, seconds: float, expected: str
+) -> None:
+    batcher = Batcher(generator, max_texts=1, max_waiting=4)
+    client, waiting = start(generator, "A", 40), start(generator, "one")
+    batcher.submit(client.job)
+    client.take()
+    batcher.submit(waiting.job)
+    batcher.stop(seconds)
+    client.wait()
+    assert client.ends == {0: expected}
+    with pytest.raises(Stopping):
+        waiting.wait()
+    with pytest.raises(Stopping):
+        batcher.submit(start(generator, "A").job)
+    assert not batcher.is_ready
+
+
+def test_a_fault_of_the_model_ends_its_texts_and_no_others(
+    generator: Generator, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = start(generator, "A")
+    with monkeypatch.context() as broken:
+        broken.setattr(generator.model, "predict", lambda *_, **__: torch.full((1, 300), torch.nan))
+        batcher.submit(client.job)
+        with pytest.raises(ModelFailure, match="not finite"):
+            client.wait()
+    after = start(generator, "A")
+    batcher.submit(after.job)
+    assert after.wait() == [generator.complete(["A"], RANDOM)[0].text]
+    assert batcher.num_running == batcher.num_waiting == 0

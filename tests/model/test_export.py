@@ -1,0 +1,384 @@
+"""`velocity export`: what another runtime reads is the checkpoint, or nothing is left there."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections import namedtuple
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from typer.testing import CliRunner
+
+import cli
+from model.checkpoints.folder import save_model
+from model.checkpoints.seal import is_sealed, seal, verify
+from model.config import ModelConfig
+from model.decode.settings import Settings
+from model.export import gguf as gguf_format
+from model.export.certificate import Measured, cut_windows, find_faults, measure
+from model.export.gguf_runtime import read_model
+from model.export.ollama import make_modelfile
+from model.export.onnx import open_session
+from model.export.request import LIMITS, make_request
+from model.export.run import export
+from model.export.source import open_source
+from model.generate import load_generator
+from model.int8 import Int8Linear
+from tests.tiny import SENTENCES, TOKENIZER_JSON, make_model
+
+# Of every shape that formats have to say in their own way: shared keys, heads of their own width,
+# an untied head, a stretched context, and rows of the embedding that no token has.
+CONFIG = ModelConfig(
+    vocab_size=304,
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    intermediate_size=64,
+    max_position_embeddings=64,
+    initializer_range=0.15,
+    tie_word_embeddings=False,
+    rope_type="llama3",
+    rope_factor=4.0,
+    rope_original_max_position_embeddings=16,
+)
+TEXT = " ".join(SENTENCES) * 8
+Usage = namedtuple("Usage", "total used free")
+
+
+def save(folder: Path, config: ModelConfig = CONFIG) -> Path:
+    save_model(folder, make_model(config), TOKENIZER_JSON)
+    seal(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("export") / "checkpoint")
+
+
+def run(checkpoint: Path, format: Any, out: Path, dtype: str | None = None) -> list[list[str]]:
+    return export(
+        make_request(checkpoint, format, out, dtype), TEXT, "sentences", lambda line: None
+    )
+
+
+def read_certificate(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1"])
+def test_gguf_is_written_in_every_type_and_certified(
+    checkpoint: Path, tmp_path: Path, dtype: str
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    out = tmp_path / "model.gguf"
+    run(checkpoint, "gguf", out, dtype)
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, f"{out.name}.certificate.json"}
+    certificate = read_certificate(tmp_path / f"{out.name}.certificate.json")
+    measured = Measured(**certificate["measured"])
+    assert find_faults(measured, LIMITS[dtype]) == []
+    assert measured.num_tokens > 200
+    assert (measured.max_difference < 1e-4) == (dtype == "fp32")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(out).tensors}
+    expected = {"fp32": "F32", "fp16": "F16"}.get(dtype, dtype.upper())
+    assert kinds["blk.0.ffn_up.weight"] == expected
+    assert kinds["output_norm.weight"] == "F32"
+
+
+def test_transformers_reads_the_gguf_file_as_the_checkpoint(tmp_path: Path) -> None:
+    """A reader that shares no line with ours, on the shapes that it knows."""
+    from transformers import AutoModelForCausalLM
+
+    config = ModelConfig(
+        **(vars(CONFIG) | {"rope_type": "default", "head_dim": None} | UNSTRETCHED)
+    )
+    checkpoint = save(tmp_path / "checkpoint", config)
+    run(checkpoint, "gguf", tmp_path / "model.gguf", "fp32")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf")
+    source = open_source(checkpoint)
+    [tokens, *_] = cut_windows(source.tokenizer.encode(TEXT).ids, 64)
+    with torch.inference_mode():
+        found = theirs(tokens).logits
+    torch.testing.assert_close(found, source.compute(tokens), atol=1e-4, rtol=1e-4)
+
+
+UNSTRETCHED = {"rope_factor": None, "rope_original_max_position_embeddings": None}
+
+
+def test_llama_cpp_writes_the_same_tokens(checkpoint: Path, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip(
+        "llama_cpp", reason="llama-cpp-python is not installed; it is built from C++"
+    )
+    out = tmp_path / "model.gguf"
+    run(checkpoint, "gguf", out, "fp32")
+    model = llama_cpp.Llama(str(out), n_ctx=64, verbose=False)
+    generator = load_generator(checkpoint, "cpu")
+    prompt = "The quick brown"
+    tokens = generator.tokenizer.encode(prompt).ids
+    [greedy] = generator.complete([prompt], Settings(temperature=0, max_new_tokens=30))
+    found = [*islice(model.generate(tokens, temp=0.0), 30)]
+    assert (*tokens, *found) == greedy.tokens
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_a_stretched_context_is_in_the_keys_of_the_file(tmp_path: Path, kind: Any) -> None:
+    changes: dict[str, Any] = {"rope_type": kind, "tie_word_embeddings": True}
+    if kind == "yarn":
+        changes["rope_attention_factor"] = 0.9
+    else:
+        changes["rope_original_max_position_embeddings"] = None
+    checkpoint = save(tmp_path / "checkpoint", ModelConfig(**(vars(CONFIG) | changes)))
+    run(checkpoint, "gguf", tmp_path / "model.gguf", "fp32")
+    config = read_model(tmp_path / "model.gguf").config
+    assert (config.rope_type, config.rope_factor) == (kind, 4.0)
+    assert config.tie_word_embeddings
+
+
+def test_a_wrong_export_is_told_and_not_kept(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of queries and keys in the checkpoint's order: the classic silent mistake."""
+    monkeypatch.setattr(
+        gguf_format, "arrange", lambda name, tensor, config: tensor.detach().float().numpy()
+    )
+    with pytest.raises(ValueError, match=r"not kept, as .* reads another model from it: KL"):
+        run(checkpoint, "gguf", tmp_path / "model.gguf", "fp32")
+    assert [*tmp_path.iterdir()] == []
+
+
+def die_while_writing(checkpoint: Path, out: Path) -> None:
+    def write(source: Any, folder: Path, name: str, dtype: str) -> Path:
+        (folder / name).write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+        return folder / name
+
+    gguf_format.write = write
+    run(checkpoint, "gguf", out)
+
+
+def test_a_killed_export_leaves_nothing_at_its_place(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.gguf"
+    process = multiprocessing.get_context("fork").Process(
+        target=die_while_writing, args=(checkpoint, out)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert not out.exists()
+    assert len([*tmp_path.iterdir()]) == 1  # What it had begun, which the next one removes.
+    run(checkpoint, "gguf", out)
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, f"{out.name}.certificate.json"}
+
+
+def test_nothing_is_overwritten_and_a_small_disk_is_told_before(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = tmp_path / "taken.gguf"
+    taken.write_text("mine")
+    with pytest.raises(ValueError, match="is there already; name a new place with --out"):
+        run(checkpoint, "gguf", taken)
+    assert taken.read_text() == "mine"
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 10**9, 10**6))
+    with pytest.raises(
+        ValueError, match=r"about 67 MB of disk are needed in .*, and 1 MB are free"
+    ):
+        run(checkpoint, "gguf", tmp_path / "new.gguf")
+
+
+def test_ollama_gets_a_folder_that_says_how_to_go_on_with_a_text(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "ollama"
+    run(checkpoint, "ollama", out)
+    assert {path.name for path in out.iterdir()} == {"model.gguf", "Modelfile", "certificate.json"}
+    assert (out / "Modelfile").read_text().splitlines() == [
+        "FROM ./model.gguf",
+        'TEMPLATE "{{ .Prompt }}"',
+        'PARAMETER stop "<|endoftext|>"',
+        "PARAMETER num_ctx 64",
+    ]
+
+
+def test_a_chat_template_is_translated_or_said_not_to_be(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    (folder / "checksums.json").unlink()
+    chatml = (
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
+        "message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    (folder / "chat_template.jinja").write_text(chatml)
+    made = make_modelfile(open_source(folder))
+    assert "<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>" in made
+    assert 'PARAMETER stop "<|im_end|>"' in made
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    made = make_modelfile(open_source(folder))
+    assert 'TEMPLATE "{{ .Prompt }}"' in made
+    assert "chat template is not known" in made
+
+
+def test_onnx_takes_a_past_and_rows_of_unequal_lengths(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "onnx"
+    run(checkpoint, "onnx", out)
+    certificate = read_certificate(out / "certificate.json")
+    assert "onnxruntime" in certificate["runtime"]
+    assert certificate["measured"]["max_difference"] < 1e-4
+    assert (out / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
+    session: Any = open_session(out)
+    source = open_source(checkpoint)
+    long, short = torch.arange(5, 16), torch.arange(40, 46)
+    filled = torch.stack([long, torch.cat([torch.zeros(5, dtype=torch.int64), short])])
+    mask = torch.ones(2, 11, dtype=torch.int64)
+    mask[1, :5] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    past = np.zeros((2, 2, 0, 16), np.float32)
+    feed = {
+        "input_ids": filled.numpy(),
+        "attention_mask": mask.numpy(),
+        "position_ids": positions.numpy(),
+        "past_key_values.0.key": past,
+        "past_key_values.0.value": past,
+    }
+    logits, keys, values = session.run(None, feed)
+    for row, tokens in enumerate((long, short)):
+        expected = source.compute(tokens[None])[0]
+        found = torch.from_numpy(logits[row, -len(tokens) :])
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    # Both go on from there with one token each.
+    feed = {
+        "input_ids": np.array([[7], [8]]),
+        "attention_mask": np.concatenate([mask.numpy(), np.ones((2, 1), np.int64)], 1),
+        "position_ids": np.array([[11], [6]]),
+        "past_key_values.0.key": keys,
+        "past_key_values.0.value": values,
+    }
+    logits = session.run(None, feed)[0]
+    for row, tokens in enumerate((long, short)):
+        whole = torch.cat([tokens, torch.tensor([7 + row])])
+        found = torch.from_numpy(logits[row, -1])
+        torch.testing.assert_close(found, source.compute(whole[None])[0, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_pt2_is_compiled_loaded_and_compared(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("no C++ compiler here")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    run(checkpoint, "pt2", tmp_path / "model.pt2")
+    certificate = read_certificate(tmp_path / "model.pt2.certificate.json")
+    assert "AOTInductor" in certificate["runtime"]
+    assert certificate["measured"]["max_difference"] < 1e-4
+
+
+def test_pt2_without_a_compiler_is_one_line(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nonexistent",))
+    with pytest.raises(ValueError, match="there is no compiler; install g\\+\\+ or clang"):
+        run(checkpoint, "pt2", tmp_path / "model.pt2")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_int8_is_a_checkpoint_that_sampling_takes(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8"
+    run(checkpoint, "int8", out)
+    assert is_sealed(out)
+    verify(out)
+    with safe_open(out / "model.safetensors", framework="pt") as file:
+        dtypes = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+    assert dtypes["model.layers.0.mlp.up_proj.weight_packed"] == torch.int32
+    assert dtypes["model.embed_tokens.weight"] == dtypes["lm_head.weight"] == torch.float16
+    generator = load_generator(out, "cpu")
+    layers = [m for m in generator.model.modules() if isinstance(m, Int8Linear)]
+    assert len(layers) == 7
+    assert {layer.weight.dtype for layer in layers} == {torch.int8}
+    [text] = generator.generate("The quick brown fox", temperature=0, max_new_tokens=8)
+    assert text.startswith("The quick brown fox")
+
+
+def test_transformers_reads_the_int8_folder(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM
+
+    run(checkpoint, "int8", tmp_path / "int8")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "int8", dtype=torch.float32)
+    ours = load_generator(tmp_path / "int8", "cpu").model
+    tokens = torch.arange(3, 43)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(tokens).logits, ours(tokens), atol=2e-3, rtol=2e-3)
+
+
+def test_an_int8_folder_is_not_exported_again(checkpoint: Path, tmp_path: Path) -> None:
+    run(checkpoint, "int8", tmp_path / "int8")
+    with pytest.raises(ValueError, match="export the checkpoint it was made from"):
+        run(tmp_path / "int8", "int8", tmp_path / "again")
+
+
+def test_the_command_prints_what_was_measured(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.gguf"
+    words = ["export", "--ckpt", str(checkpoint), "--format", "gguf", "--out", str(out)]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.output
+    assert "same likeliest token" in result.output
+    assert read_certificate(Path(f"{out}.certificate.json"))["text"] == "Python's documentation"
+
+
+@pytest.mark.parametrize(
+    ("format", "out", "dtype", "message"),
+    [
+        ("gguf", "model.gguf", "int8", "expected one of fp16, fp32, bf16, q8_0"),
+        ("gguf", "model.bin", None, "expected a file whose name ends with .gguf"),
+        ("onnx", "model", "q4_0", "expected one of fp32"),
+    ],
+)
+def test_what_a_format_has_not_is_refused(
+    format: Any, out: str, dtype: str | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_request(Path("checkpoint"), format, Path(out), dtype)
+
+
+def test_the_measures_are_those_of_the_definitions() -> None:
+    ours = torch.tensor([[[0.0, 1.0], [2.0, 0.0], [0.0, 0.0]]])
+    theirs = torch.tensor([[[0.0, 1.5], [0.0, 2.0], [0.0, 0.0]]])
+    tokens = torch.tensor([[0, 1, 0]])
+    measured = measure(lambda _: ours, lambda _: theirs, [tokens])
+    p, q = ours.softmax(-1)[0], theirs.softmax(-1)[0]
+    kl = sum(float((p[t] * (p[t] / q[t]).log()).sum()) for t in range(3)) / 3
+    loss = -float(p[0, 1].log() + p[1, 0].log()) / 2
+    changed = -float(q[0, 1].log() + q[1, 0].log()) / 2
+    assert measured.max_difference == pytest.approx(2.0)
+    assert measured.kl == pytest.approx(kl, rel=1e-5)
+    assert measured.agreement == measured.near_agreement == pytest.approx(2 / 3)
+    assert measured.loss == pytest.approx(loss, rel=1e-5)
+    assert measured.loss_change == pytest.approx(changed - loss, rel=1e-5)
+
+
+def test_a_token_nearly_as_likely_is_counted_apart() -> None:
+    ours = torch.tensor([[[0.0, 0.05, -1.0], [0.0, 0.5, -1.0]]])
+    theirs = torch.tensor([[[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]])
+    measured = measure(lambda _: ours, lambda _: theirs, [torch.tensor([[0, 1]])])
+    assert (measured.agreement, measured.near_agreement) == (0.0, 0.5)
+
+
+def test_a_nan_is_past_every_limit() -> None:
+    def broken(tokens: Tensor) -> Tensor:
+        return torch.full((1, tokens.shape[1], 4), float("nan"))
+
+    measured = measure(lambda t: torch.zeros(1, t.shape[1], 4), broken, [torch.tensor([[0, 1, 2]])])
+    assert len(find_faults(measured, LIMITS["q4_0"])) >= 2
+    assert measured.max_difference == float("inf")

@@ -1,0 +1,242 @@
+"""Chats: the prompt that transformers makes of them, the answers, and templates that misbehave."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import BadRequestError, OpenAI
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from model.checkpoints.folder import save_model
+from model.checkpoints.seal import CheckpointError
+from model.decode.settings import Settings
+from model.serve.chat.template import ChatTemplate, find_template
+from model.serve.wire.errors import ApiError
+from tests.servers.model_server import RunningServer, run_server
+from tests.tiny import CONFIG, TOKENIZER_JSON, make_model
+
+MODEL = "checkpoint-7"
+TEMPLATE = """\
+{%- if messages[0]['role'] == 'system' -%}
+    {{- messages[0]['content'] | trim + '\\n' -}}
+    {%- set rest = messages[1:] -%}
+{%- else -%}
+    {%- set rest = messages -%}
+{%- endif -%}
+{% for message in rest %}
+    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{ raise_exception('roles must alternate') }}
+    {% endif %}
+    {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}
+"""
+MESSAGES: list[Any] = [
+    {"role": "system", "content": "Be short. "},
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "two"},
+    {"role": "user", "content": "naïve café"},
+]
+
+
+TOKENS = ["<|im_start|>", "<|im_end|>"]
+
+
+def write_folder(folder: Path) -> Path:
+    """A model whose tokenizer has the tokens of a chat, and its template."""
+    tokenizer = Tokenizer.from_str(TOKENIZER_JSON)
+    tokenizer.add_special_tokens(TOKENS)
+    save_model(folder, make_model(replace(CONFIG, vocab_size=302)), tokenizer.to_str())
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with run_server(write_folder(tmp_path_factory.mktemp("run") / MODEL)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: RunningServer) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def test_a_chats_prompt_is_the_one_that_transformers_makes(
+    client: OpenAI, server: RunningServer, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(write_folder(tmp_path / "same"))
+    expected = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"]
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=MESSAGES,
+        max_completion_tokens=12,
+        seed=1,
+        n=2,
+        logprobs=True,
+        top_logprobs=2,
+        extra_body={"return_token_ids": True},
+    )
+    generator = server.served.generator
+    settings = Settings(
+        temperature=1, top_k=0, top_p=1, max_new_tokens=12, seed=1, num_return_sequences=2
+    )
+    same = generator.complete([expected], settings)
+    for choice, completion in zip(answer.choices, same, strict=True):
+        extra: dict[str, Any] = choice.model_extra or {}
+        assert extra["prompt_token_ids"] == expected
+        assert extra["token_ids"] == [*completion.tokens[len(expected) :]]
+        prompt = generator.tokenizer.decode(expected, skip_special_tokens=False)
+        assert choice.message.content == completion.text.removeprefix(prompt)
+        assert choice.logprobs is not None
+        assert choice.logprobs.content is not None
+        for place in choice.logprobs.content:
+            assert len(place.top_logprobs) == 2
+            assert place.logprob <= place.top_logprobs[0].logprob
+        spelled = b"".join(bytes(place.bytes or []) for place in choice.logprobs.content)
+        assert spelled.decode(errors="replace") == choice.message.content
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(expected)
+
+
+def test_a_streamed_chat_is_the_same_in_pieces(client: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 20, "seed": 2}
+    whole = client.chat.completions.create(**asked)
+    text, roles, ends, usage = "", [], [], None
+    for part in client.chat.completions.create(
+        **asked, stream=True, stream_options={"include_usage": True}
+    ):
+        for choice in part.choices:
+            text += choice.delta.content or ""
+            roles.append(choice.delta.role)
+            ends.append(choice.finish_reason)
+        usage = part.usage
+    assert text == whole.choices[0].message.content
+    assert roles[0] == "assistant"
+    assert {*roles[1:]} == {None}
+    assert [end for end in ends if end] == [whole.choices[0].finish_reason]
+    assert usage == whole.usage
+
+
+def test_a_response_is_the_same_text(client: OpenAI) -> None:
+    chat = client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=20, temperature=0
+    )
+    instructions, *rest = MESSAGES
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "instructions": instructions["content"],
+        "input": rest,
+        "max_output_tokens": 20,
+        "temperature": 0,
+    }
+    answer = client.responses.create(**asked)
+    assert answer.output_text == chat.choices[0].message.content
+    assert (answer.status, answer.temperature) == ("incomplete", 0)
+    assert answer.incomplete_details is not None
+    assert answer.incomplete_details.reason == "max_output_tokens"
+    assert chat.usage is not None
+    assert answer.usage is not None
+    assert answer.usage.input_tokens == chat.usage.prompt_tokens
+    assert answer.usage.output_tokens == 20
+    with client.responses.stream(**asked) as events:
+        seen: list[Any] = [*events]
+    assert seen[-1].response.output_text == answer.output_text
+    assert [event.sequence_number for event in seen] == [*range(len(seen))]
+    kinds = [*dict.fromkeys(event.type for event in seen)]
+    assert kinds == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.incomplete",
+    ]
+    short = client.responses.create(model=MODEL, input="one", max_output_tokens=1)
+    assert short.output[0].type == "message"
+
+
+def test_messages_that_the_template_refuses_are_a_400_with_its_words(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError, match="roles must alternate") as error:
+        client.chat.completions.create(model=MODEL, messages=MESSAGES[2:])
+    assert error.value.code == "chat_template_error"
+
+
+def test_a_model_without_a_template_has_no_chats(tmp_path: Path) -> None:
+    folder = tmp_path / MODEL
+    save_model(folder, make_model(), TOKENIZER_JSON)
+    with run_server(folder) as server:
+        fields = {"messages": MESSAGES, "input": "one"}
+        for path, name in (("chat/completions", "messages"), ("responses", "input")):
+            answer = server.post(f"/v1/{path}", **{name: fields[name]})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["code"] == "no_chat_template"
+
+
+def render(source: str, **message: str) -> str:
+    template = ChatTemplate(source, {"bos_token": "<s>"})
+    try:
+        return template.render([{"role": "user", "content": "one", **message}])
+    finally:
+        template.close()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+        "{{ raise_exception.__globals__['sys'].modules['os'].system('touch %s') }}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{{ ''.join.__self__.__class__.__base__ }}",
+        "{{ cycler.__init__.__globals__.os.popen('touch %s').read() }}",
+        "{% set x = namespace(__class__=1) %}{{ x }}",
+        "{{ messages.append(1) }}",
+        "{{ '{0.__class__.__mro__}'.format(messages) }}",
+        "{% include '/etc/passwd' %}",
+        "{{ 'a' * 10**9 }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+        "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+        "{{ messages",
+    ],
+)
+def test_a_strangers_template_reaches_nothing(source: str, tmp_path: Path) -> None:
+    reached = tmp_path / "reached"
+    with pytest.raises(ApiError, match="does not take these messages"):
+        render(source.replace("%s", str(reached)))
+    assert not reached.exists()
+
+
+def test_a_template_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.serve.chat.template.RENDER_SECONDS", 0.7)
+    template = ChatTemplate("{% set x = 7 ** messages[0]['content'] | int %}done", {})
+    try:
+        begun = time.monotonic()
+        with pytest.raises(ApiError, match="did not end"):
+            template.render([{"role": "user", "content": str(10**9)}])
+        assert time.monotonic() - begun < 3
+        assert template.render([{"role": "user", "content": "2"}]) == "done"
+    finally:
+        template.close()
+
+
+def test_where_a_template_may_be(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    named = [{"name": "tool", "template": "no"}, {"name": "default", "template": "{{bos_token}}!"}]
+    for source, found in (("{{bos_token}}!", True), (named, True), (None, False), ([], False)):
+        path.write_text(json.dumps({"chat_template": source, "bos_token": {"content": "<s>"}}))
+        template = find_template(tmp_path)
+        assert (template is not None) == found
+        if template is not None:
+            assert template.render([{"role": "user", "content": ""}]) == "<s>!"
+            template.close()
+    path.write_text(json.dumps({"chat_template": "x" * 300_000}))
+    with pytest.raises(CheckpointError, match="at most 262,144 characters"):
+        find_template(tmp_path)

@@ -1,0 +1,253 @@
+"""Requests that nobody should send: each gets a typed error, quickly, and none a 5xx."""
+
+import json
+import random
+import re
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model.checkpoints.folder import save_model
+from tests.servers.model_server import RunningServer, run_server, with_limits
+from tests.tiny import TOKENIZER_JSON, make_model
+
+PATHS = ["/v1/completions", "/v1/chat/completions", "/v1/responses"]
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("run") / "checkpoint-7"
+    save_model(folder, make_model(), TOKENIZER_JSON)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    limits = with_limits(
+        max_body_mb=1, allow_host=("named.example",), allow_origin=("https://a.b",)
+    )
+    with run_server(folder, limits) as running:
+        yield running
+
+
+def encode(text: str) -> bytes:
+    """A text's bytes, also those of lone surrogates, which are no UTF-8."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def expect_error(answer: httpx.Response, status: int | None = None, code: str = "") -> None:
+    """An error of the client's, in OpenAI's form."""
+    assert 400 <= answer.status_code < 500, answer.text
+    error = answer.json()["error"]
+    assert {*error} == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert error["type"]
+    assert error["code"]
+    assert status in (None, answer.status_code)
+    assert code in ("", error["code"])
+
+
+# Values of all kinds, most of them wrong wherever they are.
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from([0, -1, 1, 2, 128, 300, 10**400, 1e308, -1e-308, ""])
+    | st.text(st.characters(exclude_categories=[]), max_size=20)
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+FIELDS = re.findall(
+    r"\w+",
+    """
+    model prompt messages input suffix max_tokens max_completion_tokens max_output_tokens
+    temperature top_p top_k min_p typical_p n stop seed stream stream_options logprobs
+    top_logprobs echo best_of presence_penalty frequency_penalty repetition_penalty logit_bias
+    no_repeat_ngram_size min_tokens bad_words return_token_ids user metadata instructions tools
+    tool_choice response_format store previous_response_id text include unknown
+    """,
+)
+VALID: dict[str, dict[str, Any]] = {
+    PATHS[0]: {"prompt": "one", "max_tokens": 1},
+    PATHS[1]: {"messages": [{"role": "user", "content": "one"}], "max_tokens": 1},
+    PATHS[2]: {"input": "one", "max_output_tokens": 1},
+}
+
+
+FUZZING = settings(
+    max_examples=400,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def send(server: RunningServer, path: str, body: bytes) -> str:
+    """The code of the error that a body gets, or "" if it happens to be right."""
+    answer = server.client.post(path, content=body, headers={"Content-Type": "application/json"})
+    if answer.status_code == 200:
+        return ""
+    expect_error(answer)
+    return str(answer.json()["error"]["code"])
+
+
+def test_fields_of_any_kind_are_answered_or_refused(server: RunningServer) -> None:
+    codes = set[str]()
+
+    @FUZZING
+    @given(
+        st.sampled_from(PATHS),
+        st.dictionaries(st.sampled_from(FIELDS), VALUES, min_size=1, max_size=3),
+    )
+    def try_fields(path: str, wrong: dict[str, Any]) -> None:
+        codes.add(send(server, path, json.dumps({**VALID[path], **wrong}).encode()))
+
+    try_fields()
+    assert codes >= {"", "invalid_value", "unknown_parameter", "unsupported_value"}
+
+
+@FUZZING
+@given(path=st.sampled_from(PATHS), body=st.binary(max_size=60) | st.text(max_size=60).map(encode))
+def test_bytes_of_any_kind_are_refused(server: RunningServer, path: str, body: bytes) -> None:
+    assert send(server, path, body) == "invalid_json"
+
+
+def test_bodies_with_wrong_bytes_are_answered_or_refused(server: RunningServer) -> None:
+    chance = random.Random(0)
+    codes = Counter[str]()
+    for number in range(300):
+        path = PATHS[number % 3]
+        body = bytearray(json.dumps(VALID[path] | {"temperature": 0.5, "stop": ["é"]}), "utf-8")
+        for _ in range(chance.randint(1, 3)):
+            place = chance.randrange(len(body))
+            body[place : place + chance.randint(0, 2)] = chance.randbytes(chance.randint(0, 2))
+        codes[send(server, path, bytes(body))] += 1
+    assert codes["invalid_json"] > 50
+    assert len(codes) > 3
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        (b"", "invalid_json", "Expecting value"),
+        (b"[1]", "invalid_json", "it is [1]; expected an object"),
+        (b'{"prompt": "caf\xe9"}', "invalid_json", "byte 15 is not UTF-8"),
+        (b'{"prompt": NaN}', "invalid_json", "NaN is not a number of JSON's"),
+        (b'{"prompt": ' + b"[" * 100_000, "invalid_json", "it is nested too deeply"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "invalid_json", "4300 digits"),
+        (b'{"prompt": "\\ud800"}', "invalid_value", "a lone surrogate is none"),
+        (b'{"prompt": [1, 300]}', "invalid_value", "prompt is 300; expected a whole number from 0"),
+        (b'{"prompt": [1, true]}', "invalid_value", "prompt is True; expected a whole number"),
+        (b'{"prompt": []}', "invalid_value", "not empty"),
+        (b'{"prompt": [[]]}', "invalid_value", "expected token ids"),
+        (b"{}", "invalid_value", "prompt is None; expected a string"),
+        (b'{"prompt": "a", "temperature": 1e999}', "invalid_value", "temperature is inf"),
+        (b'{"prompt": "a", "temperature": "0"}', "invalid_value", "temperature is '0'"),
+        (b'{"prompt": "a", "temprature": 0}', "unknown_parameter", "'temprature'"),
+        (b'{"prompt": "a", "stream_options": {"x": 1}}', "unknown_parameter", "stream_options.'x'"),
+        (b'{"prompt": "a", "suffix": "b"}', "unsupported_value", "suffix is 'b'"),
+        (b'{"prompt": "a", "best_of": 2}', "unsupported_value", "best_of is 2"),
+        (b'{"prompt": "a", "max_tokens": 0}', "invalid_value", "only with echo"),
+        (b'{"prompt": "a", "max_tokens": 128}', "context_length_exceeded", "context is 128 tokens"),
+        (b'{"prompt": "a", "n": 13}', "invalid_value", "at most 12 at a time"),
+        (b'{"prompt": "a", "logit_bias": {"300": 1}}', "invalid_value", "ids from 0 to 299"),
+        (b'{"prompt": "a", "model": "gpt-5"}', "model_not_found", "this server has checkpoint-7"),
+    ],
+)
+def test_an_error_says_what_was_found_and_expected(
+    server: RunningServer, body: bytes, code: str, message: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = server.client.post("/v1/completions", content=body, headers=headers)
+    expect_error(answer, code=code)
+    assert message in answer.json()["error"]["message"]
+
+
+def test_what_is_not_a_request_of_the_api_is_refused(server: RunningServer) -> None:
+    client = server.client
+    json_type = {"Content-Type": "application/json"}
+    expect_error(client.get("/v1/nothing"), 404, "not_found")
+    expect_error(client.get("/v1/models/gpt-5"), 404, "model_not_found")
+    expect_error(client.get("/v1/completions"), 405, "method_not_allowed")
+    expect_error(client.post("/v1/models", json={}), 405, "method_not_allowed")
+    for kind in ("", "text/plain", "application/x-www-form-urlencoded"):
+        answer = client.post("/v1/completions", content=b"{}", headers={"Content-Type": kind})
+        expect_error(answer, 415, "unsupported_media_type")
+    large = b'{"prompt": "' + b"a" * 1_000_000 + b'"}'
+    expect_error(client.post("/v1/completions", content=large, headers=json_type), 413)
+
+    def trickle() -> Iterator[bytes]:
+        yield from (large[i : i + 50_000] for i in range(0, len(large), 50_000))
+
+    expect_error(client.post("/v1/completions", content=trickle(), headers=json_type), 413)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "127.0.0.1:8000"}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "named.example:1"}, 200),
+        ({"Host": "evil.example"}, 403),  # A name that was made to resolve to this machine.
+        ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": ""}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "localhost:80", "Origin": "http://localhost:81"}, 403),
+        ({"Host": "localhost:80", "Origin": "http://localhost:80"}, 200),
+        ({"Origin": "https://a.b"}, 200),
+    ],
+)
+def test_pages_of_strangers_cannot_use_the_server(
+    server: RunningServer, headers: dict[str, str], status: int
+) -> None:
+    answer = server.client.get("/v1/models", headers=headers)
+    assert answer.status_code == status
+    allowed = answer.headers.get("Access-Control-Allow-Origin")
+    assert allowed == ("https://a.b" if headers.get("Origin") == "https://a.b" else None)
+
+
+def test_bytes_that_are_no_http_do_not_disturb_it(server: RunningServer) -> None:
+    address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+    for sent in (b"\x00\xff" * 100, b"GET /\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\n"):
+        with socket.create_connection(address) as connection:
+            connection.sendall(sent)
+    assert server.client.get("/health").status_code == 200
+
+
+def test_overload_is_a_429_that_says_when_to_come_back(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = server.served.generator.model.predict
+
+    def wait(*given: Any, **named: Any) -> Any:
+        time.sleep(0.02)
+        return predict(*given, **named)
+
+    monkeypatch.setattr(server.served.generator.model, "predict", wait)
+    asked = {"prompt": "one", "max_tokens": 100, "stream": True}
+    with server.client.stream("POST", "/v1/completions", json=asked | {"n": 12}) as stream:
+        next(stream.iter_bytes())
+        answer = server.post("/v1/completions", **asked)
+        expect_error(answer, 429, "server_overloaded")
+        assert 1 <= int(answer.headers["Retry-After"]) <= 30
+    # The client has gone, and so its places are free within a step or two.
+    for _ in range(100):
+        answer = server.post("/v1/completions", prompt="one", max_tokens=1)
+        if answer.status_code == 200:
+            break
+        time.sleep(0.02)
+    assert answer.status_code == 200
+    assert server.served.batcher.num_running == 0
