@@ -157,7 +157,7 @@ def test_names_lose_what_compile_and_ddp_add(tmp_path: Path) -> None:
         ({"rope_parameters": ..., "rope_scaling": {"type": "linear"}}, "model.rope_factor is None"),
         ({"rope_theta": 7.0}, "rope_theta is 7.0, expected 10000.0 as elsewhere; keep one of the"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config has quant_method None"),
         ({"hidden_size": ...}, "hidden_size is missing, expected a number; use the config.json of"),
         ({"hidden_size": "64"}, "model.hidden_size is '64'"),
     ],
