@@ -10,10 +10,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from secrets import randbelow
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from model.config import Kept
 from model.decode.settings import Output, Prompts, Settings, read_stop
 from model.export.request import FormatName, make_request
 from model.serve.options import Serving
@@ -38,6 +39,17 @@ from train.commands import (
     train,
     verify_resume,
 )
+
+if TYPE_CHECKING:
+    from model.decode.generator import Generator
+
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one.")
+]
+DtypeOption = Annotated[
+    Kept | None,
+    typer.Option(help="What weights are rounded to: less to read is less time. Default: nothing."),
+]
 
 app = typer.Typer(
     name="velocity",
@@ -126,29 +138,24 @@ def sample(
     source: Prompts,
     settings: Settings,
     output: Output,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one."),
-    ] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
 ) -> None:
     """Generate text from a checkpoint; on a terminal and without a prompt, ask for prompts."""
-    from model.generate import load_generator
     from model.sample.console import write_texts
     from model.sample.json_lines import write_json
     from model.sample.over_run import write_over_run
     from model.sample.prompts import read_prompts
     from model.sample.repl import run_repl
-    from prep.tokenizer.gpt2 import build_gpt2_json
 
     output.check(settings)
     settings = replace(settings, stop=tuple(map(read_stop, settings.stops)))
     if settings.seed is None and (output.all or output.as_json):
         settings = replace(settings, seed=randbelow(2**32))  # Each text can be written again.
-    # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
-    load = partial(load_generator, device=device, tokenizer_json=build_gpt2_json())
+    load = make_load(device, dtype)
     asks = source.is_empty and sys.stdin.isatty() and sys.stdout.isatty()
     if asks and not output.all and not output.as_json:
-        run_repl(load(ckpt), settings, open_output(), say)
+        run_repl(load(ckpt), settings, open_output(), say, output.stream)
         return
     prompts, show = read_prompts(source, say), open_output()
     if output.all:
@@ -158,6 +165,16 @@ def sample(
         write_json(load(ckpt), prompts, settings, show)
     else:
         write_texts(load(ckpt), prompts, settings, show, say, output.stream)
+
+
+def make_load(device: str | None, dtype: Kept | None) -> "partial[Generator]":
+    """What loads a checkpoint as these options say."""
+    from model.generate import load_generator
+    from prep.tokenizer.gpt2 import build_gpt2_json
+
+    # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
+    tokenizer_json = build_gpt2_json()
+    return partial(load_generator, device=device, tokenizer_json=tokenizer_json, dtype=dtype)
 
 
 @app.command()
@@ -171,10 +188,8 @@ def serve(
         ),
     ],
     limits: Serving,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one."),
-    ] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     shards: Annotated[
         Path | None,
         typer.Option(help="The training set, indexed: the page and /v1/trace find texts in it."),
@@ -191,12 +206,11 @@ def serve(
         raise ValueError(
             f"velocity serve needs {error.name}; install it with: pip install 'velocitylm[serve]'"
         ) from None
-    from prep.tokenizer.gpt2 import build_gpt2_json
 
     if run is not None and shards is None:
         raise ValueError("--run is for --shards; give both, or neither")
     trace = None if shards is None else open_trace(shards, run)
-    serve_models(ckpt, limits, device, tokenizer_json=build_gpt2_json(), trace=trace)
+    serve_models(ckpt, limits, make_load(device, dtype), trace=trace)
 
 
 def open_trace(shards: Path, run: Path | None) -> Callable[[str, int, int], dict[str, Any]]:

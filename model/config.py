@@ -8,6 +8,9 @@ import reprlib
 from dataclasses import Field, dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
+# What weights may be kept in to write texts: less to read is less time.
+Kept = Literal["fp32", "bf16", "fp16", "int8"]
+KEPT: tuple[Kept, ...] = get_args(Kept)
 AttentionKernel = Literal["auto", "flash", "cudnn", "efficient", "math", "fa3"]
 RopeType = Literal["default", "linear", "dynamic", "yarn", "llama3"]
 

@@ -21,9 +21,12 @@ from model.checkpoints.seal import (
     read_json,
 )
 from model.checkpoints.tokenizer import load_tokenizer, splits_special_tokens
+from model.config import Kept
 from model.decode.generator import Generator
 from model.decode.settings import Settings as Settings  # For `complete` and `stream`.
 from model.device import choose_device, choose_dtype
+from model.narrow import DTYPES, round_weights
+from model.step import find_step
 
 logger = logging.getLogger("velocity")
 
@@ -32,12 +35,14 @@ def load_generator(
     checkpoint_path: str | Path,
     device: str | torch.device | None = None,
     tokenizer_json: str | None = None,
+    dtype: Kept | None = None,
 ) -> "Generator":
     """The generator of a checkpoint folder, or of the newest checkpoint in a folder of them.
 
     Uses a GPU if there is one, with CUDA in bf16 or fp16, with MPS in fp32; a CPU computes in
-    fp32. `tokenizer_json` is the text of a tokenizer.json for a folder without one, such as the
-    original VelocityLM's. Raises CheckpointError if the folder is not a checkpoint or is damaged.
+    fp32. `dtype` is what weights are rounded to and, where that is faster, kept in: less to read is
+    less time. `tokenizer_json` is the text of a tokenizer.json for a folder without one, such as
+    the original VelocityLM's. Raises CheckpointError if the folder is not a checkpoint or damaged.
     """
     folder = find_checkpoint(Path(checkpoint_path))
     device = choose_device(device)
@@ -45,7 +50,9 @@ def load_generator(
     tokenizer = load_tokenizer(folder, is_seed or is_complete, tokenizer_json)
     begins, ends = ([], []) if is_seed else _read_token_ids(folder)
     load = load_seed_model if is_seed else load_model
-    model = load(folder, device, choose_dtype(device))
+    model = load(folder, device, choose_compute_dtype(device, dtype))
+    if dtype is not None:
+        round_weights(model, dtype)
     if is_complete and splits_special_tokens(folder):
         logger.warning(
             "velocity: %s: others cannot write %s with this tokenizer (split_special_tokens), as "
@@ -56,6 +63,7 @@ def load_generator(
         )
     ends = ends or _find_default_end(folder, tokenizer)
     generator = Generator(model, tokenizer, ends, begins[0] if begins else None)
+    generator.predictor.step = find_step(model)
     generator.folder = folder
     if max(generator.num_words, generator.begin + 1) > model.config.num_ids:
         raise CheckpointError(
@@ -64,6 +72,16 @@ def load_generator(
             "that it was trained with"
         )
     return generator
+
+
+def choose_compute_dtype(device: torch.device, kept: Kept | None) -> torch.dtype:
+    """What a model computes in on a device, if that is said to be kept of its weights.
+
+    A CPU computes in fp32 always, everything else in what it keeps; int8 says nothing of it.
+    """
+    if kept is None or kept == "int8" or device.type == "cpu":
+        return choose_dtype(device)
+    return DTYPES[kept]
 
 
 def _read_token_ids(folder: Path) -> tuple[list[int], list[int]]:

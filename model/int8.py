@@ -7,9 +7,12 @@ Checkpoints hold them so (model/checkpoints/int8.py), and `Int8Linear` computes 
 N outputs, K inputs of a layer.
 """
 
+from typing import Self
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.products import linear
 
 LARGEST = 127  # Not -128: the numbers are symmetric about 0.
 # Numbers that are widened at a time, so that no second copy of a large weight is ever in memory.
@@ -41,13 +44,8 @@ def dequantize(rows: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) 
     return (rows.float() * scale[:, None]).to(dtype)
 
 
-def int8_linear(x: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
-    """x (..., K) @ dequantize(rows, scale).T (K, N); the scales meet the sums, not the weights."""
-    return F.linear(x, rows.to(x.dtype)) * scale.to(x.dtype)
-
-
-class Int8Linear(nn.Module):
-    """A layer without a bias whose weight is int8 (N, K) with scales (N,); it only predicts."""
+class Int8Rows(nn.Module):
+    """A weight as int8 rows (N, K) with scales (N,); it only predicts."""
 
     weight: Tensor
     weight_scale: Tensor
@@ -58,9 +56,20 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight_scale", weight_scale)
 
     @classmethod
-    def of(cls, weight: Tensor) -> "Int8Linear":
-        """The layer that stands for one with this weight (N, K)."""
+    def of(cls, weight: Tensor) -> Self:
+        """What stands for a layer or an embedding with this weight (N, K)."""
         return cls(*quantize(weight))
 
+
+class Int8Linear(Int8Rows):
+    """x @ weight.T, without a bias; a scale meets the sums, not the weights."""
+
     def forward(self, x: Tensor) -> Tensor:
-        return int8_linear(x, self.weight, self.weight_scale)
+        return linear(x, self.weight) * self.weight_scale.to(x.dtype)
+
+
+class Int8Embedding(Int8Rows):
+    """Rows of fp32 by their numbers; a head may have the same weight."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.weight[tokens].float() * self.weight_scale[tokens][..., None]

@@ -17,7 +17,12 @@ MIN_ONEDNN_WEIGHTS = 2**18
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., K) @ weight (N, K).T; falls back to F.linear where gradients are recorded."""
+    """x (..., K) @ weight (N, K).T; falls back to F.linear where gradients are recorded.
+
+    A weight narrower than x is widened as a whole first.
+    """
+    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        weight = weight.to(x.dtype)
     if (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

@@ -166,7 +166,7 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
         activation_checkpointing: ActivationCheckpointing = "none",
     ) -> Tensor:
-        x = self.embed_tokens(tokens)
+        x = self.embed_tokens(tokens).to(self.norm.weight.dtype)
         if torch.is_autocast_enabled(x.device.type):
             # Otherwise the residual stream would stay in the embedding's fp32, at twice the memory.
             x = x.to(torch.get_autocast_dtype(x.device.type))

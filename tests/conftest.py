@@ -70,6 +70,7 @@ SLOW_FILES = (
     "test_quickstart.py",
     "test_buckets.py",
     "test_page.py",
+    "test_serve_page.py",
     "test_cli.py",
     "test_trace.py",
     "test_sidecars.py",

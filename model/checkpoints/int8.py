@@ -123,10 +123,11 @@ def take_int8(weights: Mapping[str, Tensor], origin: Path) -> dict[str, Tensor]:
                 f"{origin}: {name} is not of a block, or without its {SCALE[1:]} and {SHAPE[1:]}"
             )
         num_rows, num_columns = (int(size) for size in shape)
-        if packed_shape(num_rows, num_columns) != weight.shape or scale.numel() != num_rows:
+        fits = weight.dtype == torch.int32 and scale.numel() == num_rows
+        if not fits or packed_shape(num_rows, num_columns) != weight.shape:
             raise CheckpointError(
-                f"{origin}: {name} has shape {tuple(weight.shape)} and {scale.numel()} scales, "
-                f"which do not fit a weight of {num_rows, num_columns}"
+                f"{origin}: {name} has {weight.dtype} of shape {tuple(weight.shape)} and "
+                f"{scale.numel()} scales, which do not fit a weight of {num_rows, num_columns}"
             )
         taken[f"{layer}.weight"] = unpack(weight, num_columns)
         taken[layer + SCALE] = scale.flatten().float()
@@ -141,10 +142,14 @@ def is_int8(name: str, weights: Mapping[str, Tensor]) -> bool:
 
 def use_int8_layers(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Make an `Int8Linear` of each layer of a model on the meta device whose weight is int8."""
-    layers = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    for layer in layers:
-        rows = weights.get(f"{layer}.weight")
+    layers = [(name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear)]
+    for name, layer in layers:
+        rows = weights.get(f"{name}.weight")
         if rows is not None and rows.dtype == torch.int8:
-            parent, _, own = layer.rpartition(".")
-            meta = Int8Linear(rows.to("meta"), weights[layer + SCALE].to("meta"))
+            parent, _, own = name.rpartition(".")
+            shape = layer.weight.shape
+            meta = Int8Linear(
+                torch.empty(shape, dtype=torch.int8, device="meta"),
+                torch.empty(shape[0], dtype=torch.float32, device="meta"),
+            )
             setattr(model.get_submodule(parent), own, meta)

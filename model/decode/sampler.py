@@ -68,9 +68,13 @@ def draw_tokens(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
 def find_candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """The scores and ids (B, W) of the tokens that may be drawn, highest logit first.
 
-    Scores are logits over temperature, and -inf for tokens that may not be drawn.
+    Scores are logits over temperature, and -inf for tokens that may not be drawn. Where the
+    settings let all be drawn, they are in the vocabulary's order: to sort it takes longer than all
+    the rest.
     """
     scaled = bound(logits / sampling.temperature, logits)
+    if sampling.keeps_all:
+        return scaled, torch.arange(logits.shape[-1], device=logits.device).expand(logits.shape)
     scores, tokens = _keep_top_k(scaled, sampling.top_k or 0)
     if sampling.top_p is not None and sampling.top_p < 1:
         # Summed from the least probable up, as in transformers, so that rounding agrees too.
@@ -87,10 +91,11 @@ def find_candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
 def draw_candidates(scores: Tensor, tokens: Tensor, draws: Tensor) -> Tensor:
     """The token (B,) at which a row's cumulative probability passes its draw (B, 1).
 
-    `draws` are uniform in [0, 1). If rounding leaves none above, the likeliest is taken.
+    `draws` are uniform in [0, 1). If rounding leaves none above, the last possible one is taken.
     """
     rising = torch.softmax(scores, -1).cumsum(-1)
-    passed = rising > draws * rising[:, -1:]
+    whole = rising[:, -1:]
+    passed = (rising > draws * whole) | (rising >= whole)
     return tokens.gather(1, passed.int().argmax(-1, keepdim=True)).squeeze(1)
 
 

@@ -134,6 +134,12 @@ class Sampling:
             return None
         return (self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p)
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether any token may be drawn, however unlikely."""
+        cuts_mass = (self.top_p or 1) < 1 or self.min_p > 0 or self.typical_p < 1
+        return not self.top_k and not cuts_mass
+
 
 @dataclass(frozen=True)
 class Settings(Sampling):

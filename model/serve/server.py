@@ -4,14 +4,14 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
 from model.checkpoints.seal import find_checkpoint
-from model.generate import load_generator
+from model.decode.generator import Generator
 from model.serve.app import make_app
 from model.serve.batcher import Batcher
 from model.serve.chat.template import find_template
@@ -28,21 +28,20 @@ CLOSE_SECONDS = 5
 def serve(
     checkpoints: Sequence[Path],
     limits: Serving,
-    device: str | None = None,
-    tokenizer_json: str | None = None,
+    load: Callable[[Path], Generator],
     trace: Trace | None = None,
 ) -> None:
-    """Serve the models of these checkpoints until a signal ends it.
+    """Serve the models of these checkpoints, which `load` loads, until a signal ends it.
 
     `trace` says where a text comes from, if the training data is at hand.
 
-    Raises what `load_generator` raises, and OSError if the address cannot be listened at.
+    Raises what `load` raises, and OSError if the address cannot be listened at.
     """
     logger.setLevel(logging.INFO)
     with listen(limits.host, limits.port) as listener:  # At once: loading may take minutes.
         folders = [find_checkpoint(path) for path in checkpoints]
         served = [
-            load(name, folder, limits, device, tokenizer_json)
+            take_in(name, folder, limits, load(folder))
             for name, folder in zip(name_models(folders), folders, strict=True)
         ]
         house = House(served, limits, Metrics({one.id: one.batcher for one in served}), trace=trace)
@@ -52,11 +51,8 @@ def serve(
         Server(house).run(sockets=[listener])
 
 
-def load(
-    name: str, folder: Path, limits: Serving, device: str | None, tokenizer_json: str | None
-) -> Served:
+def take_in(name: str, folder: Path, limits: Serving, generator: Generator) -> Served:
     """A model with its thread, and a line about the memory that its texts take."""
-    generator = load_generator(folder, device, tokenizer_json)
     batcher = Batcher(generator, limits.max_texts, limits.max_waiting)
     logger.info(
         "velocity: %s: %d texts of up to %s tokens at a time; their keys and values take %.1f MB",

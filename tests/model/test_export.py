@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
 import cli
-from model.checkpoints.folder import save_model
-from model.checkpoints.seal import is_sealed, seal, verify
+from model.checkpoints.folder import load_model, save_model
+from model.checkpoints.seal import CheckpointError, is_sealed, seal, verify
 from model.config import ModelConfig
 from model.decode.settings import Settings
 from model.export import gguf as gguf_format
@@ -51,6 +52,7 @@ CONFIG = ModelConfig(
     rope_factor=4.0,
     rope_original_max_position_embeddings=16,
 )
+BLOCK = "model.layers.0.mlp.up_proj"
 TEXT = " ".join(SENTENCES) * 8
 Usage = namedtuple("Usage", "total used free")
 
@@ -320,6 +322,56 @@ def test_transformers_reads_the_int8_folder(checkpoint: Path, tmp_path: Path) ->
     tokens = torch.arange(3, 43)[None]
     with torch.inference_mode():
         torch.testing.assert_close(theirs(tokens).logits, ours(tokens), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format", "float-quantized", "velocity reads int8 weights where it is 'pack-quantized'"),
+        ("ignore", [], r"quantization_config has ignore \[\]"),
+        ("config_groups", {}, "config_groups {}; expected one"),
+    ],
+)
+def test_other_quantized_folders_are_refused_by_name(
+    checkpoint: Path, tmp_path: Path, key: str, value: Any, message: str
+) -> None:
+    folder = write_unsealed(checkpoint, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"][key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "tensor", "message"),
+    [
+        (BLOCK, "weight_shape", torch.tensor([64, 99]), "do not fit a weight of"),
+        (BLOCK, "weight_scale", torch.ones(3, 1), "and 3 scales, which do not fit"),
+        (BLOCK, "weight_scale", None, "is not of a block, or without its weight_scale"),
+        ("lm_head", "weight_packed", torch.zeros(1, 1, dtype=torch.int32), "is not of a block"),
+        (BLOCK, "weight_shape", torch.tensor([64, 31]), r"has shape \(64, 31\); config.json"),
+        (BLOCK, "weight_packed", torch.zeros(64, 8), "has torch.float32 of shape"),
+    ],
+)
+def test_int8_weights_that_do_not_fit_are_refused(
+    checkpoint: Path, tmp_path: Path, layer: str, name: str, tensor: Tensor | None, message: str
+) -> None:
+    folder = write_unsealed(checkpoint, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(f"{layer}.{name}", None)
+    if tensor is not None:
+        weights[f"{layer}.{name}"] = tensor
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+def write_unsealed(checkpoint: Path, folder: Path) -> Path:
+    """An int8 folder whose files may be changed."""
+    run(checkpoint, "int8", folder / "int8")
+    (folder / "int8" / "checksums.json").unlink()
+    return folder / "int8"
 
 
 def test_an_int8_folder_is_not_exported_again(checkpoint: Path, tmp_path: Path) -> None:

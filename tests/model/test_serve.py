@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import pytest
 import torch
 from openai import OpenAI
+from transformers import AutoModelForCausalLM
 
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import seal
@@ -199,3 +201,38 @@ def test_a_prompt_can_be_measured_without_writing(client: OpenAI, generator: Gen
     assert choice.logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 0
+
+
+def test_lm_eval_measures_what_transformers_does(server: RunningServer) -> None:
+    """The requests of lm-eval 0.4.13's local-completions, and what it reads in their answers."""
+    generator, llama = server.served.generator, AutoModelForCausalLM.from_pretrained(server.folder)
+    contexts = [generator.tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    rows = [[*context, *generator.tokenizer.encode(" text").ids] for context in contexts]
+    greedy = generator.complete(contexts, Settings(do_sample=False, max_new_tokens=2))
+    contexts += contexts[:1]
+    rows.append([*greedy[0].tokens])
+    answer = server.post(
+        "/v1/completions",
+        model=MODEL,
+        prompt=rows,
+        temperature=0,
+        max_tokens=1,
+        logprobs=1,
+        seed=1234,
+        echo=True,
+    ).json()
+    choices = sorted(answer["choices"], key=itemgetter("index"))
+    for context, row, choice in zip(contexts, rows, choices, strict=True):
+        found = choice["logprobs"]
+        own = found["token_logprobs"][len(context) : -1]
+        best = [max(top.values()) for top in found["top_logprobs"][len(context) : -1]]
+        with torch.inference_mode():
+            scores = llama(torch.tensor([row])).logits[0].log_softmax(-1)
+        expected = [float(scores[i - 1, row[i]]) for i in range(len(context), len(row))]
+        assert own == pytest.approx(expected, abs=1e-4)
+        assert (own == best) == (row == rows[-1])
+    asked = {"temperature": 0, "max_tokens": 20, "seed": 1234, "stop": ["\n", "<|endoftext|>"]}
+    written = server.post("/v1/completions", model=MODEL, prompt=contexts[:2], **asked).json()
+    expected = generator.complete(PROMPTS[:2], Settings(do_sample=False, max_new_tokens=20))
+    for choice, prompt, one in zip(written["choices"], PROMPTS, expected, strict=False):
+        assert choice["text"] == one.text.removeprefix(prompt).partition("\n")[0]

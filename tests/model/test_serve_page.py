@@ -16,6 +16,7 @@ from model.checkpoints.seal import seal
 from shards.index.build import build_index
 from shards.index.passages import Finder, Wish
 from shards.reader import open_shards
+from tests.commands import velocity
 from tests.runs import make_config
 from tests.servers.browser import SHIFT, Tab, find_browser, open_browser
 from tests.servers.model_server import RunningServer, run_house, start_process
@@ -138,28 +139,48 @@ def test_a_text_is_what_the_api_writes_and_comes_in_pieces(tab: Tab, server: Run
 def test_a_tokens_alternatives_are_shown_and_another_one_taken(
     tab: Tab, server: RunningServer
 ) -> None:
-    write(tab)
+    write(tab, max_tokens=40)
     before = texts(tab)
-    expected = complete(server, MODELS[0], PROMPT)
-    place = 4
-    probabilities = expected["logprobs"]["top_logprobs"][place]
+    expected = complete(server, MODELS[0], PROMPT, max_tokens=40)
+    # Where a digit is not the likeliest: JavaScript has keys that are numbers before all others.
+    all_of_them = expected["logprobs"]["top_logprobs"]
+    place = next(n for n, other in enumerate(all_of_them) if n > 1 and has_late_digit(other))
+    probabilities = all_of_them[place]
     tab.point(f".token:nth-of-type({place + 2})")  # The prompt is the first.
     shown = tab.run("[...document.querySelectorAll('.card button')].map(b => b.ariaLabel)")
     assert len(shown) == len(probabilities) >= 6
     assert tab.run("document.querySelectorAll('.card [aria-current]').length") == 1
     others = expected["logprobs"]["top_token_ids"][place]
     likeliest = sorted(probabilities, key=lambda text: -probabilities[text])
-    chosen = next(n for n, text in enumerate(likeliest) if others[text] != expected["token_ids"][4])
+    assert [name.split(",")[0] for name in shown] == [*map(describe, likeliest)]
+    own = expected["token_ids"][place]
+    chosen = next(n for n, text in enumerate(likeliest) if others[text] != own)
+    tab.point("h2")
+    assert tab.run("document.querySelector('.card').hidden")
+    tab.point(f".token:nth-of-type({place + 2})")
     tab.click(f".card button:nth-of-type({chosen + 1})")
-    assert wait_until_written(tab).startswith("Done: 12 tokens")
-    assert tab.run("document.querySelectorAll('.token').length") == place + 1 + 12
+    assert wait_until_written(tab).startswith("Done: 40 tokens")
+    assert tab.run("document.querySelectorAll('.token').length") == place + 1 + 40
     assert tab.run("document.querySelectorAll('.token.chosen').length") == 1
     ids = expected["prompt_token_ids"] + expected["token_ids"][:place] + [others[likeliest[chosen]]]
-    branch = complete(server, MODELS[0], ids, echo=True)
+    branch = complete(server, MODELS[0], ids, echo=True, max_tokens=40)
     assert texts(tab) == [branch["text"]]
     tab.click(".back")
     assert texts(tab) == before
     assert tab.run("document.querySelector('.back').hidden")
+
+
+def has_late_digit(probabilities: dict[str, float]) -> bool:
+    """Whether a digit is among these tokens, and not the first."""
+    likeliest = sorted(probabilities, key=lambda text: -probabilities[text])
+    return any(text.isdecimal() and text.isascii() for text in likeliest[1:])
+
+
+def describe(token: str) -> str:
+    """A token as the page shows it."""
+    if token.startswith("bytes:"):
+        return token.replace("\\x", " ")
+    return token.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
 
 
 @needs_browser
@@ -338,13 +359,15 @@ def test_everything_that_can_be_used_has_a_name(tab: Tab) -> None:
     tab.click(".token")
     nodes = tab.send("Accessibility.getFullAXTree")["nodes"]
     used = {"button", "textbox", "spinbutton", "combobox", "checkbox", "dialog", "link"}
-    roles = set()
+    roles, names = set(), set()
     for node in nodes:
         role = node.get("role", {}).get("value")
         if role in used and not node["ignored"]:
             roles.add(role)
+            names.add(node["name"]["value"])
             assert node["name"]["value"].strip(), node
     assert roles == used - {"link"}
+    assert names >= {"Prompt", "Model", "Beside it", "Temperature", "Top-p", "Write", "Stop"}
     assert tab.run("document.querySelector('.written').ariaLabel").startswith("Text of checkpoint")
 
 
@@ -420,6 +443,13 @@ def test_what_is_looked_for_is_bounded(
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "set_unreadable"
     assert str(folder) not in answer.text
+
+
+def test_a_run_without_a_set_is_a_mistake(folder: Path) -> None:
+    code, _, errors = velocity("serve", "--ckpt", folder / MODELS[0], "--run", folder)
+    assert (code, "--run is for --shards; give both, or neither" in errors) == (1, True)
+    code, _, errors = velocity("serve", "--ckpt", folder / MODELS[0], "--shards", folder)
+    assert (code, "this is not a set of shards" in errors) == (1, True)
 
 
 def test_no_more_texts_wait_than_there_is_time_for(

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import httpx
 
+from model.decode.generator import Generator
+from model.generate import load_generator
 from model.serve.house import House, Served, Trace
 from model.serve.metrics import Metrics
 from model.serve.options import Serving
-from model.serve.server import Server, listen, load
+from model.serve.server import Server, listen, take_in
 
 LIMITS = Serving(port=0, max_texts=4, max_waiting=8, stop_seconds=0.5)
 
@@ -25,9 +27,10 @@ LIMITS = Serving(port=0, max_texts=4, max_waiting=8, stop_seconds=0.5)
 class RunningServer:
     """A server that listens: its URL, and what it has."""
 
-    def __init__(self, house: House, url: str) -> None:
+    def __init__(self, house: House, url: str, folder: Path) -> None:
         self.house = house
         self.url = url
+        self.folder = folder
         self.client = httpx.Client(base_url=url, timeout=30)
 
     def post(self, path: str, **fields: object) -> httpx.Response:
@@ -48,20 +51,27 @@ def run_server(folder: Path, limits: Serving = LIMITS) -> Iterator[RunningServer
         yield running
 
 
+def load_exact(folder: Path) -> Generator:
+    """In fp64, so that a text is the same whatever is read together with it."""
+    generator = load_generator(folder, "cpu")
+    generator.model.double()
+    return generator
+
+
 @contextmanager
 def run_house(
     folders: list[Path], limits: Serving = LIMITS, trace: Trace | None = None
 ) -> Iterator[RunningServer]:
     """Serve the models of some folders from a thread."""
     logging.getLogger("velocity").setLevel(logging.WARNING)  # No line for each request.
-    served = [load(folder.name, folder, limits, "cpu", None) for folder in folders]
+    served = [take_in(folder.name, folder, limits, load_exact(folder)) for folder in folders]
     house = House(served, limits, Metrics({one.id: one.batcher for one in served}), trace=trace)
     server = Server(house)
     with listen("127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        running = RunningServer(house, url)
+        running = RunningServer(house, url, folders[0])
         try:
             while not server.started:
                 time.sleep(0.01)

@@ -334,7 +334,7 @@ def test_a_wheel_holds_the_code_and_no_data(tmp_path: Path) -> None:
     assert len(page) > 6
     assert page <= set(names)
     assert {"prep/gpt2/vocab.bpe", "prep/gpt2/LICENSE", "train/configs/tiny.yaml"} <= set(names)
-    assert "model/rows.c" in names
+    assert "model/step.c" in names
 
 
 def test_data_in_the_current_folder_does_not_shadow_the_package(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -36,6 +37,7 @@ from tests.prep.test_hub_prep import CARD, REPO
 from tests.runs import SMALL
 from tests.servers.forked import FORKS
 from tests.servers.hub_server import HubServer, changed_environment
+from tests.servers.model_server import start_process
 from tests.servers.s3_server import S3Server, run_s3_server
 from tests.texts import make_texts, write_parquet
 from tests.vocabularies import build
@@ -53,7 +55,8 @@ RECORDER = """#!/bin/sh
 printf '%s\\036' "$(printf '%s\\037' "${{0##*/}}" "$@")" >> {record}
 """
 MAKE_ENVIRONMENT = 'case "$*" in "-m venv "*) exec {python} -m venv --without-pip "$3";; esac\n'
-PROGRAMS = ("velocity", "torchrun", "pip", "python", "python3")
+PROGRAMS = ("velocity", "torchrun", "pip", "python", "python3", "curl")
+SERVED = "http://127.0.0.1:8000"
 CLUSTER = re.compile(r"sbatch|SBATCH|kubectl|ray start|--engine ray")
 FINEWEB = "HuggingFaceFW/fineweb"
 FINEWEB_CARD = b"""---
@@ -75,6 +78,42 @@ def read_blocks(page: str, language: str = "bash") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", read_page(page), re.DOTALL | re.MULTILINE)
 
 
+class Server:
+    """The model server that a page starts: a process, which the rest of the page asks."""
+
+    def __init__(self) -> None:
+        self.end = contextlib.ExitStack()
+        self.url = ""
+
+    def start(self, options: list[str], folder: Path) -> None:
+        """Start it; if there is one already, see that it has these options."""
+        if self.url:
+            known = re.findall(r"--[\w-]+", run_cli(["serve", "--help"], folder)[1])
+            assert {option for option in options if option[:2] == "--"} <= {*known}, options
+            return
+        match options:
+            case ["--ckpt", checkpoints]:
+                for path in (folder / checkpoints).glob("checkpoint-*"):
+                    (path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+                _, self.url = self.end.enter_context(start_process(folder / checkpoints))
+            case _:
+                pytest.fail(f"this test does not know how to serve: {options}")
+
+    def ask(self, options: list[str]) -> None:
+        """Do what curl does; each request must be answered."""
+        match [option for option in options if option != "-N"]:
+            case [url]:
+                answer = httpx.get(url.replace(SERVED, self.url))
+            case [url, "-H", kind, "-d", body]:
+                headers = dict([kind.split(": ")])
+                answer = httpx.post(
+                    url.replace(SERVED, self.url), headers=headers, content=body, timeout=60
+                )
+            case _:
+                pytest.fail(f"this test does not know how to ask: {options}")
+        assert answer.status_code == 200, f"{options}\n{answer.text}"
+
+
 @dataclass(frozen=True)
 class World:
     """What the commands find: a folder, object storage, and a process that knows the Hub."""
@@ -83,6 +122,7 @@ class World:
     s3: S3Server
     worker: Executor
     environment: dict[str, str]
+    server: Server
 
     def record(self, block: str, folder: Path) -> list[list[str]]:
         """The words of all commands that bash runs in a block, in order."""
@@ -119,6 +159,10 @@ class World:
                     run_cli, [*words[1:], "--steps", "3"], folder
                 ).result()
                 assert (code, "--steps is 3; expected at least 4" in said) == (1, True), said
+            case ["velocity", "serve", *options]:
+                self.server.start(options, folder)
+            case ["curl", *options]:
+                self.server.ask(options)
             case ["velocity", "export", *options] if {"onnx", "pt2"} & {*options}:
                 # They take long, and have their own tests; here only that the options are read.
                 taken = folder / options[options.index("--out") + 1]
@@ -296,9 +340,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             changed_environment(environment),
             ProcessPoolExecutor(1, FORKS, take_environment, (dict(os.environ),)) as worker,
         ):
-            world = World(folder, s3, worker, environment)
+            world = World(folder, s3, worker, environment, Server())
             run_page(world, "README.md", folder)
             yield world
+            world.server.end.close()
 
 
 def take_environment(variables: dict[str, str]) -> None:
@@ -342,6 +387,9 @@ def test_the_commands_of_a_page_work_as_written(page: str, world: World, tmp_pat
     else:
         shutil.copytree(world.folder, folder, ignore=shutil.ignore_patterns(".venv", "home"))
         run_page(world, page, folder)
+        if page == "docs/serving.md":
+            [code] = read_blocks(page, "python")
+            run_python(code.replace(SERVED, world.server.url), folder)
 
 
 def copy_docs(folder: Path) -> None:

@@ -140,8 +140,10 @@ export class Text {
     this.written.addEventListener("click", (event) => {
       if (document.getSelection().isCollapsed) open(event, true);
     });
-    this.element.addEventListener("pointerleave", () => {
-      if (!this.isPinned) this.hideCard();
+    const leave = () => this.isPinned || this.hideCard();
+    this.element.addEventListener("pointerleave", leave);
+    this.element.addEventListener("pointerover", (event) => {
+      if (!event.target.closest(".token, .card")) leave();
     });
     this.element.addEventListener("focusout", (event) => {
       if (!this.element.contains(event.relatedTarget)) this.hideCard();
@@ -230,7 +232,7 @@ export class Text {
     if (!line) return;
     const left = Math.min(line.left - around.left, around.width - this.card.offsetWidth - 8);
     this.card.style.left = `${Math.max(left, 8)}px`;
-    this.card.style.top = `${line.bottom - around.top + 4}px`;
+    this.card.style.top = `${line.bottom - around.top}px`;
   }
 
   makeButton(place, other, token) {

@@ -1,0 +1,77 @@
+"""model/step.c compiled for the machine at hand, once, and kept in the user's cache.
+
+Where there is no C compiler, or anything else fails, there is no library and torch computes alone.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+logger = logging.getLogger("velocity")
+
+# With any value, nothing is compiled.
+SWITCH = "VELOCITY_NO_COMPILER"
+SOURCE = Path(__file__).with_name("step.c")
+# OpenMP is not linked: its functions are found in the library that torch has loaded, so that torch
+# and this share their threads.
+COMPILE = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-Wno-psabi", "-c")
+LINK = ("-shared", "-lm")
+COMPILE_SECONDS = 60
+
+
+@functools.cache
+def find_library() -> ctypes.CDLL | None:
+    """The library of model/step.c; None where it cannot be made or loaded."""
+    if os.environ.get(SWITCH) or sys.platform == "win32":
+        return None
+    try:
+        return ctypes.CDLL(str(build()))
+    except (OSError, subprocess.SubprocessError) as error:
+        note_fault(str(error))
+        return None
+
+
+def note_fault(fault: str) -> None:
+    """Say why torch computes alone, to those who look for it."""
+    logger.debug("velocity: torch computes alone, as model/step.c cannot be used: %s", fault)
+
+
+def build() -> Path:
+    """The compiled library, from the cache or made now."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise OSError("no C compiler (cc) was found")
+    key = "\0".join((SOURCE.read_text("utf-8"), *COMPILE, *LINK, compiler, describe_processor()))
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "velocity"
+    path = folder / f"step-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            compiled, linked = f"{work}/step.o", f"{work}/step.so"
+            run([compiler, *COMPILE, str(SOURCE), "-o", compiled])
+            run([compiler, *LINK, compiled, "-o", linked])
+            os.replace(linked, path)
+    return path
+
+
+def run(command: list[str]) -> None:
+    """Run a command of the compiler; an OSError or SubprocessError if it fails."""
+    subprocess.run(command, capture_output=True, check=True, timeout=COMPILE_SECONDS)
+
+
+def describe_processor() -> str:
+    """What decides which instructions may be used: a home folder may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    flags = [line for line in lines if line.startswith(("flags", "Features"))]
+    return "\0".join((platform.machine(), platform.processor(), *flags[:1]))
