@@ -5,13 +5,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import seal
+from model.export.int8 import write as write_int8
 from tests.commands import velocity
 from tests.model.test_checkpoint_folder import write_seed_checkpoint
 from tests.texts import make_texts, prepare_quietly, write_parquet
@@ -164,9 +167,32 @@ def test_what_is_missing_or_damaged_is_said(
     assert found["use"] == []
 
 
-def test_a_folder_from_elsewhere_in_shards(checkpoint_files: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+def test_int8_and_other_exports(checkpoint_files: Path, tmp_path: Path) -> None:
+    source: Any = SimpleNamespace(folder=checkpoint_files, model=make_model())
+    (tmp_path / "int8").mkdir()
+    write_int8(source, tmp_path / "int8", "", "int8")
+    found = inspect(tmp_path / "int8")
+    assert found["problems"] == []
+    assert found["facts"]["kept as"] == "int8 (compressed-tensors, pack-quantized)"
+    assert found["facts"]["parameters"] == f"{CONFIG.num_parameters():,}"
+    (tmp_path / "onnx").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(checkpoint_files / name, tmp_path / "onnx")
+    (tmp_path / "onnx" / "certificate.json").write_text('{"format": "onnx", "measured": {}}')
+    found = inspect(tmp_path / "onnx")
+    assert (found["kind"], found["facts"]) == ("export for another runtime", {"format": "onnx"})
 
+
+def test_a_tied_head_that_is_stored_counts_once(checkpoint_files: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint_files, tmp_path / "gpt")
+    weights = load_file(folder / "model.safetensors")
+    head = weights["model.embed_tokens.weight"].clone()
+    save_file(weights | {"lm_head.weight": head}, folder / "model.safetensors")
+    seal(folder)
+    assert inspect(folder)["problems"] == []
+
+
+def test_a_folder_from_elsewhere_in_shards(checkpoint_files: Path, tmp_path: Path) -> None:
     folder = tmp_path / "it's"
     folder.mkdir()
     for name in ("config.json", "tokenizer.json"):

@@ -32,6 +32,8 @@ from train.inspect.tokenizer_file import describe_tokenizer
 from train.reports.log_folder import METRICS
 
 MAX_FOLDERS = 100
+# As model/export/certificate.py has it, which needs torch.
+CERTIFICATE = "certificate.json"
 
 
 def inspect_folder(folder: Path) -> Report:
@@ -58,6 +60,8 @@ def recognize(folder: Path) -> Report | None:
         return inspect_set(folder)
     if (folder / WORK).is_dir() or (folder / PULL).is_dir():
         return inspect_unfinished_set(folder)
+    if (folder / CERTIFICATE).is_file() and not (folder / WEIGHTS).is_file():
+        return inspect_export(folder)
     is_original = (folder / SEED_WEIGHTS).is_file()
     if is_original or any((folder / name).is_file() for name in (CONFIG, WEIGHTS, *TRAINING_FILES)):
         return inspect_model(folder)
@@ -190,6 +194,18 @@ def inspect_unfinished_set(folder: Path) -> Report:
         done = sum(path.suffix == ".json" for path in receipts.iterdir())
         report.facts["done"] = format_plural(done, "unit")
     report.problems.append(describe_unfinished(folder).removeprefix(f"{folder}: "))
+    return report
+
+
+def inspect_export(folder: Path) -> Report:
+    """Report on a folder that `velocity export` wrote for another runtime."""
+    report = Report(folder, "export for another runtime")
+    try:
+        told = read_json(folder / CERTIFICATE)
+    except CheckpointError as error:
+        report.problems.append(str(error))
+        return report
+    report.facts = {key: value for key, value in told.items() if isinstance(value, str)}
     return report
 
 

@@ -27,6 +27,9 @@ from train.inspect.report import Report
 from train.inspect.tokenizer_file import describe_tokenizer
 from train.inspect.weights import WeightFiles, find_weights
 
+# As model/checkpoints/int8.py has them, which needs torch.
+QUANTIZATION, INT8_FORMAT = "quantization_config", "pack-quantized"
+
 
 def inspect_model(folder: Path) -> Report:
     """Report on a folder with a config.json, or with what a run puts beside it."""
@@ -67,6 +70,8 @@ def list_uses(folder: Path, report: Report, is_original: bool) -> list[str]:
     uses = [f"velocity {word} --ckpt {quote(folder)}" for word in ("sample", "serve")]
     if is_original:
         return [*uses, f"velocity convert {quote(folder)} NEW"]
+    if "kept as" not in report.facts:
+        uses.append(f"velocity export --ckpt {quote(folder)} --format gguf --out model.gguf")
     return [*uses, f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"]
 
 
@@ -113,6 +118,10 @@ def _describe_model(values: Json, report: Report) -> ModelConfig | None:
     """The architecture, if it is one that velocity computes."""
     if not values:
         return None
+    found = values.get(QUANTIZATION)
+    if isinstance(found, dict) and found.get("format") == INT8_FORMAT:
+        values = {key: value for key, value in values.items() if key != QUANTIZATION}
+        report.facts["kept as"] = f"int8 ({found.get('quant_method')}, {INT8_FORMAT})"
     try:
         known = {name: values[name] for name in ModelConfig.__match_args__ if name in values}
         is_section = report.kind.endswith("VelocityLM")
@@ -141,8 +150,8 @@ def _describe_weights(
     dtypes = ", ".join(sorted(found.dtypes))
     files = found.names[0] if len(found.names) == 1 else format_plural(len(found.names), "file")
     report.facts["weights"] = f"{files}, {format_bytes(found.num_bytes)} {dtypes}".rstrip()
-    if config is None or found.problems or not found.sizes:
-        return
+    if config is None or found.problems or not found.sizes or "kept as" in report.facts:
+        return  # Numbers that are packed are not counted.
     counted = found.count_parameters(config.tie_word_embeddings)
     if counted != config.num_parameters():
         report.problems.append(
