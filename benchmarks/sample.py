@@ -1,9 +1,9 @@
 """Greedy text with a KV cache: our Generator against transformers' generate.
 
-Both load one checkpoint folder with random weights, get the same prompts, of equal length, and
-must write the same tokens. The time runs from the prompts to the last token, so it includes
-reading the prompts; ours also includes tokenizing them and decoding the tokens, while transformers
-goes from ids to ids.
+All load one checkpoint folder with random weights, get the same prompts, of equal length unless
+`--unequal`, and in fp32 must write the same tokens. The time runs from the prompts to the last
+token, so it includes reading the prompts; ours also includes tokenizing them and decoding the
+tokens, while transformers goes from ids to ids. `read` measures how fast memory is read meanwhile.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from model.config import ModelConfig
 from model.decode.generator import Generator
 from model.decode.settings import Settings
 from model.generate import load_generator
+from model.products import linear
 from prep.tokenizer.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
 from tests.tiny import make_model
 
@@ -43,6 +44,10 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 WORDS = ("the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was", "with", "be")
 # Weights large enough that a random model does not repeat one token; the same gain as in the tests.
 WEIGHT_GAIN = 1.6
+# transformers' two kinds of cache that hold all tokens.
+CACHES = {"transformers": None, "transformers_static": "static"}
+READ_BYTES = 2**28
+READ = "gigabytes_read_per_second"
 
 # A row of ids for each prompt, starting with the prompt's own.
 Rows = list[list[int]]
@@ -57,7 +62,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--intermediate-size", type=int, default=2048)
     parser.add_argument("--prompt-tokens", type=int, default=32, help="of each prompt")
     parser.add_argument("--new-tokens", type=int, default=64, help="after each prompt")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4], help="prompts")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16], help="prompts")
+    parser.add_argument("--unequal", action="store_true", help="prompts: from a quarter to all")
+    parser.add_argument("--dtypes", nargs="*", default=["bf16", "int8"], help="of ours, too")
     parser.add_argument("--threads", type=int, help="of torch; else as many as it takes")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda in half precision")
     parser.add_argument("--seed", type=int, default=0, help="of weights and prompts")
@@ -77,19 +84,34 @@ def main() -> None:
         seal(folder)
         generator = load_generator(folder, options.device)
         dtype = generator.model.lm_head.weight.dtype
+        step = generator.predictor.step
         say(f"{config.num_parameters():,} parameters in {dtype}")
         engines = [
+            Engine("read", (), lambda: time_reading),
             Engine(OURS, (), lambda: start_velocity(generator, options)),
-            Engine(
-                "transformers",
-                ("transformers",),
-                lambda: start_transformers(folder, generator, options),
+            *(
+                Engine(
+                    f"{OURS}_{kept}",
+                    (),
+                    lambda kept=kept: start_velocity(
+                        load_generator(folder, options.device, dtype=kept), options
+                    ),
+                )
+                for kept in options.dtypes
+            ),
+            *(
+                Engine(
+                    name,
+                    ("transformers",),
+                    lambda kind=kind: start_transformers(folder, generator, options, kind),
+                )
+                for name, kind in CACHES.items()
             ),
         ]
         equal: list[bool] = []
 
         def check(outputs: Mapping[str, Rows]) -> None:
-            equal.extend(outputs[name] == outputs[OURS] for name in outputs.keys() - {OURS})
+            equal.extend(outputs[name] == outputs[OURS] for name in outputs.keys() & CACHES.keys())
             if not all(equal) and dtype == torch.float32:
                 raise ValueError("transformers wrote other tokens, so no figures are given")
 
@@ -97,6 +119,7 @@ def main() -> None:
     work = {
         "num_parameters": config.num_parameters(),
         "dtype": str(dtype).removeprefix("torch."),
+        "tokens_in_a_step_of_c": 0 if step is None else step.max_tokens,
         "tokens_counted": "generated ones; the prompts' are read, not counted",
     }
     print_result(
@@ -118,30 +141,30 @@ def make_model_config(options: argparse.Namespace) -> ModelConfig:
 
 
 def make_prompts(batch_size: int, options: argparse.Namespace) -> list[str]:
-    """Different prompts of equal length; those of a small batch are also in a large one."""
-    draw = random.Random(options.seed)
-    return [
-        "".join(f" {word}" for word in draw.choices(WORDS, k=options.prompt_tokens))
-        for _ in range(batch_size)
-    ]
+    """Different prompts; those of a small batch are also in a large one."""
+    draw, shortest = random.Random(options.seed), max(1, options.prompt_tokens // 4)
+    lengths = [options.prompt_tokens] * batch_size
+    if options.unequal:
+        # The first is the longest, so that the others are padded to it.
+        lengths[1:] = [draw.randint(shortest, options.prompt_tokens) for _ in lengths[1:]]
+    return ["".join(f" {word}" for word in draw.choices(WORDS, k=k)) for k in lengths]
 
 
 def start_velocity(generator: Generator, options: argparse.Namespace) -> Callable[[], Measured]:
     """Our generator."""
 
-    def write(batch_size: int) -> Rows:
-        settings = Settings(
-            do_sample=False, max_new_tokens=options.new_tokens, batch_size=batch_size
-        )
+    def write(batch_size: int, num_new: int) -> Rows:
+        settings = Settings(do_sample=False, max_new_tokens=num_new, batch_size=batch_size)
         completions = generator.complete(make_prompts(batch_size, options), settings)
-        assert all(text.num_prompt_tokens == options.prompt_tokens for text in completions)
-        return [list(completion.tokens) for completion in completions]
+        return [list(text.tokens[text.num_prompt_tokens :]) for text in completions]
 
-    return partial(time_writing, write, options)
+    model = generator.model
+    tensors = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    return partial(time_writing, write, options, sum(tensors.values()))
 
 
 def start_transformers(
-    folder: Path, generator: Generator, options: argparse.Namespace
+    folder: Path, generator: Generator, options: argparse.Namespace, cache: str | None
 ) -> Callable[[], Measured]:
     """transformers' model from the same folder, on our device and in our dtype."""
     from transformers import AutoModelForCausalLM
@@ -149,42 +172,70 @@ def start_transformers(
     weight = generator.model.lm_head.weight
     llama: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weight.dtype)
     llama.to(weight.device)
-    prompts = make_prompts(max(options.batch_sizes), options)
-    ids = [encoding.ids for encoding in generator.tokenizer.encode_batch(prompts)]
 
-    def write(batch_size: int) -> Rows:
-        tokens = torch.tensor(ids[:batch_size], device=weight.device)
+    def write(batch_size: int, num_new: int) -> Rows:
+        encodings = generator.tokenizer.encode_batch(make_prompts(batch_size, options))
+        longest = max(len(encoding.ids) for encoding in encodings)
+        for encoding in encodings:
+            encoding.pad(longest, direction="left", pad_id=END_OF_TEXT)
         rows = llama.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
+            torch.tensor([encoding.ids for encoding in encodings], device=weight.device),
+            attention_mask=torch.tensor(
+                [encoding.attention_mask for encoding in encodings], device=weight.device
+            ),
             do_sample=False,
-            max_new_tokens=options.new_tokens,
+            max_new_tokens=num_new,
             pad_token_id=END_OF_TEXT,
+            cache_implementation=cache,
         )
-        return [end_row(row, options.prompt_tokens) for row in rows.tolist()]
+        return [end_row(row[longest:]) for row in rows.tolist()]
 
-    return partial(time_writing, write, options)
-
-
-def end_row(row: list[int], num_prompt_tokens: int) -> list[int]:
-    """A row without the padding after its <|endoftext|>."""
-    if END_OF_TEXT not in row[num_prompt_tokens:]:
-        return row
-    return row[: row.index(END_OF_TEXT, num_prompt_tokens) + 1]
+    return partial(time_writing, write, options, sum(p.nbytes for p in llama.parameters()))
 
 
-def time_writing(write: Callable[[int], Rows], options: argparse.Namespace) -> Measured:
-    """Write at each batch size; returns tokens generated per second, and the rows."""
+def end_row(row: list[int]) -> list[int]:
+    """New tokens without the padding after <|endoftext|>."""
+    return row[: row.index(END_OF_TEXT) + 1] if END_OF_TEXT in row else row
+
+
+def time_writing(
+    write: Callable[[int, int], Rows], options: argparse.Namespace, num_bytes: int
+) -> Measured:
+    """Write at each batch size; returns figures, and the rows of new tokens.
+
+    The bytes of the weights are read once for each step of all rows.
+    """
     figures: Figures = {}
     written: Rows = []
     for batch_size in options.batch_sizes:
         started = time.perf_counter()
-        rows = write(batch_size)
-        seconds = time.perf_counter() - started
-        num_new = sum(len(row) - options.prompt_tokens for row in rows)
-        figures[f"tokens_per_second_at_batch_{batch_size}"] = num_new / seconds
+        write(batch_size, 1)
+        figures[f"first_text_per_second_at_batch_{batch_size}"] = 1 / since(started)
+        started = time.perf_counter()
+        rows = write(batch_size, options.new_tokens)
+        seconds = since(started)
+        figures[f"tokens_per_second_at_batch_{batch_size}"] = sum(map(len, rows)) / seconds
+        if batch_size == 1:
+            figures[READ] = len(rows[0]) * num_bytes / seconds / 1e9
         written += rows
     return Measured(figures, written)
+
+
+def since(started: float) -> float:
+    """Seconds from then to now."""
+    return time.perf_counter() - started
+
+
+def time_reading() -> Measured:
+    """How fast numbers are read: as a sum and in a product with a vector, the faster of both."""
+    matrix = torch.ones(READ_BYTES // 4 // 4096, 4096)
+    vector, seconds = torch.ones(1, 4096), []
+    with torch.inference_mode():
+        for read in (matrix.sum, lambda: linear(vector, matrix)) * 3:
+            started = time.perf_counter()
+            read()
+            seconds.append(since(started))
+    return Measured({READ: READ_BYTES / min(seconds) / 1e9}, None)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ PACKAGES = {
     "tiktoken_pipeline": ["tiktoken"],
     "datasets": ["datasets"],
     "transformers": ["transformers", "accelerate"],
+    "transformers_static": ["transformers"],
+    "velocity_int8": [],
     "one_client": [],
     "datatrove": ["datatrove", "spacy"],
 }
@@ -206,10 +208,14 @@ def test_save_measures_the_stall_of_a_save() -> None:
 
 def test_sample_writes_the_tokens_of_transformers() -> None:
     options = ("--prompt-tokens", "4", "--new-tokens", "12", "--batch-sizes", "1", "3")
-    result = run_benchmark("sample", *SMALL_MODEL, *options, "--threads", "1")
-    figures = {"tokens_per_second_at_batch_1", "tokens_per_second_at_batch_3"}
-    check_result(result, ["transformers"], figures)
+    kinds = ("--threads", "1", "--unequal", "--dtypes", "int8")
+    result = run_benchmark("sample", *SMALL_MODEL, *options, *kinds)
     assert result["checks"]["tokens_equal"]
+    kinds = ("first_text", "tokens")
+    figures = {f"{kind}_per_second_at_batch_{size}" for kind in kinds for size in (1, 3)}
+    read = {"gigabytes_read_per_second"}
+    assert result["engines"].pop("read").keys() == result["ratios"].pop("read").keys() == read
+    check_result(result, ["velocity_int8", "transformers", "transformers_static"], figures | read)
 
 
 def test_serve_answers_many_clients() -> None:
