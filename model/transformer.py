@@ -45,6 +45,17 @@ class Linear(nn.Linear):
         return linear(x, self.weight)
 
 
+class Embedding(nn.Embedding):
+    """A row (D) for each token; on the meta device, nothing is drawn.
+
+    Drawing from a normal distribution there would load torch's compiler, which takes seconds.
+    """
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, computed in fp32 (Zhang and Sennrich 2019)."""
 
@@ -141,7 +152,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.num_ids, config.hidden_size)
+        self.embed_tokens = Embedding(config.num_ids, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.layer_norm_eps)
         # While this is a list, the largest |x| behind each block is added to it.
@@ -194,7 +205,7 @@ class Transformer(nn.Module):
             self.lm_head = Linear(config.hidden_size, config.num_ids)
         self.tie_head()
         for weight in self.parameters():
-            if weight.dim() == 2:
+            if weight.dim() == 2 and not weight.is_meta:
                 nn.init.normal_(weight, std=config.initializer_range)
 
     def tie_head(self) -> None:
