@@ -63,11 +63,8 @@ def describe_checkpoint(folder: Path) -> Json:
     """
     sealed = read_seal(folder) if is_sealed(folder) else {}
     found = [sealed[name].sha256 for name in list_weight_files(sealed)]
-    return {
-        "folder": str(folder),
-        "step": step_of(folder),
-        "sha256": (found or [None])[0] if len(found) < 2 else found,
-    }
+    told = found if len(found) > 1 else next(iter(found), None)
+    return {"folder": str(folder), "step": step_of(folder), "sha256": told}
 
 
 def spell_logprob(generator: Generator, found: TokenLogprob) -> Json:
