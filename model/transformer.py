@@ -41,8 +41,22 @@ class Linear(nn.Linear):
     def __init__(self, in_size: int, out_size: int) -> None:
         super().__init__(in_size, out_size, bias=False)
 
+    def reset_parameters(self) -> None:
+        """Draw a weight, if there is one: torch takes seconds to load what draws none (meta)."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight)
+
+
+class Embedding(nn.Embedding):
+    """Rows of a weight by their numbers."""
+
+    def reset_parameters(self) -> None:
+        """As in Linear."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 class RMSNorm(nn.Module):
@@ -141,7 +155,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.num_ids, config.hidden_size)
+        self.embed_tokens = Embedding(config.num_ids, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.layer_norm_eps)
         # While this is a list, the largest |x| behind each block is added to it.
@@ -194,7 +208,7 @@ class Transformer(nn.Module):
             self.lm_head = Linear(config.hidden_size, config.num_ids)
         self.tie_head()
         for weight in self.parameters():
-            if weight.dim() == 2:
+            if weight.dim() == 2 and not weight.is_meta:
                 nn.init.normal_(weight, std=config.initializer_range)
 
     def tie_head(self) -> None:
