@@ -155,7 +155,7 @@ def sample(
     load = make_load(device, dtype)
     asks = source.is_empty and sys.stdin.isatty() and sys.stdout.isatty()
     if asks and not output.all and not output.as_json:
-        run_repl(load(ckpt), settings, open_output(), say)
+        run_repl(load(ckpt), settings, open_output(), say, output.stream)
         return
     prompts, show = read_prompts(source, say), open_output()
     if output.all:

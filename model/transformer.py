@@ -41,20 +41,17 @@ class Linear(nn.Linear):
     def __init__(self, in_size: int, out_size: int) -> None:
         super().__init__(in_size, out_size, bias=False)
 
-    def reset_parameters(self) -> None:
-        """Draw a weight, if there is one: torch takes seconds to load what draws none (meta)."""
-        if not self.weight.is_meta:
-            super().reset_parameters()
-
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight)
 
 
 class Embedding(nn.Embedding):
-    """Rows of a weight by their numbers."""
+    """A row (D) for each token; on the meta device, nothing is drawn.
+
+    Drawing from a normal distribution there would load torch's compiler, which takes seconds.
+    """
 
     def reset_parameters(self) -> None:
-        """As in Linear."""
         if not self.weight.is_meta:
             super().reset_parameters()
 

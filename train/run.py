@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from model.checkpoints.folder import describe_model, name_weights
 from model.checkpoints.hugging_face import Boundaries
-from model.checkpoints.seal import WEIGHTS
+from model.checkpoints.weights import deal_weights, make_index
 from model.transformer import FORWARD_METHODS, Transformer
 from shards.disk.layout import TOKENIZER
 from shards.inspect.verify import check_shards
@@ -87,14 +87,12 @@ class Run:
 
     def take_snapshot(self) -> Snapshot | None:
         """What a checkpoint holds now, on the first rank; all ranks call it together."""
+        files = deal_weights(name_weights(self.model))
         contents: dict[str, bytes] = {}
         if self.rank.is_first:
             state = describe_state(self.config, self.position, self.parts)
-            contents = self.model_files | state
-        tensors = {
-            WEIGHTS: name_weights(self.model),
-            OPTIMIZER: collect_moments(self.model, self.optimizer),
-        }
+            contents = self.model_files | make_index(files) | state
+        tensors = files | {OPTIMIZER: collect_moments(self.model, self.optimizer)}
         return take_snapshot(self.step, tensors, contents, self.host_memory)
 
     @property

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
+from model.checkpoints.compare import EMBEDDING, HEAD, check_weights
+from model.checkpoints.differences import DifferentError, make_error
 from model.checkpoints.hugging_face import (
     Boundaries,
     Json,
@@ -24,7 +24,6 @@ from model.checkpoints.hugging_face import (
 from model.checkpoints.int8 import (
     QUANTIZATION,
     check_quantization,
-    count_weights,
     is_int8,
     take_int8,
     use_int8_layers,
@@ -35,34 +34,43 @@ from model.checkpoints.seal import (
     GENERATION_CONFIG,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    WEIGHTS,
     CheckpointError,
     Sealed,
     read_json,
 )
-from model.checkpoints.tensor_file import MAX_HEADER_BYTES, write_tensors
+from model.checkpoints.tensor_file import write_tensors
+from model.checkpoints.weights import (
+    Stored,
+    deal_weights,
+    find_weight_files,
+    list_weights,
+    make_index,
+    read_weights,
+)
 from model.config import ModelConfig
 from model.transformer import Transformer
 
-EMBEDDING = "model.embed_tokens.weight"
-GATE = "model.layers.0.mlp.gate_proj.weight"
-QUERIES = "model.layers.0.self_attn.q_proj.weight"
-WEIGHTS_PER_LAYER = 9
-HEAD = "lm_head.weight"  # Not saved where it is the embedding.
-
 
 def save_model(
-    folder: Path, model: Transformer, tokenizer_json: str, boundaries: Boundaries | None = None
+    folder: Path,
+    model: Transformer,
+    tokenizer_json: str,
+    boundaries: Boundaries | None = None,
+    max_file_bytes: int | None = None,
 ) -> None:
     """Write the model's five files into `folder`, creating it if needed; call `seal` last.
 
-    `boundaries` are <|endoftext|> after each document unless given.
+    `boundaries` are <|endoftext|> after each document unless given. Weights of more than
+    `max_file_bytes`, 5 GB unless given, are in several files, and an index names them.
     """
     boundaries = boundaries or Boundaries(find_end_of_text(tokenizer_json))
     dtype = model.lm_head.weight.dtype
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(folder, name_weights(model))
-    for name, content in describe_model(model.config, dtype, tokenizer_json, boundaries).items():
+    files = deal_weights(name_weights(model), max_file_bytes)
+    for name, weights in files.items():
+        write_weights(folder / name, weights)
+    contents = describe_model(model.config, dtype, tokenizer_json, boundaries) | make_index(files)
+    for name, content in contents.items():
         (folder / name).write_bytes(content)
 
 
@@ -74,9 +82,9 @@ def name_weights(model: Transformer) -> dict[str, Tensor]:
     return weights
 
 
-def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> Sealed:
-    """Write model.safetensors; its size and sha256."""
-    return write_tensors(folder / WEIGHTS, weights, metadata={"format": "pt"})
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> Sealed:
+    """Write a file of weights; its size and sha256."""
+    return write_tensors(path, weights, metadata={"format": "pt"})
 
 
 def describe_model(
@@ -104,8 +112,8 @@ def load_model(
 ) -> Transformer:
     """The model written by `save_model`, or by another tool for the same architecture.
 
-    Raises CheckpointError, naming the file and the key or weight, if one is missing, unreadable
-    or does not fit this architecture.
+    Raises CheckpointError, naming the file and all keys or weights that do not fit, if something is
+    missing, unreadable or of another architecture.
     """
     values = read_json(folder / CONFIG)
     quantization = values.pop(QUANTIZATION, None)
@@ -113,130 +121,62 @@ def load_model(
         if quantization is not None:
             check_quantization(quantization)
         config = read_config_json(values)
+    except DifferentError as error:
+        raise make_error(folder / CONFIG, error.differences) from None
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
-    path = folder / WEIGHTS
-    try:
-        _check_header(path)
-        with safe_open(path, framework="pt") as file:
-            _check_number(config, count_weights(file.keys()), path)
-        weights = load_file(path)  # Maps the file into memory, and reads nothing yet.
-        if quantization is not None:
-            weights = take_int8(weights, path)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder}: no {WEIGHTS}; expected all weights in that one file"
-        ) from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged ({error})") from None
-    return build_model(config, weights, path, device, dtype)
-
-
-def _check_header(path: Path) -> None:
-    """Raise CheckpointError if a safetensors file's header, which it starts with, is too long."""
-    with open(path, "rb") as file:
-        num_bytes = int.from_bytes(file.read(8), "little")
-    if num_bytes > MAX_HEADER_BYTES:
-        raise CheckpointError(
-            f"{path}: damaged; its header has {num_bytes:,} bytes, expected at most "
-            f"{MAX_HEADER_BYTES:,}"
-        )
+    build = build_model if quantization is None else build_int8_model
+    return build(config, find_weight_files(folder), device, dtype)
 
 
 def build_model(
-    config: ModelConfig,
-    weights: dict[str, Tensor],
-    origin: Path,
-    device: torch.device | str,
-    dtype: torch.dtype,
+    config: ModelConfig, files: Sequence[Path], device: torch.device | str, dtype: torch.dtype
 ) -> Transformer:
-    """A model with copies of these weights; errors name `origin` as their file."""
-    weights = _take_weights(weights, origin)
-    # What the config says is compared with the file before a model of that size is made.
-    _check_size(config, weights, origin)
+    """A model with the weights of these files; CheckpointError if they are not all of its own."""
+    origin, found = name_origin(files), list_weights(files)
+    # What the config says is compared with the files before a model of that size is made.
+    check_weights(config, found, origin)
     with torch.device("meta"):
         model = Transformer(config)
-    use_int8_layers(model, weights)
+    weights = dict(read_weights(files, found.keys(), device, dtype))
     head = weights.pop(HEAD, None) if config.tie_word_embeddings else None
-    shapes = {name: weight.shape for name, weight in name_weights(model).items()}
-    _check_names(weights, shapes, origin)
-    for name, shape in shapes.items():
-        _check_weight(weights, name, shape, origin)
     if head is not None and not torch.equal(head, weights[EMBEDDING]):
         raise CheckpointError(
-            f"{origin}: {HEAD} differs from {EMBEDDING}, but tie_word_embeddings in {CONFIG} "
-            "beside it is true"
+            f"{origin}: {HEAD} differs from {EMBEDDING}, though {CONFIG} says that they are the "
+            "same; set tie_word_embeddings to false there"
         )
-    copies = {
-        # What is int8 was unpacked, and has memory of its own already.
-        name: weight.to(device) if is_int8(name, weights) else weight.to(device, dtype, copy=True)
-        for name, weight in weights.items()
-    }
-    model.load_state_dict(copies, strict=False, assign=True)
+    del head
+    model.load_state_dict(weights, strict=False, assign=True)
     model.tie_head()
     return model
 
 
-def _take_weights(weights: Mapping[str, Tensor], origin: Path) -> dict[str, Tensor]:
-    """The weights, if they are numbers, by their names without what torch.compile and DDP add."""
-    renamed: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        plain = name.replace("_orig_mod.", "").removeprefix("module.")
-        if plain in renamed:
-            raise CheckpointError(f"{origin}: two weights are named {plain}, apart from prefixes")
-        if not weight.is_floating_point() and not is_int8(name, weights):
-            raise CheckpointError(
-                f"{origin}: {name} holds {weight.dtype}; expected floating-point numbers"
-            )
-        renamed[plain] = weight
-    return renamed
+def build_int8_model(
+    config: ModelConfig, files: Sequence[Path], device: torch.device | str, dtype: torch.dtype
+) -> Transformer:
+    """The same where layers are int8 and stay so; all else is in the dtype."""
+    origin, names = name_origin(files), list_weights(files, has_integers=True).keys()
+    weights = take_int8(dict(read_weights(files, names, "cpu")), origin)
+    found = {
+        name: Stored(weight.dtype, tuple(weight.shape))
+        for name, weight in weights.items()
+        if weight.dtype == torch.int8 or not is_int8(name, weights)  # No scales.
+    }
+    check_weights(config, found, origin)
+    with torch.device("meta"):
+        model = Transformer(config)
+    use_int8_layers(model, weights)
+    for name in weights:
+        kept = weights[name].dtype if is_int8(name, weights) else dtype
+        weights[name] = weights[name].to(device, kept)
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_head()
+    return model
 
 
-def _check_size(config: ModelConfig, weights: Mapping[str, Tensor], origin: Path) -> None:
-    """Raise CheckpointError if the config's sizes are not about those of the weights."""
-    _check_number(config, len(weights), origin)
-    queries = config.num_attention_heads * config.head_size
-    for name, num_rows in (
-        (EMBEDDING, config.num_ids),
-        (GATE, config.intermediate_size),
-        (QUERIES, queries),
-    ):
-        if name not in weights:
-            raise CheckpointError(f"{origin}: missing weight {name}")
-        _check_weight(weights, name, (num_rows, config.hidden_size), origin)
-
-
-def _check_number(config: ModelConfig, num_weights: int, origin: Path) -> None:
-    expected = config.num_hidden_layers * WEIGHTS_PER_LAYER + 2  # The embedding, the last norm.
-    if not expected / 2 <= num_weights <= expected * 2:
-        raise CheckpointError(
-            f"{origin}: holds {num_weights:,} weights, but num_hidden_layers in {CONFIG} beside it "
-            f"is {config.num_hidden_layers:,}, which takes {expected:,}"
-        )
-
-
-def _check_names(
-    weights: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], origin: Path
-) -> None:
-    """Raise CheckpointError unless these are exactly the model's weights."""
-    missing, unknown = shapes.keys() - weights.keys(), weights.keys() - shapes.keys()
-    for names, fault in ((missing, "missing weight"), (unknown, "unknown weight")):
-        if names:
-            raise CheckpointError(
-                f"{origin}: {fault} {min(names)} ({len(names)} in all); {CONFIG} beside it "
-                f"describes {len(shapes)} weights, the file holds {len(weights)}"
-            )
-
-
-def _check_weight(
-    weights: Mapping[str, Tensor], name: str, shape: Sequence[int], origin: Path
-) -> None:
-    weight = weights[name]
-    if weight.shape != tuple(shape):
-        raise CheckpointError(
-            f"{origin}: {name} has shape {tuple(weight.shape)}; {CONFIG} beside it says "
-            f"{tuple(shape)}"
-        )
+def name_origin(files: Sequence[Path]) -> Path:
+    """What errors name as the place of weights: their file, or the folder of several."""
+    return files[0] if len(files) == 1 else files[0].parent
 
 
 def encode_json(values: Json) -> bytes:

@@ -11,9 +11,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from model.checkpoints.differences import Difference, DifferentError
 from model.config import ROPE_SETTINGS, ModelConfig
 
 Json = dict[str, Any]
+# Keys that have one value in our models, which is also what it means if they are not there.
+FIXED = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "quantization_config": None,
+}
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+FOREIGN = "velocity has no such models; use a program that does, such as transformers"
+INCOMPLETE = "use the config.json of a LlamaForCausalLM"
+ONE_VALUE = "keep one of the two"
 # The one setting of RoPE that may also stand beside the others in config.json.
 ORIGINAL = "rope_original_max_position_embeddings"
 
@@ -98,39 +118,39 @@ def make_rope_json(config: ModelConfig) -> Json:
 
 
 def read_config_json(values: Json) -> ModelConfig:
-    """The architecture that a config.json describes; ValueError if it is not ours.
+    """The architecture that a config.json describes.
 
-    Keys that would change the logits and are not supported here are refused, never ignored.
+    Keys that would change the logits and are not supported here are refused, never ignored: all at
+    once, as DifferentError. ValueError for numbers that no model can have.
     """
-    expected = {
-        "model_type": ("llama", None),
-        "hidden_act": ("silu", "silu"),
-        "attention_bias": (False, False),
-        "mlp_bias": (False, False),
-        "quantization_config": (None, None),
-    }
-    for key, (ours, if_missing) in expected.items():
-        found = values.get(key)  # null means the default, too.
-        _expect(key, if_missing if found is None else found, ours)
+    found = [
+        Difference(key, reprlib.repr(values[key]), repr(ours), FOREIGN)
+        for key, ours in FIXED.items()
+        # null means the default, which is ours.
+        if values.get(key) not in (ours, None)
+    ]
+    if "model_type" not in values:
+        found.append(Difference("model_type", "missing", "'llama'", INCOMPLETE))
+    found += [
+        Difference(key, "missing", "a number", INCOMPLETE) for key in REQUIRED if key not in values
+    ]
+    rope = _read_rope(values, found)
+    if found:
+        raise DifferentError(found)
     is_tied = values.get("tie_word_embeddings")
     return ModelConfig(
-        vocab_size=_require(values, "vocab_size"),
-        hidden_size=_require(values, "hidden_size"),
-        num_hidden_layers=_require(values, "num_hidden_layers"),
-        num_attention_heads=_require(values, "num_attention_heads"),
-        intermediate_size=_require(values, "intermediate_size"),
-        max_position_embeddings=_require(values, "max_position_embeddings"),
+        **{key: values[key] for key in REQUIRED},
         initializer_range=values.get("initializer_range", 0.02),
         layer_norm_eps=values.get("rms_norm_eps", 1e-6),
         num_key_value_heads=values.get("num_key_value_heads"),
         head_dim=values.get("head_dim"),
         tie_word_embeddings=False if is_tied is None else is_tied,
-        **_read_rope(values),
+        **rope,
     )
 
 
-def _read_rope(values: Json) -> Json:
-    """The settings of RoPE; places that disagree on one of them are refused.
+def _read_rope(values: Json, differences: list[Difference]) -> Json:
+    """The settings of RoPE; places that disagree on one of them are among the differences.
 
     transformers 5 writes rope_parameters; where rope_scaling, its name in transformers 4, stands
     beside it, that is what transformers 5 reads.
@@ -139,49 +159,62 @@ def _read_rope(values: Json) -> Json:
     for name in ("rope_parameters", "rope_scaling"):
         place = values.get(name) or {}
         if not isinstance(place, dict):
-            raise ValueError(f"{name} is {reprlib.repr(place)}; expected an object")
-        for key, value in place.items():
-            if isinstance(value, dict):  # Positions of their own for some layers.
-                _expect(f"{name}.{key}", value, None)
+            differences.append(Difference(name, reprlib.repr(place), "an object", INCOMPLETE))
+            place = {}
+        differences += [  # Positions of their own for some layers.
+            Difference(f"{name}.{key}", reprlib.repr(value), "no such key", FOREIGN)
+            for key, value in place.items()
+            if isinstance(value, dict)
+        ]
         places.append(place)
-    for place in places:
-        factor = place.get("partial_rotary_factor")
-        _expect("partial_rotary_factor", 1.0 if factor is None else factor, 1.0)
+    key = "partial_rotary_factor"
+    differences += [
+        Difference(key, reprlib.repr(place[key]), "1.0", FOREIGN)
+        for place in places
+        if place.get(key) not in (1.0, None)
+    ]
     rope: Json = places[2] or places[1]
     kind: Any = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(kind, str) or kind not in ROPE_SETTINGS:
-        _expect("rope_type", kind, "default")
-    settings: Json = {"rope_theta": _agree("rope_theta", places[::-1], 10000.0), "rope_type": kind}
+        words = ", ".join(ROPE_SETTINGS)
+        differences.append(Difference("rope_type", reprlib.repr(kind), f"one of {words}", FOREIGN))
+        return {}
+    settings: Json = {"rope_theta": 10000.0, "rope_type": kind}
+    settings |= _agree("rope_theta", "rope_theta", places[::-1], differences)
     for name in ROPE_SETTINGS[kind]:
-        key = name.removeprefix("rope_")
-        value = _agree(key, (rope, values), None) if name == ORIGINAL else rope.get(key)
-        if value is not None:
-            settings[name] = value
-    if kind == "yarn" and settings.get("rope_attention_factor") is None:
-        settings["rope_attention_factor"] = _read_mscale(rope)
+        beside = [values] if name == ORIGINAL else []
+        settings |= _agree(name, name.removeprefix("rope_"), [rope, *beside], differences)
+    if kind == "yarn" and "rope_attention_factor" not in settings:
+        settings["rope_attention_factor"] = _read_mscale(rope, differences)
     return settings
 
 
-def _agree(key: str, places: Sequence[Json], default: Any) -> Any:
-    """What the places that have a key say; ValueError unless they say the same."""
+def _agree(name: str, key: str, places: Sequence[Json], differences: list[Difference]) -> Json:
+    """A setting with what the places that have its key say, if any; they should say the same."""
     found = [place[key] for place in places if place.get(key) is not None]
-    for other in found:
-        _expect(key, other, found[0])
-    return found[0] if found else default
+    differences += [
+        Difference(key, reprlib.repr(other), f"{reprlib.repr(found[0])} as elsewhere", ONE_VALUE)
+        for other in found[1:]
+        if other != found[0]
+    ]
+    return {name: found[0]} if found else {}
 
 
-def _read_mscale(rope: Json) -> float | None:
+def _read_mscale(rope: Json, differences: list[Difference]) -> float | None:
     """DeepSeek's way to say yarn's attention_factor; None if it is not said so."""
-    up, down, factor = numbers = [rope.get(key) for key in ("mscale", "mscale_all_dim", "factor")]
-    if not (up and down):
+    keys = ("mscale", "mscale_all_dim", "factor")
+    numbers = [rope.get(key) for key in keys]
+    if not (numbers[0] and numbers[1]):
         return None
-    if not all(isinstance(value, int | float) and value > 0 for value in numbers):
-        raise ValueError(
-            f"rope_parameters: mscale is {reprlib.repr(up)}, mscale_all_dim {reprlib.repr(down)}, "
-            f"factor {reprlib.repr(factor)}; expected numbers above 0"
-        )
-    stretch = 0.1 * math.log(cast(float, factor))
-    return float((up * stretch + 1) / (down * stretch + 1))
+    wrong = [key for key in keys if not isinstance(rope.get(key), int | float) or rope[key] <= 0]
+    differences += [
+        Difference(f"rope_parameters.{key}", reprlib.repr(rope.get(key)), "a number", INCOMPLETE)
+        for key in wrong
+    ]
+    if wrong:
+        return None
+    up, down, factor = (float(cast(float, number)) for number in numbers)
+    return (0.1 * up * math.log(factor) + 1) / (0.1 * down * math.log(factor) + 1)
 
 
 def read_token_ids(key: str, generation: Json, config: Json) -> list[int]:
@@ -199,16 +232,3 @@ def read_token_ids(key: str, generation: Json, config: Json) -> list[int]:
                 )
             return ids
     return []
-
-
-def _require(values: Json, key: str) -> Any:
-    if key not in values:
-        raise ValueError(f"no key {key!r}; expected the config.json of a LlamaForCausalLM")
-    return values[key]
-
-
-def _expect(key: str, found: object, ours: object) -> None:
-    if found != ours:
-        raise ValueError(
-            f"{key} is {reprlib.repr(found)}; velocity's architecture needs {ours!r} here"
-        )

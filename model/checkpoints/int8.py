@@ -13,7 +13,7 @@ are as in any checkpoint.
 """
 
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,6 @@ def is_int8(name: str, weights: Mapping[str, Tensor]) -> bool:
     """Whether a weight is int8 rows or the scales of such: what keeps its dtype in a model."""
     rows = name.removesuffix("_scale")
     return f"{rows}_scale" in weights and weights[rows].dtype == torch.int8
-
-
-def count_weights(names: Iterable[str]) -> int:
-    """How many weights tensors of these names stand for."""
-    return sum(not name.endswith((SCALE, SHAPE)) for name in names)
 
 
 def use_int8_layers(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

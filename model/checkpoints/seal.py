@@ -12,14 +12,17 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-# The original VelocityLM's weights; read by model/checkpoints/original.py.
+# The same, or one of several with weights.
+WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+INDEX = f"{WEIGHTS}.index.json"
+# What older releases of transformers wrote, and the original VelocityLM.
 SEED_WEIGHTS = "pytorch_model.bin"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -96,6 +99,20 @@ def verify(
             raise CheckpointError(f"{path}: damaged; its sha256 is not the one in {CHECKSUMS}")
 
 
+def verify_model(folder: Path) -> None:
+    """Check the files of a model against the seal; CheckpointError names the first fault."""
+    sealed = read_seal(folder)
+    weights = list_weight_files(sealed)
+    index = [INDEX] if INDEX in sealed else []
+    others = [name for name in MODEL_FILES if name != WEIGHTS]
+    verify(folder, [*others, *index, *(weights or [WEIGHTS])])
+
+
+def list_weight_files(names: Iterable[str]) -> list[str]:
+    """Which of the names in a seal are those of files with weights, in order."""
+    return sorted(name for name in names if WEIGHT_FILE.fullmatch(name))
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The sealed folders `checkpoint-<step>` in `folder`, the highest step first."""
     if not folder.is_dir():
@@ -141,7 +158,7 @@ def find_checkpoint(path: Path) -> Path:
     complete = list_checkpoints(path)
     for folder in complete:
         try:
-            verify(folder, MODEL_FILES)
+            verify_model(folder)
         except CheckpointError as error:
             logger.warning("velocity: %s; skipping %s", error, folder.name)
         else:
@@ -178,8 +195,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    weights = (path / WEIGHTS, path / SEED_WEIGHTS)
-    return (path / CONFIG).is_file() and any(file.is_file() for file in weights)
+    weights = (WEIGHTS, INDEX, SEED_WEIGHTS, f"{SEED_WEIGHTS}.index.json")
+    return (path / CONFIG).is_file() and any((path / name).is_file() for name in weights)
 
 
 def _was_sealed(path: Path) -> bool:
@@ -190,7 +207,7 @@ def _was_sealed(path: Path) -> bool:
 
 def _verify_or_offer_another(path: Path) -> None:
     try:
-        verify(path, MODEL_FILES)
+        verify_model(path)
     except CheckpointError as error:
         siblings = list_checkpoints(path.parent)
         earlier = siblings[siblings.index(path) + 1 :] if path in siblings else []
@@ -224,9 +241,20 @@ def read_seal(folder: Path) -> dict[str, Sealed]:
     ):
         raise CheckpointError(f"{path}: not a list of files with bytes and sha256")
     for name in files:
-        if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+        if not is_plain_name(name):
             raise CheckpointError(f"{path}: {name!r} is not a plain file name")
     return {name: Sealed(entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+
+
+def is_plain_name(name: str) -> bool:
+    r"""Whether a name from a file means a file beside it, and nothing that is elsewhere.
+
+    >>> [is_plain_name(name) for name in ("model.bin", "../model.bin", "a\\b", "..", "")]
+    [True, False, False, False, False]
+    """
+    num_bytes = len(name.encode("utf-8", "replace"))
+    is_somewhere = name in (".", "..") or re.search(r"[/\\\0]", name)
+    return 0 < num_bytes < 256 and not is_somewhere
 
 
 def _hash_file(path: Path) -> str:

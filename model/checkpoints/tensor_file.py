@@ -1,4 +1,4 @@
-"""safetensors files written and read in one pass, hashed on the way.
+"""safetensors files written and read in one pass, hashed on the way where they are sealed.
 
     8 bytes    the header's length, little-endian
     header     JSON: {"<name>": {"dtype": "F32", "shape": [...], "data_offsets": [...]}, ...}
@@ -29,10 +29,12 @@ DTYPES = {
     torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
+    torch.int32: "I32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.uint8: "U8",
 }
+DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPES.items()} | {"I32": torch.int32}
 # Read or written at a time.
 CHUNK_BYTES = 16 << 20
 MAX_HEADER_BYTES = 2**24  # A tensor takes some hundred.
@@ -94,20 +96,29 @@ class Entry:
     shape: tuple[int, ...]
     num_bytes: int
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether a tensor of this shape takes so many bytes; one of an unknown dtype may."""
+        if not all(type(size) is int and size >= 0 for size in self.shape):
+            return False
+        dtype = DTYPES_BY_NAME.get(self.dtype)
+        return dtype is None or self.num_bytes == math.prod(self.shape) * dtype.itemsize
+
 
 class TensorReader:
     """Reads a file's tensors in the order of the file, and compares the whole with its seal.
 
     CheckpointError names the file if its header is not one, or does not fit its size. What has been
-    read counts only once `check` has passed.
+    read counts only once `check` has passed. A file without a seal is not hashed.
     """
 
-    def __init__(self, path: Path, sealed: Sealed) -> None:
+    def __init__(self, path: Path, sealed: Sealed | None) -> None:
         self.path = path
         self.sealed = sealed
         self.digest = hashlib.sha256()
         self.buffer = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115, closed by __exit__
+        self.num_bytes = sealed.num_bytes if sealed else os.fstat(self.file.fileno()).st_size
         try:
             self.entries = self._read_entries()
         except BaseException:
@@ -125,26 +136,39 @@ class TensorReader:
     ) -> None:
         self.file.close()
 
-    def read_into(self, target: Tensor) -> None:
-        """Read the next tensor into a contiguous one of its dtype and shape, on any device."""
+    def read_into(self, target: Tensor, dtype: torch.dtype | None = None) -> None:
+        """Read the next tensor into a contiguous one of its shape, on any device.
+
+        It is of `dtype` in the file, and else of the target's.
+        """
         flat = target.detach().reshape(-1)
         assert flat.data_ptr() == target.data_ptr()
-        done, size = 0, target.element_size()
-        while done < target.nbytes:
-            chunk = self.buffer[: min(CHUNK_BYTES, target.nbytes - done)]
+        dtype = dtype or target.dtype
+        is_plain = target.device.type == "cpu" and target.dtype == dtype
+        step = CHUNK_BYTES // dtype.itemsize
+        for start in range(0, len(flat), step):
+            part = flat[start : start + step]
+            if is_plain:
+                self._read(part.view(torch.uint8).numpy().data)
+                continue
+            chunk = self.buffer[: len(part) * dtype.itemsize]
             self._read(chunk.numpy().data)
-            place = slice(done // size, (done + len(chunk)) // size)
-            flat[place].copy_(chunk.view(target.dtype))
-            done += len(chunk)
+            part.copy_(chunk.view(dtype))
+
+    def skip(self, entry: "Entry") -> None:
+        """Pass over the next tensor."""
+        assert self.sealed is None, "what is not read cannot be hashed"
+        self.file.seek(entry.num_bytes, os.SEEK_CUR)
 
     def check(self) -> None:
         """CheckpointError unless the bytes read are those that were sealed."""
+        assert self.sealed
         if self.digest.hexdigest() != self.sealed.sha256 or self.file.read(1):
             raise self._damaged("its sha256 is not the one in checksums.json")
 
     def _read_entries(self) -> list[Entry]:
         length = int.from_bytes(self._read_bytes(8), "little")
-        if not 0 < length <= min(MAX_HEADER_BYTES, self.sealed.num_bytes - 8):
+        if not 0 < length <= min(MAX_HEADER_BYTES, self.num_bytes - 8):
             raise self._damaged(f"its header has {length:,} bytes")
         try:
             found: dict[str, Any] = json.loads(self._read_bytes(length))
@@ -154,9 +178,14 @@ class TensorReader:
                 Entry(name, str(found[name]["dtype"]), tuple(found[name]["shape"]), end - start)
                 for (start, end), name in spans
             ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._damaged(f"its header cannot be read: {error}") from None
-        if 8 + length + sum(entry.num_bytes for entry in entries) != self.sealed.num_bytes:
+            place = 0
+            for ((start, end), _), entry in zip(spans, entries, strict=True):
+                if start != place or not entry.is_possible:
+                    raise ValueError(f"{entry.name[:80]} is not where it could be")
+                place = end
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise self._damaged(f"its header cannot be read: {str(error)[:200]}") from None
+        if 8 + length + place != self.num_bytes:
             raise self._damaged("its header does not fit its size")
         return entries
 
@@ -171,9 +200,10 @@ class TensorReader:
         while done < len(into):
             count = self.file.readinto(into[done:])
             if not count:
-                raise self._damaged(f"it ends before its {self.sealed.num_bytes:,} bytes")
+                raise self._damaged(f"it ends before its {self.num_bytes:,} bytes")
             done += count
-        self.digest.update(into)
+        if self.sealed:
+            self.digest.update(into)
 
     def _damaged(self, fault: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: damaged; {fault}")

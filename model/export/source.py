@@ -19,10 +19,10 @@ from model.checkpoints.original import is_seed_checkpoint
 from model.checkpoints.seal import (
     CONFIG,
     GENERATION_CONFIG,
-    WEIGHTS,
     CheckpointError,
     find_checkpoint,
     is_sealed,
+    list_weight_files,
     read_json,
     read_seal,
 )
@@ -81,7 +81,7 @@ class Source:
         known = read_seal(self.folder) if is_sealed(self.folder) else {}
         return {
             "checkpoint": self.folder.name,
-            "sha256": {name: known[name].sha256 for name in (WEIGHTS,) if name in known},
+            "sha256": {name: known[name].sha256 for name in list_weight_files(known)},
             "parameters": self.config.num_parameters(),
         }
 

@@ -70,10 +70,11 @@ class Repl:
         show: Show,
         say: Show,
         read: Callable[[str], str] = input,
+        streams: bool = True,
     ) -> None:
         self.generator = generator
         self.start = self.settings = settings
-        self.show, self.say, self.read = show, say, read
+        self.show, self.say, self.read, self.streams = show, say, read, streams
         self.options = list_options()
         self.last = ""
 
@@ -123,7 +124,7 @@ class Repl:
             self.last += piece
             self.show(piece)
 
-        write_texts(self.generator, [prompt], self.settings, show, self.say)
+        write_texts(self.generator, [prompt], self.settings, show, self.say, self.streams)
 
     def _obey(self, command: str, value: str) -> None:
         if command == "/settings":
@@ -167,10 +168,12 @@ class Repl:
             self.show(f"{name.ljust(width)}  {text}\n")
 
 
-def run_repl(generator: Generator, settings: Settings, show: Show, say: Show) -> None:
+def run_repl(
+    generator: Generator, settings: Settings, show: Show, say: Show, streams: bool = True
+) -> None:
     """Read prompts from the terminal, with history and editing where Python has readline."""
     with kept_history(find_history(os.environ, Path.home())):
-        Repl(generator, settings, show, say).run()
+        Repl(generator, settings, show, say, streams=streams).run()
 
 
 def find_history(environment: Mapping[str, str], home: Path) -> Path:

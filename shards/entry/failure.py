@@ -62,6 +62,9 @@ def tell(error: Exception, debug: bool, describe: Callable[[Exception], str]) ->
     if debug:
         say_text("".join(traceback.format_exception(error)))
     say(f"velocity: {shorten(describe(error))}")
+    if not debug:  # Tracebacks have them.
+        for note in getattr(error, "__notes__", ()):
+            say(shorten(note))
 
 
 def shorten(text: str) -> str:

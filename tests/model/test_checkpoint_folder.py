@@ -145,7 +145,8 @@ def test_names_lose_what_compile_and_ddp_add(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'; velocity's architecture needs 'llama'"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2', expected 'llama'; velocity has no such mo"),
+        ({"model_type": ...}, "model_type is missing, expected 'llama'; use the config.json of"),
         ({"num_key_value_heads": 3}, "model.num_key_value_heads is 3; expected a divisor"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"mlp_bias": True}, "mlp_bias is True"),
@@ -154,10 +155,10 @@ def test_names_lose_what_compile_and_ddp_add(tmp_path: Path) -> None:
         ({"tie_word_embeddings": "no"}, "model.tie_word_embeddings is 'no'; expected one of True"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type is 'longrope'"),
         ({"rope_parameters": ..., "rope_scaling": {"type": "linear"}}, "model.rope_factor is None"),
-        ({"rope_theta": 7.0}, "rope_theta is 7.0; velocity's architecture needs 10000.0"),
+        ({"rope_theta": 7.0}, "rope_theta is 7.0, expected 10000.0 as elsewhere; keep one of the"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is"),
-        ({"hidden_size": ...}, "no key 'hidden_size'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config has quant_method None"),
+        ({"hidden_size": ...}, "hidden_size is missing, expected a number; use the config.json of"),
         ({"hidden_size": "64"}, "model.hidden_size is '64'"),
     ],
 )
@@ -194,9 +195,9 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
             load_model(tmp_path)
         assert str(caught.value).startswith(f"{path}: {message}")
 
-    refuse({k: v for k, v in whole.items() if k != norm}, f"missing weight {norm} (1 in all)")
-    refuse(whole | {"model.bias": torch.ones(1)}, "unknown weight model.bias (1 in all)")
-    refuse(whole | {norm: torch.ones(3)}, f"{norm} has shape (3,)")
+    refuse({k: v for k, v in whole.items() if k != norm}, f"{norm} is missing, expected (64,); d")
+    refuse(whole | {"model.bias": torch.ones(1)}, "model.bias is (1,), expected no such weight; a")
+    refuse(whole | {norm: torch.ones(3)}, f"{norm} is (3,), expected (64,); download the folder")
     refuse(whole | {"lm_head.weight": torch.ones(300, 64)}, "lm_head.weight differs from")
 
 

@@ -174,6 +174,22 @@ def test_more_goes_on_with_the_last_text() -> None:
     assert shown.count(whole) == 2
 
 
+def test_a_text_that_is_not_streamed_appears_at_once() -> None:
+    shown, lines = list[str](), iter(["one"])
+
+    def read(_: str) -> str:
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    generator = Generator(make_model(), make_tokenizer())
+    settings = Settings(max_new_tokens=9, temperature=0)
+    Repl(generator, settings, shown.append, shown.append, read, streams=False).run()
+    (whole,) = generator.generate("one", max_new_tokens=9, temperature=0)
+    assert shown[1:] == [whole + "\n", "\n"]
+
+
 def test_an_interrupted_line_is_dropped() -> None:
     shown, told, _ = converse(KeyboardInterrupt, "/quit")
     assert (shown, told) == ("\n", [])

@@ -36,7 +36,7 @@ CALLS = (
     "train.run.make_optimizer",
     "train.run.warm_up",
     "train.run.restore",
-    "train.checkpoints.load.load_file",
+    "train.checkpoints.load.load_files",
     "train.checkpoints.saver.write_files",
     "train.checkpoints.saver.write_tensors",
 )

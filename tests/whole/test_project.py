@@ -181,7 +181,7 @@ def test_rooms_import_only_what_they_may(module: str) -> None:
         assert "torch" not in packages
     if root in {"train", "model"}:
         assert not packages & {"datasets", "zstandard"}
-    assert "pickle" not in packages or module == "model.checkpoints.original"
+    assert "pickle" not in packages or module == "model.checkpoints.pickle_file"
 
 
 def test_a_request_for_prep_is_read_before_anything_is_loaded() -> None:

@@ -5,7 +5,7 @@ once. Whether a file is damaged shows at its end; then everything read from it i
 from the checkpoint before, which has the same tensors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.folder import name_weights
-from model.checkpoints.seal import WEIGHTS, CheckpointError, read_seal
+from model.checkpoints.seal import CheckpointError, list_weight_files, read_seal
 from model.checkpoints.tensor_file import TensorReader, check_entries
 from model.transformer import Transformer
 from shards.reader import Shards
@@ -31,6 +31,9 @@ from train.checkpoints.state import (
 from train.config import Config
 from train.ranks.distributed import Rank
 from train.ranks.exchange import share_json, spread_tensor
+
+# Which files, of the names in a seal.
+Choose = Callable[[Iterable[str]], list[str]]
 
 
 def restore(
@@ -71,20 +74,25 @@ def load_tensors(
     folder: Path, rank: Rank, model: Transformer, optimizer: torch.optim.Optimizer
 ) -> str | None:
     """Load weights, moments and the generator's state; what is wrong with them, if anything is."""
-    fault = load_file(folder / WEIGHTS, rank, name_weights(model))
+    fault = load_files(folder, list_weight_files, rank, name_weights(model))
     if fault is None:
         make_moments(model, optimizer)
         moments = collect_moments(model, optimizer)
         generator = moments[GENERATOR] = moments[GENERATOR].to(rank.device)
-        fault = load_file(folder / OPTIMIZER, rank, moments)
+        fault = load_files(folder, lambda _: [OPTIMIZER], rank, moments)
         if fault is None:
             torch.set_rng_state(generator.cpu())
     return fault
 
 
-def load_file(path: Path, rank: Rank, targets: Mapping[str, Tensor]) -> str | None:
-    """Load one file into tensors; what is wrong with it, on all ranks, None if nothing is."""
-    reading = Reading(path, targets) if rank.is_first else None
+def load_files(
+    folder: Path, choose: Choose, rank: Rank, targets: Mapping[str, Tensor]
+) -> str | None:
+    """Load one file or several into tensors; what is wrong, on all ranks, None if nothing is.
+
+    `choose` says which ones, of the names in the folder's seal.
+    """
+    reading = Reading(folder, choose, targets) if rank.is_first else None
     for name in share_json(rank, reading and reading.names):
         spread_tensor(rank, targets[name], reading.read_into if reading else refuse)
         rank.place.move()
@@ -95,33 +103,40 @@ def load_file(path: Path, rank: Rank, targets: Mapping[str, Tensor]) -> str | No
 
 
 class Reading:
-    """A file read by the first rank: after a fault it reads on for form's sake, as others wait."""
+    """Files read by the first rank: after a fault it reads on for form's sake, as others wait."""
 
-    def __init__(self, path: Path, targets: Mapping[str, Tensor]) -> None:
-        self.path = path
+    def __init__(self, folder: Path, choose: Choose, targets: Mapping[str, Tensor]) -> None:
+        self.path = folder
         self.fault: str | None = None
         self.names: list[str] = []
-        self.reader: TensorReader | None = None
-        self._try(lambda: self._open(targets))
+        self.readers: list[TensorReader] = []
+        # Which file the next tensor is in, for each.
+        self.places: Iterator[TensorReader] = iter(())
+        self._try(lambda: self._open(choose, targets))
 
     def read_into(self, target: Tensor) -> None:
         """Read the next tensor, unless there was a fault."""
-        reader = self.reader
-        if reader and self.fault is None:
+        if self.fault is None:
+            reader = next(self.places)
+            self.path = reader.path
             self._try(lambda: reader.read_into(target))
 
     def end(self) -> None:
-        """Check what was read, and close the file."""
-        reader = self.reader
-        if reader:
+        """Check what was read, and close the files."""
+        for reader in self.readers:
             if self.fault is None:
                 self._try(reader.check)
             reader.file.close()
 
-    def _open(self, targets: Mapping[str, Tensor]) -> None:
-        self.reader = TensorReader(self.path, read_seal(self.path.parent)[self.path.name])
-        check_entries(self.path, self.reader.entries, targets)
-        self.names = [entry.name for entry in self.reader.entries]
+    def _open(self, choose: Choose, targets: Mapping[str, Tensor]) -> None:
+        folder, sealed = self.path, read_seal(self.path)
+        for name in choose(sealed):
+            self.path = folder / name
+            self.readers.append(TensorReader(self.path, sealed[name]))
+        entries = [entry for reader in self.readers for entry in reader.entries]
+        check_entries(self.path, entries, targets)
+        self.names = [entry.name for entry in entries]
+        self.places = iter([reader for reader in self.readers for _ in reader.entries])
 
     def _try(self, action: Callable[[], None]) -> None:
         try:

@@ -6,7 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoints.seal import WEIGHTS, CheckpointError, list_checkpoints, read_seal, verify
+from model.checkpoints.seal import (
+    WEIGHTS,
+    CheckpointError,
+    list_checkpoints,
+    list_weight_files,
+    read_seal,
+    verify,
+)
 from shards.disk.json_files import Json, load_json
 from shards.screen.lines import Say
 from train.checkpoints.folder import step_of
@@ -167,7 +174,7 @@ def verify_training_checkpoint(checkpoint: Path) -> None:
             "start from scratch"
         )
     sealed = check_seal(checkpoint)
-    for name in (WEIGHTS, OPTIMIZER, TRAINING_STATE, RUN_CONFIG):
+    for name in (*(list_weight_files(sealed) or [WEIGHTS]), OPTIMIZER, TRAINING_STATE, RUN_CONFIG):
         if name not in sealed:
             raise CheckpointError(f"{checkpoint}: has no {name}, so a run cannot resume from it")
 
@@ -175,7 +182,8 @@ def verify_training_checkpoint(checkpoint: Path) -> None:
 def check_seal(checkpoint: Path) -> Collection[str]:
     """The names of the files that a checkpoint's seal vouches for, most of them checked."""
     try:
-        verify(checkpoint, unread=(WEIGHTS, OPTIMIZER))
-        return read_seal(checkpoint)
+        sealed = read_seal(checkpoint)
+        verify(checkpoint, unread=(*list_weight_files(sealed), OPTIMIZER))
+        return sealed
     except OSError as error:  # A bad sector of its disk, for instance.
         raise CheckpointError(f"{checkpoint}: cannot be read ({error})") from error

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from model.checkpoints.seal import WEIGHTS, Sealed
+from model.checkpoints.folder import write_weights
+from model.checkpoints.seal import WEIGHT_FILE, Sealed
 from model.checkpoints.tensor_file import write_tensors
 from shards.screen.lines import Say
 from train.checkpoints.folder import SaveError, save_checkpoint
@@ -183,8 +184,9 @@ def write_files(folder: Path, snapshot: Snapshot) -> dict[str, Sealed]:
     """Write a checkpoint's files into a folder; what was hashed meanwhile."""
     for name, content in snapshot.contents.items():
         (folder / name).write_bytes(content)
-    metadata = {"format": "pt"}
     return {
-        name: write_tensors(folder / name, tensors, metadata if name == WEIGHTS else None)
+        name: (write_weights if WEIGHT_FILE.fullmatch(name) else write_tensors)(
+            folder / name, tensors
+        )
         for name, tensors in snapshot.tensors.items()
     }

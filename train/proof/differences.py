@@ -10,16 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from model.checkpoints.seal import read_json
-from train.checkpoints.position import TRAINING_STATE
+from model.checkpoints.seal import list_weight_files, read_json, read_seal
+from train.checkpoints.position import OPTIMIZER, TRAINING_STATE
 from train.reports.log_folder import METRICS, read_record
-
-TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
 
 
 def find_differences(one: Path, other: Path) -> list[str]:
     """One line for each file of two checkpoints that is not the same, bit for bit."""
-    lines = [line for name in TENSOR_FILES if (line := compare_tensors(one / name, other / name))]
+    names = [*list_weight_files(read_seal(one)), OPTIMIZER]
+    lines = [line for name in names if (line := compare_tensors(one / name, other / name))]
     first, second = (read_json(folder / TRAINING_STATE) for folder in (one, other))
     keys = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
     if keys:
