@@ -34,6 +34,8 @@ Trace = Callable[[str, int, int], Object]
 
 # Reading a request takes a core: parsing, and above all encoding its prompts.
 NUM_READERS = 2
+# Each holds a body, of which no more is known yet than that it is not too large.
+MAX_READING = 64
 BODY_SECONDS = 60
 
 
@@ -145,6 +147,7 @@ class House:
     readers: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(NUM_READERS, "reader")
     )
+    num_reading: int = 0
     # What answers where a text comes from; None if the server was given no training data.
     trace: Trace | None = None
     # Answers one after another.
@@ -170,9 +173,15 @@ class House:
 
     async def read(self, request: Request, read: Callable[[Fields], T]) -> T:
         """A request's fields as `read` takes them, without keeping the event loop from others."""
-        body = await self.read_body(request)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.readers, lambda: read(Fields(read_object(body))))
+        if self.num_reading >= MAX_READING:
+            raise explain(Overloaded(1))
+        self.num_reading += 1
+        try:
+            body = await self.read_body(request)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.readers, lambda: read(Fields(read_object(body))))
+        finally:
+            self.num_reading -= 1
 
     async def read_body(self, request: Request) -> bytes:
         """A request's body; 413 as soon as it is known to be too large."""
