@@ -117,7 +117,7 @@ def test_fields_of_any_kind_are_answered_or_refused(server: RunningServer) -> No
     assert codes >= {"", "invalid_value", "unknown_parameter", "unsupported_value"}
 
 
-@FUZZING
+@settings(FUZZING, max_examples=300)
 @given(path=st.sampled_from(PATHS), body=st.binary(max_size=60) | st.text(max_size=60).map(encode))
 def test_bytes_of_any_kind_are_refused(server: RunningServer, path: str, body: bytes) -> None:
     assert send(server, path, body) != ""
@@ -179,6 +179,7 @@ def test_what_is_not_a_request_of_the_api_is_refused(server: RunningServer) -> N
     json_type = {"Content-Type": "application/json"}
     expect_error(client.get("/v1/nothing"), 404, "not_found")
     expect_error(client.get("/v1/models/gpt-5"), 404, "model_not_found")
+    expect_error(client.get("/v1/models/%00%0a%ff%f0"), 404)
     expect_error(client.get("/v1/completions"), 405, "method_not_allowed")
     expect_error(client.post("/v1/models", json={}), 405, "method_not_allowed")
     for kind in ("", "text/plain", "application/x-www-form-urlencoded"):
@@ -205,6 +206,7 @@ def test_what_is_not_a_request_of_the_api_is_refused(server: RunningServer) -> N
         ({"Host": ""}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Host": "localhost:80", "Origin": "http://localhost:81"}, 403),
         ({"Host": "localhost:80", "Origin": "http://localhost:80"}, 200),
         ({"Origin": "https://a.b"}, 200),
@@ -217,6 +219,13 @@ def test_pages_of_strangers_cannot_use_the_server(
     assert answer.status_code == status
     allowed = answer.headers.get("Access-Control-Allow-Origin")
     assert allowed == ("https://a.b" if headers.get("Origin") == "https://a.b" else None)
+
+
+def test_a_browser_is_told_which_pages_may_use_the_server(server: RunningServer) -> None:
+    for origin, allowed in (("https://a.b", "https://a.b"), ("https://evil.example", None)):
+        asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        answer = server.client.options("/v1/completions", headers=asks)
+        assert answer.headers.get("Access-Control-Allow-Origin") == allowed
 
 
 def test_bytes_that_are_no_http_do_not_disturb_it(server: RunningServer) -> None:
