@@ -2,7 +2,7 @@
 
     index = open_index(open_shards("shards/"))
     ids = np.array([464, 2068, 7586], np.int64)
-    index.measure_matches(ids)                 # from each id on, how many are in the set in a row
+    index.measure_matches(ids, np.arange(3))   # from each id on, how many are in the set in a row
     index.find(ids, np.array([0]), np.array([3]))[0].count
 
 All spans are looked for at once, by bisection: about log2(tokens) rounds for each array, each of
@@ -161,11 +161,10 @@ class SetIndex:
         """The tokens of the set, in both splits."""
         return sum(part.file.num_tokens for part in self.parts)
 
-    def measure_matches(self, ids: Int64) -> Int64:
-        """For each place of a row of ids, how many from there on are in the set in a row."""
-        starts = np.arange(len(ids))
+    def measure_matches(self, ids: Int64, starts: Int64) -> Int64:
+        """From each of these places of a row of ids on, how many are in the set in a row."""
         spans = Spans(ids, starts, len(ids) - starts)
-        longest = np.zeros(len(ids), np.int64)
+        longest = np.zeros(len(starts), np.int64)
         for part in self.parts:
             longest = np.maximum(longest, part.measure(spans))
         return longest

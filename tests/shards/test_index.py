@@ -110,7 +110,7 @@ def check_set(folder: Path, num_spans: int = 120) -> None:
     assert find_all(index, spans) == expected
     assert 0 < len([*filter(None, expected)]) < len(spans)
     row = [i for span in spans[:12] for i in span][:150]
-    longest = index.measure_matches(np.array(row)).tolist()
+    longest = index.measure_matches(np.array(row), np.arange(len(row))).tolist()
     for start in range(0, len(row), 7):
         size = longest[start]
         assert size == 0 or search_plainly(splits, row[start : start + size])
