@@ -20,7 +20,7 @@ from model.checkpoints.int8 import (
     make_quantization_json,
     pack,
 )
-from model.checkpoints.seal import CONFIG, read_json
+from model.checkpoints.seal import CONFIG, WEIGHTS, read_json
 from model.export.certificate import Runtime
 from model.export.source import COPIED, Source
 from model.int8 import quantize
@@ -43,7 +43,7 @@ def write(source: Source, folder: Path, name: str, dtype: str) -> Path:
             weights[layer + SHAPE] = torch.tensor(rows.shape)
         else:
             weights[key] = weight.detach().to(wide).contiguous()
-    write_weights(folder, weights)
+    write_weights(folder / WEIGHTS, weights)
     said = {"torch_dtype": str(wide).removeprefix("torch."), QUANTIZATION: make_quantization_json()}
     values.pop("dtype", None)
     (folder / CONFIG).write_bytes(encode_json(values | said))
