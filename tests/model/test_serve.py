@@ -181,10 +181,11 @@ def test_log_probabilities_are_the_models(client: OpenAI, generator: Generator) 
         for token in found.tokens
     ]
     assert b"".join(spelled).decode(errors="replace") == choice.text
-    # A token begins where those before it end, or within the character that it goes on with.
-    for n, offset in enumerate(found.text_offset):
+    # A token of the prompt begins where those before it end, or within a character of theirs.
+    for n in range(len(extra["prompt_token_ids"])):
         before = b"".join(spelled[:n]).decode(errors="ignore")
-        assert offset - len(before) in (0, 1) or "\ufffd" in choice.text
+        assert found.text_offset[n] - len(before) in (0, 1)
+    assert found.text_offset[len(extra["prompt_token_ids"])] == len(prompt)
 
 
 def test_a_prompt_can_be_measured_without_writing(client: OpenAI, generator: Generator) -> None:
@@ -231,6 +232,9 @@ def test_lm_eval_measures_what_transformers_does(server: RunningServer) -> None:
         expected = [float(scores[i - 1, row[i]]) for i in range(len(context), len(row))]
         assert own == pytest.approx(expected, abs=1e-4)
         assert (own == best) == (row == rows[-1])
+        # The token that is written comes from the same reading.
+        one = Settings(do_sample=False, max_new_tokens=1)
+        assert choice["text"] == generator.complete([row], one)[0].text
     asked = {"temperature": 0, "max_tokens": 20, "seed": 1234, "stop": ["\n", "<|endoftext|>"]}
     written = server.post("/v1/completions", model=MODEL, prompt=contexts[:2], **asked).json()
     expected = generator.complete(PROMPTS[:2], Settings(do_sample=False, max_new_tokens=20))
