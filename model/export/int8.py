@@ -9,10 +9,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoints.folder import encode_json, load_model, name_weights
+from model.checkpoints.folder import encode_json, load_model, name_weights, write_weights
 from model.checkpoints.int8 import (
     PACKED,
     QUANTIZATION,
@@ -44,7 +43,7 @@ def write(source: Source, folder: Path, name: str, dtype: str) -> Path:
             weights[layer + SHAPE] = torch.tensor(rows.shape)
         else:
             weights[key] = weight.detach().to(wide).contiguous()
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    write_weights(folder / WEIGHTS, weights)
     said = {"torch_dtype": str(wide).removeprefix("torch."), QUANTIZATION: make_quantization_json()}
     values.pop("dtype", None)
     (folder / CONFIG).write_bytes(encode_json(values | said))

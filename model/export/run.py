@@ -42,8 +42,7 @@ def export(request: Request, text: str, text_name: str, say: Say) -> list[list[s
     source = open_source(request.ckpt)
     ids = source.tokenizer.encode(text[:MAX_CHARACTERS]).ids
     windows = cut_windows(ids, source.config.max_position_embeddings)
-    needed = source.config.num_parameters() * WEIGHT_BYTES[request.dtype] + SPARE_BYTES
-    check_place(request.out, int(needed * (2 if kind.suffix == ".pt2" else 1)))
+    check_place(request.out, estimate_bytes(request, source))
     started = time.monotonic()
     with making(request.out) as partial:
         name = request.out.name
@@ -73,6 +72,15 @@ def export(request: Request, text: str, text_name: str, say: Say) -> list[list[s
         del runtime
         keep(request, source, made, partial, measured, facts)
     return [["runtime", facts["runtime"], ""], *describe(measured, limits)]
+
+
+def estimate_bytes(request: Request, source: Source) -> int:
+    """About the disk that an export takes while it is made."""
+    each, config = WEIGHT_BYTES[request.dtype], source.config
+    # Embedding and head are kept in more bits than the layers.
+    wide = config.embedding_parameters * max(0.0, 2 - each)
+    total = config.num_parameters() * each + wide
+    return int(total * (2 if request.format == "pt2" else 1)) + SPARE_BYTES
 
 
 def keep(

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from model.checkpoints.hugging_face import Json
-from model.checkpoints.seal import WEIGHTS, is_sealed, read_seal, step_of
+from model.checkpoints.seal import is_sealed, list_weight_files, read_seal, step_of
 from model.decode.draft import Completion
 from model.decode.generator import Generator
 from model.decode.logprobs import TokenLogprob
@@ -58,15 +58,13 @@ def describe_text(
 def describe_checkpoint(folder: Path) -> Json:
     """Which weights wrote a text: their folder, the step of their run, and their sha256.
 
-    The sha256 is the seal's, against which they were checked as they were read; None for a folder
-    without one.
+    The sha256 is the seal's, against which they were checked as they were read: of several files a
+    list, in the order of their names. None for a folder without a seal.
     """
-    sealed = read_seal(folder).get(WEIGHTS) if is_sealed(folder) else None
-    return {
-        "folder": str(folder),
-        "step": step_of(folder),
-        "sha256": None if sealed is None else sealed.sha256,
-    }
+    sealed = read_seal(folder) if is_sealed(folder) else {}
+    found = [sealed[name].sha256 for name in list_weight_files(sealed)]
+    told = found if len(found) > 1 else next(iter(found), None)
+    return {"folder": str(folder), "step": step_of(folder), "sha256": told}
 
 
 def spell_logprob(generator: Generator, found: TokenLogprob) -> Json:

@@ -4,7 +4,6 @@ from http import HTTPStatus
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -38,19 +37,8 @@ def make_app(house: House) -> ASGIApp:
     if house.trace is not None:
         routes.append(Route("/v1/trace", Traces(house).answer, methods=["POST"]))
     limits = house.limits
-    middleware = []
-    if limits.allow_origin:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=limits.allow_origin,
-                allow_methods=["GET", "POST"],
-                allow_headers=["Authorization", "Content-Type"],
-            )
-        )
     app = Starlette(
         routes=routes,
-        middleware=middleware,
         exception_handlers={
             ApiError: answer_error,
             HTTPException: answer_http_error,
@@ -58,7 +46,7 @@ def make_app(house: House) -> ASGIApp:
         },
     )
     app.router.redirect_slashes = False
-    return Door(
+    door = Door(
         app,
         house.metrics,
         limits.api_key,
@@ -66,6 +54,14 @@ def make_app(house: House) -> ASGIApp:
         limits.allow_origin,
         [route.path for route in routes],
         limits.max_seconds,
+    )
+    if not limits.allow_origin:
+        return door
+    return CORSMiddleware(
+        door,
+        allow_origins=limits.allow_origin,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type"],
     )
 
 

@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Iterable
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -73,8 +72,13 @@ class Door:
                     await self.app(scope, receive, note)
             except ApiError as error:
                 await error.answer()(scope, receive, note)
-        except (ClientDisconnect, TimeoutError):
+        except ClientDisconnect:
             pass
+        except TimeoutError:
+            if status == GONE:  # Nothing of an answer has been sent.
+                await ApiError(503, "the answer took too long", "timeout").answer()(
+                    scope, receive, note
+                )
         except Exception as error:  # It was answered, if an answer had not begun.
             name = type(error).__name__
             logger.error("velocity: unexpected %s: %s; please report it", name, error)
@@ -93,7 +97,7 @@ class Door:
                 "host_not_allowed",
             )
         origin = headers.get("origin", "").lower()
-        if origin and origin not in self.origins and urlsplit(origin).netloc != host:
+        if origin and origin not in self.origins and origin.partition("://")[2] != host:
             raise ApiError(
                 403,
                 f"pages of {show(origin)} may not use this server; whoever started it may let "

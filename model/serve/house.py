@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -34,6 +35,8 @@ Trace = Callable[[str, int, int], Object]
 
 # Reading a request takes a core: parsing, and above all encoding its prompts.
 NUM_READERS = 2
+# Each holds a body, of which no more is known yet than that it is not too large.
+MAX_READING = 64
 BODY_SECONDS = 60
 
 
@@ -49,9 +52,13 @@ class Served:
 
     def __post_init__(self) -> None:
         self.speller = Speller(self.generator.tokenizer)
-        # A prompt's text that spells a special token is text; a template's means the token.
-        self.chat_tokenizer = Tokenizer.from_str(self.generator.tokenizer.to_str())
-        self.chat_tokenizer.encode_special_tokens = False
+
+    @cached_property
+    def chat_tokenizer(self) -> Tokenizer:
+        """The tokenizer for templates: what spells a special token there means it."""
+        tokenizer = Tokenizer.from_str(self.generator.tokenizer.to_str())
+        tokenizer.encode_special_tokens = False
+        return tokenizer
 
     def expect_template(self) -> ChatTemplate:
         """The chat template; a 400 if there is none."""
@@ -145,6 +152,7 @@ class House:
     readers: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(NUM_READERS, "reader")
     )
+    num_reading: int = 0
     # What answers where a text comes from; None if the server was given no training data.
     trace: Trace | None = None
     # Answers one after another.
@@ -170,9 +178,15 @@ class House:
 
     async def read(self, request: Request, read: Callable[[Fields], T]) -> T:
         """A request's fields as `read` takes them, without keeping the event loop from others."""
-        body = await self.read_body(request)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.readers, lambda: read(Fields(read_object(body))))
+        if self.num_reading >= MAX_READING:
+            raise explain(Overloaded(1))
+        self.num_reading += 1
+        try:
+            body = await self.read_body(request)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.readers, lambda: read(Fields(read_object(body))))
+        finally:
+            self.num_reading -= 1
 
     async def read_body(self, request: Request) -> bytes:
         """A request's body; 413 as soon as it is known to be too large."""

@@ -55,7 +55,8 @@ def take_in(name: str, folder: Path, limits: Serving, generator: Generator) -> S
     """A model with its thread, and a line about the memory that its texts take."""
     batcher = Batcher(generator, limits.max_texts, limits.max_waiting)
     logger.info(
-        "velocity: %s: %d texts of up to %s tokens at a time; their keys and values take %.1f MB",
+        "velocity: %s: %d texts of up to %s tokens at a time, whose keys and values take at most "
+        "%.1f MB",
         name,
         limits.max_texts,
         f"{generator.context:,}",

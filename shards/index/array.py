@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.disk.durable import commit, naming, open_new, sync_file
+from shards.files import read_at
 from shards.format import Int64
 from shards.index.contents import Entry
 from shards.screen.names import quote
@@ -138,9 +139,8 @@ class PlacesFile:
                 checksums = self._read_checksums(file.fileno())
                 for row, block in zip(places, blocks.tolist(), strict=True):
                     content = row[: self.num_tokens - block * BLOCK].view(np.uint8).data
-                    file.seek(block * BLOCK * PLACE_BYTES)
-                    whole = file.readinto(content) == len(content)
-                    if not whole or zlib.crc32(content) != checksums[block]:
+                    num_bytes = read_at(file.fileno(), content, block * BLOCK * PLACE_BYTES)
+                    if num_bytes < len(content) or zlib.crc32(content) != checksums[block]:
                         raise self._make_error(f"damaged in its block {block:,}")
         except OSError as error:
             raise self._make_error(f"cannot be read ({error.strerror})") from None

@@ -81,7 +81,7 @@ class Finder:
         ids, offsets = self.encode(text, start, len(text) if stop is None else stop)
         if not len(ids):
             return []
-        longest = self.index.measure_matches(ids)
+        longest = self.index.measure_matches(ids, np.arange(len(ids)))
         starts, sizes = choose_maximal(longest, min(wish.min_tokens, len(ids)))
         order = np.argsort(self.measure_chance(ids, starts, sizes), kind="stable")
         order = order[: wish.passages]
@@ -124,7 +124,7 @@ class Finder:
     def measure_first(self, encoded: tuple[Int64, Int64]) -> int:
         """How many characters of a text, from its first on, are in the set in a row."""
         ids, offsets = encoded
-        size = int(self.index.measure_matches(ids)[0])
+        [size] = self.index.measure_matches(ids, np.zeros(1, np.int64)).tolist()
         return int(offsets[size - 1, 1]) if size else 0
 
     def measure_chance(self, ids: Int64, starts: Int64, sizes: Int64) -> Int64:

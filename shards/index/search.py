@@ -2,7 +2,7 @@
 
     index = open_index(open_shards("shards/"))
     ids = np.array([464, 2068, 7586], np.int64)
-    index.measure_matches(ids)                 # from each id on, how many are in the set in a row
+    index.measure_matches(ids, np.arange(3))   # from each id on, how many are in the set in a row
     index.find(ids, np.array([0]), np.array([3]))[0].count
 
 All spans are looked for at once, by bisection: about log2(tokens) rounds for each array, each of
@@ -138,14 +138,16 @@ class SortedTokens:
 
     def read(self, positions: Int64, width: int) -> Int64:
         """`width` ids of the stream from each position on; past its end, BELOW."""
+        # Many spans are compared with the same suffix, above all in the first rounds.
+        places, inverse = np.unique(positions, return_inverse=True)
         fits = min(width, self.stream.num_tokens)
-        starts = np.minimum(positions, self.stream.num_tokens - fits)
-        rows = np.full((len(positions), width), BELOW, np.int64)
+        starts = np.minimum(places, self.stream.num_tokens - fits)
+        rows = np.full((len(places), width), BELOW, np.int64)
         rows[:, :fits] = self.stream.windows(starts, fits)
-        for row in np.flatnonzero(starts < positions).tolist():
-            cut = int(positions[row] - starts[row])
+        for row in np.flatnonzero(starts < places).tolist():
+            cut = int(places[row] - starts[row])
             rows[row] = np.concatenate([rows[row, cut:], np.full(cut, BELOW)])
-        return rows
+        return rows[inverse]
 
 
 class SetIndex:
@@ -159,11 +161,10 @@ class SetIndex:
         """The tokens of the set, in both splits."""
         return sum(part.file.num_tokens for part in self.parts)
 
-    def measure_matches(self, ids: Int64) -> Int64:
-        """For each place of a row of ids, how many from there on are in the set in a row."""
-        starts = np.arange(len(ids))
+    def measure_matches(self, ids: Int64, starts: Int64) -> Int64:
+        """From each of these places of a row of ids on, how many are in the set in a row."""
         spans = Spans(ids, starts, len(ids) - starts)
-        longest = np.zeros(len(ids), np.int64)
+        longest = np.zeros(len(starts), np.int64)
         for part in self.parts:
             longest = np.maximum(longest, part.measure(spans))
         return longest

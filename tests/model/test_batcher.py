@@ -3,6 +3,7 @@
 import queue
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,6 +110,43 @@ def test_a_text_joins_and_leaves_while_another_is_written(
     assert batcher.num_running == 1
     assert not long.ends
     long.wait()
+
+
+def test_a_long_prompt_does_not_keep_others_waiting(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.serve.batcher.READ_TOKENS", 8)
+    batcher = Batcher(generator, max_texts=2, max_waiting=0)
+    first, long = start(generator, "one two", 80), start(generator, "!" * 100, 3)
+    written = list[int]()
+    send = long.job.send
+    long.job.send = lambda news: (written.append(len(first.job.drafts[0].tokens)), send(news))
+    batcher.submit(first.job)
+    first.take()
+    batcher.submit(long.job)
+    begun = len(first.job.drafts[0].tokens)
+    long.wait()
+    batcher.stop(20)
+    [expected] = generator.complete(["one two"], replace(RANDOM, max_new_tokens=80))
+    assert first.wait() == [expected.text]
+    assert written[0] - begun > 100 // 8
+
+
+def test_all_tokens_of_a_step_are_sent(
+    generator: Generator, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a right guess come together."""
+    [expected] = generator.complete(["A"], RANDOM)
+    monkeypatch.setattr(
+        Draft,
+        "guess",
+        lambda draft: [*expected.tokens[len(draft.tokens) : len(draft.tokens) + 3]],
+    )
+    client = start(generator, "A")
+    batcher.submit(client.job)
+    assert client.wait() == [expected.text]
+    assert sum(number for _, number in client.log) == len(expected.tokens) - 1
+    assert len(client.log) < 15
 
 
 def test_who_comes_first_is_written_first(

@@ -350,7 +350,7 @@ def test_other_quantized_folders_are_refused_by_name(
         (BLOCK, "weight_scale", torch.ones(3, 1), "and 3 scales, which do not fit"),
         (BLOCK, "weight_scale", None, "is not of a block, or without its weight_scale"),
         ("lm_head", "weight_packed", torch.zeros(1, 1, dtype=torch.int32), "is not of a block"),
-        (BLOCK, "weight_shape", torch.tensor([64, 31]), r"has shape \(64, 31\); config.json"),
+        (BLOCK, "weight_shape", torch.tensor([64, 31]), r"is \(64, 31\), expected \(64, 32\)"),
         (BLOCK, "weight_packed", torch.zeros(64, 8), "has torch.float32 of shape"),
     ],
 )

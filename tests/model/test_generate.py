@@ -1,6 +1,8 @@
 """Generated text: transformers' tokens, the same alone or in a batch, streamed or not."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +52,17 @@ def exact_generator(folder: Path) -> Generator:
     generator = load_generator(folder, device="cpu")
     generator.model.double()
     return generator
+
+
+def test_loading_does_not_wait_for_torchs_compiler(folder: Path) -> None:
+    """It takes seconds, and comes with what draws weights for a model that has none yet."""
+    script = (
+        "import sys; from model.generate import load_generator; "
+        f"load_generator({str(folder)!r}, 'cpu').generate('One'); "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.stdout == "False\n", process.stderr
 
 
 def make_scripted(tokens: Iterable[int]) -> Generator:

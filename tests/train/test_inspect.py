@@ -136,6 +136,11 @@ def write_config(**values: object) -> Callable[[Path], None]:
         ),
         (write_config(hidden_act="gelu"), "sealed checkpoint", "config.json: hidden_act is 'gelu'"),
         (
+            write_config(hidden_act="gelu", mlp_bias=True),
+            "sealed checkpoint",
+            "config.json: mlp_bias is True",
+        ),
+        (
             write_config(intermediate_size=128),
             "sealed checkpoint",
             f"the weights have {CONFIG.num_parameters():,} parameters, config.json describes ",

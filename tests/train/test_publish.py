@@ -39,7 +39,9 @@ def read_card(text: str) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(header), body
 
 
-def test_a_dry_run_writes_all_files_and_asks_nothing(run: Path, tmp_path: Path) -> None:
+def test_a_dry_run_writes_all_files_and_asks_nothing(
+    run: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
     with UploadHub() as hub, changed_environment(hub.environment(tmp_path)):
         out = tmp_path / "out"
         result = publish(run, "--repo", REPO, "--space", "--dry-run", "--out", str(out))
@@ -59,7 +61,8 @@ def test_a_dry_run_writes_all_files_and_asks_nothing(run: Path, tmp_path: Path) 
     assert "| steps | 8 |" in body
     assert "| documents read | 60 |" in body
     assert "at step 8" in body
-    assert str(tmp_path) not in body.replace(str(out), "")
+    for path in (tiny_shards, run):  # Of this machine, and nobody's business.
+        assert str(path) not in body.replace("\\", "")
     app = ast.parse((out / "space" / "app.py").read_text())
     named = next(node.value for node in app.body if isinstance(node, ast.Assign))
     assert ast.literal_eval(named) == REPO

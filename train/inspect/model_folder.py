@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from model.checkpoints.differences import DifferentError
 from model.checkpoints.hugging_face import read_config_json
 from model.checkpoints.seal import (
     CHECKSUMS,
@@ -126,6 +127,9 @@ def _describe_model(values: Json, report: Report) -> ModelConfig | None:
         known = {name: values[name] for name in ModelConfig.__match_args__ if name in values}
         is_section = report.kind.endswith("VelocityLM")
         config = ModelConfig(**known) if is_section else read_config_json(values)
+    except DifferentError as error:
+        report.problems += [f"{CONFIG}: {difference.line}" for difference in error.differences]
+        return None
     except (TypeError, ValueError) as error:
         report.problems.append(f"{CONFIG}: {error}")
         return None

@@ -2,14 +2,19 @@
 
 import json
 import math
-import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from model.checkpoints.seal import SEED_WEIGHTS, WEIGHTS, CheckpointError, read_json
+from model.checkpoints.seal import (
+    SEED_WEIGHTS,
+    WEIGHTS,
+    CheckpointError,
+    is_plain_name,
+    read_json,
+)
 
 INDEX = ".index.json"
 # What is stored beside a model's parameters: scales of int8 weights, and tables that are computed.
@@ -53,10 +58,9 @@ def read_index(folder: Path, index: str) -> WeightFiles:
     except CheckpointError as error:
         return WeightFiles([index], problems=[str(error)])
     names = sorted({str(name) for name in entries.values()}) if isinstance(entries, dict) else []
-    plain = [name for name in names if not re.search(r"[/\\\0]", name) and name not in (".", "..")]
-    if not plain or plain != names:
+    if not names or not all(map(is_plain_name, names)):
         return WeightFiles([index], problems=[f"{index}: not a list of tensors and their files"])
-    return read_headers(folder, plain)
+    return read_headers(folder, names)
 
 
 def read_headers(folder: Path, names: list[str]) -> WeightFiles:

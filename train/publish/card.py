@@ -5,6 +5,7 @@ Names of files, datasets and runs are a user's: they are escaped, so that none o
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,6 +20,7 @@ CURVES = "loss.png"
 MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&:@-])")
 # Settings of the run that are about a machine, not about the model.
 LEFT_OUT = ("infrastructure", "distributed")
+PATHS = ("data.shards", "training.sample_prompts")
 SHAPE = (
     "vocab_size",
     "hidden_size",
@@ -132,7 +134,8 @@ def describe_data(facts: Facts) -> Iterator[str]:
     if hub:
         rows.append(["source", f"{hub['repo']} at {hub['revision']}, of the Hub"])
     rows.append(["files", len(content["sources"]["files"])])
-    rows.append(["tokenizer", content["tokenizer"]["name"]])
+    name = Path(content["tokenizer"]["name"])  # Of the Hub, or a path.
+    rows.append(["tokenizer", name.name if name.is_absolute() else name])
     rows += [
         [f"{split} tokens", facts.manifest.num_tokens(split)] for split in ("train", "validation")
     ]
@@ -154,7 +157,7 @@ def describe_settings(facts: Facts) -> Iterator[str]:
             rows += [
                 [f"{section}.{key}", value]
                 for key, value in values.items()
-                if f"{section}.{key}" != "data.shards"  # A path of a machine.
+                if f"{section}.{key}" not in PATHS
             ]
     yield from make_table(["", ""], rows)
     yield from ("", "</details>", "")
