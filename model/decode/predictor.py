@@ -16,6 +16,8 @@ class Predictor:
     def __init__(self, model: Transformer, num_words: int) -> None:
         self.model = model.eval()
         self.num_words = num_words
+        # Whether each prompt is read alone and at once, as tokens turn by the length of all that is.
+        self.reads_whole = model.config.rope_type == "dynamic"
         self.step: Step | None = None  # What takes few tokens through the model, if not torch.
 
     def allocate(self, num_rows: int, num_tokens: int) -> KVCache:
