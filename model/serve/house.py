@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -51,9 +52,13 @@ class Served:
 
     def __post_init__(self) -> None:
         self.speller = Speller(self.generator.tokenizer)
-        # A prompt's text that spells a special token is text; a template's means the token.
-        self.chat_tokenizer = Tokenizer.from_str(self.generator.tokenizer.to_str())
-        self.chat_tokenizer.encode_special_tokens = False
+
+    @cached_property
+    def chat_tokenizer(self) -> Tokenizer:
+        """The tokenizer for templates: what spells a special token there means it."""
+        tokenizer = Tokenizer.from_str(self.generator.tokenizer.to_str())
+        tokenizer.encode_special_tokens = False
+        return tokenizer
 
     def expect_template(self) -> ChatTemplate:
         """The chat template; a 400 if there is none."""

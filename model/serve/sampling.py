@@ -10,6 +10,7 @@ from model.serve.wire.fields import Fields, show
 MAX_STOPS = 16
 MAX_SAMPLES = 128
 MAX_WORDS = 100
+MAX_CHARS = 1000  # Of each of them.
 MAX_BIASES = 1024
 SEED = 2**63
 COUNT = 2**31
@@ -39,10 +40,10 @@ def read_settings(fields: Fields, generator: Generator, logprobs: int | None) ->
         "frequency_penalty": fields.number("frequency_penalty", 0.0, -2, 2),
         "no_repeat_ngram_size": fields.whole("no_repeat_ngram_size", 0, COUNT) or 0,
         "min_new_tokens": fields.whole("min_tokens", 0, COUNT) or 0,
-        "bad_words": fields.texts("bad_words", MAX_WORDS),
+        "bad_words": fields.texts("bad_words", MAX_WORDS, MAX_CHARS),
         "logit_bias": read_biases(fields, generator.num_words),
         "num_return_sequences": fields.whole("n", 1, MAX_SAMPLES) or 1,
-        "stop": fields.texts("stop", MAX_STOPS),
+        "stop": fields.texts("stop", MAX_STOPS, MAX_CHARS),
         "seed": fields.whole("seed", -SEED, SEED - 1),
         "logprobs": logprobs,
     }

@@ -4,7 +4,6 @@ import re
 from functools import lru_cache
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel
 
 BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 WORD_BEGIN = "\N{LOWER ONE EIGHTH BLOCK}"  # What SentencePiece writes for a space.
@@ -29,7 +28,9 @@ class Speller:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._is_byte_level = isinstance(tokenizer.decoder, ByteLevel)
+        # By itself, or as one of several.
+        decoder = tokenizer.decoder
+        self._is_byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
         self._added = {
             id: token.content for id, token in tokenizer.get_added_tokens_decoder().items()
         }
@@ -39,8 +40,9 @@ class Speller:
         if token in self._added:
             return self._added[token].encode()
         spelled = self._tokenizer.id_to_token(token) or ""
-        if self._is_byte_level:
-            return bytes(map(list_bytes().__getitem__, spelled))
+        letters = list_bytes()
+        if self._is_byte_level and letters.keys() >= {*spelled}:
+            return bytes(letters[letter] for letter in spelled)
         if found := BYTE_TOKEN.fullmatch(spelled):
             return bytes.fromhex(found[1])
         return spelled.replace(WORD_BEGIN, " ").encode()

@@ -156,6 +156,7 @@ def test_bodies_with_wrong_bytes_are_answered_or_refused(server: RunningServer) 
         (b'{"prompt": "a", "temperature": "0"}', "invalid_value", "temperature is '0'"),
         (b'{"prompt": "a", "temprature": 0}', "unknown_parameter", "'temprature'"),
         (b'{"prompt": "a", "stream_options": {"x": 1}}', "unknown_parameter", "stream_options.'x'"),
+        (b'{"prompt": "a", "stop": "' + b"s" * 1001 + b'"}', "invalid_value", "at most 1,000"),
         (b'{"prompt": "a", "suffix": "b"}', "unsupported_value", "suffix is 'b'"),
         (b'{"prompt": "a", "best_of": 2}', "unsupported_value", "best_of is 2"),
         (b'{"prompt": "a", "max_tokens": 0}', "invalid_value", "only with echo"),
@@ -286,7 +287,8 @@ def slow(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_overload_is_a_429_that_says_when_to_come_back(server: RunningServer, slow: None) -> None:
-    asked = {"prompt": "one", "max_tokens": 100, "stream": True}
+    asked: dict[str, Any] = {"prompt": "one", "max_tokens": 100, "stream": True}
+    asked["logit_bias"] = {"0": -100}  # No text ends early.
     with server.client.stream("POST", "/v1/completions", json=asked | {"n": 12}) as stream:
         next(stream.iter_bytes())
         answer = server.post("/v1/completions", **asked)

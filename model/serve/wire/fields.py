@@ -73,13 +73,16 @@ class Fields:
             raise self.wrong(name, value, "text: a lone surrogate is none")
         return value
 
-    def texts(self, name: str, most: int) -> tuple[str, ...]:
-        """A text or a list of at most so many; () if there is none."""
+    def texts(self, name: str, most: int, most_chars: int) -> tuple[str, ...]:
+        """A text or a list of at most so many, none longer than that; () if there is none."""
         value = self.get(name)
         values = [] if value is None else value if isinstance(value, list) else [value]
         if len(values) > most:
             raise self.wrong(name, value, f"at most {most}")
-        return tuple(self.check_text(one, name) for one in values)
+        texts = tuple(self.check_text(one, name) for one in values)
+        if any(len(text) > most_chars for text in texts):
+            raise self.wrong(name, value, f"at most {most_chars:,} characters each")
+        return texts
 
     def flag(self, name: str) -> bool:
         """True or false, which it is if it is not there."""
