@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from model.checkpoints.folder import load_model
+from model.checkpoints.folder import find_stored_dtype, load_model
 from model.checkpoints.hugging_face import read_token_ids
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
 from model.checkpoints.original import is_seed_checkpoint, load_seed_model
@@ -25,6 +25,7 @@ from model.config import Kept
 from model.decode.generator import Generator
 from model.decode.settings import Settings as Settings  # For `complete` and `stream`.
 from model.device import choose_device, choose_dtype
+from model.graphs import find_graphs
 from model.narrow import DTYPES, round_weights
 from model.step import find_step
 
@@ -49,10 +50,12 @@ def load_generator(
     is_seed, is_complete = is_seed_checkpoint(folder), is_sealed(folder)
     tokenizer = load_tokenizer(folder, is_seed or is_complete, tokenizer_json)
     begins, ends = ([], []) if is_seed else _read_token_ids(folder)
+    stored = None if is_seed else find_stored_dtype(folder)
+    kept = dtype or choose_kept(device, stored)
     load = load_seed_model if is_seed else load_model
-    model = load(folder, device, choose_compute_dtype(device, dtype))
-    if dtype is not None:
-        round_weights(model, dtype)
+    model = load(folder, device, choose_read_dtype(device, stored, kept))
+    if kept is not None:
+        round_weights(model, kept)
     if is_complete and splits_special_tokens(folder):
         logger.warning(
             "velocity: %s: others cannot write %s with this tokenizer (split_special_tokens), as "
@@ -63,7 +66,7 @@ def load_generator(
         )
     ends = ends or _find_default_end(folder, tokenizer)
     generator = Generator(model, tokenizer, ends, begins[0] if begins else None)
-    generator.predictor.step = find_step(model)
+    generator.predictor.step = find_graphs(model) if device.type == "cuda" else find_step(model)
     generator.folder = folder
     if max(generator.num_words, generator.begin + 1) > model.config.num_ids:
         raise CheckpointError(
@@ -74,14 +77,23 @@ def load_generator(
     return generator
 
 
-def choose_compute_dtype(device: torch.device, kept: Kept | None) -> torch.dtype:
-    """What a model computes in on a device, if that is said to be kept of its weights.
+def choose_kept(device: torch.device, stored: torch.dtype | None) -> Kept | None:
+    """On a CPU, weights that are stored narrower than fp32 stay so: nothing is rounded."""
+    narrow: dict[torch.dtype, Kept] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return narrow.get(stored) if device.type == "cpu" and stored is not None else None
 
-    A CPU computes in fp32 always, everything else in what it keeps; int8 says nothing of it.
+
+def choose_read_dtype(
+    device: torch.device, stored: torch.dtype | None, kept: Kept | None
+) -> torch.dtype:
+    """What weights are read as, before they are rounded to what is kept.
+
+    Only a CPU computes in something else than it keeps, and reads what is stored so at once.
     """
-    if kept is None or kept == "int8" or device.type == "cpu":
-        return choose_dtype(device)
-    return DTYPES[kept]
+    wanted = None if kept is None else DTYPES.get(kept)
+    if device.type == "cpu":
+        return wanted if wanted is not None and wanted == stored else torch.float32
+    return wanted or choose_dtype(device)
 
 
 def _read_token_ids(folder: Path) -> tuple[list[int], list[int]]:

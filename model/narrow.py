@@ -19,9 +19,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def round_weights(model: Transformer, kept: Kept) -> None:
     """Round the weights of every layer, the embedding and the head to what is to be kept of them.
 
-    Norms stay as they are. The model only predicts from then on.
+    Norms stay as they are, and on a CPU are fp32, which says what is computed in. The model only
+    predicts from then on.
     """
-    is_widened = model.model.norm.weight.device.type == "cpu" and find_library() is None
+    is_cpu = model.model.norm.weight.device.type == "cpu"
+    is_widened = is_cpu and find_library() is None
+    for weight in model.parameters():
+        if is_cpu and weight.dim() == 1:
+            weight.data = weight.data.float()
     if kept == "int8":
         _use_int8(model, is_widened)
         return

@@ -129,6 +129,12 @@ def load_model(
     return build(config, find_weight_files(folder), device, dtype)
 
 
+def find_stored_dtype(folder: Path) -> torch.dtype | None:
+    """What a folder's embedding is stored in, which stands for all; None where it has none."""
+    stored = list_weights(find_weight_files(folder), has_integers=True).get(EMBEDDING)
+    return None if stored is None else stored.dtype
+
+
 def build_model(
     config: ModelConfig, files: Sequence[Path], device: torch.device | str, dtype: torch.dtype
 ) -> Transformer:

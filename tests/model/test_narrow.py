@@ -1,16 +1,20 @@
 """Weights that are kept narrower: rounded once, the same with and without a compiler."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from model import narrow
+from model.checkpoints.folder import save_model
+from model.checkpoints.seal import seal
 from model.compiled import find_library
 from model.config import KEPT, Kept, ModelConfig
+from model.generate import load_generator
 from model.narrow import round_weights
 from model.transformer import Transformer
-from tests.tiny import CONFIG
+from tests.tiny import CONFIG, TOKENIZER_JSON, make_model
 
 TOKENS = torch.arange(24).view(2, 12) * 7 % 300
 # How far off logits may be, in deviations of theirs: a model as small as this one averages little.
@@ -56,3 +60,20 @@ def test_what_is_kept_takes_that_many_bytes(kept: Kept) -> None:
     num_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     share = {"fp32": 1, "bf16": 0.5, "fp16": 0.5, "int8": 0.25}[kept]
     assert share * wide <= num_bytes <= (share + 0.02) * wide
+
+
+@pytest.mark.parametrize("has_compiler", [True, False])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_what_is_stored_narrow_is_kept_so_and_not_rounded(
+    stored: torch.dtype, has_compiler: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model().to(stored)
+    save_model(tmp_path / "checkpoint-1", model, TOKENIZER_JSON)
+    seal(tmp_path / "checkpoint-1")
+    if not has_compiler:
+        monkeypatch.setattr(narrow, "find_library", lambda: None)
+    loaded = load_generator(tmp_path, "cpu").model
+    is_kept = has_compiler and find_library() is not None
+    assert loaded.lm_head.weight.dtype == (stored if is_kept else torch.float32)
+    assert loaded.model.norm.weight.dtype == torch.float32
+    torch.testing.assert_close(predict(loaded), predict(make_model().to(stored).float()))
