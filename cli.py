@@ -27,6 +27,7 @@ from shards.entry.options import expect_paths, takes_options
 from shards.entry.unquoted import explain_extra_files
 from shards.screen.lines import align, open_output, put, say, say_text
 from shards.screen.names import quote
+from shards.screen.url import UrlError, is_url, show_url
 from train.commands import (
     Overrides,
     find,
@@ -43,6 +44,20 @@ from train.commands import (
 if TYPE_CHECKING:
     from model.decode.generator import Generator
 
+
+def read_checkpoint(name: str) -> Path:
+    """--ckpt as typed: a path, or a model of the Hub; UrlError for any other URL."""
+    if name.startswith("hf://") or not is_url(name):
+        return Path(name)
+    raise UrlError(
+        f"{show_url(name)}: is a URL, and --ckpt takes a path on this machine, or hf://user/name"
+    )
+
+
+CKPT_HELP = (
+    "A checkpoint, a folder of them (uses the newest complete one), or hf://user/name[@revision]."
+)
+CkptOption = Annotated[Path, typer.Option(parser=read_checkpoint, metavar="PATH", help=CKPT_HELP)]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one.")
 ]
@@ -132,9 +147,7 @@ def quickstart(
 @app.command()
 @takes_options
 def sample(
-    ckpt: Annotated[
-        Path, typer.Option(help="A checkpoint, or a folder of them (uses the newest complete one).")
-    ],
+    ckpt: CkptOption,
     source: Prompts,
     settings: Settings,
     output: Output,
@@ -152,7 +165,7 @@ def sample(
     settings = replace(settings, stop=tuple(map(read_stop, settings.stops)))
     if settings.seed is None and (output.all or output.as_json):
         settings = replace(settings, seed=randbelow(2**32))  # Each text can be written again.
-    load = make_load(device, dtype)
+    load, ckpt = make_load(device, dtype), fetch(ckpt)
     asks = source.is_empty and sys.stdin.isatty() and sys.stdout.isatty()
     if asks and not output.all and not output.as_json:
         run_repl(load(ckpt), settings, open_output(), say, output.stream)
@@ -165,6 +178,15 @@ def sample(
         write_json(load(ckpt), prompts, settings, show)
     else:
         write_texts(load(ckpt), prompts, settings, show, say, output.stream)
+
+
+def fetch(ckpt: Path) -> Path:
+    """A checkpoint on this machine; a model of the Hub (hf://user/name) is fetched first."""
+    if not str(ckpt).startswith("hf:/"):
+        return ckpt
+    from prep.remote.hub_model import fetch_model
+
+    return fetch_model(ckpt, say)
 
 
 def make_load(device: str | None, dtype: Kept | None) -> "partial[Generator]":
@@ -183,8 +205,9 @@ def serve(
     ckpt: Annotated[
         list[Path],
         typer.Option(
-            help="A checkpoint, or a folder of them (uses the newest complete one). May be given "
-            "several times."
+            parser=read_checkpoint,
+            metavar="PATH",
+            help=f"{CKPT_HELP} May be given several times.",
         ),
     ],
     limits: Serving,
@@ -210,7 +233,7 @@ def serve(
     if run is not None and shards is None:
         raise ValueError("--run is for --shards; give both, or neither")
     trace = None if shards is None else open_trace(shards, run)
-    serve_models(ckpt, limits, make_load(device, dtype), trace=trace)
+    serve_models([*map(fetch, ckpt)], limits, make_load(device, dtype), trace=trace)
 
 
 def open_trace(shards: Path, run: Path | None) -> Callable[[str, int, int], dict[str, Any]]:
@@ -225,9 +248,7 @@ def open_trace(shards: Path, run: Path | None) -> Callable[[str, int, int], dict
 
 @app.command()
 def export(
-    ckpt: Annotated[
-        Path, typer.Option(help="A checkpoint, or a folder of them (uses the newest complete one).")
-    ],
+    ckpt: CkptOption,
     format: Annotated[FormatName, typer.Option(help="What to write.")],
     out: Annotated[Path, typer.Option(help="A new file (gguf, pt2), or a new folder.")],
     dtype: Annotated[
@@ -243,7 +264,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a checkpoint for another runtime; it is loaded there and compared before it counts."""
-    request = make_request(ckpt, format, out, dtype)
+    request = make_request(fetch(ckpt), format, out, dtype)
     from model.export.run import export as export_checkpoint
     from model.sample.prompts import read_text
     from prep.python_docs import read_topics

@@ -25,6 +25,7 @@ from model.config import Kept
 from model.decode.generator import Generator
 from model.decode.settings import Settings as Settings  # For `complete` and `stream`.
 from model.device import choose_device, choose_dtype
+from model.graphs import find_graphs
 from model.narrow import DTYPES, round_weights
 from model.step import find_step
 
@@ -65,7 +66,7 @@ def load_generator(
         )
     ends = ends or _find_default_end(folder, tokenizer)
     generator = Generator(model, tokenizer, ends, begins[0] if begins else None)
-    generator.predictor.step = find_step(model)
+    generator.predictor.step = find_graphs(model) if device.type == "cuda" else find_step(model)
     generator.folder = folder
     if max(generator.num_words, generator.begin + 1) > model.config.num_ids:
         raise CheckpointError(

@@ -91,10 +91,10 @@ class Step:
             config.layer_norm_eps,
         )
 
-    def takes(self, num_tokens: int) -> bool:
-        """Whether it is to be used for so many tokens; not once a cast has moved the weights."""
+    def takes(self, num_rows: int, num_tokens: int) -> bool:
+        """Whether to use it for so many rows of tokens; not once a cast has moved the weights."""
         is_there = self._head.data == self._model.lm_head.weight.data_ptr()
-        return is_there and num_tokens <= self.max_tokens
+        return is_there and num_rows * num_tokens <= self.max_tokens
 
     @torch.inference_mode()
     def predict(self, tokens: Tensor, cache: KVCache, places: Tensor | None = None) -> Tensor:

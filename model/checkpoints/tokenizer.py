@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.decoders import ByteLevel
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Metaspace
 
 from model.checkpoints.hugging_face import Json
 from model.checkpoints.seal import TOKENIZER, TOKENIZER_CONFIG, CheckpointError, read_json
@@ -22,6 +24,11 @@ from model.checkpoints.seal import TOKENIZER, TOKENIZER_CONFIG, CheckpointError,
 MAX_TOKENIZER_BYTES = 2**26
 # The classes of transformers that encode with tokenizer.json as it is.
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# Those that take only vocabulary and merges from it, and cut texts as SentencePiece does.
+LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
+# SentencePiece's own format.
+SENTENCEPIECE = "tokenizer.model"
+SPACE = "▁"
 SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -31,6 +38,13 @@ def load_tokenizer(folder: Path, is_ours: bool, tokenizer_json: str | None = Non
     Raises CheckpointError, naming the file, if it cannot be read.
     """
     path = folder / TOKENIZER
+    if not path.is_file() and (folder / SENTENCEPIECE).is_file():
+        code = f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+        raise CheckpointError(
+            f"{folder}: has {SENTENCEPIECE}, which is not read, and no {TOKENIZER}; transformers "
+            f"makes that of it, with sentencepiece installed: from transformers import "
+            f"AutoTokenizer; {code}"
+        )
     content = _read_content(path) if path.is_file() else (tokenizer_json or "").encode()
     if not content:
         raise CheckpointError(f"{folder}: no {TOKENIZER}; put the model's tokenizer there")
@@ -75,10 +89,13 @@ def _apply_config(tokenizer: Tokenizer, values: Json) -> None:
     ValueError where transformers builds another tokenizer from the vocabulary.
     """
     name = values.get("tokenizer_class")
-    if not isinstance(tokenizer.decoder, ByteLevel) and name not in PLAIN_CLASSES:
+    if name in LLAMA_CLASSES and falls_back_to_bytes(tokenizer):
+        cut_as_llama(tokenizer, values)
+    elif not isinstance(tokenizer.decoder, ByteLevel) and name not in PLAIN_CLASSES:
         raise ValueError(
             f"tokenizer_class is {name!r}, which may make other ids than {TOKENIZER}; expected "
-            f"{PLAIN_CLASSES[0]}, or a byte-level tokenizer like GPT-2's"
+            f"{PLAIN_CLASSES[0]}, a byte-level tokenizer like GPT-2's, or a LlamaTokenizer with "
+            "byte fallback"
         )
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for token in _list_tokens(values):
@@ -86,6 +103,30 @@ def _apply_config(tokenizer: Tokenizer, values: Json) -> None:
             known.add(token.content)
             tokenizer.add_tokens([token])
     tokenizer.encode_special_tokens = values.get("split_special_tokens") is True
+
+
+def falls_back_to_bytes(tokenizer: Tokenizer) -> bool:
+    """Whether what is not in a BPE's vocabulary becomes its bytes, so that nothing is unknown."""
+    model = tokenizer.model
+    return (
+        isinstance(model, BPE)
+        and model.byte_fallback
+        and all(tokenizer.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256))
+    )
+
+
+def cut_as_llama(tokenizer: Tokenizer, values: Json) -> None:
+    """Cut texts as transformers' LlamaTokenizer does, whatever tokenizer.json says of that.
+
+    A space goes before a text: before all that stands between special tokens if it is `legacy`, and
+    never without `add_prefix_space`; nor where there is one already.
+    """
+    adds_space = values.get("add_prefix_space") is not False
+    scheme = "never" if not adds_space else "always" if values.get("legacy") else "first"
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = Metaspace(SPACE, prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] * adds_space)])
 
 
 def _list_tokens(values: Json) -> Iterator[AddedToken]:

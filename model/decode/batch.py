@@ -69,7 +69,8 @@ class Batch:
     def _open_reading(self) -> Reading:
         """Begin with the prompts at the front, as many as can well be read together."""
         prompts = [tuple(draft.tokens) for draft in self._waiting]
-        num_together = choose_together(prompts, self._read_tokens)
+        reads_whole = self._predictor.reads_whole
+        num_together = 1 if reads_whole else choose_together(prompts, self._read_tokens)
         self._being_read = self._waiting[:num_together]
         del self._waiting[:num_together]
         return Reading(self._predictor, [*dict.fromkeys(prompts[:num_together])])

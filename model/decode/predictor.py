@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model.cache import KVCache, allocate_cache
+from model.graphs import GraphStep
 from model.step import Step
 from model.transformer import Transformer
 
@@ -16,7 +17,10 @@ class Predictor:
     def __init__(self, model: Transformer, num_words: int) -> None:
         self.model = model.eval()
         self.num_words = num_words
-        self.step: Step | None = None  # What takes few tokens through the model, if not torch.
+        # Whether a prompt is read alone and at once, as its tokens turn by the length of them all.
+        self.reads_whole = model.config.rope_type == "dynamic"
+        # What takes few tokens through the model, if not torch alone.
+        self.step: Step | GraphStep | None = None
 
     def allocate(self, num_rows: int, num_tokens: int) -> KVCache:
         """A cache of so many empty rows, each with room for so many tokens."""
@@ -34,7 +38,7 @@ class Predictor:
         picked = None if places is None else torch.tensor(places, device=device, dtype=torch.long)
         rows = torch.tensor(tokens, device=device)
         step = self.step
-        if step is not None and step.takes(rows.numel()):
+        if step is not None and step.takes(*rows.shape):
             logits = step.predict(rows, cache, picked)
         else:
             logits = self.model.predict(rows, cache, picked)

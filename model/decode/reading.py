@@ -27,6 +27,8 @@ class Reading:
         """Read at most so many tokens, but at least one of each prompt; whether all is read."""
         start = self._num_read
         size = min(max(1, max_tokens // len(self._rows)), self._longest - start)
+        if self._predictor.reads_whole:
+            size = self._longest
         tokens, places, ended = [], [], []
         for prompt, row in self._rows.items():
             piece = prompt[start : start + size]

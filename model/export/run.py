@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.util
+import math
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -53,6 +54,11 @@ def export(request: Request, text: str, text_name: str, say: Say) -> list[list[s
         runtime = module.open_runtime(source, made, request.dtype)
         limits = LIMITS[request.dtype]
         measured = measure(source.compute, runtime.compute, windows)
+        if not math.isfinite(measured.loss):
+            raise ValueError(
+                f"{source.folder}: its own loss on the text is {measured.loss}: training diverged "
+                "or weights are damaged; use an earlier checkpoint"
+            )
         faults = find_faults(measured, limits)
         if faults:
             raise ValueError(

@@ -86,21 +86,26 @@ def fetch_whole(
 
     `kind` is that of the repository: "dataset" or "model".
     """
-    from huggingface_hub import hf_hub_download
-
     remove(private, ignore_errors=True)
-    try:
-        fetched = hf_hub_download(
-            repo,
-            path,
-            repo_type=kind,
-            revision=commit,
-            local_dir=private,
-            cache_dir=private / "cache",  # not the user's, which may hold older bytes
-        )
-    except RuntimeError as error:  # what hf_xet raises, whatever happened
-        raise FailedDownloadError(" ".join(str(error).split())) from error
-    fault = find_fault(Path(fetched), file, "the Hub")
+    fetched = download(
+        repo,
+        path,
+        repo_type=kind,
+        revision=commit,
+        local_dir=private,
+        cache_dir=private / "cache",  # not the user's, which may hold older bytes
+    )
+    fault = find_fault(fetched, file, "the Hub")
     if fault:
         raise FailedDownloadError(fault)
-    return Path(fetched)
+    return fetched
+
+
+def download(repo: str, path: str, **options: Any) -> Path:
+    """Fetch a file with the library's own function, whose faults are then all of a kind."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, path, **options))
+    except RuntimeError as error:  # what hf_xet raises, whatever happened
+        raise FailedDownloadError(" ".join(str(error).split())) from error

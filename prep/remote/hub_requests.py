@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from prep.remote.retry import (
+    INSTEAD,
     PASSING_STATUSES,
     FailedDownloadError,
     Fault,
@@ -30,10 +31,13 @@ Answer = TypeVar("Answer")
 MAX_SILENCE_SECONDS = 60.0
 
 
-def ask(request: Callable[[], Answer], what: str, retry: Retry, report: Say) -> Answer:
+def ask(
+    request: Callable[[], Answer], what: str, retry: Retry, report: Say, instead: str = INSTEAD
+) -> Answer:
     """Return what `request` returns, calling it again after faults that may pass.
 
-    `report` also gets what the libraries say meanwhile. SourceError when the tries are used up.
+    `report` also gets what the libraries say meanwhile. SourceError when the tries are used up,
+    which says what could be done `instead`.
     """
     _quiet_library()
 
@@ -41,7 +45,7 @@ def ask(request: Callable[[], Answer], what: str, retry: Retry, report: Say) -> 
         with _listening(report):
             return request()
 
-    return keep_trying(listen, what, retry, report, diagnose)
+    return keep_trying(listen, what, retry, report, diagnose, instead)
 
 
 def diagnose(error: BaseException) -> Fault | None:
@@ -128,9 +132,10 @@ def explain(
             case errors.HFValidationError():
                 return f"{repo}: is not the name of a {kind}; expected one such as owner/name"
             case errors.OfflineModeIsEnabled():
+                instead = INSTEAD if kind == "dataset" else "name a local folder"
                 return (
                     f"{repo}: the Hub cannot be asked while HF_HUB_OFFLINE is set; unset it, or "
-                    "prepare local files with --input"
+                    f"{instead}"
                 )
             case errors.HfHubHTTPError() if file and link.response.status_code in (404, 410):
                 # Without the Hub's own error header: a mirror, or a proxy.

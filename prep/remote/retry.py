@@ -16,6 +16,8 @@ from shards.screen.secrets import hide
 Answer = TypeVar("Answer")
 # The longest wait that a server may ask for; the Hub counts requests over five minutes.
 MAX_ASKED_SECONDS = 900.0
+# What can be done without a server.
+INSTEAD = "prepare local files with --input"
 # What a server answers, besides 5xx, to a request that may succeed later.
 PASSING_STATUSES = {408, 425, 429}
 
@@ -74,12 +76,18 @@ def warn(line: str) -> None:
 
 
 def keep_trying(
-    request: Callable[[], Answer], what: str, retry: Retry, report: Say, diagnose: Diagnose
+    request: Callable[[], Answer],
+    what: str,
+    retry: Retry,
+    report: Say,
+    diagnose: Diagnose,
+    instead: str = INSTEAD,
 ) -> Answer:
     """Return what `request` returns, calling it again after faults that may pass.
 
     `what` begins the line that `report` gets about each new try. `diagnose` says whether an error
-    may pass; others are raised. When the tries are used up, SourceError.
+    may pass; others are raised. When the tries are used up, SourceError, which ends with what could
+    be done `instead`.
     """
     for attempt in count(1):
         try:
@@ -91,7 +99,7 @@ def keep_trying(
             if attempt >= retry.tries:
                 raise SourceError(
                     f"{what}: {fault.reason}, after {attempt} tries; check the network and run the "
-                    "same command again, or prepare local files with --input"
+                    f"same command again, or {instead}"
                 ) from error
         delay = retry.choose_delay(attempt) + min(fault.asked_seconds, MAX_ASKED_SECONDS)
         report(f"{what}: {fault.reason}; try {attempt + 1} of {retry.tries} in {delay:.1f} s")

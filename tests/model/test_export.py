@@ -159,6 +159,15 @@ def test_a_wrong_export_is_told_and_not_kept(
     assert [*tmp_path.iterdir()] == []
 
 
+def test_a_checkpoint_that_diverged_is_told_as_such(tmp_path: Path) -> None:
+    model = make_model(CONFIG)
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    save_model(tmp_path / "checkpoint", model, TOKENIZER_JSON)
+    with pytest.raises(ValueError, match="its own loss on the text is nan: training diverged"):
+        run(tmp_path / "checkpoint", "gguf", tmp_path / "model.gguf", "fp32")
+
+
 def die_while_writing(checkpoint: Path, out: Path) -> None:
     def write(source: Any, folder: Path, name: str, dtype: str) -> Path:
         (folder / name).write_bytes(b"half")

@@ -148,7 +148,37 @@ def test_ids_of_other_kinds_of_tokenizers_are_those_of_transformers(
         assert draft.add(word).startswith(" t" if prompt else "t")
 
 
-@pytest.mark.parametrize("name", ["LlamaTokenizer", "T5Tokenizer", None, 5])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": ...},
+        {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": None, "legacy": True},
+        {"tokenizer_class": "LlamaTokenizerFast", "add_prefix_space": True, "legacy": False},
+        {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False},
+    ],
+)
+def test_ids_and_texts_of_sentencepiece_are_those_of_transformers(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """As of TinyLlama: tokens with byte fallback, which transformers cuts anew."""
+    folder = make_foreign_folder(tmp_path / "model", "sentencepiece", **changes)
+    texts = ("Once upon", "a  b", " lead", "\n\nx", "北京 🙂", "<s>x</s> y", "", "x <unk>z", "▁x ▁")
+    found = expect_transformers_ids(folder, *texts)
+    theirs, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder, is_ours=False)
+    for ids in found:
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert [plain.encode(text).ids for text in texts] != found
+    assert load_generator(folder, "cpu").generate("Once", seed=1)
+
+
+def test_a_sentencepiece_file_alone_has_a_remedy(folder: Path) -> None:
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json; transformers makes that of it"):
+        load_generator(folder, "cpu", tokenizer_json=TOKENIZER_JSON)
+
+
+@pytest.mark.parametrize("name", ["XGLMTokenizer", "T5Tokenizer", None, 5])
 def test_a_class_that_builds_a_tokenizer_of_its_own_is_refused(tmp_path: Path, name: Any) -> None:
     folder = make_foreign_folder(tmp_path / "model", "sentencepiece", tokenizer_class=name)
     with pytest.raises(CheckpointError, match=f"tokenizer_class is {name!r}, which may make other"):

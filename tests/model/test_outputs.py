@@ -1,5 +1,6 @@
 """`velocity sample --json` and `--all`: texts for scripts, and over all checkpoints of a run."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from model.checkpoints.seal import seal
 from model.decode.generator import Generator
 from model.decode.settings import Settings
 from model.generate import load_generator
+from model.sample.json_lines import describe_checkpoint
 from model.sample.over_run import score_continuation
 from tests.commands import velocity
 from tests.model.test_checkpoint_folder import flip_byte
@@ -84,6 +86,17 @@ def test_a_folder_from_elsewhere_has_no_step_and_no_sum(tmp_path: Path) -> None:
     [text] = read_lines(output)
     assert text["checkpoint"] == {"folder": str(tmp_path / "gpt"), "step": None, "sha256": None}
     assert text["score"] < 0
+
+
+def test_weights_in_several_files_have_a_sum_each(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for name in (*names, "config.json"):
+        (folder / name).write_text(name)
+    seal(folder)
+    sums = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    assert describe_checkpoint(folder) == {"folder": str(folder), "step": 3, "sha256": sums}
 
 
 def test_all_writes_with_every_checkpoint_under_its_step(run: Path) -> None:

@@ -159,11 +159,13 @@ def test_a_tokens_alternatives_are_shown_and_another_one_taken(
     assert tab.run("document.querySelector('.card').hidden")
     tab.point(f".token:nth-of-type({place + 2})")
     tab.click(f".card button:nth-of-type({chosen + 1})")
-    assert wait_until_written(tab).startswith("Done: 40 tokens")
-    assert tab.run("document.querySelectorAll('.token').length") == place + 1 + 40
-    assert tab.run("document.querySelectorAll('.token.chosen').length") == 1
+    said = wait_until_written(tab)
     ids = expected["prompt_token_ids"] + expected["token_ids"][:place] + [others[likeliest[chosen]]]
     branch = complete(server, MODELS[0], ids, echo=True, max_tokens=40)
+    num_new = len(branch["token_ids"])
+    assert said.startswith(f"Done: {num_new} tokens")
+    assert tab.run("document.querySelectorAll('.token').length") == place + 1 + num_new
+    assert tab.run("document.querySelectorAll('.token.chosen').length") == 1
     assert texts(tab) == [branch["text"]]
     tab.click(".back")
     assert texts(tab) == before
@@ -222,6 +224,19 @@ def test_stop_ends_the_text_here_and_on_the_server(tab: Tab, server: RunningServ
     assert tab.run("document.querySelector('#stop').disabled")
     while server.client.get("/health").json()["running"]:
         pass
+
+
+@needs_browser
+def test_going_back_ends_what_is_written_since(tab: Tab, server: RunningServer) -> None:
+    write(tab)
+    before = texts(tab)
+    tab.fill("[name=max_tokens]", "100")
+    tab.point(".token:nth-of-type(4)")
+    tab.run(
+        "document.querySelector('.card button').click(); document.querySelector('.back').click()"
+    )
+    assert wait_until_written(tab).startswith("Stopped: ")
+    assert texts(tab) == before
 
 
 @needs_browser

@@ -18,8 +18,10 @@ from model.cache import allocate_cache
 from model.checkpoints.folder import load_model, save_model
 from model.checkpoints.hugging_face import Boundaries, make_config_json, read_config_json
 from model.config import ModelConfig
+from model.decode.generator import Generator
+from model.decode.settings import Settings
 from model.transformer import Transformer
-from tests.tiny import CONFIG, TOKENIZER_JSON, make_model
+from tests.tiny import CONFIG, SENTENCES, TOKENIZER_JSON, make_model, make_tokenizer
 
 LLAMA3: dict[str, Any] = {
     "rope_type": "llama3",
@@ -137,6 +139,28 @@ def test_rows_of_a_cache_do_not_depend_on_each_other(folder: Path) -> None:
         for row, cache in enumerate(alone):
             expected = model.predict(last[row : row + 1], cache)
             torch.testing.assert_close(found[row : row + 1], expected, atol=1e-4, rtol=0)
+
+
+def test_prompts_of_any_length_continue_as_in_transformers(folder: Path) -> None:
+    """Read together, and by whichever way of computing a token is chosen here."""
+    model, llama = load_model(folder), load_theirs(folder)
+    generator = Generator(model, make_tokenizer(), ends=[299])
+    prompts = [SENTENCES[1], "She", SENTENCES[0][:26]]
+    assert len(make_tokenizer().encode(prompts[0]).ids) > 24  # What `dynamic` stretches.
+    settings = Settings(do_sample=False, max_new_tokens=8)
+    for prompt, found in zip(prompts, generator.complete(prompts, settings), strict=True):
+        tokens = torch.tensor([make_tokenizer().encode(prompt).ids])
+        with torch.no_grad():
+            expected = llama.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=8,
+                do_sample=False,
+                eos_token_id=299,
+                pad_token_id=0,
+                suppress_tokens=[*range(300, llama.config.vocab_size)] or None,
+            )
+        assert list(found.tokens) == expected[0].tolist()
 
 
 def test_a_training_step_has_the_gradients_of_transformers(folder: Path) -> None:

@@ -133,9 +133,9 @@ def test_the_faster_way_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain > 0
     assert find_step(make_model().double()) is None
     quick = make_step(CONFIG)[1]
-    assert [quick.takes(n) for n in (16, 17)] == [True, False]
+    assert [quick.takes(n, 2) for n in (8, 9)] == [True, False]
     quick._model.double()
-    assert not quick.takes(1)
+    assert not quick.takes(1, 1)
 
 
 @needs_compiler

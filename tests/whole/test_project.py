@@ -87,7 +87,14 @@ MAY_IMPORT = {
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
-    "cli": {"prep", "prep.tokenizer", "prep.foreign", "prep.vocabulary", "model.serve"}
+    "cli": {
+        "prep",
+        "prep.remote",
+        "prep.tokenizer",
+        "prep.foreign",
+        "prep.vocabulary",
+        "model.serve",
+    }
     | (SHARDS | MODEL | TRAIN),
 }
 # The faces of a package: each may import all rooms of it.

@@ -79,7 +79,7 @@ function begins(event) {
   event.preventDefault();
   const models = [fields.model.value];
   if (fields.other.value) models.push(fields.other.value);
-  const options = { traces, onBranch: branch, onTrace: traceText };
+  const options = { traces, onBranch: branch, onBack: stop, onTrace: traceText };
   texts = models.map((model) => new Text(model, options));
   find("texts").replaceChildren(...texts.map((text) => text.element));
   const prompt = fields.prompt.value;
@@ -88,13 +88,17 @@ function begins(event) {
   return run(texts.map((text) => [text, prompt]));
 }
 
+function stop() {
+  writing?.abort();
+}
+
 function branch(text, ids) {
   return run([[text, ids]]);
 }
 
 // Let texts be written, side by side, until all have ended or are stopped.
 async function run(jobs) {
-  writing?.abort();
+  stop();
   const own = (writing = new AbortController());
   const settings = readSettings();
   const started = performance.now();
@@ -174,7 +178,7 @@ form.addEventListener("submit", begins);
 form.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
 });
-find("stop").addEventListener("click", () => writing?.abort());
+find("stop").addEventListener("click", stop);
 find("share").addEventListener("click", share);
 find("key").addEventListener("change", () => {
   setKey(find("key").value);

@@ -8,10 +8,12 @@ const DOUBTS = [0.6, 0.3, 0.1, 0.03]; // Below each of these shares a token is s
 const encoder = new TextEncoder();
 
 export class Text {
-  // `onBranch(text, ids)` goes on from other ids; `onTrace(text)` asks where it comes from.
-  constructor(model, { traces, onBranch, onTrace }) {
+  // `onBranch(text, ids)` goes on from other ids, `onBack()` writes no further, and `onTrace(text)`
+  // asks where it comes from.
+  constructor(model, { traces, onBranch, onBack, onTrace }) {
     this.model = model;
     this.onBranch = onBranch;
+    this.onBack = onBack;
     this.onTrace = onTrace;
     this.element = document.getElementById("text").content.firstElementChild.cloneNode(true);
     this.written = this.element.querySelector(".written");
@@ -35,6 +37,7 @@ export class Text {
     this.prompt = prompt;
     this.promptIds = null;
     this.tokens = [];
+    this.ended = null;
     this.decoder = new TextDecoder();
     this.range = null;
     this.hideCard();
@@ -66,6 +69,7 @@ export class Text {
 
   // Of a text that ended by itself, the token that ended it is no text.
   end(reason) {
+    this.ended = reason;
     const last = this.tokens.at(-1);
     if (!last) return;
     last.span.append(this.decoder.decode()); // Of a character that was not written to its end.
@@ -87,7 +91,8 @@ export class Text {
   branch(place, other) {
     const kept = this.tokens.slice(0, place);
     const ids = [...this.promptIds, ...kept.map((token) => token.id), other.id];
-    this.earlier.push({ prompt: this.prompt, ids: this.promptIds, tokens: this.tokens });
+    const { prompt, promptIds, tokens, ended } = this;
+    this.earlier.push({ prompt, promptIds, tokens, ended });
     this.back.hidden = false;
     const others = this.tokens[place].others;
     this.start(this.prompt, [...kept, { ...other, others, isChosen: true }]);
@@ -100,9 +105,11 @@ export class Text {
   }
 
   goBack() {
-    const { prompt, ids, tokens } = this.earlier.pop();
+    this.onBack();
+    const { prompt, promptIds, tokens, ended } = this.earlier.pop();
     this.start(prompt, tokens);
-    this.promptIds = ids;
+    this.promptIds = promptIds;
+    if (ended) this.end(ended);
     this.back.hidden = !this.earlier.length;
   }
 
