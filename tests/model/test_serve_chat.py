@@ -1,6 +1,7 @@
 """Chats: the prompt that transformers makes of them, the answers, and templates that misbehave."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import CheckpointError
 from model.decode.settings import Settings
-from model.serve.chat.template import ChatTemplate, find_template
+from model.serve.chat.template import ChatTemplate, find_template, start
 from model.serve.wire.errors import ApiError
 from tests.servers.model_server import RunningServer, run_server
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model
@@ -225,6 +226,16 @@ def test_a_template_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) 
         assert template.render([{"role": "user", "content": "2"}]) == "done"
     finally:
         template.close()
+
+
+def test_a_template_ends_without_its_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.serve.chat.template.RENDER_SECONDS", 0)
+    asked = {"template": "{{ 7 ** (10 ** 9) }}", "messages": [], "variables": {}}
+    with start() as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(asked).encode() + b"\n")
+        process.stdin.flush()
+        assert process.wait(timeout=20) == -signal.SIGALRM
 
 
 def test_where_a_template_may_be(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ error. This file is run as a script and imports nothing of ours.
 """
 
 import json
+import signal
 import sys
 from contextlib import suppress
 from datetime import datetime
@@ -119,10 +120,17 @@ def limit_resources() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
+def limit_time(seconds: int) -> None:
+    """End this process in so many seconds, even where its server is gone by then; 0 for never."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds)
+
+
 def main() -> None:
-    """Answer each line until there are no more."""
+    """Answer each line until there are no more; there are argv[1] seconds for each."""
     limit_resources()
     for line in sys.stdin.buffer:
+        limit_time(int(sys.argv[1]))
         try:
             answer = {"text": render(**json.loads(line))}
         except MemoryError:
@@ -131,6 +139,7 @@ def main() -> None:
             answer = {"error": f"{type(error).__name__}: {error}"[:500]}
         sys.stdout.buffer.write(json.dumps(answer).encode("ascii") + b"\n")
         sys.stdout.buffer.flush()
+        limit_time(0)
 
 
 if __name__ == "__main__":

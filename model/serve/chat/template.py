@@ -1,6 +1,7 @@
 """A folder's chat template: found, and run by the process that render.py is."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -80,7 +81,7 @@ class ChatTemplate:
 def start() -> subprocess.Popen[bytes]:
     """The process that renders; Ctrl-C is not for it."""
     return subprocess.Popen(
-        [sys.executable, "-P", str(RENDERER)],
+        [sys.executable, "-P", str(RENDERER), str(math.ceil(RENDER_SECONDS) + 1)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
