@@ -63,7 +63,9 @@ DeviceOption = Annotated[
 ]
 DtypeOption = Annotated[
     Kept | None,
-    typer.Option(help="What weights are rounded to: less to read is less time. Default: nothing."),
+    typer.Option(
+        help="What weights are rounded to: less to read is less time. Default: as they are."
+    ),
 ]
 
 app = typer.Typer(

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,20 +47,28 @@ def note_fault(fault: str) -> None:
 
 def build() -> Path:
     """The compiled library, from the cache or made now."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise OSError("no C compiler (cc) was found")
-    key = "\0".join((SOURCE.read_text("utf-8"), *COMPILE, *LINK, compiler, describe_processor()))
+    # CC may hold a launcher and options, too: "ccache gcc".
+    compiler = shlex.split(os.environ.get("CC", "")) or find_compiler()
+    source = SOURCE.read_text("utf-8")
+    key = "\0".join((source, *COMPILE, *LINK, *compiler, describe_processor()))
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "velocity"
     path = folder / f"step-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             compiled, linked = f"{work}/step.o", f"{work}/step.so"
-            run([compiler, *COMPILE, str(SOURCE), "-o", compiled])
-            run([compiler, *LINK, compiled, "-o", linked])
+            run([*compiler, *COMPILE, str(SOURCE), "-o", compiled])
+            run([*compiler, "-o", linked, compiled, *LINK])
             os.replace(linked, path)
     return path
+
+
+def find_compiler() -> list[str]:
+    """The machine's C compiler, as a command; OSError without one."""
+    path = shutil.which("cc") or shutil.which("gcc")
+    if path is None:
+        raise OSError("no C compiler (cc) was found")
+    return [path]
 
 
 def run(command: list[str]) -> None:

@@ -32,7 +32,7 @@ class Completion:
     score: float | None = None  # Of a text that beam search found.
 
 
-@dataclass
+@dataclass(eq=False)
 class Draft:
     """A text that grows by `add` until it has a finish_reason."""
 
