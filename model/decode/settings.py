@@ -194,10 +194,10 @@ class Settings(Sampling):
         int,
         typer.Option(
             "--prompt-lookup",
-            help="Where a text repeats itself, guess so many tokens; it is faster, and the same.",
+            help="Where a text repeats itself, guess so many tokens; the text stays the same.",
         ),
     ] = 0
-    # Texts generated together. Fewer take less memory; the texts stay the same.
+    # Texts generated together. Fewer take less memory; the texts stay the same, but for rounding.
     batch_size: int = 16
 
     def __post_init__(self) -> None:

@@ -121,6 +121,7 @@ class Batcher:
         self._places: dict[int, Place] = {}  # Of the drafts in the batch, by their id().
         self._num_inside = 0  # Texts that wait or are being written.
         self._change = threading.Condition()
+        self._has_failed = False  # Whether the model's last step did.
         self._cut_at: float | None = None  # When texts end unfinished, once the server ends.
         self._mean_seconds = 1.0  # From when a text came to its end; the latest count most.
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -169,7 +170,7 @@ class Batcher:
     @property
     def is_ready(self) -> bool:
         """Whether texts are taken and written."""
-        return self._thread.is_alive() and self._cut_at is None
+        return self._thread.is_alive() and self._cut_at is None and not self._has_failed
 
     @property
     def num_running(self) -> int:
@@ -283,6 +284,7 @@ class Batcher:
                 self.num_written_tokens += len(update.tokens)
                 updates.setdefault(place.job, []).append(update)
         self.num_steps += 1
+        self._has_failed = False
         for job, new in updates.items():
             self._send(job, new)
 
@@ -297,6 +299,7 @@ class Batcher:
 
     def _fail(self, error: Exception) -> None:
         """End every text in the batch: it is in no state to go on with."""
+        self._has_failed = True
         logger.error("velocity: the model could not go on: %s: %s", type(error).__name__, error)
         self._batch = Batch(self.generator.predictor, READ_TOKENS)
         for place in [*self._places.values()]:

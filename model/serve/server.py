@@ -35,7 +35,7 @@ def serve(
 
     `trace` says where a text comes from, if the training data is at hand.
 
-    Raises what `load` raises, and OSError if the address cannot be listened at.
+    Raises what `load` raises, and ValueError if the address cannot be had.
     """
     logger.setLevel(logging.INFO)
     with listen(limits.host, limits.port) as listener:  # At once: loading may take minutes.
@@ -87,7 +87,7 @@ def name_models(folders: Sequence[Path]) -> list[str]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; OSError, naming the address, if it cannot."""
+    """A socket at this address; ValueError, naming it, if there can be none."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -5,7 +5,6 @@ without spaces nearly every clause is a word of its own, and memory is soon the 
 """
 
 import math
-import os
 from collections.abc import Iterable
 
 from tokenizers import pre_tokenizers
@@ -42,11 +41,3 @@ def extrapolate(half: tuple[int, int], whole: tuple[int, int], size: int) -> flo
         return min(whole[1] * size / max(whole[0], 1), size)
     power = math.log(whole[1] / half[1]) / math.log(whole[0] / half[0])
     return min(whole[1] * float((size / whole[0]) ** min(power, 1.0)), size)
-
-
-def find_memory() -> int | None:
-    """The machine's memory in bytes; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None

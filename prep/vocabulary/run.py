@@ -11,7 +11,7 @@ from prep.readers.documents import BadDocument
 from prep.readers.formats import estimate_text_bytes
 from prep.sources.local import Source, find_sources
 from prep.vocabulary.folder import expect_writable, is_finished, write_folder
-from prep.vocabulary.forecast import estimate_memory, find_memory
+from prep.vocabulary.forecast import estimate_memory
 from prep.vocabulary.passages import choose_files
 from prep.vocabulary.patterns import check_special_tokens, make_splitter
 from prep.vocabulary.report import make_report
@@ -19,6 +19,7 @@ from prep.vocabulary.request import TrainRequest
 from prep.vocabulary.survey import Survey, survey_text
 from prep.vocabulary.train import TrainJob, train_apart
 from shards.disk.json_files import Json
+from shards.disk.memory import find_memory
 from shards.screen.lines import ReadProgress, Say, format_bytes
 
 # Of more files than this many times --train-bytes need, the others are not read at all.
@@ -116,9 +117,9 @@ def describe_need(survey: Survey, request: TrainRequest) -> str:
         f"text takes about {format_bytes(memory)} of memory"
     )
     there = find_memory()
-    if there is not None and memory > there:
+    if there is not None and memory > there[0]:
         raise ValueError(
-            f"{line}, and this machine has {format_bytes(there)}; try a smaller --train-bytes, "
+            f"{line}, and this machine has {format_bytes(there[0])}; try a smaller --train-bytes, "
             "such as a tenth of that"
         )
     return f"{line}; {format_bytes(survey.held_out_bytes)} is held out"

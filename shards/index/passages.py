@@ -9,6 +9,7 @@ shares of their tokens in the set is the smallest.
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from shards.documents import Document, Sidecars
@@ -127,14 +128,14 @@ class Finder:
         [size] = self.index.measure_matches(ids, np.zeros(1, np.int64)).tolist()
         return int(offsets[size - 1, 1]) if size else 0
 
-    def measure_chance(self, ids: Int64, starts: Int64, sizes: Int64) -> Int64:
+    def measure_chance(self, ids: Int64, starts: Int64, sizes: Int64) -> npt.NDArray[np.float64]:
         """The logarithm of the product of the shares in the set of each span's tokens."""
         kinds, numbers = np.unique(ids, return_inverse=True)
         ones = np.ones(len(kinds), np.int64)
         found = self.index.find(kinds, np.arange(len(kinds)), ones)
         counts = np.array([max(matches.count, 1) for matches in found])
         sums = np.concatenate([[0], np.cumsum(np.log(counts / self.index.num_tokens)[numbers])])
-        chances: Int64 = sums[starts + sizes] - sums[starts]
+        chances: npt.NDArray[np.float64] = sums[starts + sizes] - sums[starts]
         return chances
 
     def locate(self, matches: Matches, limit: int) -> tuple[Place, ...]:

@@ -240,7 +240,9 @@ def test_a_fault_of_the_model_ends_its_texts_and_no_others(
         batcher.submit(client.job)
         with pytest.raises(ModelFailure, match="not finite"):
             client.wait()
+        assert not batcher.is_ready
     after = start(generator, "A")
     batcher.submit(after.job)
     assert after.wait() == [generator.complete(["A"], RANDOM)[0].text]
+    assert batcher.is_ready
     assert batcher.num_running == batcher.num_waiting == 0

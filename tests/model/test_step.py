@@ -86,7 +86,7 @@ def test_logits_are_torchs_for_unequal_rows_and_several_tokens(shape: str, kept:
 
 @needs_compiler
 @pytest.mark.parametrize("kept", KEPT)
-def test_a_text_is_the_same_to_the_last_bit_with_any_others(kept: Kept) -> None:
+def test_a_step_is_the_same_to_the_last_bit_with_any_other_rows(kept: Kept) -> None:
     _, quick = make_step(SHARED, kept)
     tokens = torch.arange(16)[:, None] * 11 % 300
     rows = allocate_cache(SHARED, 16, 64, CPU, torch.float32)

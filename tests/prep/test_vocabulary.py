@@ -394,7 +394,7 @@ def test_bad_documents_are_errors_or_left_out_and_counted(tmp_path: Path) -> Non
 def test_more_memory_than_the_machine_has_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prep.vocabulary.run.find_memory", lambda: 100_000_000)
+    monkeypatch.setattr("prep.vocabulary.run.find_memory", lambda: (100_000_000, 100_000_000))
     source = write_jsonl(tmp_path / "a.jsonl", topics()[:40])
     code, _, errors = train(tmp_path / "own", source, vocab_size=300)
     assert code == 1

@@ -82,7 +82,7 @@ def test_find_says_where_and_when(run: Path) -> None:
         assert line.endswith(f" of 1 to {STEPS}")
     assert last == "  and 1 place more"
     # The same as JSON, from a file, and without a run.
-    (run / "text.txt").write_text(text, encoding="utf-8")
+    (run / "text.txt").write_text(text + "\n", encoding="utf-8")
     command[3:5] = ["--text-file", run / "text.txt"]
     code, output, errors = velocity(*command, "--json", cwd=run / "set")
     assert (code, errors) == (0, "")
@@ -98,6 +98,6 @@ def test_what_cannot_be_answered_is_said(run: Path, tmp_path: Path, small_shards
     assert (code, "which text? give either --text or --text-file" in errors) == (1, True)
     code, _, errors = velocity("shards", "find", small_shards, "--text", "x")
     assert (code, "has no index; make it with: velocity shards index" in errors) == (1, True)
-    (tmp_path / "x.txt").write_bytes(b"\xff\xfe\xff")
+    (tmp_path / "x.txt").write_bytes(b"text \xff")
     code, _, errors = velocity("shards", "find", run / "set", "--text-file", tmp_path / "x.txt")
-    assert (code, "x.txt: not UTF-8 text" in errors) == (1, True)
+    assert (code, "x.txt: byte 5, on line 1, is 0xff, which is not UTF-8" in errors) == (1, True)

@@ -121,6 +121,7 @@ def test_a_private_model_never_goes_into_a_public_repository(run: Path, tmp_path
 
 def test_names_from_data_are_no_markup() -> None:
     assert show("<script>a|b\n[x](y)</script>") == (r"\<script\>a\|b\\n\[x\]\(y\)\</script\>")
+    assert show("www.elsewhere.example") == r"www\.elsewhere\.example"  # Or GitHub makes a link.
 
 
 @pytest.mark.parametrize(

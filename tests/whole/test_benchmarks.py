@@ -223,7 +223,7 @@ def test_serve_answers_many_clients() -> None:
     result = run_benchmark("serve", *SMALL_MODEL, *options)
     figures = {"tokens_per_second", "texts_per_second", "first_token_seconds", "peak_memory_bytes"}
     check_result(result, ["one_client"], figures)
-    assert result["checks"]["all_answers_whole"]
+    assert result["checks"].keys() == {"max_memory_growth_share"}
 
 
 def test_engines_take_turns_and_ratios_are_taken_within_a_round() -> None:

@@ -16,9 +16,7 @@ from model.checkpoints.seal import (
     is_sealed,
     list_checkpoints,
     read_json,
-    read_seal,
     step_of,
-    verify,
 )
 from shards.disk.layout import MANIFEST, PULL, WORK, describe_unfinished, receipts_folder
 from shards.format import Manifest, read_manifest
@@ -26,7 +24,7 @@ from shards.inspect.show import describe_set
 from shards.screen.lines import format_plural
 from shards.screen.names import quote
 from train.checkpoints.folder import REMOVED, UNFINISHED
-from train.inspect.model_folder import inspect_model
+from train.inspect.model_folder import find_seal_faults, inspect_model
 from train.inspect.report import Report
 from train.inspect.tokenizer_file import describe_tokenizer
 from train.reports.log_folder import METRICS
@@ -114,7 +112,7 @@ def inspect_run(folder: Path) -> Report:
                 "not complete: being written, or left by a run that was killed"
             )
         else:
-            report.problems += [f"{path.name}: {fault}" for fault in find_faults(path)]
+            report.problems += [f"{path.name}: {fault}" for fault in find_seal_faults(path)]
     if (folder / BEST).is_file():
         _describe_best(folder, report)
     if steps:
@@ -130,15 +128,6 @@ def inspect_run(folder: Path) -> Report:
     if (folder / "logs" / METRICS).is_file():
         report.use.append(f"velocity report {quote(folder)}")
     return report
-
-
-def find_faults(checkpoint: Path) -> Iterator[str]:
-    """The files of a sealed checkpoint that are missing or of another size."""
-    try:
-        for name in read_seal(checkpoint):
-            verify(checkpoint, [name], unread=[name])
-    except CheckpointError as error:
-        yield str(error).removeprefix(f"{checkpoint}/")
 
 
 def _describe_best(folder: Path, report: Report) -> None:

@@ -1,5 +1,7 @@
 """A model's folder: of a run, from elsewhere, or of the original VelocityLM."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from model.checkpoints.differences import DifferentError
@@ -86,17 +88,24 @@ def _read(path: Path, report: Report) -> Json:
 
 def _check_seal(folder: Path, report: Report) -> None:
     """Compare the sizes of all files with the seal; sha256s are compared when they are read."""
+    report.problems += find_seal_faults(folder)
+    with suppress(CheckpointError):  # Which is among the faults.
+        num_files = len(read_seal(folder))
+        report.facts["sealed"] = f"{format_plural(num_files, 'file')} with sizes and sha256s"
+
+
+def find_seal_faults(folder: Path) -> Iterator[str]:
+    """The files of a sealed folder that are missing or of another size, or what its seal lacks."""
     try:
         names = read_seal(folder)
     except CheckpointError as error:
-        report.problems.append(str(error))
+        yield str(error).removeprefix(f"{folder}/")
         return
     for name in names:
         try:
             verify(folder, [name], unread=[name])
         except CheckpointError as error:
-            report.problems.append(str(error).removeprefix(f"{folder}/"))
-    report.facts["sealed"] = f"{format_plural(len(names), 'file')} with sizes and sha256s"
+            yield str(error).removeprefix(f"{folder}/")
 
 
 def _describe_training(folder: Path, report: Report) -> None:

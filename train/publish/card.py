@@ -17,9 +17,9 @@ from train.settings import config_to_dict
 
 CURVES = "loss.png"
 # What Markdown or HTML would take for more than text.
-MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&:@-])")
-# Settings of the run that are about a machine, not about the model.
-LEFT_OUT = ("infrastructure", "distributed")
+MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&:@.-])")
+# Settings that are about a machine, and the original's name for its tokenizer: it is the set's.
+LEFT_OUT = ("infrastructure", "distributed", "tokenizer")
 PATHS = ("data.shards", "training.sample_prompts")
 SHAPE = (
     "vocab_size",
@@ -123,8 +123,9 @@ def describe_data(facts: Facts) -> Iterator[str]:
     if facts.position is None:
         return
     yield from ("## The data", "")
-    yield f"The set of token ids has dataset_id `{facts.position.dataset_id}`: the same sources and"
-    yield "options give it again, byte for byte."
+    dataset_id = show(facts.position.dataset_id)
+    yield f"The set of token ids has dataset_id {dataset_id}: the same sources and options give it"
+    yield "again, byte for byte."
     yield ""
     if facts.manifest is None:
         return

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.checkpoints.int8 import QUANTIZATION
 from model.checkpoints.seal import MODEL_FILES, CheckpointError
 from train.page.panels import fill_panels
 from train.page.pictures import can_draw, draw_png
@@ -74,6 +75,11 @@ def publish(publication: Publication, out: Path | None, say: Say) -> Iterator[st
 
 def collect_model(publication: Publication, facts: Facts, say: Say) -> Files:
     """The model's files, its card and its curves."""
+    if facts.shape.get(QUANTIZATION) is not None:
+        raise CheckpointError(
+            f"{facts.folder}: its weights are quantized, and the card would not say how to load "
+            "them; publish the checkpoint that it was made from"
+        )
     files: dict[str, bytes | Path] = {}
     weights = sorted(path.name for path in facts.folder.glob("model-*-of-*.safetensors"))
     for name in (*MODEL_FILES, *OTHER_FILES, *weights):

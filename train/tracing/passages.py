@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.sample.prompts import decode_text
 from shards.disk.json_files import Json
 from shards.index.passages import Finder, Passage, Place, Wish
 from shards.reader import Shards
@@ -82,10 +83,7 @@ def read_text(text: str | None, file: Path | None) -> str:
         return text
     if file is None or text is not None:
         raise ValueError("which text? give either --text or --text-file")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text ({error})") from None
+    return decode_text(file.read_bytes(), str(file)).removesuffix("\n").removesuffix("\r")
 
 
 def describe_answer(answer: Json) -> Iterator[str]:
