@@ -25,9 +25,9 @@ from model.config import Kept
 from model.decode.generator import Generator
 from model.decode.settings import Settings as Settings  # For `complete` and `stream`.
 from model.device import choose_device, choose_dtype
-from model.graphs import find_graphs
+from model.steps.cuda import find_graphs
 from model.narrow import DTYPES, round_weights
-from model.step import find_step
+from model.steps.cpu import find_step
 
 logger = logging.getLogger("velocity")
 
