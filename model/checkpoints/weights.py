@@ -26,6 +26,7 @@ from model.checkpoints.seal import (
     read_json,
 )
 from model.checkpoints.tensor_file import DTYPES_BY_NAME, TensorReader, count_bytes
+from model.pages import Pages
 
 # What many tools and file systems can take.
 MAX_FILE_BYTES = 5 * 10**9
@@ -110,6 +111,7 @@ def read_weights(
 
     None is in memory twice, apart from a pickled file, of which the rest is while it is read.
     """
+    pages = Pages()
     for path in files:
         if path.suffix == ".bin":
             for name, weight in read_pickle(path):
@@ -123,7 +125,7 @@ def read_weights(
                     reader.skip(entry)
                     continue
                 own = DTYPES_BY_NAME[entry.dtype]
-                weight = torch.empty(entry.shape, dtype=dtype or own, device=device)
+                weight = pages.empty(entry.shape, dtype or own, device)
                 reader.read_into(weight, own)
                 yield strip(entry.name), weight
 

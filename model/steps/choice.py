@@ -6,6 +6,7 @@ if the same way is taken again: what is timed anew may come out otherwise where 
 
 import hashlib
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 from model.compiled import find_folder, replace_file
@@ -18,13 +19,11 @@ def find_choice(asked: str, choices: Collection[int], choose: Callable[[], int])
     """
     path = find_folder() / f"choice-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
     kept = read_number(path)
-    if kept in choices:
+    if kept is not None and kept in choices:
         return kept
     chosen = choose()
-    try:
+    with suppress(OSError):
         replace_file(path, lambda new: new.write_text(f"{chosen}\n", "ascii"))
-    except OSError:
-        pass
     return chosen
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.steps import cuda as graphs
 from model.decode.generator import Generator
 from model.decode.settings import Settings
+from model.steps import cuda as graphs
 from model.steps.cuda import GraphStep, find_graphs
 from tests.tiny import make_model, make_tokenizer
 

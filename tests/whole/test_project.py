@@ -26,7 +26,14 @@ SHARDS = {
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
-MODEL = {"model", "model.steps", "model.checkpoints", "model.decode", "model.sample", "model.export"}
+MODEL = {
+    "model",
+    "model.steps",
+    "model.checkpoints",
+    "model.decode",
+    "model.sample",
+    "model.export",
+}
 READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
