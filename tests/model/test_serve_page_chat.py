@@ -160,7 +160,7 @@ def test_without_a_template_there_is_no_chat_and_a_line_says_why(
         browser.open(base.url)
         browser.wait("!document.querySelector('#no-chat').hidden")
         line = browser.run("document.querySelector('#no-chat').textContent")
-        assert line == "No chat: the model’s folder has no chat template."
+        assert line == "No chat: the model's folder has no chat template."
         shown = "#views, #chat, #message, #system, #clear"
         heights = f"[...document.querySelectorAll('{shown}')].map(e => e.offsetHeight)"
         assert browser.run(heights) == [0] * 5

@@ -6,8 +6,8 @@ import { answer } from "./api.js";
 
 const ENDINGS = {
   length: "Cut: it has as many new tokens as the settings allow.",
-  context: "Cut: the model’s context is full.",
-  time: "Cut: the server’s time for an answer is over.",
+  context: "Cut: the model's context is full.",
+  time: "Cut: the server's time for an answer is over.",
   shutdown: "Cut: the server has ended.",
   stopped: "Stopped.",
 };

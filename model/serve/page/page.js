@@ -52,7 +52,7 @@ function offerChat(data) {
   const canChat = data.some((model) => model.chat);
   find("views").hidden = !canChat;
   find("no-chat").hidden = canChat;
-  const who = data.length === 1 ? "the model’s folder has" : "the models’ folders have";
+  const who = data.length === 1 ? "the model's folder has" : "the models' folders have";
   find("no-chat").textContent = `No chat: ${who} no chat template.`;
   if (!canChat) show(false);
 }
