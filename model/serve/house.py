@@ -79,6 +79,7 @@ class Served:
             "created": self.created,
             "owned_by": "velocity",
             "max_model_len": self.generator.context,
+            "chat": self.template is not None,
         }
 
 
