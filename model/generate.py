@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from model.checkpoints.folder import find_stored_dtype, load_model
 from model.checkpoints.hugging_face import read_token_ids
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
-from model.checkpoints.original import is_seed_checkpoint, load_seed_model
+from model.checkpoints.original import load_seed_model
 from model.checkpoints.seal import (
     CONFIG,
     GENERATION_CONFIG,
@@ -18,6 +18,7 @@ from model.checkpoints.seal import (
     CheckpointError,
     find_checkpoint,
     is_sealed,
+    is_seed_checkpoint,
     read_json,
 )
 from model.checkpoints.tokenizer import load_tokenizer, splits_special_tokens

@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.checkpoints.chat_template import read_chat_template
 from model.config import ModelConfig
 from model.export.gguf_names import EMBEDDING, FACTORS, HEAD, NAMES
 from model.export.gguf_runtime import open_llama, open_reader
 from model.export.gguf_tokenizer import GgufTokenizer, describe_tokenizer
 from model.export.source import Source
-from model.rotation import find_frequencies
+from model.rotation import find_frequencies, find_yarn_factor
 
 TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 # The embedding and the head lose most by few bits, and are no large part of a model.
@@ -114,8 +115,9 @@ def describe_positions(writer: Any, config: ModelConfig) -> None:
         writer.add_rope_scaling_orig_ctx_len(config.rope_original)
         if config.rope_attention_factor is not None:
             # It multiplies what llama.cpp finds by itself.
-            own = 0.1 * float(np.log(factor)) + 1
-            writer.add_rope_scaling_attn_factors(config.rope_attention_factor / own)
+            writer.add_rope_scaling_attn_factors(
+                config.rope_attention_factor / find_yarn_factor(factor)
+            )
 
 
 def add_tokenizer(writer: Any, source: Source, tokenizer: GgufTokenizer) -> None:
@@ -139,19 +141,7 @@ def add_tokenizer(writer: Any, source: Source, tokenizer: GgufTokenizer) -> None
     writer.add_add_eos_token(False)
     template = read_chat_template(source.folder)
     if template is not None:
-        writer.add_chat_template(template)
-
-
-def read_chat_template(folder: Path) -> str | None:
-    """A folder's chat template, in Jinja; None if it has none."""
-    from model.checkpoints.seal import TOKENIZER_CONFIG, read_json
-
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    config = folder / TOKENIZER_CONFIG
-    found = read_json(config).get("chat_template") if config.is_file() else None
-    return found if isinstance(found, str) else None
+        writer.add_chat_template(template.source)
 
 
 def list_tensors(source: Source) -> Iterator[tuple[str, Tensor]]:

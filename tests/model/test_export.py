@@ -1,6 +1,7 @@
 """`velocity export`: what another runtime reads is the checkpoint, or nothing is left there."""
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -27,7 +28,7 @@ from model.decode.settings import Settings
 from model.export import gguf as gguf_format
 from model.export.certificate import Measured, cut_windows, find_faults, measure
 from model.export.gguf_runtime import read_model
-from model.export.ollama import make_modelfile
+from model.export.ollama import KNOWN_TEMPLATES, make_modelfile
 from model.export.onnx import open_session
 from model.export.request import LIMITS, make_request
 from model.export.run import export
@@ -148,6 +149,27 @@ def test_a_stretched_context_is_in_the_keys_of_the_file(tmp_path: Path, kind: An
     assert config.tie_word_embeddings
 
 
+@pytest.mark.parametrize("told", [0.9, None])
+def test_yarns_factor_means_to_llama_cpp_what_it_is(tmp_path: Path, told: float | None) -> None:
+    """The key itself, as our own reader of the file would undo what our writer did to it.
+
+    llama.cpp multiplies rotated vectors by attn_factor, which is 1 where the file has none, and by
+    1 + 0.1 ln(1 / freq_scale), where freq_scale is 1 / factor (ggml: rope_yarn).
+    """
+    gguf = pytest.importorskip("gguf")
+    changes: dict[str, Any] = {"rope_type": "yarn", "rope_attention_factor": told}
+    checkpoint = save(tmp_path / "checkpoint", ModelConfig(**(vars(CONFIG) | changes)))
+    run(checkpoint, "gguf", tmp_path / "model.gguf", "fp32")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    key, factor = (
+        reader.get_field(f"llama.rope.scaling.{name}") for name in ("attn_factor", "factor")
+    )
+    given = 1.0 if key is None else key.contents()
+    freq_scale = 1 / factor.contents()
+    expected = 0.9 if told is not None else 0.1 * math.log(4) + 1
+    assert given * (1 + 0.1 * math.log(1 / freq_scale)) == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_wrong_export_is_told_and_not_kept(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +261,27 @@ def test_a_chat_template_is_translated_or_said_not_to_be(checkpoint: Path, tmp_p
     made = make_modelfile(open_source(folder))
     assert 'TEMPLATE "{{ .Prompt }}"' in made
     assert "chat template is not known" in made
+
+
+def test_a_chat_template_is_exported_wherever_serving_finds_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    (folder / "checksums.json").unlink()
+    [chatml] = KNOWN_TEMPLATES
+    path = folder / "tokenizer_config.json"
+    named = [{"name": "tool", "template": "no"}, {"name": "default", "template": chatml}]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
+    run(folder, "gguf", tmp_path / "model.gguf", "fp32")
+    found: Any = gguf.GGUFReader(tmp_path / "model.gguf").get_field("tokenizer.chat_template")
+    assert found.contents() == chatml
+    assert "<|im_start|>{{ .Role }}" in make_modelfile(open_source(folder))
+    (folder / "chat_template.jinja").write_bytes(b"{{ '\xe9' }}")  # Which comes first.
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8"):
+        run(folder, "ollama", tmp_path / "ollama")
+    assert not (tmp_path / "ollama").exists()
 
 
 def test_onnx_takes_a_past_and_rows_of_unequal_lengths(checkpoint: Path, tmp_path: Path) -> None:

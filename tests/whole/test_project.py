@@ -281,6 +281,7 @@ def modules_loaded_by(statement: str) -> set[str]:
         ("import train.settings, model.config", {"torch"}),
         ("import train.start.choose", {"torch", "numpy", "pyarrow"}),
         ("import train.tracing.steps, train.inspect.folders, train.commands", {"torch"}),
+        ("import train.publish.publish", {"torch"}),
     ],
 )
 def test_imports_stay_light(statement: str, absent: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""A folder's chat template: found, and run by the process that render.py is."""
+"""A folder's chat template, run by the process that render.py is."""
 
 import json
 import math
@@ -7,18 +7,25 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
-from model.checkpoints.seal import TOKENIZER_CONFIG, CheckpointError, read_json
-from model.serve.wire.errors import ApiError, refuse
+from model.checkpoints.chat_template import read_chat_template
 
-TEMPLATE_FILE = "chat_template.jinja"
-MAX_TEMPLATE_BYTES = 2**18
 RENDER_SECONDS = 5
 RENDERER = Path(__file__).with_name("render.py")
 # What the process is told of its environment: no keys.
 VARIABLES = ("PATH", "PYTHONPATH", "HOME", "SYSTEMROOT", "LANG", "TZ", "VIRTUAL_ENV")
+
+
+class RenderError(Exception):
+    """The template makes no prompt of the messages; the message is a clause that says why."""
+
+
+class RendererCrash(Exception):
+    """The process that renders has ended by itself; the message is a clause that says how."""
 
 
 class ChatTemplate:
@@ -31,44 +38,52 @@ class ChatTemplate:
         self._turn = threading.Lock()
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt, which asks for the next message. Raises ApiError if there is none."""
+        """The prompt, which asks for the next message. Raises RenderError and RendererCrash."""
         asked = {
             "template": self.source,
             "messages": messages,
             "variables": self.variables | {"add_generation_prompt": True},
         }
-        answer = self._ask(json.dumps(asked).encode("ascii") + b"\n")
+        with self._turn:
+            answer = self._ask(json.dumps(asked).encode("ascii") + b"\n")
         if "error" in answer:
-            raise refuse(
-                f"the model's chat template does not take these messages: {answer['error']}",
-                "messages",
-                "chat_template_error",
-            )
-        return str(answer["text"])
+            raise RenderError(answer["error"])
+        return answer["text"]
 
     def _ask(self, line: bytes) -> dict[str, str]:
         """What the process answers; it is ended if it takes too long, and begun anew."""
-        with self._turn:
-            if self._process is None or self._process.poll() is not None:
-                self._process = start()
-            process = self._process
-            assert process.stdin is not None
-            assert process.stdout is not None
-            timer = threading.Timer(RENDER_SECONDS, process.kill)
-            timer.start()
-            try:
+        if self._process is None or self._process.poll() is not None:
+            self._process = start()
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        is_late = threading.Event()
+
+        def end() -> None:
+            is_late.set()
+            process.kill()
+
+        timer = threading.Timer(RENDER_SECONDS, end)
+        timer.start()
+        answer = b""
+        try:
+            with suppress(BrokenPipeError):
                 process.stdin.write(line)
                 process.stdin.flush()
                 answer = process.stdout.readline()
-            except BrokenPipeError:
-                answer = b""
-            finally:
-                timer.cancel()
-            if not answer:
-                self.close()
-                return {"error": f"it did not end within {RENDER_SECONDS} s"}
-            found: dict[str, str] = json.loads(answer)
-            return found
+        finally:
+            timer.cancel()
+            timer.join()
+        if is_late.is_set():
+            self.close()
+            raise RenderError(f"it did not end within {RENDER_SECONDS} s")
+        if not answer.endswith(b"\n"):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+            self.close()
+            raise RendererCrash(show_end(process.returncode))
+        found: dict[str, str] = json.loads(answer)
+        return found
 
     def close(self) -> None:
         """End the process."""
@@ -76,6 +91,15 @@ class ChatTemplate:
             self._process.kill()
             self._process.communicate()
             self._process = None
+
+
+def show_end(code: int) -> str:
+    """How a process ended, in words.
+
+    >>> show_end(1), show_end(-9)
+    ('it ended with exit code 1', 'SIGKILL ended it')
+    """
+    return f"it ended with exit code {code}" if code >= 0 else f"{Signals(-code).name} ended it"
 
 
 def start() -> subprocess.Popen[bytes]:
@@ -91,53 +115,6 @@ def start() -> subprocess.Popen[bytes]:
 
 
 def find_template(folder: Path) -> ChatTemplate | None:
-    """The template of a checkpoint's folder, if it has one.
-
-    Raises CheckpointError for one that is too large or not text.
-    """
-    path = folder / TOKENIZER_CONFIG
-    config = read_json(path) if path.is_file() else {}
-    source, where = config.get("chat_template"), path
-    if (folder / TEMPLATE_FILE).is_file():
-        where = folder / TEMPLATE_FILE
-        source = read_template(where)
-    elif isinstance(source, list):  # Several, by their names.
-        named = [one for one in source if isinstance(one, dict) and one.get("name") == "default"]
-        source = named[0].get("template") if named else None
-    if source is None:
-        return None
-    if not isinstance(source, str) or len(source) > MAX_TEMPLATE_BYTES:
-        raise CheckpointError(
-            f"{where}: the chat template is no text of at most {MAX_TEMPLATE_BYTES:,} characters; "
-            "remove it, or use the model's own"
-        )
-    return ChatTemplate(source, read_special_tokens(config))
-
-
-def read_template(path: Path) -> str:
-    """The text of chat_template.jinja, or as much of it as shows that it is too long."""
-    with path.open("rb") as file:
-        content = file.read(4 * MAX_TEMPLATE_BYTES + 4)
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{path}: not UTF-8; use the model's own") from None
-
-
-def read_special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The tokens that templates name, such as bos_token."""
-    found = {}
-    for name, value in config.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if name.endswith("_token") and isinstance(text, str):
-            found[name] = text
-    return found
-
-
-def refuse_chat(name: str) -> ApiError:
-    """The error for a chat with a model that has no template."""
-    return refuse(
-        f"{name} has no chat template, so it was not trained on chats; ask /v1/completions instead",
-        "model",
-        "no_chat_template",
-    )
+    """The template of a checkpoint's folder, if it has one; CheckpointError for a bad one."""
+    stored = read_chat_template(folder)
+    return None if stored is None else ChatTemplate(stored.source, stored.tokens)
