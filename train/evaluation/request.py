@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from shards.entry.options import PATH
-from shards.format import SPLITS
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,6 @@ class Measured:
     def __post_init__(self) -> None:
         if self.shards is not None and self.text:
             raise ValueError("--shards and --text: give one of them, and run eval again for both")
-        if self.split not in SPLITS:
-            raise ValueError(f"--split is {self.split!r}; expected one of {', '.join(SPLITS)}")
         if self.windows is not None and self.shards is None:
             raise ValueError("--windows is for --shards; leave it out")
 

@@ -11,6 +11,7 @@ from model.checkpoints.seal import CheckpointError, list_checkpoints, step_of
 from model.decode.generator import Generator
 from model.sample.prompts import read_text
 from shards.disk.json_files import Json
+from shards.format import SPLITS
 from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import encode_plainly, read_set_spelling, read_spelling
@@ -85,6 +86,8 @@ def measure(generator: Generator, measured: Measured) -> Json:
             f"--stride is {stride:,} and a window's length {length:,}: tokens between windows "
             "would be predicted by none; expected at most the length"
         )
+    if measured.split not in SPLITS:
+        raise ValueError(f"--split is {measured.split!r}; expected one of {', '.join(SPLITS)}")
     if measured.shards is not None:
         shards = open_shards(measured.shards)
         what: Json = {
