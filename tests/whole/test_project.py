@@ -58,8 +58,9 @@ MAY_IMPORT = {
     "model.sample": {"model", "model.checkpoints", "model.decode"},
     "model.serve.wire": set(),
     "model.serve.chat": {"model.checkpoints", "model.serve.wire"},
-    "model.serve": {"model.serve.chat", "model.serve.page", "model.serve.wire", "model.decode"}
-    | {"model.checkpoints", "model"},
+    "model.serve.texts": {"model.serve", "model.serve.chat", "model.serve.wire", "model.decode"},
+    "model.serve": {f"model.serve.{room}" for room in ("chat", "page", "texts", "wire")}
+    | {"model.decode", "model.checkpoints", "model"},
     "model.serve.page": {"model.serve", "model.serve.wire"},
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
