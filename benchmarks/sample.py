@@ -36,6 +36,7 @@ from model.decode.generator import Generator
 from model.decode.settings import Settings
 from model.generate import load_generator
 from model.products import linear
+from model.transformer import Transformer
 from prep.tokenizer.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
 from tests.tiny import make_model
 
@@ -158,9 +159,13 @@ def start_velocity(generator: Generator, options: argparse.Namespace) -> Callabl
         completions = generator.complete(make_prompts(batch_size, options), settings)
         return [list(text.tokens[text.num_prompt_tokens :]) for text in completions]
 
-    model = generator.model
+    return partial(time_writing, write, options, count_bytes(generator.model))
+
+
+def count_bytes(model: Transformer) -> int:
+    """The bytes of a model's weights; a head that is the embedding counts once."""
     tensors = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
-    return partial(time_writing, write, options, sum(tensors.values()))
+    return sum(tensors.values())
 
 
 def start_transformers(
