@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.checkpoints.chat_template import read_chat_template
 from model.config import ModelConfig
 from model.export.gguf_names import EMBEDDING, FACTORS, HEAD, NAMES
 from model.export.gguf_runtime import open_llama, open_reader
@@ -139,19 +140,7 @@ def add_tokenizer(writer: Any, source: Source, tokenizer: GgufTokenizer) -> None
     writer.add_add_eos_token(False)
     template = read_chat_template(source.folder)
     if template is not None:
-        writer.add_chat_template(template)
-
-
-def read_chat_template(folder: Path) -> str | None:
-    """A folder's chat template, in Jinja; None if it has none."""
-    from model.checkpoints.seal import TOKENIZER_CONFIG, read_json
-
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    config = folder / TOKENIZER_CONFIG
-    found = read_json(config).get("chat_template") if config.is_file() else None
-    return found if isinstance(found, str) else None
+        writer.add_chat_template(template.source)
 
 
 def list_tensors(source: Source) -> Iterator[tuple[str, Tensor]]:

@@ -7,8 +7,8 @@ the model answers as it never learned to.
 from pathlib import Path
 from typing import Any
 
+from model.checkpoints.chat_template import read_chat_template
 from model.export.gguf import open_runtime as open_gguf
-from model.export.gguf import read_chat_template
 from model.export.gguf import write as write_gguf
 from model.export.source import Source
 
@@ -42,13 +42,14 @@ def open_runtime(source: Source, path: Path, dtype: str) -> Any:
 
 def make_modelfile(source: Source) -> str:
     """The Modelfile: what a prompt becomes, where a text ends, and how long it may be."""
-    written = read_chat_template(source.folder)
-    template, stops = KNOWN_TEMPLATES.get((written or "").strip(), (PLAIN, ()))
+    stored = read_chat_template(source.folder)
+    written = "" if stored is None else stored.source.strip()
+    template, stops = KNOWN_TEMPLATES.get(written, (PLAIN, ()))
     ends = [source.tokenizer.id_to_token(end) for end in source.ends]
     lines = [f"FROM ./{MODEL}", f"TEMPLATE {quote(template)}"]
     lines += [f"PARAMETER stop {quote(stop)}" for stop in dict.fromkeys([*stops, *ends])]
     lines += [f"PARAMETER num_ctx {source.config.context}"]
-    if written is not None and template == PLAIN:
+    if written and template == PLAIN:
         lines[1:1] = [
             "# The checkpoint's chat template is not known in Ollama's language: prompts are taken",
             "# as they are. `ollama show --template` lists what others use.",

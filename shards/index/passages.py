@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from shards.documents import Document, Sidecars
-from shards.format import Int64
+from shards.format import SPLITS, Int64
 from shards.index.search import Matches, open_index
 from shards.reader import Shards
 from shards.tokenizer import load_checked_tokenizer, puts_space_before
@@ -71,7 +71,7 @@ class Finder:
     def __init__(self, shards: Shards) -> None:
         self.index = open_index(shards)
         self.tokenizer: Tokenizer = load_checked_tokenizer(shards.folder, shards.manifest)
-        self.sidecars = {split: Sidecars(shards, split) for split in ("train", "validation")}
+        self.sidecars = {split: Sidecars(shards, split) for split in SPLITS}
         self.takes_space = not puts_space_before(self.tokenizer)
 
     def find(self, text: str, wish: Wish, start: int = 0, stop: int | None = None) -> list[Passage]:

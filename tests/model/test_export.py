@@ -26,7 +26,7 @@ from model.decode.settings import Settings
 from model.export import gguf as gguf_format
 from model.export.certificate import Measured, cut_windows, find_faults, measure
 from model.export.gguf_runtime import read_model
-from model.export.ollama import make_modelfile
+from model.export.ollama import KNOWN_TEMPLATES, make_modelfile
 from model.export.onnx import open_session
 from model.export.request import LIMITS, make_request
 from model.export.run import export
@@ -238,6 +238,27 @@ def test_a_chat_template_is_translated_or_said_not_to_be(checkpoint: Path, tmp_p
     made = make_modelfile(open_source(folder))
     assert 'TEMPLATE "{{ .Prompt }}"' in made
     assert "chat template is not known" in made
+
+
+def test_a_chat_template_is_exported_wherever_serving_finds_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    (folder / "checksums.json").unlink()
+    [chatml] = KNOWN_TEMPLATES
+    path = folder / "tokenizer_config.json"
+    named = [{"name": "tool", "template": "no"}, {"name": "default", "template": chatml}]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
+    run(folder, "gguf", tmp_path / "model.gguf", "fp32")
+    found: Any = gguf.GGUFReader(tmp_path / "model.gguf").get_field("tokenizer.chat_template")
+    assert found.contents() == chatml
+    assert "<|im_start|>{{ .Role }}" in make_modelfile(open_source(folder))
+    (folder / "chat_template.jinja").write_bytes(b"{{ '\xe9' }}")  # Which comes first.
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8"):
+        run(folder, "ollama", tmp_path / "ollama")
+    assert not (tmp_path / "ollama").exists()
 
 
 def test_onnx_takes_a_past_and_rows_of_unequal_lengths(checkpoint: Path, tmp_path: Path) -> None:

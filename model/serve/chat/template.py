@@ -1,4 +1,4 @@
-"""A folder's chat template: found, and run by the process that render.py is."""
+"""A folder's chat template, run by the process that render.py is."""
 
 import json
 import math
@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.checkpoints.seal import TOKENIZER_CONFIG, CheckpointError, read_json
+from model.checkpoints.chat_template import read_chat_template
 from model.serve.wire.errors import ApiError, refuse
 
-TEMPLATE_FILE = "chat_template.jinja"
-MAX_TEMPLATE_BYTES = 2**18
 RENDER_SECONDS = 5
 RENDERER = Path(__file__).with_name("render.py")
 # What the process is told of its environment: no keys.
@@ -91,47 +89,9 @@ def start() -> subprocess.Popen[bytes]:
 
 
 def find_template(folder: Path) -> ChatTemplate | None:
-    """The template of a checkpoint's folder, if it has one.
-
-    Raises CheckpointError for one that is too large or not text.
-    """
-    path = folder / TOKENIZER_CONFIG
-    config = read_json(path) if path.is_file() else {}
-    source, where = config.get("chat_template"), path
-    if (folder / TEMPLATE_FILE).is_file():
-        where = folder / TEMPLATE_FILE
-        source = read_template(where)
-    elif isinstance(source, list):  # Several, by their names.
-        named = [one for one in source if isinstance(one, dict) and one.get("name") == "default"]
-        source = named[0].get("template") if named else None
-    if source is None:
-        return None
-    if not isinstance(source, str) or len(source) > MAX_TEMPLATE_BYTES:
-        raise CheckpointError(
-            f"{where}: the chat template is no text of at most {MAX_TEMPLATE_BYTES:,} characters; "
-            "remove it, or use the model's own"
-        )
-    return ChatTemplate(source, read_special_tokens(config))
-
-
-def read_template(path: Path) -> str:
-    """The text of chat_template.jinja, or as much of it as shows that it is too long."""
-    with path.open("rb") as file:
-        content = file.read(4 * MAX_TEMPLATE_BYTES + 4)
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{path}: not UTF-8; use the model's own") from None
-
-
-def read_special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The tokens that templates name, such as bos_token."""
-    found = {}
-    for name, value in config.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if name.endswith("_token") and isinstance(text, str):
-            found[name] = text
-    return found
+    """The template of a checkpoint's folder, if it has one; CheckpointError for a bad one."""
+    stored = read_chat_template(folder)
+    return None if stored is None else ChatTemplate(stored.source, stored.tokens)
 
 
 def refuse_chat(name: str) -> ApiError:

@@ -1,0 +1,72 @@
+"""A folder's chat template, read: the program that makes a prompt of messages, and its tokens.
+
+    chat_template.jinja                            what transformers 5 writes; it comes first
+    tokenizer_config.json, chat_template           a text
+    the same, as a list of {"name", "template"}    of which the one that is called default is taken
+
+It is a stranger's program: nothing here runs it. Nothing here imports torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.checkpoints.seal import TOKENIZER_CONFIG, CheckpointError, read_json
+
+TEMPLATE = "chat_template.jinja"
+MAX_TEMPLATE_CHARS = 2**18
+
+
+@dataclass(frozen=True)
+class StoredTemplate:
+    """A chat template as a folder has it."""
+
+    # In Jinja.
+    source: str
+    # The special tokens that templates name, such as bos_token.
+    tokens: Mapping[str, str]
+
+
+def read_chat_template(folder: Path) -> StoredTemplate | None:
+    """The chat template of a checkpoint's folder, if it has one.
+
+    Raises CheckpointError, naming the file, for one that is too large or not text.
+    """
+    path = folder / TOKENIZER_CONFIG
+    config = read_json(path) if path.is_file() else {}
+    source, where = config.get("chat_template"), path
+    if (folder / TEMPLATE).is_file():
+        where = folder / TEMPLATE
+        source = read_start(where)
+    elif isinstance(source, list):
+        named = [one for one in source if isinstance(one, dict) and one.get("name") == "default"]
+        source = named[0].get("template") if named else None
+    if source is None:
+        return None
+    if not isinstance(source, str) or len(source) > MAX_TEMPLATE_CHARS:
+        raise CheckpointError(
+            f"{where}: the chat template is no text of at most {MAX_TEMPLATE_CHARS:,} characters; "
+            "remove it, or use the model's own"
+        )
+    return StoredTemplate(source, read_special_tokens(config))
+
+
+def read_start(path: Path) -> str:
+    """The text of a file, or as much of it as shows that it is too long."""
+    with path.open("rb") as file:
+        content = file.read(4 * MAX_TEMPLATE_CHARS + 4)
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: not UTF-8; use the model's own") from None
+
+
+def read_special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that a tokenizer_config.json names, by their names there."""
+    found = {}
+    for name, value in config.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str):
+            found[name] = text
+    return found
