@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Json, find_missing, print_line, run_script, say, shorten
-from benchmarks.sample import count_bytes
+from benchmarks.sample import count_bytes, count_equal, count_gguf_bytes
 from model.checkpoints.seal import seal
 from model.config import KEPT, Kept
 from model.decode.generator import Generator
@@ -154,7 +153,7 @@ def export_gguf(source: Source, scratch: Path, dtype: str) -> Loaded:
     path = gguf.write(source, scratch, f"{dtype}.gguf", dtype)
     model = read_model(path).model
     generator = Generator(model, source.tokenizer, source.ends, source.begin)
-    return Loaded(generator, path.stat().st_size)
+    return Loaded(generator, count_gguf_bytes(path))
 
 
 @torch.inference_mode()
@@ -204,12 +203,6 @@ def summarize_texts(expected: list[list[int]], found: list[list[int]]) -> Json:
         "texts_equal": sum(mine == other for mine, other in pairs),
         "mean_text_tokens": shorten(statistics.mean(map(len, expected))),
     }
-
-
-def count_equal(mine: list[int], other: list[int]) -> int:
-    """With how many equal tokens both begin."""
-    pairs = zip(mine, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 if __name__ == "__main__":

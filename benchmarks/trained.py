@@ -1,6 +1,6 @@
 """A small trained model for `quality` and `lookup`, made from your own text in about half an hour.
 
-    TEXT, and the standard library's source -> velocity tokenizer train -> velocity prep
+    TEXT, and source code -> velocity tokenizer train -> velocity prep
         -> torchrun -m train
 
 Random weights say nothing about quality. This model has read both prose and code, on one thread of
@@ -20,6 +20,7 @@ from shards.disk.durable import write_file
 
 # A part of the set that no step reads.
 VALIDATION_FRACTION = "0.02"
+CODE_FILE = "code.jsonl"
 CONTEXT = 512
 SETTINGS = {
     "model.hidden_size": 256,
@@ -48,6 +49,8 @@ def parse_arguments() -> argparse.Namespace:
         "--input", type=Path, nargs="+", required=True, help="text, as for velocity prep"
     )
     parser.add_argument("--text-column", default="content", help="the column that holds the text")
+    library = Path(sysconfig.get_path("stdlib"))
+    parser.add_argument("--code", type=Path, default=library, help="a folder of .py files")
     parser.add_argument("--out", type=Path, required=True, help="a folder for all that is made")
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=3000, help="of 512 tokens each")
@@ -59,9 +62,9 @@ def main() -> None:
     options = parse_arguments()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    code, tokenizer, shards = out / "code.jsonl", out / "tokenizer", out / "shards"
+    code, tokenizer, shards = out / CODE_FILE, out / "tokenizer", out / "shards"
     if not code.exists():
-        write_file(code, write_code(options.text_column))
+        write_file(code, write_code(options.code, options.text_column))
     sources: list[str | Path] = ["--text-column", options.text_column]
     for path in (*options.input, code):
         sources += ["--input", path]
@@ -86,13 +89,12 @@ def main() -> None:
     )
 
 
-def write_code(column: str) -> str:
-    """The source files of the standard library as JSON lines."""
-    library = Path(sysconfig.get_path("stdlib"))
+def write_code(folder: Path, column: str) -> str:
+    """The source files below a folder as JSON lines."""
     lines = []
-    for path in find_modules(library):
+    for path in find_modules(folder):
         text = path.read_text(encoding="utf-8", errors="replace")
-        lines.append(json.dumps({column: text, "url": name_module(path.relative_to(library))}))
+        lines.append(json.dumps({column: text, "url": name_module(path.relative_to(folder))}))
     return "".join(line + "\n" for line in lines)
 
 
