@@ -228,7 +228,7 @@ def test_sample_writes_the_tokens_of_transformers() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """The options that name a checkpoint which `trained` made, and its set."""
     folder = tmp_path_factory.mktemp("trained")
-    write_jsonl(folder / "a.jsonl", [*make_texts(3000)])
+    write_jsonl(folder / "a.jsonl", [*make_texts(1500)])
     (folder / "code").mkdir()
     (folder / "code/one.py").write_text("print('one')\n")
     command = [sys.executable, "-m", "benchmarks.trained", "--input", str(folder / "a.jsonl")]
