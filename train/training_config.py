@@ -7,6 +7,7 @@ from model.config import AttentionKernel
 
 Precision = Literal["fp16", "bf16", "fp32"]
 OnBadStep = Literal["warn", "skip", "rollback"]
+Schedule = Literal["cosine_restarts", "cosine", "linear_to_zero", "wsd", "constant"]
 ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
 
 # Where torch's GradScaler begins.
@@ -32,15 +33,25 @@ class TrainingConfig:
     batch_size_per_device: int | Literal["auto"] = 4
     # Micro-steps per step; "auto" = as many as global_batch_tokens needs, or 8 without it.
     gradient_accumulation_steps: int | Literal["auto"] = "auto"
-    # Peak learning rate of the cosine cycles.
+    # Peak learning rate.
     learning_rate: float = 6e-4
-    # Lowest learning rate of the cosine cycles.
-    min_learning_rate: float = 6e-5
+    # What the learning rate does after warmup: "cosine_restarts" = the original's cycles; "cosine"
+    # and "linear_to_zero" = it falls until the last step; "wsd" (warmup, stable, decay) = it stays
+    # at the peak and falls linearly at the end; "constant" = it stays.
+    schedule: Schedule = "cosine_restarts"
     # Steps of linear warmup from 0 to the peak.
     warmup_steps: int = 2000
-    # Steps of the first cosine cycle after warmup; null = three cycles fill num_training_steps.
+    # For wsd: the share of num_training_steps in which the learning rate falls, at the end.
+    decay_fraction: float = 0.2
+    # For cosine and wsd: what the learning rate falls to, as a share of the peak; null = 0.1 for
+    # cosine, 0 for wsd.
+    final_fraction: float | None = None
+    # For cosine_restarts: the lowest learning rate of the cycles.
+    min_learning_rate: float = 6e-5
+    # For cosine_restarts: steps of the first cycle after warmup; null = three cycles fill
+    # num_training_steps.
     cycle_steps: int | None = None
-    # Each cycle is this many times as long as the one before.
+    # For cosine_restarts: each cycle is this many times as long as the one before.
     cycle_multiplier: int = 2
     # Steps in the whole run.
     num_training_steps: int = 100_000
@@ -146,11 +157,7 @@ class TrainingConfig:
                 "training.keep_best goes by the validation loss, which training.eval_windows=0 "
                 "does not take; set one of them otherwise"
             )
-        if not 0 <= self.min_learning_rate <= self.learning_rate:
-            raise ValueError(
-                f"training.min_learning_rate is {self.min_learning_rate}; expected a number from 0 "
-                f"to training.learning_rate={self.learning_rate}"
-            )
+        self._check_schedule()
         for name in ("warmup_steps", "eval_windows", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; expected at least 0")
@@ -186,10 +193,47 @@ class TrainingConfig:
         return DEFAULT_MICRO_STEPS
 
     @property
+    def decay_start(self) -> int:
+        """Steps before the learning rate falls for good; all of them if it never does.
+
+        With cosine_restarts, which goes up again, those of warmup.
+        """
+        if self.schedule == "constant":
+            return self.num_training_steps
+        stable = 0
+        if self.schedule == "wsd":
+            stable = self.num_training_steps - round(self.decay_fraction * self.num_training_steps)
+        return min(max(self.warmup_steps, stable), self.num_training_steps)
+
+    def is_permanent(self, step: int) -> bool:
+        """Whether the checkpoint of a step is never removed.
+
+        That of the step from which wsd falls is one: from there the run can be made longer.
+        """
+        if self.schedule == "wsd" and step == self.decay_start:
+            return True
+        return self.keep_every_steps is not None and step % self.keep_every_steps == 0
+
+    @property
     def max_checkpoints(self) -> int:
         """The most checkpoints that a run keeps: the newest, the permanent ones, and the best."""
         permanent = self.num_training_steps // self.keep_every_steps if self.keep_every_steps else 0
-        return self.save_total_limit + permanent + self.keep_best
+        has_stable = self.schedule == "wsd" and 0 < self.decay_start < self.num_training_steps
+        return self.save_total_limit + permanent + has_stable + self.keep_best
+
+    def _check_schedule(self) -> None:
+        lowest, peak = self.min_learning_rate, self.learning_rate
+        if not lowest >= 0 or (self.schedule == "cosine_restarts" and lowest > peak):
+            raise ValueError(
+                f"training.min_learning_rate is {lowest}; expected a number from 0 to "
+                f"training.learning_rate={peak}"
+            )
+        if not peak >= 0:
+            raise ValueError(f"training.learning_rate is {peak}; expected at least 0")
+        for name in ("decay_fraction", "final_fraction"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"training.{name} is {value}; expected a number from 0 to 1")
 
     def _check_bad_steps(self) -> None:
         if not 0 <= self.min_loss_scale <= FIRST_LOSS_SCALE:

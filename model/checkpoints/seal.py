@@ -167,8 +167,14 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether the folder was completed by us: by the trainer, or by `velocity convert`."""
+    """Whether the folder was completed by us: by the trainer, `velocity convert` or an export."""
     return (folder / CHECKSUMS).is_file()
+
+
+def is_seed_checkpoint(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint of the original VelocityLM."""
+    files = (folder / SEED_WEIGHTS, folder / CONFIG)
+    return all(file.is_file() for file in files) and "model" in read_json(folder / CONFIG)
 
 
 def read_json(path: Path) -> dict[str, Any]:

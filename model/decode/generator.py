@@ -24,6 +24,17 @@ from model.transformer import Transformer
 Prompt = str | Sequence[int]
 
 
+class ContextExceeded(ValueError):
+    """A prompt that leaves too little room for new text in the model's context."""
+
+    def __init__(self, num_tokens: int, context: int) -> None:
+        super().__init__(
+            f"the prompt has {num_tokens:,} tokens, the model's context is {context:,}; "
+            "shorten the prompt to leave room for new text"
+        )
+        self.num_tokens = num_tokens
+
+
 class Generator:
     """A model with its tokenizer, ready to generate.
 
@@ -121,18 +132,22 @@ class Generator:
         return (piece for _, piece in self.write(drafts) if piece)
 
     def start(
-        self, prompts: Sequence[Prompt], settings: Settings | Sequence[Settings]
+        self,
+        prompts: Sequence[Prompt],
+        settings: Settings | Sequence[Settings],
+        min_room: int = 1,
     ) -> list[Draft]:
         """A draft for each requested text, so far with only its prompt.
 
-        Raises ValueError for what `generate` refuses.
+        Raises ContextExceeded for a prompt that leaves no room for `min_room` new tokens, and
+        ValueError for what else `generate` refuses.
         """
         drawn_seed: int | None = None
         num_uses = Counter[tuple[int, str]]()
         drafts: list[Draft] = []
         for prompt, wanted in zip(prompts, spread(settings, len(prompts)), strict=True):
             text, tokens = self._read(prompt)
-            limit, limit_reason = self._find_limit(len(tokens), wanted)
+            limit, limit_reason = self._find_limit(len(tokens), wanted, min_room)
             bad_words = self._find_bad_words(wanted)
             seed = wanted.seed
             if seed is None:
@@ -181,14 +196,13 @@ class Generator:
         rows = {tuple(self.tokenizer.encode(text).ids) for text in spelled}
         return rows - {(token,) for token in self.ends}
 
-    def _find_limit(self, num_prompt_tokens: int, settings: Settings) -> tuple[int, FinishReason]:
+    def _find_limit(
+        self, num_prompt_tokens: int, settings: Settings, min_room: int
+    ) -> tuple[int, FinishReason]:
         """The most tokens that a text may have, and the reason for ending there."""
         context = self.context
-        if num_prompt_tokens >= context:
-            raise ValueError(
-                f"the prompt has {num_prompt_tokens:,} tokens, the model's context is {context:,}; "
-                "shorten the prompt to leave room for new text"
-            )
+        if num_prompt_tokens + min_room > context:
+            raise ContextExceeded(num_prompt_tokens, context)
         if settings.logit_bias and max(settings.logit_bias) >= self.num_words:
             raise ValueError(
                 f"logit_bias has token {max(settings.logit_bias)}; the tokenizer's ids end at "

@@ -22,9 +22,22 @@ EARLY_STOPPING: dict[str, bool | str] = {"false": False, "true": True, "never": 
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
 
+class SettingError(ValueError):
+    """A setting that is wrong, by itself or beside another one.
+
+    `words` has {} for the name of each, of which the first is the wrong one: elsewhere, such as in
+    OpenAI's API, they have other names.
+    """
+
+    def __init__(self, words: str, *names: str) -> None:
+        super().__init__(words.format(*names))
+        self.words = words
+        self.names = names
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. Raises ValueError, naming the setting, for an invalid value."""
+    """How tokens are chosen. Raises SettingError for an invalid value."""
 
     # False always takes the likeliest token, as does a temperature of 0 (or under 0.00001).
     do_sample: bool = True
@@ -107,9 +120,11 @@ class Sampling:
         for name, (is_valid, expected) in checks.items():
             value = getattr(self, name)
             if not is_valid or value == math.inf:
-                raise ValueError(f"{name} is {value}; expected a number {expected}")
+                raise SettingError(f"{{}} is {value}; expected a number {expected}", name)
         if any(not word.strip() or LONE_SURROGATES.search(word) for word in self.words):
-            raise ValueError("bad_words holds a word that is empty or not UTF-8; leave it out")
+            raise SettingError(
+                "{} holds a word that is empty or not UTF-8; leave it out", "bad_words"
+            )
         for token, bias in (self.logit_bias or {}).items():
             if token < 0 or not -100 <= bias <= 100:
                 raise ValueError(
@@ -133,6 +148,19 @@ class Sampling:
         if self.is_greedy:
             return None
         return (self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p)
+
+    @cached_property
+    def penalizes(self) -> bool:
+        """Whether tokens of the text become less or more likely."""
+        others = self.presence_penalty or self.frequency_penalty
+        return bool(self.repetition_penalty != 1 or others)
+
+    @cached_property
+    def changes_logits(self) -> bool:
+        """Whether the text so far, or a bias, changes logits at all before any is drawn."""
+        forbids = self.no_repeat_ngram_size or self.bad_words
+        delays_end = self.min_length or self.min_new_tokens
+        return bool(self.penalizes or self.logit_bias or forbids or delays_end)
 
     @property
     def keeps_all(self) -> bool:
@@ -225,9 +253,11 @@ class Settings(Sampling):
         if self.logprobs is not None and self.logprobs < 0:
             raise ValueError(f"logprobs is {self.logprobs}; expected 0 or more alternatives")
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens}, but max_new_tokens is "
-                f"{self.max_new_tokens}; expected no more than that"
+            raise SettingError(
+                f"{{}} is {self.min_new_tokens}, but {{}} is {self.max_new_tokens}; expected no "
+                "more than that",
+                "min_new_tokens",
+                "max_new_tokens",
             )
         if self.max_length is not None and self.max_new_tokens is not None:
             raise ValueError(
@@ -235,9 +265,13 @@ class Settings(Sampling):
                 "expected only one: the first counts the prompt's tokens too"
             )
         if any(LONE_SURROGATES.search(stop) for stop in self.stops):
-            raise ValueError("a stop string is not UTF-8 and would never be found; leave it out")
+            raise SettingError(
+                "a stop string is not UTF-8 and would never be found; leave it out", "stop"
+            )
         if "" in self.stops:
-            raise ValueError("a stop string is empty and would end every text; leave it out")
+            raise SettingError(
+                "a stop string is empty and would end every text; leave it out", "stop"
+            )
 
     @property
     def stops_early(self) -> bool | str:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.folder import encode_json, load_model, name_weights, write_weights
+from model.checkpoints.hugging_face import QUANTIZATION
 from model.checkpoints.int8 import (
     PACKED,
-    QUANTIZATION,
     SCALE,
     SHAPE,
     make_quantization_json,

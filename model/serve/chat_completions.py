@@ -7,10 +7,11 @@ from starlette.responses import Response
 
 from model.decode.logprobs import TokenLogprob
 from model.serve.chat.messages import Message, read_messages
+from model.serve.chat.template import RendererCrash, RenderError
 from model.serve.choices import Asked, Choice, bound, collect, read_streaming
 from model.serve.drafts import count_texts, make_drafts
 from model.serve.house import House, Served, Writing, unless_gone
-from model.serve.sampling import read_settings
+from model.serve.sampling import MaxTokens, read_settings
 from model.serve.spelling import show_bytes
 from model.serve.streams import EventStream
 from model.serve.wire.answers import END_OF_STREAM, make_event, make_json
@@ -49,27 +50,23 @@ class ChatCompletions:
         num_alternatives = fields.whole("top_logprobs", 0, MAX_ALTERNATIVES)
         if num_alternatives is not None and not wants_logprobs:
             raise refuse("top_logprobs is given without logprobs: true", "top_logprobs")
+        older = MaxTokens.read(fields, "max_tokens")
+        most = MaxTokens.read(fields, "max_completion_tokens")
+        most = older if most.is_default else most
         settings = read_settings(
-            fields, served.generator, num_alternatives or 0 if wants_logprobs else None
+            fields, served.generator, most, num_alternatives or 0 if wants_logprobs else None
         )
         stream, include_usage = read_streaming(fields)
         returns_ids = fields.flag("return_token_ids")
-        max_tokens = fields.whole("max_completion_tokens", 1, 2**31)
-        older = fields.whole("max_tokens", 1, 2**31)
         messages = read_messages(fields, "messages", ["text"])
         refuse_tools(fields)
         fields.expect("response_format", [{"type": "text"}], "only text is written")
         fields.expect("modalities", [["text"]], "only text is written")
         fields.expect("store", [False], "nothing is stored")
         fields.refuse_others()
-        count_texts(1, settings.num_return_sequences, served.batcher.room)
-        drafts = make_drafts(
-            served.generator,
-            [encode_chat(served, messages)],
-            settings,
-            older if max_tokens is None else max_tokens,
-            "max_tokens" if max_tokens is None else "max_completion_tokens",
-        )
+        count_texts(1, settings.num_return_sequences, served.batcher.room, "messages")
+        prompt = encode_chat(served, messages, "messages")
+        drafts = make_drafts(served.generator, [prompt], settings, most, "messages")
         num_samples = settings.num_return_sequences
         return Asked(served, drafts, num_samples, stream, include_usage, returns_ids, "chatcmpl-")
 
@@ -83,12 +80,19 @@ def refuse_tools(fields: Fields) -> None:
     fields.ignore("parallel_tool_calls")
 
 
-def encode_chat(served: Served, messages: Sequence[Message]) -> list[int]:
-    """The ids of a chat's prompt; the template's special tokens are read as such."""
-    text = served.expect_template().render(messages)
+def encode_chat(served: Served, messages: Sequence[Message], name: str) -> list[int]:
+    """The ids of the prompt of a chat in the field `name`; its special tokens are read as such."""
+    try:
+        text = served.expect_template().render(messages)
+    except RenderError as error:
+        told = f"the model's chat template does not take these messages: {error}"
+        raise refuse(told, name, "chat_template_error") from None
+    except RendererCrash as error:
+        told = f"the process that runs the model's chat template crashed: {error}"
+        raise ApiError(500, told, "chat_template_crash") from None
     tokens: list[int] = served.chat_tokenizer.encode(text, add_special_tokens=False).ids
     if not tokens:
-        raise refuse("the chat template makes an empty prompt of these messages", "messages")
+        raise refuse("the chat template makes an empty prompt of these messages", name)
     return tokens
 
 

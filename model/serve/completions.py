@@ -10,7 +10,7 @@ from starlette.responses import Response
 from model.serve.choices import Asked, Choice, bound, collect, read_streaming
 from model.serve.drafts import Prompt, count_texts, make_drafts
 from model.serve.house import House, Served, Writing, unless_gone
-from model.serve.sampling import read_settings
+from model.serve.sampling import MaxTokens, read_settings
 from model.serve.spelling import count_characters, show_bytes
 from model.serve.streams import EventStream
 from model.serve.wire.answers import END_OF_STREAM, make_event, make_json
@@ -108,22 +108,21 @@ class Completions:
         """A request, checked, with its drafts."""
         served = self.house.find(fields)
         num_alternatives = fields.whole("logprobs", 0, MAX_ALTERNATIVES)
-        settings = read_settings(fields, served.generator, num_alternatives)
+        most = MaxTokens.read(fields, "max_tokens", 0, DEFAULT_MAX_TOKENS)
+        settings = read_settings(fields, served.generator, most, num_alternatives)
         num_samples = settings.num_return_sequences
         echo = fields.flag("echo")
         stream, include_usage = read_streaming(fields)
         returns_ids = fields.flag("return_token_ids")
-        max_tokens = fields.whole("max_tokens", 0, 2**31)
-        if max_tokens == 0 and not echo:
+        if most.value == 0 and not echo:
             raise refuse("max_tokens is 0, which means something only with echo", "max_tokens")
         fields.expect("best_of", [num_samples], "the best are not chosen; expected n")
         fields.expect("suffix", [], "text is only written at the end")
         rows = list_prompts(fields)
         fields.refuse_others()
-        count_texts(len(rows), num_samples, served.batcher.room)
+        count_texts(len(rows), num_samples, served.batcher.room, "prompt")
         prompts = [read_prompt(fields, row, served) for row in rows]
-        num_new = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
-        drafts = make_drafts(served.generator, prompts, settings, num_new, "max_tokens")
+        drafts = make_drafts(served.generator, prompts, settings, most, "prompt")
         return AskedCompletions(
             served,
             drafts,

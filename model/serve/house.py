@@ -21,11 +21,11 @@ from model.serve.batcher import (
     Stopping,
     Update,
 )
-from model.serve.chat.template import ChatTemplate, refuse_chat
+from model.serve.chat.template import ChatTemplate
 from model.serve.metrics import Metrics
 from model.serve.options import Serving
 from model.serve.spelling import Speller
-from model.serve.wire.errors import ApiError
+from model.serve.wire.errors import ApiError, refuse
 from model.serve.wire.fields import Fields, Object, read_object, show
 
 T = TypeVar("T")
@@ -63,7 +63,12 @@ class Served:
     def expect_template(self) -> ChatTemplate:
         """The chat template; a 400 if there is none."""
         if self.template is None:
-            raise refuse_chat(self.id)
+            raise refuse(
+                f"{self.id} has no chat template, so it was not trained on chats; ask "
+                "/v1/completions instead",
+                "model",
+                "no_chat_template",
+            )
         return self.template
 
     def describe(self) -> Object:
@@ -74,6 +79,7 @@ class Served:
             "created": self.created,
             "owned_by": "velocity",
             "max_model_len": self.generator.context,
+            "chat": self.template is not None,
         }
 
 

@@ -15,7 +15,7 @@ from model.serve.chat_completions import encode_chat, refuse_tools
 from model.serve.choices import Asked, Choice, collect
 from model.serve.drafts import make_drafts
 from model.serve.house import House, Writing, unless_gone
-from model.serve.sampling import read_settings
+from model.serve.sampling import MaxTokens, read_settings
 from model.serve.streams import EventStream
 from model.serve.wire.answers import make_event, make_json
 from model.serve.wire.errors import ApiError, refuse
@@ -115,12 +115,12 @@ class Responses:
         """A request, checked, with its draft."""
         served = self.house.find(fields)
         served.expect_template()
-        settings = read_settings(fields, served.generator, None)
+        most = MaxTokens.read(fields, "max_output_tokens")
+        settings = read_settings(fields, served.generator, most, None)
         if settings.num_return_sequences > 1:
             raise refuse("a response is one text; expected no n", "n")
         stream = fields.flag("stream")
         instructions = fields.text("instructions")
-        max_tokens = fields.whole("max_output_tokens", 1, 2**31)
         messages = read_input(fields, instructions)
         metadata = fields.nested("metadata").values
         refuse_tools(fields)
@@ -134,13 +134,8 @@ class Responses:
         fields.expect("include", [[]], "there is nothing more to include")
         fields.expect("background", [False], "responses are answered at once")
         fields.refuse_others()
-        drafts = make_drafts(
-            served.generator,
-            [encode_chat(served, messages)],
-            settings,
-            max_tokens,
-            "max_output_tokens",
-        )
+        prompt = encode_chat(served, messages, "input")
+        drafts = make_drafts(served.generator, [prompt], settings, most, "input")
         return AskedResponse(
             served,
             drafts,
@@ -150,7 +145,7 @@ class Responses:
             False,
             "resp_",
             instructions=instructions,
-            max_tokens=max_tokens,
+            max_tokens=most.value,
             metadata=metadata,
         )
 

@@ -1,6 +1,7 @@
 """`velocity export`: what another runtime reads is the checkpoint, or nothing is left there."""
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -19,6 +20,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import cli
+from model import narrow
 from model.checkpoints.folder import load_model, save_model
 from model.checkpoints.seal import CheckpointError, is_sealed, seal, verify
 from model.config import ModelConfig
@@ -145,6 +147,27 @@ def test_a_stretched_context_is_in_the_keys_of_the_file(tmp_path: Path, kind: An
     config = read_model(tmp_path / "model.gguf").config
     assert (config.rope_type, config.rope_factor) == (kind, 4.0)
     assert config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("told", [0.9, None])
+def test_yarns_factor_means_to_llama_cpp_what_it_is(tmp_path: Path, told: float | None) -> None:
+    """The key itself, as our own reader of the file would undo what our writer did to it.
+
+    llama.cpp multiplies rotated vectors by attn_factor, which is 1 where the file has none, and by
+    1 + 0.1 ln(1 / freq_scale), where freq_scale is 1 / factor (ggml: rope_yarn).
+    """
+    gguf = pytest.importorskip("gguf")
+    changes: dict[str, Any] = {"rope_type": "yarn", "rope_attention_factor": told}
+    checkpoint = save(tmp_path / "checkpoint", ModelConfig(**(vars(CONFIG) | changes)))
+    run(checkpoint, "gguf", tmp_path / "model.gguf", "fp32")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    key, factor = (
+        reader.get_field(f"llama.rope.scaling.{name}") for name in ("attn_factor", "factor")
+    )
+    given = 1.0 if key is None else key.contents()
+    freq_scale = 1 / factor.contents()
+    expected = 0.9 if told is not None else 0.1 * math.log(4) + 1
+    assert given * (1 + 0.1 * math.log(1 / freq_scale)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_wrong_export_is_told_and_not_kept(
@@ -325,7 +348,9 @@ def test_pt2_without_a_compiler_is_one_line(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_int8_is_a_checkpoint_that_sampling_takes(checkpoint: Path, tmp_path: Path) -> None:
+def test_int8_is_a_checkpoint_that_sampling_takes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "int8"
     run(checkpoint, "int8", out)
     assert is_sealed(out)
@@ -340,6 +365,13 @@ def test_int8_is_a_checkpoint_that_sampling_takes(checkpoint: Path, tmp_path: Pa
     assert {layer.weight.dtype for layer in layers} == {torch.int8}
     [text] = generator.generate("The quick brown fox", temperature=0, max_new_tokens=8)
     assert text.startswith("The quick brown fox")
+    monkeypatch.setattr(narrow, "find_library", lambda: None)  # Without a compiler, they are fp32.
+    widened = load_generator(out, "cpu")
+    assert not any(isinstance(module, Int8Linear) for module in widened.model.modules())
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        found, expected = widened.model(tokens), generator.model(tokens)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_transformers_reads_the_int8_folder(checkpoint: Path, tmp_path: Path) -> None:

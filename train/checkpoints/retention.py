@@ -25,8 +25,7 @@ class Retention:
 
     def is_permanent(self, step: int) -> bool:
         """Whether the checkpoint of a step is never removed."""
-        every = self.training.keep_every_steps
-        return every is not None and step % every == 0
+        return self.training.is_permanent(step)
 
     def is_kept(self, step: int) -> bool:
         """Whether a checkpoint stays however old it is."""

@@ -7,7 +7,7 @@ from shards.reader import Shards
 from shards.screen.lines import Say
 from train.checkpoints.resume import Start, is_same_folder
 from train.config import Config
-from train.step.schedule import describe_change
+from train.step.schedule import describe_change, refuse_extension
 
 
 def check_same_run(config: Config, shards: Shards, start: Start, say: Say) -> None:
@@ -27,6 +27,7 @@ def check_same_run(config: Config, shards: Shards, start: Start, say: Say) -> No
                 f"{folder}: was trained with {name}={old}, now it is {new}; keep it as it was, or "
                 "choose another infrastructure.output_dir for a new run"
             )
+    refuse_extension(before.training, config.training, start.position.step, str(folder))
     old, new = before.infrastructure.log_folder, config.infrastructure.log_folder
     is_own = start.is_own
     if is_own and old.is_dir() and not is_same_folder(old, new):

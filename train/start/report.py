@@ -20,6 +20,7 @@ from train.ranks.strategy import is_sharding
 from train.start.choose import largest_config
 from train.start.length import describe_epochs, describe_step
 from train.start.memory import Memory, estimate_memory
+from train.step.schedule import describe_schedule
 
 LABEL_WIDTH = 12
 
@@ -38,6 +39,7 @@ def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say
         "model": describe_model(config, rank),
         "step": batch["step"],
         "run": describe_length(config, rank, shards, first_step),
+        "rate": describe_schedule(config.training),
         "validation": describe_validation(config, shards),
         "activations": batch["activations"],
         "memory": describe_memory(need, available),

@@ -126,18 +126,23 @@ def limit_time(seconds: int) -> None:
         signal.alarm(seconds)
 
 
+def encode(**answer: str) -> bytes:
+    """A line of the output."""
+    return json.dumps(answer).encode("ascii") + b"\n"
+
+
 def main() -> None:
     """Answer each line until there are no more; there are argv[1] seconds for each."""
     limit_resources()
     for line in sys.stdin.buffer:
         limit_time(int(sys.argv[1]))
         try:
-            answer = {"text": render(**json.loads(line))}
+            answer = encode(text=render(**json.loads(line)))
         except MemoryError:
-            answer = {"error": f"it needs more than {MAX_BYTES:,} bytes of memory"}
+            answer = encode(error=f"it needs more than {MAX_BYTES:,} bytes of memory")
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"[:500]}
-        sys.stdout.buffer.write(json.dumps(answer).encode("ascii") + b"\n")
+            answer = encode(error=f"{type(error).__name__}: {error}"[:500])
+        sys.stdout.buffer.write(answer)
         sys.stdout.buffer.flush()
         limit_time(0)
 

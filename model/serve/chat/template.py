@@ -7,16 +7,25 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from model.checkpoints.chat_template import read_chat_template
-from model.serve.wire.errors import ApiError, refuse
 
 RENDER_SECONDS = 5
 RENDERER = Path(__file__).with_name("render.py")
 # What the process is told of its environment: no keys.
 VARIABLES = ("PATH", "PYTHONPATH", "HOME", "SYSTEMROOT", "LANG", "TZ", "VIRTUAL_ENV")
+
+
+class RenderError(Exception):
+    """The template makes no prompt of the messages; the message is a clause that says why."""
+
+
+class RendererCrash(Exception):
+    """The process that renders has ended by itself; the message is a clause that says how."""
 
 
 class ChatTemplate:
@@ -29,44 +38,52 @@ class ChatTemplate:
         self._turn = threading.Lock()
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt, which asks for the next message. Raises ApiError if there is none."""
+        """The prompt, which asks for the next message. Raises RenderError and RendererCrash."""
         asked = {
             "template": self.source,
             "messages": messages,
             "variables": self.variables | {"add_generation_prompt": True},
         }
-        answer = self._ask(json.dumps(asked).encode("ascii") + b"\n")
+        with self._turn:
+            answer = self._ask(json.dumps(asked).encode("ascii") + b"\n")
         if "error" in answer:
-            raise refuse(
-                f"the model's chat template does not take these messages: {answer['error']}",
-                "messages",
-                "chat_template_error",
-            )
-        return str(answer["text"])
+            raise RenderError(answer["error"])
+        return answer["text"]
 
     def _ask(self, line: bytes) -> dict[str, str]:
         """What the process answers; it is ended if it takes too long, and begun anew."""
-        with self._turn:
-            if self._process is None or self._process.poll() is not None:
-                self._process = start()
-            process = self._process
-            assert process.stdin is not None
-            assert process.stdout is not None
-            timer = threading.Timer(RENDER_SECONDS, process.kill)
-            timer.start()
-            try:
+        if self._process is None or self._process.poll() is not None:
+            self._process = start()
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        is_late = threading.Event()
+
+        def end() -> None:
+            is_late.set()
+            process.kill()
+
+        timer = threading.Timer(RENDER_SECONDS, end)
+        timer.start()
+        answer = b""
+        try:
+            with suppress(BrokenPipeError):
                 process.stdin.write(line)
                 process.stdin.flush()
                 answer = process.stdout.readline()
-            except BrokenPipeError:
-                answer = b""
-            finally:
-                timer.cancel()
-            if not answer:
-                self.close()
-                return {"error": f"it did not end within {RENDER_SECONDS} s"}
-            found: dict[str, str] = json.loads(answer)
-            return found
+        finally:
+            timer.cancel()
+            timer.join()
+        if is_late.is_set():
+            self.close()
+            raise RenderError(f"it did not end within {RENDER_SECONDS} s")
+        if not answer.endswith(b"\n"):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+            self.close()
+            raise RendererCrash(show_end(process.returncode))
+        found: dict[str, str] = json.loads(answer)
+        return found
 
     def close(self) -> None:
         """End the process."""
@@ -74,6 +91,15 @@ class ChatTemplate:
             self._process.kill()
             self._process.communicate()
             self._process = None
+
+
+def show_end(code: int) -> str:
+    """How a process ended, in words.
+
+    >>> show_end(1), show_end(-9)
+    ('it ended with exit code 1', 'SIGKILL ended it')
+    """
+    return f"it ended with exit code {code}" if code >= 0 else f"{Signals(-code).name} ended it"
 
 
 def start() -> subprocess.Popen[bytes]:
@@ -92,12 +118,3 @@ def find_template(folder: Path) -> ChatTemplate | None:
     """The template of a checkpoint's folder, if it has one; CheckpointError for a bad one."""
     stored = read_chat_template(folder)
     return None if stored is None else ChatTemplate(stored.source, stored.tokens)
-
-
-def refuse_chat(name: str) -> ApiError:
-    """The error for a chat with a model that has no template."""
-    return refuse(
-        f"{name} has no chat template, so it was not trained on chats; ask /v1/completions instead",
-        "model",
-        "no_chat_template",
-    )
