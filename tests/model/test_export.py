@@ -20,6 +20,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import cli
+from model import narrow
 from model.checkpoints.folder import load_model, save_model
 from model.checkpoints.seal import CheckpointError, is_sealed, seal, verify
 from model.config import ModelConfig
@@ -371,7 +372,9 @@ def test_pt2_without_a_compiler_is_one_line(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_int8_is_a_checkpoint_that_sampling_takes(checkpoint: Path, tmp_path: Path) -> None:
+def test_int8_is_a_checkpoint_that_sampling_takes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "int8"
     run(checkpoint, "int8", out)
     assert is_sealed(out)
@@ -386,6 +389,13 @@ def test_int8_is_a_checkpoint_that_sampling_takes(checkpoint: Path, tmp_path: Pa
     assert {layer.weight.dtype for layer in layers} == {torch.int8}
     [text] = generator.generate("The quick brown fox", temperature=0, max_new_tokens=8)
     assert text.startswith("The quick brown fox")
+    monkeypatch.setattr(narrow, "find_library", lambda: None)  # Without a compiler, they are fp32.
+    widened = load_generator(out, "cpu")
+    assert not any(isinstance(module, Int8Linear) for module in widened.model.modules())
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        found, expected = widened.model(tokens), generator.model(tokens)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_transformers_reads_the_int8_folder(checkpoint: Path, tmp_path: Path) -> None:
