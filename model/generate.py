@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from model.checkpoints.folder import find_stored_dtype, load_model
 from model.checkpoints.hugging_face import read_token_ids
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
-from model.checkpoints.original import is_seed_checkpoint, load_seed_model
+from model.checkpoints.original import load_seed_model
 from model.checkpoints.seal import (
     CONFIG,
     GENERATION_CONFIG,
@@ -18,6 +18,7 @@ from model.checkpoints.seal import (
     CheckpointError,
     find_checkpoint,
     is_sealed,
+    is_seed_checkpoint,
     read_json,
 )
 from model.checkpoints.tokenizer import load_tokenizer, splits_special_tokens
@@ -25,9 +26,9 @@ from model.config import Kept
 from model.decode.generator import Generator
 from model.decode.settings import Settings as Settings  # For `complete` and `stream`.
 from model.device import choose_device, choose_dtype
-from model.graphs import find_graphs
-from model.narrow import DTYPES, round_weights
-from model.step import find_step
+from model.narrow import DTYPES, round_weights, widen_layers
+from model.steps.cpu import find_step
+from model.steps.cuda import find_graphs
 
 logger = logging.getLogger("velocity")
 
@@ -56,6 +57,7 @@ def load_generator(
     model = load(folder, device, choose_read_dtype(device, stored, kept))
     if kept is not None:
         round_weights(model, kept)
+    widen_layers(model)
     if is_complete and splits_special_tokens(folder):
         logger.warning(
             "velocity: %s: others cannot write %s with this tokenizer (split_special_tokens), as "

@@ -52,4 +52,5 @@ class Served:
             "created": self.created,
             "owned_by": "velocity",
             "max_model_len": self.generator.context,
+            "chat": self.template is not None,
         }

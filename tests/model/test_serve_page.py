@@ -417,7 +417,7 @@ def test_the_files_let_nothing_in_from_elsewhere(server: RunningServer) -> None:
     assert "frame-ancestors 'none'" in policy
     assert "unsafe" not in policy
     files = re.findall(r'(?:href|src)="([^"]+)"', page.text)
-    assert len(files) == 3
+    assert len(files) == 5
     while files:
         file = files.pop()
         assert file.startswith("/page/"), file

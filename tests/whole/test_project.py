@@ -26,7 +26,14 @@ SHARDS = {
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
-MODEL = {"model", "model.checkpoints", "model.decode", "model.sample", "model.export"}
+MODEL = {
+    "model",
+    "model.steps",
+    "model.checkpoints",
+    "model.decode",
+    "model.sample",
+    "model.export",
+}
 READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
@@ -53,7 +60,8 @@ MAY_IMPORT = {
     "shards.exchange": {"shards", "shards.edit", *BASE},
     "model": set[str](),
     "model.checkpoints": {"model"},
-    "model.decode": {"model", "model.checkpoints"},
+    "model.steps": {"model"},
+    "model.decode": {"model", "model.steps", "model.checkpoints"},
     "model.export": {"model", "model.checkpoints"},
     "model.sample": {"model", "model.checkpoints", "model.decode"},
     "model.serve.wire": set(),
@@ -274,6 +282,7 @@ def modules_loaded_by(statement: str) -> set[str]:
         ("import train.settings, model.config", {"torch"}),
         ("import train.start.choose", {"torch", "numpy", "pyarrow"}),
         ("import train.tracing.steps, train.inspect.folders, train.commands", {"torch"}),
+        ("import train.publish.publish", {"torch"}),
     ],
 )
 def test_imports_stay_light(statement: str, absent: set[str]) -> None:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from model.checkpoints.differences import DifferentError
-from model.checkpoints.hugging_face import read_config_json
+from model.checkpoints.hugging_face import QUANTIZATION, read_config_json
 from model.checkpoints.seal import (
     CHECKSUMS,
     CONFIG,
@@ -30,8 +30,8 @@ from train.inspect.report import Report
 from train.inspect.tokenizer_file import describe_tokenizer
 from train.inspect.weights import WeightFiles, find_weights
 
-# As model/checkpoints/int8.py has them, which needs torch.
-QUANTIZATION, INT8_FORMAT = "quantization_config", "pack-quantized"
+# As model/checkpoints/int8.py has it, which needs torch.
+INT8_FORMAT = "pack-quantized"
 
 
 def inspect_model(folder: Path) -> Report:
