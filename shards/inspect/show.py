@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.documents import Document, Sidecars, find_documents, match_hash, match_url
-from shards.format import SPLITS, Manifest
+from shards.format import SPLITS, Manifest, check_split
 from shards.index.state import describe_index
 from shards.reader import Shards
 from shards.tokenizer import read_set_spelling
@@ -100,9 +100,3 @@ def choose_documents(
     if not found:
         raise ValueError(f"{shards.folder}: no document with the {wanted}")
     return found
-
-
-def check_split(split: str) -> None:
-    """ValueError if this is not a split."""
-    if split not in SPLITS:
-        raise ValueError(f"--split is {split!r:.60}; expected one of {', '.join(SPLITS)}")
