@@ -149,6 +149,19 @@ class Sampling:
             return None
         return (self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p)
 
+    @cached_property
+    def penalizes(self) -> bool:
+        """Whether tokens of the text become less or more likely."""
+        others = self.presence_penalty or self.frequency_penalty
+        return bool(self.repetition_penalty != 1 or others)
+
+    @cached_property
+    def changes_logits(self) -> bool:
+        """Whether the text so far, or a bias, changes logits at all before any is drawn."""
+        forbids = self.no_repeat_ngram_size or self.bad_words
+        delays_end = self.min_length or self.min_new_tokens
+        return bool(self.penalizes or self.logit_bias or forbids or delays_end)
+
     @property
     def keeps_all(self) -> bool:
         """Whether any token may be drawn, however unlikely."""

@@ -154,3 +154,10 @@ def test_what_is_generated_scores_as_it_was_reported(generator: Generator) -> No
     for found, again in zip(completion.logprobs, scored, strict=True):
         assert found.logprob == pytest.approx(again.logprob, abs=1e-5)
         assert [t for t, _ in found.alternatives] == [t for t, _ in again.alternatives]
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    diverged = Generator(make_model(), make_tokenizer())
+    torch.nn.init.constant_(diverged.model.model.norm.weight, torch.nan)
+    with pytest.raises(ValueError, match="logits are not finite"):
+        diverged.complete(PROMPTS, Settings(num_beams=2, max_new_tokens=3))

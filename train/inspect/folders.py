@@ -18,6 +18,7 @@ from model.checkpoints.seal import (
     read_json,
     step_of,
 )
+from model.export.request import CERTIFICATE
 from shards.disk.layout import MANIFEST, PULL, WORK, describe_unfinished, receipts_folder
 from shards.format import Manifest, read_manifest
 from shards.inspect.show import describe_set
@@ -30,8 +31,6 @@ from train.inspect.tokenizer_file import describe_tokenizer
 from train.reports.log_folder import METRICS
 
 MAX_FOLDERS = 100
-# As model/export/certificate.py has it, which needs torch.
-CERTIFICATE = "certificate.json"
 
 
 def inspect_folder(folder: Path) -> Report:
