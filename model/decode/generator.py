@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
+from model.config import Kept
 from model.decode.batch import Batch
 from model.decode.beam import search_beams
 from model.decode.draft import Completion, Draft, FinishReason, make_random
@@ -51,7 +52,9 @@ class Generator:
         predictor: type[Predictor] = Predictor,
     ) -> None:
         self.model = model
-        self.folder: Path | None = None  # The checkpoint that it was loaded from.
+        # The checkpoint that it was loaded from, and what its weights were rounded to.
+        self.folder: Path | None = None
+        self.dtype: Kept | None = None
         self.tokenizer = tokenizer
         end_of_text = ends[0] if ends else tokenizer.token_to_id(END_OF_TEXT)
         assert end_of_text is not None, f"the tokenizer has no {END_OF_TEXT}"
