@@ -16,7 +16,7 @@ from model.decode.beam import search_beams
 from model.decode.draft import Completion, Draft, FinishReason, make_random
 from model.decode.logprobs import TokenLogprob
 from model.decode.predictor import Predictor
-from model.decode.score import score_tokens
+from model.decode.score import Scoring
 from model.decode.settings import DEFAULT_MAX_LENGTH, LONE_SURROGATES, Settings
 from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
@@ -252,7 +252,9 @@ class Generator:
         `[generator.begin, *ids]`. Raises ValueError for a text longer than the model's context.
         """
         tokens = self._read(text)[1]
-        return score_tokens(self.model, tokens, self.num_words, num_alternatives)[0]
+        scoring = Scoring(self.predictor, tokens, num_alternatives)
+        scoring.step(len(tokens))
+        return scoring.scored
 
 
 def spread(settings: Settings | Sequence[Settings], num_prompts: int) -> Sequence[Settings]:

@@ -145,7 +145,7 @@ def inspect_set(folder: Path) -> Report:
     """Report on a finished set of shards; sizes are compared, contents are not read."""
     report = Report(folder, "set of shards")
     manifest = read_manifest(folder)
-    for line in describe_set(manifest):
+    for line in describe_set(folder, manifest):
         name, _, value = line.partition(" ")
         report.facts[name] = value.strip()
     report.problems += find_missing(folder, manifest)
