@@ -26,9 +26,9 @@ from model.config import Kept
 from model.decode.generator import Generator
 from model.decode.settings import Settings as Settings  # For `complete` and `stream`.
 from model.device import choose_device, choose_dtype
-from model.graphs import find_graphs
-from model.narrow import DTYPES, round_weights
-from model.step import find_step
+from model.narrow import DTYPES, round_weights, widen_layers
+from model.steps.cpu import find_step
+from model.steps.cuda import find_graphs
 
 logger = logging.getLogger("velocity")
 
@@ -57,6 +57,7 @@ def load_generator(
     model = load(folder, device, choose_read_dtype(device, stored, kept))
     if kept is not None:
         round_weights(model, kept)
+    widen_layers(model)
     if is_complete and splits_special_tokens(folder):
         logger.warning(
             "velocity: %s: others cannot write %s with this tokenizer (split_special_tokens), as "

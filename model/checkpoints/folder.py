@@ -48,6 +48,7 @@ from model.checkpoints.weights import (
     read_weights,
 )
 from model.config import ModelConfig
+from model.pages import Pages
 from model.transformer import Transformer
 
 
@@ -168,9 +169,10 @@ def build_int8_model(
     with torch.device("meta"):
         model = Transformer(config)
     use_int8_layers(model, weights)
-    for name in weights:
-        kept = weights[name].dtype if is_int8(name, weights) else dtype
-        weights[name] = weights[name].to(device, kept)
+    pages = Pages()
+    for name, weight in [*weights.items()]:
+        kept = weight.dtype if is_int8(name, weights) else dtype
+        weights[name] = pages.empty(weight.shape, kept, device).copy_(weight)
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_head()
     return model

@@ -16,6 +16,7 @@ from torch import Tensor
 from model.checkpoints.pickle_file import list_pickle, read_pickle
 from model.checkpoints.seal import INDEX, WEIGHTS, CheckpointError
 from model.checkpoints.tensor_file import DTYPES_BY_NAME, TensorReader, count_bytes
+from model.pages import Pages
 
 # What many tools and file systems can take.
 MAX_FILE_BYTES = 5 * 10**9
@@ -66,6 +67,7 @@ def read_weights(
 
     None is in memory twice, apart from a pickled file, of which the rest is while it is read.
     """
+    pages = Pages()
     for path in files:
         if path.suffix == ".bin":
             for name, weight in read_pickle(path):
@@ -79,7 +81,7 @@ def read_weights(
                     reader.skip(entry)
                     continue
                 own = DTYPES_BY_NAME[entry.dtype]
-                weight = torch.empty(entry.shape, dtype=dtype or own, device=device)
+                weight = pages.empty(entry.shape, dtype or own, device)
                 reader.read_into(weight, own)
                 yield strip(entry.name), weight
 

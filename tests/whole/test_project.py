@@ -26,7 +26,14 @@ SHARDS = {
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
-MODEL = {"model", "model.checkpoints", "model.decode", "model.sample", "model.export"}
+MODEL = {
+    "model",
+    "model.steps",
+    "model.checkpoints",
+    "model.decode",
+    "model.sample",
+    "model.export",
+}
 READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
 WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
@@ -47,19 +54,21 @@ MAY_IMPORT = {
     "shards.entry": BASE,
     "shards": BASE,
     "shards.near": {"shards", *BASE},
-    "shards.inspect": {"shards", "shards.near", *BASE},
+    "shards.inspect": {"shards", "shards.near", "shards.index", *BASE},
     "shards.edit": {"shards", *BASE},
     "shards.index": {"shards", *BASE},
-    "shards.exchange": {"shards", "shards.edit", *BASE},
+    "shards.exchange": {"shards", "shards.edit", "shards.index", *BASE},
     "model": set[str](),
     "model.checkpoints": {"model"},
-    "model.decode": {"model", "model.checkpoints"},
+    "model.steps": {"model"},
+    "model.decode": {"model", "model.steps", "model.checkpoints"},
     "model.export": {"model", "model.checkpoints"},
     "model.sample": {"model", "model.checkpoints", "model.decode"},
     "model.serve.wire": set(),
     "model.serve.chat": {"model.checkpoints", "model.serve.wire"},
-    "model.serve": {"model.serve.chat", "model.serve.page", "model.serve.wire", "model.decode"}
-    | {"model.checkpoints", "model"},
+    "model.serve.texts": {"model.serve", "model.serve.chat", "model.serve.wire", "model.decode"},
+    "model.serve": {f"model.serve.{room}" for room in ("chat", "page", "texts", "wire")}
+    | {"model.decode", "model.checkpoints", "model"},
     "model.serve.page": {"model.serve", "model.serve.wire"},
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
