@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from model.config import Kept
-from model.decode.settings import Output, Prompts, Settings
+from model.decode.settings import Settings
 from model.export.request import FormatName, make_request
+from model.sample.options import Output, Prompts
 from model.serve.options import Serving
 from prep.command import prep
 from prep.foreign.command import import_shards

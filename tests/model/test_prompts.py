@@ -14,9 +14,10 @@ import torch
 from model.decode.generator import Generator
 from model.decode.penalties import adjust_logits
 from model.decode.sampler import choose_tokens, find_candidates
-from model.decode.settings import Prompts, Settings, read_typed
+from model.decode.settings import Settings, read_typed
 from model.device import choose_device
 from model.sample.console import write_texts
+from model.sample.options import Prompts
 from model.sample.prompts import cut_lines, decode_text, read_prompts
 from tests.model.test_generate import make_scripted
 from tests.model.test_sampler import make_draft
