@@ -1,72 +1,71 @@
 """The log-probabilities of a given text's tokens, each after those before it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from model.cache import allocate_cache
 from model.decode.largest import rank_largest
 from model.decode.logprobs import TokenLogprob
-from model.transformer import Transformer
+from model.decode.predictor import Predictor
 
-# Tokens that are read at once, and of them those whose logits are in memory together: nothing but
-# the cache becomes larger with the text.
+# Tokens that are read at once where nothing else waits, and those whose logits are in memory
+# together: nothing but the cache becomes larger with the text.
 PIECE, CHUNK = 256, 64
 
 
-def score_tokens(
-    model: Transformer, tokens: Sequence[int], num_words: int, num_alternatives: int = 0
-) -> tuple[list[TokenLogprob], Tensor]:
-    """The log-probability of each token, and the likeliest tokens in its place with theirs.
+class Scoring:
+    """A text on its way through the model, in pieces; `scored` has the tokens so far.
 
-    They are those of `measure_token`, over the first `num_words` logits. Nothing predicts the first
-    token, which has None. Beside them, the logits (1, num_words) of the token to come. Raises
-    ValueError for more tokens than the model's context holds.
+    Each with its log-probability and the likeliest tokens in its place with theirs: those of
+    `measure_token`. Nothing predicts the first token, which has None. Raises ValueError for more
+    tokens than the model's context holds.
     """
-    whole = list[TokenLogprob]()
-    for piece in score_in_pieces(model, tokens, num_words, num_alternatives):
-        whole += piece[0]
-    return whole, piece[1]
 
+    def __init__(
+        self, predictor: Predictor, tokens: Sequence[int], num_alternatives: int = 0
+    ) -> None:
+        context = predictor.model.config.context
+        if len(tokens) > context:
+            raise ValueError(
+                f"the text has {len(tokens):,} tokens, the model's context is {context:,}; score "
+                "it in parts"
+            )
+        self.scored = [TokenLogprob(tokens[0], None)]
+        # Of the token to come (1, num_words) in fp32, once all is read.
+        self.logits = torch.empty(0)
+        self._predictor = predictor
+        self._tokens = torch.tensor(tokens, device=predictor.model.lm_head.weight.device)
+        self._num_alternatives = min(num_alternatives, predictor.num_words)
+        self._cache = predictor.allocate(1, len(tokens))
 
-@torch.inference_mode()
-def score_in_pieces(
-    model: Transformer, tokens: Sequence[int], num_words: int, num_alternatives: int = 0
-) -> Iterator[tuple[list[TokenLogprob], Tensor]]:
-    """The same, a piece of the text after another: others may use the model in between.
+    @property
+    def is_done(self) -> bool:
+        """Whether all is read."""
+        return self._cache.lengths == [len(self._tokens)]
 
-    Beside each piece are the logits (1, num_words) of the token behind it.
-    """
-    context = model.config.context
-    if len(tokens) > context:
-        raise ValueError(
-            f"the text has {len(tokens):,} tokens, the model's context is {context:,}; score it in "
-            "parts"
-        )
-    norm = model.model.norm.weight  # Narrow weights are widened: their dtype says nothing.
-    cache = allocate_cache(model.config, 1, len(tokens), norm.device, norm.dtype)
-    row = torch.tensor(tokens, device=norm.device)
-    # Where its tokens turn by the length of them all, a text is read at once.
-    size = len(row) if model.config.rope_type == "dynamic" else PIECE
-    scored = [TokenLogprob(tokens[0], None)]
-    for first in range(0, len(row), size):
-        states = model.model(row[None, first : first + size], cache)[0]
-        cache.set_lengths([first + len(states)])
-        targets = row[first + 1 : first + 1 + len(states)]
-        for start in range(0, len(targets), CHUNK):
-            logits = model.lm_head(states[start : start + CHUNK])[:, :num_words]
-            scored += _measure(logits, targets[start : start + CHUNK], num_alternatives)
-        yield scored, model.lm_head(states[-1:])[:, :num_words].float()
-        scored = []
+    @torch.inference_mode()
+    def step(self, max_tokens: int) -> int:
+        """Read at most so many tokens, unless all are; returns how many that were."""
+        model, [start] = self._predictor.model, self._cache.lengths
+        stop = len(self._tokens) if self._predictor.reads_whole else start + max_tokens
+        tokens = self._tokens[start:stop]
+        hidden = model.model(tokens[None], self._cache)[0]
+        self._cache.set_lengths([start + len(tokens)])
+        targets = self._tokens[start + 1 : start + len(tokens) + 1]
+        for first in range(0, len(hidden), CHUNK):
+            logits = model.lm_head(hidden[first : first + CHUNK])
+            logits = logits[:, : self._predictor.num_words].float()
+            self._add(logits, targets[first : first + CHUNK])
+        self.logits = logits[-1:]
+        return len(tokens)
 
-
-def _measure(logits: Tensor, targets: Tensor, num_alternatives: int) -> Iterator[TokenLogprob]:
-    """What `measure_token` says of each target (T,); logits are (T, V), or one row longer."""
-    logprobs = logits[: len(targets)].float().log_softmax(-1)
-    own = logprobs.gather(1, targets[:, None]).squeeze(1)
-    values, ids = rank_largest(logprobs, min(num_alternatives, logprobs.shape[1]))
-    for token, logprob, *best in zip(
-        targets.tolist(), own.tolist(), ids.tolist(), values.tolist(), strict=True
-    ):
-        yield TokenLogprob(token, logprob, tuple(zip(*best, strict=True)))
+    def _add(self, logits: Tensor, targets: Tensor) -> None:
+        """Add these tokens, each of which came after its row of logits."""
+        logprobs = logits[: len(targets)].log_softmax(-1)
+        own = logprobs.gather(1, targets[:, None]).squeeze(1)
+        values, ids = rank_largest(logprobs, self._num_alternatives)
+        for token, logprob, *best in zip(
+            targets.tolist(), own.tolist(), ids.tolist(), values.tolist(), strict=True
+        ):
+            self.scored.append(TokenLogprob(token, logprob, tuple(zip(*best, strict=True))))

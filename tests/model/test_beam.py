@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM
 from model.cache import KVCache, allocate_cache
 from model.checkpoints.folder import save_model
 from model.decode.generator import Generator
-from model.decode.logprobs import TokenLogprob
-from model.decode.score import score_in_pieces
+from model.decode.score import Scoring
 from model.decode.settings import Settings
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model, make_tokenizer
 
@@ -167,7 +166,7 @@ def test_a_score_takes_no_more_memory_for_a_longer_text_but_the_caches() -> None
         for num_tokens in (300, 600, 950):
             model, ids = scorer.model.config, [num % 300 for num in range(num_tokens)]
             cache = allocate_cache(model, 1, num_tokens, torch.device("cpu"), torch.float32)
-            patch.setattr("model.decode.score.allocate_cache", lambda *_, given=cache: given)
+            patch.setattr(scorer.predictor, "allocate", lambda *_, given=cache: given)
             with Largest(cache) as largest:
                 scored = scorer.score(ids, 2)
             assert [token.token for token in scored] == ids
@@ -177,22 +176,18 @@ def test_a_score_takes_no_more_memory_for_a_longer_text_but_the_caches() -> None
 
 def test_a_text_is_scored_while_others_are_written(generator: Generator) -> None:
     ids = generator.tokenizer.encode(PROMPTS[0] * 8).ids[:100]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("model.decode.score.PIECE", 16)
-        pieces = score_in_pieces(generator.model, ids, generator.num_words, 2)
-        found, settings = list[TokenLogprob](), Settings(max_new_tokens=3, seed=1)
-        alone, together = generator.complete(PROMPTS, settings), []
-        for piece in pieces:
-            found += piece[0]
-            together.append(generator.complete(PROMPTS, settings))
+    scoring, settings = Scoring(generator.predictor, ids, 2), Settings(max_new_tokens=3, seed=1)
+    alone, together = generator.complete(PROMPTS, settings), []
+    while not scoring.is_done:
+        assert scoring.step(16) in (16, 4)
+        together.append(generator.complete(PROMPTS, settings))
     assert together == [alone] * 7
-    whole = generator.score(ids, 2)
-    assert [t.token for t in found] == ids
-    for token, expected in zip(found[1:], whole[1:], strict=True):
-        assert token.logprob == pytest.approx(expected.logprob, abs=1e-5)
-    assert piece[1].shape == (1, generator.num_words)
+    assert [found.token for found in scoring.scored] == ids
+    for found, expected in zip(scoring.scored[1:], generator.score(ids, 2)[1:], strict=True):
+        assert found.logprob == pytest.approx(expected.logprob, abs=1e-5)
+        assert len(found.alternatives) == 2
     [first] = generator.complete([ids], Settings(max_new_tokens=1, temperature=0))
-    assert int(piece[1].argmax()) == first.tokens[-1]
+    assert scoring.logits.argmax(-1).tolist() == [first.tokens[-1]]
 
 
 def test_a_text_whose_tokens_turn_by_its_length_is_scored_at_once() -> None:
@@ -201,7 +196,7 @@ def test_a_text_whose_tokens_turn_by_its_length_is_scored_at_once() -> None:
     ids = [num % 300 for num in range(100)]
     with pytest.MonkeyPatch.context() as patch:
         whole = scorer.score(ids)
-        patch.setattr("model.decode.score.PIECE", 16)
+        patch.setattr("model.decode.generator.PIECE", 16)
         assert scorer.score(ids) == whole
 
 

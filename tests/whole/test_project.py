@@ -109,8 +109,9 @@ MAY_IMPORT = {
 # The faces of a package: each may import all rooms of it.
 FACES = {
     "shards.commands": SHARDS,
-    "model.generate": MODEL,
-    "train.commands": SHARDS | TRAIN,
+    # Two take models of the Hub by their names.
+    "model.generate": MODEL | {"prep.remote", "shards.screen"},
+    "train.commands": SHARDS | TRAIN | {"prep.remote"},
     # They say with which command to train.
     "prep.command": PREP | SHARDS | {"train.start"},
     "prep.quickstart": PREP | SHARDS | {"train.start"},
