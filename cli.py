@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from model.config import Kept
-from model.decode.settings import Output, Prompts, Settings, read_stop
+from model.decode.settings import Settings
 from model.export.request import FormatName, make_request
+from model.sample.options import Output, Prompts
 from model.serve.options import Serving
 from prep.command import prep
 from prep.foreign.command import import_shards
@@ -155,7 +156,7 @@ def sample(
     from model.sample.repl import run_repl
 
     output.check(settings)
-    settings = replace(settings, stop=tuple(map(read_stop, settings.stops)))
+    settings = settings.read_escapes()
     if settings.seed is None and (output.all or output.as_json):
         settings = replace(settings, seed=randbelow(2**32))  # Each text can be written again.
     load, ckpt = make_load(device, dtype), fetch(ckpt)
