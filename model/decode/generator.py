@@ -10,12 +10,13 @@ import torch
 from tokenizers import Tokenizer
 
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
+from model.config import Kept
 from model.decode.batch import Batch
 from model.decode.beam import search_beams
 from model.decode.draft import Completion, Draft, FinishReason, make_random
 from model.decode.logprobs import TokenLogprob
 from model.decode.predictor import Predictor
-from model.decode.score import Scoring
+from model.decode.score import PIECE, Scoring
 from model.decode.settings import DEFAULT_MAX_LENGTH, LONE_SURROGATES, Settings
 from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
@@ -51,7 +52,9 @@ class Generator:
         predictor: type[Predictor] = Predictor,
     ) -> None:
         self.model = model
-        self.folder: Path | None = None  # The checkpoint that it was loaded from.
+        # The checkpoint that it was loaded from, and what its weights were rounded to.
+        self.folder: Path | None = None
+        self.dtype: Kept | None = None
         self.tokenizer = tokenizer
         end_of_text = ends[0] if ends else tokenizer.token_to_id(END_OF_TEXT)
         assert end_of_text is not None, f"the tokenizer has no {END_OF_TEXT}"
@@ -250,7 +253,8 @@ class Generator:
         """
         tokens = self._read(text)[1]
         scoring = Scoring(self.predictor, tokens, num_alternatives)
-        scoring.step(len(tokens))
+        while not scoring.is_done:
+            scoring.step(PIECE)
         return scoring.scored
 
 
