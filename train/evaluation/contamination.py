@@ -15,6 +15,7 @@ from shards.index.passages import Finder
 from shards.index.search import Spans
 from shards.reader import open_shards
 from shards.screen.lines import ReadProgress
+from shards.tokenizer import encode_plainly
 from train.evaluation.items import Item
 
 # Items that are looked for together.
@@ -47,23 +48,30 @@ class Contamination:
         return clean
 
     def _find_clean(self, items: Sequence[Item]) -> list[bool]:
-        texts = [f"{item.context}{self.delimiter}{item.right}" for item in items]
-        rows = [self.finder.encode(text, 0, len(text))[0] for text in texts]
-        starts, sizes, owners = [], [], []
+        rows, starts, sizes, owners = [], [], [], []
         before = 0
-        for number, row in enumerate(rows):
-            size = min(self.num_tokens, len(row))
-            count = len(row) - size + 1
-            starts.append(before + np.arange(count))
-            sizes.append(np.full(count, size))
-            owners.append(np.full(count, number))
-            before += len(row)
+        for number, item in enumerate(items):
+            for row in self._encode(f"{item.context}{self.delimiter}{item.right}"):
+                size = min(self.num_tokens, len(row))
+                count = len(row) - size + 1
+                rows.append(row)
+                starts.append(before + np.arange(count))
+                sizes.append(np.full(count, size))
+                owners.append(np.full(count, number))
+                before += len(row)
         spans = Spans(join(rows), join(starts), join(sizes))
         is_found = np.zeros(len(spans), np.bool_)
         for part in self.parts:
             is_found |= part.measure(spans) >= spans.sizes
         found = {*join(owners)[is_found].tolist()}
         return [number not in found for number in range(len(items))]
+
+    def _encode(self, text: str) -> list[Int64]:
+        """The ids of a text as a document begins with it and, if they differ, inside one."""
+        forms = [text]
+        if self.finder.takes_space and not text[:1].isspace():
+            forms.append(f" {text}")
+        return [np.array(encode_plainly(self.finder.tokenizer, form)) for form in forms]
 
 
 def join(arrays: Sequence[Int64]) -> Int64:
