@@ -27,7 +27,7 @@ from shards.entry.options import expect_paths, takes_options
 from shards.entry.unquoted import explain_extra_files
 from shards.screen.lines import align, open_output, put, say, say_text
 from shards.screen.names import quote
-from shards.screen.url import UrlError, is_url, show_url
+from shards.screen.url import is_hub_model, read_checkpoint
 from train.commands import (
     Overrides,
     find,
@@ -43,15 +43,6 @@ from train.commands import (
 
 if TYPE_CHECKING:
     from model.decode.generator import Generator
-
-
-def read_checkpoint(name: str) -> Path:
-    """--ckpt as typed: a path, or a model of the Hub; UrlError for any other URL."""
-    if name.startswith("hf://") or not is_url(name):
-        return Path(name)
-    raise UrlError(
-        f"{show_url(name)}: is a URL, and --ckpt takes a path on this machine, or hf://user/name"
-    )
 
 
 CKPT_HELP = (
@@ -184,7 +175,7 @@ def sample(
 
 def fetch(ckpt: Path) -> Path:
     """A checkpoint on this machine; a model of the Hub (hf://user/name) is fetched first."""
-    if not str(ckpt).startswith("hf:/"):
+    if not is_hub_model(ckpt):
         return ckpt
     from prep.remote.hub_model import fetch_model
 
@@ -284,8 +275,10 @@ def convert(
     ckpt: Annotated[
         Path,
         typer.Argument(
+            parser=read_checkpoint,
+            metavar="ckpt",
             help="A checkpoint of the original VelocityLM, or one of ours whose tokenizer keeps "
-            "others from writing <|endoftext|>."
+            "others from writing <|endoftext|>; may be hf://user/name.",
         ),
     ],
     out: Annotated[Path, typer.Argument(help="A new folder.")],
@@ -294,7 +287,7 @@ def convert(
     from model.checkpoints.convert import convert as convert_checkpoint
     from prep.tokenizer.gpt2 import build_gpt2_json
 
-    convert_checkpoint(ckpt, out, build_gpt2_json())
+    convert_checkpoint(fetch(ckpt), out, build_gpt2_json())
     say(f"{out}: converted; try it with: velocity sample --ckpt {quote(out)}")
 
 

@@ -18,6 +18,7 @@ from model.checkpoints.seal import (
     read_json,
     step_of,
 )
+from model.export.request import CERTIFICATE
 from shards.disk.layout import MANIFEST, PULL, WORK, describe_unfinished, receipts_folder
 from shards.format import Manifest, read_manifest
 from shards.inspect.show import describe_set
@@ -30,8 +31,6 @@ from train.inspect.tokenizer_file import describe_tokenizer
 from train.reports.log_folder import METRICS
 
 MAX_FOLDERS = 100
-# As model/export/certificate.py has it, which needs torch.
-CERTIFICATE = "certificate.json"
 
 
 def inspect_folder(folder: Path) -> Report:
@@ -146,7 +145,7 @@ def inspect_set(folder: Path) -> Report:
     """Report on a finished set of shards; sizes are compared, contents are not read."""
     report = Report(folder, "set of shards")
     manifest = read_manifest(folder)
-    for line in describe_set(manifest):
+    for line in describe_set(folder, manifest):
         name, _, value = line.partition(" ")
         report.facts[name] = value.strip()
     report.problems += find_missing(folder, manifest)
