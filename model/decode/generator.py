@@ -16,7 +16,7 @@ from model.decode.beam import search_beams
 from model.decode.draft import Completion, Draft, FinishReason, make_random
 from model.decode.logprobs import TokenLogprob
 from model.decode.predictor import Predictor
-from model.decode.score import Scoring
+from model.decode.score import PIECE, Scoring
 from model.decode.settings import DEFAULT_MAX_LENGTH, LONE_SURROGATES, Settings
 from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
@@ -253,7 +253,8 @@ class Generator:
         """
         tokens = self._read(text)[1]
         scoring = Scoring(self.predictor, tokens, num_alternatives)
-        scoring.step(len(tokens))
+        while not scoring.is_done:
+            scoring.step(PIECE)
         return scoring.scored
 
 
