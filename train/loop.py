@@ -113,7 +113,7 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         signal_number = run.rank.max(stop.signal_number)
         is_last = run.step == training.num_training_steps
 
-        speed.add_loss(step.loss, run.step)
+        speed.add_step(step.loss, run.step, run.tokens_of_step)
         if report and (run.step % training.logging_steps == 0 or is_last or signal_number):
             report.log_step(run.step, describe_step(run, step) | speed.take())
             warn_of_overflow(step, training, report)
@@ -244,7 +244,6 @@ def make_speed(run: Run) -> Speed:
     config = run.config
     peak_flops = find_device_peak(run.rank.device, config.training.precision)
     return Speed(
-        run.tokens_per_step,
         config.model.flops_per_token(config.data.max_seq_length),
         config.model.causal_flops_per_token(config.data.max_seq_length),
         None if peak_flops is None else peak_flops * run.rank.world_size,

@@ -32,7 +32,7 @@ def take_step(run: Run) -> Step:
     apply_gradients(
         run.optimizer, run.scaler, rate, not is_finite, is_applied, training.min_loss_scale
     )
-    run.step += 1
+    run.count_step()
     run.bad_steps.add(run.step, loss, bad is not None, is_applied, training.spike_window)
     run.bad_steps.check(training, run.step, bad, run.scaler)
     activations = chain(*(values for _, _, *values in rows))
@@ -50,10 +50,11 @@ def watch_activations(run: Run) -> AbstractContextManager[list[Tensor]]:
 
 def add_gradients(run: Run) -> Tensor:
     """The gradients of a step's A micro-steps, added up; returns the sum of their losses, 0-dim."""
+    windows = run.batches.next_step(after=run.find_dealing(run.step + 1))
     accumulation_steps = run.batches.dealing.accumulation_steps
     grad_scale = get_scale(run.scaler, run.rank.device) / accumulation_steps
     total = torch.zeros((), device=run.rank.device)
-    micro_batches = zip(run.batches.next_step(), run.batches.dealing.weights, strict=True)
+    micro_batches = zip(windows, run.batches.dealing.weights, strict=True)
     for micro_step, ((tokens, targets), weight) in enumerate(micro_batches, start=1):
         # DDP must know before the forward pass whether the backward pass will share gradients.
         with share_gradients(run.parallel_model, is_last=micro_step == accumulation_steps):

@@ -17,6 +17,8 @@ FIRST_LOSS_SCALE = 2.0**16
 DEFAULT_MICRO_STEPS = 8
 # More than any run has; all that is computed from it stays within 64 bits.
 MAX_STEPS = 10**9
+# From one token to more than a step may have.
+MAX_DOUBLINGS = 30
 # Losses are kept in every checkpoint, and gone through at each step.
 MAX_SPIKE_WINDOW = 10_000
 
@@ -28,6 +30,11 @@ class TrainingConfig:
     # Tokens per step over all ranks, whatever their number; null = batch x accumulation x ranks
     # samples.
     global_batch_tokens: int | None = None
+    # Steps in which a step's tokens double again and again up to the full number, in stages of
+    # equal length; 0 = all steps have it.
+    batch_warmup_steps: int = 0
+    # How often they double in batch_warmup_steps: the first step has 1/2 of them, 1/4, 1/8, ...
+    batch_warmup_doublings: int = 3
     # Samples per micro-step on each rank, at most; "auto" = as many as fit, with
     # global_batch_tokens.
     batch_size_per_device: int | Literal["auto"] = 4
@@ -127,6 +134,7 @@ class TrainingConfig:
             "batch_size_per_device",
             "gradient_accumulation_steps",
             "cycle_multiplier",
+            "batch_warmup_doublings",
             "num_training_steps",
             "max_skipped_steps",
             "loss_scale_growth_interval",
@@ -141,11 +149,15 @@ class TrainingConfig:
             value = getattr(self, name)
             if value != "auto" and value < 1:
                 raise ValueError(f"training.{name} is {value}; expected at least 1")
-        if self.num_training_steps > MAX_STEPS:
-            raise ValueError(
-                f"training.num_training_steps is {self.num_training_steps}; expected at most "
-                f"{MAX_STEPS:,}"
-            )
+        for name, most in (
+            ("num_training_steps", MAX_STEPS),
+            ("batch_warmup_steps", MAX_STEPS),
+            ("batch_warmup_doublings", MAX_DOUBLINGS),
+        ):
+            if getattr(self, name) > most:
+                raise ValueError(
+                    f"training.{name} is {getattr(self, name)}; expected at most {most:,}"
+                )
         for name in ("cycle_steps", "keep_every_steps", "sample_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -158,7 +170,7 @@ class TrainingConfig:
                 "does not take; set one of them otherwise"
             )
         self._check_schedule()
-        for name in ("warmup_steps", "eval_windows", "weight_decay"):
+        for name in ("warmup_steps", "batch_warmup_steps", "eval_windows", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; expected at least 0")
         for name in ("max_grad_norm", "adam_epsilon"):
