@@ -244,6 +244,11 @@ class ModelConfig:
         """The weights of the embedding and the head: E if they are the same, else 2 E."""
         return self.head_parameters * (1 if self.tie_word_embeddings else 2)
 
+    @property
+    def block_matrix_parameters(self) -> int:
+        """The weights of the blocks' matrices: all but embedding, head and norms."""
+        return self._num_matmul_parameters() - self.head_parameters
+
     def num_parameters(self) -> int:
         """Number of parameters; an embedding that is also the head counts once."""
         norms = (2 * self.num_hidden_layers + 1) * self.hidden_size

@@ -16,8 +16,8 @@ Verify = Literal["open", "first-read", "off"]
 Compression = Literal["none", "fp16", "bf16"]
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
-# In a checkpoint, of each parameter: fp32, and AdamW's two means.
-CHECKPOINT_BYTES = 4 + 8
+# In fp32, of each parameter.
+NUMBER_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -209,9 +209,15 @@ class Config:
         return samples * self.data.max_seq_length
 
     @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of the optimizer's state: AdamW's two means of each parameter, Muon's one."""
+        has_one = self.model.block_matrix_parameters if self.training.optimizer == "muon" else 0
+        return NUMBER_BYTES * (2 * self.model.num_parameters() - has_one)
+
+    @property
     def checkpoint_bytes(self) -> int:
         """Bytes of a checkpoint."""
-        return CHECKPOINT_BYTES * self.model.num_parameters()
+        return NUMBER_BYTES * self.model.num_parameters() + self.optimizer_bytes
 
     @property
     def disk_bytes(self) -> int:

@@ -59,7 +59,7 @@ class Run:
     model: Transformer
     # The model as the ranks share it; on one rank, the model itself.
     parallel_model: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     autocast: Autocast
     batches: Batches
@@ -149,7 +149,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     model = build_model(config, rank)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
-    optimizer = make_optimizer(model, config.training)
+    optimizer = make_optimizer(model, config.training, rank)
     scaler = make_scaler(rank.device, config.training)
     bad_steps = BadSteps()
     parts: Parts = {"scaler": scaler, "skips": bad_steps}

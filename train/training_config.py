@@ -7,6 +7,7 @@ from model.config import AttentionKernel
 
 Precision = Literal["fp16", "bf16", "fp32"]
 OnBadStep = Literal["warn", "skip", "rollback"]
+OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["cosine_restarts", "cosine", "linear_to_zero", "wsd", "constant"]
 ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
 
@@ -62,6 +63,14 @@ class TrainingConfig:
     cycle_multiplier: int = 2
     # Steps in the whole run.
     num_training_steps: int = 100_000
+    # What makes updates of gradients: "adamw", or "muon" for the matrices of the blocks and AdamW
+    # for embeddings, head and norms.
+    optimizer: OptimizerName = "adamw"
+    # Peak learning rate of the matrices that Muon updates; null = learning_rate, as Muon's updates
+    # are made as large as AdamW's.
+    muon_learning_rate: float | None = None
+    # Muon's decay rate for the mean gradient.
+    muon_momentum: float = 0.95
     # Weight decay of matrices and embeddings; norms have none.
     weight_decay: float = 0.1
     # AdamW's decay rate for the mean gradient.
@@ -184,7 +193,7 @@ class TrainingConfig:
                 "number from 0 to 1"
             )
         self._check_bad_steps()
-        for name in ("adam_beta1", "adam_beta2"):
+        for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
                     f"training.{name} is {getattr(self, name)}; expected a number from 0 to below 1"
@@ -203,6 +212,13 @@ class TrainingConfig:
             return self.gradient_accumulation_steps
         assert self.global_batch_tokens is None, "train/start/batch.py has not settled them"
         return DEFAULT_MICRO_STEPS
+
+    @property
+    def relative_muon_rate(self) -> float:
+        """Muon's learning rate by AdamW's, at every step."""
+        if self.muon_learning_rate is None or self.learning_rate == 0:
+            return 1.0
+        return self.muon_learning_rate / self.learning_rate
 
     @property
     def decay_start(self) -> int:
@@ -242,6 +258,10 @@ class TrainingConfig:
             )
         if not peak >= 0:
             raise ValueError(f"training.learning_rate is {peak}; expected at least 0")
+        if self.muon_learning_rate is not None and not self.muon_learning_rate >= 0:
+            raise ValueError(
+                f"training.muon_learning_rate is {self.muon_learning_rate}; expected at least 0"
+            )
         for name in ("decay_fraction", "final_fraction"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

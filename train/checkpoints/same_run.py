@@ -16,6 +16,7 @@ def check_same_run(config: Config, shards: Shards, start: Start, say: Say) -> No
     fixed = [
         ("data.max_seq_length", before.data.max_seq_length, config.data.max_seq_length),
         ("infrastructure.seed", before.infrastructure.seed, config.infrastructure.seed),
+        ("training.optimizer", before.training.optimizer, config.training.optimizer),
         ("dataset_id", find_own_id(shards, start, say), shards.manifest.dataset_id),
     ]
     for entry in fields(config.model):
