@@ -25,7 +25,7 @@ from train.run import build_model
 from train.start.memory import estimate_memory
 from train.step.loss_scale import make_scaler
 from train.step.muon import COEFFICIENTS, ROUNDS, Muon, deal, orthogonalize
-from train.step.optimizer import make_optimizer
+from train.step.optimizer import apply_gradients, make_optimizer
 from train.training_config import TrainingConfig
 
 MUON: dict[str, object] = {"training__optimizer": "muon"}
@@ -118,7 +118,9 @@ def test_only_the_matrices_of_blocks_are_muons() -> None:
     assert sum(p.numel() for p in matrices) == CONFIG.block_matrix_parameters
     assert [names[id(p)] for p in decaying] == ["model.embed_tokens.weight", "lm_head.weight"]
     assert all(p.dim() == 1 for p in others)
-    assert [group["relative_rate"] for group in optimizer.param_groups] == [4.0, 1.0, 1.0]
+    scaler = make_scaler(ALONE.device, TrainingConfig(precision="fp32"))
+    apply_gradients(optimizer, scaler, 5e-4, overflowed=True, is_applied=False, min_loss_scale=1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [2e-3, 5e-4, 5e-4]
 
 
 def test_matrices_are_dealt_out_evenly() -> None:
