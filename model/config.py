@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, get_args
 Kept = Literal["fp32", "bf16", "fp16", "int8"]
 KEPT: tuple[Kept, ...] = get_args(Kept)
 AttentionKernel = Literal["auto", "flash", "cudnn", "efficient", "math", "fa3"]
+Init = Literal["normal", "depth_scaled"]
 RopeType = Literal["default", "linear", "dynamic", "yarn", "llama3"]
 
 MAX_VOCAB_SIZE = 2**31  # The ids that a set can have, and int32.
@@ -66,6 +67,9 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     # Standard deviation of the initial weights.
     initializer_range: float = 0.02
+    # "normal" = all weights start with that deviation; "depth_scaled" = those of o_proj and
+    # down_proj, which add to the residual stream, with 1/sqrt(2 * num_hidden_layers) of it.
+    init: Init = "normal"
     # Epsilon of every RMSNorm, added to the mean square.
     layer_norm_eps: float = 1e-5
     # Base of the rotary embedding's frequencies.
@@ -121,8 +125,9 @@ class ModelConfig:
         value, members = getattr(self, field.name), (field.type, *get_args(field.type))
         if isinstance(value, str | None) and value == field.default:
             return  # A word or null, which stands for a number.
-        if bool in members or field.name == "rope_type":
-            choices = (True, False) if bool in members else tuple(ROPE_SETTINGS)
+        words = {"rope_type": tuple(ROPE_SETTINGS), "init": get_args(Init)}
+        if bool in members or field.name in words:
+            choices = (True, False) if bool in members else words[field.name]
             if type(value) not in (bool, str) or value not in choices:
                 raise ValueError(
                     f"model.{field.name} is {reprlib.repr(value)}; expected one of "

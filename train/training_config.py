@@ -73,6 +73,11 @@ class TrainingConfig:
     muon_momentum: float = 0.95
     # Weight decay of matrices and embeddings; norms have none.
     weight_decay: float = 0.1
+    # Whether the embedding decays, and with it a head that is the same.
+    decay_embeddings: bool = True
+    # z_loss times the mean square of log(sum(exp(logits))) is added to what is minimized, which
+    # keeps logits from drifting; it is logged apart from the loss. 0 = none; 1e-4 or 1e-5 is usual.
+    z_loss: float = 0.0
     # AdamW's decay rate for the mean gradient.
     adam_beta1: float = 0.9
     # AdamW's decay rate for the mean squared gradient.
@@ -179,7 +184,13 @@ class TrainingConfig:
                 "does not take; set one of them otherwise"
             )
         self._check_schedule()
-        for name in ("warmup_steps", "batch_warmup_steps", "eval_windows", "weight_decay"):
+        for name in (
+            "warmup_steps",
+            "batch_warmup_steps",
+            "eval_windows",
+            "weight_decay",
+            "z_loss",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; expected at least 0")
         for name in ("max_grad_norm", "adam_epsilon"):

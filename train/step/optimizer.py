@@ -11,25 +11,32 @@ from train.training_config import TrainingConfig
 
 # In the names of the blocks' weights.
 BLOCKS = "model.layers."
+EMBEDDING = "model.embed_tokens.weight"
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig, rank: Rank) -> torch.optim.Optimizer:
     """Fused AdamW; or Muon for the blocks' matrices, and AdamW for the rest.
 
-    Matrices and embeddings decay, norms do not. A group's learning rate is `relative_rate` times
-    that of the schedule.
+    Matrices decay, norms do not, and embeddings do unless the settings say otherwise. A group's
+    learning rate is `relative_rate` times that of the schedule.
     """
     named = dict(model.named_parameters())
     taken: dict[str, Tensor] = {}
     if config.optimizer == "muon":
         taken = {name: p for name, p in named.items() if name.startswith(BLOCKS) and p.dim() == 2}
-    rest = [p for name, p in named.items() if name not in taken]
+    rest = {name: p for name, p in named.items() if name not in taken}
+    decaying = {
+        name: p
+        for name, p in rest.items()
+        if p.dim() >= 2 and (config.decay_embeddings or name != EMBEDDING)
+    }
+    others = [p for name, p in rest.items() if name not in decaying]
     groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [*decaying.values()], "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(
-        [group | {"relative_rate": 1.0} for group in groups],
+        [group | {"relative_rate": 1.0} for group in groups if group["params"]],
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
