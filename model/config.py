@@ -239,6 +239,18 @@ class ModelConfig:
             )
         return self.max_position_embeddings
 
+    def initial_deviation(self, name: str) -> float:
+        """The standard deviation of the new weight of this name.
+
+        >>> round(ModelConfig(init="depth_scaled").initial_deviation("mlp.down_proj.weight"), 5)
+        0.00289
+        """
+        adds_to_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
+        if self.init == "depth_scaled" and adds_to_stream:
+            # There are two such additions in a block.
+            return self.initializer_range / (2 * self.num_hidden_layers) ** 0.5
+        return self.initializer_range
+
     @property
     def head_parameters(self) -> int:
         """E: the weights of the head, and as many of the embedding."""

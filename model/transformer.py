@@ -8,7 +8,6 @@ B batch, T tokens, D hidden, H heads, G of keys and values, K head size, F inter
 V vocabulary. Unless a model says otherwise, D = H * K and G = H.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
@@ -187,13 +186,6 @@ class Decoder(nn.Module):
         return cast(Tensor, self.norm(x))
 
 
-def find_deviation(name: str, config: ModelConfig) -> float:
-    """The standard deviation of a new weight: of what adds to the stream, for its 2 L additions."""
-    if config.init == "depth_scaled" and name.endswith(("o_proj.weight", "down_proj.weight")):
-        return config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
-    return config.initializer_range
-
-
 class Transformer(nn.Module):
     """The language model: a decoder and its head, which may be the embedding.
 
@@ -215,7 +207,7 @@ class Transformer(nn.Module):
         self.tie_head()
         for name, weight in self.named_parameters():
             if weight.dim() == 2 and not weight.is_meta:
-                nn.init.normal_(weight, std=find_deviation(name, config))
+                nn.init.normal_(weight, std=config.initial_deviation(name))
 
     def tie_head(self) -> None:
         """Make the embedding the head, if the model is so; again after weights were assigned."""
@@ -237,7 +229,7 @@ class Transformer(nn.Module):
         for name, weight in self.named_parameters():
             whole = torch.ones(weight.shape, device=device)
             if weight.dim() == 2:
-                nn.init.normal_(whole, std=find_deviation(name, self.config))
+                nn.init.normal_(whole, std=self.config.initial_deviation(name))
             yield name, whole
 
     def forward(
@@ -259,13 +251,9 @@ class Transformer(nn.Module):
         )
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
+        weight, differentiate = self.lm_head.weight, self.differentiate
         return chunked_cross_entropy(
-            hidden,
-            self.lm_head.weight,
-            targets,
-            grad_scale,
-            differentiate=self.differentiate,
-            z_loss=z_loss,
+            hidden, weight, targets, grad_scale, differentiate=differentiate, z_loss=z_loss
         )
 
     @torch.no_grad()

@@ -172,17 +172,7 @@ class TrainingConfig:
                 raise ValueError(
                     f"training.{name} is {getattr(self, name)}; expected at most {most:,}"
                 )
-        for name in ("cycle_steps", "keep_every_steps", "sample_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"training.{name} is {value}; expected at least 1")
-        if self.stop_seconds is not None and not self.stop_seconds >= 0:
-            raise ValueError(f"training.stop_seconds is {self.stop_seconds}; expected at least 0")
-        if self.keep_best and self.eval_windows == 0:
-            raise ValueError(
-                "training.keep_best goes by the validation loss, which training.eval_windows=0 "
-                "does not take; set one of them otherwise"
-            )
+        self._check_saving()
         self._check_schedule()
         for name in (
             "warmup_steps",
@@ -260,7 +250,22 @@ class TrainingConfig:
         has_stable = self.schedule == "wsd" and 0 < self.decay_start < self.num_training_steps
         return self.save_total_limit + permanent + has_stable + self.keep_best
 
+    def _check_saving(self) -> None:
+        for name in ("keep_every_steps", "sample_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"training.{name} is {value}; expected at least 1")
+        if self.stop_seconds is not None and not self.stop_seconds >= 0:
+            raise ValueError(f"training.stop_seconds is {self.stop_seconds}; expected at least 0")
+        if self.keep_best and self.eval_windows == 0:
+            raise ValueError(
+                "training.keep_best goes by the validation loss, which training.eval_windows=0 "
+                "does not take; set one of them otherwise"
+            )
+
     def _check_schedule(self) -> None:
+        if self.cycle_steps is not None and self.cycle_steps < 1:
+            raise ValueError(f"training.cycle_steps is {self.cycle_steps}; expected at least 1")
         lowest, peak = self.min_learning_rate, self.learning_rate
         if not lowest >= 0 or (self.schedule == "cosine_restarts" and lowest > peak):
             raise ValueError(
