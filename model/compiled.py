@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 logger = logging.getLogger("velocity")
@@ -51,16 +52,30 @@ def build() -> Path:
     compiler = shlex.split(os.environ.get("CC", "")) or find_compiler()
     source = SOURCE.read_text("utf-8")
     key = "\0".join((source, *COMPILE, *LINK, *compiler, describe_processor()))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "velocity"
-    path = folder / f"step-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    path = find_folder() / f"step-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+
+    def make(linked: Path) -> None:
+        compiled = f"{linked}.o"
+        run([*compiler, *COMPILE, str(SOURCE), "-o", compiled])
+        run([*compiler, "-o", str(linked), compiled, *LINK])
+
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            compiled, linked = f"{work}/step.o", f"{work}/step.so"
-            run([*compiler, *COMPILE, str(SOURCE), "-o", compiled])
-            run([*compiler, "-o", linked, compiled, *LINK])
-            os.replace(linked, path)
+        replace_file(path, make)
     return path
+
+
+def find_folder() -> Path:
+    """Where what is made for this machine is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "velocity"
+
+
+def replace_file(path: Path, make: Callable[[Path], object]) -> None:
+    """Make a file under another name, and put it at its place whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+        new = Path(work) / path.name
+        make(new)
+        os.replace(new, path)
 
 
 def find_compiler() -> list[str]:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from model.checkpoints.folder import find_stored_dtype, load_model
 from model.checkpoints.hugging_face import read_token_ids
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
-from model.checkpoints.original import is_seed_checkpoint, load_seed_model
+from model.checkpoints.original import load_seed_model
 from model.checkpoints.seal import (
     CONFIG,
     GENERATION_CONFIG,
@@ -18,6 +18,7 @@ from model.checkpoints.seal import (
     CheckpointError,
     find_checkpoint,
     is_sealed,
+    is_seed_checkpoint,
     read_json,
 )
 from model.checkpoints.tokenizer import load_tokenizer, splits_special_tokens
@@ -25,9 +26,10 @@ from model.config import Kept
 from model.decode.generator import Generator
 from model.decode.settings import Settings as Settings  # For `complete` and `stream`.
 from model.device import choose_device, choose_dtype
-from model.graphs import find_graphs
-from model.narrow import DTYPES, round_weights
-from model.step import find_step
+from model.narrow import DTYPES, round_weights, widen_layers
+from model.steps.cpu import find_step
+from model.steps.cuda import find_graphs
+from shards.screen.url import is_hub_model
 
 logger = logging.getLogger("velocity")
 
@@ -40,11 +42,16 @@ def load_generator(
 ) -> "Generator":
     """The generator of a checkpoint folder, or of the newest checkpoint in a folder of them.
 
+    `checkpoint_path` may be hf://user/name[@revision]: a model of the Hub, which is fetched first.
     Uses a GPU if there is one, with CUDA in bf16 or fp16, with MPS in fp32; a CPU computes in
     fp32. `dtype` is what weights are rounded to and, where that is faster, kept in: less to read is
     less time. `tokenizer_json` is the text of a tokenizer.json for a folder without one, such as
     the original VelocityLM's. Raises CheckpointError if the folder is not a checkpoint or damaged.
     """
+    if is_hub_model(checkpoint_path):
+        from prep.remote.hub_model import fetch_model
+
+        checkpoint_path = fetch_model(checkpoint_path, logger.info)
     folder = find_checkpoint(Path(checkpoint_path))
     device = choose_device(device)
     is_seed, is_complete = is_seed_checkpoint(folder), is_sealed(folder)
@@ -56,6 +63,7 @@ def load_generator(
     model = load(folder, device, choose_read_dtype(device, stored, kept))
     if kept is not None:
         round_weights(model, kept)
+    widen_layers(model)
     if is_complete and splits_special_tokens(folder):
         logger.warning(
             "velocity: %s: others cannot write %s with this tokenizer (split_special_tokens), as "
@@ -67,7 +75,7 @@ def load_generator(
     ends = ends or _find_default_end(folder, tokenizer)
     generator = Generator(model, tokenizer, ends, begins[0] if begins else None)
     generator.predictor.step = find_graphs(model) if device.type == "cuda" else find_step(model)
-    generator.folder = folder
+    generator.folder, generator.dtype = folder, dtype
     if max(generator.num_words, generator.begin + 1) > model.config.num_ids:
         raise CheckpointError(
             f"{folder}: the tokenizer has {generator.num_words} tokens and begins a text with "

@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from model.pages import Pages
 from model.products import linear
 
 LARGEST = 127  # Not -128: the numbers are symmetric about 0.
@@ -20,14 +21,16 @@ CHUNK = 2**22
 
 
 @torch.no_grad()
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize(weight: Tensor, pages: Pages | None = None) -> tuple[Tensor, Tensor]:
     """A weight (N, K) of any floating-point dtype as int8 (N, K) and its scales (N,) in fp32.
+
+    The int8 numbers are in memory of `pages`, if given.
 
     >>> rows, scale = quantize(torch.tensor([[0.5, -1.0, 0.25]]))
     >>> rows.tolist(), round(float(scale[0]), 6)
     ([[64, -127, 32]], 0.007874)
     """
-    rows = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    rows = (pages or Pages()).empty(weight.shape, torch.int8, weight.device)
     scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
     step = max(1, CHUNK // max(1, weight.shape[1]))
     smallest = torch.finfo(torch.float32).tiny  # A row of zeros is divided by it.
@@ -56,9 +59,9 @@ class Int8Rows(nn.Module):
         self.register_buffer("weight_scale", weight_scale)
 
     @classmethod
-    def of(cls, weight: Tensor) -> Self:
+    def of(cls, weight: Tensor, pages: Pages) -> Self:
         """What stands for a layer or an embedding with this weight (N, K)."""
-        return cls(*quantize(weight))
+        return cls(*quantize(weight, pages))
 
 
 class Int8Linear(Int8Rows):

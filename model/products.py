@@ -14,14 +14,18 @@ from torch import Tensor
 
 # For weights that fit in a core's cache, MKL is as fast and has less overhead.
 MIN_ONEDNN_WEIGHTS = 2**18
+# Numbers of a narrow weight that are widened at a time: they are still in the cache when used.
+WIDENED_TOGETHER = 2**20
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x (..., K) @ weight (N, K).T; falls back to F.linear where gradients are recorded.
 
-    A weight narrower than x is widened as a whole first.
+    A weight narrower than x is widened: on a CPU a few rows at a time, else as a whole.
     """
     if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.device.type == "cpu" and weight.numel() > WIDENED_TOGETHER:
+            return _multiply_in_parts(x, weight)
         weight = weight.to(x.dtype)
     if (
         x.device.type == "cpu"
@@ -33,6 +37,16 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     ):
         return _onednn_linear(x, weight)
     return F.linear(x, weight)
+
+
+def _multiply_in_parts(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., K) @ weight (N, K).T, without the widened weight ever being in memory."""
+    size = max(1, WIDENED_TOGETHER // weight.shape[1])
+    product = x.new_empty(*x.shape[:-1], len(weight))
+    for start in range(0, len(weight), size):
+        end = start + size
+        product[..., start:end] = linear(x, weight[start:end].to(x.dtype))
+    return product
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:

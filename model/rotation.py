@@ -79,4 +79,15 @@ def find_length_factor(config: ModelConfig) -> float:
     if config.rope_attention_factor is not None:
         return config.rope_attention_factor
     assert config.rope_factor is not None
-    return 0.1 * math.log(config.rope_factor) + 1
+    return find_yarn_factor(config.rope_factor)
+
+
+def find_yarn_factor(factor: float) -> float:
+    """What yarn multiplies by for a context that is `factor` times as long, unless it is told.
+
+    YaRN, section 3.4: sqrt(1 / t). llama.cpp multiplies this by a file's rope.scaling.attn_factor.
+
+    >>> round(find_yarn_factor(4.0), 6)
+    1.138629
+    """
+    return 0.1 * math.log(factor) + 1

@@ -1,4 +1,4 @@
-/* A few tokens through a model's blocks on a CPU, as fast as its weights are read from memory.
+/* A few tokens through a model on a CPU, as fast as its weights are read from memory.
 
    What model/transformer.py computes, for tokens of any rows of a KV cache, each at its own place:
    all of a row's earlier tokens are seen, and those after it are not. Weights are fp32, bf16, fp16
@@ -46,9 +46,13 @@ typedef struct {
 } Layer;
 
 typedef struct {
+  const Layer *layers;
+  int64_t num_layers;
+  Weight embedding, head;
+  const float *norm;                  /* (D), before the head */
   int64_t heads, kv_heads, head_size; /* H, G, K */
   float eps;
-} Shape;
+} Model;
 
 typedef struct {
   float *keys, *values;                /* (layers, rows, G, room, K) */
@@ -192,11 +196,24 @@ static float dot(const float *a, const float *b, int64_t size) {
   return sum;
 }
 
-/* y = x / sqrt(mean(x^2) + eps) * weight, for each of N tokens. */
-static void norm(const float *x, const float *weight, float eps, float *y, int64_t N, int64_t D) {
+/* y (D) is row n of a weight. */
+static void take_row(const Weight *w, int64_t n, float *y) {
+  int64_t D = w->inputs;
+  float scale = w->scale ? w->scale[n] : 1;
+  switch (w->kind) {
+    case 0: memcpy(y, (const f32 *)w->data + n * D, D * sizeof(f32)); break;
+    case 1: for (int64_t d = 0; d < D; d++) y[d] = one_bf16(((const bf16 *)w->data)[n * D + d]); break;
+    case 2: for (int64_t d = 0; d < D; d++) y[d] = one_f16(((const f16 *)w->data)[n * D + d]); break;
+    case 3: for (int64_t d = 0; d < D; d++) y[d] = scale * ((const i8 *)w->data)[n * D + d]; break;
+  }
+}
+
+/* y = x / sqrt(mean(x^2) + eps) * weight, for each of N tokens: those at `places`, or the first. */
+static void norm(const float *x, const int64_t *places, const float *weight, float eps, float *y,
+                 int64_t N, int64_t D) {
 #pragma omp for schedule(static)
   for (int64_t n = 0; n < N; n++) {
-    const float *in = x + n * D;
+    const float *in = x + (places ? places[n] : n) * D;
     float factor = 1 / sqrtf(dot(in, in, D) / (float)D + eps);
     for (int64_t d = 0; d < D; d++) y[n * D + d] = in[d] * factor * weight[d];
   }
@@ -237,64 +254,62 @@ static void attend(const float *q, const float *keys, const float *values, float
   for (int64_t k = 0; k < K; k++) y[k] /= sum;
 }
 
-/* x (N, D) through the layers, in place. Token n is the one at positions[n] of row rows[n]; its
-   keys and values are written there, and cos, sin (N, K / 2) are its rotation. `scratch` has room
-   for N * (D + 2 H K + 2 G K + 2 F) floats. */
-void velocity_step(const Layer *layers, int64_t num_layers, const Shape *shape, const Cache *cache,
-                   float *x, int64_t N, const int64_t *rows, const int64_t *positions,
-                   const float *cos, const float *sin, float *scratch, int threads) {
-  int64_t H = shape->heads, G = shape->kv_heads, K = shape->head_size;
-  int64_t D = layers[0].q.inputs, F = layers[0].gate.outputs;
-  float *normed = scratch, *q = normed + N * D, *mixed = q + N * H * K, *k = mixed + N * H * K;
-  float *v = k + N * G * K, *gate = v + N * G * K, *up = gate + N * F;
-#pragma omp parallel num_threads(threads)
-  for (int64_t l = 0; l < num_layers; l++) {
-    const Layer *layer = layers + l;
-    float *keys = cache->keys + l * cache->layer_step;
-    float *values = cache->values + l * cache->layer_step;
-    norm(x, layer->attention_norm, shape->eps, normed, N, D);
-    multiply(&layer->q, normed, q, N, 0);
-    multiply(&layer->k, normed, k, N, 0);
-    multiply(&layer->v, normed, v, N, 0);
-#pragma omp barrier
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < N; n++) {
-      const float *c = cos + n * K / 2, *s = sin + n * K / 2;
-      for (int64_t h = 0; h < H; h++) rotate(q + (n * H + h) * K, c, s, K);
-      for (int64_t g = 0; g < G; g++) {
-        float *new_key = k + (n * G + g) * K;
-        int64_t place = rows[n] * cache->row_step + (g * cache->room + positions[n]) * K;
-        rotate(new_key, c, s, K);
-        memcpy(keys + place, new_key, K * sizeof(float));
-        memcpy(values + place, v + (n * G + g) * K, K * sizeof(float));
-      }
-    }
-#pragma omp for collapse(2) schedule(static)
-    for (int64_t n = 0; n < N; n++)
-      for (int64_t h = 0; h < H; h++) {
-        int64_t head = rows[n] * cache->row_step + h / (H / G) * cache->room * K;
-        attend(q + (n * H + h) * K, keys + head, values + head, mixed + (n * H + h) * K,
-               positions[n] + 1, K);
-      }
-    multiply(&layer->o, mixed, x, N, 1);
-#pragma omp barrier
-    norm(x, layer->mlp_norm, shape->eps, normed, N, D);
-    multiply(&layer->gate, normed, gate, N, 0);
-    multiply(&layer->up, normed, up, N, 0);
-#pragma omp barrier
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < N * F; i++) gate[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
-    multiply(&layer->down, gate, x, N, 1);
-#pragma omp barrier
-  }
-}
-
-/* logits (N, V) of x (N, D): the last norm, and the head. `scratch` has room for N * D floats. */
-void velocity_head(const float *weight, float eps, const Weight *head, const float *x,
-                   float *logits, int64_t N, float *scratch, int threads) {
+/* N tokens through the model. Token n is the one at positions[n] of row rows[n]; its keys and
+   values are written there, and its rotation is the row angles[n] of cos and sin (any, K / 2). Of
+   the tokens at P `places`, the logits (P, V) of what comes next are found. `scratch` has room for
+   N * (2 D + 2 H K + 2 G K + 2 F) floats. */
+void velocity_step(const Model *model, const Cache *cache, const int64_t *tokens,
+                   const int64_t *rows, const int64_t *positions, int64_t N, const float *cos,
+                   const float *sin, const int64_t *angles, const int64_t *places, int64_t P,
+                   float *logits, float *scratch, int threads) {
+  int64_t H = model->heads, G = model->kv_heads, K = model->head_size;
+  int64_t D = model->embedding.inputs, F = model->layers[0].gate.outputs;
+  float *x = scratch, *normed = x + N * D, *q = normed + N * D, *mixed = q + N * H * K;
+  float *k = mixed + N * H * K, *v = k + N * G * K, *gate = v + N * G * K, *up = gate + N * F;
 #pragma omp parallel num_threads(threads)
   {
-    norm(x, weight, eps, scratch, N, head->inputs);
-    multiply(head, scratch, logits, N, 0);
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < N; n++) take_row(&model->embedding, tokens[n], x + n * D);
+    for (int64_t l = 0; l < model->num_layers; l++) {
+      const Layer *layer = model->layers + l;
+      float *keys = cache->keys + l * cache->layer_step;
+      float *values = cache->values + l * cache->layer_step;
+      norm(x, NULL, layer->attention_norm, model->eps, normed, N, D);
+      multiply(&layer->q, normed, q, N, 0);
+      multiply(&layer->k, normed, k, N, 0);
+      multiply(&layer->v, normed, v, N, 0);
+#pragma omp barrier
+#pragma omp for schedule(static)
+      for (int64_t n = 0; n < N; n++) {
+        const float *c = cos + angles[n] * K / 2, *s = sin + angles[n] * K / 2;
+        for (int64_t h = 0; h < H; h++) rotate(q + (n * H + h) * K, c, s, K);
+        for (int64_t g = 0; g < G; g++) {
+          float *new_key = k + (n * G + g) * K;
+          int64_t place = rows[n] * cache->row_step + (g * cache->room + positions[n]) * K;
+          rotate(new_key, c, s, K);
+          memcpy(keys + place, new_key, K * sizeof(float));
+          memcpy(values + place, v + (n * G + g) * K, K * sizeof(float));
+        }
+      }
+#pragma omp for collapse(2) schedule(static)
+      for (int64_t n = 0; n < N; n++)
+        for (int64_t h = 0; h < H; h++) {
+          int64_t head = rows[n] * cache->row_step + h / (H / G) * cache->room * K;
+          attend(q + (n * H + h) * K, keys + head, values + head, mixed + (n * H + h) * K,
+                 positions[n] + 1, K);
+        }
+      multiply(&layer->o, mixed, x, N, 1);
+#pragma omp barrier
+      norm(x, NULL, layer->mlp_norm, model->eps, normed, N, D);
+      multiply(&layer->gate, normed, gate, N, 0);
+      multiply(&layer->up, normed, up, N, 0);
+#pragma omp barrier
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < N * F; i++) gate[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
+      multiply(&layer->down, gate, x, N, 1);
+#pragma omp barrier
+    }
+    norm(x, places, model->norm, model->eps, normed, P, D);
+    multiply(&model->head, normed, logits, P, 0);
   }
 }

@@ -4,13 +4,14 @@ import shutil
 from pathlib import Path
 
 from model.checkpoints.folder import encode_json, save_model
-from model.checkpoints.original import is_seed_checkpoint, load_seed_model
+from model.checkpoints.original import load_seed_model
 from model.checkpoints.seal import (
     CHECKSUMS,
     TOKENIZER_CONFIG,
     CheckpointError,
     find_checkpoint,
     is_sealed,
+    is_seed_checkpoint,
     read_json,
     seal,
     verify,

@@ -1,6 +1,7 @@
 """What keeps a folder's model from being loaded: everything at once, in one line or a table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,17 @@ def make_error(origin: Path, differences: Sequence[Difference]) -> CheckpointErr
     for row in tabulate(differences):
         error.add_note(row)
     return error
+
+
+@contextmanager
+def explaining(origin: Path) -> Iterator[None]:
+    """Turn what is wrong with the values of the file `origin` into a CheckpointError."""
+    try:
+        yield
+    except DifferentError as error:
+        raise make_error(origin, error.differences) from None
+    except ValueError as error:
+        raise CheckpointError(f"{origin}: {error}") from None
 
 
 def tabulate(differences: Sequence[Difference]) -> Iterable[str]:

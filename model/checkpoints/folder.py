@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.compare import EMBEDDING, HEAD, check_weights
-from model.checkpoints.differences import DifferentError, make_error
+from model.checkpoints.differences import explaining
 from model.checkpoints.hugging_face import (
+    QUANTIZATION,
     Boundaries,
     Json,
     make_config_json,
@@ -22,7 +23,6 @@ from model.checkpoints.hugging_face import (
     read_config_json,
 )
 from model.checkpoints.int8 import (
-    QUANTIZATION,
     check_quantization,
     is_int8,
     take_int8,
@@ -39,15 +39,16 @@ from model.checkpoints.seal import (
     read_json,
 )
 from model.checkpoints.tensor_file import write_tensors
+from model.checkpoints.weight_files import find_weight_files
 from model.checkpoints.weights import (
     Stored,
     deal_weights,
-    find_weight_files,
     list_weights,
     make_index,
     read_weights,
 )
 from model.config import ModelConfig
+from model.pages import Pages
 from model.transformer import Transformer
 
 
@@ -117,14 +118,10 @@ def load_model(
     """
     values = read_json(folder / CONFIG)
     quantization = values.pop(QUANTIZATION, None)
-    try:
+    with explaining(folder / CONFIG):
         if quantization is not None:
             check_quantization(quantization)
         config = read_config_json(values)
-    except DifferentError as error:
-        raise make_error(folder / CONFIG, error.differences) from None
-    except ValueError as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
     build = build_model if quantization is None else build_int8_model
     return build(config, find_weight_files(folder), device, dtype)
 
@@ -172,9 +169,10 @@ def build_int8_model(
     with torch.device("meta"):
         model = Transformer(config)
     use_int8_layers(model, weights)
-    for name in weights:
-        kept = weights[name].dtype if is_int8(name, weights) else dtype
-        weights[name] = weights[name].to(device, kept)
+    pages = Pages()
+    for name, weight in [*weights.items()]:
+        kept = weight.dtype if is_int8(name, weights) else dtype
+        weights[name] = pages.empty(weight.shape, kept, device).copy_(weight)
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_head()
     return model

@@ -15,13 +15,15 @@ from model.checkpoints.differences import Difference, DifferentError
 from model.config import ROPE_SETTINGS, ModelConfig
 
 Json = dict[str, Any]
+# Says in which other form weights are kept; model/checkpoints/int8.py has the one that is read.
+QUANTIZATION = "quantization_config"
 # Keys that have one value in our models, which is also what it means if they are not there.
 FIXED = {
     "model_type": "llama",
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
-    "quantization_config": None,
+    QUANTIZATION: None,
 }
 REQUIRED = (
     "vocab_size",

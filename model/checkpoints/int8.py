@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.checkpoints.hugging_face import Json
+from model.checkpoints.hugging_face import QUANTIZATION, Json
 from model.checkpoints.seal import CheckpointError
 from model.int8 import Int8Linear
 
 FLIP = 0x80  # Adds 128 to an int8 number, read as a byte.
 PACKED, SCALE, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
-QUANTIZATION = "quantization_config"
 HEAD = "lm_head"
 BLOCKS = "model.layers."
 WEIGHTS: Json = {

@@ -28,12 +28,6 @@ KEYS = (
 )
 
 
-def is_seed_checkpoint(folder: Path) -> bool:
-    """Whether the folder holds a checkpoint of the original VelocityLM."""
-    files = (folder / SEED_WEIGHTS, folder / CONFIG)
-    return all(file.is_file() for file in files) and "model" in read_json(folder / CONFIG)
-
-
 def load_seed_model(
     folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Transformer:

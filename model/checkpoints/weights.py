@@ -1,10 +1,7 @@
-"""The weights of a folder, in one file or in several: found, listed, read one by one, dealt out.
+"""The weights of a folder, in one file or in several: listed, read one by one, dealt out.
 
-    model.safetensors, or model.safetensors.index.json and the files that it names
-    pytorch_model.bin, or pytorch_model.bin.index.json and the files that it names
-
-An index is {"weight_map": {"<weight>": "<file beside it>", ...}}. Files that are written have no
-more than MAX_FILE_BYTES of weights, and the names that transformers gives them.
+Files that are written have no more than MAX_FILE_BYTES of weights, and the names that transformers
+gives them; model/checkpoints/weight_files.py finds them again.
 """
 
 import json
@@ -17,15 +14,9 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.pickle_file import list_pickle, read_pickle
-from model.checkpoints.seal import (
-    INDEX,
-    SEED_WEIGHTS,
-    WEIGHTS,
-    CheckpointError,
-    is_plain_name,
-    read_json,
-)
+from model.checkpoints.seal import INDEX, WEIGHTS, CheckpointError
 from model.checkpoints.tensor_file import DTYPES_BY_NAME, TensorReader, count_bytes
+from model.pages import Pages
 
 # What many tools and file systems can take.
 MAX_FILE_BYTES = 5 * 10**9
@@ -39,40 +30,6 @@ class Stored:
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-
-
-def find_weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights; CheckpointError if one of them is not there."""
-    for name in (WEIGHTS, SEED_WEIGHTS):
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            return [folder / name]
-        if index.is_file():
-            return [folder / part for part in read_index(index)]
-    raise CheckpointError(
-        f"{folder}: no {WEIGHTS}; expected that file, {WEIGHTS}.index.json and what it names, or "
-        f"{SEED_WEIGHTS}"
-    )
-
-
-def read_index(index: Path) -> list[str]:
-    """The names of the files that an index lists; CheckpointError if they are not beside it."""
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise CheckpointError(f"{index}: has no weight_map of weights and their files")
-    names = sorted(set(places.values()))
-    for name in names:
-        if not is_plain_name(name):
-            raise CheckpointError(
-                f"{index}: {name[:80]!r} is not the name of a file beside it; not followed"
-            )
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing or not names:
-        raise CheckpointError(
-            f"{index}: lists {len(names)} files, of which {len(missing)} are missing"
-            f"{f', such as {missing[0][:80]}' if missing else ''}; download the folder again"
-        )
-    return names
 
 
 def list_weights(files: Sequence[Path], has_integers: bool = False) -> dict[str, Stored]:
@@ -110,6 +67,7 @@ def read_weights(
 
     None is in memory twice, apart from a pickled file, of which the rest is while it is read.
     """
+    pages = Pages()
     for path in files:
         if path.suffix == ".bin":
             for name, weight in read_pickle(path):
@@ -123,7 +81,7 @@ def read_weights(
                     reader.skip(entry)
                     continue
                 own = DTYPES_BY_NAME[entry.dtype]
-                weight = torch.empty(entry.shape, dtype=dtype or own, device=device)
+                weight = pages.empty(entry.shape, dtype or own, device)
                 reader.read_into(weight, own)
                 yield strip(entry.name), weight
 

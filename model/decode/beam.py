@@ -13,6 +13,7 @@ from model.decode.draft import Draft
 from model.decode.logprobs import measure_token
 from model.decode.penalties import adjust_logits
 from model.decode.predictor import Predictor
+from model.decode.sampler import expect_finite
 from model.decode.settings import Settings
 
 # The logarithm of the probability that the copies of a prompt begin with: all but one are out.
@@ -94,8 +95,10 @@ def search_beams(predictor: Predictor, start: Draft) -> list[Draft]:
 def extend(running: list[Candidate], logits: Tensor) -> list[Candidate]:
     """The likeliest ways to go on with beams whose logits are (N, V), the likeliest first.
 
-    So many that N of them go on, whatever tokens end a text.
+    So many that N of them go on, whatever tokens end a text. Raises ValueError if the logits are
+    not finite.
     """
+    expect_finite(logits)
     drafts = [candidate.draft for candidate in running]
     logprobs = adjust_logits(logits.log_softmax(-1), drafts)
     totals = torch.tensor([candidate.total for candidate in running], device=logits.device)

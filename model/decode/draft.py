@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from model.decode.history import History
 from model.decode.logprobs import TokenLogprob
 from model.decode.lookup import Lookup
 from model.decode.settings import Settings
@@ -48,6 +49,7 @@ class Draft:
     random: torch.Generator  # Used for this text alone.
     bad_words: Collection[tuple[int, ...]] = ()  # None of these rows of tokens is ever completed.
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    history: History = field(default_factory=History)
     lookup: Lookup = field(default_factory=Lookup)
     finish_reason: FinishReason | None = None
     rank: int = 0  # Its place among the texts of its prompt.
@@ -60,6 +62,7 @@ class Draft:
             tokens=self.tokens.copy(),
             logprobs=self.logprobs.copy(),
             stream=self.stream.branch(),
+            history=self.history.branch(),
         )
 
     def become(self, other: "Draft") -> str:

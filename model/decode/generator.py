@@ -10,18 +10,30 @@ import torch
 from tokenizers import Tokenizer
 
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
+from model.config import Kept
 from model.decode.batch import Batch
 from model.decode.beam import search_beams
 from model.decode.draft import Completion, Draft, FinishReason, make_random
 from model.decode.logprobs import TokenLogprob
 from model.decode.predictor import Predictor
-from model.decode.score import score_tokens
+from model.decode.score import PIECE, Scoring
 from model.decode.settings import DEFAULT_MAX_LENGTH, LONE_SURROGATES, Settings
 from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
 
 # A text, or token ids.
 Prompt = str | Sequence[int]
+
+
+class ContextExceeded(ValueError):
+    """A prompt that leaves too little room for new text in the model's context."""
+
+    def __init__(self, num_tokens: int, context: int) -> None:
+        super().__init__(
+            f"the prompt has {num_tokens:,} tokens, the model's context is {context:,}; "
+            "shorten the prompt to leave room for new text"
+        )
+        self.num_tokens = num_tokens
 
 
 class Generator:
@@ -40,7 +52,9 @@ class Generator:
         predictor: type[Predictor] = Predictor,
     ) -> None:
         self.model = model
-        self.folder: Path | None = None  # The checkpoint that it was loaded from.
+        # The checkpoint that it was loaded from, and what its weights were rounded to.
+        self.folder: Path | None = None
+        self.dtype: Kept | None = None
         self.tokenizer = tokenizer
         end_of_text = ends[0] if ends else tokenizer.token_to_id(END_OF_TEXT)
         assert end_of_text is not None, f"the tokenizer has no {END_OF_TEXT}"
@@ -121,18 +135,22 @@ class Generator:
         return (piece for _, piece in self.write(drafts) if piece)
 
     def start(
-        self, prompts: Sequence[Prompt], settings: Settings | Sequence[Settings]
+        self,
+        prompts: Sequence[Prompt],
+        settings: Settings | Sequence[Settings],
+        min_room: int = 1,
     ) -> list[Draft]:
         """A draft for each requested text, so far with only its prompt.
 
-        Raises ValueError for what `generate` refuses.
+        Raises ContextExceeded for a prompt that leaves no room for `min_room` new tokens, and
+        ValueError for what else `generate` refuses.
         """
         drawn_seed: int | None = None
         num_uses = Counter[tuple[int, str]]()
         drafts: list[Draft] = []
         for prompt, wanted in zip(prompts, spread(settings, len(prompts)), strict=True):
             text, tokens = self._read(prompt)
-            limit, limit_reason = self._find_limit(len(tokens), wanted)
+            limit, limit_reason = self._find_limit(len(tokens), wanted, min_room)
             bad_words = self._find_bad_words(wanted)
             seed = wanted.seed
             if seed is None:
@@ -181,14 +199,13 @@ class Generator:
         rows = {tuple(self.tokenizer.encode(text).ids) for text in spelled}
         return rows - {(token,) for token in self.ends}
 
-    def _find_limit(self, num_prompt_tokens: int, settings: Settings) -> tuple[int, FinishReason]:
+    def _find_limit(
+        self, num_prompt_tokens: int, settings: Settings, min_room: int
+    ) -> tuple[int, FinishReason]:
         """The most tokens that a text may have, and the reason for ending there."""
         context = self.context
-        if num_prompt_tokens >= context:
-            raise ValueError(
-                f"the prompt has {num_prompt_tokens:,} tokens, the model's context is {context:,}; "
-                "shorten the prompt to leave room for new text"
-            )
+        if num_prompt_tokens + min_room > context:
+            raise ContextExceeded(num_prompt_tokens, context)
         if settings.logit_bias and max(settings.logit_bias) >= self.num_words:
             raise ValueError(
                 f"logit_bias has token {max(settings.logit_bias)}; the tokenizer's ids end at "
@@ -235,7 +252,10 @@ class Generator:
         `[generator.begin, *ids]`. Raises ValueError for a text longer than the model's context.
         """
         tokens = self._read(text)[1]
-        return score_tokens(self.model, tokens, self.num_words, num_alternatives)[0]
+        scoring = Scoring(self.predictor, tokens, num_alternatives)
+        while not scoring.is_done:
+            scoring.step(PIECE)
+        return scoring.scored
 
 
 def spread(settings: Settings | Sequence[Settings], num_prompts: int) -> Sequence[Settings]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.decode.largest import rank_largest
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
@@ -24,6 +26,6 @@ def measure_token(logits: Tensor, token: int, num_alternatives: int) -> TokenLog
     top-k and the like remove play no part.
     """
     logprobs = logits.float().log_softmax(-1)
-    best = logprobs.topk(min(num_alternatives, len(logprobs)))
-    alternatives = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    values, tokens = rank_largest(logprobs[None], min(num_alternatives, len(logprobs)))
+    alternatives = tuple(zip(tokens[0].tolist(), values[0].tolist(), strict=True))
     return TokenLogprob(token, float(logprobs[token]), alternatives)

@@ -4,16 +4,18 @@
     -> no-repeat n-gram, bad words, minimum length
 
 transformers' order and definitions (`_get_logits_processor`); frequency and presence penalties,
-which it lacks, are vLLM's and come where vLLM has them, after the repetition penalty. V vocabulary.
+which it lacks, are vLLM's and come where vLLM has them, after the repetition penalty. Of all rows
+together only what changes is read and written: N numbers, each by its place in the flat logits.
+B rows, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.decode.draft import Draft
-from model.decode.settings import Sampling
 
 
 def adjust_logits(logits: Tensor, drafts: Sequence[Draft]) -> Tensor:
@@ -21,78 +23,70 @@ def adjust_logits(logits: Tensor, drafts: Sequence[Draft]) -> Tensor:
 
     Tokens that may not come get -inf. Where that is every token, that draft is not forbidden any.
     """
-    changed = [b for b, draft in enumerate(drafts) if is_adjusted(draft.settings)]
-    if not changed:
+    rows = [b for b, draft in enumerate(drafts) if draft.settings.changes_logits]
+    if not rows:
         return logits
-    logits = logits.clone()
-    for b in changed:
-        row = bound(penalize(logits[b], drafts[b]), logits[b])
-        forbidden = find_forbidden(len(row), drafts[b])
-        if forbidden.any() and not forbidden.all():
-            row = row.masked_fill(forbidden.to(row.device), -torch.inf)
-        logits[b] = row
+    logits = logits.clone(memory_format=torch.contiguous_format)
+    num_words, flat = logits.shape[1], logits.view(-1)
+    biased = [
+        (b * num_words + token, bias)
+        for b in rows
+        for token, bias in (drafts[b].settings.logit_bias or {}).items()
+    ]
+    if biased:
+        places, biases = zip(*biased, strict=True)
+        flat.index_add_(0, _to(flat, places, torch.int64), _to(flat, biases, flat.dtype))
+    penalize(logits, drafts, [b for b in rows if drafts[b].settings.penalizes])
+    forbidden = list[int]()
+    for b in rows:
+        tokens = {token for token in find_forbidden(drafts[b]) if token < num_words}
+        if len(tokens) < num_words:
+            forbidden += [b * num_words + token for token in tokens]
+    if forbidden:
+        flat[_to(flat, forbidden, torch.int64)] = -torch.inf
     return logits
 
 
-def is_adjusted(sampling: Sampling) -> bool:
-    """Whether these settings change logits at all, before any is drawn."""
-    return bool(
-        sampling.logit_bias
-        or sampling.repetition_penalty != 1
-        or sampling.presence_penalty
-        or sampling.frequency_penalty
-        or sampling.no_repeat_ngram_size
-        or sampling.bad_words
-        or sampling.min_length
-        or sampling.min_new_tokens
-    )
+def penalize(logits: Tensor, drafts: Sequence[Draft], rows: Sequence[int]) -> None:
+    """Apply the penalties of the drafts of these rows to their logits (B, V), in place.
 
-
-def penalize(row: Tensor, draft: Draft) -> Tensor:
-    """A draft's logits (V,) with its biases and penalties."""
-    settings = draft.settings
-    if settings.logit_bias:
-        tokens = torch.tensor(list(settings.logit_bias), device=row.device)
-        biases = torch.tensor(
-            list(settings.logit_bias.values()), dtype=row.dtype, device=row.device
-        )
-        row = row.index_add(0, tokens, biases)
-    if settings.repetition_penalty != 1:
-        row = penalize_repetition(row, draft.tokens, settings.repetition_penalty)
-    if settings.frequency_penalty or settings.presence_penalty:
-        generated = torch.tensor(draft.tokens[draft.num_prompt_tokens :], dtype=torch.int64)
-        counts = torch.bincount(generated, minlength=len(row)).to(row.device)
-        row = row - settings.frequency_penalty * counts
-        row = row - settings.presence_penalty * (counts > 0)
-    return row
-
-
-def penalize_repetition(row: Tensor, history: list[int], penalty: float) -> Tensor:
-    """Logits (V,); those of tokens in the history are divided by the penalty, once each.
-
-    Negative logits are multiplied by it instead (CTRL, Keskar et al. 2019, and transformers).
+    The repetition penalty divides the logits of tokens that a text has, once each; negative ones
+    are multiplied by it instead (CTRL, Keskar et al. 2019, and transformers).
     """
-    seen = torch.tensor(history, device=row.device)
-    found = row[seen]
-    return row.scatter(0, seen, torch.where(found < 0, found * penalty, found / penalty))
+    if not rows:
+        return
+    found = [drafts[b].history.count(drafts[b].tokens, drafts[b].num_prompt_tokens) for b in rows]
+    numbers = [len(tokens) for tokens, _ in found]
+    starts = np.repeat(np.array(rows) * logits.shape[1], numbers)
+    flat, device = logits.view(-1), logits.device
+    places = torch.from_numpy(starts + np.concatenate([tokens for tokens, _ in found])).to(device)
+    counts = torch.from_numpy(np.concatenate([counts for _, counts in found])).to(device)
+    strengths = [
+        (s.repetition_penalty, s.frequency_penalty, s.presence_penalty)
+        for s in (drafts[b].settings for b in rows)
+    ]
+    each = torch.tensor(strengths).repeat_interleave(torch.tensor(numbers), 0).to(device)
+    repetition, frequency, presence = each.unbind(1)  # (N,) each.
+    old = flat.gather(0, places)
+    new = torch.where(old < 0, old * repetition, old / repetition)
+    new = new - frequency * counts
+    flat.scatter_(0, places, bound(new - presence * (counts > 0), old))
 
 
-def find_forbidden(num_words: int, draft: Draft) -> Tensor:
-    """Which tokens (V,) may not come next, on the CPU."""
+def find_forbidden(draft: Draft) -> Iterator[int]:
+    """The tokens that may not come next; some perhaps twice."""
     settings, tokens = draft.settings, draft.tokens
-    forbidden = torch.zeros(num_words, dtype=torch.bool)
     size = settings.no_repeat_ngram_size
     if 0 < size <= len(tokens):
-        ngrams = torch.tensor(tokens).unfold(0, size, 1)
-        beginning = torch.tensor(tokens[len(tokens) + 1 - size :], dtype=torch.int64)
-        forbidden[ngrams[(ngrams[:, :-1] == beginning).all(-1), -1]] = True
+        yield from draft.history.find_followers(tokens, size)
+    last = tokens[-1:]
     for word in draft.bad_words:
-        if tuple(tokens[len(tokens) - len(word) + 1 :]) == word[:-1]:
-            forbidden[word[-1]] = True
+        is_begun = len(word) == 1 or [word[-2]] == last
+        if is_begun and tuple(tokens[len(tokens) - len(word) + 1 :]) == word[:-1]:
+            yield word[-1]
     num_generated = len(tokens) - draft.num_prompt_tokens
     if len(tokens) < settings.min_length or num_generated < settings.min_new_tokens:
-        forbidden[list(draft.ends)] = True
-    return forbidden
+        yield from draft.ends
 
 
 def bound(scores: Tensor, logits: Tensor) -> Tensor:
@@ -102,3 +96,7 @@ def bound(scores: Tensor, logits: Tensor) -> Tensor:
     rounds to 0, becomes 0.
     """
     return scores.nan_to_num().masked_fill(logits == -torch.inf, -torch.inf)
+
+
+def _to(like: Tensor, values: Sequence[float], dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=like.device)

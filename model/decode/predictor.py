@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from model.cache import KVCache, allocate_cache
-from model.graphs import GraphStep
-from model.step import Step
+from model.steps.cpu import Step
+from model.steps.cuda import GraphStep
 from model.transformer import Transformer
 
 

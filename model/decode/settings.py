@@ -3,9 +3,9 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Self
 
 import typer
 
@@ -22,9 +22,22 @@ EARLY_STOPPING: dict[str, bool | str] = {"false": False, "true": True, "never": 
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
 
+class SettingError(ValueError):
+    """A setting that is wrong, by itself or beside another one.
+
+    `words` has {} for the name of each, of which the first is the wrong one: elsewhere, such as in
+    OpenAI's API, they have other names.
+    """
+
+    def __init__(self, words: str, *names: str) -> None:
+        super().__init__(words.format(*names))
+        self.words = words
+        self.names = names
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. Raises ValueError, naming the setting, for an invalid value."""
+    """How tokens are chosen. Raises SettingError for an invalid value."""
 
     # False always takes the likeliest token, as does a temperature of 0 (or under 0.00001).
     do_sample: bool = True
@@ -80,7 +93,10 @@ class Sampling:
     # other tokens may spell the same letters, that makes a word unlikely, not impossible.
     bad_words: Annotated[
         str | Sequence[str] | None,
-        typer.Option(help="Do not write the tokens of this word. May be given several times."),
+        typer.Option(
+            help="Do not write the tokens of this word. May be given several times, with escapes "
+            "as in --stop."
+        ),
     ] = None
     # Until then no token ends the text; a stop string still does. The first counts the prompt, too.
     min_length: Annotated[
@@ -107,9 +123,11 @@ class Sampling:
         for name, (is_valid, expected) in checks.items():
             value = getattr(self, name)
             if not is_valid or value == math.inf:
-                raise ValueError(f"{name} is {value}; expected a number {expected}")
+                raise SettingError(f"{{}} is {value}; expected a number {expected}", name)
         if any(not word.strip() or LONE_SURROGATES.search(word) for word in self.words):
-            raise ValueError("bad_words holds a word that is empty or not UTF-8; leave it out")
+            raise SettingError(
+                "{} holds a word that is empty or not UTF-8; leave it out", "bad_words"
+            )
         for token, bias in (self.logit_bias or {}).items():
             if token < 0 or not -100 <= bias <= 100:
                 raise ValueError(
@@ -125,7 +143,7 @@ class Sampling:
     @property
     def words(self) -> tuple[str, ...]:
         """The bad words as a tuple, which may be empty."""
-        return (self.bad_words,) if isinstance(self.bad_words, str) else tuple(self.bad_words or ())
+        return list_words(self.bad_words)
 
     @cached_property
     def drawing(self) -> tuple[float | None, ...] | None:
@@ -133,6 +151,19 @@ class Sampling:
         if self.is_greedy:
             return None
         return (self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p)
+
+    @cached_property
+    def penalizes(self) -> bool:
+        """Whether tokens of the text become less or more likely."""
+        others = self.presence_penalty or self.frequency_penalty
+        return bool(self.repetition_penalty != 1 or others)
+
+    @cached_property
+    def changes_logits(self) -> bool:
+        """Whether the text so far, or a bias, changes logits at all before any is drawn."""
+        forbids = self.no_repeat_ngram_size or self.bad_words
+        delays_end = self.min_length or self.min_new_tokens
+        return bool(self.penalizes or self.logit_bias or forbids or delays_end)
 
     @property
     def keeps_all(self) -> bool:
@@ -225,9 +256,11 @@ class Settings(Sampling):
         if self.logprobs is not None and self.logprobs < 0:
             raise ValueError(f"logprobs is {self.logprobs}; expected 0 or more alternatives")
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens}, but max_new_tokens is "
-                f"{self.max_new_tokens}; expected no more than that"
+            raise SettingError(
+                f"{{}} is {self.min_new_tokens}, but {{}} is {self.max_new_tokens}; expected no "
+                "more than that",
+                "min_new_tokens",
+                "max_new_tokens",
             )
         if self.max_length is not None and self.max_new_tokens is not None:
             raise ValueError(
@@ -235,9 +268,13 @@ class Settings(Sampling):
                 "expected only one: the first counts the prompt's tokens too"
             )
         if any(LONE_SURROGATES.search(stop) for stop in self.stops):
-            raise ValueError("a stop string is not UTF-8 and would never be found; leave it out")
+            raise SettingError(
+                "a stop string is not UTF-8 and would never be found; leave it out", "stop"
+            )
         if "" in self.stops:
-            raise ValueError("a stop string is empty and would end every text; leave it out")
+            raise SettingError(
+                "a stop string is empty and would end every text; leave it out", "stop"
+            )
 
     @property
     def stops_early(self) -> bool | str:
@@ -247,62 +284,26 @@ class Settings(Sampling):
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings as a tuple, which may be empty."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return list_words(self.stop)
+
+    def read_escapes(self) -> Self:
+        """The settings of one who typed them: escapes in stop strings and bad words are read."""
+        return replace(
+            self,
+            stop=tuple(map(read_typed, self.stops)),
+            bad_words=tuple(map(read_typed, self.words)),
+        )
 
 
-def read_stop(typed: str) -> str:
-    r"""A stop string as it is meant by one who cannot type a line's end or a tab.
+def list_words(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """What may be one, several or none, as a tuple."""
+    return (given,) if isinstance(given, str) else tuple(given or ())
 
-    >>> read_stop(r"\n\nUser:"), read_stop(r"\\nabla \x")
+
+def read_typed(typed: str) -> str:
+    r"""A stop string or a bad word, as meant by one who cannot type a line's end or a tab.
+
+    >>> read_typed(r"\n\nUser:"), read_typed(r"\\nabla \x")
     ('\n\nUser:', '\\nabla \\x')
     """
     return re.sub(r"\\[nt\\]", lambda found: ESCAPES[found[0]], typed)
-
-
-@dataclass(frozen=True)
-class Output:
-    """What is written, and how."""
-
-    stream: Annotated[bool, typer.Option(help="Show a single text as it is generated.")] = True
-    all: Annotated[
-        bool,
-        typer.Option("--all", help="Write with every checkpoint of a run, each under its step."),
-    ] = False
-    continuation: Annotated[
-        str | None,
-        typer.Option(help="With --all: also how likely this text is after each prompt."),
-    ] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line for each text.")] = (
-        False
-    )
-
-    def check(self, settings: Settings) -> None:
-        """ValueError for options that go with another one which is not there."""
-        if self.continuation is not None and not self.all:
-            raise ValueError("--continuation goes with --all; give both or neither")
-        if settings.logprobs is not None and not self.as_json:
-            raise ValueError("--logprobs goes with --json; give both or neither")
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Where prompts come from: the command line, a whole file, or the lines of a file."""
-
-    prompt: Annotated[
-        tuple[str, ...],
-        typer.Option(
-            help="May be given several times. Without one, a terminal asks for it; elsewhere, the "
-            "text starts a new document."
-        ),
-    ] = ()
-    prompt_file: Annotated[
-        str | None, typer.Option(help="A file holding one prompt; - for standard input.")
-    ] = None
-    prompt_lines: Annotated[
-        str | None, typer.Option(help="A file with one prompt per line; - for standard input.")
-    ] = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no prompt was given, not even an empty one."""
-        return not self.prompt and self.prompt_file is None and self.prompt_lines is None

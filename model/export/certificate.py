@@ -15,7 +15,6 @@ from torch import Tensor
 
 from model.export.request import Limits
 
-CERTIFICATE = "certificate.json"
 # Long enough for positions to matter, and few enough for a CPU.
 WINDOW, MAX_WINDOWS = 256, 8
 MIN_TOKENS = 16
@@ -105,7 +104,7 @@ def find_faults(measured: Measured, limits: Limits) -> list[str]:
     if not measured.near_agreement >= limits.agreement:
         faults.append(
             f"the likeliest token is the same or nearly as likely after "
-            f"{measured.near_agreement:.2%}, at least {limits.agreement:.0%}"
+            f"{measured.near_agreement:.2%}, at least {limits.agreement:.1%}"
         )
     if not abs(measured.loss_change) <= limits.loss_change:
         faults.append(f"loss {measured.loss_change:+.2g} nats, at most {limits.loss_change:g}")
@@ -121,7 +120,7 @@ def describe(measured: Measured, limits: Limits) -> list[list[str]]:
         [
             "or nearly as likely",
             f"{measured.near_agreement:.2%}",
-            f"at least {limits.agreement:.0%}",
+            f"at least {limits.agreement:.1%}",
         ],
         [
             "change of the loss",

@@ -22,7 +22,7 @@ from model.export.gguf_names import EMBEDDING, FACTORS, HEAD, NAMES
 from model.export.gguf_runtime import open_llama, open_reader
 from model.export.gguf_tokenizer import GgufTokenizer, describe_tokenizer
 from model.export.source import Source
-from model.rotation import find_frequencies
+from model.rotation import find_frequencies, find_yarn_factor
 
 TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 # The embedding and the head lose most by few bits, and are no large part of a model.
@@ -115,8 +115,9 @@ def describe_positions(writer: Any, config: ModelConfig) -> None:
         writer.add_rope_scaling_orig_ctx_len(config.rope_original)
         if config.rope_attention_factor is not None:
             # It multiplies what llama.cpp finds by itself.
-            own = 0.1 * float(np.log(factor)) + 1
-            writer.add_rope_scaling_attn_factors(config.rope_attention_factor / own)
+            writer.add_rope_scaling_attn_factors(
+                config.rope_attention_factor / find_yarn_factor(factor)
+            )
 
 
 def add_tokenizer(writer: Any, source: Source, tokenizer: GgufTokenizer) -> None:

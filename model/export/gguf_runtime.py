@@ -12,6 +12,7 @@ from model.export.certificate import Runtime
 from model.export.gguf_names import EMBEDDING, FACTORS, HEAD, NAMES
 from model.export.source import Source
 from model.export.step import Step, run_in_parts
+from model.rotation import find_yarn_factor
 from model.transformer import Transformer
 
 
@@ -103,8 +104,7 @@ def read_config(keys: dict[str, Any], is_tied: bool) -> ModelConfig:
     if kind != "default":
         stretched = {"rope_type": kind, "rope_factor": keys["rope.scaling.factor"]}
     if kind == "yarn":
-        factor = keys["rope.scaling.factor"]
-        own = 0.1 * float(np.log(factor)) + 1
+        own = find_yarn_factor(keys["rope.scaling.factor"])
         stretched |= {
             "rope_original_max_position_embeddings": keys["rope.scaling.original_context_length"],
             "rope_attention_factor": own * keys.get("rope.scaling.attn_factor", 1.0),

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.folder import encode_json, load_model, name_weights, write_weights
+from model.checkpoints.hugging_face import QUANTIZATION
 from model.checkpoints.int8 import (
+    BLOCKS,
     PACKED,
-    QUANTIZATION,
     SCALE,
     SHAPE,
     make_quantization_json,
@@ -24,8 +25,6 @@ from model.checkpoints.seal import CONFIG, WEIGHTS, read_json
 from model.export.certificate import Runtime
 from model.export.source import COPIED, Source
 from model.int8 import quantize
-
-BLOCKS = "model.layers."
 
 
 def write(source: Source, folder: Path, name: str, dtype: str) -> Path:

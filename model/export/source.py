@@ -15,13 +15,13 @@ from torch import Tensor
 from model.checkpoints.folder import load_model
 from model.checkpoints.hugging_face import Json, read_token_ids
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
-from model.checkpoints.original import is_seed_checkpoint
 from model.checkpoints.seal import (
     CONFIG,
     GENERATION_CONFIG,
     CheckpointError,
     find_checkpoint,
     is_sealed,
+    is_seed_checkpoint,
     list_weight_files,
     read_json,
     read_seal,

@@ -14,8 +14,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from model.checkpoints.convert import convert
 from model.checkpoints.folder import load_model, save_model
-from model.checkpoints.original import is_seed_checkpoint, load_seed_model
-from model.checkpoints.seal import CheckpointError, find_checkpoint, list_checkpoints, seal, verify
+from model.checkpoints.original import load_seed_model
+from model.checkpoints.seal import (
+    CheckpointError,
+    find_checkpoint,
+    is_seed_checkpoint,
+    list_checkpoints,
+    seal,
+    verify,
+)
 from model.config import ModelConfig
 from model.transformer import Transformer
 from tests.tiny import CONFIG, SENTENCES, TOKENIZER_JSON, make_model, make_tokenizer

@@ -1,6 +1,7 @@
 """`velocity export`: what another runtime reads is the checkpoint, or nothing is left there."""
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -19,6 +20,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import cli
+from model import narrow
 from model.checkpoints.folder import load_model, save_model
 from model.checkpoints.seal import CheckpointError, is_sealed, seal, verify
 from model.config import ModelConfig
@@ -147,6 +149,27 @@ def test_a_stretched_context_is_in_the_keys_of_the_file(tmp_path: Path, kind: An
     assert config.tie_word_embeddings
 
 
+@pytest.mark.parametrize("told", [0.9, None])
+def test_yarns_factor_means_to_llama_cpp_what_it_is(tmp_path: Path, told: float | None) -> None:
+    """The key itself, as our own reader of the file would undo what our writer did to it.
+
+    llama.cpp multiplies rotated vectors by attn_factor, which is 1 where the file has none, and by
+    1 + 0.1 ln(1 / freq_scale), where freq_scale is 1 / factor (ggml: rope_yarn).
+    """
+    gguf = pytest.importorskip("gguf")
+    changes: dict[str, Any] = {"rope_type": "yarn", "rope_attention_factor": told}
+    checkpoint = save(tmp_path / "checkpoint", ModelConfig(**(vars(CONFIG) | changes)))
+    run(checkpoint, "gguf", tmp_path / "model.gguf", "fp32")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    key, factor = (
+        reader.get_field(f"llama.rope.scaling.{name}") for name in ("attn_factor", "factor")
+    )
+    given = 1.0 if key is None else key.contents()
+    freq_scale = 1 / factor.contents()
+    expected = 0.9 if told is not None else 0.1 * math.log(4) + 1
+    assert given * (1 + 0.1 * math.log(1 / freq_scale)) == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_wrong_export_is_told_and_not_kept(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,11 +223,35 @@ def test_nothing_is_overwritten_and_a_small_disk_is_told_before(
     with pytest.raises(ValueError, match="is there already; name a new place with --out"):
         run(checkpoint, "gguf", taken)
     assert taken.read_text() == "mine"
+    certificate = tmp_path / "gone.gguf.certificate.json"
+    certificate.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(
+        ValueError, match=r"gone\.gguf\.certificate\.json: is there already; name a"
+    ):
+        run(checkpoint, "gguf", tmp_path / "gone.gguf")
+    assert {path.name for path in tmp_path.iterdir()} == {taken.name, certificate.name}
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 10**9, 10**6))
     with pytest.raises(
         ValueError, match=r"about 67 MB of disk are needed in .*, and 1 MB are free"
     ):
         run(checkpoint, "gguf", tmp_path / "new.gguf")
+
+
+@pytest.mark.parametrize("late", ["model.gguf", "model.gguf.certificate.json"])
+def test_what_comes_to_its_place_meanwhile_is_not_overwritten(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    write = gguf_format.write
+
+    def write_slowly(*arguments: Any) -> Path:
+        (tmp_path / late).write_text("another's")
+        return write(*arguments)
+
+    monkeypatch.setattr(gguf_format, "write", write_slowly)
+    with pytest.raises(ValueError, match=f"{late}: is there already; name a new place with --out"):
+        run(checkpoint, "gguf", tmp_path / "model.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == [late]
+    assert (tmp_path / late).read_text() == "another's"
 
 
 def test_ollama_gets_a_folder_that_says_how_to_go_on_with_a_text(
@@ -325,7 +372,9 @@ def test_pt2_without_a_compiler_is_one_line(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_int8_is_a_checkpoint_that_sampling_takes(checkpoint: Path, tmp_path: Path) -> None:
+def test_int8_is_a_checkpoint_that_sampling_takes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "int8"
     run(checkpoint, "int8", out)
     assert is_sealed(out)
@@ -340,6 +389,13 @@ def test_int8_is_a_checkpoint_that_sampling_takes(checkpoint: Path, tmp_path: Pa
     assert {layer.weight.dtype for layer in layers} == {torch.int8}
     [text] = generator.generate("The quick brown fox", temperature=0, max_new_tokens=8)
     assert text.startswith("The quick brown fox")
+    monkeypatch.setattr(narrow, "find_library", lambda: None)  # Without a compiler, they are fp32.
+    widened = load_generator(out, "cpu")
+    assert not any(isinstance(module, Int8Linear) for module in widened.model.modules())
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        found, expected = widened.model(tokens), generator.model(tokens)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_transformers_reads_the_int8_folder(checkpoint: Path, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import graphs
 from model.decode.generator import Generator
 from model.decode.settings import Settings
-from model.graphs import GraphStep, find_graphs
+from model.steps import cuda as graphs
+from model.steps.cuda import GraphStep, find_graphs
 from tests.tiny import make_model, make_tokenizer
 
 PROMPTS = ["One two three", "x", "And a longer one: she said it was so"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model.int8 import CHUNK, LARGEST, Int8Linear, dequantize, quantize
+from model.pages import Pages
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -39,7 +40,7 @@ def test_a_weight_is_the_same_whole_and_in_chunks(monkeypatch: pytest.MonkeyPatc
 def test_a_layer_multiplies_by_what_its_rows_stand_for() -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(12, 32), torch.randn(2, 5, 32)
-    layer = Int8Linear.of(weight)
+    layer = Int8Linear.of(weight, Pages())
     expected = x @ dequantize(layer.weight, layer.weight_scale).T
     torch.testing.assert_close(layer(x), expected)
     torch.testing.assert_close(layer(x.bfloat16()).float(), expected, atol=0.2, rtol=0.05)

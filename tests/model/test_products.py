@@ -61,3 +61,20 @@ def test_factors_are_rounded_once() -> None:
     assert as_factor(matrix, torch.float16).tolist() == [1.0, 1.0]
     assert as_factor(matrix, torch.float16).dtype == torch.float32
     assert torch.equal(as_factor(matrix, torch.float32), matrix)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8])
+@pytest.mark.parametrize("together", [1, 5000, 2**20])
+def test_narrow_weights_are_widened_in_parts(
+    dtype: torch.dtype, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight = torch.randn(2, 3, 900), (100 * torch.randn(700, 900)).to(dtype)
+    monkeypatch.setattr(products, "WIDENED_TOGETHER", together)
+    widened: list[int] = []
+    monkeypatch.setattr(
+        products, "linear", lambda x, w: (widened.append(w.numel()), linear(x, w))[1]
+    )
+    found = products._multiply_in_parts(x, weight) if together == 1 else linear(x, weight)
+    torch.testing.assert_close(found, F.linear(x, weight.float()), atol=0.1, rtol=1e-4)
+    assert max(widened, default=0) <= max(together, 900)
+    assert sum(widened) == (weight.numel() if together < weight.numel() else 0)

@@ -1,6 +1,7 @@
 """Chats: the prompt that transformers makes of them, the answers, and templates that misbehave."""
 
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 from tokenizers import Tokenizer
@@ -16,8 +18,7 @@ from transformers import AutoTokenizer
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import CheckpointError
 from model.decode.settings import Settings
-from model.serve.chat.template import ChatTemplate, find_template, start
-from model.serve.wire.errors import ApiError
+from model.serve.chat.template import ChatTemplate, RenderError, find_template, start
 from tests.servers.model_server import RunningServer, run_server
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model
 
@@ -182,50 +183,142 @@ def test_a_model_without_a_template_has_no_chats(tmp_path: Path) -> None:
             assert answer.json()["error"]["code"] == "no_chat_template"
 
 
-def render(source: str, **message: str) -> str:
-    template = ChatTemplate(source, {"bos_token": "<s>"})
-    try:
-        return template.render([{"role": "user", "content": "one", **message}])
-    finally:
-        template.close()
+@pytest.fixture
+def template() -> Iterator[ChatTemplate]:
+    template = ChatTemplate("", {"bos_token": "<s>"})
+    yield template
+    template.close()
+
+
+def render(template: ChatTemplate, source: str, content: str = "one") -> str:
+    template.source = source
+    return template.render([{"role": "user", "content": content}])
+
+
+UNSAFE = "SecurityError: access to attribute '{}' of '{}' object is unsafe"
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("hostile", "says", "harmless", "prompt"),
     [
-        "{{ messages.__class__.__mro__[1].__subclasses__() }}",
-        "{{ raise_exception.__globals__['sys'].modules['os'].system('touch %s') }}",
-        "{{ namespace.__init__.__globals__ }}",
-        "{{ ''.join.__self__.__class__.__base__ }}",
-        "{{ cycler.__init__.__globals__.os.popen('touch %s').read() }}",
-        "{% set x = namespace(__class__=1) %}{{ x }}",
-        "{{ messages.append(1) }}",
-        "{{ '{0.__class__.__mro__}'.format(messages) }}",
-        "{% include '/etc/passwd' %}",
-        "{{ 'a' * 10**9 }}",
-        "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
-        "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
-        "{{ messages",
+        (
+            "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+            UNSAFE.format("__class__", "list"),
+            "{{ messages[0].content }}",
+            "one",
+        ),
+        (
+            "{{ raise_exception.__globals__['sys'].modules['os'].system('touch %s') }}",
+            UNSAFE.format("__globals__", "function"),
+            "{{ raise_exception('no') if not messages }}",
+            "",
+        ),
+        (
+            "{{ namespace.__init__.__globals__ }}",
+            UNSAFE.format("__init__", "type"),
+            "{% set x = namespace(n=1) %}{% set x.n = 2 %}{{ x.n }}",
+            "2",
+        ),
+        (
+            "{{ cycler.__init__.__globals__.os.popen('touch %s').read() }}",
+            UNSAFE.format("__init__", "Undefined"),
+            "{{ cycler is defined }}",
+            "False",
+        ),
+        (
+            "{% set x = namespace(__class__=1) %}{{ x }}",
+            "SecurityError: a namespace cannot hold '__class__'",
+            "{% set x = namespace(a=1) %}{{ x.a }}",
+            "1",
+        ),
+        (
+            "{{ messages.append(1) }}",
+            UNSAFE.format("append", "list"),
+            "{{ (messages + [1]) | length }}",
+            "2",
+        ),
+        (
+            "{{ '{0.__class__.__mro__}'.format(messages) }}",
+            UNSAFE.format("__class__", "list"),
+            "{{ '{0}!'.format(bos_token) }}",
+            "<s>!",
+        ),
+        ("{% include '/etc/passwd' %}", "TypeError: no loader", "{# include #}none", "none"),
+        (
+            "{{ messages[0].content * 10**9 }}",
+            "it needs more than 536,870,912 bytes of memory",
+            "{{ (messages[0].content * 10**6) | length }}",
+            "3000000",
+        ),
+        (
+            "{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}",
+            "TemplateError: the prompt has more than 4,194,304 characters",
+            "{% for i in range(99999) %}{% endfor %}{{ 'x' * 9 }}",
+            "xxxxxxxxx",
+        ),
+        (
+            "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+            "RecursionError",
+            "{% macro a() %}b{% endmacro %}{{ a() }}",
+            "b",
+        ),
+        ("{{ messages", "TemplateSyntaxError", "{{ messages | length }}", "1"),
     ],
 )
-def test_a_strangers_template_reaches_nothing(source: str, tmp_path: Path) -> None:
+def test_a_strangers_template_reaches_nothing(
+    template: ChatTemplate, hostile: str, says: str, harmless: str, prompt: str, tmp_path: Path
+) -> None:
+    """Its renderer runs, as a harmless template shows that does the like before and after it."""
     reached = tmp_path / "reached"
-    with pytest.raises(ApiError, match="does not take these messages"):
-        render(source.replace("%s", str(reached)))
+    assert render(template, harmless) == prompt
+    with pytest.raises(RenderError, match=re.escape(says)):
+        render(template, hostile.replace("%s", str(reached)))
     assert not reached.exists()
+    assert render(template, harmless) == prompt
 
 
-def test_a_template_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+POWER = "{% set x = 7 ** messages[0]['content'] | int %}done"
+
+
+def test_a_template_that_does_not_end_is_ended(
+    template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert render(template, POWER, "2") == "done"  # The process has begun.
     monkeypatch.setattr("model.serve.chat.template.RENDER_SECONDS", 0.7)
-    template = ChatTemplate("{% set x = 7 ** messages[0]['content'] | int %}done", {})
-    try:
-        begun = time.monotonic()
-        with pytest.raises(ApiError, match="did not end"):
-            template.render([{"role": "user", "content": str(10**9)}])
-        assert time.monotonic() - begun < 3
-        assert template.render([{"role": "user", "content": "2"}]) == "done"
-    finally:
-        template.close()
+    begun = time.monotonic()
+    with pytest.raises(RenderError, match=r"it did not end within 0\.7 s"):
+        render(template, POWER, str(10**9))
+    assert 0.7 <= time.monotonic() - begun < 3
+    monkeypatch.undo()
+    assert render(template, POWER, "2") == "done"
+
+
+@pytest.mark.parametrize(
+    ("begin", "says"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL ended it"),
+        ("print(end='{'); exit(3)", "it ended with exit code 3"),
+        ("exit(2)", "it ended with exit code 2"),
+    ],
+)
+def test_a_renderer_that_crashes_is_no_fault_of_the_messages(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, begin: str, says: str
+) -> None:
+    def ask() -> httpx.Response:
+        return server.post("/v1/responses", input="one", max_output_tokens=1)
+
+    assert ask().status_code == 200
+    assert server.served.template is not None
+    server.served.template.close()
+    with monkeypatch.context() as broken:
+        script = tmp_path / "render.py"
+        script.write_text(f"import sys; print(flush=True); sys.stdin.readline(); {begin}")
+        broken.setattr("model.serve.chat.template.RENDERER", script)
+        answer = ask()
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "chat_template_crash"
+    assert says in answer.json()["error"]["message"]
+    assert ask().status_code == 200
 
 
 def test_a_template_ends_without_its_server_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +21,10 @@ from tests.tiny import TOKENIZER_JSON, make_model
 
 PATHS = ["/v1/completions", "/v1/chat/completions", "/v1/responses"]
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+TEMPLATE = """\
+{% for m in messages if m['content'] != 'empty' %}
+{{ raise_exception('bad') if m['content'] == 'bad' }}{{ m['role'] }}: {{ m['content'] }}
+{% endfor %}"""
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +190,45 @@ def test_an_error_says_what_was_found_and_expected(
     assert message in answer.json()["error"]["message"]
 
 
+LONG = "word " * 200
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "param", "words"),
+    [
+        (0, {"prompt": LONG}, "prompt", "shorten the prompt"),
+        (1, {"messages": [{"role": "user", "content": LONG}]}, "messages", "shorten the prompt"),
+        (2, {"input": LONG}, "input", "shorten the prompt"),
+        (0, {"max_tokens": 128}, "max_tokens", "max_tokens asks for 128 more"),
+        (1, {"max_completion_tokens": 128}, "max_completion_tokens", "max_completion_tokens asks"),
+        (2, {"max_output_tokens": 128}, "max_output_tokens", "max_output_tokens asks for"),
+        (0, {"prompt": [1] * 120, "max_tokens": None}, "prompt", "max_tokens asks, if it is not"),
+        (0, {"min_tokens": 9}, "min_tokens", "min_tokens is 9, but max_tokens is 1"),
+        (1, {"min_tokens": 9}, "min_tokens", "min_tokens is 9, but max_tokens is 1"),
+        (2, {"min_tokens": 9}, "min_tokens", "min_tokens is 9, but max_output_tokens is 1"),
+        (1, {"min_tokens": 129, "max_tokens": None}, "min_tokens", "a whole number from 0 to 128"),
+        (0, {"stop": ["a", ""]}, "stop", "a stop string is empty"),
+        (0, {"bad_words": " "}, "bad_words", "bad_words holds a word that is empty"),
+        (0, {"top_p": 0}, "top_p", "top_p is 0.0; expected a number above 0"),
+        (0, {"n": 13}, "n", "13 texts"),
+        (0, {"prompt": ["a"] * 13}, "prompt", "13 texts"),
+        (1, {"messages": [{"role": "tool", "content": ""}]}, "messages[0].role", "role is 'tool'"),
+        (2, {"input": [{"role": "user", "content": 1}]}, "input[0].content", "content is 1"),
+        (1, {"messages": [{"role": "user", "content": "bad"}]}, "messages", "TemplateError: bad"),
+        (2, {"input": "bad"}, "input", "TemplateError: bad"),
+        (2, {"input": "empty"}, "input", "an empty prompt"),
+    ],
+)
+def test_an_error_names_the_field_that_was_sent(
+    server: RunningServer, path: int, sent: dict[str, Any], param: str, words: str
+) -> None:
+    answer = server.post(PATHS[path], **VALID[PATHS[path]] | sent)
+    expect_error(answer)
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert words in error["message"]
+
+
 def test_what_is_not_a_request_of_the_api_is_refused(server: RunningServer) -> None:
     client = server.client
     json_type = {"Content-Type": "application/json"}
@@ -297,14 +340,33 @@ def slow(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.served.generator.model, "predict", wait)
 
 
-def test_overload_is_a_429_that_says_when_to_come_back(server: RunningServer, slow: None) -> None:
+@pytest.fixture
+def steps(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Semaphore]:
+    """The model's steps wait until they are released."""
+    predict, steps = server.served.generator.model.predict, threading.Semaphore(0)
+
+    def wait(*given: Any, **named: Any) -> Any:
+        steps.acquire()
+        return predict(*given, **named)
+
+    monkeypatch.setattr(server.served.generator.model, "predict", wait)
+    yield steps
+    steps.release(1000)
+
+
+def test_overload_is_a_429_that_says_when_to_come_back(
+    server: RunningServer, steps: threading.Semaphore
+) -> None:
     asked: dict[str, Any] = {"prompt": "one", "max_tokens": 100, "stream": True}
     asked["logit_bias"] = {"0": -100}  # No text ends early.
+    steps.release(2)
     with server.client.stream("POST", "/v1/completions", json=asked | {"n": 12}) as stream:
-        next(stream.iter_bytes())
+        parts = stream.iter_bytes()  # Without it, the client would be gone.
+        next(parts)
         answer = server.post("/v1/completions", **asked)
         expect_error(answer, 429, "server_overloaded")
         assert 1 <= int(answer.headers["Retry-After"]) <= 30
     # The client has gone, and so its places are free within a step or two.
+    steps.release(1000)
     wait_until(lambda: server.served.batcher.num_running == 0)
     assert server.post("/v1/completions", prompt="one", max_tokens=1).status_code == 200

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import compiled, step
+from model import compiled
 from model.cache import KVCache, allocate_cache
 from model.compiled import SWITCH, find_library
 from model.config import KEPT, Kept, ModelConfig
 from model.decode.generator import Generator
 from model.decode.settings import Settings
 from model.narrow import round_weights
-from model.step import Step, find_step, is_right
+from model.steps import cpu as step
+from model.steps.cpu import Step, find_step, is_right
 from model.transformer import Transformer
 from tests.tiny import CONFIG, make_model, make_tokenizer
 
@@ -40,6 +41,12 @@ def fresh() -> Iterator[None]:
     find_library.cache_clear()
 
 
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is faster was never timed on this machine."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def make_step(config: ModelConfig, kept: Kept = "fp32") -> tuple[Transformer, Step]:
     torch.manual_seed(0)
     model = Transformer(config).eval()
@@ -50,6 +57,12 @@ def make_step(config: ModelConfig, kept: Kept = "fp32") -> tuple[Transformer, St
     library = find_library()
     assert library is not None
     return model, Step(library, model, 16)
+
+
+def find_most(model: Transformer) -> int | None:
+    """Up to how many tokens at a time the model is taken through step.c, if it is at all."""
+    found = find_step(model)
+    return None if found is None else found.max_tokens
 
 
 def make_cache(config: ModelConfig) -> KVCache:
@@ -103,7 +116,7 @@ def test_a_step_is_the_same_to_the_last_bit_with_any_other_rows(kept: Kept) -> N
 
 
 @needs_compiler
-def test_texts_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, forgetful: None) -> None:
     settings = Settings(do_sample=False, max_new_tokens=60, prompt_lookup_num_tokens=5)
     prompts = ["One two three four, one two three", "x", "And a longer one: she said it"]
     plain = Generator(make_model(), make_tokenizer())
@@ -119,15 +132,37 @@ def test_texts_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_compiler
-def test_the_faster_way_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [({16: 1.0}, 16), ({16: 3.0, 8: 3.0, 4: 1.0}, 4), ({}, None)]
+)
+def test_the_faster_way_is_used_and_then_kept(
+    seconds: dict[int, float],
+    expected: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    forgetful: None,
+    tmp_path: Path,
+) -> None:
     model = make_model().eval()
-    for seconds, expected in (({16: 1.0}, 16), ({16: 3.0, 8: 3.0, 4: 1.0}, 4), ({}, None)):
-        monkeypatch.setattr(
-            step, "time_both", lambda _, __, n, seconds=seconds: (seconds.get(n, 9.0), 2.0)
-        )
-        found = find_step(model)
-        assert (found and found.max_tokens) == expected
-    monkeypatch.undo()
+    monkeypatch.setattr(step, "time_both", lambda _, __, n: (seconds.get(n, 9.0), 2.0))
+    assert find_most(model) == expected
+    [kept] = (tmp_path / "cache").rglob("choice-*")
+    # Timed anew, it would come out otherwise.
+    monkeypatch.setattr(step, "time_both", lambda _, __, n: (1.0 if n == 8 else 3.0, 2.0))
+    assert find_most(model) == expected
+    narrow = make_model().eval()
+    round_weights(narrow, "bf16")
+    for other in (narrow, make_model(replace(CONFIG, intermediate_size=80)).eval()):
+        assert find_most(other) == 8
+    kept.write_text("7\n")  # Nothing that is ever chosen.
+    assert find_most(model) == 8
+    kept.unlink()
+    kept.mkdir()  # Where nothing can be kept, it is timed every time.
+    assert find_most(model) == 8
+
+
+@needs_compiler
+def test_what_is_timed_is_both_ways(forgetful: None) -> None:
+    model = make_model().eval()
     ours, plain = step.time_both(make_step(CONFIG)[1], model, 2)
     assert ours > 0
     assert plain > 0

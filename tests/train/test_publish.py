@@ -2,20 +2,26 @@
 
 import ast
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner, Result
 
 import cli
-from model.checkpoints.seal import MODEL_FILES, WEIGHTS
+from model.checkpoints.folder import load_model, save_model
+from model.checkpoints.seal import MODEL_FILES, WEIGHTS, CheckpointError
 from tests.runs import run_small
 from tests.servers.forked import run_forked
 from tests.servers.hub_server import changed_environment
 from tests.servers.hub_uploads import UploadHub
-from train.publish.card import show
+from tests.tiny import TOKENIZER_JSON, make_model
+from train.page.log import read_log
+from train.publish.card import make_card, show
+from train.publish.facts import gather
 from train.publish.publish import Publication
 
 REPO = "someone/tiny-model"
@@ -70,6 +76,105 @@ def test_a_dry_run_writes_all_files_and_asks_nothing(
     assert (space["sdk"], space["models"]) == ("gradio", [REPO])
     again = publish(run, "--repo", REPO, "--dry-run", "--out", str(out))
     assert "is there already" in str(again.exception)
+
+
+def test_the_card_knows_nothing_of_the_steps_after_its_checkpoint(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run.parent, folder)
+    metrics = folder / "logs" / "metrics.jsonl"
+    later = {"step": 9, "loss": 77.5, "validation_loss": 77.5}
+    metrics.write_text(f"{metrics.read_text()}{json.dumps(later)}\n")
+    assert read_log(folder / "checkpoints").last_step == 9
+    facts = gather(folder / "checkpoints")
+    assert facts.log is not None
+    assert facts.log.last_step == 8
+    assert "77" not in make_card(facts, REPO, "mit", None, True).partition("## The data")[0]
+    metrics.write_text(json.dumps(later) + "\n")
+    assert gather(folder / "checkpoints").log is None
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A model from elsewhere, whose weights are in several files."""
+    folder = tmp_path / "foreign"
+    save_model(folder, make_model(), TOKENIZER_JSON, max_file_bytes=60_000)
+    return folder
+
+
+def write(folder: Path) -> tuple[dict[str, bytes], str]:
+    """What would be published of a folder, and what was said; the first error otherwise."""
+    out = folder.parent / "out"
+    result = publish(folder, "--repo", REPO, "--dry-run", "--out", str(out))
+    if result.exception is not None:
+        assert not out.exists()
+        raise result.exception
+    return {path.name: path.read_bytes() for path in (out / "model").iterdir()}, result.output
+
+
+def test_weights_in_several_files_are_published_whole(foreign: Path) -> None:
+    index = json.loads((foreign / "model.safetensors.index.json").read_text())
+    first, *others = sorted(set(index["weight_map"].values()))
+    (foreign / first).rename(foreign / "own name.safetensors")
+    index["weight_map"] = {
+        weight: "own name.safetensors" if name == first else name
+        for weight, name in index["weight_map"].items()
+    }
+    (foreign / "model.safetensors.index.json").write_text(json.dumps(index))
+    (foreign / "model-00009-of-00009.safetensors").write_bytes(b"of an older save")
+    (foreign / "optimizer.pt").write_bytes(b"mine")
+    files, said = write(foreign)
+    beside = {*MODEL_FILES} - {WEIGHTS}
+    assert files.keys() == {
+        "own name.safetensors", *others, "model.safetensors.index.json", "README.md", *beside
+    }  # fmt: skip
+    assert "left out, as no part of the model: model-00009-of-00009.safetensors" in said
+    header, body = read_card(files["README.md"].decode())
+    assert "pretrained with Velocity" not in body  # Nothing says so.
+    assert "tags" not in header
+
+
+def test_what_could_not_be_loaded_is_not_published(foreign: Path) -> None:
+    part = sorted(foreign.glob("model-*"))[1]
+    content = part.read_bytes()
+    part.unlink()
+    with pytest.raises(CheckpointError, match=f"1 are missing, such as {part.name}"):
+        write(foreign)
+    part.symlink_to(Path(__file__))
+    with pytest.raises(CheckpointError, match=f"{part.name}: a link that leaves the folder"):
+        write(foreign)
+    part.unlink()
+    part.write_bytes(content)
+    tokenizer = (foreign / "tokenizer.json").rename(foreign.parent / "tokenizer.json")
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json, without which nobody can use"):
+        write(foreign)
+    tokenizer.rename(foreign / "tokenizer.json")
+    config = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    with pytest.raises(CheckpointError, match=r"config\.json: model_type is 'mamba'"):
+        write(foreign)
+    (foreign / "config.json").write_text(json.dumps(config))
+    weights = load_model(foreign).state_dict()
+    for path in foreign.glob("model*"):
+        path.unlink()
+    torch.save(weights, foreign / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is no safetensors file, which"):
+        write(foreign)
+
+
+def test_the_links_of_the_hubs_cache_are_files_of_the_model(foreign: Path) -> None:
+    cache = foreign.parent / "models--a--b"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot = cache / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    for path in foreign.iterdir():
+        path.rename(cache / "blobs" / path.name)
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
+    out = foreign.parent / "out"
+    result = publish(snapshot, "--repo", REPO, "--dry-run", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert not any(path.is_symlink() for path in (out / "model").iterdir())
 
 
 def publish_in_a_process(run: Path, environment: dict[str, str], *options: str) -> list[Any]:

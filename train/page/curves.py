@@ -34,6 +34,11 @@ class Curve:
         places = sorted(kept)
         return Curve(self.steps[places], self.values[places])
 
+    def cut(self, last: int) -> "Curve":
+        """The entries until the step `last`; there may be none."""
+        count = int(np.searchsorted(self.steps, last, side="right"))
+        return Curve(self.steps[:count], self.values[:count])
+
     def sample(self, count: int) -> "Curve":
         """At most `count` of the entries, evenly chosen, the first and the last among them."""
         places = np.unique(np.linspace(0, len(self.steps) - 1, count).round().astype(np.int64))

@@ -16,6 +16,12 @@ from train.publish.facts import Facts
 from train.settings import config_to_dict
 
 CURVES = "loss.png"
+PRETRAINED = (
+    "A language model pretrained with Velocity: a decoder of Llama's architecture. It was trained "
+    "to go on with text, not to follow instructions."
+)
+# Nothing is known of how it was trained.
+FOREIGN = "A language model: a decoder of Llama's architecture."
 # What Markdown or HTML would take for more than text.
 MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&:@.-])")
 # Settings that are about a machine, and the original's name for its tokenizer: it is the set's.
@@ -38,11 +44,7 @@ SHAPE = (
 def make_card(facts: Facts, repo: str, license: str, space: str | None, has_curves: bool) -> str:
     """The text of README.md for the repository `repo`."""
     lines = [*make_header(facts, license), f"# {show(repo.partition('/')[2])}", ""]
-    lines += [
-        "A language model pretrained with Velocity: a decoder of Llama's architecture. It was "
-        "trained to go on with text, not to follow instructions.",
-        "",
-    ]
+    lines += [PRETRAINED if facts.run is not None else FOREIGN, ""]
     if space:
         lines += [f"Try it: [{show(space)}](https://huggingface.co/spaces/{space})", ""]
     lines += [*describe_use(repo), *describe_shape(facts), *describe_run(facts, has_curves)]
@@ -56,8 +58,9 @@ def make_header(facts: Facts, license: str) -> list[str]:
         "license": license,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["velocity", "pretraining"],
     }
+    if facts.run is not None:
+        values["tags"] = ["velocity", "pretraining"]
     hub = facts.manifest and facts.manifest.content["sources"]["hub"]
     if hub:
         values["datasets"] = [hub["repo"]]
@@ -93,8 +96,7 @@ def describe_use(repo: str) -> list[str]:
 def describe_shape(facts: Facts) -> list[str]:
     """The model's numbers."""
     rows = [[key, facts.shape[key]] for key in SHAPE if key in facts.shape]
-    if facts.run is not None:
-        rows.insert(0, ["parameters", facts.run.model.num_parameters()])
+    rows.insert(0, ["parameters", facts.model.num_parameters()])
     return ["## The model", "", *make_table(["", ""], rows), ""]
 
 
@@ -108,10 +110,8 @@ def describe_run(facts: Facts, has_curves: bool) -> Iterator[str]:
     curves = facts.log.curves if facts.log is not None else {}
     for name, label in (("loss", "training loss"), ("validation_loss", "validation loss")):
         if name in curves:
-            past = curves[name].steps <= facts.position.step
-            if past.any():
-                step, value = curves[name].steps[past][-1], curves[name].values[past][-1]
-                rows.append([f"{label}, nats a token", f"{format_number(value)} at step {step:,}"])
+            step, value = curves[name].steps[-1], curves[name].values[-1]
+            rows.append([f"{label}, nats a token", f"{format_number(value)} at step {step:,}"])
     yield from make_table(["", ""], rows)
     yield ""
     if has_curves:

@@ -4,10 +4,20 @@ A checkpoint from elsewhere has no run, and a set may be on another machine: wha
 left out, and never made up.
 """
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from model.checkpoints.seal import CONFIG, find_checkpoint, read_json
+from model.checkpoints.differences import explaining
+from model.checkpoints.hugging_face import QUANTIZATION, read_config_json
+from model.checkpoints.seal import (
+    CONFIG,
+    CheckpointError,
+    find_checkpoint,
+    is_seed_checkpoint,
+    read_json,
+)
+from model.config import ModelConfig
 from shards.disk.json_files import Json
 from shards.edit.versions import find_version
 from shards.format import Manifest, read_manifest
@@ -28,9 +38,11 @@ class Facts:
 
     folder: Path
     shape: Json  # config.json
+    model: ModelConfig
     run: Config | None
     position: Position | None
     manifest: Manifest | None
+    # Until the checkpoint's step.
     log: RunLog | None
 
     @property
@@ -42,13 +54,24 @@ class Facts:
 
 
 def gather(ckpt: Path) -> Facts:
-    """The facts about the checkpoint that `ckpt` names."""
+    """The facts about the checkpoint that `ckpt` names; CheckpointError for none of our models."""
     folder = find_checkpoint(ckpt)
-    is_ours = all((folder / name).is_file() for name in (RUN_CONFIG, TRAINING_STATE))
-    run = read_run_config(folder) if is_ours else None
-    position = read_position(folder) if is_ours else None
-    manifest = find_manifest(run, position) if run and position else None
-    return Facts(folder, read_json(folder / CONFIG), run, position, manifest, find_log(folder))
+    if is_seed_checkpoint(folder):
+        command = shlex.join(["velocity", "convert", str(folder), "NEW"])
+        raise CheckpointError(f"{folder}: of the original VelocityLM; first convert it: {command}")
+    shape = read_json(folder / CONFIG)
+    if shape.get(QUANTIZATION) is not None:
+        raise CheckpointError(
+            f"{folder}: its weights are quantized, and the card would not say how to load them; "
+            "publish the checkpoint that it was made from"
+        )
+    with explaining(folder / CONFIG):
+        model = read_config_json(shape)
+    if not all((folder / name).is_file() for name in (RUN_CONFIG, TRAINING_STATE)):
+        return Facts(folder, shape, model, None, None, None, None)
+    run, position = read_run_config(folder), read_position(folder)
+    log = find_log(folder, position.step)
+    return Facts(folder, shape, model, run, position, find_manifest(run, position), log)
 
 
 def find_manifest(run: Config, position: Position) -> Manifest | None:
@@ -61,9 +84,15 @@ def find_manifest(run: Config, position: Position) -> Manifest | None:
         return None
 
 
-def find_log(folder: Path) -> RunLog | None:
-    """The log of the checkpoint's run, if there is one."""
+def find_log(folder: Path, step: int) -> RunLog | None:
+    """The log of the checkpoint's run until its step, if there is one.
+
+    The run may have gone on: what came later is not about this checkpoint.
+    """
     try:
-        return read_log(folder)
+        log = read_log(folder)
     except (OSError, ValueError):
         return None
+    curves = {name: curve.cut(step) for name, curve in log.curves.items()}
+    kept = {name: curve for name, curve in curves.items() if len(curve.steps)}
+    return replace(log, curves=kept) if kept else None

@@ -3,27 +3,23 @@
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoints.int8 import QUANTIZATION
-from model.checkpoints.seal import MODEL_FILES, CheckpointError
 from train.page.panels import fill_panels
 from train.page.pictures import can_draw, draw_png
 from train.publish.card import CURVES, make_card
+from train.publish.choose import Say, choose_files
 from train.publish.facts import Facts, gather
 from train.publish.space import make_space
 
-Say = Callable[[str], None]
 # A repository's files by name: as bytes, or where they are.
 Files = Mapping[str, bytes | Path]
 # What the Hub takes: letters, digits, and marks that are not at an end nor twice.
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9]|[._-](?![._-]))*(?<![._-])")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-# Of what is in a checkpoint, or beside a model from elsewhere.
-OTHER_FILES = ("special_tokens_map.json", "chat_template.jinja", "model.safetensors.index.json")
 MAX_NAME = 96
 
 
@@ -75,18 +71,7 @@ def publish(publication: Publication, out: Path | None, say: Say) -> Iterator[st
 
 def collect_model(publication: Publication, facts: Facts, say: Say) -> Files:
     """The model's files, its card and its curves."""
-    if facts.shape.get(QUANTIZATION) is not None:
-        raise CheckpointError(
-            f"{facts.folder}: its weights are quantized, and the card would not say how to load "
-            "them; publish the checkpoint that it was made from"
-        )
-    files: dict[str, bytes | Path] = {}
-    weights = sorted(path.name for path in facts.folder.glob("model-*-of-*.safetensors"))
-    for name in (*MODEL_FILES, *OTHER_FILES, *weights):
-        if (facts.folder / name).is_file():
-            files[name] = facts.folder / name
-    if not any(name.endswith(".safetensors") for name in files):
-        raise CheckpointError(f"{facts.folder}: no safetensors to publish; convert it first")
+    files: dict[str, bytes | Path] = {**choose_files(facts.folder, say)}
     curves = draw_curves(facts, say)
     if curves is not None:
         files[CURVES] = curves
@@ -101,7 +86,7 @@ def draw_curves(facts: Facts, say: Say) -> bytes | None:
     panels = [*fill_panels([facts.log])] if facts.log is not None else []
     losses = [(panel, series) for panel, series in panels if panel.key == "loss"]
     if not losses:
-        say("no curves on the card: the run's log is not there")
+        say("no curves on the card: there is no log of the run until this checkpoint")
         return None
     if not can_draw():
         say("no curves on the card: they need matplotlib (pip install 'velocitylm[plot]')")

@@ -7,16 +7,29 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from model.checkpoints.chat_template import read_chat_template
-from model.serve.wire.errors import ApiError, refuse
 
 RENDER_SECONDS = 5
+# For Python and Jinja to be loaded, however busy the machine is.
+START_SECONDS = 60
 RENDERER = Path(__file__).with_name("render.py")
 # What the process is told of its environment: no keys.
 VARIABLES = ("PATH", "PYTHONPATH", "HOME", "SYSTEMROOT", "LANG", "TZ", "VIRTUAL_ENV")
+
+Process = subprocess.Popen[bytes]
+
+
+class RenderError(Exception):
+    """The template makes no prompt of the messages; the message is a clause that says why."""
+
+
+class RendererCrash(Exception):
+    """The process that renders has ended by itself; the message is a clause that says how."""
 
 
 class ChatTemplate:
@@ -25,48 +38,63 @@ class ChatTemplate:
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
         self.source = source
         self.variables = dict(variables)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._turn = threading.Lock()
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt, which asks for the next message. Raises ApiError if there is none."""
+        """The prompt, which asks for the next message. Raises RenderError and RendererCrash."""
         asked = {
             "template": self.source,
             "messages": messages,
             "variables": self.variables | {"add_generation_prompt": True},
         }
-        answer = self._ask(json.dumps(asked).encode("ascii") + b"\n")
+        with self._turn:
+            answer = self._ask(json.dumps(asked).encode("ascii") + b"\n")
         if "error" in answer:
-            raise refuse(
-                f"the model's chat template does not take these messages: {answer['error']}",
-                "messages",
-                "chat_template_error",
-            )
-        return str(answer["text"])
+            raise RenderError(answer["error"])
+        return answer["text"]
 
     def _ask(self, line: bytes) -> dict[str, str]:
         """What the process answers; it is ended if it takes too long, and begun anew."""
-        with self._turn:
-            if self._process is None or self._process.poll() is not None:
-                self._process = start()
-            process = self._process
-            assert process.stdin is not None
-            assert process.stdout is not None
-            timer = threading.Timer(RENDER_SECONDS, process.kill)
-            timer.start()
-            try:
+        if self._process is None or self._process.poll() is not None:
+            self._process = start()
+            if self._exchange(self._process, b"", START_SECONDS) is None:
+                raise RendererCrash(f"it did not start within {START_SECONDS} s")
+        answer = self._exchange(self._process, line, RENDER_SECONDS)
+        if answer is None:
+            raise RenderError(f"it did not end within {RENDER_SECONDS} s")
+        found: dict[str, str] = json.loads(answer)
+        return found
+
+    def _exchange(self, process: Process, line: bytes, seconds: float) -> bytes | None:
+        """The next line of the output, after this one of the input; None if it takes too long."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        is_late = threading.Event()
+
+        def end() -> None:
+            is_late.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, end)
+        timer.start()
+        answer = b""
+        try:
+            with suppress(BrokenPipeError):
                 process.stdin.write(line)
                 process.stdin.flush()
                 answer = process.stdout.readline()
-            except BrokenPipeError:
-                answer = b""
-            finally:
-                timer.cancel()
-            if not answer:
-                self.close()
-                return {"error": f"it did not end within {RENDER_SECONDS} s"}
-            found: dict[str, str] = json.loads(answer)
-            return found
+        finally:
+            timer.cancel()
+            timer.join()
+        if answer.endswith(b"\n") and not is_late.is_set():
+            return answer
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+        self.close()
+        if is_late.is_set():
+            return None
+        raise RendererCrash(show_end(process.returncode))
 
     def close(self) -> None:
         """End the process."""
@@ -76,7 +104,16 @@ class ChatTemplate:
             self._process = None
 
 
-def start() -> subprocess.Popen[bytes]:
+def show_end(code: int) -> str:
+    """How a process ended, in words.
+
+    >>> show_end(1), show_end(-9)
+    ('it ended with exit code 1', 'SIGKILL ended it')
+    """
+    return f"it ended with exit code {code}" if code >= 0 else f"{Signals(-code).name} ended it"
+
+
+def start() -> Process:
     """The process that renders; Ctrl-C is not for it."""
     return subprocess.Popen(
         [sys.executable, "-P", str(RENDERER), str(math.ceil(RENDER_SECONDS) + 1)],
@@ -92,12 +129,3 @@ def find_template(folder: Path) -> ChatTemplate | None:
     """The template of a checkpoint's folder, if it has one; CheckpointError for a bad one."""
     stored = read_chat_template(folder)
     return None if stored is None else ChatTemplate(stored.source, stored.tokens)
-
-
-def refuse_chat(name: str) -> ApiError:
-    """The error for a chat with a model that has no template."""
-    return refuse(
-        f"{name} has no chat template, so it was not trained on chats; ask /v1/completions instead",
-        "model",
-        "no_chat_template",
-    )

@@ -20,12 +20,10 @@ async function ask(path, body, signal) {
   const headers = {};
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body) headers["Content-Type"] = "application/json";
-  const answer = await fetch(path, {
-    method: body ? "POST" : "GET",
-    headers,
-    body: body && JSON.stringify(body),
-    signal,
-  });
+  const method = body ? "POST" : "GET";
+  const answer = await reach(
+    fetch(path, { method, headers, body: body && JSON.stringify(body), signal }),
+  );
   if (answer.ok) return answer;
   let message = `the server answered ${answer.status}`;
   try {
@@ -36,7 +34,17 @@ async function ask(path, body, signal) {
   throw new ApiError(answer.status, message);
 }
 
-// {data: [{id, max_model_len}, ...], traces: whether /v1/trace answers}
+// What the network gives; its own errors are not for people.
+async function reach(promise) {
+  try {
+    return await promise;
+  } catch (error) {
+    if (error.name !== "TypeError") throw error;
+    throw new Error("The server cannot be reached; see that velocity serve is still running.");
+  }
+}
+
+// {data: [{id, max_model_len, chat: whether it chats}, ...], traces: whether /v1/trace answers}
 export async function listModels() {
   return (await ask("/v1/models")).json();
 }
@@ -46,17 +54,31 @@ export async function trace(text, start, stop, signal) {
   return (await ask("/v1/trace", { text, start, stop }, signal)).json();
 }
 
-// Parts of one text as they are written: {tokens: [{id, text, share, others}], ended, prompt}.
+// Parts of one text as they are written: {text, tokens: [{id, text, share, others}], ended, prompt}.
 // `prompt` is a text or token ids; it comes back as ids.
 export async function* write(model, prompt, settings, signal) {
-  const body = { model, prompt, ...settings };
-  Object.assign(body, { stream: true, logprobs: ALTERNATIVES, return_token_ids: true });
-  const answer = await ask("/v1/completions", body, signal);
+  const body = { model, prompt, ...settings, logprobs: ALTERNATIVES };
+  for await (const choice of stream("/v1/completions", body, signal)) {
+    const { text, ended_by: ended, prompt_token_ids: ids } = choice;
+    yield { text, tokens: readTokens(choice), ended, prompt: ids };
+  }
+}
+
+// Parts of a chat's next message as it is written: {text, count: its tokens, ended}.
+export async function* answer(model, messages, settings, signal) {
+  const body = { model, messages, ...settings };
+  for await (const choice of stream("/v1/chat/completions", body, signal)) {
+    const { delta, token_ids: ids, ended_by: ended } = choice;
+    yield { text: delta.content ?? "", count: ids.length, ended };
+  }
+}
+
+async function* stream(path, body, signal) {
+  const asked = { ...body, stream: true, return_token_ids: true };
+  const answer = await ask(path, asked, signal);
   for await (const event of readEvents(answer.body)) {
     if (event.error) throw new ApiError(500, event.error.message);
-    for (const choice of event.choices) {
-      yield { tokens: readTokens(choice), ended: choice.ended_by, prompt: choice.prompt_token_ids };
-    }
+    yield* event.choices;
   }
 }
 
@@ -64,7 +86,7 @@ async function* readEvents(body) {
   let rest = "";
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reach(reader.read());
     if (done) return;
     const events = (rest + value).split("\n\n");
     rest = events.pop();

@@ -38,6 +38,7 @@ export class Text {
     this.promptIds = null;
     this.tokens = [];
     this.ended = null;
+    this.cut = null;
     this.decoder = new TextDecoder();
     this.range = null;
     this.hideCard();
@@ -47,6 +48,8 @@ export class Text {
     begin.textContent = prompt;
     this.written.replaceChildren(begin);
     kept.forEach((token) => this.add(token));
+    // Of what is new, in UTF-16 units: what the tokens spell, and what of it the server gave.
+    this.spelled = this.given = 0;
   }
 
   add(token) {
@@ -57,6 +60,7 @@ export class Text {
     // A character that takes several tokens is shown at the last of them.
     const text = this.decoder.decode(readBytes(token.text), { stream: true });
     span.textContent = text;
+    this.spelled += text.length;
     if (text.startsWith("\n")) span.classList.add("line");
     if (token.isChosen) span.classList.add("chosen");
     const doubt = DOUBTS.filter((share) => token.share < share).length;
@@ -67,15 +71,35 @@ export class Text {
     this.written.append(span);
   }
 
-  // Of a text that ended by itself, the token that ended it is no text.
-  end(reason) {
+  // Add a part of what is written.
+  take({ text, tokens, ended }) {
+    tokens.forEach((token) => this.add(token));
+    this.given += text.length;
+    if (ended) this.end(ended);
+  }
+
+  // Of a text that ended by itself, the token that ended it is no text; of one that ended at a stop
+  // string, neither is that. `cut` is how much that is, where it is known.
+  end(reason, cut = null) {
     this.ended = reason;
     const last = this.tokens.at(-1);
     if (!last) return;
-    last.span.append(this.decoder.decode()); // Of a character that was not written to its end.
-    if (reason === "end_of_text") {
-      last.span.textContent = "";
-      last.span.classList.add("end");
+    const rest = this.decoder.decode(); // Of a character that was not written to its end.
+    last.span.append(rest);
+    if (reason === "end_of_text") this.cut = last.span.textContent.length;
+    else if (reason === "stop") this.cut = cut ?? this.spelled + rest.length - this.given;
+    else return;
+    this.cutOff(this.cut);
+    last.span.classList.add("end");
+    last.span.dataset.end = reason === "stop" ? "stop string" : "end of text";
+  }
+
+  cutOff(units) {
+    for (let place = this.tokens.length - 1; place >= 0 && units > 0; place--) {
+      const { span } = this.tokens[place];
+      const size = span.textContent.length;
+      span.textContent = span.textContent.slice(0, Math.max(size - units, 0));
+      units -= size;
     }
   }
 
@@ -91,8 +115,8 @@ export class Text {
   branch(place, other) {
     const kept = this.tokens.slice(0, place);
     const ids = [...this.promptIds, ...kept.map((token) => token.id), other.id];
-    const { prompt, promptIds, tokens, ended } = this;
-    this.earlier.push({ prompt, promptIds, tokens, ended });
+    const { prompt, promptIds, tokens, ended, cut } = this;
+    this.earlier.push({ prompt, promptIds, tokens, ended, cut });
     this.back.hidden = false;
     const others = this.tokens[place].others;
     this.start(this.prompt, [...kept, { ...other, others, isChosen: true }]);
@@ -106,10 +130,10 @@ export class Text {
 
   goBack() {
     this.onBack();
-    const { prompt, promptIds, tokens, ended } = this.earlier.pop();
+    const { prompt, promptIds, tokens, ended, cut } = this.earlier.pop();
     this.start(prompt, tokens);
     this.promptIds = promptIds;
-    if (ended) this.end(ended);
+    if (ended) this.end(ended, cut);
     this.back.hidden = !this.earlier.length;
   }
 
@@ -157,7 +181,6 @@ export class Text {
     });
     this.written.addEventListener("keydown", (event) => this.move(event, find(event)));
     this.card.addEventListener("keydown", (event) => this.moveInCard(event));
-    document.addEventListener("selectionchange", () => this.noteSelection());
   }
 
   // Arrow keys go from token to token, with Shift they select, Enter opens the alternatives.
@@ -277,7 +300,11 @@ function readBytes(text) {
 // A token's text in which spaces and line ends can be seen.
 function describe(text) {
   if (text.startsWith("bytes:\\x")) return text.replace(/\\x/g, " ");
-  return text.replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "(nothing)";
+  return showSpaces(text) || "(nothing)";
+}
+
+export function showSpaces(text) {
+  return text.replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥");
 }
 
 function percent(share) {

@@ -1,9 +1,11 @@
 """How tokens are chosen, as a request says it: fields of OpenAI, and those that vLLM added."""
 
+import secrets
+from dataclasses import dataclass
 from typing import Any
 
 from model.decode.generator import Generator
-from model.decode.settings import Settings
+from model.decode.settings import SettingError, Settings
 from model.serve.wire.errors import refuse
 from model.serve.wire.fields import Fields, show
 
@@ -23,12 +25,34 @@ WITHOUT_EFFECT = (
     "prompt_cache_key",
     "prompt_cache_retention",
 )
+# What requests call settings that have other names here.
+NAMES = {"min_new_tokens": "min_tokens", "num_return_sequences": "n"}
 
 
-def read_settings(fields: Fields, generator: Generator, logprobs: int | None) -> Settings:
+@dataclass(frozen=True)
+class MaxTokens:
+    """How many tokens a request asks for at most, and in which field; None for all that fit."""
+
+    name: str
+    value: int | None
+    is_default: bool = False  # Whether the request itself does not say so.
+
+    @classmethod
+    def read(
+        cls, fields: Fields, name: str, lowest: int = 1, default: int | None = None
+    ) -> "MaxTokens":
+        """What this field says."""
+        value = fields.whole(name, lowest, COUNT)
+        return cls(name, default if value is None else value, is_default=value is None)
+
+
+def read_settings(
+    fields: Fields, generator: Generator, most: MaxTokens, logprobs: int | None
+) -> Settings:
     """The settings of a request; the defaults are OpenAI's, not `velocity sample`'s."""
     fields.ignore(*WITHOUT_EFFECT)
     top_k = fields.whole("top_k", -1, COUNT)
+    seed = fields.whole("seed", -SEED, SEED - 1)
     values: dict[str, Any] = {
         "temperature": fields.number("temperature", 1.0, 0, 100),
         "top_p": fields.number("top_p", 1.0, 0, 1),
@@ -39,20 +63,21 @@ def read_settings(fields: Fields, generator: Generator, logprobs: int | None) ->
         "presence_penalty": fields.number("presence_penalty", 0.0, -2, 2),
         "frequency_penalty": fields.number("frequency_penalty", 0.0, -2, 2),
         "no_repeat_ngram_size": fields.whole("no_repeat_ngram_size", 0, COUNT) or 0,
-        "min_new_tokens": fields.whole("min_tokens", 0, COUNT) or 0,
+        "max_new_tokens": most.value or generator.context,
+        "min_new_tokens": fields.whole("min_tokens", 0, generator.context) or 0,
         "bad_words": fields.texts("bad_words", MAX_WORDS, MAX_CHARS),
         "logit_bias": read_biases(fields, generator.num_words),
         "num_return_sequences": fields.whole("n", 1, MAX_SAMPLES) or 1,
         "stop": fields.texts("stop", MAX_STOPS, MAX_CHARS),
-        "seed": fields.whole("seed", -SEED, SEED - 1),
+        "seed": secrets.randbits(63) if seed is None else seed,
         "logprobs": logprobs,
     }
     try:
         return Settings(**values)
-    except ValueError as error:
-        words = str(error)
-        named = words.split()[0]
-        raise refuse(words, named if named in values else None) from None
+    except SettingError as error:
+        names = NAMES | {"max_new_tokens": most.name}
+        shown = [names.get(name, name) for name in error.names]
+        raise refuse(error.words.format(*shown), shown[0]) from None
 
 
 def read_biases(fields: Fields, num_words: int) -> dict[int, float]:

@@ -7,7 +7,7 @@ small model. B rows, T tokens, V vocabulary.
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,14 +16,17 @@ from torch import Tensor
 from model.cache import KVCache, allocate_cache
 from model.compiled import find_library, note_fault
 from model.config import KEPT, ModelConfig
-from model.int8 import Int8Linear
+from model.int8 import Int8Rows
 from model.narrow import round_weights
-from model.transformer import Transformer, make_rotation
+from model.steps.choice import find_choice
+from model.transformer import Rotation, Transformer, make_rotation
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 # How many tokens at a time are tried, most first; and on how much of a model.
 TOKENS_TRIED = (16, 8, 4, 2, 1)
 MAX_TIMED_BYTES = 2**27
+# Angles are computed for so many positions more, once a text is longer.
+ANGLES_MULTIPLE = 256
 
 
 class Weight(ctypes.Structure):
@@ -48,10 +51,15 @@ class Layer(ctypes.Structure):
     )
 
 
-class Shape(ctypes.Structure):
+class Model(ctypes.Structure):
     """As in step.c."""
 
     _fields_ = (
+        ("layers", ctypes.POINTER(Layer)),
+        ("num_layers", ctypes.c_int64),
+        ("embedding", Weight),
+        ("head", Weight),
+        ("norm", ctypes.c_void_p),
         ("heads", ctypes.c_int64),
         ("kv_heads", ctypes.c_int64),
         ("head_size", ctypes.c_int64),
@@ -81,87 +89,85 @@ class Step:
         self.max_tokens = max_tokens
         self._library = library
         self._model = model
-        config = model.config
-        self._layers = (Layer * config.num_hidden_layers)(*map(make_layer, model.model.layers))
-        self._head = make_weight(model.lm_head)
-        self._shape = Shape(
-            config.num_attention_heads,
-            config.num_kv_heads,
-            config.head_size,
-            config.layer_norm_eps,
-        )
+        self._weights = make_model(model)
+        self._rotation = (torch.empty(0), torch.empty(0))  # Of each position that was met.
 
     def takes(self, num_rows: int, num_tokens: int) -> bool:
         """Whether to use it for so many rows of tokens; not once a cast has moved the weights."""
-        is_there = self._head.data == self._model.lm_head.weight.data_ptr()
+        is_there = self._weights.head.data == self._model.lm_head.weight.data_ptr()
         return is_there and num_rows * num_tokens <= self.max_tokens
 
-    @torch.inference_mode()
     def predict(self, tokens: Tensor, cache: KVCache, places: Tensor | None = None) -> Tensor:
         """As `Transformer.predict`."""
-        num_rows, num_tokens = tokens.shape
-        config, decoder = self._model.config, self._model.model
-        positions = cache.begin(num_tokens)
-        x = decoder.embed_tokens(tokens).float().flatten(0, 1).contiguous()  # (B * T, D)
-        cos, sin = (
-            angles.expand(num_rows, 1, num_tokens, -1).contiguous()
-            for angles in make_rotation(positions, config)
-        )
-        rows = torch.arange(num_rows).repeat_interleave(num_tokens)
-        self.run(x, cache, rows, positions.flatten(), cos, sin, len(self._layers))
-        cache.set_lengths([length + num_tokens for length in cache.lengths])
+        num_tokens = tokens.shape[1]
         if places is None:
-            places = torch.arange(num_tokens - 1, len(x), num_tokens)
-        return self._predict_from(x[places])
+            places = torch.arange(num_tokens - 1, tokens.numel(), num_tokens)
+        logits = torch.empty(len(places), self._weights.head.outputs)
+        self.run(tokens, cache, places, logits, self._model.config.num_hidden_layers)
+        cache.set_lengths([length + num_tokens for length in cache.lengths])
+        return logits
 
     def run(
-        self,
-        x: Tensor,
-        cache: KVCache,
-        rows: Tensor,
-        positions: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        num_layers: int,
+        self, tokens: Tensor, cache: KVCache, places: Tensor, logits: Tensor, num_layers: int
     ) -> None:
-        """Take tokens x (N, D) through the first layers, in place; see step.c."""
-        config = self._model.config
-        widths = (config.num_attention_heads + config.num_kv_heads) * config.head_size
-        scratch = torch.empty(
-            len(x) * (config.hidden_size + 2 * widths + 2 * config.intermediate_size)
-        )
-        keys, values = cache.keys, cache.values
-        assert keys.is_contiguous()
-        assert values.is_contiguous()
-        memory = Cache(
-            keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1), keys.shape[3]
-        )
-        self._library.velocity_step(
-            self._layers,
-            ctypes.c_int64(num_layers),
-            ctypes.byref(self._shape),
-            ctypes.byref(memory),
-            point(x),
-            ctypes.c_int64(len(x)),
-            *map(point, (rows, positions, cos, sin, scratch)),
-            ctypes.c_int(torch.get_num_threads()),
-        )
+        """Take tokens (B, T) through the first layers, and find the logits (P, V) at places (P,).
 
-    def _predict_from(self, x: Tensor) -> Tensor:
-        """The logits (P, V) of what comes out of the last block, x (P, D)."""
-        norm = self._model.model.norm
-        logits, scratch = torch.empty(len(x), self._head.outputs), torch.empty_like(x)
-        self._library.velocity_head(
-            point(norm.weight),
-            ctypes.c_float(norm.eps),
-            ctypes.byref(self._head),
-            point(x),
+        What a step takes besides reading the weights is mostly what Python does here.
+        """
+        tokens, weights, size = tokens.contiguous(), self._weights, tokens.numel()
+        weights.num_layers = num_layers
+        numbers = range(tokens.shape[1])
+        positions = [length + number for length in cache.lengths for number in numbers]
+        rows = [row for row in range(len(cache.lengths)) for _ in numbers]
+        (cos, sin), angles = self._find_rotation(positions, len(numbers))
+        head, gate = self._model.config.head_size, weights.layers[0].gate.outputs
+        widths = weights.embedding.inputs + (weights.heads + weights.kv_heads) * head + gate
+        scratch = torch.empty(2 * size * widths)
+        memory = Cache(
+            cache.keys.data_ptr(),
+            cache.values.data_ptr(),
+            cache.keys.stride(0),
+            cache.keys.stride(1),
+            cache.keys.shape[3],
+        )
+        assert cache.keys.is_contiguous()
+        assert cache.values.is_contiguous()
+        self._library.velocity_step(
+            ctypes.byref(weights),
+            ctypes.byref(memory),
+            point(tokens),
+            make_numbers(rows),
+            make_numbers(positions),
+            ctypes.c_int64(size),
+            point(cos),
+            point(sin),
+            make_numbers(angles),
+            point(places),
+            ctypes.c_int64(len(places)),
             point(logits),
-            ctypes.c_int64(len(x)),
             point(scratch),
             ctypes.c_int(torch.get_num_threads()),
         )
-        return logits
+
+    def _find_rotation(
+        self, positions: list[int], num_tokens: int
+    ) -> tuple[Rotation, Sequence[int]]:
+        """Cosines and sines, each (any, K / 2), and which row of them each token has."""
+        config = self._model.config
+        if config.rope_type == "dynamic":  # A position's angles depend on the row's length.
+            cos, sin = make_rotation(torch.tensor(positions).view(-1, num_tokens), config)
+            return (cos.flatten(0, 2), sin.flatten(0, 2)), range(len(positions))
+        longest = max(positions) + 1
+        if longest > len(self._rotation[0]):
+            met = torch.arange(-(-longest // ANGLES_MULTIPLE) * ANGLES_MULTIPLE)[None]
+            cos, sin = make_rotation(met, config)
+            self._rotation = cos[0, 0], sin[0, 0]
+        return self._rotation, positions
+
+
+def make_numbers(numbers: Sequence[int]) -> Any:
+    """Numbers as step.c reads them."""
+    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 def point(tensor: Tensor) -> ctypes.c_void_p:
@@ -170,9 +176,25 @@ def point(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
+def make_model(model: Transformer) -> Model:
+    """A model's weights and shape."""
+    config, decoder = model.config, model.model
+    return Model(
+        (Layer * config.num_hidden_layers)(*map(make_layer, decoder.layers)),
+        config.num_hidden_layers,
+        make_weight(decoder.embed_tokens),
+        make_weight(model.lm_head),
+        decoder.norm.weight.data_ptr(),
+        config.num_attention_heads,
+        config.num_kv_heads,
+        config.head_size,
+        config.layer_norm_eps,
+    )
+
+
 def make_weight(layer: Any) -> Weight:
-    """A layer's weight (N, K), of a Linear or an Int8Linear."""
-    scale = layer.weight_scale.data_ptr() if isinstance(layer, Int8Linear) else None
+    """The weight (N, K) of a layer, an embedding or a head, whose rows may be int8."""
+    scale = layer.weight_scale.data_ptr() if isinstance(layer, Int8Rows) else None
     outputs, inputs = layer.weight.shape
     assert layer.weight.is_contiguous()
     return Weight(layer.weight.data_ptr(), scale, outputs, inputs, KINDS[layer.weight.dtype])
@@ -190,10 +212,11 @@ def make_layer(block: Any) -> Layer:
 
 
 def find_step(model: Transformer) -> Step | None:
-    """What to take few tokens through a model with, timed here and now; None where torch is faster.
+    """What to take few tokens through a model with, timed here; None where torch is faster.
 
-    Also where there is no compiler, where what it makes does not compute as torch does, and for a
-    model that is not on a CPU, with norms in fp32.
+    What was found is kept: the same model is taken through the same way the next time. Also None
+    where there is no compiler, where what it makes does not compute as torch does, and for a model
+    that is not on a CPU, with norms in fp32.
     """
     norm, library = model.model.norm.weight, find_library()
     if library is None or norm.device.type != "cpu" or norm.dtype != torch.float32:
@@ -201,12 +224,19 @@ def find_step(model: Transformer) -> Step | None:
     if not is_right(library):
         return None
     step = Step(library, model, 0)
+    dtypes = [str(weight.dtype) for weight in (*model.parameters(), *model.buffers())]
+    asked = repr((library._name, torch.__version__, torch.get_num_threads(), model.config, dtypes))
+    step.max_tokens = find_choice(asked, (*TOKENS_TRIED, 0), lambda: find_most(step, model))
+    return step if step.max_tokens else None
+
+
+def find_most(step: Step, model: Transformer) -> int:
+    """The most tokens at a time, of those tried, for which step.c is faster than torch, or 0."""
     for num_tokens in TOKENS_TRIED:
         ours, plain = time_both(step, model, num_tokens)
         if ours < plain:
-            step.max_tokens = num_tokens
-            return step
-    return None
+            return num_tokens
+    return 0
 
 
 @torch.inference_mode()
@@ -258,19 +288,17 @@ def time_both(step: Step, model: Transformer, num_tokens: int) -> tuple[float, f
     num_layers = min(len(blocks), max(1, MAX_TIMED_BYTES // size))
     cache = allocate_cache(config, num_tokens, 64, torch.device("cpu"), torch.float32)
     cache.set_lengths([63] * num_tokens)
-    positions = cache.begin(1)
-    cos, sin = make_rotation(positions, config)
-    x, rows = torch.ones(num_tokens, 1, config.hidden_size), torch.arange(num_tokens)
-    whole_cos, whole_sin = cos.contiguous(), sin.contiguous()
+    rotation = make_rotation(cache.begin(1), config)
+    x, tokens = torch.ones(num_tokens, 1, config.hidden_size), torch.zeros(num_tokens, 1).long()
+    nowhere, nothing = torch.empty(0).long(), torch.empty(0)
 
     def by_torch() -> None:
         y = x
         for number, block in enumerate(blocks[:num_layers]):
-            y = block(y, (cos, sin), cache.layer(number))
+            y = block(y, rotation, cache.layer(number))
 
     def by_step() -> None:
-        y = x[:, 0].clone()
-        step.run(y, cache, rows, positions.flatten(), whole_cos, whole_sin, num_layers)
+        step.run(tokens, cache, nowhere, nothing, num_layers)
 
     return measure(by_step), measure(by_torch)
 
