@@ -4,6 +4,7 @@ Names match the settings and config.json, where those of RoPE are in rope_parame
 `rope_`. Nothing here imports torch.
 """
 
+import math
 import reprlib
 from dataclasses import Field, dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
@@ -248,7 +249,7 @@ class ModelConfig:
         adds_to_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
         if self.init == "depth_scaled" and adds_to_stream:
             # There are two such additions in a block.
-            return self.initializer_range / (2 * self.num_hidden_layers) ** 0.5
+            return self.initializer_range / math.sqrt(2 * self.num_hidden_layers)
         return self.initializer_range
 
     @property
