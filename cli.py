@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from model.config import Kept
-from model.decode.settings import Output, Prompts, Settings, read_stop
+from model.decode.settings import Settings
 from model.export.request import FormatName, make_request
+from model.sample.options import Output, Prompts
 from model.serve.options import Serving
 from prep.command import prep
 from prep.foreign.command import import_shards
@@ -27,7 +28,7 @@ from shards.entry.options import expect_paths, takes_options
 from shards.entry.unquoted import explain_extra_files
 from shards.screen.lines import align, open_output, put, say, say_text
 from shards.screen.names import quote
-from shards.screen.url import UrlError, is_url, show_url
+from shards.screen.url import is_hub_model, read_checkpoint
 from train.commands import (
     Overrides,
     find,
@@ -40,18 +41,10 @@ from train.commands import (
     train,
     verify_resume,
 )
+from train.evaluation.request import Request as Evaluation
 
 if TYPE_CHECKING:
     from model.decode.generator import Generator
-
-
-def read_checkpoint(name: str) -> Path:
-    """--ckpt as typed: a path, or a model of the Hub; UrlError for any other URL."""
-    if name.startswith("hf://") or not is_url(name):
-        return Path(name)
-    raise UrlError(
-        f"{show_url(name)}: is a URL, and --ckpt takes a path on this machine, or hf://user/name"
-    )
 
 
 CKPT_HELP = (
@@ -164,7 +157,7 @@ def sample(
     from model.sample.repl import run_repl
 
     output.check(settings)
-    settings = replace(settings, stop=tuple(map(read_stop, settings.stops)))
+    settings = settings.read_escapes()
     if settings.seed is None and (output.all or output.as_json):
         settings = replace(settings, seed=randbelow(2**32))  # Each text can be written again.
     load, ckpt = make_load(device, dtype), fetch(ckpt)
@@ -184,7 +177,7 @@ def sample(
 
 def fetch(ckpt: Path) -> Path:
     """A checkpoint on this machine; a model of the Hub (hf://user/name) is fetched first."""
-    if not str(ckpt).startswith("hf:/"):
+    if not is_hub_model(ckpt):
         return ckpt
     from prep.remote.hub_model import fetch_model
 
@@ -199,6 +192,21 @@ def make_load(device: str | None, dtype: Kept | None) -> "partial[Generator]":
     # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
     tokenizer_json = build_gpt2_json()
     return partial(load_generator, device=device, tokenizer_json=tokenizer_json, dtype=dtype)
+
+
+@app.command("eval")
+@takes_options
+def evaluate(
+    ckpt: CkptOption,
+    request: Evaluation,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Say how well a checkpoint predicts a set or texts: loss, perplexity, bits per byte."""
+    from train.evaluation.run import evaluate
+
+    for line in evaluate(fetch(ckpt), request, make_load(device, dtype), say):
+        put(line)
 
 
 @app.command()
@@ -284,8 +292,10 @@ def convert(
     ckpt: Annotated[
         Path,
         typer.Argument(
+            parser=read_checkpoint,
+            metavar="ckpt",
             help="A checkpoint of the original VelocityLM, or one of ours whose tokenizer keeps "
-            "others from writing <|endoftext|>."
+            "others from writing <|endoftext|>; may be hf://user/name.",
         ),
     ],
     out: Annotated[Path, typer.Argument(help="A new folder.")],
@@ -294,7 +304,7 @@ def convert(
     from model.checkpoints.convert import convert as convert_checkpoint
     from prep.tokenizer.gpt2 import build_gpt2_json
 
-    convert_checkpoint(ckpt, out, build_gpt2_json())
+    convert_checkpoint(fetch(ckpt), out, build_gpt2_json())
     say(f"{out}: converted; try it with: velocity sample --ckpt {quote(out)}")
 
 

@@ -211,8 +211,11 @@ def describe_settings(options: argparse.Namespace) -> Json:
     """The settings from the command line; paths become their names."""
     settings: Json = {}
     for name, value in vars(options).items():
-        paths = isinstance(value, list) and all(isinstance(path, Path) for path in value)
-        settings[name] = [path.name for path in value] if paths else value
+        if isinstance(value, Path):
+            settings[name] = value.name
+        else:
+            paths = isinstance(value, list) and all(isinstance(path, Path) for path in value)
+            settings[name] = [path.name for path in value] if paths else value
     return settings
 
 

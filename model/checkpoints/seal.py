@@ -67,13 +67,13 @@ def seal(folder: Path, written: Mapping[str, Sealed] | None = None) -> None:
             assert path.is_file(), f"{path} is not a plain file; a checkpoint folder is flat"
             found = (written or {}).get(path.name)
             if found is None:
-                _sync(path)
-                found = Sealed(path.stat().st_size, _hash_file(path))
+                sync(path)
+                found = Sealed(path.stat().st_size, hash_file(path))
             files[path.name] = {"bytes": found.num_bytes, "sha256": found.sha256}
     temporary.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, folder / CHECKSUMS)
-    _sync(folder)
+    sync(folder)
 
 
 def verify(
@@ -95,7 +95,7 @@ def verify(
             raise CheckpointError(
                 f"{path}: damaged; {num_bytes:,} bytes, expected {sealed_bytes:,}"
             )
-        if name not in unread and _hash_file(path) != sealed[name].sha256:
+        if name not in unread and hash_file(path) != sealed[name].sha256:
             raise CheckpointError(f"{path}: damaged; its sha256 is not the one in {CHECKSUMS}")
 
 
@@ -111,6 +111,18 @@ def verify_model(folder: Path) -> None:
 def list_weight_files(names: Iterable[str]) -> list[str]:
     """Which of the names in a seal are those of files with weights, in order."""
     return sorted(name for name in names if WEIGHT_FILE.fullmatch(name))
+
+
+def hash_weights(sealed: Mapping[str, Sealed]) -> str | None:
+    """One sha256 for all weights in a seal; None if it has none.
+
+    It is that of their file; of several, that of what `sha256sum model-*.safetensors` prints.
+    """
+    names = list_weight_files(sealed)
+    if len(names) <= 1:
+        return sealed[names[0]].sha256 if names else None
+    lines = "".join(f"{sealed[name].sha256}  {name}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -167,7 +179,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether the folder was completed by us: by the trainer, `velocity convert` or an export."""
+    """Whether the folder was completed by us: by the trainer, `velocity convert` or `export`."""
     return (folder / CHECKSUMS).is_file()
 
 
@@ -263,13 +275,16 @@ def is_plain_name(name: str) -> bool:
     return 0 < num_bytes < 256 and not is_somewhere
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make a file's bytes, or a folder's names, survive a power cut."""
+    if os.name == "nt" and path.is_dir():  # Windows has no handle on a folder to flush.
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from model.export.request import Limits
 
-CERTIFICATE = "certificate.json"
 # Long enough for positions to matter, and few enough for a CPU.
 WINDOW, MAX_WINDOWS = 256, 8
 MIN_TOKENS = 16

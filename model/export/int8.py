@@ -14,6 +14,7 @@ from torch import Tensor
 from model.checkpoints.folder import encode_json, load_model, name_weights, write_weights
 from model.checkpoints.hugging_face import QUANTIZATION
 from model.checkpoints.int8 import (
+    BLOCKS,
     PACKED,
     SCALE,
     SHAPE,
@@ -24,8 +25,6 @@ from model.checkpoints.seal import CONFIG, WEIGHTS, read_json
 from model.export.certificate import Runtime
 from model.export.source import COPIED, Source
 from model.int8 import quantize
-
-BLOCKS = "model.layers."
 
 
 def write(source: Source, folder: Path, name: str, dtype: str) -> Path:

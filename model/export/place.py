@@ -6,22 +6,31 @@ there is a whole export, or nothing.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from model.checkpoints.seal import sync
 
-def check_place(out: Path, num_bytes: int) -> None:
+
+def check_places(places: Sequence[Path], num_bytes: int) -> None:
     """Raise ValueError if something is there already, or if the disk is too small."""
-    if out.exists() or out.is_symlink():
-        raise ValueError(f"{out}: is there already; name a new place with --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out.parent).free
+    for place in places:
+        refuse_taken(place)
+    folder = places[0].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise ValueError(
-            f"about {num_bytes / 1e6:,.0f} MB of disk are needed in {out.parent}, and "
+            f"about {num_bytes / 1e6:,.0f} MB of disk are needed in {folder}, and "
             f"{free / 1e6:,.0f} MB are free; free some, or choose another --out"
         )
+
+
+def refuse_taken(place: Path) -> None:
+    """Raise ValueError if something is there, whatever it is: nothing is overwritten."""
+    if place.exists() or place.is_symlink():
+        raise ValueError(f"{place}: is there already; name a new place with --out")
 
 
 @contextmanager
@@ -36,28 +45,16 @@ def making(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def put_file(made: Path, out: Path) -> None:
-    """Give a file its final name, durably."""
-    sync(made)
-    os.rename(made, out)
-    sync(out.parent)
+def put(made: Sequence[Path], places: Sequence[Path]) -> None:
+    """Give files or a folder their final names, durably and the first one last.
 
-
-def put_folder(made: Path, out: Path) -> None:
-    """Give a folder its final name, durably."""
-    for path in sorted(made.rglob("*")):
-        sync(path)
-    sync(made)
-    os.rename(made, out)
-    sync(out.parent)
-
-
-def sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's names, survive a power cut."""
-    if os.name == "nt" and path.is_dir():  # Windows has no handle on a folder to flush.
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    ValueError, with nothing renamed, if something came to one of the places since.
+    """
+    for path in made:
+        for each in [*sorted(path.rglob("*")), path]:
+            sync(each)
+    for place in places:
+        refuse_taken(place)
+    for path, place in reversed([*zip(made, places, strict=True)]):
+        os.rename(path, place)
+        sync(place.parent)

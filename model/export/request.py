@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+# In an export's folder, or beside its file with that one's name before it.
+CERTIFICATE = "certificate.json"
 FormatName = Literal["gguf", "ollama", "onnx", "pt2", "int8"]
 
 
@@ -100,6 +102,13 @@ class Request:
     def kind(self) -> Format:
         """The row of its format."""
         return FORMATS[self.format]
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """What it writes: a folder, or a file and the certificate beside it."""
+        if self.kind.suffix is None:
+            return (self.out,)
+        return self.out, self.out.with_name(f"{self.out.name}.{CERTIFICATE}")
 
 
 def make_request(ckpt: Path, format: FormatName, out: Path, dtype: str | None) -> Request:

@@ -10,9 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from model.checkpoints.seal import is_sealed, seal
+from model.checkpoints.seal import hash_file, is_sealed, seal
 from model.export.certificate import (
-    CERTIFICATE,
     Measured,
     cut_windows,
     describe,
@@ -20,8 +19,8 @@ from model.export.certificate import (
     measure,
     write_certificate,
 )
-from model.export.place import check_place, making, put_file, put_folder
-from model.export.request import LIMITS, WEIGHT_BYTES, Format, Request
+from model.export.place import check_places, making, put
+from model.export.request import CERTIFICATE, LIMITS, WEIGHT_BYTES, Format, Request
 from model.export.source import Source, open_source
 
 Say = Callable[[str], None]
@@ -38,12 +37,12 @@ def export(request: Request, text: str, text_name: str, say: Say) -> list[list[s
     """
     kind = request.kind
     check_packages(kind)
-    check_place(request.out, 0)
+    check_places(request.places, 0)
     module: Any = importlib.import_module(kind.module)
     source = open_source(request.ckpt)
     ids = source.tokenizer.encode(text[:MAX_CHARACTERS]).ids
     windows = cut_windows(ids, source.config.max_position_embeddings)
-    check_place(request.out, estimate_bytes(request, source))
+    check_places(request.places, estimate_bytes(request, source))
     started = time.monotonic()
     with making(request.out) as partial:
         name = request.out.name
@@ -98,19 +97,15 @@ def keep(
     facts: dict[str, Any],
 ) -> None:
     """Put the export and its certificate where they belong; the export itself comes last."""
-    limits = LIMITS[request.dtype]
     if request.kind.suffix is None:
-        write_certificate(partial / CERTIFICATE, measured, limits, facts)
+        write_certificate(partial / CERTIFICATE, measured, LIMITS[request.dtype], facts)
         if request.kind.is_checkpoint and is_sealed(source.folder):
             seal(partial)  # So its tokenizer is read as that of the folder it is made from.
-        put_folder(partial, request.out)
+        put([partial], request.places)
         return
     facts |= {"file_sha256": hash_file(made)}
-    certificate = request.out.with_name(f"{request.out.name}.{CERTIFICATE}")
-    certificate.unlink(missing_ok=True)  # Of an export that is gone.
-    write_certificate(partial / CERTIFICATE, measured, limits, facts)
-    put_file(partial / CERTIFICATE, certificate)
-    put_file(made, request.out)
+    write_certificate(partial / CERTIFICATE, measured, LIMITS[request.dtype], facts)
+    put([made, partial / CERTIFICATE], request.places)
 
 
 def check_packages(kind: Format) -> None:
@@ -121,9 +116,3 @@ def check_packages(kind: Format) -> None:
             f"this format needs {' and '.join(missing)}, not installed here; install with: "
             f"pip install 'velocitylm[{kind.extra}]'"
         )
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,13 +10,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from model.serve.chat_completions import ChatCompletions
-from model.serve.completions import Completions
 from model.serve.door import Door
 from model.serve.house import House
 from model.serve.page.files import make_page
 from model.serve.page.trace import Traces
-from model.serve.responses import Responses
+from model.serve.texts.chat_completions import read_chat
+from model.serve.texts.completions import read_completions
+from model.serve.texts.endpoint import Endpoint
+from model.serve.texts.responses import read_response
 from model.serve.wire.answers import make_json
 from model.serve.wire.errors import ApiError
 
@@ -29,14 +30,19 @@ def make_app(house: House) -> ASGIApp:
         Route("/metrics", general.show_metrics),
         Route("/v1/models", general.list_models),
         Route("/v1/models/{id:path}", general.show_model),
-        Route("/v1/completions", Completions(house).answer, methods=["POST"]),
-        Route("/v1/chat/completions", ChatCompletions(house).answer, methods=["POST"]),
-        Route("/v1/responses", Responses(house).answer, methods=["POST"]),
     ]
+    for path, read in (
+        ("/v1/completions", read_completions),
+        ("/v1/chat/completions", read_chat),
+        ("/v1/responses", read_response),
+    ):
+        routes.append(Route(path, Endpoint(house, read).answer, methods=["POST"]))
     routes += make_page()
     if house.trace is not None:
         routes.append(Route("/v1/trace", Traces(house).answer, methods=["POST"]))
     limits = house.limits
+    # As browsers tell them.
+    origins = [origin.lower().rstrip("/") for origin in limits.allow_origin]
     app = Starlette(
         routes=routes,
         exception_handlers={
@@ -51,15 +57,15 @@ def make_app(house: House) -> ASGIApp:
         house.metrics,
         limits.api_key,
         (limits.host, *limits.allow_host),
-        limits.allow_origin,
+        origins,
         [route.path for route in routes],
         limits.max_seconds,
     )
-    if not limits.allow_origin:
+    if not origins:
         return door
     return CORSMiddleware(
         door,
-        allow_origins=limits.allow_origin,
+        allow_origins=origins,
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type"],
     )

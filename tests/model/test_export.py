@@ -223,11 +223,35 @@ def test_nothing_is_overwritten_and_a_small_disk_is_told_before(
     with pytest.raises(ValueError, match="is there already; name a new place with --out"):
         run(checkpoint, "gguf", taken)
     assert taken.read_text() == "mine"
+    certificate = tmp_path / "gone.gguf.certificate.json"
+    certificate.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(
+        ValueError, match=r"gone\.gguf\.certificate\.json: is there already; name a"
+    ):
+        run(checkpoint, "gguf", tmp_path / "gone.gguf")
+    assert {path.name for path in tmp_path.iterdir()} == {taken.name, certificate.name}
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 10**9, 10**6))
     with pytest.raises(
         ValueError, match=r"about 67 MB of disk are needed in .*, and 1 MB are free"
     ):
         run(checkpoint, "gguf", tmp_path / "new.gguf")
+
+
+@pytest.mark.parametrize("late", ["model.gguf", "model.gguf.certificate.json"])
+def test_what_comes_to_its_place_meanwhile_is_not_overwritten(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    write = gguf_format.write
+
+    def write_slowly(*arguments: Any) -> Path:
+        (tmp_path / late).write_text("another's")
+        return write(*arguments)
+
+    monkeypatch.setattr(gguf_format, "write", write_slowly)
+    with pytest.raises(ValueError, match=f"{late}: is there already; name a new place with --out"):
+        run(checkpoint, "gguf", tmp_path / "model.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == [late]
+    assert (tmp_path / late).read_text() == "another's"
 
 
 def test_ollama_gets_a_folder_that_says_how_to_go_on_with_a_text(

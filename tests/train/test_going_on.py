@@ -151,14 +151,14 @@ def test_a_small_file_that_cannot_be_read_is_as_a_damaged_one(
     listed = json.loads((before / "checksums.json").read_text())
     del listed["files"]["optimizer.safetensors"]
     (before / "checksums.json").write_text(json.dumps(listed))
-    hash_file = seal._hash_file
+    hash_file = seal.hash_file
 
     def fail(path: Path) -> str:
         if path == newest / "config.json":
             raise OSError(5, "Input/output error")
         return hash_file(path)
 
-    monkeypatch.setattr(seal, "_hash_file", fail)
+    monkeypatch.setattr(seal, "hash_file", fail)
     with pytest.raises(ValueError, match="every checkpoint in it is damaged"):
         run_small(small_shards, tmp_path, training__save_steps=4)
     said = capsys.readouterr().err

@@ -35,6 +35,8 @@ PACKAGES = {
     "velocity_int8": [],
     "one_client": [],
     "datatrove": ["datatrove", "spacy"],
+    "llama_cpp": ["llama-cpp-python", "gguf"],
+    "llama_cpp_q8_0": ["llama-cpp-python", "gguf"],
 }
 SMALL_MODEL = ("--hidden-size", "32", "--layers", "2", "--heads", "2", "--intermediate-size", "64")
 
@@ -215,7 +217,63 @@ def test_sample_writes_the_tokens_of_transformers() -> None:
     figures = {f"{kind}_per_second_at_batch_{size}" for kind in kinds for size in (1, 3)}
     read = {"gigabytes_read_per_second"}
     assert result["engines"].pop("read").keys() == result["ratios"].pop("read").keys() == read
+    for name in ("llama_cpp", "llama_cpp_q8_0"):  # It writes one text at a time.
+        found = result["engines"].pop(name)
+        assert found is None or found.keys() == {key for key in figures | read if key[-1] != "3"}
+        assert (found is None) == (result["left_out"].pop(name, None) is not None)
     check_result(result, ["velocity_int8", "transformers", "transformers_static"], figures | read)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The options that name a checkpoint which `trained` made, and its set."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_jsonl(folder / "a.jsonl", [*make_texts(1500)])
+    (folder / "code").mkdir()
+    (folder / "code/one.py").write_text("print('one')\n")
+    command = [sys.executable, "-m", "benchmarks.trained", "--input", str(folder / "a.jsonl")]
+    command += ["--code", str(folder / "code"), "--out", str(folder / "model")]
+    command += ["--vocab-size", "400", "--steps", "2"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert "'one'" in (folder / "model/code.jsonl").read_text()
+    return ("--ckpt", f"{folder / 'model/checkpoints'}", "--shards", f"{folder / 'model/shards'}")
+
+
+def test_quality_tells_what_each_dtype_costs(trained: tuple[str, ...]) -> None:
+    sizes = ("--windows", "3", "--window-tokens", "32", "--prompt-tokens", "8", "--new-tokens", "4")
+    command = [sys.executable, "-m", "benchmarks.quality", *trained, *sizes, "--texts", "2"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    rows = {row["weights"]: row for row in result["table"]}
+    forms = {"bf16", "fp16", "int8", "int8 export", "gguf q8_0", "gguf q5_0", "gguf q4_0"}
+    assert rows.keys() | result["left_out"].keys() == forms
+    fp32 = result["work"]["fp32_bytes"]
+    assert fp32 == 4 * result["work"]["num_parameters"]
+    assert rows["bf16"]["bytes"] < 0.51 * fp32
+    assert rows["int8"]["bytes"] < 0.27 * fp32
+    for row in rows.values():
+        assert row["kl"]["mean"] > 0 or row["weights"] == "fp16"
+        assert row["loss_change"]["standard_error"] < row["loss"]["standard_error"]
+        assert 0 <= row["mean_equal_tokens"] <= row["mean_text_tokens"] == 4
+    assert rows["fp16"]["kl"]["mean"] < rows["bf16"]["kl"]["mean"] < rows["int8"]["kl"]["mean"]
+
+
+def test_lookup_writes_the_same_tokens_in_fewer_steps(trained: tuple[str, ...]) -> None:
+    sizes = ("--prompt-tokens", "40", "--quoted-tokens", "8", "--new-tokens", "24")
+    result = run_benchmark("lookup", *trained, *SMALL_MODEL, *sizes, "--texts", "1")
+    assert result["checks"]["tokens_equal"]
+    steps = {}
+    for model in ("written", "dictated"):
+        found = result[model]["engines"]
+        assert found[OURS].keys() == found["without_lookup"].keys()
+        for kind in ("code", "quotes", "prose"):
+            assert found["without_lookup"][f"{kind}_tokens_per_step"]["median"] == 1
+            steps[model, kind] = found[OURS][f"{kind}_tokens_per_step"]["median"]
+    # A quote without a fault is guessed whole: five tokens, and one that is chosen.
+    assert steps["dictated", "quotes"] > 4
+    assert min(steps.values()) >= 1
 
 
 def test_serve_answers_many_clients() -> None:
