@@ -257,7 +257,7 @@ def check_tokenizer(ckpt: Path, text: str) -> Json:
     """Of how many texts llama.cpp's ids are ours; those of which they are not."""
     path = ckpt.with_suffix(".gguf")
     certify(ckpt, "gguf", path, text)
-    llama, source = open_llama(path, vocab_only=True), open_source(ckpt)
+    llama, source = open_llama(path), open_source(ckpt)
     different = [
         text
         for text in TEXTS
@@ -267,13 +267,13 @@ def check_tokenizer(ckpt: Path, text: str) -> Json:
     return {"equal": len(TEXTS) - len(different), "different": different}
 
 
-def open_llama(path: Path, **options: Any) -> Any:
+def open_llama(path: Path) -> Any:
     """The file in llama.cpp, with keys and values in fp32."""
     import llama_cpp
 
     kind = llama_cpp.GGML_TYPE_F32
     return llama_cpp.Llama(
-        str(path), n_ctx=0, verbose=False, type_k=kind, type_v=kind, n_gpu_layers=0, **options
+        str(path), n_ctx=0, verbose=False, type_k=kind, type_v=kind, n_gpu_layers=0
     )
 
 
