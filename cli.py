@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from model.config import Kept
-from model.decode.settings import Output, Prompts, Settings, read_stop
+from model.decode.settings import Settings
 from model.export.request import FormatName, make_request
+from model.sample.options import Output, Prompts
 from model.serve.options import Serving
 from prep.command import prep
 from prep.foreign.command import import_shards
@@ -40,6 +41,7 @@ from train.commands import (
     train,
     verify_resume,
 )
+from train.evaluation.request import Request as Evaluation
 
 if TYPE_CHECKING:
     from model.decode.generator import Generator
@@ -155,7 +157,7 @@ def sample(
     from model.sample.repl import run_repl
 
     output.check(settings)
-    settings = replace(settings, stop=tuple(map(read_stop, settings.stops)))
+    settings = settings.read_escapes()
     if settings.seed is None and (output.all or output.as_json):
         settings = replace(settings, seed=randbelow(2**32))  # Each text can be written again.
     load, ckpt = make_load(device, dtype), fetch(ckpt)
@@ -190,6 +192,21 @@ def make_load(device: str | None, dtype: Kept | None) -> "partial[Generator]":
     # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
     tokenizer_json = build_gpt2_json()
     return partial(load_generator, device=device, tokenizer_json=tokenizer_json, dtype=dtype)
+
+
+@app.command("eval")
+@takes_options
+def evaluate(
+    ckpt: CkptOption,
+    request: Evaluation,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Say how well a checkpoint predicts a set or texts: loss, perplexity, bits per byte."""
+    from train.evaluation.run import evaluate
+
+    for line in evaluate(fetch(ckpt), request, make_load(device, dtype), say):
+        put(line)
 
 
 @app.command()

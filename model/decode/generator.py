@@ -16,7 +16,7 @@ from model.decode.beam import search_beams
 from model.decode.draft import Completion, Draft, FinishReason, make_random
 from model.decode.logprobs import TokenLogprob
 from model.decode.predictor import Predictor
-from model.decode.score import Scoring
+from model.decode.score import PIECE, Scoring
 from model.decode.settings import DEFAULT_MAX_LENGTH, LONE_SURROGATES, Settings
 from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
@@ -193,11 +193,11 @@ class Generator:
     def _find_bad_words(self, settings: Settings) -> set[tuple[int, ...]]:
         """The rows of tokens that spell the bad words, as a text begins and after a space.
 
-        A token that ends texts is not among them, as in transformers.
+        A token that ends texts is not among them, as in transformers, nor what has no token.
         """
         spelled = [text for word in settings.words for text in (word, " " + word.lstrip())]
         rows = {tuple(self.tokenizer.encode(text).ids) for text in spelled}
-        return rows - {(token,) for token in self.ends}
+        return rows - {(token,) for token in self.ends} - {()}
 
     def _find_limit(
         self, num_prompt_tokens: int, settings: Settings, min_room: int
@@ -253,7 +253,8 @@ class Generator:
         """
         tokens = self._read(text)[1]
         scoring = Scoring(self.predictor, tokens, num_alternatives)
-        scoring.step(len(tokens))
+        while not scoring.is_done:
+            scoring.step(PIECE)
         return scoring.scored
 
 

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model.decode.largest import rank_largest
 from model.decode.logprobs import TokenLogprob
 from model.decode.predictor import Predictor
 
-# Places whose logits are in memory together.
-CHUNK = 64
+# Tokens that are read at once where nothing else waits, and those whose logits are in memory
+# together: nothing but the cache becomes larger with the text.
+PIECE, CHUNK = 256, 64
 
 
 class Scoring:
@@ -62,13 +64,8 @@ class Scoring:
         """Add these tokens, each of which came after its row of logits."""
         logprobs = logits[: len(targets)].log_softmax(-1)
         own = logprobs.gather(1, targets[:, None]).squeeze(1)
-        best = logprobs.topk(self._num_alternatives)
-        for token, logprob, ids, values in zip(
-            targets.tolist(),
-            own.tolist(),
-            best.indices.tolist(),
-            best.values.tolist(),
-            strict=True,
+        values, ids = rank_largest(logprobs, self._num_alternatives)
+        for token, logprob, *best in zip(
+            targets.tolist(), own.tolist(), ids.tolist(), values.tolist(), strict=True
         ):
-            alternatives = tuple(zip(ids, values, strict=True))
-            self.scored.append(TokenLogprob(token, logprob, alternatives))
+            self.scored.append(TokenLogprob(token, logprob, tuple(zip(*best, strict=True))))

@@ -106,8 +106,15 @@ def cut_shard(folder: Path, shard: Shard, array_tokens: int) -> list[int]:
 
 def digest_arrays(folder: Path, entries: list[Entry]) -> Arrays:
     """Those of these arrays that are there, whole."""
-    found = {entry: digest_array(entry.path(folder), entry.num_tokens) for entry in entries}
-    return {entry: digests for entry, digests in found.items() if digests is not None}
+    progress = ReadProgress("tokens checked", sum(entry.num_tokens for entry in entries))
+    found = {}
+    for entry in entries:
+        digests = digest_array(entry.path(folder), entry.num_tokens)
+        if digests is not None:
+            found[entry] = digests
+        progress.add(entry.num_tokens)
+    progress.finish()
+    return found
 
 
 def check_needs(

@@ -9,6 +9,7 @@ import pytest
 
 from shards.disk.layout import INDEX, index_folder, index_path, list_arrays
 from shards.edit.remove import Wanted, find_wanted, remove_documents
+from shards.exchange import arrays
 from shards.exchange.pull import pull_shards
 from shards.exchange.push import push_shards
 from shards.exchange.storage import open_storage
@@ -92,15 +93,17 @@ def test_a_part_gets_the_arrays_of_its_shards(indexed: Path, tmp_path: Path, sha
     push_shards(indexed, share, ignore, with_index=True)
     folder = tmp_path / "train"
     manifest = pull_shards(share, folder, ignore, split="train", with_index=True)
-    arrays = {path.name for path in list_arrays(folder)}
-    assert arrays == {p.name for p in list_arrays(indexed) if p.name.startswith("train")}
+    own = {path.name for path in list_arrays(folder)}
+    assert own == {p.name for p in list_arrays(indexed) if p.name.startswith("train")}
     assert {part.split for part in open_index(open_shards(folder)).parts} == {"train"}
     [first, *_] = [n for n in range(len(TEXTS)) if n % 10 != 7]
     [found, *_] = Finder(open_shards(folder)).find(TEXTS[first], Wish())
     assert f"https://example.com/{first}" in {p.document.url for p in found.places}
     assert [fault for _, fault in verify_shards(folder) if fault] == []
     _, written, _ = velocity("shards", "info", folder)
-    assert f"index       of this version, {len(arrays)} arrays, " in written
+    assert f"index       of this version, {len(own)} arrays, " in written
+    _, written, _ = velocity("inspect", folder)
+    assert f"of this version, {len(own)} arrays, " in written
     # In the part's own words: its index.json is not that of the whole set.
     assert manifest.dataset_id in index_path(folder).read_text()
 
@@ -164,7 +167,9 @@ def test_damage_is_named_and_never_used(indexed: Path, tmp_path: Path, share: st
         push_shards(damaged, share, ignore, with_index=True)
     _, written, _ = velocity("shards", "info", damaged)
     assert f"but {path.name} is missing or cut short, one of 1; make it with" in written
-    # It is made again, and only it.
+    # What is missing or damaged is made again.
+    other = list_arrays(damaged)[5]
+    other.write_bytes(flip_byte(other.read_bytes()))
     build_index(damaged, ignore, array_tokens=ARRAY_TOKENS)
     assert index_of(damaged) == index_of(indexed)
 
@@ -189,7 +194,7 @@ def test_damage_is_named_and_never_used(indexed: Path, tmp_path: Path, share: st
 
 
 def test_a_new_version_takes_the_arrays_of_what_was_removed_from_the_url(
-    indexed: Path, tmp_path: Path, share: str
+    indexed: Path, tmp_path: Path, share: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(copytree(indexed, tmp_path / "set"))
     push_shards(folder, share, ignore, with_index=True)
@@ -209,10 +214,16 @@ def test_a_new_version_takes_the_arrays_of_what_was_removed_from_the_url(
     with pytest.raises(ValueError, match="is for the version"):
         pull_shards(share, tmp_path / "pulled", ignore, with_index=True)
     build_index(folder, ignore, array_tokens=ARRAY_TOKENS)
+    with monkeypatch.context() as patch:  # While arrays change, there is no index.json.
+        patch.setattr(arrays, "send_all", lambda *arguments: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            push_shards(folder, share, ignore, with_index=True)
+        assert "index.json" not in remote_index(share)
     push_shards(folder, share, ignore, with_index=True)
     assert remote_index(share) == set(index_of(folder))
-    # A node that has the version before: its index becomes this one, too.
+    # A node that has the version before, and an index of its own: it becomes this one.
     node = Path(copytree(indexed, tmp_path / "node"))
+    build_index(node, ignore, array_tokens=2 * ARRAY_TOKENS)
     pull_shards(share, node, ignore, with_index=True)
     assert index_of(node) == index_of(folder)
     assert [fault for _, fault in verify_shards(node) if fault] == []

@@ -46,6 +46,7 @@ TRAIN = {
     "train.inspect",
     "train.page",
     "train.publish",
+    "train.evaluation",
     *STEPPING,
 }
 MAY_IMPORT = {
@@ -90,9 +91,10 @@ MAY_IMPORT = {
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.publish": {"train.page", "train.checkpoints"} | SHARDS | MODEL,
+    "train.evaluation": {"train.checkpoints"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
     "train.plan": {"train.start"} | SHARDS | MODEL,
-    "train.inspect": {"train.checkpoints", "train.reports"} | SHARDS | MODEL,
+    "train.inspect": {"train.checkpoints", "train.reports", "train.start"} | SHARDS | MODEL,
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
@@ -134,6 +136,7 @@ SHARED = {
     "train.plan": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.tracing": {"train.config"},
     "train.proof": {"train.config", "train.settings"},
+    "train.inspect": {"train.config", "train.settings"},
     "train.reports": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.page": {"train.config", "train.settings"},
     "train.publish": {"train.config", "train.settings"},
