@@ -216,7 +216,7 @@ def test_without_a_compiler_torch_computes_alone(
 ) -> None:
     fake = tmp_path / "cc"
     if compiler != "missing":
-        last = 'for out; do :; done; echo nonsense > "$out"'
+        last = 'while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"'
         fake.write_text("#!/bin/sh\n" + ("exit 1" if compiler == "fails" else last))
         fake.chmod(0o755)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
