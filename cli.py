@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from model.config import Kept
-from model.decode.settings import Output, Prompts, Settings, read_stop
+from model.decode.settings import Settings
 from model.export.request import FormatName, make_request
+from model.sample.options import Output, Prompts
 from model.serve.options import Serving
 from prep.command import prep
 from prep.foreign.command import import_shards
@@ -27,7 +28,7 @@ from shards.entry.options import expect_paths, takes_options
 from shards.entry.unquoted import explain_extra_files
 from shards.screen.lines import align, open_output, put, say, say_text
 from shards.screen.names import quote
-from shards.screen.url import UrlError, is_url, show_url
+from shards.screen.url import is_hub_model, read_checkpoint
 from train.commands import (
     Overrides,
     find,
@@ -43,15 +44,6 @@ from train.commands import (
 
 if TYPE_CHECKING:
     from model.decode.generator import Generator
-
-
-def read_checkpoint(name: str) -> Path:
-    """--ckpt as typed: a path, or a model of the Hub; UrlError for any other URL."""
-    if name.startswith("hf://") or not is_url(name):
-        return Path(name)
-    raise UrlError(
-        f"{show_url(name)}: is a URL, and --ckpt takes a path on this machine, or hf://user/name"
-    )
 
 
 CKPT_HELP = (
@@ -164,7 +156,7 @@ def sample(
     from model.sample.repl import run_repl
 
     output.check(settings)
-    settings = replace(settings, stop=tuple(map(read_stop, settings.stops)))
+    settings = settings.read_escapes()
     if settings.seed is None and (output.all or output.as_json):
         settings = replace(settings, seed=randbelow(2**32))  # Each text can be written again.
     load, ckpt = make_load(device, dtype), fetch(ckpt)
@@ -184,7 +176,7 @@ def sample(
 
 def fetch(ckpt: Path) -> Path:
     """A checkpoint on this machine; a model of the Hub (hf://user/name) is fetched first."""
-    if not str(ckpt).startswith("hf:/"):
+    if not is_hub_model(ckpt):
         return ckpt
     from prep.remote.hub_model import fetch_model
 
@@ -284,8 +276,10 @@ def convert(
     ckpt: Annotated[
         Path,
         typer.Argument(
+            parser=read_checkpoint,
+            metavar="ckpt",
             help="A checkpoint of the original VelocityLM, or one of ours whose tokenizer keeps "
-            "others from writing <|endoftext|>."
+            "others from writing <|endoftext|>; may be hf://user/name.",
         ),
     ],
     out: Annotated[Path, typer.Argument(help="A new folder.")],
@@ -294,7 +288,7 @@ def convert(
     from model.checkpoints.convert import convert as convert_checkpoint
     from prep.tokenizer.gpt2 import build_gpt2_json
 
-    convert_checkpoint(ckpt, out, build_gpt2_json())
+    convert_checkpoint(fetch(ckpt), out, build_gpt2_json())
     say(f"{out}: converted; try it with: velocity sample --ckpt {quote(out)}")
 
 

@@ -29,6 +29,7 @@ from model.device import choose_device, choose_dtype
 from model.narrow import DTYPES, round_weights, widen_layers
 from model.steps.cpu import find_step
 from model.steps.cuda import find_graphs
+from shards.screen.url import is_hub_model
 
 logger = logging.getLogger("velocity")
 
@@ -41,11 +42,16 @@ def load_generator(
 ) -> "Generator":
     """The generator of a checkpoint folder, or of the newest checkpoint in a folder of them.
 
+    `checkpoint_path` may be hf://user/name[@revision]: a model of the Hub, which is fetched first.
     Uses a GPU if there is one, with CUDA in bf16 or fp16, with MPS in fp32; a CPU computes in
     fp32. `dtype` is what weights are rounded to and, where that is faster, kept in: less to read is
     less time. `tokenizer_json` is the text of a tokenizer.json for a folder without one, such as
     the original VelocityLM's. Raises CheckpointError if the folder is not a checkpoint or damaged.
     """
+    if is_hub_model(checkpoint_path):
+        from prep.remote.hub_model import fetch_model
+
+        checkpoint_path = fetch_model(checkpoint_path, logger.info)
     folder = find_checkpoint(Path(checkpoint_path))
     device = choose_device(device)
     is_seed, is_complete = is_seed_checkpoint(folder), is_sealed(folder)
@@ -69,7 +75,7 @@ def load_generator(
     ends = ends or _find_default_end(folder, tokenizer)
     generator = Generator(model, tokenizer, ends, begins[0] if begins else None)
     generator.predictor.step = find_graphs(model) if device.type == "cuda" else find_step(model)
-    generator.folder = folder
+    generator.folder, generator.dtype = folder, dtype
     if max(generator.num_words, generator.begin + 1) > model.config.num_ids:
         raise CheckpointError(
             f"{folder}: the tokenizer has {generator.num_words} tokens and begins a text with "

@@ -17,7 +17,8 @@ from prep.units.receipts import load_receipt
 from shards.disk.layout import MANIFEST, plan_path, receipts_folder
 from shards.edit.lineage import ENDINGS
 from shards.exchange.claim import UPLOAD, Note, name_plan, read_note, refuse, write_note
-from shards.exchange.push import LocalFile, is_there, list_shard, push_shards, send_file
+from shards.exchange.push import list_shard, push_shards
+from shards.exchange.send import LocalFile, is_there, send_file
 from shards.exchange.storage import Storage, StorageError, open_storage
 from shards.exchange.transfer import Meter, Stopped, keep_trying, transfer_all
 from shards.format import Shard

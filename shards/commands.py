@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from shards.screen.lines import put, put_text, say
+from shards.screen.names import quote
 
 app = typer.Typer(
     help="Inspect a set, change it, move it.", no_args_is_help=True, rich_markup_mode=None
@@ -20,7 +21,7 @@ def info(
     from shards.format import read_manifest
     from shards.inspect.show import describe_set
 
-    for line in describe_set(read_manifest(folder)):
+    for line in describe_set(folder, read_manifest(folder)):
         put(line)
 
 
@@ -29,19 +30,25 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
 ) -> None:
     """Read everything again; report each damaged file and where it is damaged."""
+    from shards.disk.layout import INDEX
     from shards.inspect.verify import verify_shards
 
-    num_files, num_damaged = 0, 0
+    num_files, damaged = 0, []
     for name, fault in verify_shards(folder):
         num_files += 1
-        num_damaged += fault is not None
         if fault is not None:
+            damaged.append(name)
             put(f"{folder / name}: {fault}")
-    if num_damaged:
-        raise ValueError(
-            f"{folder}: {num_damaged} of {num_files} files are damaged; restore them from a copy, "
-            "or make the set again in a new folder, with the command that made it"
+    if damaged:
+        of_index = all(name.startswith(f"{INDEX}/") for name in damaged)
+        advice = (
+            f"only the index is; make what is damaged again with: velocity shards index "
+            f"{quote(folder)}"
+            if of_index
+            else "restore them from a copy, or make the set again in a new folder, with the "
+            "command that made it"
         )
+        raise ValueError(f"{folder}: {len(damaged)} of {num_files} files are damaged; {advice}")
     put(f"{folder}: {num_files} files are whole")
 
 
@@ -176,11 +183,14 @@ def push(
         bool, typer.Option("--compress", help="Store .bin files as .bin.zst; pull unpacks them.")
     ] = False,
     workers: Annotated[int, typer.Option(help="Files at a time.")] = 8,
+    index: Annotated[
+        bool, typer.Option("--index", help="Also its index: 4 bytes a token, twice a GPT-2 set.")
+    ] = False,
 ) -> None:
     """Upload a set to object storage. Run the same command again to resume."""
     from shards.exchange.push import push_shards
 
-    push_shards(folder, url, say, compress, workers)
+    push_shards(folder, url, say, compress, workers, index)
 
 
 @app.command()
@@ -192,9 +202,12 @@ def pull(
         str | None, typer.Option(help="i/n: every n-th shard, from number i; 0/4 to 3/4.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Files at a time.")] = 8,
+    index: Annotated[
+        bool, typer.Option("--index", help="Also its index, as far as it is over these shards.")
+    ] = False,
 ) -> None:
     """Download a set from object storage and verify it. Run the same command again to resume."""
     from shards.disk.part import parse_part
     from shards.exchange.pull import pull_shards
 
-    pull_shards(url, folder, say, split, parse_part(part) if part else None, workers)
+    pull_shards(url, folder, say, split, parse_part(part) if part else None, workers, index)

@@ -33,6 +33,11 @@ class Document:
     doc_hash: str
 
     @property
+    def label(self) -> str:
+        """What reports call it: its hash, and where it came from."""
+        return f"{self.doc_hash} {self.source_file} row {self.source_row}"
+
+    @property
     def stop(self) -> int:
         """The stream position just after the document's last token."""
         return self.start + self.num_tokens

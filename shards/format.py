@@ -49,6 +49,12 @@ MAX_SHARD_TOKENS = 1 << 46
 KEYS = ("schema_version", "dataset_id", "content", "totals", "audit", "environment")
 
 
+def check_split(split: str) -> None:
+    """ValueError if this is not a split."""
+    if split not in SPLITS:
+        raise ValueError(f"--split is {split!r:.60}; expected one of {', '.join(SPLITS)}")
+
+
 @dataclass(frozen=True)
 class Shard:
     """One .bin of the set and what it holds."""

@@ -8,6 +8,7 @@ import typer
 
 from shards.entry.options import takes_options
 from shards.screen.lines import format_plural, put, say
+from shards.screen.url import is_hub_model, read_checkpoint
 from train.plan.request import Request
 
 Overrides = Annotated[
@@ -188,7 +189,12 @@ def remove(
 
 def inspect(
     folder: Annotated[
-        Path, typer.Argument(help="A checkpoint, a run's folder, a set, a tokenizer.")
+        Path,
+        typer.Argument(
+            parser=read_checkpoint,
+            metavar="folder",
+            help="A checkpoint, a run's folder, a set, a tokenizer, or hf://user/name.",
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
@@ -197,6 +203,10 @@ def inspect(
 
     from train.inspect.folders import inspect_folder
 
+    if is_hub_model(folder):
+        from prep.remote.hub_model import fetch_model
+
+        folder = fetch_model(folder, say)
     report = inspect_folder(folder)
     for line in [json.dumps(report.json())] if as_json else report.lines():
         put(line)

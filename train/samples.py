@@ -16,7 +16,8 @@ from model.checkpoints.hugging_face import Boundaries
 from model.checkpoints.kept_tokenizer import KeptTokenizer
 from model.decode.generator import Generator
 from model.decode.predictor import Predictor
-from model.decode.settings import Prompts, Settings
+from model.decode.settings import Settings
+from model.sample.options import Prompts
 from model.sample.prompts import read_prompts
 from model.transformer import Transformer
 from shards.disk.layout import TOKENIZER

@@ -113,6 +113,18 @@ def list_weight_files(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if WEIGHT_FILE.fullmatch(name))
 
 
+def hash_weights(sealed: Mapping[str, Sealed]) -> str | None:
+    """One sha256 for all weights in a seal; None if it has none.
+
+    It is that of their file; of several, that of what `sha256sum model-*.safetensors` prints.
+    """
+    names = list_weight_files(sealed)
+    if len(names) <= 1:
+        return sealed[names[0]].sha256 if names else None
+    lines = "".join(f"{sealed[name].sha256}  {name}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The sealed folders `checkpoint-<step>` in `folder`, the highest step first."""
     if not folder.is_dir():

@@ -10,12 +10,13 @@ import torch
 from tokenizers import Tokenizer
 
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
+from model.config import Kept
 from model.decode.batch import Batch
 from model.decode.beam import search_beams
 from model.decode.draft import Completion, Draft, FinishReason, make_random
 from model.decode.logprobs import TokenLogprob
 from model.decode.predictor import Predictor
-from model.decode.score import score_tokens
+from model.decode.score import PIECE, Scoring
 from model.decode.settings import DEFAULT_MAX_LENGTH, LONE_SURROGATES, Settings
 from model.decode.text_stream import REPLACEMENT, TextStream
 from model.transformer import Transformer
@@ -51,7 +52,9 @@ class Generator:
         predictor: type[Predictor] = Predictor,
     ) -> None:
         self.model = model
-        self.folder: Path | None = None  # The checkpoint that it was loaded from.
+        # The checkpoint that it was loaded from, and what its weights were rounded to.
+        self.folder: Path | None = None
+        self.dtype: Kept | None = None
         self.tokenizer = tokenizer
         end_of_text = ends[0] if ends else tokenizer.token_to_id(END_OF_TEXT)
         assert end_of_text is not None, f"the tokenizer has no {END_OF_TEXT}"
@@ -249,7 +252,10 @@ class Generator:
         `[generator.begin, *ids]`. Raises ValueError for a text longer than the model's context.
         """
         tokens = self._read(text)[1]
-        return score_tokens(self.model, tokens, self.num_words, num_alternatives)[0]
+        scoring = Scoring(self.predictor, tokens, num_alternatives)
+        while not scoring.is_done:
+            scoring.step(PIECE)
+        return scoring.scored
 
 
 def spread(settings: Settings | Sequence[Settings], num_prompts: int) -> Sequence[Settings]:

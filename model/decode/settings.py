@@ -3,9 +3,9 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Self
 
 import typer
 
@@ -93,7 +93,10 @@ class Sampling:
     # other tokens may spell the same letters, that makes a word unlikely, not impossible.
     bad_words: Annotated[
         str | Sequence[str] | None,
-        typer.Option(help="Do not write the tokens of this word. May be given several times."),
+        typer.Option(
+            help="Do not write the tokens of this word. May be given several times, with escapes "
+            "as in --stop."
+        ),
     ] = None
     # Until then no token ends the text; a stop string still does. The first counts the prompt, too.
     min_length: Annotated[
@@ -140,7 +143,7 @@ class Sampling:
     @property
     def words(self) -> tuple[str, ...]:
         """The bad words as a tuple, which may be empty."""
-        return (self.bad_words,) if isinstance(self.bad_words, str) else tuple(self.bad_words or ())
+        return list_words(self.bad_words)
 
     @cached_property
     def drawing(self) -> tuple[float | None, ...] | None:
@@ -281,62 +284,26 @@ class Settings(Sampling):
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings as a tuple, which may be empty."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return list_words(self.stop)
+
+    def read_escapes(self) -> Self:
+        """The settings of one who typed them: escapes in stop strings and bad words are read."""
+        return replace(
+            self,
+            stop=tuple(map(read_typed, self.stops)),
+            bad_words=tuple(map(read_typed, self.words)),
+        )
 
 
-def read_stop(typed: str) -> str:
-    r"""A stop string as it is meant by one who cannot type a line's end or a tab.
+def list_words(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """What may be one, several or none, as a tuple."""
+    return (given,) if isinstance(given, str) else tuple(given or ())
 
-    >>> read_stop(r"\n\nUser:"), read_stop(r"\\nabla \x")
+
+def read_typed(typed: str) -> str:
+    r"""A stop string or a bad word, as meant by one who cannot type a line's end or a tab.
+
+    >>> read_typed(r"\n\nUser:"), read_typed(r"\\nabla \x")
     ('\n\nUser:', '\\nabla \\x')
     """
     return re.sub(r"\\[nt\\]", lambda found: ESCAPES[found[0]], typed)
-
-
-@dataclass(frozen=True)
-class Output:
-    """What is written, and how."""
-
-    stream: Annotated[bool, typer.Option(help="Show a single text as it is generated.")] = True
-    all: Annotated[
-        bool,
-        typer.Option("--all", help="Write with every checkpoint of a run, each under its step."),
-    ] = False
-    continuation: Annotated[
-        str | None,
-        typer.Option(help="With --all: also how likely this text is after each prompt."),
-    ] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line for each text.")] = (
-        False
-    )
-
-    def check(self, settings: Settings) -> None:
-        """ValueError for options that go with another one which is not there."""
-        if self.continuation is not None and not self.all:
-            raise ValueError("--continuation goes with --all; give both or neither")
-        if settings.logprobs is not None and not self.as_json:
-            raise ValueError("--logprobs goes with --json; give both or neither")
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Where prompts come from: the command line, a whole file, or the lines of a file."""
-
-    prompt: Annotated[
-        tuple[str, ...],
-        typer.Option(
-            help="May be given several times. Without one, a terminal asks for it; elsewhere, the "
-            "text starts a new document."
-        ),
-    ] = ()
-    prompt_file: Annotated[
-        str | None, typer.Option(help="A file holding one prompt; - for standard input.")
-    ] = None
-    prompt_lines: Annotated[
-        str | None, typer.Option(help="A file with one prompt per line; - for standard input.")
-    ] = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no prompt was given, not even an empty one."""
-        return not self.prompt and self.prompt_file is None and self.prompt_lines is None

@@ -5,10 +5,9 @@
 
 from collections.abc import Callable, Sequence
 
-from model.decode.draft import Completion
+from model.decode.draft import Completion, Draft
 from model.decode.generator import Generator
-from model.decode.settings import LONE_SURROGATES, Settings
-from model.decode.text_stream import REPLACEMENT
+from model.decode.settings import Settings
 
 Show = Callable[[str], None]
 
@@ -21,37 +20,38 @@ def write_texts(
     say: Show,
     streams: bool = True,
 ) -> None:
-    """Write the texts that continue the prompts, the prompts included.
+    """Write the texts that continue the prompts, the prompts included, as `write_drafts` does."""
+    write_drafts(generator, generator.start(prompts, settings), show, say, streams)
+
+
+def write_drafts(
+    generator: Generator, drafts: Sequence[Draft], show: Show, say: Show, streams: bool = True
+) -> None:
+    """Write drafts to their ends; what has been written is in them even if this is interrupted.
 
     A single text appears as it is generated; several appear, each under a heading, once all are
     done.
     """
-    num_texts = len(prompts) * settings.num_return_sequences
-    if num_texts == 1:
-        completion = _write_one(generator, prompts[0], settings, show if streams else None)
-        show("\n" if streams else completion.text + "\n")
-        if completion.finish_reason == "context":
-            say(
-                f"velocity: the text ends here because the model's context, {generator.context:,} "
-                "tokens, is full"
-            )
-        return
-    for number, completion in enumerate(generator.complete(prompts, settings)):
-        show(describe_place(number, settings.num_return_sequences, completion) + "\n")
-        show(completion.text + "\n")
-
-
-def _write_one(
-    generator: Generator, prompt: str, settings: Settings, show: Show | None
-) -> Completion:
-    """Complete a prompt; `show`, if given, shows the prompt and then each piece as it comes."""
-    drafts = generator.start([prompt], settings)  # What is wrong is said before anything is shown.
-    if show is not None:
-        show(LONE_SURROGATES.sub(REPLACEMENT, prompt))
+    is_shown = streams and len(drafts) == 1
+    if is_shown:
+        show(drafts[0].text)
     for _, piece in generator.write(drafts):
-        if show is not None:
+        if is_shown:
             show(piece)
-    return drafts[0].complete()
+    completions = [draft.complete() for draft in drafts]
+    if len(drafts) > 1:
+        for number, completion in enumerate(completions):
+            num_samples = drafts[number].settings.num_return_sequences
+            show(describe_place(number, num_samples, completion) + "\n")
+            show(completion.text + "\n")
+        return
+    [completion] = completions
+    show("\n" if is_shown else completion.text + "\n")
+    if completion.finish_reason == "context":
+        say(
+            f"velocity: the text ends here because the model's context, {generator.context:,} "
+            "tokens, is full"
+        )
 
 
 def describe_place(number: int, num_samples: int, completion: Completion) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from model.checkpoints.hugging_face import Json
-from model.checkpoints.seal import is_sealed, list_weight_files, read_seal, step_of
+from model.checkpoints.seal import hash_weights, is_sealed, read_seal, step_of
 from model.decode.draft import Completion
 from model.decode.generator import Generator
 from model.decode.logprobs import TokenLogprob
@@ -45,6 +45,7 @@ def describe_text(
         "num_prompt_tokens": completion.num_prompt_tokens,
         "finish_reason": completion.finish_reason,
         "seed": settings.seed,
+        "dtype": generator.dtype,
         "settings": {k: v for k, v in asdict(settings).items() if k not in UNTOLD},
         "checkpoint": None if generator.folder is None else describe_checkpoint(generator.folder),
     }
@@ -58,13 +59,11 @@ def describe_text(
 def describe_checkpoint(folder: Path) -> Json:
     """Which weights wrote a text: their folder, the step of their run, and their sha256.
 
-    The sha256 is the seal's, against which they were checked as they were read: of several files a
-    list, in the order of their names. None for a folder without a seal.
+    The sha256 is the seal's, against which they were checked as they were read; `hash_weights` says
+    what it is of several files. None for a folder without a seal.
     """
     sealed = read_seal(folder) if is_sealed(folder) else {}
-    found = [sealed[name].sha256 for name in list_weight_files(sealed)]
-    told = found if len(found) > 1 else next(iter(found), None)
-    return {"folder": str(folder), "step": step_of(folder), "sha256": told}
+    return {"folder": str(folder), "step": step_of(folder), "sha256": hash_weights(sealed)}
 
 
 def spell_logprob(generator: Generator, found: TokenLogprob) -> Json:

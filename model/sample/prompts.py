@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from model.decode.settings import LONE_SURROGATES, Prompts
+from model.decode.settings import LONE_SURROGATES
+from model.sample.options import Prompts
 
 STANDARD_INPUT = "-"
 # What a file in one of these begins with, the longer marks first.

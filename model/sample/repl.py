@@ -3,16 +3,19 @@
 import contextlib
 import os
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from typer.models import OptionInfo
 
+from model.decode.draft import Draft
 from model.decode.generator import Generator
-from model.decode.settings import Settings, read_stop
-from model.sample.console import Show, write_texts
+from model.decode.settings import Settings, list_words, read_typed
+from model.sample.console import Show, write_drafts
 
 HISTORY_LINES = 1000
 MARK, BLOCK_MARK, BLOCK = "> ", ". ", '"""'
@@ -22,7 +25,7 @@ GREETING = (
 HELP = {
     "/settings": "Show all settings.",
     "/reset": "Set all settings as they were at the start.",
-    "/more": "Go on with the last text.",
+    "/more": "Go on with the last text, or with each of the last ones.",
     "/help": "Show this.",
     "/quit": "End, as Ctrl-D does.",
     BLOCK: "Alone on a line: begin, and end, a prompt of several lines.",
@@ -76,55 +79,68 @@ class Repl:
         self.start = self.settings = settings
         self.show, self.say, self.read, self.streams = show, say, read, streams
         self.options = list_options()
-        self.last = ""
+        self.last: Sequence[Draft] = ()  # What was written last, perhaps not to its end.
 
     def run(self) -> None:
         """Answer until the end of the input, or /quit."""
         self.say(GREETING)
+        pending = deque[Callable[[], None]]()  # What is still to be told about the last line.
+        is_writing = False
         while True:
-            try:
+            try:  # Nothing is done outside of it, as Ctrl-C may come at any time.
+                while pending:
+                    pending[0]()
+                    pending.popleft()
+                is_writing = False
                 line = self._read_prompt()
+                is_writing = True
+                if line.strip() in ("/quit", "/exit"):
+                    return
+                self._answer(line)
             except EOFError:
                 self.show("\n")
                 return
-            except KeyboardInterrupt:  # What was typed is dropped.
-                self.show("\n")
-                continue
-            if line.strip() in ("/quit", "/exit"):
-                return
-            try:
-                self._answer(line)
             except ValueError as error:
-                self.say(f"velocity: {error}")
-            except KeyboardInterrupt:
-                self.show("\n")
-                self.say("velocity: stopped")
+                pending.append(partial(self.say, f"velocity: {error}"))
+            except KeyboardInterrupt:  # A line that was being typed is dropped.
+                pending.append(partial(self.show, "\n"))
+                if is_writing:
+                    pending.append(partial(self.say, "velocity: stopped"))
 
     def _read_prompt(self) -> str:
         """A line, or the lines between two marks of a block."""
-        line = self.read(MARK)
+        line = self._read_line(MARK)
         if line.strip() != BLOCK:
             return line
         lines = list[str]()
-        while (line := self.read(BLOCK_MARK)).strip() != BLOCK:
+        while (line := self._read_line(BLOCK_MARK)).strip() != BLOCK:
             lines.append(line)
         return "\n".join(lines)
+
+    def _read_line(self, mark: str) -> str:
+        try:
+            return self.read(mark)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"what was typed is not {error.encoding}; nothing was done") from None
 
     def _answer(self, line: str) -> None:
         if line.startswith("/") and not line.startswith("//"):
             self._obey(*line.strip().partition(" ")[::2])
         else:
-            self._write(line.removeprefix("/") if line.startswith("//") else line)
+            prompt = line.removeprefix("/") if line.startswith("//") else line
+            self._write([prompt], self.settings)
 
-    def _write(self, prompt: str) -> None:
-        """Write a text, which is also what /more goes on with, even where it was stopped."""
-        self.last = ""
+    def _write(self, prompts: Sequence[str], settings: Settings) -> None:
+        """Write texts, with which /more goes on, even where they were stopped."""
+        self.last = self.generator.start(prompts, settings)
+        write_drafts(self.generator, self.last, self.show, self.say, self.streams)
 
-        def show(piece: str) -> None:
-            self.last += piece
-            self.show(piece)
-
-        write_texts(self.generator, [prompt], self.settings, show, self.say, self.streams)
+    def _write_more(self) -> None:
+        """Go on with each of the last texts."""
+        if not self.last:
+            raise ValueError("there is no text to go on with; type how one begins")
+        texts = [draft.text for draft in self.last]
+        self._write(texts, replace(self.settings, num_return_sequences=1))
 
     def _obey(self, command: str, value: str) -> None:
         if command == "/settings":
@@ -135,7 +151,7 @@ class Repl:
         elif command == "/reset":
             self.settings = self.start
         elif command == "/more":
-            self._write(self.last.removesuffix("\n"))
+            self._write_more()
         elif command in self.options:
             self._change(self.options[command], value.strip())
         else:
@@ -145,7 +161,7 @@ class Repl:
         """Give a setting the typed value, or without one its default."""
         new: Any = getattr(Settings, option.field)
         if value and option.takes_several:
-            new = (*self._list(option.field), read_stop(value))
+            new = (*list_words(getattr(self.settings, option.field)), read_typed(value))
         elif value:
             try:
                 new = option.kind(value)
@@ -153,10 +169,6 @@ class Repl:
                 kind = "a whole number" if option.kind is int else "a number"
                 raise ValueError(f"{option.field} is {value!r}; expected {kind}") from None
         self.settings = replace(self.settings, **{option.field: new})
-
-    def _list(self, field: str) -> tuple[str, ...]:
-        found: str | typing.Sequence[str] | None = getattr(self.settings, field)
-        return (found,) if isinstance(found, str) else tuple(found or ())
 
     def _show_settings(self) -> None:
         values = {name: getattr(self.settings, o.field) for name, o in self.options.items()}

@@ -10,13 +10,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from model.serve.chat_completions import ChatCompletions
-from model.serve.completions import Completions
 from model.serve.door import Door
 from model.serve.house import House
 from model.serve.page.files import make_page
 from model.serve.page.trace import Traces
-from model.serve.responses import Responses
+from model.serve.texts.chat_completions import read_chat
+from model.serve.texts.completions import read_completions
+from model.serve.texts.endpoint import Endpoint
+from model.serve.texts.responses import read_response
 from model.serve.wire.answers import make_json
 from model.serve.wire.errors import ApiError
 
@@ -29,10 +30,13 @@ def make_app(house: House) -> ASGIApp:
         Route("/metrics", general.show_metrics),
         Route("/v1/models", general.list_models),
         Route("/v1/models/{id:path}", general.show_model),
-        Route("/v1/completions", Completions(house).answer, methods=["POST"]),
-        Route("/v1/chat/completions", ChatCompletions(house).answer, methods=["POST"]),
-        Route("/v1/responses", Responses(house).answer, methods=["POST"]),
     ]
+    for path, read in (
+        ("/v1/completions", read_completions),
+        ("/v1/chat/completions", read_chat),
+        ("/v1/responses", read_response),
+    ):
+        routes.append(Route(path, Endpoint(house, read).answer, methods=["POST"]))
     routes += make_page()
     if house.trace is not None:
         routes.append(Route("/v1/trace", Traces(house).answer, methods=["POST"]))

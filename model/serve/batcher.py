@@ -22,7 +22,7 @@ from model.decode.draft import Draft, FinishReason
 from model.decode.generator import Generator
 from model.decode.logprobs import TokenLogprob
 from model.decode.sampler import choose_tokens
-from model.decode.score import score_tokens
+from model.serve.measuring import Measuring
 
 logger = logging.getLogger("velocity")
 
@@ -74,7 +74,6 @@ class Job:
     send: Callable[[list[Update] | Exception], None]
     deadline: float = math.inf
     scores_prompts: bool = False  # Whether log-probabilities of the prompts' tokens are wanted.
-    num_left: int = 0  # Texts that have not ended.
     is_started: bool = False
     is_over: bool = False  # Whatever comes is for nobody.
 
@@ -116,7 +115,7 @@ class Batcher:
         self.max_texts = max_texts
         self.room = max_texts + max_waiting
         self.num_prompt_tokens = self.num_written_tokens = self.num_steps = 0
-        self._batch = Batch(generator.predictor, READ_TOKENS)
+        self._empty()
         self._waiting = deque[Place]()
         self._places: dict[int, Place] = {}  # Of the drafts in the batch, by their id().
         self._num_inside = 0  # Texts that wait or are being written.
@@ -127,11 +126,15 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
+    def _empty(self) -> None:
+        """Begin without texts."""
+        self._batch = Batch(self.generator.predictor, READ_TOKENS)
+        self._measuring = Measuring(self.generator.predictor)
+
     def submit(self, job: Job) -> None:
         """Let a job's texts wait for their places. Raises Overloaded or Stopping."""
         now = time.monotonic()
         places = [Place(job, i, d, len(d.tokens), now) for i, d in enumerate(job.drafts)]
-        job.num_left = len(places)
         with self._change:
             if self._cut_at is not None:
                 raise Stopping
@@ -193,6 +196,7 @@ class Batcher:
                 try:
                     self._leave()
                     self._join()
+                    self._measure()
                     self._step()
                 except Exception as error:
                     self._fail(error)
@@ -227,7 +231,8 @@ class Batcher:
                     self._waiting.append(place)
         for place in [*self._places.values()]:
             if reason := place.find_end(now, is_cut):
-                self._batch.leave(place.draft)
+                if not self._measuring.leave(place.draft):
+                    self._batch.leave(place.draft)
                 update = self._end(place, place.draft.stream.finish(), reason)
                 self._send(place.job, [update])
 
@@ -237,37 +242,36 @@ class Batcher:
         with self._change:
             while self._waiting and len(self._places) + len(group) < self.max_texts:
                 group.append(self._waiting.popleft())
-                if group[-1].job.scores_prompts:
-                    break  # It takes a reading of its own.
         for place in group:
             self._places[id(place.draft)] = place
             place.job.is_started = True
             self.num_prompt_tokens += place.num_sent
-        self._batch.join([p.draft for p in group if not self._finish_at_once(p)])
+            if place.job.scores_prompts:
+                self._measuring.join(place.draft)
+            else:
+                self._begin(place)
 
-    def _finish_at_once(self, place: Place) -> bool:
-        """Score a prompt, if that is wanted; whether a text that is no longer than that ended.
+    def _measure(self) -> None:
+        """Read on in the prompts that are measured; one more token comes from the same reading.
 
-        One more token, which harnesses of evaluation ask for, comes from the same reading.
+        Harnesses of evaluation ask for it.
         """
-        draft, piece = place.draft, ""
-        num_new = draft.limit - len(draft.tokens)
-        if place.job.scores_prompts:
-            model, num_words = self.generator.model, self.generator.num_words
-            place.scores, logits = score_tokens(
-                model, draft.tokens, num_words, draft.settings.logprobs or 0
-            )
-            if num_new == 1:
-                (token,) = choose_tokens(logits, [draft])
-                piece = draft.add(token)
-        elif num_new:
-            return False
+        for draft, scores, logits in self._measuring.step(READ_TOKENS):
+            place, piece = self._places[id(draft)], ""
+            place.scores = scores
+            if draft.limit - len(draft.tokens) == 1:
+                piece = draft.add(*choose_tokens(logits, [draft]))
+            self._begin(place, piece)
+
+    def _begin(self, place: Place, piece: str = "") -> None:
+        """Let a text be written, unless it is as long as it may be."""
+        draft = place.draft
         if len(draft.tokens) < draft.limit:
-            return False
+            self._batch.join([draft])
+            return
         update = self._end(place, piece, draft.finish_reason or draft.limit_reason)
         self.num_written_tokens += len(update.tokens)
         self._send(place.job, [update])
-        return True
 
     def _step(self) -> None:
         """Write a token of every text, and send it to who waits for it."""
@@ -291,7 +295,6 @@ class Batcher:
     def _end(self, place: Place, piece: str, reason: EndReason) -> Update:
         """Free a text's place; its last update."""
         self._places.pop(id(place.draft), None)
-        place.job.num_left -= 1
         with self._change:
             self._num_inside -= 1
             self._mean_seconds += 0.1 * (time.monotonic() - place.started - self._mean_seconds)
@@ -301,7 +304,7 @@ class Batcher:
         """End every text in the batch: it is in no state to go on with."""
         self._has_failed = True
         logger.error("velocity: the model could not go on: %s: %s", type(error).__name__, error)
-        self._batch = Batch(self.generator.predictor, READ_TOKENS)
+        self._empty()
         for place in [*self._places.values()]:
             self._end(place, "", "shutdown")
             self._send(place.job, ModelFailure(str(error)))

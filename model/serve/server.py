@@ -15,9 +15,10 @@ from model.decode.generator import Generator
 from model.serve.app import make_app
 from model.serve.batcher import Batcher
 from model.serve.chat.template import find_template
-from model.serve.house import House, Served, Trace
+from model.serve.house import House, Trace
 from model.serve.metrics import Metrics
 from model.serve.options import Serving
+from model.serve.served import Served
 
 logger = logging.getLogger("velocity")
 

@@ -194,6 +194,16 @@ def array_path(folder: Path, shard: str, first: int, sha256: str) -> Path:
     return index_folder(folder) / f"{shard}.{first}.{sha256[:16]}.sa"
 
 
+def parse_array_name(name: str) -> tuple[str, str] | None:
+    """The shard that an array's file is over, and how its sha256 begins; None for other names.
+
+    >>> parse_array_name("train-00000.r1.bin.4096.0123456789abcdef.sa")
+    ('train-00000.r1.bin', '0123456789abcdef')
+    """
+    found = re.fullmatch(r"([^/]+\.bin)\.[0-9]+\.([0-9a-f]{16})\.sa", name)
+    return (found[1], found[2]) if found else None
+
+
 def list_arrays(folder: Path, shard: str = "*") -> list[Path]:
     """The arrays that are there, or those over one shard, in whichever version."""
     return sorted(index_folder(folder).glob(f"{shard}.*.sa"))

@@ -5,7 +5,8 @@ an NFSv4, Lustre, GPFS or Ceph file system. On a file system without them, the e
 is the lock; it is taken over if its process was on this machine and is gone. A note next to each
 lock says who took it last.
 
-    set_lock     a run of the whole set, --finish, --append, import, remove; push if it may write
+    set_lock     a run of the whole set, --finish, --append, import, remove, index;
+                 a pull over a set; push if it may write
     part_lock    a run of one part
     plan_lock    the part that makes the plan, while it does
     pull_lock    a pull

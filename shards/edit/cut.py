@@ -6,7 +6,7 @@ set: they say where the documents came from, and `parent` says that not all of t
 """
 
 from shards.disk.part import Part
-from shards.format import SPLITS, Manifest
+from shards.format import SPLITS, Manifest, check_split
 from shards.parent import PART, Parent
 
 
@@ -15,8 +15,8 @@ def cut_manifest(manifest: Manifest, split: str | None, part: Part | None) -> st
 
     Raises ValueError if it would have no shards.
     """
-    if split not in (*SPLITS, None):
-        raise ValueError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}")
+    if split is not None:
+        check_split(split)
     step = part or Part(0, 1)
     shards = [
         shard

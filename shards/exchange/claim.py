@@ -1,7 +1,6 @@
 """Which set is being uploaded to a URL: upload.json, and what it decides."""
 
 import json
-import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from shards.disk.json_files import load_json, parse_json
 from shards.disk.layout import MANIFEST, TOKENIZER, plan_path
 from shards.edit.lineage import is_later, is_replaceable, list_replaced, read_earlier
 from shards.exchange.packing import PACKED
-from shards.exchange.storage import Storage
+from shards.exchange.storage import Storage, read_temporary
 from shards.format import Manifest, parse_manifest
 from shards.schema import list_copies
 
@@ -92,8 +91,8 @@ def claim(storage: Storage, listed: dict[str, int], manifest: Manifest, folder: 
 def clear_temporaries(storage: Storage, listed: dict[str, int]) -> None:
     """Delete what killed uploads left in a plain folder: files that never got their names."""
     for name in listed:
-        found = re.fullmatch(r"\.(.+)\.\d+\.tmp", name)
-        if found and (is_replaceable(found[1]) or found[1] in (MANIFEST, TOKENIZER, UPLOAD)):
+        meant = read_temporary(name)
+        if is_replaceable(meant) or meant in (MANIFEST, TOKENIZER, UPLOAD):
             storage.delete(name)
 
 

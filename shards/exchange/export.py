@@ -12,7 +12,7 @@ from shards.disk.durable import commit, naming, open_new, sync_file
 from shards.disk.space import check_space
 from shards.documents import read_pieces
 from shards.exchange.megatron import CODES, HEADER, MAGIC, VERSION
-from shards.format import SPLITS, Int64, Shard
+from shards.format import Int64, Shard, check_split
 from shards.reader import Shards
 from shards.rows import read_rows
 from shards.screen.lines import ReadProgress
@@ -64,8 +64,7 @@ def write(file: BinaryIO, content: bytes | memoryview) -> None:
 
 def choose_shards(shards: Shards, split: str) -> list[Shard]:
     """The split's shards; ValueError if there are none."""
-    if split not in SPLITS:
-        raise ValueError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}")
+    check_split(split)
     chosen = shards.manifest.split(split)
     if not chosen:
         raise ValueError(f"{shards.folder}: has no {split} tokens to export")

@@ -20,6 +20,8 @@ class RemoteFile:
     sha256: str | None
     # The object's name: the file's own, or that with .zst appended.
     stored: str
+    # What says its sha256.
+    source: str = "the manifest"
 
     @property
     def is_packed(self) -> bool:
@@ -117,5 +119,5 @@ def find_fault(file: RemoteFile, size: int, sha256: str) -> str | None:
         more = "more than " if size > file.num_bytes else ""
         return f"has {more}{min(size, file.num_bytes):,} bytes; expected {file.num_bytes:,}"
     if file.sha256 not in (None, sha256):
-        return "its sha256 is not the manifest's"
+        return f"its sha256 is not {file.source}'s"
     return None

@@ -3,6 +3,7 @@
 manifest    read first, checked, and cut down to what was asked for
 files       each to .pull/ under the set's folder; size and sha256 compared; fsync; rename
 manifest    written last: from then on the set is complete
+index       with --index, after the set
 
 A file that is already there whole is not fetched again, so the same command resumes after a kill,
 repairs a damaged set, and turns an earlier version into a later one. Names come from the checked
@@ -20,6 +21,7 @@ from shards.disk.json_files import load_json
 from shards.disk.layout import (
     MANIFEST,
     TOKENIZER,
+    index_folder,
     pull_folder,
     pull_lock,
     pull_names_path,
@@ -32,6 +34,7 @@ from shards.edit.cut import cut_manifest
 from shards.edit.lineage import is_replaceable
 from shards.edit.next_version import NextVersion
 from shards.edit.versions import commit_version, find_replaced
+from shards.exchange.arrays import list_remote, pull_index, read_remote_index
 from shards.exchange.claim import UPLOAD
 from shards.exchange.fetch import RemoteFile, fetch_files, has_size, is_whole
 from shards.exchange.packing import PACKED
@@ -39,6 +42,7 @@ from shards.exchange.push import DEFAULT_WORKERS
 from shards.exchange.storage import Storage, open_storage
 from shards.exchange.transfer import check_workers
 from shards.format import Manifest, parse_manifest
+from shards.index.contents import Arrays
 from shards.schema import list_copies
 from shards.screen.lines import Say, format_bytes
 from shards.screen.url import refuse_url
@@ -51,8 +55,11 @@ def pull_shards(
     split: str | None = None,
     part: Part | None = None,
     workers: int = DEFAULT_WORKERS,
+    with_index: bool = False,
 ) -> Manifest:
     """Download the set at `url`, or a split or part of it, to `folder`; returns its manifest.
+
+    With `with_index` its index as well, as far as it is over these shards.
 
     Raises ValueError or OSError with one line; files that arrived whole stay, and are not fetched
     again.
@@ -62,23 +69,43 @@ def pull_shards(
     storage = open_storage(url)
     listed = storage.list_files()
     text, manifest = read_remote(storage, listed)
+    arrays = read_remote_index(storage, manifest) if with_index else None
     if split is not None or part is not None:
         text = cut_manifest(manifest, split, part)
         manifest = parse_manifest(text, MANIFEST)
     wanted = list_wanted(storage, manifest, listed)
+    if arrays is not None:
+        here = {shard.name for shard in manifest.shards}
+        arrays = {entry: digests for entry, digests in arrays.items() if entry.shard.name in here}
     has_set = (folder / MANIFEST).exists()
     with lock_set(folder) if has_set else nullcontext():
         replaced = find_replaced(folder, manifest)
         check_free(folder, wanted)
-        fetched = pull_locked(storage, folder, say, (text, manifest), wanted, replaced, workers)
-    say(f"{folder}: {len(wanted):,} files are whole, {fetched:,} of them fetched now")
-    say(f"dataset_id {manifest.dataset_id}")
+        with lock_folder(folder) as temporary:
+            check_disk(folder, wanted, arrays)
+            described = (text, manifest)
+            fetched = pull_set(
+                storage, folder, temporary, say, described, wanted, replaced, workers
+            )
+            say(f"{folder}: {len(wanted):,} files are whole, {fetched:,} of them fetched now")
+            say(f"dataset_id {manifest.dataset_id}")
+            if arrays is not None:
+                pull_index(storage, folder, temporary, say, manifest, arrays, workers)
     return manifest
 
 
-def pull_locked(
+def check_disk(folder: Path, wanted: list[RemoteFile], arrays: Arrays | None) -> None:
+    """ValueError if what is not there yet does not fit on the disk."""
+    missing = sum(file.num_bytes for file in wanted if not has_size(folder, file))
+    inner = index_folder(folder)
+    missing += sum(f.num_bytes for f in list_remote(arrays or {}) if not has_size(inner, f))
+    check_space(folder, missing, "choose another folder, or take a part with --split or --part")
+
+
+def pull_set(
     storage: Storage,
     folder: Path,
+    temporary: Path,
     say: Say,
     described: tuple[str, Manifest],
     wanted: list[RemoteFile],
@@ -87,21 +114,18 @@ def pull_locked(
 ) -> int:
     """Fetch the files, then put the manifest in place; returns how many files were fetched."""
     text, manifest = described
-    with lock_folder(folder) as temporary:
-        missing = sum(file.num_bytes for file in wanted if not has_size(folder, file))
-        check_space(folder, missing, "choose another folder, or take a part with --split or --part")
-        names = note_names(folder, wanted)
-        say(
-            f"{storage.name}: {len(manifest.shards):,} shards, "
-            f"{format_bytes(sum(file.num_bytes for file in wanted))}, to {folder}"
-        )
-        fetched = fetch_files(storage, folder, temporary, wanted, workers)
-        if replaced is None:
-            write_file(folder / MANIFEST, text)
-        else:
-            commit_version(folder, NextVersion(text, (), tuple(replaced)))
-        here = {file.name for file in wanted}
-        clear_left_over(folder, {name: sha for name, sha in names.items() if name not in here})
+    names = note_names(folder, wanted)
+    say(
+        f"{storage.name}: {len(manifest.shards):,} shards, "
+        f"{format_bytes(sum(file.num_bytes for file in wanted))}, to {folder}"
+    )
+    fetched = fetch_files(storage, folder, temporary, wanted, workers)
+    if replaced is None:
+        write_file(folder / MANIFEST, text)
+    else:
+        commit_version(folder, NextVersion(text, (), tuple(replaced)))
+    here = {file.name for file in wanted}
+    clear_left_over(folder, {name: sha for name, sha in names.items() if name not in here})
     return fetched
 
 

@@ -5,7 +5,7 @@ files         each compared with the manifest before it is sent; .bin files comp
 manifest      last: from then on the set at the URL is complete, and upload.json is deleted
 
 An earlier version of the set at the URL becomes this one: only new files are sent, and those no
-longer in the set are deleted after the manifest is written.
+longer in the set are deleted after the manifest is written, with their arrays of an index.
 
 A file that is already there whole is not sent again, so the same command resumes after a kill.
 Objects appear once they are whole: by the storage's own rule, and by a rename in plain folders.
@@ -14,16 +14,15 @@ Objects appear once they are whole: by the storage's own rule, and by a rename i
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from shards.disk.durable import hash_file
-from shards.disk.layout import MANIFEST, TOKENIZER, set_lock
+from shards.disk.layout import INDEX, MANIFEST, TOKENIZER, set_lock
 from shards.disk.lock import lock_set
+from shards.exchange.arrays import clear_arrays, list_arrays, push_index
 from shards.exchange.claim import UPLOAD, claim, clear_temporaries
-from shards.exchange.packing import PACKED, TRAILER_BYTES, make_trailer, pack, read_chunks
+from shards.exchange.send import LocalFile, send_all
 from shards.exchange.storage import Storage, open_storage
-from shards.exchange.transfer import Meter, check_workers, keep_trying, transfer_all
+from shards.exchange.transfer import check_workers
 from shards.format import Manifest, Shard, parse_manifest, read_manifest
 from shards.schema import list_copies
 from shards.screen.lines import Say, format_bytes
@@ -32,29 +31,15 @@ from shards.screen.names import advise_verify
 DEFAULT_WORKERS = 8
 
 
-@dataclass(frozen=True)
-class LocalFile:
-    """A file of a set to be sent."""
-
-    path: Path
-    num_bytes: int
-    # None if the manifest does not say.
-    sha256: str | None
-
-    @property
-    def can_pack(self) -> bool:
-        """Whether compressing it is worthwhile: parquet is compressed already."""
-        return self.path.suffix == ".bin"
-
-
 def push_shards(
     folder: Path,
     url: str,
     say: Say,
     compress: bool = False,
     workers: int = DEFAULT_WORKERS,
+    with_index: bool = False,
 ) -> Manifest:
-    """Send the finished set in `folder` to `url`; returns its manifest.
+    """Send the finished set in `folder` to `url`, and its index if wanted; returns its manifest.
 
     Raises ValueError or OSError with one line; what was sent whole stays, and is not sent again.
     """
@@ -63,7 +48,11 @@ def push_shards(
     storage = open_storage(url)
     listed = storage.list_files()
     with lock_source(folder):
-        return push_locked(folder, storage, listed, say, compress, workers)
+        arrays = list_arrays(folder, read_manifest(folder)) if with_index else None
+        manifest = push_locked(folder, storage, listed, say, compress, workers)
+        if arrays is not None:
+            push_index(folder, storage.inside(INDEX), arrays, say, workers)
+    return manifest
 
 
 @contextmanager
@@ -87,23 +76,11 @@ def push_locked(
     files = list_local(folder, manifest)
     replaced = claim(storage, listed, manifest, folder)
     clear_temporaries(storage, listed)
-    meter = Meter(len(files), sum(file.num_bytes for file in files))
-    size = format_bytes(meter.num_bytes)
+    size = format_bytes(sum(file.num_bytes for file in files))
     say(f"{folder}: {len(manifest.shards):,} shards, {size}, to {storage.name}")
-    sent = []
-
-    def work(file: LocalFile, meter: Meter) -> str | None:
-        if is_there(storage, listed, file):
-            meter.add(file.num_bytes, moved=False)
-        else:
-            keep_trying(lambda: send_file(storage, file, compress, meter), meter)
-            sent.append(file.path.name)
-        return None
-
-    faults = transfer_all(files, work, meter, workers)
-    assert not faults, faults
+    num_sent = send_all(storage, listed, files, compress, workers)
     complete(storage, text, replaced)
-    say(f"{storage.name}: {len(files):,} files are there, {len(sent):,} of them sent now")
+    say(f"{storage.name}: {len(files):,} files are there, {num_sent:,} of them sent now")
     say(f"dataset_id {manifest.dataset_id}")
     return manifest
 
@@ -135,41 +112,12 @@ def check_file(path: Path, num_bytes: int | None, sha256: str | None) -> LocalFi
     return LocalFile(path, found, sha256)
 
 
-def is_there(storage: Storage, listed: dict[str, int], file: LocalFile) -> bool:
-    """Whether a file is already whole at the URL, compressed or not."""
-    name = file.path.name
-    if listed.get(name) == file.num_bytes:
-        return True
-    if not file.can_pack or name + PACKED not in listed or file.sha256 is None:
-        return False
-    return storage.read_tail(name + PACKED, TRAILER_BYTES) == make_trailer(file.sha256)
-
-
-def send_file(storage: Storage, file: LocalFile, compress: bool, meter: Meter) -> str:
-    """Check a file against the manifest, then send it; returns its object's name."""
-    found = hash_file(file.path)
-    if file.sha256 not in (None, found):
-        raise ValueError(
-            f"{file.path}: its sha256 is not the manifest's, so it is not sent; "
-            f"{advise_verify(file.path.parent)}"
-        )
-    packed = compress and file.can_pack
-    name = file.path.name + (PACKED if packed else "")
-    chunks = pack(file.path, found) if packed else read_file(file.path)
-    storage.write(name, chunks)
-    meter.add(file.num_bytes)
-    return name
-
-
-def read_file(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, in pieces of CHUNK_BYTES."""
-    with open(path, "rb") as file:
-        yield from read_chunks(file)
-
-
 def complete(storage: Storage, manifest: bytes, replaced: list[str]) -> None:
     """Write the manifest, which makes the set at the URL complete; then tidy up."""
     storage.write(MANIFEST, [manifest])
     for name in replaced:
         storage.delete(name)
+    if replaced:
+        shards = parse_manifest(manifest, MANIFEST).shards
+        clear_arrays(storage.inside(INDEX), {(s.name, s.sha256[:16]) for s in shards})
     storage.delete(UPLOAD)

@@ -51,6 +51,10 @@ class Storage:
     # As it is printed, without credentials.
     name: str
 
+    def inside(self, name: str) -> "Storage":
+        """A folder in this one."""
+        return Storage(self.files, self._path(name), f"{self.name}/{name}")
+
     def list_files(self) -> dict[str, int]:
         """The size of each file, by name; empty if there is no such folder."""
         with self.telling(""):
@@ -189,6 +193,16 @@ def write_local(path: Path, chunks: Iterable[bytes]) -> int:
     finally:
         temporary.unlink(missing_ok=True)
     return written
+
+
+def read_temporary(name: str) -> str:
+    """Which file a temporary one in a plain folder was to become; "" for other names.
+
+    >>> read_temporary(".train-00000.bin.4711.tmp"), read_temporary("notes.tmp")
+    ('train-00000.bin', '')
+    """
+    found = re.fullmatch(r"\.(.+)\.\d+\.tmp", name)
+    return found[1] if found else ""
 
 
 def explain(where: str, error: Exception) -> Exception:

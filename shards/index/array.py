@@ -15,6 +15,7 @@ text and 4 more for its place, or 8 for 2 GiB and more: 10 bytes a token of a se
 """
 
 import hashlib
+import os
 import zlib
 from pathlib import Path
 
@@ -22,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.disk.durable import commit, naming, open_new, sync_file
-from shards.files import read_at
+from shards.files import FLAGS, read_at
 from shards.format import Int64
-from shards.index.contents import Entry
+from shards.index.contents import Digests, Entry
 from shards.screen.names import quote
 from shards.widths import Tokens
 
@@ -110,21 +111,37 @@ def write_array(path: Path, order: npt.NDArray[np.signedinteger]) -> None:
     commit(temporary, path)
 
 
-def hash_checksums(path: Path, num_tokens: int) -> str:
-    """The sha256 of an array's checksums, in hexadecimal."""
+def digest_array(path: Path, num_tokens: int) -> Digests | None:
+    """The digests of an array's file; None if it is missing or not what its checksums say."""
+    if not path.is_file() or path.stat().st_size != count_bytes(num_tokens):
+        return None
+    sha256, found = hashlib.sha256(), list[int]()
     with open(path, "rb") as file:
-        file.seek(num_tokens * PLACE_BYTES)
-        return hashlib.sha256(file.read()).hexdigest()
+        for start in range(0, num_tokens, CHUNK):
+            places = file.read(min(CHUNK, num_tokens - start) * PLACE_BYTES)
+            sha256.update(places)
+            view, step = memoryview(places), BLOCK * PLACE_BYTES
+            found += [zlib.crc32(view[i : i + step]) for i in range(0, len(places), step)]
+        checksums = file.read()
+    sha256.update(checksums)
+    if np.array(found, PLACE).tobytes() != checksums:
+        return None
+    return Digests(sha256.hexdigest(), hashlib.sha256(checksums).hexdigest())
+
+
+def open_plainly(path: str, flags: int) -> int:
+    """Open a file to read it; a pipe in its place is not waited for."""
+    return os.open(path, FLAGS)
 
 
 class PlacesFile:
     """An array's file, of which blocks are read, each compared with its checksum."""
 
-    def __init__(self, folder: Path, entry: Entry, sha256: str) -> None:
+    def __init__(self, folder: Path, entry: Entry, digests: Digests) -> None:
         self.folder = folder
         self.path = entry.path(folder)
         self.num_tokens = entry.num_tokens
-        self.sha256 = sha256
+        self.sha256 = digests.checksums
         self.checksums: npt.NDArray[np.uint32] | None = None
 
     def read(self, ranks: Int64) -> Int64:
@@ -135,15 +152,17 @@ class PlacesFile:
         blocks, inverse = np.unique(ranks // BLOCK, return_inverse=True)
         places = np.zeros((len(blocks), BLOCK), PLACE)
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            with open(self.path, "rb", buffering=0, opener=open_plainly) as file:
                 checksums = self._read_checksums(file.fileno())
                 for row, block in zip(places, blocks.tolist(), strict=True):
                     content = row[: self.num_tokens - block * BLOCK].view(np.uint8).data
                     num_bytes = read_at(file.fileno(), content, block * BLOCK * PLACE_BYTES)
                     if num_bytes < len(content) or zlib.crc32(content) != checksums[block]:
-                        raise self._make_error(f"damaged in its block {block:,}")
+                        raise self.make_error(f"damaged in its block {block:,}")
         except OSError as error:
-            raise self._make_error(f"cannot be read ({error.strerror})") from None
+            raise self.make_error(f"cannot be read ({error.strerror or error})") from None
+        if int(places.max(initial=0)) >= self.num_tokens:  # Its checksums fit: it was made so.
+            raise self.make_error(f"has places outside of its {self.num_tokens:,} tokens")
         return places[inverse, ranks % BLOCK].astype(np.int64)
 
     def _read_checksums(self, handle: int) -> npt.NDArray[np.uint32]:
@@ -152,12 +171,13 @@ class PlacesFile:
                 file.seek(self.num_tokens * PLACE_BYTES)
                 content = file.read(count_blocks(self.num_tokens) * CHECKSUM_BYTES + 1)
             if hashlib.sha256(content).hexdigest() != self.sha256:
-                raise self._make_error("its checksums are not those of index.json")
+                raise self.make_error("its checksums are not those of index.json")
             self.checksums = np.frombuffer(content, PLACE).astype(np.uint32)
         return self.checksums
 
-    def _make_error(self, state: str) -> ValueError:
+    def make_error(self, state: str) -> ValueError:
+        """An error about this file."""
         return ValueError(
-            f"{self.path}: {state}; remove this file, and make it again with: "
+            f"{self.path}: {state}; what is damaged is made again with: "
             f"velocity shards index {quote(self.folder)}"
         )

@@ -2,7 +2,7 @@
 
 An array is over one shard, or over documents of it that are at most ARRAY_TOKENS together, so that
 memory does not grow with the set. Each is there whole or not at all; a second start makes those
-that are missing. index.json comes last.
+that are missing or have been damaged since. index.json comes last.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.disk.folders import make_folder
-from shards.disk.layout import index_folder, index_path, list_arrays
+from shards.disk.layout import index_folder
 from shards.disk.lock import lock_set
 from shards.disk.memory import find_memory
 from shards.disk.space import check_space
@@ -25,13 +25,13 @@ from shards.index.array import (
     MAX_TOKENS,
     count_bytes,
     count_code_bytes,
+    digest_array,
     estimate_memory,
-    hash_checksums,
     make_codes,
     order_suffixes,
     write_array,
 )
-from shards.index.contents import Entry, write_index
+from shards.index.contents import Arrays, Entry, clear_others, write_index
 from shards.reader import Shards, TokenStream, open_shards
 from shards.rows import read_rows
 from shards.screen.lines import ReadProgress, Say, format_bytes, format_count, format_plural
@@ -67,16 +67,15 @@ def build_index(
         shards = open_shards(folder)
         tasks = [task for split in SPLITS for task in plan_arrays(shards, split, array_tokens)]
         make_folder(index_folder(folder))
-        missing = [task for task in tasks if not is_there(folder, task.entry)]
+        entries = [task.entry for task in tasks]
+        there = digest_arrays(folder, entries)
+        missing = [task for task in tasks if task.entry not in there]
         for line in check_needs(shards, tasks, missing, workers):
             say(line)
         make_arrays(shards, missing, workers)
-        checksums = {
-            task.entry: hash_checksums(task.entry.path(folder), task.entry.num_tokens)
-            for task in tasks
-        }
-        write_index(folder, shards.manifest, checksums)
-        clear_others(folder, [task.entry for task in tasks])
+        there |= digest_arrays(folder, [task.entry for task in missing])
+        write_index(folder, shards.manifest, {entry: there[entry] for entry in entries})
+        clear_others(folder, entries)
     return shards.manifest
 
 
@@ -105,10 +104,17 @@ def cut_shard(folder: Path, shard: Shard, array_tokens: int) -> list[int]:
     return bounds
 
 
-def is_there(folder: Path, entry: Entry) -> bool:
-    """Whether an array was made already; what has its name is whole."""
-    path = entry.path(folder)
-    return path.is_file() and path.stat().st_size == count_bytes(entry.num_tokens)
+def digest_arrays(folder: Path, entries: list[Entry]) -> Arrays:
+    """Those of these arrays that are there, whole."""
+    progress = ReadProgress("tokens checked", sum(entry.num_tokens for entry in entries))
+    found = {}
+    for entry in entries:
+        digests = digest_array(entry.path(folder), entry.num_tokens)
+        if digests is not None:
+            found[entry] = digests
+        progress.add(entry.num_tokens)
+    progress.finish()
+    return found
 
 
 def check_needs(
@@ -176,11 +182,3 @@ def make_array(folder: Path, streams: dict[str, TokenStream], vocab_size: int, t
     codes = make_codes(streams[entry.shard.split].read(task.start, entry.num_tokens), vocab_size)
     write_array(entry.path(folder), order_suffixes(codes, count_code_bytes(vocab_size)))
     return entry.num_tokens
-
-
-def clear_others(folder: Path, entries: list[Entry]) -> None:
-    """Remove the arrays of other versions, and what a stopped command left."""
-    kept = {entry.path(folder) for entry in entries} | {index_path(folder)}
-    for path in [*list_arrays(folder), *index_folder(folder).glob("*.tmp")]:
-        if path not in kept:
-            path.unlink(missing_ok=True)

@@ -6,8 +6,8 @@
     index.find(ids, np.array([0]), np.array([3]))[0].count
 
 All spans are looked for at once, by bisection: about log2(tokens) rounds for each array, each of
-which reads one place and the tokens there for each span. Places are read back from the set and
-compared, so a place that is given does hold the span.
+which reads one place and the tokens there for each span. Before a place is given, the tokens there
+are compared with the span.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from shards.format import SPLITS, Int64
 from shards.index.array import PlacesFile
-from shards.index.contents import Entry, read_index
+from shards.index.contents import Arrays, read_index
 from shards.reader import Shards, TokenStream
 
 # Tokens that are compared in one go; most spans differ within them.
@@ -53,6 +53,7 @@ class Spans:
 class Matches:
     """The places of one span, of which there are `count`: ranks of the index's arrays."""
 
+    ids: Int64
     parts: tuple[tuple["SortedTokens", int, int], ...]
 
     @property
@@ -63,12 +64,12 @@ class Matches:
     def places(self, limit: int) -> list[tuple[str, int]]:
         """Splits and positions in their streams of the first `limit` places in the index's order.
 
-        Those of one split are ascending.
+        Those of one array are ascending. Raises ValueError if an array is not in order.
         """
         found: list[tuple[str, int]] = []
         for part, low, high in self.parts:
             ranks = np.arange(low, min(high, low + limit - len(found)))
-            found += [(part.split, place) for place in np.sort(part.positions(ranks)).tolist()]
+            found += [(part.split, place) for place in part.list_places(ranks, self.ids)]
         return found
 
 
@@ -84,6 +85,15 @@ class SortedTokens:
     def positions(self, ranks: Int64) -> Int64:
         """Where the suffixes with these ranks begin in their split's stream."""
         return self.start + self.file.read(ranks)
+
+    def list_places(self, ranks: Int64, ids: Int64) -> list[int]:
+        """Their positions, ascending; ValueError if `ids` is not what is there."""
+        each = np.zeros(len(ranks), np.int64)
+        signs, _ = self.compare(ranks, Spans(ids, each, each + len(ids)))
+        if signs.any():
+            raise self.file.make_error("its places are not in order")
+        places: list[int] = np.sort(self.positions(ranks)).tolist()
+        return places
 
     def measure(self, spans: Spans) -> Int64:
         """How many ids from the beginning of each span on are here in a row."""
@@ -177,23 +187,26 @@ class SetIndex:
             low, high = part.bounds(spans)
             for number in np.flatnonzero(low < high).tolist():
                 found[number].append((part, int(low[number]), int(high[number])))
-        return [Matches(tuple(parts)) for parts in found]
+        return [
+            Matches(ids[start : start + size], tuple(parts))
+            for start, size, parts in zip(starts, sizes, found, strict=True)
+        ]
 
 
 def open_index(shards: Shards) -> SetIndex:
     """Open a set's index; ValueError with one line if it has none of this version."""
-    checksums = read_index(shards.folder, shards.manifest)
-    return SetIndex([*open_parts(shards, checksums)])
+    arrays = read_index(shards.folder, shards.manifest)
+    return SetIndex([*open_parts(shards, arrays)])
 
 
-def open_parts(shards: Shards, checksums: dict[Entry, str]) -> Iterator[SortedTokens]:
+def open_parts(shards: Shards, arrays: Arrays) -> Iterator[SortedTokens]:
     """The arrays of an index, those of train first."""
     for split in SPLITS:
         stream = shards.stream(split)
         begins = {
             s.name: int(at) for s, at in zip(stream.shards, stream.shard_starts, strict=False)
         }
-        for entry, sha256 in checksums.items():
+        for entry, digests in arrays.items():
             if entry.shard.split == split:
-                file = PlacesFile(shards.folder, entry, sha256)
+                file = PlacesFile(shards.folder, entry, digests)
                 yield SortedTokens(split, stream, begins[entry.shard.name] + entry.first, file)

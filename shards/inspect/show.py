@@ -1,9 +1,11 @@
 """A set in words: what it holds, and its documents and windows as text."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from shards.documents import Document, Sidecars, find_documents, match_hash, match_url
-from shards.format import SPLITS, Manifest
+from shards.format import SPLITS, Manifest, check_split
+from shards.index.state import describe_index
 from shards.reader import Shards
 from shards.tokenizer import read_set_spelling
 
@@ -11,8 +13,8 @@ from shards.tokenizer import read_set_spelling
 MAX_SHOWN_TOKENS = 1 << 22
 
 
-def describe_set(manifest: Manifest) -> Iterator[str]:
-    """What a set holds and where it came from, line by line."""
+def describe_set(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """What the set in `folder` holds and where it came from, line by line."""
     yield f"dataset_id  {manifest.dataset_id}"
     parent = manifest.parent
     if parent:
@@ -37,6 +39,7 @@ def describe_set(manifest: Manifest) -> Iterator[str]:
     yield f"dropped     {dropped}"
     policy = manifest.content["policy"]
     yield "policy      " + ", ".join(f"{k}={v}" for k, v in policy.items() if v is not None)
+    yield f"index       {describe_index(folder, manifest)}"
 
 
 def show_window(shards: Shards, split: str, start: int, count: int) -> str:
@@ -97,9 +100,3 @@ def choose_documents(
     if not found:
         raise ValueError(f"{shards.folder}: no document with the {wanted}")
     return found
-
-
-def check_split(split: str) -> None:
-    """ValueError if this is not a split."""
-    if split not in SPLITS:
-        raise ValueError(f"--split is {split!r:.60}; expected one of {', '.join(SPLITS)}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from shards.disk.json_files import Json
 from shards.files import ShardFile
-from shards.format import SPLITS, Int64, Shard
+from shards.format import SPLITS, Int64, Shard, check_split
 from shards.inspect.duplicates import Duplicates, count_duplicates
 from shards.inspect.lengths import PERCENTILES, LengthCounter, Lengths
 from shards.inspect.near import NearDuplicates, count_near_duplicates
@@ -95,8 +95,8 @@ def measure_set(
 
     Raises ValueError naming the file where the set is not what its manifest says.
     """
-    if split is not None and split not in SPLITS:
-        raise ValueError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}")
+    if split is not None:
+        check_split(split)
     manifest = shards.manifest
     chosen = [shard for shard in manifest.shards if split in (None, shard.split)]
     spelling = read_set_spelling(shards.folder, manifest)

@@ -11,6 +11,7 @@ from shards.disk.durable import hash_file
 from shards.disk.layout import TOKENIZER
 from shards.files import ShardFile
 from shards.format import Int64, Manifest, Shard, read_manifest
+from shards.index.state import verify_index
 from shards.rows import SidecarError, read_block_checksums, read_rows
 from shards.schema import list_copies
 from shards.screen.lines import ReadProgress
@@ -29,6 +30,7 @@ def verify_shards(folder: Path) -> Iterator[tuple[str, str | None]]:
     for name, sha256 in list_copies(manifest.audit).items():
         is_whole = (folder / name).is_file() and hash_file(folder / name) == sha256
         yield name, None if is_whole else "is missing, or its sha256 is not the manifest's"
+    yield from verify_index(folder, manifest)
 
 
 def verify_shard(

@@ -119,6 +119,27 @@ def read_place(name: str) -> Path:
     return Path(name)
 
 
+def read_checkpoint(name: str) -> Path:
+    """An option that takes a checkpoint, as typed: a path, or a model of the Hub.
+
+    UrlError if it is another URL.
+    """
+    if is_hub_model(name) or not is_url(name):
+        return Path(name)
+    raise UrlError(
+        f"{show_url(name)}: is a URL, and a checkpoint is a path on this machine, or hf://user/name"
+    )
+
+
+def is_hub_model(name: str | Path) -> bool:
+    """Whether a checkpoint's name is that of a model of the Hub; a Path has lost one slash.
+
+    >>> is_hub_model("hf://user/name"), is_hub_model(Path("hf://user/name")), is_hub_model("hf")
+    (True, True, False)
+    """
+    return str(name).startswith("hf:/")
+
+
 def refuse_url(name: str | Path, option: str = "") -> None:
     """ValueError if `name`, which must be local, is a URL; for a set, with the command to run."""
     if not is_url(name):

@@ -4,6 +4,7 @@ import queue
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -130,6 +131,45 @@ def test_a_long_prompt_does_not_keep_others_waiting(
     [expected] = generator.complete(["one two"], replace(RANDOM, max_new_tokens=80))
     assert first.wait() == [expected.text]
     assert written[0] - begun > 100 // 8
+
+
+def test_a_prompt_that_is_measured_does_not_keep_others_waiting(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.serve.batcher.READ_TOKENS", 8)
+    batcher = Batcher(generator, max_texts=4, max_waiting=0)
+    settings = replace(RANDOM, max_new_tokens=1, logprobs=2)
+    measured = [Client(generator.start(["!" * 100], settings), scores_prompts=True) for _ in "ab"]
+    gone = Client(generator.start(["!" * 100], settings), scores_prompts=True)
+    first, scores, lengths = start(generator, "one two", 120), {}, {}
+
+    def take(client: Client, news: list[Update] | Exception) -> None:
+        if client not in lengths:
+            assert isinstance(news, list)
+            lengths[client] = len(first.job.drafts[0].tokens)
+            scores[client] = news[0].prompt_logprobs
+        client.news.put(news)
+
+    batcher.submit(first.job)
+    first.take()
+    begun = len(first.job.drafts[0].tokens)
+    for client in (measured[0], gone, measured[1]):
+        client.job.send = partial(take, client)
+        batcher.submit(client.job)
+    batcher.cancel(gone.job)
+    [expected] = generator.complete(["!" * 100], settings)
+    for client in measured:
+        assert client.wait() == [expected.text]
+        whole = generator.score("!" * 100, 2)
+        assert [one.token for one in scores[client]] == [one.token for one in whole]
+        assert [one.logprob for one in scores[client][1:]] == pytest.approx(
+            [one.logprob for one in whole[1:]]
+        )
+    assert lengths[measured[0]] - begun >= 100 // 8
+    assert lengths[measured[1]] - lengths[measured[0]] >= 96 // 8
+    assert gone not in lengths
+    batcher.stop(20)
+    assert first.wait()
 
 
 def test_all_tokens_of_a_step_are_sent(

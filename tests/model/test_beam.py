@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from model.cache import KVCache, allocate_cache
 from model.checkpoints.folder import save_model
 from model.decode.generator import Generator
+from model.decode.score import Scoring
 from model.decode.settings import Settings
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model, make_tokenizer
 
@@ -135,6 +138,66 @@ def test_a_texts_log_probabilities_are_transformers(generator: Generator, llama:
         assert values == pytest.approx(best.values.tolist(), abs=1e-4)
     assert generator.score(ids, 3) == scored
     assert generator.score(text)[1].alternatives == ()
+
+
+class Largest(TorchDispatchMode):
+    """How many bytes the largest tensor has that an operator makes, but for a cache and masks."""
+
+    def __init__(self, cache: KVCache) -> None:
+        super().__init__()
+        self.num_bytes = 0
+        self.cached = [t.untyped_storage().data_ptr() for t in (cache.keys, cache.values)]
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        made = operator(*args, **kwargs or {})
+        is_number = isinstance(made, torch.Tensor) and made.dtype != torch.bool
+        if is_number and made.untyped_storage().data_ptr() not in self.cached:
+            self.num_bytes = max(self.num_bytes, made.nbytes)
+        return made
+
+
+def test_a_score_takes_no_more_memory_for_a_longer_text_but_the_caches() -> None:
+    config = replace(CONFIG, max_position_embeddings=1000)
+    scorer = Generator(make_model(config), make_tokenizer())
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for num_tokens in (300, 600, 950):
+            model, ids = scorer.model.config, [num % 300 for num in range(num_tokens)]
+            cache = allocate_cache(model, 1, num_tokens, torch.device("cpu"), torch.float32)
+            patch.setattr(scorer.predictor, "allocate", lambda *_, given=cache: given)
+            with Largest(cache) as largest:
+                scored = scorer.score(ids, 2)
+            assert [token.token for token in scored] == ids
+            found[num_tokens] = largest.num_bytes
+    assert found[950] == found[600] == found[300] <= 256 * 300 * 4
+
+
+def test_a_text_is_scored_while_others_are_written(generator: Generator) -> None:
+    ids = generator.tokenizer.encode(PROMPTS[0] * 8).ids[:100]
+    scoring, settings = Scoring(generator.predictor, ids, 2), Settings(max_new_tokens=3, seed=1)
+    alone, together = generator.complete(PROMPTS, settings), []
+    while not scoring.is_done:
+        assert scoring.step(16) in (16, 4)
+        together.append(generator.complete(PROMPTS, settings))
+    assert together == [alone] * 7
+    assert [found.token for found in scoring.scored] == ids
+    for found, expected in zip(scoring.scored[1:], generator.score(ids, 2)[1:], strict=True):
+        assert found.logprob == pytest.approx(expected.logprob, abs=1e-5)
+        assert len(found.alternatives) == 2
+    [first] = generator.complete([ids], Settings(max_new_tokens=1, temperature=0))
+    assert scoring.logits.argmax(-1).tolist() == [first.tokens[-1]]
+
+
+def test_a_text_whose_tokens_turn_by_its_length_is_scored_at_once() -> None:
+    config = replace(CONFIG, rope_type="dynamic", rope_factor=2.0, max_position_embeddings=64)
+    scorer = Generator(make_model(config), make_tokenizer())
+    ids = [num % 300 for num in range(100)]
+    with pytest.MonkeyPatch.context() as patch:
+        whole = scorer.score(ids)
+        patch.setattr("model.decode.generator.PIECE", 16)
+        assert scorer.score(ids) == whole
 
 
 def test_a_score_needs_a_text_within_the_context(generator: Generator) -> None:

@@ -1,5 +1,6 @@
 """Models of the Hub: fetched once, pinned to a commit, and compared with the Hub's hashes."""
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from model.checkpoints.folder import save_model
+from model.generate import load_generator
 from tests.servers.forked import run_forked
 from tests.servers.hub_server import Fault, HubServer, wait_little
 from tests.tiny import TOKENIZER_JSON, make_model
@@ -62,6 +64,31 @@ def test_a_model_is_fetched_once_and_pinned(
     newest = sample(hub, tmp_path, f"hf://{REPO}@main")
     assert newest.returncode == 1
     assert "config.json: 7 differences, the first: model_type is missing" in newest.stderr
+
+
+def write_from_python() -> None:
+    wait_little()
+    print(load_generator(f"hf://{REPO}", "cpu").generate("one", seed=1, max_new_tokens=3)[0])
+
+
+def test_python_and_the_other_commands_take_a_model_of_the_hub(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    environment = hub.environment(tmp_path) | {"HF_TOKEN": "", "OMP_NUM_THREADS": "1"}
+    done = run_forked(["velocity", "--help"], None, environment, write_from_python)
+    assert (done.returncode, done.stdout[:3]) == (0, "one"), done.stderr
+    inspect = ["velocity", "inspect", f"hf://{REPO}", "--json"]
+    done = run_forked(inspect, None, environment, wait_little)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["kind"] == "model folder from elsewhere"
+    assert report["facts"]["weights"].startswith("3 files")
+    convert = ["velocity", "convert", f"hf://{REPO}", tmp_path / "new"]
+    done = run_forked(convert, None, environment, wait_little)
+    assert "a folder from elsewhere is sampled as it is" in done.stderr  # It has been looked at.
+    publish = ["velocity", "publish", "--ckpt", f"hf://{REPO}", "--repo", "a/b", "--license", "mit"]
+    done = run_forked(publish, None, environment, wait_little)
+    assert f"hf://{REPO}: is a URL, and --ckpt takes a path on this machine" in done.stderr
 
 
 def test_bytes_that_are_not_the_hub_s_are_never_read(hub: HubServer, tmp_path: Path) -> None:

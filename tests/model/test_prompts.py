@@ -14,9 +14,10 @@ import torch
 from model.decode.generator import Generator
 from model.decode.penalties import adjust_logits
 from model.decode.sampler import choose_tokens, find_candidates
-from model.decode.settings import Prompts, Settings, read_stop
+from model.decode.settings import Settings, read_typed
 from model.device import choose_device
 from model.sample.console import write_texts
+from model.sample.options import Prompts
 from model.sample.prompts import cut_lines, decode_text, read_prompts
 from tests.model.test_generate import make_scripted
 from tests.model.test_sampler import make_draft
@@ -119,7 +120,7 @@ def test_bytes_in_a_prompt_that_are_not_utf8_are_told() -> None:
     ],
 )
 def test_stop_strings_are_what_was_meant(typed: str, meant: str) -> None:
-    assert read_stop(typed) == meant
+    assert read_typed(typed) == meant
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,6 +115,12 @@ def test_a_terminal_asks_for_prompts(terminal: Terminal, tmp_path: Path) -> None
     assert "The quick\n" in history
 
 
+def read_or_raise(line: Any) -> str:
+    if isinstance(line, str):
+        return line
+    raise line
+
+
 def converse(*lines: str | type[BaseException]) -> tuple[str, list[str], Repl]:
     """What is shown and said to these lines; an exception is raised where it is to be read."""
     shown, told, left = list[str](), list[str](), iter(lines)
@@ -172,6 +179,88 @@ def test_more_goes_on_with_the_last_text() -> None:
         "The quick", temperature=0, max_new_tokens=4
     )
     assert shown.count(whole) == 2
+
+
+def test_more_goes_on_with_each_of_several_texts() -> None:
+    shown, told, repl = converse("/temperature 0", "/num-samples 2", "The quick", "/more")
+    options = {"temperature": 0, "max_new_tokens": 4}
+    generator = Generator(make_model(), make_tokenizer())
+    (once,) = generator.generate("The quick", **options)
+    (twice,) = generator.generate(once, **options)
+    assert shown.count(f" ---\n{once}\n--- ") == 2
+    assert shown.count(f" ---\n{twice}\n--- prompt 2, sample 1: ") == 1
+    assert shown.endswith(f" ---\n{twice}\n\n")
+    assert (told, repl.settings.num_return_sequences) == ([], 2)
+
+
+def test_more_needs_a_text_and_keeps_the_last_one_where_a_prompt_fails() -> None:
+    shown, told, _ = converse("/more")
+    assert (shown, told) == (
+        "\n",
+        ["velocity: there is no text to go on with; type how one begins"],
+    )
+    shown, told, _ = converse("/temperature 0", "The quick", "!" * 500, "/more")
+    (whole,) = Generator(make_model(), make_tokenizer()).generate(
+        "The quick", temperature=0, max_new_tokens=4
+    )
+    assert len(told) == 1
+    assert shown.count(whole) == 2
+
+
+def test_more_goes_on_behind_a_line_end_where_a_text_was_stopped() -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    _, _, repl = converse()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.decode.generator.Batch.step", stop)
+        lines = iter(["one\n", EOFError])
+        repl.read = lambda _: read_or_raise(next(lines))
+        repl.run()
+    assert [draft.text for draft in repl.last] == ["one\n"]
+
+
+@pytest.mark.parametrize("kind", ["show", "say", "read"])
+@pytest.mark.parametrize("moment", range(4))
+def test_ctrl_c_ends_the_program_at_no_moment(kind: str, moment: int) -> None:
+    """Whatever is being shown, said or read when it comes, the next line is answered."""
+    lines = iter(["/top-p 7", "one", KeyboardInterrupt, "/seed 9", EOFError])
+    shown = list[str]()
+    calls: dict[str, Any] = {
+        "show": shown.append,
+        "say": shown.append,
+        "read": lambda _: read_or_raise(next(lines)),
+    }
+    whole, passed = calls[kind], iter(range(100))
+
+    def interrupted(text: str) -> Any:
+        if next(passed) == moment + (kind == "say"):  # But for the greeting, which comes first.
+            raise KeyboardInterrupt
+        return whole(text)
+
+    generator = Generator(make_model(), make_tokenizer())
+    repl = Repl(generator, Settings(max_new_tokens=2, temperature=0), **calls | {kind: interrupted})
+    repl.run()
+    assert repl.settings.seed == 9
+
+
+def test_bytes_that_are_no_text_are_told_and_dropped() -> None:
+    error = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    lines = iter([error, "/seed 2", EOFError])
+    _, _, repl = converse()
+    told = list[str]()
+    repl.read, repl.say = lambda _: read_or_raise(next(lines)), told.append
+    repl.run()
+    assert told[1:] == ["velocity: what was typed is not utf-8; nothing was done"]
+    assert repl.settings.seed == 2
+
+
+def test_escapes_mean_the_same_as_in_the_options() -> None:
+    typed = r"a\nb\tc\\d"
+    _, _, repl = converse(f"/stop {typed}", f"/bad-words {typed}")
+    settings = Settings(stop=typed, bad_words=[typed]).read_escapes()
+    assert (repl.settings.stop, repl.settings.bad_words) == (settings.stop, settings.bad_words)
+    assert settings.stops == settings.words == ("a\nb\tc\\d",)
 
 
 def test_a_text_that_is_not_streamed_appears_at_once() -> None:

@@ -204,6 +204,23 @@ def test_a_prompt_can_be_measured_without_writing(client: OpenAI, generator: Gen
     assert answer.usage.completion_tokens == 0
 
 
+def test_a_text_as_long_as_the_context_can_be_measured(
+    server: RunningServer, generator: Generator
+) -> None:
+    ids = [*range(70, 70 + generator.context)]
+    asked: dict[str, Any] = {"max_tokens": 0, "echo": True, "logprobs": 0}
+    [choice] = server.post("/v1/completions", prompt=ids, **asked).json()["choices"]
+    scores = read_scores(generator, ids)
+    expected = [float(scores[i, token]) for i, token in enumerate(ids[1:])]
+    assert choice["logprobs"]["token_logprobs"][1:] == pytest.approx(expected, abs=1e-4)
+    assert choice["finish_reason"] == "length"
+    for prompt, num_new, param in ((ids, 1, "prompt"), ([*ids, 1], 0, "prompt")):
+        answer = server.post("/v1/completions", prompt=prompt, **asked | {"max_tokens": num_new})
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+
+
 def test_lm_eval_measures_what_transformers_does(server: RunningServer) -> None:
     """The requests of lm-eval 0.4.13's local-completions, and what it reads in their answers."""
     generator, llama = server.served.generator, AutoModelForCausalLM.from_pretrained(server.folder)

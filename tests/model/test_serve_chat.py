@@ -298,6 +298,7 @@ def test_a_template_that_does_not_end_is_ended(
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL ended it"),
         ("print(end='{'); exit(3)", "it ended with exit code 3"),
+        ("exit(2)", "it ended with exit code 2"),
     ],
 )
 def test_a_renderer_that_crashes_is_no_fault_of_the_messages(
@@ -311,7 +312,7 @@ def test_a_renderer_that_crashes_is_no_fault_of_the_messages(
     server.served.template.close()
     with monkeypatch.context() as broken:
         script = tmp_path / "render.py"
-        script.write_text(f"import sys; sys.stdin.readline(); {begin}")
+        script.write_text(f"import sys; print(flush=True); sys.stdin.readline(); {begin}")
         broken.setattr("model.serve.chat.template.RENDERER", script)
         answer = ask()
     assert answer.status_code == 500

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -339,14 +340,33 @@ def slow(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.served.generator.model, "predict", wait)
 
 
-def test_overload_is_a_429_that_says_when_to_come_back(server: RunningServer, slow: None) -> None:
+@pytest.fixture
+def steps(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Semaphore]:
+    """The model's steps wait until they are released."""
+    predict, steps = server.served.generator.model.predict, threading.Semaphore(0)
+
+    def wait(*given: Any, **named: Any) -> Any:
+        steps.acquire()
+        return predict(*given, **named)
+
+    monkeypatch.setattr(server.served.generator.model, "predict", wait)
+    yield steps
+    steps.release(1000)
+
+
+def test_overload_is_a_429_that_says_when_to_come_back(
+    server: RunningServer, steps: threading.Semaphore
+) -> None:
     asked: dict[str, Any] = {"prompt": "one", "max_tokens": 100, "stream": True}
     asked["logit_bias"] = {"0": -100}  # No text ends early.
+    steps.release(2)
     with server.client.stream("POST", "/v1/completions", json=asked | {"n": 12}) as stream:
-        next(stream.iter_bytes())
+        parts = stream.iter_bytes()  # Without it, the client would be gone.
+        next(parts)
         answer = server.post("/v1/completions", **asked)
         expect_error(answer, 429, "server_overloaded")
         assert 1 <= int(answer.headers["Retry-After"]) <= 30
     # The client has gone, and so its places are free within a step or two.
+    steps.release(1000)
     wait_until(lambda: server.served.batcher.num_running == 0)
     assert server.post("/v1/completions", prompt="one", max_tokens=1).status_code == 200

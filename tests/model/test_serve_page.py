@@ -3,7 +3,10 @@
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -470,6 +473,23 @@ def test_a_run_without_a_set_is_a_mistake(folder: Path) -> None:
 def test_no_more_texts_wait_than_there_is_time_for(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.serve.page.trace.MAX_WAITING", 0)
-    answer = server.post("/v1/trace", text="abc")
-    assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+    begun, may_end = Event(), Event()
+
+    def trace(text: str, start: int, stop: int) -> dict[str, Any]:
+        begun.set()
+        assert may_end.wait(30)
+        return {"passages": []}
+
+    monkeypatch.setattr("model.serve.page.trace.MAX_WAITING", 2)
+    monkeypatch.setattr(server.house, "trace", trace)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.post, "/v1/trace", text="abc") for _ in range(8)]
+        assert begun.wait(30)
+        refused = [future.result() for future in islice(as_completed(asked), 6)]
+        assert {(got.status_code, got.headers["retry-after"]) for got in refused} == {(429, "5")}
+        assert "2 texts are being looked for already; ask again in 5 s" in refused[0].text
+        may_end.set()
+        codes = sorted(future.result().status_code for future in asked)
+    assert codes == [200] * 2 + [429] * 6
+    # Their places are free again.
+    assert server.post("/v1/trace", text="abc").status_code == 200

@@ -115,11 +115,20 @@ def test_stop_strings_end_a_text_and_are_no_part_of_it(tab: Tab, server: Running
     wait_until_said(tab)
     tab.click(".back")
     assert texts(tab) == ["The fox" + expected["text"]]
-    # A link has them, as they were typed.
+    # A link has them, as they were typed. What it says of a model that is not here, or of anything
+    # but the form's settings, changes nothing.
     tab.click("#share")
     link = tab.wait("location.hash && location.href")
-    tab.open(link)
+    tab.open(
+        link.replace(f"model={BASE}", "model=<b>") + "&key=stolen&system=x&write=y&__proto__=z"
+    )
     assert tab.wait("document.querySelector('#stops').value") == f"not there\n{stop}"
+    tab.wait("!document.querySelector('#views').hidden")
+    assert tab.run("document.querySelector('#model').value") == BASE
+    assert (
+        tab.run("document.querySelector('#key').value + document.querySelector('#system').value")
+        == ""
+    )
 
 
 def test_stop_strings_are_read_as_by_velocity_sample_and_shown(tab: Tab) -> None:
@@ -164,6 +173,11 @@ def test_without_a_template_there_is_no_chat_and_a_line_says_why(
         shown = "#views, #chat, #message, #system, #clear"
         heights = f"[...document.querySelectorAll('{shown}')].map(e => e.offsetHeight)"
         assert browser.run(heights) == [0] * 5
+    # The server has ended.
+    browser.click("#write")
+    told = browser.wait("document.querySelector('#error').textContent")
+    assert told == "The server cannot be reached; see that velocity serve is still running."
+    assert browser.run("document.querySelector('#stop').disabled")
 
 
 def test_a_chat_is_what_the_api_answers(tab: Tab, server: RunningServer) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from model.serve.spelling import Speller
+from model.serve.texts.spelling import Speller
 from tests.tiny import SENTENCES, make_tokenizer
 
 

@@ -16,9 +16,10 @@ import httpx
 
 from model.decode.generator import Generator
 from model.generate import load_generator
-from model.serve.house import House, Served, Trace
+from model.serve.house import House, Trace
 from model.serve.metrics import Metrics
 from model.serve.options import Serving
+from model.serve.served import Served
 from model.serve.server import Server, listen, take_in
 
 LIMITS = Serving(port=0, max_texts=4, max_waiting=8, stop_seconds=0.5)

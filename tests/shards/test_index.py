@@ -11,14 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.disk.layout import index_folder, index_path, list_arrays
+from shards.disk.json_files import SEAL, seal_json
+from shards.disk.layout import INDEX, index_folder, index_path, list_arrays
 from shards.edit.remove import Wanted, find_wanted, remove_documents
 from shards.format import SPLITS
 from shards.index import build
-from shards.index.array import count_code_bytes, make_codes, order_suffixes
+from shards.index.array import (
+    count_code_bytes,
+    digest_array,
+    make_codes,
+    order_suffixes,
+    write_array,
+)
 from shards.index.build import build_index
+from shards.index.contents import read_index, write_index
 from shards.index.passages import Finder, Passage, Wish
 from shards.index.search import WINDOW, SetIndex, open_index
+from shards.inspect.verify import verify_shards
 from shards.reader import Shards, open_shards
 from tests.commands import velocity
 from tests.texts import make_texts
@@ -275,6 +284,109 @@ def test_a_damaged_array_is_told(copy: Path) -> None:
         check_set(copy)
     build_index(copy, quiet, array_tokens=ARRAY_TOKENS)
     assert path.read_bytes() == content
+
+
+def forge(
+    folder: Path, change: Callable[[np.ndarray[Any, Any]], object], name: str | None = None
+) -> Path:
+    """Change the places of an array as somebody could who then made all checksums fit."""
+    shards = open_shards(folder)
+    arrays = read_index(folder, shards.manifest)
+    entry = max(arrays, key=lambda entry: (entry.path(folder).name == name, entry.num_tokens))
+    places = np.fromfile(entry.path(folder), "<u4", entry.num_tokens)
+    change(places)
+    write_array(entry.path(folder), places.astype(np.int64))
+    digests = digest_array(entry.path(folder), entry.num_tokens)
+    assert digests is not None
+    write_index(folder, shards.manifest, arrays | {entry: digests})
+    return entry.path(folder)
+
+
+def test_places_outside_of_an_array_are_told(copy: Path) -> None:
+    path = forge(copy, lambda places: places.fill(2**32 - 1))
+    with pytest.raises(ValueError, match=rf"{path.name}: has places outside of its [\d,]+ tokens"):
+        check_set(copy)
+    code, _, errors = velocity("shards", "find", copy, "--text", TEXTS[0])
+    assert (code, errors.count("\n")) == (1, 1)
+
+
+def test_a_place_that_does_not_hold_the_span_is_never_given(copy: Path) -> None:
+    """An array that is in no order but where bisection looks."""
+    shards = open_shards(copy)
+    end = shards.manifest.end_of_text
+    ids = shards.stream("train").read(0, 40).tolist()
+    wanted = np.array([ids[0]])
+    one = np.array([1])
+    part, low, high = open_index(shards).find(wanted, one - 1, one)[0].parts[0]
+    assert high - low > 3
+    assert ids[0] != end
+    path = part.file.path
+
+    def swap(places: np.ndarray[Any, Any]) -> None:
+        """A place in the middle of the span's becomes one that holds another token."""
+        places[low + 1] = places[0 if low else -1]
+
+    forge(copy, swap, path.name)
+    [matches] = open_index(open_shards(copy)).find(wanted, one - 1, one)
+    assert matches.count > 0
+    with pytest.raises(ValueError, match=f"{path.name}: its places are not in order; what is"):
+        matches.places(1000)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_or_a_link_in_the_place_of_an_array(copy: Path, tmp_path: Path) -> None:
+    path = max(list_arrays(copy), key=lambda path: path.stat().st_size)
+    content = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"{path.name}: cannot be read"):
+        check_set(copy)
+    assert f"{INDEX}/{path.name}" in [name for name, fault in verify_shards(copy) if fault]
+    build_index(copy, quiet, array_tokens=ARRAY_TOKENS)
+    assert path.read_bytes() == content
+    # Through a link it is read, but nothing is written or deleted through one.
+    other = tmp_path / "elsewhere"
+    path.rename(other)
+    path.symlink_to(other)
+    check_set(copy, 10)
+    with pytest.raises(ValueError, match="is a symbolic link to"):
+        build_index(copy, quiet, array_tokens=ARRAY_TOKENS)
+    assert other.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_tokens": 2**62}, "do not follow each other"),
+        ({"num_tokens": 2**63}, r"arrays\[0\].num_tokens is 9223372036854775808; expected a whole"),
+        ({"num_tokens": 0}, "do not follow each other"),
+        ({"num_tokens": -1}, r"arrays\[0\].num_tokens is -1; expected a whole number"),
+        ({"first": 2**62}, "do not follow each other"),
+        (
+            {"shard": "../../etc/passwd"},
+            "its arrays over ../../etc/passwd do not follow each other",
+        ),
+        ({"sha256": "../x"}, r"arrays\[0\].sha256 is '../x'; expected a sha256"),
+        ([], "its arrays cover 0 tokens of"),
+        (None, "do not follow each other"),
+    ],
+)
+def test_an_index_that_was_made_to_lie_is_told(
+    copy: Path, change: dict[str, object] | list[object] | None, told: str
+) -> None:
+    raw = json.loads(index_path(copy).read_text())
+    del raw[SEAL]
+    if isinstance(change, list):
+        raw["arrays"] = change
+    elif change is None:  # As many of them as one likes.
+        raw["arrays"].insert(0, raw["arrays"][0] | {"num_tokens": 0})
+    else:
+        raw["arrays"][0] |= change
+    index_path(copy).write_text(seal_json(raw))
+    with pytest.raises(ValueError, match=rf"index\.json: .*{told}.*; make it with: velocity"):
+        open_index(open_shards(copy))
+    [fault] = [fault for name, fault in verify_shards(copy) if name == f"{INDEX}/index.json"]
+    assert fault
 
 
 def test_an_edited_index_is_told(copy: Path) -> None:

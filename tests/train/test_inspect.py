@@ -260,7 +260,9 @@ def test_a_set_of_shards(shards: Path, tmp_path: Path) -> None:
         found["facts"]["dataset_id"]
         == json.loads((shards / "manifest.json").read_text())["dataset_id"]
     )
-    assert f"torchrun --nproc_per_node 1 -m train data.shards={shards}" in found["use"]
+    assert (
+        f"torchrun --nproc_per_node 1 -m train --config tiny data.shards={shards}" in found["use"]
+    )
     damaged = shutil.copytree(shards, tmp_path / "damaged")
     path = next(damaged.glob("train-*.bin"))
     path.write_bytes(path.read_bytes()[:-2])

@@ -54,10 +54,10 @@ MAY_IMPORT = {
     "shards.entry": BASE,
     "shards": BASE,
     "shards.near": {"shards", *BASE},
-    "shards.inspect": {"shards", "shards.near", *BASE},
+    "shards.inspect": {"shards", "shards.near", "shards.index", *BASE},
     "shards.edit": {"shards", *BASE},
     "shards.index": {"shards", *BASE},
-    "shards.exchange": {"shards", "shards.edit", *BASE},
+    "shards.exchange": {"shards", "shards.edit", "shards.index", *BASE},
     "model": set[str](),
     "model.checkpoints": {"model"},
     "model.steps": {"model"},
@@ -66,8 +66,9 @@ MAY_IMPORT = {
     "model.sample": {"model", "model.checkpoints", "model.decode"},
     "model.serve.wire": set(),
     "model.serve.chat": {"model.checkpoints", "model.serve.wire"},
-    "model.serve": {"model.serve.chat", "model.serve.page", "model.serve.wire", "model.decode"}
-    | {"model.checkpoints", "model"},
+    "model.serve.texts": {"model.serve", "model.serve.chat", "model.serve.wire", "model.decode"},
+    "model.serve": {f"model.serve.{room}" for room in ("chat", "page", "texts", "wire")}
+    | {"model.decode", "model.checkpoints", "model"},
     "model.serve.page": {"model.serve", "model.serve.wire"},
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
@@ -91,7 +92,7 @@ MAY_IMPORT = {
     "train.publish": {"train.page", "train.checkpoints"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
     "train.plan": {"train.start"} | SHARDS | MODEL,
-    "train.inspect": {"train.checkpoints", "train.reports"} | SHARDS | MODEL,
+    "train.inspect": {"train.checkpoints", "train.reports", "train.start"} | SHARDS | MODEL,
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
@@ -108,8 +109,9 @@ MAY_IMPORT = {
 # The faces of a package: each may import all rooms of it.
 FACES = {
     "shards.commands": SHARDS,
-    "model.generate": MODEL,
-    "train.commands": SHARDS | TRAIN,
+    # Two take models of the Hub by their names.
+    "model.generate": MODEL | {"prep.remote", "shards.screen"},
+    "train.commands": SHARDS | TRAIN | {"prep.remote"},
     # They say with which command to train.
     "prep.command": PREP | SHARDS | {"train.start"},
     "prep.quickstart": PREP | SHARDS | {"train.start"},
@@ -132,6 +134,7 @@ SHARED = {
     "train.plan": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.tracing": {"train.config"},
     "train.proof": {"train.config", "train.settings"},
+    "train.inspect": {"train.config", "train.settings"},
     "train.reports": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.page": {"train.config", "train.settings"},
     "train.publish": {"train.config", "train.settings"},

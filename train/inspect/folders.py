@@ -25,10 +25,13 @@ from shards.inspect.show import describe_set
 from shards.screen.lines import format_plural
 from shards.screen.names import quote
 from train.checkpoints.folder import REMOVED, UNFINISHED
+from train.checkpoints.position import RUN_CONFIG
 from train.inspect.model_folder import find_seal_faults, inspect_model
 from train.inspect.report import Report
 from train.inspect.tokenizer_file import describe_tokenizer
+from train.inspect.uses import find_resume_command, list_model_uses
 from train.reports.log_folder import METRICS
+from train.start.choose import suggest_command
 
 MAX_FOLDERS = 100
 
@@ -102,7 +105,6 @@ def inspect_run(folder: Path) -> Report:
     if steps:
         span = f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,} to {steps[-1]:,}"
         report.facts["checkpoints"] = f"{len(steps):,} complete, {span}"
-        report.facts["to go on"] = f"start the run's command again: it continues from {steps[-1]:,}"
     else:
         report.problems.append("no complete checkpoint")
     for path in find_checkpoint_folders(folder):
@@ -115,18 +117,30 @@ def inspect_run(folder: Path) -> Report:
     if (folder / BEST).is_file():
         _describe_best(folder, report)
     if steps:
-        name = quote(folder)
-        report.use = [
-            f"velocity sample --ckpt {name}",
-            f"velocity sample --ckpt {name} --all",
-            f"velocity serve --ckpt {name}",
-            f"velocity inspect {quote(complete[0])}",
-        ]
-    if steps and (folder / BEST).is_file():
-        report.use.insert(1, f"velocity sample --ckpt {quote(folder / 'best')}")
+        report.use = list_model_uses(folder, "--all")
+        if (folder / BEST).is_file():
+            report.use.insert(1, f"velocity sample --ckpt {quote(folder / 'best')}")
+        _describe_resume(folder, complete[0], report)
+        report.use.append(f"velocity inspect {quote(complete[0])}")
     if (folder / "logs" / METRICS).is_file():
         report.use.append(f"velocity report {quote(folder)}")
     return report
+
+
+def _describe_resume(folder: Path, newest: Path, report: Report) -> None:
+    """How the run goes on, if its newest checkpoint has a run's state."""
+    if not (newest / RUN_CONFIG).is_file():
+        return
+    try:
+        command = find_resume_command(folder, newest)
+    except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+        report.problems.append(f"{newest.name}: does not say how its run goes on ({error})")
+        return
+    if command is None:
+        report.facts["to go on"] = f"it is at its end, step {step_of(newest):,}"
+    else:
+        report.facts["to go on"] = f"with the torchrun command below, from step {step_of(newest):,}"
+        report.use.append(command)
 
 
 def _describe_best(folder: Path, report: Report) -> None:
@@ -145,7 +159,7 @@ def inspect_set(folder: Path) -> Report:
     """Report on a finished set of shards; sizes are compared, contents are not read."""
     report = Report(folder, "set of shards")
     manifest = read_manifest(folder)
-    for line in describe_set(manifest):
+    for line in describe_set(folder, manifest):
         name, _, value = line.partition(" ")
         report.facts[name] = value.strip()
     report.problems += find_missing(folder, manifest)
@@ -154,9 +168,9 @@ def inspect_set(folder: Path) -> Report:
         report.use = [f"velocity shards verify {name}"]
     else:
         report.use = [
-            f"velocity shards stats {name}",
+            suggest_command(folder, manifest.num_tokens("train"), manifest.vocab_size),
             f"velocity shards verify {name}",
-            f"torchrun --nproc_per_node 1 -m train data.shards={name}",
+            f"velocity shards stats {name}",
         ]
     return report
 

@@ -28,6 +28,7 @@ from shards.screen.names import quote
 from train.checkpoints.position import TRAINING_STATE, parse_position
 from train.inspect.report import Report
 from train.inspect.tokenizer_file import describe_tokenizer
+from train.inspect.uses import list_model_uses, load_in_python
 from train.inspect.weights import WeightFiles, find_weights
 
 # As model/checkpoints/int8.py has it, which needs torch.
@@ -70,12 +71,11 @@ def list_uses(folder: Path, report: Report, is_original: bool) -> list[str]:
         return [f"velocity sample --ckpt {quote(folder.parent)}"] if has_others else []
     if report.problems:
         return []
-    uses = [f"velocity {word} --ckpt {quote(folder)}" for word in ("sample", "serve")]
+    is_wide = "kept as" not in report.facts
+    uses = list_model_uses(folder, exports=is_wide and not is_original)
     if is_original:
         return [*uses, f"velocity convert {quote(folder)} NEW"]
-    if "kept as" not in report.facts:
-        uses.append(f"velocity export --ckpt {quote(folder)} --format gguf --out model.gguf")
-    return [*uses, f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"]
+    return [*uses, load_in_python(folder)]
 
 
 def _read(path: Path, report: Report) -> Json:

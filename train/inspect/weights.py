@@ -74,9 +74,14 @@ def read_headers(folder: Path, names: list[str]) -> WeightFiles:
         found.num_bytes += path.stat().st_size
         if path.suffix == ".safetensors":
             read_header(path, found)
-        elif not zipfile.is_zipfile(path) and path.open("rb").read(1) != b"\x80":
+        elif not zipfile.is_zipfile(path) and not _is_pickle(path):
             found.problems.append(f"{name}: neither a zip file nor a pickle; it may be cut short")
     return found
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
 
 
 def read_header(path: Path, found: WeightFiles) -> None:

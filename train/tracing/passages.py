@@ -13,8 +13,7 @@ from shards.disk.json_files import Json
 from shards.index.passages import Finder, Passage, Place, Wish
 from shards.reader import Shards
 from shards.screen.lines import Say, format_plural
-from train.tracing.steps import MAX_LISTED_STEPS, Tracer, list_steps
-from train.tracing.takedown import find_run
+from train.tracing.steps import MAX_LISTED_STEPS, Tracer, find_run, list_steps
 
 MAX_SHOWN_CHARACTERS = 200
 
@@ -113,6 +112,5 @@ def describe_place(place: Json, num_steps: int | None) -> str:
         return name
     if place["split"] != "train":
         return f"{name}: in {place['split']}, which no step sees"
-    more = place["num_steps"] - len(place["steps"])
-    seen = list_steps(place["steps"]) + (f" and {more:,} more" if more else "")
+    seen = list_steps(place["steps"], place["num_steps"])
     return f"{name}: {seen} of 1 to {num_steps}"

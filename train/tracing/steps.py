@@ -16,10 +16,12 @@ from shards.inspect.show import choose_documents
 from shards.inspect.trace import trace_samples, trace_tokens
 from shards.order import SampleOrder
 from shards.reader import Shards
+from shards.screen.lines import Say
 from train.checkpoints.history import History, extend_history, samples_of_step, step_of_sample
 from train.checkpoints.position import TRAINING_STATE, read_position, read_run_config
 from train.config import Config
 
+DEFAULT_RUN = Path("checkpoints")
 # More than any run takes: they are held in memory.
 MAX_STEP_SAMPLES = 1 << 22
 # Epochs of a run in which a document is looked for, one by one.
@@ -91,6 +93,19 @@ def trace_run(shards: Shards, folder: Path) -> Tracer:
     return make_tracer(shards, config, position.history, position.step, num_tokens)
 
 
+def find_run(shards: Shards, folder: Path | None, say: Say) -> Tracer | None:
+    """The run whose steps are reported; None if none was named and the default one does not fit."""
+    if folder is not None:
+        return trace_run(shards, folder)
+    if not DEFAULT_RUN.is_dir():
+        return None
+    try:
+        return trace_run(shards, DEFAULT_RUN)
+    except ValueError as error:
+        say(f"{error}; no steps are reported (name a run with --run)")
+        return None
+
+
 def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
     """A tracer for a run with these settings, over all its steps.
 
@@ -137,7 +152,7 @@ def describe_documents(tracer: Tracer, step: int) -> Iterator[str]:
 def describe_steps(tracer: Tracer, url: str | None, doc_hash: str | None) -> Iterator[str]:
     """For each document with this URL or hash, the steps that saw it."""
     for split, document in choose_documents(tracer.shards, "train", None, url, doc_hash):
-        name = f"{document.doc_hash} {document.source_file} row {document.source_row}"
+        name = document.label
         if split != "train":
             yield f"{name}: in {split}, which no step sees"
             continue
@@ -146,16 +161,16 @@ def describe_steps(tracer: Tracer, url: str | None, doc_hash: str | None) -> Ite
         yield f"{name}: {seen} of 1 to {tracer.num_steps}"
 
 
-def list_steps(steps: list[int]) -> str:
-    """The first MAX_LISTED_STEPS of these steps, in words.
+def list_steps(steps: list[int], count: int) -> str:
+    """The first MAX_LISTED_STEPS of `count` steps, in words; `steps` has at least as many.
 
-    >>> list_steps([]), list_steps([17, 418]), list_steps([*range(1, 23)])[-10:]
+    >>> list_steps([], 0), list_steps([17, 418], 2), list_steps([*range(1, 21)], 22)[-10:]
     ('no step', 'steps 17, 418', 'and 2 more')
     """
-    if not steps:
+    if not count:
         return "no step"
-    more = len(steps) - MAX_LISTED_STEPS
     listed = "steps " + ", ".join(map(str, steps[:MAX_LISTED_STEPS]))
+    more = count - MAX_LISTED_STEPS
     return f"{listed} and {more:,} more" if more > 0 else listed
 
 
@@ -168,8 +183,7 @@ def describe_sightings(tracer: Tracer, documents: Iterable[Document]) -> Iterato
         num_documents += 1
         num_seen += bool(steps)
         all_steps.update(steps)
-        name = f"{document.doc_hash} {document.source_file} row {document.source_row}"
-        yield f"{name}: {list_steps(steps)}"
+        yield f"{document.label}: {list_steps(steps, len(steps))}"
     yield (
         f"{num_seen:,} of {num_documents:,} documents were seen, "
         f"in {len(all_steps):,} of {tracer.num_steps:,} steps"

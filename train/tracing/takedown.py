@@ -11,11 +11,9 @@ from shards.disk.layout import append_folder
 from shards.disk.lock import lock_set
 from shards.edit.remove import Found, Wanted, find_missing, find_wanted, remove_documents
 from shards.edit.versions import finish_version, has_begun_append
-from shards.reader import Shards, open_shards
+from shards.reader import open_shards
 from shards.screen.lines import Say
-from train.tracing.steps import Tracer, describe_sightings, trace_run
-
-DEFAULT_RUN = Path("checkpoints")
+from train.tracing.steps import describe_sightings, find_run
 
 
 @dataclass(frozen=True)
@@ -57,19 +55,6 @@ def take_down(takedown: Takedown, say: Say) -> Iterator[str]:
             return
         manifest = remove_documents(shards, found, takedown.keeps_places)
         say(f"{folder}: dataset_id {shards.manifest.dataset_id} became {manifest.dataset_id}")
-
-
-def find_run(shards: Shards, folder: Path | None, say: Say) -> Tracer | None:
-    """The run whose steps are reported; None if none was named and the default one does not fit."""
-    if folder is not None:
-        return trace_run(shards, folder)
-    if not DEFAULT_RUN.is_dir():
-        return None
-    try:
-        return trace_run(shards, DEFAULT_RUN)
-    except ValueError as error:
-        say(f"{error}; no steps are reported (name a run with --run)")
-        return None
 
 
 def describe_found(wanted: Wanted, found: list[Found]) -> Iterator[str]:

@@ -65,3 +65,12 @@ def read_content(fields: Fields, kinds: Sequence[str]) -> str:
         inner.refuse_others()
         texts.append(text)
     return "\n".join(texts)
+
+
+def refuse_tools(fields: Fields) -> None:
+    """Refuse what would call functions."""
+    for name in ("tools", "functions"):
+        fields.expect(name, [[]], "functions are not called")
+    for name in ("tool_choice", "function_call"):
+        fields.expect(name, ["none", "auto"], "functions are not called")
+    fields.ignore("parallel_tool_calls")

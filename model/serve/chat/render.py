@@ -3,7 +3,8 @@
 A template is a stranger's program. Jinja's sandbox keeps it from everything but the messages; that
 it ends, and what memory it takes, only a process can be held to. Each line of standard input is a
 JSON object with template, messages and variables; so is each line of the output, with text or
-error. This file is run as a script and imports nothing of ours.
+error, but the first, which is empty: all is loaded. This file is run as a script and imports
+nothing of ours.
 """
 
 import json
@@ -131,9 +132,16 @@ def encode(**answer: str) -> bytes:
     return json.dumps(answer).encode("ascii") + b"\n"
 
 
+def write(line: bytes) -> None:
+    """Write to whoever waits for it."""
+    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
+
+
 def main() -> None:
     """Answer each line until there are no more; there are argv[1] seconds for each."""
     limit_resources()
+    write(b"\n")
     for line in sys.stdin.buffer:
         limit_time(int(sys.argv[1]))
         try:
@@ -142,8 +150,7 @@ def main() -> None:
             answer = encode(error=f"it needs more than {MAX_BYTES:,} bytes of memory")
         except Exception as error:
             answer = encode(error=f"{type(error).__name__}: {error}"[:500])
-        sys.stdout.buffer.write(answer)
-        sys.stdout.buffer.flush()
+        write(answer)
         limit_time(0)
 
 

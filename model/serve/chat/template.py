@@ -15,9 +15,13 @@ from typing import Any
 from model.checkpoints.chat_template import read_chat_template
 
 RENDER_SECONDS = 5
+# For Python and Jinja to be loaded, however busy the machine is.
+START_SECONDS = 60
 RENDERER = Path(__file__).with_name("render.py")
 # What the process is told of its environment: no keys.
 VARIABLES = ("PATH", "PYTHONPATH", "HOME", "SYSTEMROOT", "LANG", "TZ", "VIRTUAL_ENV")
+
+Process = subprocess.Popen[bytes]
 
 
 class RenderError(Exception):
@@ -34,7 +38,7 @@ class ChatTemplate:
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
         self.source = source
         self.variables = dict(variables)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._turn = threading.Lock()
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -54,7 +58,16 @@ class ChatTemplate:
         """What the process answers; it is ended if it takes too long, and begun anew."""
         if self._process is None or self._process.poll() is not None:
             self._process = start()
-        process = self._process
+            if self._exchange(self._process, b"", START_SECONDS) is None:
+                raise RendererCrash(f"it did not start within {START_SECONDS} s")
+        answer = self._exchange(self._process, line, RENDER_SECONDS)
+        if answer is None:
+            raise RenderError(f"it did not end within {RENDER_SECONDS} s")
+        found: dict[str, str] = json.loads(answer)
+        return found
+
+    def _exchange(self, process: Process, line: bytes, seconds: float) -> bytes | None:
+        """The next line of the output, after this one of the input; None if it takes too long."""
         assert process.stdin is not None
         assert process.stdout is not None
         is_late = threading.Event()
@@ -63,7 +76,7 @@ class ChatTemplate:
             is_late.set()
             process.kill()
 
-        timer = threading.Timer(RENDER_SECONDS, end)
+        timer = threading.Timer(seconds, end)
         timer.start()
         answer = b""
         try:
@@ -74,16 +87,14 @@ class ChatTemplate:
         finally:
             timer.cancel()
             timer.join()
+        if answer.endswith(b"\n") and not is_late.is_set():
+            return answer
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+        self.close()
         if is_late.is_set():
-            self.close()
-            raise RenderError(f"it did not end within {RENDER_SECONDS} s")
-        if not answer.endswith(b"\n"):
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(1)
-            self.close()
-            raise RendererCrash(show_end(process.returncode))
-        found: dict[str, str] = json.loads(answer)
-        return found
+            return None
+        raise RendererCrash(show_end(process.returncode))
 
     def close(self) -> None:
         """End the process."""
@@ -102,7 +113,7 @@ def show_end(code: int) -> str:
     return f"it ended with exit code {code}" if code >= 0 else f"{Signals(-code).name} ended it"
 
 
-def start() -> subprocess.Popen[bytes]:
+def start() -> Process:
     """The process that renders; Ctrl-C is not for it."""
     return subprocess.Popen(
         [sys.executable, "-P", str(RENDERER), str(math.ceil(RENDER_SECONDS) + 1)],

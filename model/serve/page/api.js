@@ -20,12 +20,10 @@ async function ask(path, body, signal) {
   const headers = {};
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body) headers["Content-Type"] = "application/json";
-  const answer = await fetch(path, {
-    method: body ? "POST" : "GET",
-    headers,
-    body: body && JSON.stringify(body),
-    signal,
-  });
+  const method = body ? "POST" : "GET";
+  const answer = await reach(
+    fetch(path, { method, headers, body: body && JSON.stringify(body), signal }),
+  );
   if (answer.ok) return answer;
   let message = `the server answered ${answer.status}`;
   try {
@@ -34,6 +32,16 @@ async function ask(path, body, signal) {
     // It was not the server's own error; the number says all that is known.
   }
   throw new ApiError(answer.status, message);
+}
+
+// What the network gives; its own errors are not for people.
+async function reach(promise) {
+  try {
+    return await promise;
+  } catch (error) {
+    if (error.name !== "TypeError") throw error;
+    throw new Error("The server cannot be reached; see that velocity serve is still running.");
+  }
 }
 
 // {data: [{id, max_model_len, chat: whether it chats}, ...], traces: whether /v1/trace answers}
@@ -78,7 +86,7 @@ async function* readEvents(body) {
   let rest = "";
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reach(reader.read());
     if (done) return;
     const events = (rest + value).split("\n\n");
     rest = events.pop();

@@ -168,6 +168,7 @@ export class Chat {
 // and so it is on a phone, whose keyboard has no Shift-Enter.
 export function sendOnEnter(event, form) {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  if (event.keyCode === 229) return; // Safari's word for it, after the composition has ended.
   if (matchMedia("(pointer: coarse)").matches) return;
   event.preventDefault();
   form.requestSubmit();

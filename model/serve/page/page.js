@@ -233,5 +233,6 @@ find("shade").addEventListener("change", (event) =>
   find("texts").classList.toggle("shaded", event.target.checked),
 );
 find("texts").classList.toggle("shaded", find("shade").checked);
+document.addEventListener("selectionchange", () => texts.forEach((text) => text.noteSelection()));
 window.addEventListener("hashchange", readLink);
 begin();

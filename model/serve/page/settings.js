@@ -53,10 +53,15 @@ export function readLink() {
   const given = new URLSearchParams(location.hash.slice(1));
   for (const [name, value] of given) {
     const field = fields.namedItem(name);
-    if (field && name === field.name) field.value = value;
+    if (field && name === field.name && canHold(field, value)) field.value = value;
   }
   if (given.size > 1) document.getElementById("settings").open = true;
   showStops();
+}
+
+// Whether a field can have a value; one that chooses has those that it offers.
+function canHold(field, value) {
+  return !field.options || [...field.options].some((option) => option.value === value);
 }
 
 export function makeLink() {

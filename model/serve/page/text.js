@@ -181,7 +181,6 @@ export class Text {
     });
     this.written.addEventListener("keydown", (event) => this.move(event, find(event)));
     this.card.addEventListener("keydown", (event) => this.moveInCard(event));
-    document.addEventListener("selectionchange", () => this.noteSelection());
   }
 
   // Arrow keys go from token to token, with Shift they select, Enter opens the alternatives.

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from model.serve.house import House
 from model.serve.wire.answers import make_json
-from model.serve.wire.errors import ApiError, refuse
+from model.serve.wire.errors import ApiError, overloaded, refuse
 from model.serve.wire.fields import Fields
 
 logger = logging.getLogger("velocity")
@@ -30,12 +30,7 @@ class Traces:
         """The passages of a text, as `velocity shards find --json` has them."""
         asked = await self.house.read(request, self.read)
         if self.num_waiting >= MAX_WAITING:
-            raise ApiError(
-                429,
-                f"{MAX_WAITING} texts are being looked for already; ask again in 5 s",
-                "server_overloaded",
-                headers={"Retry-After": "5"},
-            )
+            raise overloaded(f"{MAX_WAITING} texts are being looked for already", 5)
         self.num_waiting += 1
         try:
             loop = asyncio.get_running_loop()

@@ -53,6 +53,12 @@ class ApiError(Exception):
         return make_json(self.body(), self.status, self.headers)
 
 
+def overloaded(message: str, seconds: int) -> ApiError:
+    """A 429: there is no room now; there may be in so many seconds."""
+    told = f"{message}; ask again in {seconds} s"
+    return ApiError(429, told, "server_overloaded", headers={"Retry-After": str(seconds)})
+
+
 def refuse(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """A 400: what the client sent is wrong, and sending it again would not help."""
     return ApiError(400, message, code, param)

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from model.decode.draft import Draft
 from model.decode.generator import ContextExceeded, Generator
 from model.decode.settings import Settings
-from model.serve.sampling import MaxTokens
-from model.serve.wire.errors import refuse
+from model.serve.chat.messages import Message
+from model.serve.chat.template import RendererCrash, RenderError
+from model.serve.served import Served
+from model.serve.texts.sampling import MaxTokens
+from model.serve.wire.errors import ApiError, refuse
 
 Prompt = str | list[int]
 
@@ -41,6 +44,22 @@ def make_drafts(
         for draft in drafts:
             draft.limit, draft.limit_reason = draft.num_prompt_tokens, "length"
     return drafts
+
+
+def encode_chat(served: Served, messages: Sequence[Message], name: str) -> list[int]:
+    """The ids of the prompt of a chat in the field `name`; its special tokens are read as such."""
+    try:
+        text = served.expect_template().render(messages)
+    except RenderError as error:
+        told = f"the model's chat template does not take these messages: {error}"
+        raise refuse(told, name, "chat_template_error") from None
+    except RendererCrash as error:
+        told = f"the process that runs the model's chat template crashed: {error}"
+        raise ApiError(500, told, "chat_template_crash") from None
+    tokens: list[int] = served.chat_tokenizer.encode(text, add_special_tokens=False).ids
+    if not tokens:
+        raise refuse("the chat template makes an empty prompt of these messages", name)
+    return tokens
 
 
 def count_texts(num_prompts: int, num_samples: int, room: int, name: str) -> None:
