@@ -41,6 +41,7 @@ from train.commands import (
     train,
     verify_resume,
 )
+from train.evaluation.request import Request as Evaluation
 
 if TYPE_CHECKING:
     from model.decode.generator import Generator
@@ -191,6 +192,21 @@ def make_load(device: str | None, dtype: Kept | None) -> "partial[Generator]":
     # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
     tokenizer_json = build_gpt2_json()
     return partial(load_generator, device=device, tokenizer_json=tokenizer_json, dtype=dtype)
+
+
+@app.command("eval")
+@takes_options
+def evaluate(
+    ckpt: CkptOption,
+    request: Evaluation,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Say how well a checkpoint predicts a set or texts: loss, perplexity, bits per byte."""
+    from train.evaluation.run import evaluate
+
+    for line in evaluate(fetch(ckpt), request, make_load(device, dtype), say):
+        put(line)
 
 
 @app.command()

@@ -197,9 +197,10 @@ class Decoder(nn.Module):
 class Transformer(nn.Module):
     """The language model: a decoder and its head, which may be the embedding.
 
-    Weights start as N(0, initializer_range), norms as 1. `activation_checkpointing` says what
-    training keeps for the backward pass (model/recompute.py); it may be set until blocks are
-    compiled.
+    Weights start as N(0, initializer_range), norms as 1; with init "depth_scaled", what is added to
+    the residual stream is smaller at first (GPT-2: Radford et al. 2019). `activation_checkpointing`
+    says what training keeps for the backward pass (model/recompute.py); it may be set until blocks
+    are compiled.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -212,9 +213,9 @@ class Transformer(nn.Module):
         with torch.device("meta") if config.tie_word_embeddings else nullcontext():
             self.lm_head = Linear(config.hidden_size, config.num_ids)
         self.tie_head()
-        for weight in self.parameters():
+        for name, weight in self.named_parameters():
             if weight.dim() == 2 and not weight.is_meta:
-                nn.init.normal_(weight, std=config.initializer_range)
+                nn.init.normal_(weight, std=config.initial_deviation(name))
 
     def tie_head(self) -> None:
         """Make the embedding the head, if the model is so; again after weights were assigned."""
@@ -236,16 +237,21 @@ class Transformer(nn.Module):
         for name, weight in self.named_parameters():
             whole = torch.ones(weight.shape, device=device)
             if weight.dim() == 2:
-                nn.init.normal_(whole, std=self.config.initializer_range)
+                nn.init.normal_(whole, std=self.config.initial_deviation(name))
             yield name, whole
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, grad_scale: Tensor | float = 1.0
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        grad_scale: Tensor | float = 1.0,
+        z_loss: float = 0.0,
     ) -> Tensor:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T), their mean loss, 0-dim fp32.
 
         `grad_scale` is the factor that the caller multiplies the loss by before backward; the loss
-        itself does not depend on it (see `chunked_cross_entropy`).
+        itself does not depend on it. With `z_loss`, the loss and the z-loss, (2,), to be
+        differentiated as their sum (see `chunked_cross_entropy`).
         """
         hidden = self.model(
             tokens,
@@ -253,8 +259,9 @@ class Transformer(nn.Module):
         )
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
+        weight, differentiate = self.lm_head.weight, self.differentiate
         return chunked_cross_entropy(
-            hidden, self.lm_head.weight, targets, grad_scale, differentiate=self.differentiate
+            hidden, weight, targets, grad_scale, differentiate=differentiate, z_loss=z_loss
         )
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """Sets made with any tokenizer, by a plain loop: what prep makes of the same texts."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -41,10 +42,11 @@ def write_set(
     end: str,
     begin: str | None = None,
     shard_tokens: int = 4000,
+    sources: Sequence[str] = ("texts",),
 ) -> Manifest:
     """A finished set of the texts with the token `end` after each and `begin` before each.
 
-    Document n has the URL https://example.com/n.
+    Document n has the URL https://example.com/n, and is of source n modulo their number.
     """
     folder.mkdir()
     (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
@@ -65,7 +67,7 @@ def write_set(
         ids = np.array([*before, *encode(tokenizer, text), end_id], dtype)
         rows = make_rows(
             np.array([len(ids)]),
-            pa.array(["texts"]),
+            pa.array([sources[number % len(sources)]]),
             np.array([number]),
             pa.array([f"https://example.com/{number}"]),
             hashlib.sha256(text.encode()).digest()[:16],
@@ -79,10 +81,14 @@ def write_set(
         len(texts) - num_validation,
         num_validation,
         text_bytes=sum(len(text.encode()) for text in texts),
-        rows_by_source={"texts": len(texts)},
+        rows_by_source={
+            name: len(texts[place :: len(sources)]) for place, name in enumerate(sources)
+        },
     )
     policy = {"validation_fraction": "0.1"}
-    content = describe_content(folder, [Source("texts", 1, None)], audit, policy, identity)
+    content = describe_content(
+        folder, [Source(name, 1, None) for name in sources], audit, policy, identity
+    )
     hashes = {entry.shard.sidecar: entry.sidecar_sha256 for entry in written}
     text = make_manifest(
         content, [entry.shard for entry in written], audit.content, {"sidecar_sha256": hashes}

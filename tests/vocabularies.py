@@ -10,6 +10,7 @@ unigram         T5's shape: Unigram with byte fallback, Metaspace, <pad>, </s> a
 """
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -120,7 +121,7 @@ def training_texts() -> list[str]:
     return [*(text[:20_000] for _, text in islice(read_topics(), 60)), "naïve café Привет 北京"]
 
 
-def build_sentencepiece() -> str:
+def build_sentencepiece(texts: Iterable[str] | None = None) -> str:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -130,7 +131,7 @@ def build_sentencepiece() -> str:
         special_tokens=["<unk>", "<s>", "</s>", *byte_tokens()],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(training_texts(), trainer)
+    tokenizer.train_from_iterator(training_texts() if texts is None else texts, trainer)
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),

@@ -152,10 +152,11 @@ class Batcher:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that keys and values take at most."""
+        """Bytes that keys and values take at most: of all texts, a prompt, and a measured one."""
         model, dtype = self.generator.model, self.generator.model.model.norm.weight.dtype
         nowhere = torch.device("meta")
-        cache = allocate_cache(model.config, self.max_texts, self.generator.context, nowhere, dtype)
+        num_rows, context = self.max_texts + 2, self.generator.context
+        cache = allocate_cache(model.config, num_rows, context, nowhere, dtype)
         return cache.keys.nbytes + cache.values.nbytes
 
     def cut(self) -> None:

@@ -53,3 +53,7 @@ class Serving:
         float,
         typer.Option(help="How long texts may go on once the server is to end.", min=0),
     ] = 5.0
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and not self.api_key.strip():
+            raise ValueError("the API key is empty, and would let everybody in; choose one")

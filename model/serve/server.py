@@ -15,6 +15,7 @@ from model.decode.generator import Generator
 from model.serve.app import make_app
 from model.serve.batcher import Batcher
 from model.serve.chat.template import find_template
+from model.serve.connections import Connection
 from model.serve.house import House, Trace
 from model.serve.metrics import Metrics
 from model.serve.options import Serving
@@ -118,7 +119,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(house),
-                http="h11",
+                http=Connection,
                 ws="none",
                 loop="asyncio",
                 lifespan="off",

@@ -304,6 +304,7 @@ def write_inputs(folder: Path) -> None:
     write_parquet(folder / "more/new.parquet", [*make_texts(20, seed=2)])
     (folder / "my-tokenizer").mkdir()
     (folder / "my-tokenizer/tokenizer.json").write_text(build("bpe_32k"))
+    (folder / "essay.txt").write_text(make_texts(9)[-1])
     (folder / "urls.txt").write_text("https://example.com/c\nhttps://example.com/nowhere\n")
     question = {"question": "Which of these seven rivers is the longest one of all?"}
     (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")

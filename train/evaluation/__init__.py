@@ -1,0 +1,1 @@
+"""`velocity eval`: how well checkpoints predict texts, and how many tasks they solve."""

@@ -1,0 +1,133 @@
+"""How well a model predicts a set or texts: overall, by source, and by position in the window."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.decode.generator import Generator
+from shards.disk.json_files import Json
+from shards.format import Int64
+from shards.screen.lines import ReadProgress
+from shards.tokenizer import Spelling
+from train.evaluation.estimates import Estimate, Sums
+from train.evaluation.score import score_places
+from train.evaluation.windows import Batch
+
+# Ranges of positions, each but the first as wide as all before it.
+MAX_RANGES = 8
+
+
+@dataclass
+class Prediction:
+    """How well tokens were predicted, in parts; a range of positions by its first."""
+
+    total: Estimate = field(default_factory=Estimate)
+    sources: dict[str, Estimate] = field(default_factory=dict)
+    positions: dict[int, Estimate] = field(default_factory=dict)
+
+    def describe(self) -> Json:
+        """The parts as JSON, the sources with most tokens first."""
+        sources = sorted(self.sources.items(), key=lambda entry: (-entry[1].tokens, entry[0]))
+        return {
+            **self.total.describe(),
+            "by_source": [{"source": name, **found.describe()} for name, found in sources],
+            "by_position": [
+                {"first_position": first, **found.describe()}
+                for first, found in sorted(self.positions.items())
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A batch's predictions: each array (B, T), 0 where a prediction does not count."""
+
+    tokens: npt.NDArray[np.int64]
+    nats: npt.NDArray[np.float64]
+    right: npt.NDArray[np.int64]
+    text_nats: npt.NDArray[np.float64]
+    text_bytes: npt.NDArray[np.int64]
+
+    def add_up(self, window: int, chosen: npt.NDArray[np.bool_] | slice) -> Sums:
+        """The sums of some of a window's places."""
+        return Sums(
+            int(self.tokens[window, chosen].sum()),
+            float(self.nats[window, chosen].sum()),
+            int(self.right[window, chosen].sum()),
+            float(self.text_nats[window, chosen].sum()),
+            int(self.text_bytes[window, chosen].sum()),
+        )
+
+
+def predict(
+    generator: Generator, spelling: Spelling, length: int, batches: Iterator[Batch], total: int
+) -> Prediction:
+    """Predict all batches, of windows of `length` tokens or fewer; `total` is how many windows.
+
+    Raises ValueError for a loss that is no number.
+    """
+    prediction, progress = Prediction(), ReadProgress("windows", total)
+    edges = find_edges(length)
+    for batch in batches:
+        scored = score_batch(generator, spelling, batch)
+        for window in range(len(batch)):
+            prediction.total.add(scored.add_up(window, slice(None)))
+            for code in np.unique(batch.sources[window]).tolist():
+                estimate = prediction.sources.setdefault(batch.names[code], Estimate())
+                estimate.add(scored.add_up(window, batch.sources[window] == code))
+            for first, stop in zip(edges, [*edges[1:], length], strict=True):
+                estimate = prediction.positions.setdefault(first, Estimate())
+                estimate.add(scored.add_up(window, slice(first, stop)))
+        progress.add(len(batch))
+    progress.finish()
+    return prediction
+
+
+def score_batch(generator: Generator, spelling: Spelling, batch: Batch) -> Scored:
+    """What the model makes of a batch, with the bytes that each predicted token stands for."""
+    model = generator.model
+    tokens = torch.from_numpy(batch.tokens).to(model.lm_head.weight.device)
+    with torch.inference_mode():
+        hidden = model.model(tokens[:, :-1])
+    losses, best = score_places(model, hidden.flatten(0, 1), tokens[:, 1:].flatten())
+    size = batch.tokens.shape[1] - 1
+    counts = (np.arange(size) >= batch.num_old[:, None]).astype(np.int64)
+    nats: npt.NDArray[np.float64] = losses.double().cpu().numpy().reshape(counts.shape) * counts
+    is_text, num_bytes = measure_text(spelling, batch.tokens)
+    return Scored(
+        counts,
+        nats,
+        best.cpu().numpy().reshape(counts.shape) * counts,
+        np.where(is_text, nats, 0.0),
+        num_bytes * counts,
+    )
+
+
+def measure_text(spelling: Spelling, tokens: Int64) -> tuple[npt.NDArray[np.bool_], Int64]:
+    """Of tokens (B, T + 1), which but the first are text, (B, T), and their bytes of UTF-8, (B, T).
+
+    Special tokens are none, and have 0 bytes. A tokenizer whose ids do not add up to their text,
+    such as WordPiece's, has no text and no bytes here.
+    """
+    read, predicted = tokens[:, :-1], tokens[:, 1:]
+    if not spelling.adds_up:
+        return np.zeros(predicted.shape, np.bool_), np.zeros(predicted.shape, np.int64)
+    marks = [spelling.end_of_text]
+    if spelling.begin_of_text is not None:
+        marks.append(spelling.begin_of_text)
+    num_bytes = spelling.sizes[predicted]
+    num_bytes -= np.where(np.isin(read, marks), spelling.excess[predicted], 0)
+    return ~np.isin(predicted, [*spelling.special]), num_bytes
+
+
+def find_edges(length: int) -> list[int]:
+    """Where the ranges of positions in a window begin, the last of which is its second half.
+
+    >>> find_edges(2048), find_edges(6)
+    ([0, 16, 32, 64, 128, 256, 512, 1024], [0, 1, 3])
+    """
+    halves = {length >> shift for shift in range(1, MAX_RANGES)} - {0}
+    return [0, *sorted(halves)]

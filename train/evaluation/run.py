@@ -1,0 +1,167 @@
+"""`velocity eval`, from the request to what is shown: one checkpoint, or all of a run."""
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+
+from model.checkpoints.seal import CheckpointError, list_checkpoints, step_of
+from model.decode.generator import Generator
+from model.sample.prompts import read_text
+from shards.disk.json_files import Json
+from shards.format import SPLITS
+from shards.reader import Shards, open_shards
+from shards.screen.lines import Say
+from shards.tokenizer import encode_plainly, read_set_spelling, read_spelling
+from train.checkpoints.position import RUN_CONFIG, read_run_config
+from train.evaluation.perplexity import Prediction, predict
+from train.evaluation.request import Measured, Request
+from train.evaluation.show import describe_report, describe_reports
+from train.evaluation.windows import (
+    count_windows,
+    cut_windows,
+    read_set_batches,
+    read_text_batches,
+)
+
+Load = Callable[[Path], Generator]
+
+
+def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str]:
+    """The lines of the answer, for people or as JSON.
+
+    Raises ValueError with one line for what cannot be evaluated; with `all`, a checkpoint that
+    cannot be loaded is said and passed over.
+    """
+    reports = []
+    for generator in load_all(ckpt, request.all, load, say):
+        report = evaluate_one(generator, request)
+        del generator  # Never two models in memory.
+        if request.as_json:
+            yield json.dumps(report)
+        reports.append(report)
+    if not request.as_json:
+        yield from describe_report(reports[0]) if len(reports) == 1 else describe_reports(reports)
+
+
+def load_all(ckpt: Path, wants_all: bool, load: Load, say: Say) -> Iterator[Generator]:
+    """The checkpoint's generator or, one after another, those of a run; CheckpointError if none."""
+    if not wants_all:
+        yield load(ckpt)
+        return
+    num_loaded = 0
+    for folder in reversed(list_checkpoints(ckpt)):
+        try:
+            generator = load(folder)
+        except CheckpointError as error:
+            say(f"velocity: {error}; skipping {folder.name}")
+            continue
+        num_loaded += 1
+        yield generator
+    if not num_loaded:
+        raise CheckpointError(
+            f"{ckpt}: no complete checkpoint to load; expected a folder of checkpoint-<step> "
+            "folders"
+        )
+
+
+def evaluate_one(generator: Generator, request: Request) -> Json:
+    """What is found out about one checkpoint, as JSON."""
+    assert generator.folder is not None
+    return {
+        "checkpoint": str(generator.folder),
+        "step": step_of(generator.folder),
+        **measure(generator, request.measured),
+    }
+
+
+def measure(generator: Generator, measured: Measured) -> Json:
+    """How well a checkpoint predicts the set or the texts, as JSON."""
+    length = choose_length(generator, measured.length)
+    stride = measured.stride or length
+    if stride > length:
+        raise ValueError(
+            f"--stride is {stride:,} and a window's length {length:,}: tokens between windows "
+            "would be predicted by none; expected at most the length"
+        )
+    if measured.split not in SPLITS:
+        raise ValueError(f"--split is {measured.split!r}; expected one of {', '.join(SPLITS)}")
+    if measured.shards is not None:
+        shards = open_shards(measured.shards)
+        what: Json = {
+            "shards": str(measured.shards),
+            "dataset_id": shards.manifest.dataset_id,
+            "split": measured.split,
+        }
+        prediction = predict_set(generator, shards, measured, length, stride)
+    else:
+        what = {"text": list(measured.text)}
+        prediction = predict_texts(generator, measured, length, stride)
+    windows = {"length": length, "stride": stride, "windows": prediction.total.loss.num_windows}
+    return {**what, **windows, **prediction.describe()}
+
+
+def choose_length(generator: Generator, wanted: int | None) -> int:
+    """How many tokens a window predicts: as asked for, as in the run, or the model's context."""
+    assert generator.folder is not None
+    if wanted is None and (generator.folder / RUN_CONFIG).is_file():
+        wanted = read_run_config(generator.folder).data.max_seq_length
+    length = wanted or generator.context
+    if length > generator.context:
+        raise ValueError(
+            f"--length is {length:,}; the model's context is {generator.context:,} tokens"
+        )
+    return length
+
+
+def predict_set(
+    generator: Generator, shards: Shards, measured: Measured, length: int, stride: int
+) -> Prediction:
+    """How well a checkpoint predicts a split, in whole windows from its first token on."""
+    check_tokenizer(generator, shards)
+    num_predicted = shards.manifest.num_tokens(measured.split) - 1
+    total = count_windows(num_predicted, length, stride)
+    if not total:
+        raise ValueError(
+            f"{shards.folder}: {measured.split} has {num_predicted + 1:,} tokens, fewer than a "
+            f"window of {length + 1:,}; see --length and --split"
+        )
+    total = min(total, measured.windows or total)
+    windows = islice(cut_windows(num_predicted, length, stride, keeps_rest=False), total)
+    spelling = read_set_spelling(shards.folder, shards.manifest)
+    batches = read_set_batches(shards, measured.split, windows, measured.batch_size)
+    return predict(generator, spelling, length, batches, total)
+
+
+def predict_texts(generator: Generator, measured: Measured, length: int, stride: int) -> Prediction:
+    """How well a checkpoint predicts texts, each as a document of its own, token by token."""
+    documents = []
+    for name in measured.text:
+        ids = encode_plainly(generator.tokenizer, read_text(name))
+        if not ids:
+            raise ValueError(f"{name}: is empty; expected text")
+        documents.append((name, np.array([generator.begin, *ids], np.int64)))
+    batches = chain.from_iterable(
+        read_text_batches(name, ids, length, stride, measured.batch_size) for name, ids in documents
+    )
+    total = sum(
+        sum(1 for _ in cut_windows(len(ids) - 1, length, stride, keeps_rest=True))
+        for _, ids in documents
+    )
+    begin = generator.begin if generator.begin != generator.end_of_text else None
+    spelling = read_spelling(generator.tokenizer, generator.end_of_text, begin)
+    return predict(generator, spelling, length, batches, total)
+
+
+def check_tokenizer(generator: Generator, shards: Shards) -> None:
+    """ValueError if the ids of a set are not those of the model."""
+    ours = generator.tokenizer
+    cases = shards.manifest.content["tokenizer"]["self_test"]
+    fits = all(encode_plainly(ours, case["text"]) == case["ids"] for case in cases)
+    if not fits or shards.manifest.vocab_size > generator.model.config.num_ids:
+        raise ValueError(
+            f"{shards.folder}: was made with another tokenizer than that of {generator.folder}; "
+            "prepare the same texts with the model's, or give them with --text"
+        )
