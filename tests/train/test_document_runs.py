@@ -24,6 +24,7 @@ from tests.tiny import CONFIG, TOKENIZER_JSON
 from tests.tokenized import write_set
 from tests.train.test_train import assert_equal_bits, checkpoint_tensors
 from train.config import DataConfig
+from train.inspect.model_folder import inspect_model
 from train.start.documents import separate_documents
 from train.tracing.takedown import Takedown, take_down
 
@@ -106,6 +107,8 @@ def test_a_run_goes_on_bit_for_bit(
     run_small(short_texts, tmp_path / "resumed", **settings)
     straight, resumed = (checkpoint_tensors(tmp_path / n, 8) for n in ("straight", "resumed"))
     assert_equal_bits(straight, resumed)
+    facts = inspect_model(tmp_path / "resumed" / "checkpoints" / "checkpoint-8").facts
+    assert facts["attention"] == "was trained inside documents (data.attention=document)"
     for metric in METRICS:
         assert read_metrics(tmp_path / "straight", metric) == read_metrics(
             tmp_path / "resumed", metric

@@ -6,8 +6,8 @@ from shards.format import Manifest
 from train.config import DataConfig
 
 
-def separate_documents(model: Transformer, data: DataConfig, manifest: Manifest) -> None:
-    """Let the model keep documents apart in all windows of a set, if `data.attention` asks for it.
+def separate_documents(model: Transformer, data: DataConfig, manifest: Manifest) -> Transformer:
+    """The model, which keeps documents apart in a set's windows if `data.attention` asks for it.
 
     The end token alone says where they are: it stands after each document, and prep and import let
     none be inside one.
@@ -15,3 +15,4 @@ def separate_documents(model: Transformer, data: DataConfig, manifest: Manifest)
     if data.attention == "document":
         has_begin = manifest.begin_of_text is not None
         model.model.separation.marks = Marks(manifest.end_of_text, has_begin)
+    return model
