@@ -42,6 +42,13 @@ class Llama:
         return tokens
 
 
+def find_llama(python: Path) -> str | None:
+    """The version of llama-cpp-python that a Python has; None if it has none."""
+    ask = "from importlib.metadata import version; print(version('llama-cpp-python'))"
+    process = subprocess.run([str(python), "-c", ask], capture_output=True, text=True)
+    return None if process.returncode else process.stdout.strip()
+
+
 def answer(model: str, num_threads: int) -> None:
     """Load the file, and answer requests until there are no more."""
     import llama_cpp

@@ -217,6 +217,8 @@ def write_all(generator: Generator, cases: Sequence[Case], settings: Settings) -
             if isinstance(generator.predictor, Dictated):
                 generator.predictor.text = [*case.prompt, *case.goes_on]
             tokens, steps, taken = write_text(generator, case.prompt, settings)
+            if isinstance(generator.predictor, Dictated):
+                assert tokens == case.goes_on
             written.append(tokens)
             num_tokens += len(tokens) - 1
             num_steps += steps

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.llama import Llama
+from benchmarks.llama import Llama, find_llama
 from benchmarks.measure import (
     OURS,
     Engine,
@@ -115,6 +115,7 @@ def main() -> None:
         "dtype": str(dtype).removeprefix("torch."),
         "tokens_in_a_step_of_c": 0 if step is None else step.max_tokens,
         "tokens_counted": "generated ones; the prompts' are read, not counted",
+        "llama_cpp_python": find_llama(options.llama_python or Path(sys.executable)),
     }
     checks = {
         "tokens_equal": all(equal) if equal else None,

@@ -4,6 +4,7 @@ Names match the settings and config.json, where those of RoPE are in rope_parame
 `rope_`. Nothing here imports torch.
 """
 
+import math
 import reprlib
 from dataclasses import Field, dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
@@ -12,6 +13,7 @@ from typing import Any, Literal, Self, get_args
 Kept = Literal["fp32", "bf16", "fp16", "int8"]
 KEPT: tuple[Kept, ...] = get_args(Kept)
 AttentionKernel = Literal["auto", "flash", "cudnn", "efficient", "math", "fa3"]
+Init = Literal["normal", "depth_scaled"]
 RopeType = Literal["default", "linear", "dynamic", "yarn", "llama3"]
 
 MAX_VOCAB_SIZE = 2**31  # The ids that a set can have, and int32.
@@ -66,6 +68,9 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     # Standard deviation of the initial weights.
     initializer_range: float = 0.02
+    # "normal" = all weights start with that deviation; "depth_scaled" = those of o_proj and
+    # down_proj, which add to the residual stream, with 1/sqrt(2 * num_hidden_layers) of it.
+    init: Init = "normal"
     # Epsilon of every RMSNorm, added to the mean square.
     layer_norm_eps: float = 1e-5
     # Base of the rotary embedding's frequencies.
@@ -121,8 +126,9 @@ class ModelConfig:
         value, members = getattr(self, field.name), (field.type, *get_args(field.type))
         if isinstance(value, str | None) and value == field.default:
             return  # A word or null, which stands for a number.
-        if bool in members or field.name == "rope_type":
-            choices = (True, False) if bool in members else tuple(ROPE_SETTINGS)
+        words = {"rope_type": tuple(ROPE_SETTINGS), "init": get_args(Init)}
+        if bool in members or field.name in words:
+            choices = (True, False) if bool in members else words[field.name]
             if type(value) not in (bool, str) or value not in choices:
                 raise ValueError(
                     f"model.{field.name} is {reprlib.repr(value)}; expected one of "
@@ -234,6 +240,18 @@ class ModelConfig:
             )
         return self.max_position_embeddings
 
+    def initial_deviation(self, name: str) -> float:
+        """The standard deviation of the new weight of this name.
+
+        >>> round(ModelConfig(init="depth_scaled").initial_deviation("mlp.down_proj.weight"), 5)
+        0.00289
+        """
+        adds_to_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
+        if self.init == "depth_scaled" and adds_to_stream:
+            # There are two such additions in a block.
+            return self.initializer_range / math.sqrt(2 * self.num_hidden_layers)
+        return self.initializer_range
+
     @property
     def head_parameters(self) -> int:
         """E: the weights of the head, and as many of the embedding."""
@@ -243,6 +261,11 @@ class ModelConfig:
     def embedding_parameters(self) -> int:
         """The weights of the embedding and the head: E if they are the same, else 2 E."""
         return self.head_parameters * (1 if self.tie_word_embeddings else 2)
+
+    @property
+    def block_matrix_parameters(self) -> int:
+        """The weights of the blocks' matrices: all but embedding, head and norms."""
+        return self._num_matmul_parameters() - self.head_parameters
 
     def num_parameters(self) -> int:
         """Number of parameters; an embedding that is also the head counts once."""

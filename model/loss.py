@@ -30,23 +30,29 @@ CHUNK_TOKENS_MULTIPLE = 128
 VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 
 
-# Of a chunk's logits (C, V) in fp32, which it may write over, targets (C,), a 0-dim scale and a
-# dtype: the losses (C,) in fp32, and (softmax - onehot) * scale (C, V), scaled in fp32 first and
-# only then rounded to dtype. Without a scale, the losses alone.
-Differentiate = Callable[[Tensor, Tensor, Tensor | None, torch.dtype], tuple[Tensor, Tensor | None]]
+# Of a chunk's logits (C, V) in fp32, which it may write over, targets (C,), a 0-dim scale, a dtype
+# and the z-loss's factor z: the losses (C,) in fp32, and (softmax - onehot) * scale (C, V), scaled
+# in fp32 first and only then rounded to dtype. Without a scale, the losses alone. With z above 0,
+# the losses and z * log(sum(exp(logits)))^2 as (2, C), and the gradient of their sum.
+Differentiate = Callable[
+    [Tensor, Tensor, Tensor | None, torch.dtype, float], tuple[Tensor, Tensor | None]
+]
 
 
 def differentiate_in_place(
-    logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype
+    logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor | None]:
     """A chunk's losses and the logits' gradient, which in fp32 takes the place of the logits."""
     largest, target_logits = logits.amax(-1), logits.gather(1, targets.unsqueeze(1)).squeeze(1)
     probs = torch.softmax(logits, dim=-1, out=logits)
     # The largest probability is 1 / sum(exp(logits - largest)), which is never 0: it gives the
     # log of the sum without another pass over exp.
-    losses = largest - probs.amax(-1).log() - target_logits
+    log_sums = largest - probs.amax(-1).log()
+    losses = add_z_loss(log_sums - target_logits, log_sums, z_loss)
     if scale is None:
         return losses, None
+    if z_loss:
+        probs.mul_((1 + 2 * z_loss * log_sums).unsqueeze(1))
     probs.scatter_add_(1, targets.unsqueeze(1), probs.new_full((len(probs), 1), -1.0))
     if dtype == torch.float32:
         return losses, probs.mul_(scale)
@@ -54,17 +60,27 @@ def differentiate_in_place(
 
 
 def differentiate_for_compiler(
-    logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype
+    logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor | None]:
     """The same in a form that a compiler makes two passes over the logits of."""
     largest = logits.amax(-1, keepdim=True)
     exps = (logits - largest).exp()
     sums = exps.sum(-1, keepdim=True)
-    losses = (largest + sums.log() - logits.gather(1, targets.unsqueeze(1))).squeeze(1)
+    log_sums = largest + sums.log()
+    losses = (log_sums - logits.gather(1, targets.unsqueeze(1))).squeeze(1)
+    losses = add_z_loss(losses, log_sums.squeeze(1), z_loss)
     if scale is None:
         return losses, None
+    probs = exps / sums
+    if z_loss:
+        probs = probs * (1 + 2 * z_loss * log_sums)
     onehot = torch.arange(logits.shape[1], device=logits.device) == targets.unsqueeze(1)
-    return losses, ((exps / sums - onehot.float()) * scale).to(dtype)
+    return losses, ((probs - onehot.float()) * scale).to(dtype)
+
+
+def add_z_loss(losses: Tensor, log_sums: Tensor, z_loss: float) -> Tensor:
+    """The losses (C,); with z_loss, they and z_loss * log_sums^2 below them: (2, C)."""
+    return torch.stack([losses, z_loss * log_sums.square()]) if z_loss else losses
 
 
 def compile_differentiate(backend: str) -> Differentiate:
@@ -77,11 +93,11 @@ def compile_differentiate(backend: str) -> Differentiate:
     compiled = torch.compile(differentiate_for_compiler, backend=backend)
 
     def differentiate(
-        logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype
+        logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype, z_loss: float
     ) -> tuple[Tensor, Tensor | None]:
         for tensor in (logits, targets):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return compiled(logits, targets, scale, dtype)
+        return compiled(logits, targets, scale, dtype, z_loss)
 
     return differentiate
 
@@ -93,6 +109,7 @@ def chunked_cross_entropy(
     grad_scale: Tensor | float = 1.0,
     chunk_tokens: int | None = None,
     differentiate: Differentiate = differentiate_in_place,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """The mean over all tokens of -log softmax(hidden @ weight.T)[target]: a 0-dim fp32 tensor.
 
@@ -106,13 +123,18 @@ def chunked_cross_entropy(
     in fp16; backward multiplies them by what is missing, the incoming gradient over grad_scale,
     which is then 1. With `chunk_tokens` None, the device decides. `differentiate` may be that
     of `compile_differentiate`.
+
+    With `z_loss`, two numbers (2,): that loss, and z_loss * log(sum(exp(logits)))^2, the mean of
+    it, which keeps logits from drifting ("PaLM", Chowdhery et al. 2022, section 5). They are to be
+    differentiated together, by the same factor: as their sum.
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     chunk_tokens = chunk_tokens or choose_chunk_tokens(len(targets), weight)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         apply: Any = _ChunkedCrossEntropy.apply
-        return cast(Tensor, apply(hidden, weight, targets, grad_scale, chunk_tokens, differentiate))
-    return _compute(hidden, weight, targets, None, chunk_tokens, differentiate)[0]
+        options = chunk_tokens, differentiate, z_loss
+        return cast(Tensor, apply(hidden, weight, targets, grad_scale, *options))
+    return _compute(hidden, weight, targets, None, chunk_tokens, differentiate, z_loss)[0]
 
 
 def choose_chunk_tokens(num_tokens: int, weight: Tensor) -> int:
@@ -146,9 +168,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         # In place, to avoid a second (V, D); autograd itself refuses a second backward, as the
         # saved tensors have changed.
-        missing = dloss / ctx.grad_scale
+        missing = (dloss[0] if dloss.dim() else dloss) / ctx.grad_scale
         dhidden, dweight = ctx.saved_tensors
-        return dhidden.mul_(missing), dweight.mul_(missing), None, None, None, None
+        return dhidden.mul_(missing), dweight.mul_(missing), *(5 * [None])
 
 
 def _compute(
@@ -158,25 +180,29 @@ def _compute(
     grad_scale: Tensor | float | None,
     chunk_tokens: int,
     differentiate: Differentiate,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and its gradients (N, D) and (V, D) times grad_scale; with None, no gradients."""
+    """The loss, or both, and the gradients (N, D) and (V, D) times grad_scale; with None, none."""
     num_tokens, num_words = len(targets), len(weight)
     dtype = _choose_dtype(hidden)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         inputs, head = as_factor(hidden, dtype), _pad_vocabulary(as_factor(weight, dtype))
-        losses = torch.empty(num_tokens, dtype=torch.float32, device=hidden.device)
+        shape = (2, num_tokens) if z_loss else (num_tokens,)
+        losses = torch.empty(shape, dtype=torch.float32, device=hidden.device)
         # The sum makes a tensor of a number, and neither waits for the device.
         scale = None if grad_scale is None else losses.new_zeros(()) + grad_scale / num_tokens
         dhidden = torch.empty_like(hidden)
         # (D, V), because the products it sums are faster that way around.
         dhead = losses.new_empty(0, 0)
         of_chunks = (
-            torch.split(tensor, chunk_tokens) for tensor in (inputs, targets, losses, dhidden)
+            *(torch.split(tensor, chunk_tokens) for tensor in (inputs, targets)),
+            torch.split(losses, chunk_tokens, dim=-1),
+            torch.split(dhidden, chunk_tokens),
         )
         for number, (rows, words, chunk_losses, drows) in enumerate(zip(*of_chunks, strict=True)):
             logits = multiply(rows, head.T)
             logits.narrow(1, num_words, len(head) - num_words).fill_(-torch.inf)
-            found, dlogits = differentiate(logits, words, scale, dtype)
+            found, dlogits = differentiate(logits, words, scale, dtype, z_loss)
             chunk_losses.copy_(found)
             del logits  # Each goes before the next large one is made.
             if dlogits is not None:
@@ -186,7 +212,8 @@ def _compute(
                 dhead = dhead.add_(summand) if number else summand
                 del dlogits, summand
         dweight = dhead.narrow(1, 0, num_words).T if dhead.numel() else dhead
-        return losses.mean(), dhidden, dweight.contiguous()
+        mean = losses.mean(1) if z_loss else losses.mean()
+        return mean, dhidden, dweight.contiguous()
 
 
 def _choose_dtype(hidden: Tensor) -> torch.dtype:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from model.attention import attend
 from model.cache import KVCache, LayerCache
 from model.config import ModelConfig
+from model.documents import Documents, Separation
 from model.loss import (
     Differentiate,
     chunked_cross_entropy,
@@ -33,6 +34,8 @@ from model.rotation import find_frequencies, find_length_factor
 FORWARD_METHODS = ("row_losses", "predict")
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, K / 2)
+# What tokens see besides themselves: None = those before them in their window.
+Scope = LayerCache | Documents | None
 
 
 class Linear(nn.Linear):
@@ -105,15 +108,15 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, shared_size)
         self.o_proj = Linear(size, config.hidden_size)
 
-    def forward(self, x: Tensor, rotation: Rotation, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, scope: Scope = None) -> Tensor:
         heads = (*x.shape[:2], -1, self.head_size)
         q = rotate(self.q_proj(x).view(heads).transpose(1, 2), rotation)  # (B, H, T, K)
         k = rotate(self.k_proj(x).view(heads).transpose(1, 2), rotation)  # (B, G, T, K)
         v = self.v_proj(x).view(heads).transpose(1, 2)
-        mask = None
-        if cache is not None:
-            k, v, mask = cache.append(k, v)
-        y = attend(q, k, v, mask)  # (B, H, T, K)
+        if isinstance(scope, LayerCache):
+            y = attend(q, *scope.append(k, v))  # (B, H, T, K)
+        else:
+            y = attend(q, k, v) if scope is None else scope.attend(q, k, v)  # (B, H, T, K)
         return cast(Tensor, self.o_proj(y.transpose(1, 2).flatten(2)))  # (B, T, D)
 
 
@@ -141,8 +144,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotation: Rotation, cache: LayerCache | None = None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, cache)
+    def forward(self, x: Tensor, rotation: Rotation, scope: Scope = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, scope)
         return x + cast(Tensor, self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -159,6 +162,8 @@ class Decoder(nn.Module):
         self.largest: list[Tensor] | None = None
         # Whether blocks are compiled for batches of all sizes.
         self.takes_any_batch = False
+        # Whether attention stays inside documents, where no cache says what tokens see.
+        self.separation = Separation()
 
     def forward(
         self,
@@ -170,17 +175,20 @@ class Decoder(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             # Otherwise the residual stream would stay in the embedding's fp32, at twice the memory.
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if cache is None:
+        documents = None
+        if cache is not None:
+            positions = cache.begin(tokens.shape[1])
+        elif self.separation.marks is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         else:
-            positions = cache.begin(tokens.shape[1])
+            positions, documents = self.separation.find(tokens, x.dtype, self.config.head_size)
         rotation = make_rotation(positions, self.config)
         if self.takes_any_batch:
             torch._dynamo.maybe_mark_dynamic(x, 0)
         run_block = RUNNERS[activation_checkpointing]
         for layer, block in enumerate(self.layers):
-            layer_cache = cache.layer(layer) if cache is not None else None
-            x = run_block(block, x, rotation, layer_cache)
+            scope = cache.layer(layer) if cache is not None else documents
+            x = run_block(block, x, rotation, scope)
             if self.largest is not None:
                 self.largest.append(x.detach().abs().amax())
         return cast(Tensor, self.norm(x))
@@ -189,9 +197,10 @@ class Decoder(nn.Module):
 class Transformer(nn.Module):
     """The language model: a decoder and its head, which may be the embedding.
 
-    Weights start as N(0, initializer_range), norms as 1. `activation_checkpointing` says what
-    training keeps for the backward pass (model/recompute.py); it may be set until blocks are
-    compiled.
+    Weights start as N(0, initializer_range), norms as 1; with init "depth_scaled", what is added to
+    the residual stream is smaller at first (GPT-2: Radford et al. 2019). `activation_checkpointing`
+    says what training keeps for the backward pass (model/recompute.py); it may be set until blocks
+    are compiled.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -204,9 +213,9 @@ class Transformer(nn.Module):
         with torch.device("meta") if config.tie_word_embeddings else nullcontext():
             self.lm_head = Linear(config.hidden_size, config.num_ids)
         self.tie_head()
-        for weight in self.parameters():
+        for name, weight in self.named_parameters():
             if weight.dim() == 2 and not weight.is_meta:
-                nn.init.normal_(weight, std=config.initializer_range)
+                nn.init.normal_(weight, std=config.initial_deviation(name))
 
     def tie_head(self) -> None:
         """Make the embedding the head, if the model is so; again after weights were assigned."""
@@ -228,16 +237,21 @@ class Transformer(nn.Module):
         for name, weight in self.named_parameters():
             whole = torch.ones(weight.shape, device=device)
             if weight.dim() == 2:
-                nn.init.normal_(whole, std=self.config.initializer_range)
+                nn.init.normal_(whole, std=self.config.initial_deviation(name))
             yield name, whole
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, grad_scale: Tensor | float = 1.0
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        grad_scale: Tensor | float = 1.0,
+        z_loss: float = 0.0,
     ) -> Tensor:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T), their mean loss, 0-dim fp32.
 
         `grad_scale` is the factor that the caller multiplies the loss by before backward; the loss
-        itself does not depend on it (see `chunked_cross_entropy`).
+        itself does not depend on it. With `z_loss`, the loss and the z-loss, (2,), to be
+        differentiated as their sum (see `chunked_cross_entropy`).
         """
         hidden = self.model(
             tokens,
@@ -245,8 +259,9 @@ class Transformer(nn.Module):
         )
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
+        weight, differentiate = self.lm_head.weight, self.differentiate
         return chunked_cross_entropy(
-            hidden, self.lm_head.weight, targets, grad_scale, differentiate=self.differentiate
+            hidden, weight, targets, grad_scale, differentiate=differentiate, z_loss=z_loss
         )
 
     @torch.no_grad()
@@ -295,6 +310,7 @@ class Transformer(nn.Module):
             compiler = keep_share(backend, memory_budget)
             self.activation_checkpointing = "none"
         self.model.takes_any_batch = takes_any_batch
+        self.model.separation.compile()
         for block in self.model.layers:
             block.compile(backend=compiler)
         self.differentiate = compile_differentiate(backend)

@@ -73,18 +73,19 @@ class Places:
     long for thousands of samples as for a few.
     """
 
-    def __init__(self, order: SampleOrder, dealing: Dealing) -> None:
+    def __init__(self, order: SampleOrder) -> None:
         self.order = order
-        self.dealing = dealing
+        self.dealing: Dealing | None = None
         # The places that were found, for steps that start after so many samples.
         self.found: dict[int, npt.NDArray[np.int64]] = {}
 
-    def take(self, consumed: int) -> npt.NDArray[np.int64]:
+    def take(self, consumed: int, dealing: Dealing) -> npt.NDArray[np.int64]:
         """The places (A * B,) of this rank's samples in the step after `consumed` samples."""
-        if consumed not in self.found:
-            own = np.concatenate(self.dealing.own_samples(0))
+        if consumed not in self.found or dealing != self.dealing:
+            self.dealing = dealing
+            own = np.concatenate(dealing.own_samples(0))
             num_steps = -(-SAMPLES_AT_ONCE // len(own))
-            steps = consumed + np.arange(num_steps) * self.dealing.samples_per_step
+            steps = consumed + np.arange(num_steps) * dealing.samples_per_step
             places = self.order.starts((steps[:, None] + own).ravel())
             self.found = dict(zip(steps.tolist(), places.reshape(num_steps, -1), strict=True))
         return self.found.pop(consumed)
@@ -102,9 +103,9 @@ class Batches:
         consumed: int,
     ) -> None:
         self.stream = stream
-        self.places = Places(order, dealing)
-        self.dealing = dealing
-        self.sizes = [len(samples) for samples in dealing.own_samples(0)]
+        self.places = Places(order)
+        # That of the step that was handed out last, and of the one that is read ahead.
+        self.dealing = self.next_dealing = dealing
         self.device = device
         self.num_tokens = order.max_seq_length + 1
         # Samples handed out so far, over all ranks: the only state there is.
@@ -113,16 +114,27 @@ class Batches:
         # The windows (A, B, T + 1) of the step that was handed out last.
         self.windows: tuple[torch.Tensor, ...] = ()
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self.ahead = self.reader.submit(self._read, consumed)
+        self.ahead = self.reader.submit(self._read, consumed, dealing)
 
-    def next_step(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The tokens and targets, (B, T) each, of every micro-step of the next step."""
+    def next_step(
+        self, after: Dealing | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The tokens and targets, (B, T) each, of every micro-step of the next step.
+
+        `after` is how the step after that will be dealt; None = as this one.
+        """
         started = time.perf_counter()
         self.windows = self.ahead.result()
         self.wait_seconds += time.perf_counter() - started
+        self.dealing = self.next_dealing
         self.consumed += self.dealing.samples_per_step
-        self.ahead = self.reader.submit(self._read, self.consumed)
+        self._read_ahead(after or self.dealing)
         return self.repeat_step()
+
+    def deal_next(self, dealing: Dealing) -> None:
+        """Deal the next step otherwise than was said."""
+        if dealing != self.next_dealing:
+            self._read_ahead(dealing)
 
     def repeat_step(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """What `next_step` gave last, again."""
@@ -141,15 +153,19 @@ class Batches:
         self.reader.shutdown(wait=True, cancel_futures=True)
         self.stream.close()
 
-    def _read(self, consumed: int) -> tuple[torch.Tensor, ...]:
+    def _read_ahead(self, dealing: Dealing) -> None:
+        self.next_dealing = dealing
+        self.ahead = self.reader.submit(self._read, self.consumed, dealing)
+
+    def _read(self, consumed: int, dealing: Dealing) -> tuple[torch.Tensor, ...]:
         """The windows of the step after `consumed` samples: A times (B, T + 1)."""
-        places = self.places.take(consumed)
+        places = self.places.take(consumed, dealing)
         if self.device.type == "cuda":
             windows = read_pinned(self.stream, places, self.num_tokens)
         else:
             read = self.stream.windows(places, self.num_tokens)
             windows = torch.from_numpy(read.astype(np.int64))
-        return windows.split_with_sizes(self.sizes)
+        return windows.split_with_sizes([len(samples) for samples in dealing.own_samples(0)])
 
 
 def read_pinned(

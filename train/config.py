@@ -14,10 +14,11 @@ from train.training_config import TrainingConfig
 
 Verify = Literal["open", "first-read", "off"]
 Compression = Literal["none", "fp16", "bf16"]
+DataAttention = Literal["window", "document"]
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
-# In a checkpoint, of each parameter: fp32, and AdamW's two means.
-CHECKPOINT_BYTES = 4 + 8
+# In fp32, of each parameter.
+NUMBER_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class DataConfig:
     shards: str = "shards/"
     # Tokens that one sample feeds to the model; a window is one token longer.
     max_seq_length: int = 2048
+    # What a token sees: "window" = all tokens before it in its window; "document" = those of its
+    # own document alone, and positions begin anew with each document.
+    attention: DataAttention = "window"
     # Damage in the shards ends the run: "first-read" compares each MiB with its checksum the first
     # time it is read, beside training; "open" hashes all shards before the first step; "off" = only
     # ids outside the vocabulary are noticed.
@@ -168,20 +172,56 @@ class Config:
         )
 
     def samples_per_step(self, num_ranks: int) -> int:
-        """Samples per step over so many ranks."""
+        """Samples per step over so many ranks; after a batch warmup, if there is one."""
         if self.training.global_batch_tokens is not None:
             return self.training.global_batch_tokens // self.data.max_seq_length
         return self.training.micro_batch * self.training.micro_steps * num_ranks
 
+    def list_batches(self, num_ranks: int) -> list[tuple[int, int]]:
+        """The stages of the batch warmup: from which step on a step has how many samples.
+
+        >>> training = TrainingConfig(batch_warmup_steps=100, batch_warmup_doublings=2)
+        >>> Config(training=training).list_batches(num_ranks=2)
+        [(0, 16), (50, 32), (100, 64)]
+        """
+        full = self.samples_per_step(num_ranks)
+        steps, doublings = self.training.batch_warmup_steps, self.training.batch_warmup_doublings
+        stages = {
+            -(-stage * steps // doublings): max(full >> (doublings - stage), 1)
+            for stage in range(doublings)
+        }
+        return sorted((stages | {steps: full}).items())
+
+    def samples_of_step(self, step: int, num_ranks: int) -> int:
+        """Samples of step number `step`, counted from 0: a function of the settings alone."""
+        return [samples for first, samples in self.list_batches(num_ranks) if first <= step][-1]
+
+    def micro_steps_of(self, num_samples: int, num_ranks: int) -> int:
+        """Micro-steps of a step of the batch warmup with so many samples, once they are settled."""
+        if num_samples == self.samples_per_step(num_ranks):
+            return self.training.micro_steps
+        return -(-num_samples // (self.training.micro_batch * num_ranks))
+
     def count_tokens(self, num_ranks: int) -> int:
         """Tokens that the whole run reads on so many ranks."""
-        tokens = self.samples_per_step(num_ranks) * self.data.max_seq_length
-        return tokens * self.training.num_training_steps
+        steps, batches = self.training.num_training_steps, self.list_batches(num_ranks)
+        ends = [first for first, _ in batches[1:]] + [steps]
+        samples = sum(
+            max(min(end, steps) - first, 0) * samples
+            for (first, samples), end in zip(batches, ends, strict=True)
+        )
+        return samples * self.data.max_seq_length
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of the optimizer's state: AdamW's two means of each parameter, Muon's one."""
+        has_one = self.model.block_matrix_parameters if self.training.optimizer == "muon" else 0
+        return NUMBER_BYTES * (2 * self.model.num_parameters() - has_one)
 
     @property
     def checkpoint_bytes(self) -> int:
         """Bytes of a checkpoint."""
-        return CHECKPOINT_BYTES * self.model.num_parameters()
+        return NUMBER_BYTES * self.model.num_parameters() + self.optimizer_bytes
 
     @property
     def disk_bytes(self) -> int:

@@ -113,7 +113,7 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
         signal_number = run.rank.max(stop.signal_number)
         is_last = run.step == training.num_training_steps
 
-        speed.add_loss(step.loss, run.step)
+        speed.add_step(step.loss, run.step, run.tokens_of_step)
         if report and (run.step % training.logging_steps == 0 or is_last or signal_number):
             report.log_step(run.step, describe_step(run, step) | speed.take())
             warn_of_overflow(step, training, report)
@@ -218,6 +218,7 @@ def describe_step(run: Run, step: Step) -> dict[str, float | None]:
     return {
         "learning_rate": learning_rate(run.step - 1, run.config.training),
         "grad_norm": step.norm if math.isfinite(step.norm) else None,
+        "z_loss": step.z_loss if step.z_loss and math.isfinite(step.z_loss) else None,
         "largest_activation": step.largest_activation,
         "loss_scale": run.scaler.get_scale() if run.scaler.is_enabled() else None,
         "skipped_steps": run.bad_steps.total,
@@ -244,7 +245,6 @@ def make_speed(run: Run) -> Speed:
     config = run.config
     peak_flops = find_device_peak(run.rank.device, config.training.precision)
     return Speed(
-        run.tokens_per_step,
         config.model.flops_per_token(config.data.max_seq_length),
         config.model.causal_flops_per_token(config.data.max_seq_length),
         None if peak_flops is None else peak_flops * run.rank.world_size,

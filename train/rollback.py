@@ -45,10 +45,12 @@ def go_back(run: Run) -> int | None:
     restore_parts(state, run.parts)
     fit_scaler(run.scaler, run.config.training)
     bad_steps.load_state_dict(kept)
-    per_step = run.batches.dealing.samples_per_step
-    # The batches just go on.
-    next_sample = run.batches.consumed
-    run.history = extend_history(position.history, position.step, next_sample, per_step)
+    # The samples just go on.
+    next_sample, dealing = run.batches.consumed, run.find_dealing(position.step)
+    run.batches.deal_next(dealing)
+    run.history = extend_history(
+        position.history, position.step, next_sample, dealing.samples_per_step
+    )
     run.step = position.step
     run.saver.go_back(checkpoint, run.step)
     return run.step

@@ -40,6 +40,7 @@ from train.ranks.strategy import (
 )
 from train.samples import Sampler, make_sampler
 from train.start.blocks import set_up_blocks
+from train.start.documents import separate_documents
 from train.start.report import check_start
 from train.start.settle import settle_config
 from train.start.trial import try_on_gpu
@@ -59,7 +60,7 @@ class Run:
     model: Transformer
     # The model as the ranks share it; on one rank, the model itself.
     parallel_model: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     autocast: Autocast
     batches: Batches
@@ -75,9 +76,20 @@ class Run:
     sampler: Sampler | None = None
 
     @property
-    def tokens_per_step(self) -> int:
-        """Tokens per step, over all ranks."""
+    def tokens_of_step(self) -> int:
+        """Tokens of the step taken last, over all ranks."""
         return self.batches.dealing.samples_per_step * self.config.data.max_seq_length
+
+    def find_dealing(self, step: int) -> Dealing:
+        """How step number `step`, counted from 0, is dealt."""
+        return find_dealing(self.config, self.rank, step)
+
+    def count_step(self) -> None:
+        """One step more is done."""
+        samples = self.batches.dealing.samples_per_step
+        first = self.batches.consumed - samples
+        self.history = extend_history(self.history, self.step, first, samples)
+        self.step += 1
 
     @property
     def position(self) -> Position:
@@ -135,10 +147,10 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     retention = Retention(Path(config.infrastructure.output_dir), config.training)
     rank.do_first(retention.clear_leftovers)
     check_start(config, rank, shards, start.position.step if start else 0, say)
-    model = build_model(config, rank)
+    model = separate_documents(build_model(config, rank), config.data, shards.manifest)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
-    optimizer = make_optimizer(model, config.training)
+    optimizer = make_optimizer(model, config.training, rank)
     scaler = make_scaler(rank.device, config.training)
     bad_steps = BadSteps()
     parts: Parts = {"scaler": scaler, "skips": bad_steps}
@@ -153,7 +165,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         say(f"resuming from {start.path}: step {position.step:,}")
     own_start = start.path if start and start.is_own else None
     rank.do_first(lambda: retention.tidy(own_start))
-    batches = make_batches(config, rank, shards, position.samples_consumed)
+    batches = make_batches(config, rank, shards, position)
     per_step = batches.dealing.samples_per_step
     history = extend_history(position.history, position.step, position.samples_consumed, per_step)
     sampler = None
@@ -202,10 +214,16 @@ def build_model(config: Config, rank: Rank) -> Transformer:
     return model.train()
 
 
-def make_batches(config: Config, rank: Rank, shards: Shards, consumed: int) -> Batches:
+def make_batches(config: Config, rank: Rank, shards: Shards, position: Position) -> Batches:
     """This rank's share of the samples after those already consumed."""
     stream = shards.stream("train", config.data.checks_first_reads)
     order = SampleOrder(stream.num_tokens, config.data.max_seq_length, config.infrastructure.seed)
-    num_samples = config.samples_per_step(rank.world_size)
-    dealing = Dealing(num_samples, config.training.micro_steps, rank.rank, rank.world_size)
-    return Batches(stream, order, dealing, rank.device, consumed)
+    dealing = find_dealing(config, rank, position.step)
+    return Batches(stream, order, dealing, rank.device, position.samples_consumed)
+
+
+def find_dealing(config: Config, rank: Rank, step: int) -> Dealing:
+    """How step number `step` of a run, counted from 0, is dealt; the settings are settled."""
+    num_samples = config.samples_of_step(step, rank.world_size)
+    micro_steps = config.micro_steps_of(num_samples, rank.world_size)
+    return Dealing(num_samples, micro_steps, rank.rank, rank.world_size)

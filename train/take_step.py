@@ -19,25 +19,28 @@ def take_step(run: Run) -> Step:
     """One update from A micro-steps, or none if its gradients or its loss are bad."""
     training = run.config.training
     with watch_activations(run) as seen:
-        total = add_gradients(run)
+        totals = add_gradients(run).reshape(-1)
     norm = clip_gradients(run.optimizer, run.scaler, training.max_grad_norm)
     # The host waits for the device here. What ranks decide, they decide from the same numbers.
-    rows = run.rank.gather(torch.stack([total, norm, *(x.float() for x in seen)]))
-    losses = [total / run.batches.dealing.accumulation_steps for total, *_ in rows]
+    rows = run.rank.gather(torch.stack([norm, *totals, *(x.float() for x in seen)]))
+    steps = run.batches.dealing.accumulation_steps
+    losses = [total / steps for _, total, *_ in rows]
     loss = sum(losses) / len(losses)
     bad = run.bad_steps.judge(loss, training)
-    is_finite = all(math.isfinite(norm) for _, norm, *_ in rows)
+    is_finite = all(math.isfinite(norm) for norm, *_ in rows)
     is_applied = is_finite and (bad is None or training.on_bad_step == "warn")
     rate = learning_rate(run.step, training)
     apply_gradients(
         run.optimizer, run.scaler, rate, not is_finite, is_applied, training.min_loss_scale
     )
-    run.step += 1
+    run.count_step()
     run.bad_steps.add(run.step, loss, bad is not None, is_applied, training.spike_window)
     run.bad_steps.check(training, run.step, bad, run.scaler)
-    activations = chain(*(values for _, _, *values in rows))
+    activations = chain(*(row[1 + len(totals) :] for row in rows))
     largest = max(activations, key=lambda x: (math.isnan(x), x), default=None)
-    return Step(loss, rows[0][1] if is_finite else math.nan, bad, is_applied, losses, largest)
+    norm_before = rows[0][0] if is_finite else math.nan
+    z_loss = sum(row[2] for row in rows) / steps / len(rows) if len(totals) > 1 else None
+    return Step(loss, norm_before, bad, is_applied, losses, largest, z_loss)
 
 
 def watch_activations(run: Run) -> AbstractContextManager[list[Tensor]]:
@@ -49,18 +52,22 @@ def watch_activations(run: Run) -> AbstractContextManager[list[Tensor]]:
 
 
 def add_gradients(run: Run) -> Tensor:
-    """The gradients of a step's A micro-steps, added up; returns the sum of their losses, 0-dim."""
+    """The gradients of a step's A micro-steps, added up; returns the sum of their losses, 0-dim.
+
+    With training.z_loss, the sums of losses and z-losses (2,).
+    """
+    windows = run.batches.next_step(after=run.find_dealing(run.step + 1))
     accumulation_steps = run.batches.dealing.accumulation_steps
     grad_scale = get_scale(run.scaler, run.rank.device) / accumulation_steps
     total = torch.zeros((), device=run.rank.device)
-    micro_batches = zip(run.batches.next_step(), run.batches.dealing.weights, strict=True)
+    micro_batches = zip(windows, run.batches.dealing.weights, strict=True)
     for micro_step, ((tokens, targets), weight) in enumerate(micro_batches, start=1):
         # DDP must know before the forward pass whether the backward pass will share gradients.
         with share_gradients(run.parallel_model, is_last=micro_step == accumulation_steps):
             with run.autocast():
-                loss = run.parallel_model(tokens, targets, grad_scale)
+                loss = run.parallel_model(tokens, targets, grad_scale, run.config.training.z_loss)
             # The weight is 1 unless the samples do not divide evenly (train/batches.py: Dealing).
-            run.scaler.scale(loss * weight / accumulation_steps).backward()
+            run.scaler.scale(loss.sum() * weight / accumulation_steps).backward()
         run.rank.place.move()
-        total += loss.detach() * weight
+        total = total + loss.detach() * weight
     return total

@@ -7,6 +7,7 @@ from model.config import AttentionKernel
 
 Precision = Literal["fp16", "bf16", "fp32"]
 OnBadStep = Literal["warn", "skip", "rollback"]
+OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["cosine_restarts", "cosine", "linear_to_zero", "wsd", "constant"]
 ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
 
@@ -17,6 +18,8 @@ FIRST_LOSS_SCALE = 2.0**16
 DEFAULT_MICRO_STEPS = 8
 # More than any run has; all that is computed from it stays within 64 bits.
 MAX_STEPS = 10**9
+# From one token to more than a step may have.
+MAX_DOUBLINGS = 30
 # Losses are kept in every checkpoint, and gone through at each step.
 MAX_SPIKE_WINDOW = 10_000
 
@@ -28,6 +31,11 @@ class TrainingConfig:
     # Tokens per step over all ranks, whatever their number; null = batch x accumulation x ranks
     # samples.
     global_batch_tokens: int | None = None
+    # Steps in which a step's tokens double again and again up to the full number, in stages of
+    # equal length; 0 = all steps have it.
+    batch_warmup_steps: int = 0
+    # How often they double in batch_warmup_steps: the first step has 1/2 of them, 1/4, 1/8, ...
+    batch_warmup_doublings: int = 3
     # Samples per micro-step on each rank, at most; "auto" = as many as fit, with
     # global_batch_tokens.
     batch_size_per_device: int | Literal["auto"] = 4
@@ -55,8 +63,21 @@ class TrainingConfig:
     cycle_multiplier: int = 2
     # Steps in the whole run.
     num_training_steps: int = 100_000
+    # What makes updates of gradients: "adamw", or "muon" for the matrices of the blocks and AdamW
+    # for embeddings, head and norms.
+    optimizer: OptimizerName = "adamw"
+    # Peak learning rate of the matrices that Muon updates; null = learning_rate, as Muon's updates
+    # are made as large as AdamW's.
+    muon_learning_rate: float | None = None
+    # Muon's decay rate for the mean gradient.
+    muon_momentum: float = 0.95
     # Weight decay of matrices and embeddings; norms have none.
     weight_decay: float = 0.1
+    # Whether the embedding decays, and with it a head that is the same.
+    decay_embeddings: bool = True
+    # z_loss times the mean square of log(sum(exp(logits))) is added to what is minimized, which
+    # keeps logits from drifting; it is logged apart from the loss. 0 = none; 1e-4 or 1e-5 is usual.
+    z_loss: float = 0.0
     # AdamW's decay rate for the mean gradient.
     adam_beta1: float = 0.9
     # AdamW's decay rate for the mean squared gradient.
@@ -127,6 +148,7 @@ class TrainingConfig:
             "batch_size_per_device",
             "gradient_accumulation_steps",
             "cycle_multiplier",
+            "batch_warmup_doublings",
             "num_training_steps",
             "max_skipped_steps",
             "loss_scale_growth_interval",
@@ -141,24 +163,24 @@ class TrainingConfig:
             value = getattr(self, name)
             if value != "auto" and value < 1:
                 raise ValueError(f"training.{name} is {value}; expected at least 1")
-        if self.num_training_steps > MAX_STEPS:
-            raise ValueError(
-                f"training.num_training_steps is {self.num_training_steps}; expected at most "
-                f"{MAX_STEPS:,}"
-            )
-        for name in ("cycle_steps", "keep_every_steps", "sample_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"training.{name} is {value}; expected at least 1")
-        if self.stop_seconds is not None and not self.stop_seconds >= 0:
-            raise ValueError(f"training.stop_seconds is {self.stop_seconds}; expected at least 0")
-        if self.keep_best and self.eval_windows == 0:
-            raise ValueError(
-                "training.keep_best goes by the validation loss, which training.eval_windows=0 "
-                "does not take; set one of them otherwise"
-            )
+        for name, most in (
+            ("num_training_steps", MAX_STEPS),
+            ("batch_warmup_steps", MAX_STEPS),
+            ("batch_warmup_doublings", MAX_DOUBLINGS),
+        ):
+            if getattr(self, name) > most:
+                raise ValueError(
+                    f"training.{name} is {getattr(self, name)}; expected at most {most:,}"
+                )
+        self._check_saving()
         self._check_schedule()
-        for name in ("warmup_steps", "eval_windows", "weight_decay"):
+        for name in (
+            "warmup_steps",
+            "batch_warmup_steps",
+            "eval_windows",
+            "weight_decay",
+            "z_loss",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; expected at least 0")
         for name in ("max_grad_norm", "adam_epsilon"):
@@ -172,7 +194,7 @@ class TrainingConfig:
                 "number from 0 to 1"
             )
         self._check_bad_steps()
-        for name in ("adam_beta1", "adam_beta2"):
+        for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
                     f"training.{name} is {getattr(self, name)}; expected a number from 0 to below 1"
@@ -191,6 +213,13 @@ class TrainingConfig:
             return self.gradient_accumulation_steps
         assert self.global_batch_tokens is None, "train/start/batch.py has not settled them"
         return DEFAULT_MICRO_STEPS
+
+    @property
+    def relative_muon_rate(self) -> float:
+        """Muon's learning rate by AdamW's, at every step."""
+        if self.muon_learning_rate is None or self.learning_rate == 0:
+            return 1.0
+        return self.muon_learning_rate / self.learning_rate
 
     @property
     def decay_start(self) -> int:
@@ -221,7 +250,22 @@ class TrainingConfig:
         has_stable = self.schedule == "wsd" and 0 < self.decay_start < self.num_training_steps
         return self.save_total_limit + permanent + has_stable + self.keep_best
 
+    def _check_saving(self) -> None:
+        for name in ("keep_every_steps", "sample_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"training.{name} is {value}; expected at least 1")
+        if self.stop_seconds is not None and not self.stop_seconds >= 0:
+            raise ValueError(f"training.stop_seconds is {self.stop_seconds}; expected at least 0")
+        if self.keep_best and self.eval_windows == 0:
+            raise ValueError(
+                "training.keep_best goes by the validation loss, which training.eval_windows=0 "
+                "does not take; set one of them otherwise"
+            )
+
     def _check_schedule(self) -> None:
+        if self.cycle_steps is not None and self.cycle_steps < 1:
+            raise ValueError(f"training.cycle_steps is {self.cycle_steps}; expected at least 1")
         lowest, peak = self.min_learning_rate, self.learning_rate
         if not lowest >= 0 or (self.schedule == "cosine_restarts" and lowest > peak):
             raise ValueError(
@@ -230,6 +274,10 @@ class TrainingConfig:
             )
         if not peak >= 0:
             raise ValueError(f"training.learning_rate is {peak}; expected at least 0")
+        if self.muon_learning_rate is not None and not self.muon_learning_rate >= 0:
+            raise ValueError(
+                f"training.muon_learning_rate is {self.muon_learning_rate}; expected at least 0"
+            )
         for name in ("decay_fraction", "final_fraction"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -193,11 +193,11 @@ class Generator:
     def _find_bad_words(self, settings: Settings) -> set[tuple[int, ...]]:
         """The rows of tokens that spell the bad words, as a text begins and after a space.
 
-        A token that ends texts is not among them, as in transformers.
+        A token that ends texts is not among them, as in transformers, nor what has no token.
         """
         spelled = [text for word in settings.words for text in (word, " " + word.lstrip())]
         rows = {tuple(self.tokenizer.encode(text).ids) for text in spelled}
-        return rows - {(token,) for token in self.ends}
+        return rows - {(token,) for token in self.ends} - {()}
 
     def _find_limit(
         self, num_prompt_tokens: int, settings: Settings, min_room: int

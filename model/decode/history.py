@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ngram = tuple[int, ...]
+# Longer n-grams are looked for in the text instead: to keep each of a long text takes memory.
+LONGEST = 16
 
 
 class History:
@@ -61,6 +63,9 @@ class History:
         >>> sorted(History().find_followers([1, 2, 3, 1, 2, 4, 1, 2, 3, 1, 2], size=3))
         [3, 4]
         """
+        if size > LONGEST:
+            yield from scan_followers(tokens, size)
+            return
         for end in range(max(self._num_joined, size - 1), len(tokens)):
             beginning, token = tuple(tokens[end + 1 - size : end]), tokens[end]
             if (*beginning, token) not in self._earlier:
@@ -72,3 +77,15 @@ class History:
         while follower is not None:
             yield follower
             follower = self._earlier[*last, follower]
+
+
+def scan_followers(tokens: Sequence[int], size: int) -> list[int]:
+    """The same, found by going through the text, which is at least `size` tokens long."""
+    text = np.array(tokens)
+    ends = np.arange(size - 1, len(text))
+    for back in range(1, size):
+        ends = ends[text[ends - back] == text[-back]]
+        if not len(ends):
+            break
+    followers: list[int] = np.unique(text[ends]).tolist()
+    return followers

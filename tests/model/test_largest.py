@@ -1,12 +1,13 @@
 """What is found without sorting is what sorting finds; what a text is known by grows with it."""
 
 import random
+import tracemalloc
 from dataclasses import replace
 
 import pytest
 import torch
 
-from model.decode.history import History
+from model.decode.history import History, scan_followers
 from model.decode.largest import find_largest, find_places, rank_largest, sort_numbers
 from model.decode.penalties import adjust_logits
 from model.decode.sampler import choose_tokens
@@ -111,6 +112,29 @@ def test_a_growing_text_is_known_as_if_it_were_read_anew(seed: int) -> None:
             assert torch.equal(found, adjust_logits(logits, anew))
         for draft in drafts:
             draft.tokens.append(rng.randrange(rng.choice([5, 500])))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 16, 17, 40])
+def test_n_grams_of_any_size_are_those_that_the_text_has(size: int) -> None:
+    rng = random.Random(size)
+    tokens = [*rng.choices(range(2), k=60)] * 2 + [1]
+    history = History()
+    for end in range(size, len(tokens) + 1):
+        text = tokens[:end]
+        ngrams = [text[start : start + size] for start in range(end - size + 1)]
+        last = text[end - size + 1 :]
+        expected = {ngram[-1] for ngram in ngrams if ngram[:-1] == last}
+        assert {*history.find_followers(text, size)} == expected
+        assert {*scan_followers(text, size)} == expected
+
+
+def test_n_grams_of_a_long_text_take_no_more_memory_than_the_text() -> None:
+    tokens = [*range(20_000)]
+    tracemalloc.start()
+    assert [*History().find_followers([*tokens, *tokens[:9_999]], 10_000)] == [9_999]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
 
 
 def test_an_end_outside_of_the_vocabulary_is_not_forbidden() -> None:

@@ -268,3 +268,47 @@ def test_cuda_equals_the_cpu(dtype: torch.dtype, is_compiled: bool) -> None:
             results.append(run_chunked(*on_device, LOSS_SCALE, 128, differentiate))
     for cpu, cuda in zip(*results, strict=True):
         assert relative_error(cuda.cpu(), cpu) < 2e-3
+
+
+@pytest.mark.parametrize("differentiate", [differentiate_in_place, differentiate_for_compiler])
+@pytest.mark.parametrize(("num_tokens", "chunk_tokens"), [(7, 1), (300, 77), (300, None)])
+def test_the_z_loss_and_its_gradient_are_those_of_the_formula(
+    num_tokens: int, chunk_tokens: int | None, differentiate: Differentiate
+) -> None:
+    """Computed beside the loss, differentiated with it; the loss itself does not change."""
+    hidden, weight, targets = make_inputs(num_tokens, 16, 257)
+    z_loss, scale = 0.03, 8.0
+    plain = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
+    logits = F.linear(*plain)
+    expected = z_loss * logits.logsumexp(-1).square().mean()
+    cross_entropy = F.cross_entropy(logits, targets)
+    (cross_entropy + expected).backward()  # type: ignore[no-untyped-call]
+    ours = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
+    losses = chunked_cross_entropy(*ours, targets, scale, chunk_tokens, differentiate, z_loss)
+    (losses.sum() * scale).backward()
+    torch.testing.assert_close(losses, torch.stack([cross_entropy, expected]))
+    without = chunked_cross_entropy(hidden, weight, targets, scale, chunk_tokens, differentiate)
+    assert losses[0].item() == pytest.approx(without.item(), rel=1e-6)
+    for found, other in zip(ours, plain, strict=True):
+        assert found.grad is not None
+        assert other.grad is not None
+        assert relative_error(found.grad / scale, other.grad) < 2e-6
+    with torch.no_grad():
+        evaluated = chunked_cross_entropy(*ours, targets, 1.0, chunk_tokens, differentiate, z_loss)
+    assert torch.equal(evaluated, losses)
+
+
+def test_the_z_losss_gradient_in_fp16_is_scaled_before_it_is_rounded() -> None:
+    hidden, weight, targets = make_inputs(300, 32, 1001)
+    plain = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
+    logits = F.linear(*plain)
+    loss = F.cross_entropy(logits, targets) + 1e-2 * logits.logsumexp(-1).square().mean()
+    loss.backward()
+    ours = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
+    with torch.autocast("cpu", torch.float16):
+        losses = chunked_cross_entropy(*ours, targets, LOSS_SCALE, z_loss=1e-2)
+    (losses.sum() * LOSS_SCALE).backward()
+    for found, other in zip(ours, plain, strict=True):
+        assert found.grad is not None
+        assert other.grad is not None
+        assert relative_error(found.grad / LOSS_SCALE, other.grad) < 2e-3

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers.normalizers import Replace
 
 from model.decode.generator import Generator
 from model.decode.settings import Settings
@@ -101,3 +102,12 @@ def test_log_probabilities_come_with_each_generated_token(generator: Generator) 
         assert found.logprob == pytest.approx(float(expected[place, found.token]), abs=1e-5)
         assert len(found.alternatives) == 3
     assert generator.complete(["A"], RANDOM)[0].logprobs is None
+
+
+def test_a_bad_word_that_has_no_token_forbids_none() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.normalizer = Replace("~", "")
+    writer = Generator(make_model(), tokenizer)
+    settings = Settings(max_new_tokens=3, temperature=0, bad_words="~")
+    assert () not in writer.start(["A"], settings)[0].bad_words
+    assert len(writer.generate("A", temperature=0, max_new_tokens=3, bad_words="~")) == 1

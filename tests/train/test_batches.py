@@ -142,12 +142,12 @@ def test_places_are_found_for_many_steps_and_are_those_of_each(
     """Also over the end of an epoch, and for a step that does not follow the one before."""
     order = SampleOrder(100_000, LENGTH, seed=1)
     for dealing in deal(*shape):
-        places = Places(order, dealing)
+        places = Places(order)
         per_step = dealing.samples_per_step
         jumps = [*range(0, 20_000, max(per_step, 700) // per_step * per_step), per_step, 7, 7]
         for consumed in jumps:
             expected = order.starts(np.concatenate(dealing.own_samples(consumed)))
-            assert places.take(consumed).tolist() == expected.tolist()
+            assert places.take(consumed, dealing).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("token_bytes", [2, 4])

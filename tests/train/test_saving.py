@@ -24,6 +24,7 @@ from train.checkpoints.snapshot import Snapshot
 from train.checkpoints.state import GENERATOR, collect_moments
 from train.loop import Outcome
 from train.loop import train as train_run
+from train.ranks.distributed import Rank
 from train.ranks.stop import StopFlag
 from train.step.optimizer import make_optimizer
 from train.training_config import TrainingConfig
@@ -153,7 +154,8 @@ def test_moments_before_the_first_update_are_zeros_and_change_nothing() -> None:
     torch.manual_seed(0)
     models = [torch.nn.Linear(3, 2) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    optimizers = [make_optimizer(model, TrainingConfig()) for model in models]
+    rank = Rank(0, 1, 0, torch.device("cpu"))
+    optimizers = [make_optimizer(model, TrainingConfig(), rank) for model in models]
     moments = collect_moments(models[1], optimizers[1])
     assert len(moments) == 1 + 2 * 3
     assert not any(value.any() for name, value in moments.items() if name != GENERATOR)

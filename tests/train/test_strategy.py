@@ -158,9 +158,9 @@ def make_settings(**training: Any) -> Config:
     )
 
 
-def build(config: Config, rank: Rank) -> tuple[Transformer, torch.optim.AdamW]:
+def build(config: Config, rank: Rank) -> tuple[Transformer, torch.optim.Optimizer]:
     model = build_model(config, rank)
-    return model, make_optimizer(model, config.training)
+    return model, make_optimizer(model, config.training, rank)
 
 
 def learn(model: torch.nn.Module, rank: Rank, scale: float = 1.0, is_last: bool = True) -> Tensor:
@@ -173,7 +173,7 @@ def learn(model: torch.nn.Module, rank: Rank, scale: float = 1.0, is_last: bool 
     return loss.detach()
 
 
-def apply(optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler) -> float:
+def apply(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> float:
     """An update with the gradients; returns their norm."""
     norm = float(clip_gradients(optimizer, scaler, 1.0))
     is_finite = math.isfinite(norm)

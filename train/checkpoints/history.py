@@ -40,6 +40,19 @@ def extend_history(history: History, step: int, sample: int, samples_per_step: i
     return (*kept, Stretch(step, sample, samples_per_step))
 
 
+def plan_history(batches: list[tuple[int, int]]) -> History:
+    """The history of a run that will take, from each step on, so many samples a step.
+
+    >>> plan_history([(0, 16), (50, 32)])[-1]
+    Stretch(first_step=50, first_sample=800, samples_per_step=32)
+    """
+    history: History = ()
+    for step, samples in batches:
+        first = samples_of_step(history, step).start if history else 0
+        history = extend_history(history, step, first, samples)
+    return history
+
+
 def samples_of_step(history: History, step: int) -> range:
     """The samples that step number `step` sees, counted from 0.
 

@@ -25,12 +25,12 @@ from train.checkpoints.state import (
     GENERATOR,
     Parts,
     collect_moments,
-    make_moments,
     restore_parts,
 )
 from train.config import Config
 from train.ranks.distributed import Rank
 from train.ranks.exchange import share_json, spread_tensor
+from train.step.optimizer import make_moments
 
 # Which files, of the names in a seal.
 Choose = Callable[[Iterable[str]], list[str]]
@@ -76,7 +76,7 @@ def load_tensors(
     """Load weights, moments and the generator's state; what is wrong with them, if anything is."""
     fault = load_files(folder, list_weight_files, rank, name_weights(model))
     if fault is None:
-        make_moments(model, optimizer)
+        make_moments(optimizer)
         moments = collect_moments(model, optimizer)
         generator = moments[GENERATOR] = moments[GENERATOR].to(rank.device)
         fault = load_files(folder, lambda _: [OPTIMIZER], rank, moments)

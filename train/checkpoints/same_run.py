@@ -16,6 +16,7 @@ def check_same_run(config: Config, shards: Shards, start: Start, say: Say) -> No
     fixed = [
         ("data.max_seq_length", before.data.max_seq_length, config.data.max_seq_length),
         ("infrastructure.seed", before.infrastructure.seed, config.infrastructure.seed),
+        ("training.optimizer", before.training.optimizer, config.training.optimizer),
         ("dataset_id", find_own_id(shards, start, say), shards.manifest.dataset_id),
     ]
     for entry in fields(config.model):
@@ -32,6 +33,9 @@ def check_same_run(config: Config, shards: Shards, start: Start, say: Say) -> No
     is_own = start.is_own
     if is_own and old.is_dir() and not is_same_folder(old, new):
         say(f"the log goes on in {new}; what was logged before is in {old}")
+    old, new = before.data.attention, config.data.attention
+    if old != new:
+        say(f"data.attention was {old}, is now {new}")
     for entry in fields(config.training):
         old, new = getattr(before.training, entry.name), getattr(config.training, entry.name)
         if old != new:
@@ -45,12 +49,13 @@ def describe_samples(config: Config, world_size: int, start: Start) -> str | Non
     """What a step takes otherwise than before, and how to keep it; None if nothing."""
     training, history = config.training, start.position.history
     micro_step = training.micro_batch * world_size
-    now = config.samples_per_step(world_size)
-    before = history[-1].samples_per_step
+    # Of the last step: the next one may have more by the batch warmup.
+    last = max(start.position.step - 1, 0)
+    now, before = config.samples_of_step(last, world_size), history[-1].samples_per_step
     if now == before:
         return None
     changed = f"a step takes {now:,} samples on {world_size:,} ranks, and took {before:,} before"
-    if before % micro_step:
+    if before % micro_step or last < training.batch_warmup_steps:
         return f"{changed}; to keep that, choose batch x accumulation x ranks anew"
     return f"{changed}; training.gradient_accumulation_steps={before // micro_step} keeps that"
 

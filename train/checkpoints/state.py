@@ -1,6 +1,7 @@
 """A run's state besides the model: what a checkpoint keeps so that resuming is exact.
 
-    optimizer.safetensors    Adam's moments and step counts, by the parameters' names
+    optimizer.safetensors    what the optimizer keeps, by the parameters' names: AdamW's moments and
+                             step counts, Muon's momentum
     training_state.json      step, samples consumed, history, dataset_id, and the parts
     run_config.json          the settings
 
@@ -22,6 +23,7 @@ from shards.disk.json_files import Json
 from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, Position
 from train.config import Config
 from train.settings import config_to_dict
+from train.step.optimizer import make_moments
 
 GENERATOR = "generator"
 
@@ -64,22 +66,12 @@ def collect_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     Before the first update, which FP16 may skip for some steps, the moments are zeros.
     """
     if not optimizer.state:
-        make_moments(model, optimizer)
+        make_moments(optimizer)
     tensors = {GENERATOR: torch.get_rng_state()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
             tensors[f"{name}.{key}"] = value
     return tensors
-
-
-def make_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimizer moments of all parameters, as it would itself in its first update."""
-    for parameter in model.parameters():
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
-            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
-        }
 
 
 def restore_parts(state: Json, parts: Parts) -> None:

@@ -24,6 +24,7 @@ class Panel:
 
 PANELS = (
     Panel("loss", "Loss", {"loss": "training", "validation_loss": "validation"}, "nats a token"),
+    Panel("z-loss", "z-loss", {"z_loss": "of the log entry's step"}, "beside the loss"),
     Panel("learning-rate", "Learning rate", {"learning_rate": "learning rate"}),
     Panel("norm", "Norm of the gradients", {"grad_norm": "before clipping"}, is_log=True),
     Panel("scale", "Loss scale", {"loss_scale": "FP16's scale"}, is_log=True),

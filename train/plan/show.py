@@ -17,14 +17,14 @@ from train.plan.plan import Machines, Plan
 from train.plan.sizes import show_size, tabulate_sizes
 from train.start.fit import KINDS
 from train.start.length import describe_epochs, describe_step
-from train.start.memory import STATE_BYTES, Memory
+from train.start.memory import Memory
 
 LABEL_WIDTH = 12
 # What each part of the memory is called.
 PARTS = {
     "weights": "weights",
     "gradients": "gradients",
-    "optimizer": "AdamW",
+    "optimizer": "optimizer",
     "exchange": "communication",
     "activations": "activations",
     "working": "loss / one block's backward",
@@ -105,7 +105,7 @@ def describe_fit(plan: Plan) -> str:
             f"{text}; with training.activation_checkpointing={kind} a "
             f"training.batch_size_per_device of up to {plan.largest[kind]:,} does"
         )
-    state = STATE_BYTES * plan.config.model.num_parameters()
+    state = plan.memory.state
     if strategy == "ddp" and state > has:
         text += (
             f": with distributed.strategy=ddp never, as weights, gradients and optimizer take "

@@ -69,7 +69,7 @@ def spread_tensor(rank: Rank, target: Tensor, fill: Callable[[Tensor], None]) ->
     """
     whole = target.detach()
     if isinstance(whole, DTensor):
-        deal_rows(rank, whole, fill)
+        deal_rows(rank, whole.to_local(), whole.shape, fill)
         return
     if rank.is_first:
         fill(whole)
@@ -77,17 +77,30 @@ def spread_tensor(rank: Rank, target: Tensor, fill: Callable[[Tensor], None]) ->
         dist.broadcast(whole, 0)
 
 
-def deal_rows(rank: Rank, target: DTensor, fill: Callable[[Tensor], None]) -> None:
-    """The same for a sharded `target`: the first rank has all of it meanwhile, each other its rows.
+def deal_rows(
+    rank: Rank, own: Tensor, shape: torch.Size, fill: Callable[[Tensor], None], owner: int = 0
+) -> None:
+    """Give each rank its `own` rows of a tensor of this shape, of which `owner` has all meanwhile.
 
     Ranks have the same number of rows, but for the last ones; as torch.chunk deals them.
     """
-    own = target.to_local()
-    num_rows, sizes = -(-len(target) // rank.world_size), target.shape[1:]
-    part, parts = own.new_empty((num_rows, *sizes)), None
-    if rank.is_first:
-        whole = own.new_empty((num_rows * rank.world_size, *sizes))
-        fill(whole[: len(target)])
+    num_rows = -(-shape[0] // rank.world_size)
+    part, parts = own.new_empty((num_rows, *shape[1:])), None
+    if rank.rank == owner:
+        whole = own.new_empty((num_rows * rank.world_size, *shape[1:]))
+        fill(whole[: shape[0]])
         parts = list(whole.chunk(rank.world_size))
-    dist.scatter(part, parts, 0)
+    dist.scatter(part, parts, owner)
     own.copy_(part[: len(own)])
+
+
+def gather_rows(rank: Rank, own: Tensor, shape: torch.Size, owner: int) -> Tensor | None:
+    """The inverse: the whole of a tensor on the rank `owner`, None on all others."""
+    num_rows = -(-shape[0] // rank.world_size)
+    part, parts = own.new_zeros((num_rows, *shape[1:])), None
+    part[: len(own)] = own
+    if rank.rank == owner:
+        whole = own.new_empty((num_rows * rank.world_size, *shape[1:]))
+        parts = list(whole.chunk(rank.world_size))
+    dist.gather(part, parts, owner)
+    return None if parts is None else whole[: shape[0]]

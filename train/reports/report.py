@@ -45,6 +45,7 @@ Metrics = Mapping[str, float | None]
 CHARTS = {
     "loss": "loss/train",
     "validation_loss": "loss/validation",
+    "z_loss": "loss/z_loss",
     "learning_rate": "optimizer/learning_rate",
     "grad_norm": "optimizer/grad_norm",
     "loss_scale": "optimizer/loss_scale",

@@ -42,13 +42,11 @@ class Speed:
 
     def __init__(
         self,
-        tokens_per_step: int,
         flops_per_token: int,
         causal_flops_per_token: int,
         peak_flops: float | None,
         device: torch.device,
     ) -> None:
-        self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
         self.causal_flops_per_token = causal_flops_per_token
         self.peak_flops = peak_flops  # of all ranks together
@@ -65,8 +63,9 @@ class Speed:
         self.seconds += time.perf_counter() - started
         self.num_steps += 1
 
-    def add_loss(self, loss: float, step: int) -> None:
-        """Add a step's loss to the mean, unless it is not finite."""
+    def add_step(self, loss: float, step: int, num_tokens: int) -> None:
+        """Add a step's tokens, and its loss to the mean, unless it is not finite."""
+        self.num_tokens += num_tokens
         if math.isfinite(loss):
             self.total_loss += loss
             self.num_losses += 1
@@ -74,7 +73,7 @@ class Speed:
 
     def take(self) -> dict[str, float | None]:
         """The figures since the last call, without time for checkpoints and evaluations."""
-        tokens_per_second = compute_rate(self.num_steps * self.tokens_per_step, self.seconds)
+        tokens_per_second = compute_rate(self.num_tokens, self.seconds)
         figures: dict[str, float | None] = {
             "loss": self.total_loss / self.num_losses if self.num_losses else None,
             # The mean hides which step a spike was at, and with it the documents that made it.
@@ -92,7 +91,7 @@ class Speed:
         return figures
 
     def _reset(self) -> None:
-        self.num_steps, self.seconds = 0, 0.0
+        self.num_steps, self.num_tokens, self.seconds = 0, 0, 0.0
         self.num_losses, self.total_loss = 0, 0.0
         self.largest = None
 

@@ -114,8 +114,12 @@ def set_kind(config: Config, kind: ActivationCheckpointing) -> Config:
 
 
 def deals_evenly(config: Config, num_ranks: int) -> bool:
-    """Whether all ranks have equally many samples in all micro-steps."""
-    return config.samples_per_step(num_ranks) % (config.training.micro_steps * num_ranks) == 0
+    """Whether all ranks have equally many samples in all micro-steps of all steps."""
+    return all(
+        num_samples
+        == config.micro_steps_of(num_samples, num_ranks) * num_ranks * config.training.micro_batch
+        for _, num_samples in config.list_batches(num_ranks)
+    )
 
 
 def keep_choice(config: Config, before: Config, num_ranks: int) -> Config:

@@ -18,7 +18,12 @@ def describe_step(config: Config, num_ranks: int) -> str:
         factors += f" x {training.micro_steps:,} micro-steps"
     if num_ranks > 1:
         factors += f" x {num_ranks:,} ranks"
-    return f"{samples * length:,} tokens ({factors})"
+    text = f"{samples * length:,} tokens ({factors})"
+    [(_, fewest), *_] = config.list_batches(num_ranks)
+    if fewest == samples:
+        return text
+    steps = training.batch_warmup_steps
+    return f"{text} from step {steps + 1:,} on; they double up to there from {fewest * length:,}"
 
 
 def describe_epochs(epochs: float) -> str:

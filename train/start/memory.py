@@ -13,8 +13,6 @@ from dataclasses import dataclass, fields
 from model.config import ModelConfig
 from train.config import Config
 
-# fp32 weights, their gradients, and AdamW's two means.
-STATE_BYTES = 4 + 4 + 8
 # Python with torch on a CPU; CUDA's context and the libraries' workspaces on a GPU.
 BASE_BYTES = {"cpu": 450 * 10**6, "cuda": 1500 * 10**6, "mps": 1000 * 10**6}
 # The most that a chunk's fp32 logits take (model/loss.py).
@@ -34,7 +32,7 @@ class Memory:
     base: int
     weights: int
     gradients: int
-    # AdamW's two means.
+    # AdamW's two means, or Muon's one.
     optimizer: int
     # For the exchange between ranks: ddp's buckets, or what fsdp gathers.
     exchange: int
@@ -73,7 +71,7 @@ def estimate_memory(config: Config, device_type: str, num_ranks: int = 1) -> Mem
         base=BASE_BYTES.get(device_type, BASE_BYTES["cpu"]),
         weights=4 * own,
         gradients=4 * own,
-        optimizer=8 * own,
+        optimizer=-(-config.optimizer_bytes // num_ranks) if is_sharded else config.optimizer_bytes,
         exchange=exchange_bytes(model, num_ranks, is_sharded),
         activations=activation_bytes(config, tokens, is_half, compiles),
         working=max(

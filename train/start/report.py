@@ -20,6 +20,7 @@ from train.ranks.strategy import is_sharding
 from train.start.choose import largest_config
 from train.start.length import describe_epochs, describe_step
 from train.start.memory import Memory, estimate_memory
+from train.step.muon import choose_dtype
 from train.step.schedule import describe_schedule
 
 LABEL_WIDTH = 12
@@ -39,6 +40,7 @@ def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say
         "model": describe_model(config, rank),
         "step": batch["step"],
         "run": describe_length(config, rank, shards, first_step),
+        "optimizer": describe_optimizer(config, rank),
         "rate": describe_schedule(config.training),
         "validation": describe_validation(config, shards),
         "activations": batch["activations"],
@@ -128,6 +130,15 @@ def describe_length(config: Config, rank: Rank, shards: Shards, first_step: int)
     if first_step:
         steps += f", {min(first_step, num_steps):,} of them done"
     return f"{steps}; {format_count(tokens)} tokens, {describe_epochs(tokens / max(held, 1))}"
+
+
+def describe_optimizer(config: Config, rank: Rank) -> str:
+    """What makes updates of gradients, and what Muon multiplies in."""
+    if config.training.optimizer == "adamw":
+        return "AdamW"
+    dtype = str(choose_dtype(rank.device)).removeprefix("torch.")
+    dealt = f", dealt out over {rank.world_size:,} ranks" if rank.world_size > 1 else ""
+    return f"Muon for the blocks' matrices (in {dtype}{dealt}), AdamW for the rest"
 
 
 def describe_validation(config: Config, shards: Shards) -> str:

@@ -28,6 +28,8 @@ class Step(NamedTuple):
     rank_losses: list[float]
     # The largest |x| of the residual stream; None if nobody looked.
     largest_activation: float | None
+    # The mean over all ranks; None if there is none.
+    z_loss: float | None
 
 
 @dataclass

@@ -17,7 +17,7 @@ from shards.inspect.trace import trace_samples, trace_tokens
 from shards.order import SampleOrder
 from shards.reader import Shards
 from shards.screen.lines import Say
-from train.checkpoints.history import History, extend_history, samples_of_step, step_of_sample
+from train.checkpoints.history import History, plan_history, samples_of_step, step_of_sample
 from train.checkpoints.position import TRAINING_STATE, read_position, read_run_config
 from train.config import Config
 
@@ -118,7 +118,7 @@ def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
             f"--ranks {num_ranks!s:.60} x {per_rank:,} samples a rank: expected at least 1 rank, "
             f"and at most {MAX_STEP_SAMPLES:,} samples a step"
         )
-    history = extend_history((), 0, 0, per_step)
+    history = plan_history(config.list_batches(num_ranks))
     return make_tracer(shards, config, history, config.training.num_training_steps)
 
 
