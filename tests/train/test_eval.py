@@ -188,6 +188,10 @@ def test_a_standard_error_is_that_of_a_ratio_of_sums() -> None:
         values.append(ratio.value)
         errors.append(ratio.stderr)
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.05)
+    nothing = Ratio()
+    for _ in range(2):
+        nothing.add(1.0, 0.0)  # Tokens that stand for no bytes.
+    assert (nothing.value, nothing.stderr) == (None, None)
 
 
 def test_logits_are_never_all_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

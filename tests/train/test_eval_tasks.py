@@ -20,6 +20,8 @@ from tests.commands import velocity
 from tests.texts import WORDS, make_texts
 from tests.tiny import TOKENIZER_JSON, make_model, make_tokenizer
 from tests.tokenized import split_of, write_set
+from train.evaluation.contamination import Contamination
+from train.evaluation.items import Item
 
 END = 0
 CONTEXT = 128
@@ -169,6 +171,18 @@ def test_contaminated_items_are_found_and_left_out(folder: Path, tmp_path: Path)
     code, output, errors = velocity("eval", "--ckpt", folder, "--task", path, *options)
     assert code == 0, errors
     assert f"without {sum(seen)} in the training set" in output
+
+
+def test_a_short_item_is_found_as_a_whole_and_inside_a_document(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", TOKENIZER_JSON, ["jumps over the fox", "a dog"], "<|endoftext|>")
+    build_index(tmp_path / "set", lambda line: None)
+    tokenizer = make_tokenizer()
+    # With a space before it, it has other tokens.
+    assert tokenizer.encode(" the fox").ids[-2:] != tokenizer.encode("the fox").ids[:2]
+    items = [Item(1, "the", (answer,), 0) for answer in ("fox", "dog")]
+    items += [Item(3, "a", ("dog",), 0), Item(4, "", ("jumps over the fox", "the dog"), 1)]
+    contamination = Contamination(tmp_path / "set", 13, " ")
+    assert contamination.find_clean(items) == [False, True, False, True]
 
 
 def test_what_is_no_item_is_told_with_its_line(folder: Path, tmp_path: Path) -> None:

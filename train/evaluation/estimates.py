@@ -49,8 +49,8 @@ class Ratio:
 
     @property
     def stderr(self) -> float | None:
-        """Its standard error; None with fewer than two windows."""
-        if self.num_windows < 2:
+        """Its standard error; None with fewer than two windows, and of nothing."""
+        if self.num_windows < 2 or not self.bottom:
             return None
         value = self.top / self.bottom
         squares = self.tops - 2 * value * self.products + value * value * self.bottoms
