@@ -257,6 +257,7 @@ def open_trace(shards: Path, run: Path | None) -> Callable[[str, int, int], dict
 
 
 @app.command()
+@takes_options
 def export(
     ckpt: CkptOption,
     format: Annotated[FormatName, typer.Option(help="What to write.")],

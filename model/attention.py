@@ -41,6 +41,8 @@ class Heads:
     num_kv_heads: int
     head_size: int
     num_tokens: int
+    # Whether attention stays inside documents (model/documents.py).
+    by_document: bool = False
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -106,12 +108,17 @@ def use_attention(wish: AttentionKernel, heads: Heads) -> Iterator[str]:
 
 
 def choose_kernel(heads: Heads) -> str | None:
-    """fa3 or cudnn on Hopper in half precision; elsewhere None, which is torch's own choice."""
+    """fa3 or cudnn on Hopper in half precision; elsewhere None, which is torch's own choice.
+
+    Inside documents flash instead of cudnn, which computes them one by one.
+    """
     if heads.device.type != "cuda" or heads.dtype == torch.float32:
         return None
     if torch.cuda.get_device_capability(heads.device)[0] != HOPPER:
         return None
-    return "fa3" if why_no_fa3(heads) is None else "cudnn"
+    if why_no_fa3(heads) is None:
+        return "fa3"
+    return "flash" if heads.by_document else "cudnn"
 
 
 def why_no_fa3(heads: Heads) -> str | None:

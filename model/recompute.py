@@ -8,6 +8,7 @@ All three give the same losses and gradients. A compiled block that is `selectiv
 compiler instead, which takes a budget of memory: see Transformer.compile_blocks.
 """
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, cast
@@ -29,14 +30,20 @@ KEPT_OPERATORS: list[Any] = [
 ]
 
 
+def list_kept_operators() -> list[Any]:
+    """KEPT_OPERATORS, and attention of all documents at once if it was ever loaded."""
+    is_loaded = "torch.nn.attention.varlen" in sys.modules  # That takes seconds.
+    return KEPT_OPERATORS + ([torch.ops.torch_attn._varlen_attn.default] if is_loaded else [])
+
+
 def keep_all(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """The block's result; autograd keeps what it needs."""
     return block(*inputs)
 
 
 def keep_products(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """The block's result; the results of KEPT_OPERATORS are kept, all else is computed again."""
-    contexts = partial(create_selective_checkpoint_contexts, KEPT_OPERATORS)
+    """The block's result; those of products and attention are kept, all else is computed again."""
+    contexts = partial(create_selective_checkpoint_contexts, list_kept_operators())
     return _checkpoint(block, *inputs, context_fn=contexts)
 
 

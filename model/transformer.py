@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from model.attention import attend
 from model.cache import KVCache, LayerCache
 from model.config import ModelConfig
+from model.documents import Documents, Separation
 from model.loss import (
     Differentiate,
     chunked_cross_entropy,
@@ -33,6 +34,8 @@ from model.rotation import find_frequencies, find_length_factor
 FORWARD_METHODS = ("row_losses", "predict")
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, K / 2)
+# What tokens see besides themselves: None = those before them in their window.
+Scope = LayerCache | Documents | None
 
 
 class Linear(nn.Linear):
@@ -105,15 +108,15 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, shared_size)
         self.o_proj = Linear(size, config.hidden_size)
 
-    def forward(self, x: Tensor, rotation: Rotation, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, scope: Scope = None) -> Tensor:
         heads = (*x.shape[:2], -1, self.head_size)
         q = rotate(self.q_proj(x).view(heads).transpose(1, 2), rotation)  # (B, H, T, K)
         k = rotate(self.k_proj(x).view(heads).transpose(1, 2), rotation)  # (B, G, T, K)
         v = self.v_proj(x).view(heads).transpose(1, 2)
-        mask = None
-        if cache is not None:
-            k, v, mask = cache.append(k, v)
-        y = attend(q, k, v, mask)  # (B, H, T, K)
+        if isinstance(scope, LayerCache):
+            y = attend(q, *scope.append(k, v))  # (B, H, T, K)
+        else:
+            y = attend(q, k, v) if scope is None else scope.attend(q, k, v)  # (B, H, T, K)
         return cast(Tensor, self.o_proj(y.transpose(1, 2).flatten(2)))  # (B, T, D)
 
 
@@ -141,8 +144,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotation: Rotation, cache: LayerCache | None = None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, cache)
+    def forward(self, x: Tensor, rotation: Rotation, scope: Scope = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, scope)
         return x + cast(Tensor, self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -159,6 +162,8 @@ class Decoder(nn.Module):
         self.largest: list[Tensor] | None = None
         # Whether blocks are compiled for batches of all sizes.
         self.takes_any_batch = False
+        # Whether attention stays inside documents, where no cache says what tokens see.
+        self.separation = Separation()
 
     def forward(
         self,
@@ -170,17 +175,20 @@ class Decoder(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             # Otherwise the residual stream would stay in the embedding's fp32, at twice the memory.
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if cache is None:
+        documents = None
+        if cache is not None:
+            positions = cache.begin(tokens.shape[1])
+        elif self.separation.marks is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         else:
-            positions = cache.begin(tokens.shape[1])
+            positions, documents = self.separation.find(tokens, x.dtype, self.config.head_size)
         rotation = make_rotation(positions, self.config)
         if self.takes_any_batch:
             torch._dynamo.maybe_mark_dynamic(x, 0)
         run_block = RUNNERS[activation_checkpointing]
         for layer, block in enumerate(self.layers):
-            layer_cache = cache.layer(layer) if cache is not None else None
-            x = run_block(block, x, rotation, layer_cache)
+            scope = cache.layer(layer) if cache is not None else documents
+            x = run_block(block, x, rotation, scope)
             if self.largest is not None:
                 self.largest.append(x.detach().abs().amax())
         return cast(Tensor, self.norm(x))
@@ -302,6 +310,7 @@ class Transformer(nn.Module):
             compiler = keep_share(backend, memory_budget)
             self.activation_checkpointing = "none"
         self.model.takes_any_batch = takes_any_batch
+        self.model.separation.compile()
         for block in self.model.layers:
             block.compile(backend=compiler)
         self.differentiate = compile_differentiate(backend)

@@ -45,6 +45,7 @@ def report(
         put(line)
 
 
+@takes_options
 def publish(
     ckpt: Annotated[
         Path, typer.Option(help="A checkpoint, or a folder of them (uses the newest complete one).")

@@ -14,6 +14,7 @@ from train.training_config import TrainingConfig
 
 Verify = Literal["open", "first-read", "off"]
 Compression = Literal["none", "fp16", "bf16"]
+DataAttention = Literal["window", "document"]
 # A step's tokens are in memory as a whole; no rank has use for more.
 MAX_STEP_TOKENS = 2**30
 # In fp32, of each parameter.
@@ -28,6 +29,9 @@ class DataConfig:
     shards: str = "shards/"
     # Tokens that one sample feeds to the model; a window is one token longer.
     max_seq_length: int = 2048
+    # What a token sees: "window" = all tokens before it in its window; "document" = those of its
+    # own document alone, and positions begin anew with each document.
+    attention: DataAttention = "window"
     # Damage in the shards ends the run: "first-read" compares each MiB with its checksum the first
     # time it is read, beside training; "open" hashes all shards before the first step; "off" = only
     # ids outside the vocabulary are noticed.

@@ -40,6 +40,7 @@ from train.ranks.strategy import (
 )
 from train.samples import Sampler, make_sampler
 from train.start.blocks import set_up_blocks
+from train.start.documents import separate_documents
 from train.start.report import check_start
 from train.start.settle import settle_config
 from train.start.trial import try_on_gpu
@@ -146,7 +147,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     retention = Retention(Path(config.infrastructure.output_dir), config.training)
     rank.do_first(retention.clear_leftovers)
     check_start(config, rank, shards, start.position.step if start else 0, say)
-    model = build_model(config, rank)
+    model = separate_documents(build_model(config, rank), config.data, shards.manifest)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
     optimizer = make_optimizer(model, config.training, rank)

@@ -9,6 +9,7 @@ from model.checkpoints.seal import (
     CHECKSUMS,
     TOKENIZER_CONFIG,
     CheckpointError,
+    check_links,
     find_checkpoint,
     is_sealed,
     is_seed_checkpoint,
@@ -46,6 +47,7 @@ def convert(path: Path, out: Path, tokenizer_json: str) -> None:
 
 def _copy(folder: Path, out: Path) -> None:
     """Copy a checkpoint's files; in tokenizer_config.json, special tokens are no longer split."""
+    check_links(folder, [file.name for file in folder.iterdir()])
     out.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         if file.is_file() and file.name not in (CHECKSUMS, TOKENIZER_CONFIG):

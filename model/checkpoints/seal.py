@@ -275,6 +275,21 @@ def is_plain_name(name: str) -> bool:
     return 0 < num_bytes < 256 and not is_somewhere
 
 
+def check_links(folder: Path, names: Iterable[str]) -> None:
+    """CheckpointError for a link out of a folder whose files are copied, and then given to others.
+
+    The Hub's cache is made of links to files that it keeps beside its snapshots.
+    """
+    own = folder.resolve()
+    roots = [own, *([own.parents[1] / "blobs"] if own.parent.name == "snapshots" else [])]
+    for name in names:
+        if not any((folder / name).resolve().is_relative_to(root) for root in roots):
+            raise CheckpointError(
+                f"{folder / name}: a link that leaves the folder, which is not copied; put the "
+                "file itself there"
+            )
+
+
 def hash_file(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:

@@ -45,7 +45,8 @@ def make_modelfile(source: Source) -> str:
     stored = read_chat_template(source.folder)
     written = "" if stored is None else stored.source.strip()
     template, stops = KNOWN_TEMPLATES.get(written, (PLAIN, ()))
-    ends = [source.tokenizer.id_to_token(end) for end in source.ends]
+    words = map(source.tokenizer.id_to_token, source.ends)
+    ends = [word for word in words if word is not None]  # Or a row without a token.
     lines = [f"FROM ./{MODEL}", f"TEMPLATE {quote(template)}"]
     lines += [f"PARAMETER stop {quote(stop)}" for stop in dict.fromkeys([*stops, *ends])]
     lines += [f"PARAMETER num_ctx {source.config.context}"]

@@ -19,6 +19,7 @@ from model.checkpoints.seal import (
     CONFIG,
     GENERATION_CONFIG,
     CheckpointError,
+    check_links,
     find_checkpoint,
     is_sealed,
     is_seed_checkpoint,
@@ -62,7 +63,7 @@ class Source:
     @property
     def num_words(self) -> int:
         """Rows of the embedding that stand for a token; the ones after them are padding."""
-        return min(1 + max(self.tokenizer.get_vocab().values()), self.config.num_ids)
+        return 1 + max(self.tokenizer.get_vocab().values())
 
     @cached_property
     def tokenizer_json(self) -> dict[str, Any]:
@@ -97,6 +98,7 @@ def open_source(ckpt: Path) -> Source:
     if is_seed_checkpoint(folder):
         command = shlex.join(["velocity", "convert", str(folder), "NEW"])
         raise CheckpointError(f"{folder}: of the original VelocityLM; first convert it: {command}")
+    check_links(folder, COPIED)
     tokenizer = load_tokenizer(folder, is_sealed(folder))
     model = load_model(folder, "cpu", torch.float32).eval()
     path = folder / GENERATION_CONFIG
@@ -116,6 +118,12 @@ def open_source(ckpt: Path) -> Source:
             "before it"
         )
     begin = added[0] if added else (begins or ends)[0]
+    largest, num_ids = max(*tokenizer.get_vocab().values(), *ends, begin), model.config.num_ids
+    if largest >= num_ids:
+        raise CheckpointError(
+            f"{folder}: its tokenizer and its configs name ids up to {largest}, and the model has "
+            f"{num_ids}; use the tokenizer and the configs that it was trained with"
+        )
     return Source(folder, model, tokenizer, ends, begin, bool(added))
 
 

@@ -41,6 +41,8 @@ def make_app(house: House) -> ASGIApp:
     if house.trace is not None:
         routes.append(Route("/v1/trace", Traces(house).answer, methods=["POST"]))
     limits = house.limits
+    # As browsers tell them.
+    origins = [origin.lower().rstrip("/") for origin in limits.allow_origin]
     app = Starlette(
         routes=routes,
         exception_handlers={
@@ -55,15 +57,15 @@ def make_app(house: House) -> ASGIApp:
         house.metrics,
         limits.api_key,
         (limits.host, *limits.allow_host),
-        limits.allow_origin,
+        origins,
         [route.path for route in routes],
         limits.max_seconds,
     )
-    if not limits.allow_origin:
+    if not origins:
         return door
     return CORSMiddleware(
         door,
-        allow_origins=limits.allow_origin,
+        allow_origins=origins,
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type"],
     )

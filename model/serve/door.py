@@ -49,7 +49,7 @@ class Door:
         self.metrics = metrics
         self.key = api_key and f"Bearer {api_key}".encode()
         self.hosts = {*LOCAL_NAMES, *(host.lower() for host in hosts)}
-        self.origins = {origin.lower().rstrip("/") for origin in origins}
+        self.origins = frozenset(origins)
         self.paths = frozenset(paths)
         self.seconds = max_seconds + ANSWER_SECONDS
 

@@ -1,9 +1,12 @@
 """The options of `velocity serve`. Imports no torch."""
 
+import os
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+
+KEY_VARIABLE = "VELOCITY_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Serving:
     api_key: Annotated[
         str | None,
         typer.Option(
-            envvar="VELOCITY_API_KEY",
+            envvar=KEY_VARIABLE,
             help="Ask clients for this key. Others on the machine see the words of a command; they "
             "do not see the variable.",
         ),
@@ -55,5 +58,7 @@ class Serving:
     ] = 5.0
 
     def __post_init__(self) -> None:
-        if self.api_key is not None and not self.api_key.strip():
+        # An option's variable that is empty is as good as none for click.
+        key = os.environ.get(KEY_VARIABLE) if self.api_key is None else self.api_key
+        if key is not None and not key.strip():
             raise ValueError("the API key is empty, and would let everybody in; choose one")

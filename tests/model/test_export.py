@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import cli
 from model import narrow
 from model.checkpoints.folder import load_model, save_model
+from model.checkpoints.kept_tokenizer import make_template
 from model.checkpoints.seal import CheckpointError, is_sealed, seal, verify
 from model.config import ModelConfig
 from model.decode.settings import Settings
@@ -306,6 +307,54 @@ def test_a_chat_template_is_exported_wherever_serving_finds_it(
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8"):
         run(folder, "ollama", tmp_path / "ollama")
     assert not (tmp_path / "ollama").exists()
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "special_tokens_map.json"])
+def test_a_link_out_of_the_folder_is_not_copied(
+    checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    (folder / name).symlink_to(Path(__file__))
+    with pytest.raises(CheckpointError, match=f"{name}: a link that leaves the folder, which is"):
+        run(folder, "gguf", tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("generation_config.json", {"eos_token_id": [0, 304]}),
+        ("generation_config.json", {"bos_token_id": 304}),
+        ("tokenizer.json", {"post_processor": make_template("<|endoftext|>", 9999)}),
+        ("tokenizer.json", {"added_tokens": []}),  # Too many, below.
+    ],
+)
+def test_ids_that_the_model_has_not_are_one_line(
+    checkpoint: Path, tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    (folder / "checksums.json").unlink()
+    path = folder / name
+    content = json.loads(path.read_text())
+    if "added_tokens" in changes:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        ids = range(300, 305)
+        more = [{"id": n, "content": f"new {n}", "special": True, **flags} for n in ids]
+        changes = {"added_tokens": content["added_tokens"] + more}
+    path.write_text(json.dumps(content | changes))
+    with pytest.raises(CheckpointError, match=r"name ids up to (304|9999), and the model has 304;"):
+        run(folder, "ollama", tmp_path / "ollama")
+
+
+def test_an_end_without_a_token_is_no_stop(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    (folder / "checksums.json").unlink()
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [0, 302]}))
+    stops = [line for line in make_modelfile(open_source(folder)).splitlines() if "stop" in line]
+    assert stops == ['PARAMETER stop "<|endoftext|>"']
 
 
 def test_onnx_takes_a_past_and_rows_of_unequal_lengths(checkpoint: Path, tmp_path: Path) -> None:

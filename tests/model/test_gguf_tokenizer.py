@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 from tokenizers import Tokenizer
 
+from benchmarks.exports import make_tokenizers
 from model.export.gguf_tokenizer import (
     BYTE,
     CONTROL,
@@ -20,7 +21,7 @@ from model.export.gguf_tokenizer import (
 )
 from model.export.source import Source
 from prep.vocabulary.patterns import PATTERNS
-from tests.tiny import TOKENIZER_JSON
+from tests.tiny import SENTENCES, TOKENIZER_JSON
 
 
 @dataclass
@@ -140,3 +141,20 @@ def test_sentencepieces_merges_become_scores() -> None:
 def test_merges_that_scores_cannot_say_are_refused(merges: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_sentencepiece(merges)
+
+
+def test_the_benchmarks_tokenizers_are_of_the_kinds_that_they_are_named_for() -> None:
+    """The ids of llama.cpp are compared by it, as that is not installed where tests run."""
+    names = {}
+    for kind, tokenizer_json in make_tokenizers(" ".join(SENTENCES)):
+        found = describe_tokenizer(cast(Source, FakeSource(json.loads(tokenizer_json))))
+        names[kind] = (found.model, found.pre)
+    assert names == {
+        "GPT-2": ("gpt2", "gpt-2"),
+        "Llama 3": ("gpt2", "llama-bpe"),
+        "Llama 3, merging": ("gpt2", "smaug-bpe"),
+        "Qwen 2": ("gpt2", "qwen2"),
+        "GPT-4o": ("gpt2", "gpt-4o"),
+        "SmolLM": ("gpt2", "smollm"),
+        "SentencePiece": ("llama", "default"),
+    }

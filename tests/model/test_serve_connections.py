@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 
 from model.checkpoints.folder import save_model
+from model.serve.connections import Connection
 from model.serve.house import MAX_READING
+from model.serve.options import Serving
 from model.serve.server import CLOSE_SECONDS
 from tests.commands import velocity
 from tests.servers.model_server import RunningServer, run_server, with_limits
 from tests.tiny import TOKENIZER_JSON, make_model
 
 HEAD = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+END = b"data: [DONE]\n\n"
 # To be reset, not ended: as of a machine that is gone.
 RESET = struct.pack("ii", 1, 0)
 
@@ -43,8 +46,13 @@ def server(folder: Path) -> Iterator[RunningServer]:
         yield running
 
 
-def connect(server: RunningServer) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=20)
+def connect(server: RunningServer, receive: int = 2**16) -> socket.socket:
+    """A connection whose unread bytes may be so many."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
+    connection.settimeout(20)
+    connection.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+    return connection
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -54,6 +62,15 @@ def read_all(connection: socket.socket) -> bytes:
         while part := connection.recv(65536):
             parts.append(part)
     return b"".join(parts)
+
+
+def read_events(connection: socket.socket) -> bytes:
+    """The last bytes of a stream, whether or not it ended well."""
+    end = b""
+    with suppress(ConnectionError):
+        while END not in end and (part := connection.recv(65536)):
+            end = end[-100:] + part
+    return end
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
@@ -138,6 +155,28 @@ def test_hundreds_that_go_away_leave_nothing_behind(
     assert server.post("/v1/completions", prompt="one", max_tokens=1).status_code == 200
 
 
+def test_a_client_that_reads_nothing_is_not_waited_for(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that reads on in time is."""
+    begin = Connection.connection_made
+
+    def begin_narrow(connection: Connection, transport: Any) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        begin(connection, transport)
+
+    monkeypatch.setattr(Connection, "connection_made", begin_narrow)
+    monkeypatch.setattr("model.serve.connections.READ_SECONDS", 1.0)
+    asked = ask(max_tokens=120, stream=True, logprobs=20)
+    with connect(server, receive=4096) as silent, connect(server, receive=4096) as slow:
+        for connection in (silent, slow):
+            connection.sendall(asked)
+        time.sleep(0.3)
+        assert END in read_events(slow)
+        time.sleep(1)
+        assert END not in read_events(silent)
+
+
 def test_requests_in_a_row_are_answered_in_order(server: RunningServer) -> None:
     last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     with connect(server) as connection:
@@ -174,7 +213,11 @@ def test_streams_do_not_keep_the_server_from_ending(folder: Path) -> None:
         assert b"[DONE]" in read_all(writing)
 
 
-def test_an_empty_key_is_no_key(folder: Path) -> None:
+def test_an_empty_key_is_no_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "the API key is empty, and would let everybody in"
     code, _, errors = velocity("serve", "--ckpt", folder, "--port", "0", "--api-key", "")
     assert code != 0
-    assert "the API key is empty, and would let everybody in" in errors
+    assert told in errors
+    monkeypatch.setenv("VELOCITY_API_KEY", "")
+    with pytest.raises(ValueError, match=told):
+        Serving()

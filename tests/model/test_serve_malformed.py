@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     save_model(folder, make_model(), TOKENIZER_JSON)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     limits = with_limits(
-        max_body_mb=1, allow_host=("named.example",), allow_origin=("https://a.b",)
+        max_body_mb=1, allow_host=("named.example",), allow_origin=("HTTPS://a.b/",)
     )
     with run_server(folder, limits) as running:
         yield running

@@ -1,5 +1,6 @@
 """The index of a set: what it finds is what a plain search finds, and damage is told."""
 
+import errno
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from shards.disk.json_files import SEAL, seal_json
 from shards.disk.layout import INDEX, index_folder, index_path, list_arrays
 from shards.edit.remove import Wanted, find_wanted, remove_documents
 from shards.format import SPLITS
-from shards.index import build
+from shards.index import array, build
 from shards.index.array import (
     count_code_bytes,
     digest_array,
@@ -387,6 +388,32 @@ def test_an_index_that_was_made_to_lie_is_told(
         open_index(open_shards(copy))
     [fault] = [fault for name, fault in verify_shards(copy) if name == f"{INDEX}/index.json"]
     assert fault
+
+
+def test_an_index_of_another_release_is_made_anew(copy: Path) -> None:
+    raw = json.loads(index_path(copy).read_text())
+    del raw[SEAL]
+    index_path(copy).write_text(seal_json(raw | {"schema_version": 1}))
+    before = {path: path.stat().st_mtime_ns for path in list_arrays(copy)}
+    with pytest.raises(ValueError, match="schema_version is 1; this velocity reads 2, so make it"):
+        open_index(open_shards(copy))
+    build_index(copy, quiet, array_tokens=ARRAY_TOKENS)
+    check_set(copy, 10)
+    assert {path: path.stat().st_mtime_ns for path in list_arrays(copy)} == before
+
+
+def test_a_full_disk_leaves_no_half_of_an_array(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(index_folder(copy))
+
+    def fail(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(array, "sync_file", lambda file: fail(file.fileno()))
+    with pytest.raises(OSError, match=r"No space left on device: '.*\.sa'"):
+        build_index(copy, quiet, array_tokens=ARRAY_TOKENS)
+    assert [*index_folder(copy).iterdir()] == []
 
 
 def test_an_edited_index_is_told(copy: Path) -> None:

@@ -14,7 +14,7 @@ from tests.commands import velocity
 from tests.runs import run_small
 from tests.tiny import TOKENIZER_JSON
 from tests.tokenized import split_of, write_set
-from train.tracing.passages import open_passages
+from train.tracing.passages import describe_answer, open_passages
 
 TEXTS = [
     f"Document number {n} says: the quick brown fox of {n * n} jumps over its lazy dog." * 3
@@ -101,3 +101,29 @@ def test_what_cannot_be_answered_is_said(run: Path, tmp_path: Path, small_shards
     (tmp_path / "x.txt").write_bytes(b"text \xff")
     code, _, errors = velocity("shards", "find", run / "set", "--text-file", tmp_path / "x.txt")
     assert (code, "x.txt: byte 5, on line 1, is 0xff, which is not UTF-8" in errors) == (1, True)
+
+
+def test_an_answer_in_words_is_bounded_and_says_what_it_leaves_out() -> None:
+    place: dict[str, Any] = {
+        "split": "validation",
+        "token": 7,
+        "source_file": "a.parquet",
+        "source_row": 3,
+        "url": None,
+        "doc_hash": "e2",
+        "steps": [],
+        "num_steps": 0,
+    }
+    seen = place | {"split": "train", "steps": [*range(1, 21)], "num_steps": 1022}
+    passage = {"text": "x" * 300, "tokens": 1, "count": 4, "places": [place, seen]}
+    assert [*describe_answer({"steps": 3000, "passages": [passage]})] == [
+        f"1 token, 4 places: {'x' * 200}...",
+        "  token 7 of validation: e2 a.parquet row 3: in validation, which no step sees",
+        f"  token 7 of train: e2 a.parquet row 3: steps {', '.join(map(str, range(1, 21)))} "
+        "and 1,002 more of 1 to 3000",
+        "  and 2 places more",
+    ]
+    [_, line, *_] = describe_answer({"steps": None, "passages": [passage]})
+    assert line == "  token 7 of validation: e2 a.parquet row 3"
+    [line] = describe_answer({"steps": None, "passages": []})
+    assert line == "nothing of that length is in the set; look for less with --min-tokens"

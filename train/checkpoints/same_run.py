@@ -33,6 +33,9 @@ def check_same_run(config: Config, shards: Shards, start: Start, say: Say) -> No
     is_own = start.is_own
     if is_own and old.is_dir() and not is_same_folder(old, new):
         say(f"the log goes on in {new}; what was logged before is in {old}")
+    old, new = before.data.attention, config.data.attention
+    if old != new:
+        say(f"data.attention was {old}, is now {new}")
     for entry in fields(config.training):
         old, new = getattr(before.training, entry.name), getattr(config.training, entry.name)
         if old != new:

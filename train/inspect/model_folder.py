@@ -25,7 +25,7 @@ from model.config import ModelConfig
 from shards.disk.json_files import Json
 from shards.screen.lines import format_bytes, format_plural
 from shards.screen.names import quote
-from train.checkpoints.position import TRAINING_STATE, parse_position
+from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, parse_position
 from train.inspect.report import Report
 from train.inspect.tokenizer_file import describe_tokenizer
 from train.inspect.uses import list_model_uses, load_in_python
@@ -122,6 +122,10 @@ def _describe_training(folder: Path, report: Report) -> None:
         report.facts["set"] = f"dataset_id {position.dataset_id}"
     elif step is not None:
         report.facts["step"] = f"{step:,}, by its name"
+    if (folder / RUN_CONFIG).is_file():
+        data = _read(folder / RUN_CONFIG, report).get("data")
+        if isinstance(data, dict) and data.get("attention") == "document":
+            report.facts["attention"] = "was trained inside documents (data.attention=document)"
 
 
 def _describe_model(values: Json, report: Report) -> ModelConfig | None:

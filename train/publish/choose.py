@@ -1,10 +1,17 @@
 """Which files of a checkpoint's folder are published: those of its model, and nothing else."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-from model.checkpoints.seal import INDEX, MODEL_FILES, TOKENIZER, WEIGHTS, CheckpointError
+from model.checkpoints.seal import (
+    INDEX,
+    MODEL_FILES,
+    TOKENIZER,
+    WEIGHTS,
+    CheckpointError,
+    check_links,
+)
 from model.checkpoints.weight_files import find_weight_files
 
 Say = Callable[[str], None]
@@ -35,7 +42,7 @@ def choose_files(folder: Path, say: Say) -> dict[str, Path]:
         raise CheckpointError(
             f"{folder}: no {TOKENIZER}, without which nobody can use the model; put its own there"
         )
-    check_links(folder, files.values())
+    check_links(folder, files)
     stale = sorted(
         path.name
         for path in folder.iterdir()
@@ -44,17 +51,3 @@ def choose_files(folder: Path, say: Say) -> dict[str, Path]:
     if stale:
         say(f"{folder}: left out, as no part of the model: {', '.join(stale)}")
     return files
-
-
-def check_links(folder: Path, paths: Iterable[Path]) -> None:
-    """CheckpointError for a link out of the folder: what it leads to was not meant to be sent.
-
-    The Hub's cache is made of links to files that it keeps beside its snapshots.
-    """
-    own = folder.resolve()
-    roots = [own, *([own.parents[1] / "blobs"] if own.parent.name == "snapshots" else [])]
-    for path in paths:
-        if not any(path.resolve().is_relative_to(root) for root in roots):
-            raise CheckpointError(
-                f"{path}: a link that leaves the folder; to publish it, put the file itself there"
-            )
