@@ -132,6 +132,25 @@ def test_texts_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, forgetful: No
 
 
 @needs_compiler
+def test_a_text_is_the_same_by_torch_and_by_c_in_turn() -> None:
+    settings = Settings(do_sample=False, max_new_tokens=24, batch_size=6)
+    prompts = ["One two three four", "x", "And a longer one: she said", "a b", "She", "12"]
+    each = [replace(settings, max_new_tokens=length) for length in (40, 10, 24, 16, 33, 5)]
+    plain, mixed = (Generator(make_model(), make_tokenizer()) for _ in range(2))
+    library = find_library()
+    assert library is not None
+    mixed.predictor.step = quick = Step(library, mixed.model, 3)
+    asked: list[int] = []
+    run, predict = quick.run, mixed.model.predict
+    quick.run = lambda *a: (asked.append(1), run(*a))  # type: ignore[assignment]
+    mixed.model.predict = lambda *a: (asked.append(0), predict(*a))[1]  # type: ignore[assignment]
+    assert mixed.complete(prompts, each) == plain.complete(prompts, each)
+    # Many texts by torch, the last three by C, each from keys that the other wrote.
+    assert asked.count(0) > 10
+    assert asked.count(1) > 10
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     ("seconds", "expected"), [({16: 1.0}, 16), ({16: 3.0, 8: 3.0, 4: 1.0}, 4), ({}, None)]
 )
@@ -197,7 +216,7 @@ def test_without_a_compiler_torch_computes_alone(
 ) -> None:
     fake = tmp_path / "cc"
     if compiler != "missing":
-        last = 'for out; do :; done; echo nonsense > "$out"'
+        last = 'while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"'
         fake.write_text("#!/bin/sh\n" + ("exit 1" if compiler == "fails" else last))
         fake.chmod(0o755)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -306,7 +306,13 @@ def write_inputs(folder: Path) -> None:
     (folder / "my-tokenizer/tokenizer.json").write_text(build("bpe_32k"))
     (folder / "essay.txt").write_text(make_texts(9)[-1])
     (folder / "urls.txt").write_text("https://example.com/c\nhttps://example.com/nowhere\n")
-    question = {"question": "Which of these seven rivers is the longest one of all?"}
+    question = {
+        "question": "Which of these seven rivers is the longest one of all?",
+        "choices": ["the Rhine", "the Nile"],
+        "answer": 1,
+    }
+    completion = {"prompt": "The capital of France is", "expected": "Paris"}
+    (folder / "completions.jsonl").write_text(json.dumps(completion) + "\n")
     (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
     last = make_texts(60)[-1]
     (folder / "hashes.txt").write_text(hashlib.sha256(last.encode()).hexdigest()[:32])

@@ -42,7 +42,9 @@ class Measured:
             min=1,
         ),
     ] = None
-    batch_size: Annotated[int, typer.Option(help="Windows computed together.", min=1)] = 8
+    batch_size: Annotated[
+        int, typer.Option(help="Windows, or choices, computed together.", min=1)
+    ] = 8
 
     def __post_init__(self) -> None:
         if self.shards is not None and self.text:
@@ -50,12 +52,51 @@ class Measured:
         if self.windows is not None and self.shards is None:
             raise ValueError("--windows is for --shards; leave it out")
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be predicted."""
+        return self.shards is None and not self.text
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Which tasks are to be solved, and where their items may have been seen."""
+
+    task: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            metavar=PATH,
+            help="A file of JSON lines: questions with choices, or completions. May be given "
+            "several times.",
+        ),
+    ] = ()
+    delimiter: Annotated[
+        str, typer.Option(help="With --task: what stands between a context and a choice.")
+    ] = " "
+    contamination: Annotated[
+        Path | None,
+        typer.Option(help="With --task: the training set, indexed; which items are in it?"),
+    ] = None
+    ngram: Annotated[
+        int,
+        typer.Option(
+            help="With --contamination: an item is in the set if so many of its tokens are in a "
+            "row.",
+            min=1,
+        ),
+    ] = 13
+
+    def __post_init__(self) -> None:
+        if self.contamination is not None and not self.task:
+            raise ValueError("--contamination is for --task; give both, or neither")
+
 
 @dataclass(frozen=True)
 class Request:
     """What `velocity eval` is asked for."""
 
     measured: Measured
+    solved: Solved
     all: Annotated[
         bool, typer.Option("--all", help="Every complete checkpoint in the folder, oldest first.")
     ] = False
@@ -64,5 +105,5 @@ class Request:
     ] = False
 
     def __post_init__(self) -> None:
-        if self.measured.shards is None and not self.measured.text:
-            raise ValueError("what should be predicted? give --shards, or --text")
+        if self.measured.is_empty and not self.solved.task:
+            raise ValueError("what should be predicted? give --shards, --text, or --task")

@@ -1,7 +1,7 @@
 """`velocity eval`, from the request to what is shown: one checkpoint, or all of a run."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -16,9 +16,12 @@ from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import encode_plainly, read_set_spelling, read_spelling
 from train.checkpoints.position import RUN_CONFIG, read_run_config
+from train.evaluation.contamination import Contamination
+from train.evaluation.items import Task, read_task
 from train.evaluation.perplexity import Prediction, predict
-from train.evaluation.request import Measured, Request
+from train.evaluation.request import Measured, Request, Solved
 from train.evaluation.show import describe_report, describe_reports
+from train.evaluation.tasks import score_task
 from train.evaluation.windows import (
     count_windows,
     cut_windows,
@@ -35,9 +38,11 @@ def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str
     Raises ValueError with one line for what cannot be evaluated; with `all`, a checkpoint that
     cannot be loaded is said and passed over.
     """
-    reports = []
+    solved, reports = request.solved, []
+    tasks = [read_task(name) for name in solved.task]
+    known = [None for _ in tasks] if solved.contamination is None else find_clean(solved, tasks)
     for generator in load_all(ckpt, request.all, load, say):
-        report = evaluate_one(generator, request)
+        report = evaluate_one(generator, request, list(zip(tasks, known, strict=True)))
         del generator  # Never two models in memory.
         if request.as_json:
             yield json.dumps(report)
@@ -67,14 +72,27 @@ def load_all(ckpt: Path, wants_all: bool, load: Load, say: Say) -> Iterator[Gene
         )
 
 
-def evaluate_one(generator: Generator, request: Request) -> Json:
+def find_clean(solved: Solved, tasks: Sequence[Task]) -> list[Sequence[bool]]:
+    """Of each item of each task, whether the training set does not hold it."""
+    assert solved.contamination is not None
+    contamination = Contamination(solved.contamination, solved.ngram, solved.delimiter)
+    return [contamination.find_clean(task.items) for task in tasks]
+
+
+def evaluate_one(
+    generator: Generator, request: Request, tasks: Sequence[tuple[Task, Sequence[bool] | None]]
+) -> Json:
     """What is found out about one checkpoint, as JSON."""
     assert generator.folder is not None
-    return {
-        "checkpoint": str(generator.folder),
-        "step": step_of(generator.folder),
-        **measure(generator, request.measured),
-    }
+    report: Json = {"checkpoint": str(generator.folder), "step": step_of(generator.folder)}
+    if not request.measured.is_empty:
+        report |= measure(generator, request.measured)
+    if tasks:
+        size, delimiter = request.measured.batch_size, request.solved.delimiter
+        report["tasks"] = [
+            score_task(generator, task, delimiter, size, clean) for task, clean in tasks
+        ]
+    return report
 
 
 def measure(generator: Generator, measured: Measured) -> Json:

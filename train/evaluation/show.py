@@ -7,13 +7,40 @@ from shards.screen.lines import align, format_plural
 
 SHOWN_SOURCES = 20
 HEADER = ("tokens", "loss", "+-", "perplexity", "bits/byte", "+-", "likeliest")
+TASK_HEADER = ("task", "items", "acc", "+-", "acc_norm", "+-", "acc_bytes", "+-", "perplexity")
 
 
 def describe_report(report: Json) -> Iterator[str]:
     """What was found out about one checkpoint, line by line."""
     yield f"checkpoint  {report['checkpoint']}"
-    yield describe_texts(report)
-    yield ""
+    if "loss" in report:
+        yield describe_texts(report)
+        yield ""
+        yield from describe_parts(report)
+    if "tasks" in report:
+        yield ""
+        yield from align_numbers([TASK_HEADER, *list_results(report)])
+        yield from describe_cuts(report)
+
+
+def describe_reports(reports: Sequence[Json]) -> Iterator[str]:
+    """What was found out about the checkpoints of a run: a row for each."""
+    if "loss" in reports[0]:
+        yield describe_texts(reports[0])
+        yield ""
+        rows: list[tuple[str, ...]] = [("step", *HEADER)]
+        rows += [(f"{report['step']:,}", *make_cells(report)) for report in reports]
+        yield from align_numbers(rows)
+    if "tasks" in reports[0]:
+        yield ""
+        rows = [("step", *TASK_HEADER)]
+        rows += [(f"{r['step']:,}", *row) for r in reports for row in list_results(r)]
+        yield from align_numbers(rows, num_texts=2)
+        yield from describe_cuts(reports[0])
+
+
+def describe_parts(report: Json) -> Iterator[str]:
+    """How well a set or texts were predicted: all of it, and its parts."""
     rows: list[tuple[str, ...]] = [("", *HEADER), ("all", *make_cells(report))]
     sources = report["by_source"]
     if len(sources) > 1:
@@ -28,13 +55,33 @@ def describe_report(report: Json) -> Iterator[str]:
         yield f"and {len(sources) - SHOWN_SOURCES:,} sources more, which --json lists"
 
 
-def describe_reports(reports: Sequence[Json]) -> Iterator[str]:
-    """What was found out about the checkpoints of a run: a row for each."""
-    yield describe_texts(reports[0])
-    yield ""
-    rows: list[tuple[str, ...]] = [("step", *HEADER)]
-    rows += [(f"{report['step']:,}", *make_cells(report)) for report in reports]
-    yield from align_numbers(rows)
+def list_results(report: Json) -> Iterator[tuple[str, ...]]:
+    """The rows of a checkpoint's tasks, and of their clean items where they are known."""
+    for found in report["tasks"]:
+        yield (found["task"], *make_task_cells(found))
+        if "clean" in found:
+            name = f"  without {found['contaminated_items']:,} in the training set"
+            yield (name, *make_task_cells(found["clean"]))
+
+
+def make_task_cells(found: Json) -> tuple[str, ...]:
+    """A task's result as the cells of a row."""
+    cells = [f"{found['items']:,}"]
+    for name in ("acc", "acc_norm", "acc_bytes"):
+        value, error = found.get(name), found.get(f"{name}_stderr")
+        cells += [
+            "-" if value is None else f"{value:.2%}",
+            "-" if error is None else f"{error:.2%}",
+        ]
+    return (*cells, show_number(found.get("perplexity"), 2))
+
+
+def describe_cuts(report: Json) -> Iterator[str]:
+    """A line for each task of which some items did not fit."""
+    for found in report["tasks"]:
+        if found["cut_items"]:
+            count = format_plural(found["cut_items"], "item")
+            yield f"{found['task']}: {count} longer than the context; the beginning was cut off"
 
 
 def describe_texts(report: Json) -> str:
@@ -67,9 +114,16 @@ def show_number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def align_numbers(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table's rows as lines; all but the first column are numbers, and end where others do."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def align_numbers(rows: Sequence[Sequence[str]], num_texts: int = 1) -> list[str]:
+    """A table's rows as lines; all but its first columns are numbers, which end below each other.
+
+    >>> align_numbers([["", "tokens"], ["all", "7"]])
+    ['     tokens', 'all       7']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][num_texts:]
     return align(
-        [[row[0], *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
+        [
+            [*row[:num_texts], *(c.rjust(w) for c, w in zip(row[num_texts:], widths, strict=True))]
+            for row in rows
+        ]
     )
