@@ -195,7 +195,8 @@ class Generator:
 
         A token that ends texts is not among them, as in transformers, nor what has no token.
         """
-        spelled = [text for word in settings.words for text in (word, " " + word.lstrip())]
+        spelled = [*settings.words]  # Also of blanks alone, such as the end of a line.
+        spelled += [" " + word.lstrip() for word in settings.words if word.strip()]
         rows = {tuple(self.tokenizer.encode(text).ids) for text in spelled}
         return rows - {(token,) for token in self.ends} - {()}
 

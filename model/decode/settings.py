@@ -17,6 +17,8 @@ MIN_TEMPERATURE = 1e-5
 # Not valid in UTF-8; in arguments, Python uses them for bytes that are not UTF-8.
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 # Settings of which there is at least one, or None.
+# What one request may ask for: each text, and each beam, takes memory from the start.
+MOST = {"num_return_sequences": 2**16, "num_beams": 2**10}
 COUNTS = ("max_length", "max_new_tokens", "num_return_sequences", "batch_size", "num_beams")
 EARLY_STOPPING: dict[str, bool | str] = {"false": False, "true": True, "never": "never"}
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
@@ -124,7 +126,7 @@ class Sampling:
             value = getattr(self, name)
             if not is_valid or value == math.inf:
                 raise SettingError(f"{{}} is {value}; expected a number {expected}", name)
-        if any(not word.strip() or LONE_SURROGATES.search(word) for word in self.words):
+        if any(not word or LONE_SURROGATES.search(word) for word in self.words):
             raise SettingError(
                 "{} holds a word that is empty or not UTF-8; leave it out", "bad_words"
             )
@@ -237,6 +239,8 @@ class Settings(Sampling):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
+            if value is not None and value > MOST.get(name, value):
+                raise ValueError(f"{name} is {value}; expected at most {MOST[name]}")
         if not 0 <= self.prompt_lookup_num_tokens <= MAX_LOOKUP:
             raise ValueError(
                 f"prompt_lookup_num_tokens is {self.prompt_lookup_num_tokens}; expected from 0 to "

@@ -69,6 +69,9 @@ def test_bad_words_do_not_come(generator: Generator) -> None:
     assert {tuple(encode(text).ids) for text in ("shards", " shards", " fox")} <= set(
         drafts[0].bad_words
     )
+    # One of blanks alone is itself, and not a single blank as well.
+    [draft] = generator.start(["A"], Settings(bad_words="\n"))
+    assert draft.bad_words == {tuple(encode("\n").ids)}
 
 
 def test_no_end_comes_before_the_minimum(generator: Generator) -> None:

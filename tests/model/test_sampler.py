@@ -313,11 +313,13 @@ def test_settings_without_meaning_are_refused(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bad_words": ["x", " "]}, "bad_words holds a word that is empty"),
+        ({"bad_words": ["x", ""]}, "bad_words holds a word that is empty"),
         ({"logit_bias": {5: 101.0}}, "logit_bias of token 5 is 101.0; expected a number from -100"),
         ({"logit_bias": {-1: 1.0}}, "logit_bias of token -1"),
         ({"logit_bias": {5: float("nan")}}, "logit_bias of token 5 is nan"),
         ({"logprobs": -1}, "logprobs is -1; expected 0 or more"),
+        ({"num_return_sequences": 10**8}, "num_return_sequences is 100000000; expected at most"),
+        ({"num_beams": 1025}, "num_beams is 1025; expected at most 1024"),
         ({"min_new_tokens": 5, "max_new_tokens": 4}, "min_new_tokens is 5, but max_new_tokens is"),
     ],
 )

@@ -208,7 +208,7 @@ LONG = "word " * 200
         (2, {"min_tokens": 9}, "min_tokens", "min_tokens is 9, but max_output_tokens is 1"),
         (1, {"min_tokens": 129, "max_tokens": None}, "min_tokens", "a whole number from 0 to 128"),
         (0, {"stop": ["a", ""]}, "stop", "a stop string is empty"),
-        (0, {"bad_words": " "}, "bad_words", "bad_words holds a word that is empty"),
+        (0, {"bad_words": ""}, "bad_words", "bad_words holds a word that is empty"),
         (0, {"top_p": 0}, "top_p", "top_p is 0.0; expected a number above 0"),
         (0, {"n": 13}, "n", "13 texts"),
         (0, {"prompt": ["a"] * 13}, "prompt", "13 texts"),
