@@ -42,6 +42,7 @@ from model.decode.settings import Settings
 from model.export import gguf
 from model.export.source import open_source
 from model.generate import load_generator
+from model.pages import Pages
 from model.products import linear
 from model.transformer import Transformer
 from prep.tokenizer.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
@@ -277,8 +278,11 @@ def since(started: float) -> float:
 
 
 def time_reading() -> Measured:
-    """How fast numbers are read: as a sum and in a product with a vector, the faster of both."""
-    matrix = torch.ones(READ_BYTES // 4 // 4096, 4096)
+    """How fast numbers are read: as a sum and in a product with a vector, the faster of both.
+
+    From huge pages, where there are some, as our weights are.
+    """
+    matrix = Pages().empty((READ_BYTES // 4 // 4096, 4096), torch.float32).fill_(1)
     vector, seconds = torch.ones(1, 4096), []
     with torch.inference_mode():
         for read in (matrix.sum, lambda: linear(vector, matrix)) * 3:
