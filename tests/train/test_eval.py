@@ -115,9 +115,14 @@ def test_a_split_is_predicted_as_by_transformers(folder: Path, llama: Any) -> No
         assert part["bytes"] == sizes[is_own].sum()
 
 
-def test_it_is_the_loss_that_training_reports(tiny_shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("attention", ["window", "document"])
+def test_it_is_the_loss_that_training_reports(
+    attention: str, tiny_shards: Path, tmp_path: Path
+) -> None:
     steps = {"training__num_training_steps": 4, "training__eval_steps": 4}
-    reported = run_small(tiny_shards, tmp_path, training__save_steps=2, **steps).validation_loss
+    reported = run_small(
+        tiny_shards, tmp_path, training__save_steps=2, data__attention=attention, **steps
+    ).validation_loss
     options = ("--shards", tiny_shards, "--windows", 8)
     found = run_eval("--ckpt", tmp_path / "checkpoints", *options, "--all")
     assert [report["step"] for report in found] == [2, 4]

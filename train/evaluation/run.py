@@ -28,6 +28,7 @@ from train.evaluation.windows import (
     read_set_batches,
     read_text_batches,
 )
+from train.start.documents import separate_documents
 
 Load = Callable[[Path], Generator]
 
@@ -139,6 +140,9 @@ def predict_set(
 ) -> Prediction:
     """How well a checkpoint predicts a split, in whole windows from its first token on."""
     check_tokenizer(generator, shards)
+    if generator.folder is not None and (generator.folder / RUN_CONFIG).is_file():
+        data = read_run_config(generator.folder).data
+        separate_documents(generator.model, data, shards.manifest)
     num_predicted = shards.manifest.num_tokens(measured.split) - 1
     total = count_windows(num_predicted, length, stride)
     if not total:
