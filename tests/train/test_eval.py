@@ -116,14 +116,14 @@ def test_a_split_is_predicted_as_by_transformers(folder: Path, llama: Any) -> No
 
 
 @pytest.mark.parametrize("attention", ["window", "document"])
-def test_it_is_the_loss_that_training_reports(
-    attention: str, tiny_shards: Path, tmp_path: Path
-) -> None:
+def test_it_is_the_loss_that_training_reports(attention: str, tmp_path: Path) -> None:
+    shards = tmp_path / "set"
+    write_set(shards, TOKENIZER_JSON, make_texts(200, mean_words=4), "<|endoftext|>")
     steps = {"training__num_training_steps": 4, "training__eval_steps": 4}
-    reported = run_small(
-        tiny_shards, tmp_path, training__save_steps=2, data__attention=attention, **steps
-    ).validation_loss
-    options = ("--shards", tiny_shards, "--windows", 8)
+    # Large weights, so that it shows what attention looks at.
+    steps |= {"model__initializer_range": 0.3, "training__save_steps": 2}
+    reported = run_small(shards, tmp_path, data__attention=attention, **steps).validation_loss
+    options = ("--shards", shards, "--windows", 8)
     found = run_eval("--ckpt", tmp_path / "checkpoints", *options, "--all")
     assert [report["step"] for report in found] == [2, 4]
     assert found[-1]["length"] == 16  # As in the run, not the model's context of 32.
