@@ -77,7 +77,7 @@ def test_a_run_takes_what_was_expected(
 
 
 def differentiate_as_compiled(
-    logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype
+    logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype, z_loss: float
 ) -> tuple[Tensor, Tensor | None]:
     """What compiled code allocates: nothing but its results."""
     return logits.new_empty(len(logits)), torch.empty_like(logits, dtype=dtype)
