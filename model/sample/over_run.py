@@ -1,6 +1,6 @@
 """The same prompts over all checkpoints of a run: what it wrote at each step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,17 +23,9 @@ def write_over_run(
 ) -> None:
     """Write the texts of every complete checkpoint in a folder, each under its step, oldest first.
 
-    With a `continuation`, also how likely it is after each prompt. A checkpoint that cannot be
-    loaded is said and passed over; CheckpointError if none can.
+    With a `continuation`, also how likely it is after each prompt.
     """
-    num_loaded = 0
-    for folder in reversed(list_checkpoints(run)):
-        try:
-            generator = load(folder)
-        except CheckpointError as error:
-            say(f"velocity: {error}; skipping {folder.name}")
-            continue
-        num_loaded += 1
+    for generator in load_each(run, load, say):
         for prompt in prompts:
             scored = {}
             if continuation is not None:
@@ -43,6 +35,24 @@ def write_over_run(
             else:
                 _write_step(generator, prompt, settings, show, scored.get("continuation_logprob"))
         del generator  # Never two models in memory.
+
+
+def load_each(run: Path, load: Callable[[Path], Generator], say: Show) -> Iterator[Generator]:
+    """The generators of every complete checkpoint in a folder, oldest first, one after another.
+
+    One that cannot be loaded is said and passed over; CheckpointError if none can. Each is let go
+    here before the next is loaded, and whoever takes it has to let it go, too.
+    """
+    num_loaded = 0
+    for folder in reversed(list_checkpoints(run)):
+        try:
+            generator = load(folder)
+        except CheckpointError as error:
+            say(f"velocity: {error}; skipping {folder.name}")
+            continue
+        num_loaded += 1
+        yield generator
+        del generator
     if not num_loaded:
         raise CheckpointError(
             f"{run}: no complete checkpoint to load; expected a folder of checkpoint-<step> folders"

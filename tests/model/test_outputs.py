@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from model.decode.generator import Generator
 from model.decode.settings import Settings
 from model.generate import load_generator
 from model.sample.json_lines import describe_checkpoint
-from model.sample.over_run import score_continuation
+from model.sample.over_run import load_each, score_continuation
 from tests.commands import velocity
 from tests.model.test_checkpoint_folder import flip_byte
 from tests.tiny import TOKENIZER_JSON, make_model
@@ -118,6 +119,22 @@ def test_all_writes_with_every_checkpoint_under_its_step(run: Path) -> None:
     lines = read_lines(sample(*words, "--json")[0])
     assert [text["checkpoint"]["step"] for text in lines] == [*STEPS]
     assert len({text["text"] for text in lines}) == 3
+
+
+def test_a_run_is_never_in_memory_as_two_models(run: Path) -> None:
+    alive: weakref.WeakSet[Generator] = weakref.WeakSet()
+
+    def load(folder: Path) -> Generator:
+        assert not alive
+        generator = load_generator(folder, "cpu")
+        alive.add(generator)
+        return generator
+
+    num_loaded = 0
+    for generator in load_each(run, load, print):
+        num_loaded += len(alive)
+        del generator
+    assert num_loaded > 1
 
 
 def test_all_says_how_likely_a_continuation_is(run: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from model.checkpoints.seal import CheckpointError, list_checkpoints, step_of
+from model.checkpoints.seal import step_of
 from model.decode.generator import Generator
+from model.sample.over_run import load_each
 from model.sample.prompts import read_text
 from shards.disk.json_files import Json
 from shards.format import SPLITS
@@ -42,7 +43,8 @@ def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str
     solved, reports = request.solved, []
     tasks = [read_task(name) for name in solved.task]
     known = [None for _ in tasks] if solved.contamination is None else find_clean(solved, tasks)
-    for generator in load_all(ckpt, request.all, load, say):
+    each = load_each(ckpt, load, say) if request.all else map(load, [ckpt])
+    for generator in each:
         report = evaluate_one(generator, request, list(zip(tasks, known, strict=True)))
         del generator  # Never two models in memory.
         if request.as_json:
@@ -50,27 +52,6 @@ def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str
         reports.append(report)
     if not request.as_json:
         yield from describe_report(reports[0]) if len(reports) == 1 else describe_reports(reports)
-
-
-def load_all(ckpt: Path, wants_all: bool, load: Load, say: Say) -> Iterator[Generator]:
-    """The checkpoint's generator or, one after another, those of a run; CheckpointError if none."""
-    if not wants_all:
-        yield load(ckpt)
-        return
-    num_loaded = 0
-    for folder in reversed(list_checkpoints(ckpt)):
-        try:
-            generator = load(folder)
-        except CheckpointError as error:
-            say(f"velocity: {error}; skipping {folder.name}")
-            continue
-        num_loaded += 1
-        yield generator
-    if not num_loaded:
-        raise CheckpointError(
-            f"{ckpt}: no complete checkpoint to load; expected a folder of checkpoint-<step> "
-            "folders"
-        )
 
 
 def find_clean(solved: Solved, tasks: Sequence[Task]) -> list[Sequence[bool]]:
