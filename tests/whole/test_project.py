@@ -47,6 +47,7 @@ TRAIN = {
     "train.page",
     "train.publish",
     "train.evaluation",
+    "train.evaluation.code",
     *STEPPING,
 }
 MAY_IMPORT = {
@@ -91,7 +92,9 @@ MAY_IMPORT = {
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.publish": {"train.page", "train.checkpoints"} | SHARDS | MODEL,
-    "train.evaluation": {"train.start", "train.checkpoints"} | SHARDS | MODEL,
+    "train.evaluation": {"train.evaluation.code", "train.start", "train.checkpoints"}
+    | (SHARDS | MODEL),
+    "train.evaluation.code": {"train.evaluation"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
     "train.plan": {"train.start"} | SHARDS | MODEL,
     "train.inspect": {"train.checkpoints", "train.reports", "train.start"} | SHARDS | MODEL,

@@ -314,6 +314,8 @@ def write_inputs(folder: Path) -> None:
     completion = {"prompt": "The capital of France is", "expected": "Paris"}
     (folder / "completions.jsonl").write_text(json.dumps(completion) + "\n")
     (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    problem = {"task_id": "Mine/0", "prompt": "def one():\n", "entry_point": "one", "test": ""}
+    (folder / "problems.jsonl").write_text(json.dumps(problem) + "\n")
     last = make_texts(60)[-1]
     (folder / "hashes.txt").write_text(hashlib.sha256(last.encode()).hexdigest()[:32])
     tokenizer = Tokenizer.from_str(build_gpt2_json())
