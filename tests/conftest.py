@@ -33,6 +33,7 @@ SLOW_FILES = (
     "test_processes.py",
     "test_prep.py",
     "test_verify_resume.py",
+    "test_tune_lr.py",
     "test_strategy.py",
     "test_export.py",
     "test_train.py",

@@ -41,7 +41,10 @@ PREP = WORKING | READING | ENCODING
 STEPPING = {"train.ranks", "train.step"}
 TRAIN = {
     "train",
-    *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof")),
+    *(
+        f"train.{room}"
+        for room in ("start", "checkpoints", "tracing", "reports", "proof", "tuning")
+    ),
     "train.plan",
     "train.inspect",
     "train.page",
@@ -100,6 +103,14 @@ MAY_IMPORT = {
     "train.inspect": {"train.checkpoints", "train.reports", "train.start"} | SHARDS | MODEL,
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
+    "train.tuning": {
+        "train.checkpoints",
+        "train.page",
+        "train.proof",
+        "train.reports",
+        "train.start",
+    }
+    | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
     "cli": {
         "prep",
@@ -139,6 +150,7 @@ SHARED = {
     "train.plan": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.tracing": {"train.config"},
     "train.proof": {"train.config", "train.settings"},
+    "train.tuning": {"train.config", "train.settings", "train.evaluate"},
     "train.inspect": {"train.config", "train.settings"},
     "train.reports": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.page": {"train.config", "train.settings"},

@@ -159,6 +159,12 @@ class World:
                     run_cli, [*words[1:], "--steps", "3"], folder
                 ).result()
                 assert (code, "--steps is 3; expected at least 4" in said) == (1, True), said
+            case ["velocity", "tune-lr", *_]:
+                # Three whole runs, likewise.
+                code, said = self.worker.submit(
+                    run_cli, [*words[1:], "--ranks", "0"], folder
+                ).result()
+                assert (code, "--ranks is 0; expected at least 1" in said) == (1, True), said
             case ["velocity", "serve", *options]:
                 self.server.start(options, folder)
             case ["curl", *options]:
