@@ -54,7 +54,7 @@ class ShardWriter:
         assert len(tokens) == (ends[-1] if len(ends) else 0)
         document, position = 0, 0
         while document < len(ends):
-            file = self._file_with_room_for(int(ends[document]) - position)
+            file = self._file_with_room_for(int(ends[document]) - position, rows.schema)
             room = self.shard_tokens - file.num_tokens
             last = int(np.searchsorted(ends, position + room, side="right"))
             last = max(last, document + 1)  # A document over the limit still goes in whole.
@@ -73,14 +73,14 @@ class ShardWriter:
             self.open_file.abandon()
             self.open_file = None
 
-    def _file_with_room_for(self, num_tokens: int) -> "OpenShard":
+    def _file_with_room_for(self, num_tokens: int, schema: pa.Schema) -> "OpenShard":
         file = self.open_file
         if file and file.num_tokens and file.num_tokens + num_tokens > self.shard_tokens:
             self._close_file()
         if self.open_file is None:
             suffix = f"-{len(self.written):03d}" if self.written else ""
             shard = Shard(self.split, f"{self.stem}{suffix}.bin", 0, 0, "", self.token_bytes)
-            self.open_file = OpenShard(self.folder, shard)
+            self.open_file = OpenShard(self.folder, shard, schema)
         return self.open_file
 
     def _close_file(self) -> None:
@@ -92,14 +92,14 @@ class ShardWriter:
 class OpenShard:
     """A .bin and its sidecar while they are being written."""
 
-    def __init__(self, folder: Path, shard: Shard) -> None:
+    def __init__(self, folder: Path, shard: Shard, schema: pa.Schema) -> None:
         self.folder = folder
         self.shard = shard
         self.sha256 = hashlib.sha256()
         self.blocks = BlockChecksums()
         self.path = folder / shard.name
         self.tokens_file = open_new(self.path)
-        self.sidecar = SidecarWriter(folder / self.shard.sidecar)
+        self.sidecar = SidecarWriter(folder / self.shard.sidecar, schema)
 
     @property
     def num_tokens(self) -> int:
