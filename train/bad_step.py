@@ -20,7 +20,6 @@ from torch.nn.functional import pad
 
 from shards.documents import Document
 from shards.inspect.trace import trace_samples
-from shards.order import SampleOrder
 from train.reports.log_folder import BAD_STEPS
 from train.reports.report import Report
 from train.rollback import go_back
@@ -79,7 +78,7 @@ def measure_samples(run: Run) -> list[list[float]]:
     losses = []
     for tokens, targets in run.batches.repeat_step():
         with run.autocast():
-            losses.append(run.model.row_losses(tokens, targets))
+            losses.append(run.model.row_losses(tokens, targets, run.batches.has_ignored))
     own = torch.cat(losses)
     # Where samples do not divide evenly, some ranks have fewer; they fill up with zeros.
     return run.rank.gather(pad(own, (0, run.rank.max(len(own)) - len(own))))
@@ -97,9 +96,7 @@ def describe_worst(run: Run, first_sample: int, losses: list[list[float]]) -> li
         owners, key=lambda s: -owners[s][1] if math.isfinite(owners[s][1]) else -math.inf
     )
     worst = worst[:MAX_SAMPLES]
-    num_tokens = run.shards.manifest.num_tokens("train")
-    length = run.config.data.max_seq_length
-    order = SampleOrder(num_tokens, length, run.config.infrastructure.seed)
+    order = run.batches.places.order
     return [
         {
             "sample": sample,

@@ -14,7 +14,7 @@ from model.checkpoints.weights import deal_weights, make_index
 from model.transformer import FORWARD_METHODS, Transformer
 from shards.disk.layout import TOKENIZER
 from shards.inspect.verify import check_shards
-from shards.order import SampleOrder
+from shards.order import make_order
 from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
@@ -48,6 +48,7 @@ from train.step.bad_steps import BadSteps
 from train.step.loss_scale import fit_scaler, make_scaler
 from train.step.optimizer import make_optimizer
 from train.step.precision import Autocast, check_precision, make_autocast
+from train.targets import find_padding
 
 
 @dataclass
@@ -217,9 +218,11 @@ def build_model(config: Config, rank: Rank) -> Transformer:
 def make_batches(config: Config, rank: Rank, shards: Shards, position: Position) -> Batches:
     """This rank's share of the samples after those already consumed."""
     stream = shards.stream("train", config.data.checks_first_reads)
-    order = SampleOrder(stream.num_tokens, config.data.max_seq_length, config.infrastructure.seed)
+    length, seed = config.data.max_seq_length, config.infrastructure.seed
+    order = make_order(shards.manifest, length, seed)
+    padding = find_padding(shards.manifest)
     dealing = find_dealing(config, rank, position.step)
-    return Batches(stream, order, dealing, rank.device, position.samples_consumed)
+    return Batches(stream, order, dealing, rank.device, position.samples_consumed, padding)
 
 
 def find_dealing(config: Config, rank: Rank, step: int) -> Dealing:

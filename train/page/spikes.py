@@ -143,7 +143,7 @@ def look_up(tracer: "Tracer", spike: Spike) -> Traced:
     tokens = Counter[Document]()
     starts: dict[Document, int] = {}
     for _, start, documents in tracer.documents_of_step(spike.step):
-        stop = start + tracer.order.max_seq_length + 1
+        stop = start + tracer.order.window_tokens
         for document in documents:
             first = max(start, document.start)
             tokens[document] += min(stop, document.stop) - first

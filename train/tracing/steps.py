@@ -14,7 +14,7 @@ from shards.documents import Document
 from shards.edit.versions import find_version
 from shards.inspect.show import choose_documents
 from shards.inspect.trace import trace_samples, trace_tokens
-from shards.order import SampleOrder
+from shards.order import SampleOrder, make_order
 from shards.reader import Shards
 from shards.screen.lines import Say
 from train.checkpoints.history import History, plan_history, samples_of_step, step_of_sample
@@ -130,15 +130,15 @@ def make_tracer(
     num_tokens: int | None = None,
 ) -> Tracer:
     """A tracer over the train split, or over its first `num_tokens` if the run had no more."""
-    num_tokens = shards.manifest.num_tokens("train") if num_tokens is None else num_tokens
-    order = SampleOrder(num_tokens, config.data.max_seq_length, config.infrastructure.seed)
+    length, seed = config.data.max_seq_length, config.infrastructure.seed
+    order = make_order(shards.manifest, length, seed, num_tokens)
     return Tracer(shards, order, history, num_steps)
 
 
 def describe_documents(tracer: Tracer, step: int) -> Iterator[str]:
     """A step's documents, one line for each that a sample holds tokens of."""
     for sample, start, documents in tracer.documents_of_step(step):
-        stop = start + tracer.order.max_seq_length + 1
+        stop = start + tracer.order.window_tokens
         yield f"sample {sample}: tokens {start} to {stop} of train"
         for document in documents:
             first, last = max(start, document.start), min(stop, document.stop)
