@@ -252,8 +252,7 @@ class Transformer(nn.Module):
 
         `grad_scale` is the factor that the caller multiplies the loss by before backward; the loss
         itself does not depend on it. With `z_loss`, the loss and the z-loss, (2,), to be
-        differentiated as their sum (see `chunked_cross_entropy`). With `has_ignored`, targets may
-        be IGNORED, and then do not count.
+        differentiated as their sum. With `has_ignored`, targets may be IGNORED (model/loss.py).
         """
         hidden = self.model(
             tokens,
@@ -261,24 +260,16 @@ class Transformer(nn.Module):
         )
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
-        return chunked_cross_entropy(
-            hidden,
-            self.lm_head.weight,
-            targets,
-            grad_scale,
-            differentiate=self.differentiate,
-            z_loss=z_loss,
-            has_ignored=has_ignored,
-        )
+        rest = None, self.differentiate, z_loss, has_ignored
+        return chunked_cross_entropy(hidden, self.lm_head.weight, targets, grad_scale, *rest)
 
     @torch.no_grad()
     def row_losses(self, tokens: Tensor, targets: Tensor, has_ignored: bool = False) -> Tensor:
         """The mean loss of each row alone, (B,) in fp32; the tokens are computed as one batch."""
-        hidden, weight = self.model(tokens), self.lm_head.weight
+        hidden, head = self.model(tokens), self.lm_head.weight
         rows = zip(hidden, targets, strict=True)
-        return torch.stack(
-            [chunked_cross_entropy(row, weight, t, has_ignored=has_ignored) for row, t in rows]
-        )
+        losses = [chunked_cross_entropy(x, head, y, has_ignored=has_ignored) for x, y in rows]
+        return torch.stack(losses)
 
     @contextmanager
     def watch_activations(self) -> Iterator[list[Tensor]]:
