@@ -96,16 +96,17 @@ def describe_worst(run: Run, first_sample: int, losses: list[list[float]]) -> li
         owners, key=lambda s: -owners[s][1] if math.isfinite(owners[s][1]) else -math.inf
     )
     worst = worst[:MAX_SAMPLES]
-    order = run.batches.places.order
+    order, choice = run.batches.places.order, run.choice
+    traced = trace_samples(run.shards, "train", order, np.array(worst), choice)
     return [
         {
             "sample": sample,
             "rank": owners[sample][0],
             "loss": finite(owners[sample][1]),
-            "start": start,
+            "start": spans[0][0],
             "documents": [describe_document(document) for document in documents],
         }
-        for sample, start, documents in trace_samples(run.shards, "train", order, np.array(worst))
+        for sample, spans, documents in traced
     ]
 
 

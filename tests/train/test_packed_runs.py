@@ -236,6 +236,8 @@ def test_windows_other_than_rows_are_refused(packed: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="packed in rows of 32 tokens, and data"):
         run_small(packed, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
+    with pytest.raises(ValueError, match=r"is packed, .* so data\.where cannot choose among"):
+        run_small(packed, tmp_path, **SETTINGS, data__where="url is not None")
     code, _, errors = velocity("plan", "--shards", packed, "data.max_seq_length=16")
     assert code == 1
     assert "set data.max_seq_length=32, or pack it again with --pack-tokens 16" in errors
