@@ -197,11 +197,11 @@ def test_a_run_goes_on_bit_for_bit_and_is_traced(packed: Path, tmp_path: Path) -
     documents = Sidecars(shards, "train").between(0, shards.manifest.num_tokens("train"))
     seen: dict[Document, set[int]] = {document: set() for document in documents}
     for step in range(1, 9):
-        for _, start, found in tracer.documents_of_step(step):
-            assert start % ROW == 0
+        for _, [(start, stop)], found in tracer.documents_of_step(step):
+            assert (start % ROW, stop - start) == (0, ROW)
             assert not any(document.is_padding for document in found)
             for document in found:
-                assert document.start < start + ROW
+                assert document.start < stop
                 assert document.stop > start
                 seen[document].add(step)
     for document in documents:
