@@ -30,6 +30,7 @@ from train.checkpoints.snapshot import HostMemory, Snapshot, take_snapshot
 from train.checkpoints.state import Parts, collect_moments, describe_state
 from train.checkpoints.warm_up import warm_up
 from train.config import Config
+from train.evaluation.during import Evaluations, open_evaluations
 from train.ranks.distributed import Rank
 from train.ranks.strategy import (
     check_compression,
@@ -41,7 +42,7 @@ from train.ranks.strategy import (
 from train.samples import Sampler, make_sampler
 from train.start.blocks import set_up_blocks
 from train.start.documents import separate_documents
-from train.start.report import check_start
+from train.start.report import LABEL_WIDTH, check_start
 from train.start.settle import settle_config
 from train.start.trial import try_on_gpu
 from train.step.bad_steps import BadSteps
@@ -70,6 +71,8 @@ class Run:
     # What else has a state that a checkpoint keeps, by its keys in training_state.json.
     parts: Parts
     saver: Saver
+    # Sets and tasks that it is evaluated with on the way.
+    evaluations: Evaluations
     # The checkpoint of its own that it goes on from; None = a new run begins.
     start: Path | None = None
     # Writes texts on the way; None = none are wanted, or the first rank writes them.
@@ -147,6 +150,9 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     retention = Retention(Path(config.infrastructure.output_dir), config.training)
     rank.do_first(retention.clear_leftovers)
     check_start(config, rank, shards, start.position.step if start else 0, say)
+    evaluations = open_evaluations(config, shards)
+    for text in evaluations.describe():
+        say(f"{'evaluation':<{LABEL_WIDTH}} {text}")
     model = separate_documents(build_model(config, rank), config.data, shards.manifest)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
@@ -188,6 +194,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         bad_steps,
         parts,
         Saver(rank, retention, position.step, own_start, say),
+        evaluations,
         own_start,
         sampler,
     )

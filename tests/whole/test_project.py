@@ -90,14 +90,16 @@ MAY_IMPORT = {
     "train.checkpoints": STEPPING | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
-    "train.publish": {"train.page", "train.checkpoints"} | SHARDS | MODEL,
-    "train.evaluation": {"train.start", "train.checkpoints"} | SHARDS | MODEL,
+    "train.publish": {"train.page", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
+    "train.evaluation": {"train.start", "train.checkpoints", "train.ranks"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
     "train.plan": {"train.start"} | SHARDS | MODEL,
     "train.inspect": {"train.checkpoints", "train.reports", "train.start"} | SHARDS | MODEL,
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
-    "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
+    "train": {f"train.{r}" for r in ("start", "checkpoints", "reports", "evaluation")}
+    | STEPPING
+    | (SHARDS | MODEL),
     "cli": {
         "prep",
         "prep.remote",
@@ -140,6 +142,7 @@ SHARED = {
     "train.reports": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.page": {"train.config", "train.settings"},
     "train.publish": {"train.config", "train.settings"},
+    "train.evaluation": {"train.config"},
 }
 NO_TORCH = {"shards", "prep"}
 

@@ -6,17 +6,19 @@ tokens after each other, with S < T, overlap: each then counts only what none be
 B windows of a batch, T tokens of a window.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from shards.documents import Sidecars
 from shards.format import Int64
 from shards.inspect.stats import REMOVED
-from shards.reader import Shards
+from shards.reader import Shards, TokenStream
+from shards.tokenizer import encode_plainly
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,8 @@ def read_set_batches(
     """The batches of a split, each token with the source of its document."""
     stream, sidecars = shards.stream(split, checks_first_reads=True), Sidecars(shards, split)
     for group in group_windows(windows, batch_size):
-        size = group[0].size
-        starts = np.array([window.start for window in group])
-        tokens = stream.windows(starts, size + 1).astype(np.int64)
+        size, starts = group[0].size, find_starts(group)
+        tokens = read_windows(stream, group)
         documents = sidecars.between(group[0].start, group[-1].start + size + 1)
         origins = [REMOVED if d.is_blank else d.source_file for d in documents]
         names = sorted(set(origins))
@@ -105,3 +106,24 @@ def read_set_batches(
         places = starts[:, None] + np.arange(1, size + 1)
         sources = codes[np.searchsorted(stops, places, side="right")]
         yield Batch(tokens, np.array([window.num_old for window in group]), sources, names)
+
+
+def read_windows(stream: TokenStream, group: Sequence[Window]) -> Int64:
+    """The tokens (B, T + 1) of windows of one size."""
+    return stream.windows(find_starts(group), group[0].size + 1).astype(np.int64)
+
+
+def find_starts(group: Sequence[Window]) -> Int64:
+    """Where windows begin."""
+    return np.array([window.start for window in group], np.int64)
+
+
+def check_tokenizer(shards: Shards, tokenizer: Tokenizer, num_ids: int, whose: str) -> None:
+    """ValueError if the ids of a set are not those of a model with this tokenizer."""
+    cases = shards.manifest.content["tokenizer"]["self_test"]
+    fits = all(encode_plainly(tokenizer, case["text"]) == case["ids"] for case in cases)
+    if not fits or shards.manifest.vocab_size > num_ids:
+        raise ValueError(
+            f"{shards.folder}: was made with another tokenizer than {whose}; prepare the same "
+            "texts with that one, or give them to velocity eval with --text"
+        )
