@@ -26,7 +26,7 @@ from train.config import Config
 from train.evaluation.dealing import Dealer
 from train.evaluation.items import read_task
 from train.evaluation.perplexity import NotFiniteError, predict_together
-from train.evaluation.tasks import Encoding, Exam, Limits, make_exam, score_task
+from train.evaluation.tasks import EncodedTask, Encoding, Limits, encode_task, score_task
 from train.evaluation.windows import (
     Window,
     check_tokenizer,
@@ -93,7 +93,7 @@ class EvalTask:
     """A task that a run is given on its way."""
 
     name: str
-    exam: Exam
+    encoded: EncodedTask
 
     @property
     def key(self) -> str:
@@ -108,13 +108,13 @@ class EvalTask:
     def measure(self, dealer: Dealer, model: Transformer, limits: Limits) -> Metrics:
         """Its metrics by their last names; NotFiniteError or Stopped."""
         with separated(model, None):
-            found = score_task(dealer, model, self.exam, limits)
+            found = score_task(dealer, model, self.encoded, limits)
         return {name: found[name] for name in OF_TASKS if name in found}
 
     def describe(self) -> str:
         """What it is, for the screen."""
-        count = format_plural(len(self.exam.task.items), "item")
-        cut = f", {self.exam.num_cut:,} cut" if self.exam.num_cut else ""
+        count = format_plural(len(self.encoded.task.items), "item")
+        cut = f", {self.encoded.num_cut:,} cut" if self.encoded.num_cut else ""
         return f"{self.name} ({count}{cut})"
 
 
@@ -180,7 +180,7 @@ def open_evaluations(config: Config, shards: Shards) -> Evaluations:
     def open_task(name: str, path: str) -> EvalTask:
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file; expected one with an item on each line")
-        return EvalTask(name, make_exam(encoding, read_task(path), DELIMITER))
+        return EvalTask(name, encode_task(encoding, read_task(path), DELIMITER))
 
     return Evaluations(
         open_all("training.eval_sets", training.eval_sets, open_set),

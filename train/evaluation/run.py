@@ -17,13 +17,14 @@ from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import encode_plainly, read_set_spelling, read_spelling
 from train.checkpoints.position import RUN_CONFIG, read_run_config
+from train.evaluation.code.exam import Exam, prepare_exam
 from train.evaluation.contamination import Contamination
 from train.evaluation.dealing import make_lone_dealer
 from train.evaluation.items import Task, read_task
 from train.evaluation.perplexity import Prediction, predict
 from train.evaluation.request import Measured, Request, Solved
 from train.evaluation.show import describe_report, describe_reports
-from train.evaluation.tasks import Encoding, Limits, make_exam, score_task
+from train.evaluation.tasks import Encoding, Limits, encode_task, score_task
 from train.evaluation.windows import (
     check_tokenizer,
     count_windows,
@@ -45,9 +46,10 @@ def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str
     solved, reports = request.solved, []
     tasks = [read_task(name) for name in solved.task]
     known = [None for _ in tasks] if solved.contamination is None else find_clean(solved, tasks)
+    exam = prepare_exam(request.programs, request.measured.batch_size)
     each = load_each(ckpt, load, say) if request.all else map(load, [ckpt])
     for generator in each:
-        report = evaluate_one(generator, request, list(zip(tasks, known, strict=True)))
+        report = evaluate_one(generator, request, list(zip(tasks, known, strict=True)), exam)
         del generator  # Never two models in memory.
         if request.as_json:
             yield json.dumps(report)
@@ -64,7 +66,10 @@ def find_clean(solved: Solved, tasks: Sequence[Task]) -> list[Sequence[bool]]:
 
 
 def evaluate_one(
-    generator: Generator, request: Request, tasks: Sequence[tuple[Task, Sequence[bool] | None]]
+    generator: Generator,
+    request: Request,
+    tasks: Sequence[tuple[Task, Sequence[bool] | None]],
+    exam: Exam | None,
 ) -> Json:
     """What is found out about one checkpoint, as JSON."""
     assert generator.folder is not None
@@ -77,10 +82,12 @@ def evaluate_one(
         dealer = make_lone_dealer(model.lm_head.weight.device)
         report["tasks"] = [
             score_task(
-                dealer, model, make_exam(encoding, task, request.solved.delimiter), limits, clean
+                dealer, model, encode_task(encoding, task, request.solved.delimiter), limits, clean
             )
             for task, clean in tasks
         ]
+    if exam is not None:
+        report["programs"] = exam.put_to(generator, is_one=not request.all)
     return report
 
 

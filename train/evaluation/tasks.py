@@ -92,7 +92,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Exam:
+class EncodedTask:
     """A task as a model is asked it."""
 
     task: Task
@@ -104,20 +104,20 @@ class Exam:
         return len({request.item for request in self.asked if request.is_cut})
 
 
-def make_exam(encoding: Encoding, task: Task, delimiter: str) -> Exam:
+def encode_task(encoding: Encoding, task: Task, delimiter: str) -> EncodedTask:
     """The task in a model's tokens; ValueError, naming file and line, for what cannot be asked."""
     asked = [
         encode_choice(encoding, task, number, delimiter + text)
         for number, item in enumerate(task.items)
         for text in item.choices
     ]
-    return Exam(task, asked)
+    return EncodedTask(task, asked)
 
 
 def score_task(
     dealer: Dealer,
     model: Transformer,
-    exam: Exam,
+    encoded: EncodedTask,
     limits: Limits,
     clean: Sequence[bool] | None = None,
 ) -> Json:
@@ -125,7 +125,7 @@ def score_task(
 
     Raises NotFiniteError for log-probabilities that are no numbers.
     """
-    task, found = exam.task, score_all(dealer, model, exam, limits)
+    task, found = encoded.task, score_all(dealer, model, encoded, limits)
     result, on_clean, first = Result(), Result(), 0
     for number, item in enumerate(task.items):
         choices = found[first : first + len(item.choices)]
@@ -133,7 +133,12 @@ def score_task(
         result.add(item, choices)
         if clean is not None and clean[number]:
             on_clean.add(item, choices)
-    report = {"task": task.name, "kind": task.kind, **result.describe(), "cut_items": exam.num_cut}
+    report = {
+        "task": task.name,
+        "kind": task.kind,
+        **result.describe(),
+        "cut_items": encoded.num_cut,
+    }
     if clean is not None:
         report |= {"contaminated_items": clean.count(False), "clean": on_clean.describe()}
     return report
@@ -164,9 +169,11 @@ def encode_choice(encoding: Encoding, task: Task, number: int, text: str) -> Ask
     return Asked(number, kept, size, len(kept) < len(tokens))
 
 
-def score_all(dealer: Dealer, model: Transformer, exam: Exam, limits: Limits) -> list[Choice]:
+def score_all(
+    dealer: Dealer, model: Transformer, encoded: EncodedTask, limits: Limits
+) -> list[Choice]:
     """What the model makes of all choices, those of about the same length computed together."""
-    asked = exam.asked
+    asked = encoded.asked
     progress = ReadProgress("choices", len(asked)) if dealer.shows_progress else None
     order = sorted(range(len(asked)), key=lambda number: -len(asked[number].tokens))
     found: dict[int, Choice] = {}
@@ -175,7 +182,7 @@ def score_all(dealer: Dealer, model: Transformer, exam: Exam, limits: Limits) ->
         return score_batch(model, [asked[number] for number in chosen])
 
     batches = cut_batches(order, asked, limits)
-    for chosen, rows in dealer.compute(exam.task.name, batches, 2, compute):
+    for chosen, rows in dealer.compute(encoded.task.name, batches, 2, compute):
         for number, (logprob, is_greedy) in zip(chosen, rows.tolist(), strict=True):
             found[number] = Choice(logprob, bool(is_greedy))
         if progress:
