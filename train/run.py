@@ -42,7 +42,7 @@ from train.ranks.strategy import (
 from train.samples import Sampler, make_sampler
 from train.start.blocks import set_up_blocks
 from train.start.documents import separate_documents
-from train.start.report import LABEL_WIDTH, check_start
+from train.start.report import check_start
 from train.start.settle import settle_config
 from train.start.trial import try_on_gpu
 from train.step.bad_steps import BadSteps
@@ -150,9 +150,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     retention = Retention(Path(config.infrastructure.output_dir), config.training)
     rank.do_first(retention.clear_leftovers)
     check_start(config, rank, shards, start.position.step if start else 0, say)
-    evaluations = open_evaluations(config, shards)
-    for text in evaluations.describe():
-        say(f"{'evaluation':<{LABEL_WIDTH}} {text}")
+    evaluations = open_evaluations(config, shards, say)
     model = separate_documents(build_model(config, rank), config.data, shards.manifest)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
@@ -174,11 +172,6 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     batches = make_batches(config, rank, shards, position)
     per_step = batches.dealing.samples_per_step
     history = extend_history(position.history, position.step, position.samples_consumed, per_step)
-    sampler = None
-    if config.training.sample_steps and isinstance(model, FSDPModule):
-        sampler = make_sampler(config, shards, model, say)
-    elif config.training.sample_steps:
-        sampler = rank.do_first(lambda: make_sampler(config, shards, model, say))
     return Run(
         config,
         rank,
@@ -196,8 +189,19 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         Saver(rank, retention, position.step, own_start, say),
         evaluations,
         own_start,
-        sampler,
+        make_samplers(config, rank, shards, model, say),
     )
+
+
+def make_samplers(
+    config: Config, rank: Rank, shards: Shards, model: Transformer, say: Say
+) -> Sampler | None:
+    """What writes texts, on the first rank; on each one where they share the model in parts."""
+    if not config.training.sample_steps:
+        return None
+    if isinstance(model, FSDPModule):
+        return make_sampler(config, shards, model, say)
+    return rank.do_first(lambda: make_sampler(config, shards, model, say))
 
 
 def open_checked_shards(folder: str) -> Shards:

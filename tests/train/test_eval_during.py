@@ -27,7 +27,7 @@ from tests.tiny import TOKENIZER_JSON, make_model
 from tests.tokenized import write_set
 from train.evaluation.dealing import make_lone_dealer
 from train.evaluation.during import Metrics, measure_each, open_evaluations
-from train.loop import train
+from train.loop import say_nothing, train
 from train.page.log import read_log
 from train.page.panels import fill_panels
 from train.publish.card import make_card
@@ -185,7 +185,7 @@ def test_ranks_share_the_work_and_find_the_same(
     shards = open_shards(folder / "train")
     config = fit_model(config, shards.folder, shards.manifest)
     model = load_generator(tmp_path / "checkpoints").model
-    evaluations = open_evaluations(config, shards)
+    evaluations = open_evaluations(config, shards, say_nothing)
     due = evaluations.list_due(4)
     assert [each.key for each in due] == [
         *("sets/few", "sets/wiki", "tasks/completions", "tasks/questions")
@@ -281,7 +281,7 @@ def test_compiled_blocks_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
     model.compile_blocks(backend=compile_nothing)  # type: ignore[arg-type]
     calls = [block._compiled_call_impl for block in model.model.layers]
     state = torch.get_rng_state()
-    due = open_evaluations(config, shards).list_due(8)
+    due = open_evaluations(config, shards, say_nothing).list_due(8)
     dealer = make_lone_dealer(torch.device("cpu"))
     assert all(metrics for _, metrics in measure_each(due, model, dealer, 32))
     assert torch.equal(torch.get_rng_state(), state)

@@ -19,7 +19,7 @@ from model.documents import Marks
 from model.transformer import Transformer
 from shards.disk.layout import TOKENIZER
 from shards.reader import Shards, TokenStream, open_shards
-from shards.screen.lines import format_plural
+from shards.screen.lines import Say, format_plural
 from shards.screen.url import refuse_url
 from shards.tokenizer import Spelling, read_set_spelling, read_tokenizer_json
 from train.config import Config
@@ -36,6 +36,7 @@ from train.evaluation.windows import (
     read_windows,
 )
 from train.start.documents import find_marks, separated
+from train.start.report import LABEL_WIDTH
 from train.start.words import split_name
 
 Metrics = dict[str, float | None]
@@ -162,8 +163,8 @@ def measure_each(
             yield each.key, found
 
 
-def open_evaluations(config: Config, shards: Shards) -> Evaluations:
-    """What the settings ask for; ValueError with one line for what cannot be evaluated."""
+def open_evaluations(config: Config, shards: Shards, say: Say) -> Evaluations:
+    """What the settings ask for, said; ValueError with one line for what cannot be evaluated."""
     training = config.training
     manifest = shards.manifest
     boundaries = Boundaries(manifest.end_of_text, manifest.begin_of_text)
@@ -182,13 +183,16 @@ def open_evaluations(config: Config, shards: Shards) -> Evaluations:
             raise ValueError(f"{path}: no such file; expected one with an item on each line")
         return EvalTask(name, encode_task(encoding, read_task(path), DELIMITER))
 
-    return Evaluations(
+    evaluations = Evaluations(
         open_all("training.eval_sets", training.eval_sets, open_set),
         open_all("training.eval_tasks", training.eval_tasks, open_task),
         training.eval_steps,
         training.eval_task_steps or training.eval_steps,
         training.num_training_steps,
     )
+    for text in evaluations.describe():
+        say(f"{'evaluation':<{LABEL_WIDTH}} {text}")
+    return evaluations
 
 
 def open_all(
