@@ -20,7 +20,6 @@ from torch.nn.functional import pad
 
 from shards.documents import Document
 from shards.inspect.trace import trace_samples
-from shards.order import SampleOrder
 from train.reports.log_folder import BAD_STEPS
 from train.reports.report import Report
 from train.rollback import go_back
@@ -97,18 +96,17 @@ def describe_worst(run: Run, first_sample: int, losses: list[list[float]]) -> li
         owners, key=lambda s: -owners[s][1] if math.isfinite(owners[s][1]) else -math.inf
     )
     worst = worst[:MAX_SAMPLES]
-    num_tokens = run.shards.manifest.num_tokens("train")
-    length = run.config.data.max_seq_length
-    order = SampleOrder(num_tokens, length, run.config.infrastructure.seed)
+    order, choice = run.batches.places.order, run.choice
+    traced = trace_samples(run.shards, "train", order, np.array(worst), choice)
     return [
         {
             "sample": sample,
             "rank": owners[sample][0],
             "loss": finite(owners[sample][1]),
-            "start": start,
+            "start": spans[0][0],
             "documents": [describe_document(document) for document in documents],
         }
-        for sample, start, documents in trace_samples(run.shards, "train", order, np.array(worst))
+        for sample, spans, documents in traced
     ]
 
 

@@ -18,10 +18,12 @@ from shards.order import SampleOrder
 from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
+from shards.where.choice import Choice, choose_windows
+from shards.where.view import open_view
 from train.batches import Batches, Dealing
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.load import restore
-from train.checkpoints.position import OPTIMIZER, Position
+from train.checkpoints.position import OPTIMIZER, Position, check_same_choice
 from train.checkpoints.resume import agree_on_start
 from train.checkpoints.retention import Retention
 from train.checkpoints.same_run import check_same_run, describe_samples
@@ -65,6 +67,8 @@ class Run:
     scaler: torch.amp.GradScaler
     autocast: Autocast
     batches: Batches
+    # The documents of the train split that it reads.
+    choice: Choice
     step: int
     history: History
     bad_steps: BadSteps
@@ -98,7 +102,8 @@ class Run:
     def position(self) -> Position:
         """How far the run has come, for a checkpoint."""
         dataset_id = self.shards.manifest.dataset_id
-        return Position(self.step, self.batches.consumed, self.history, dataset_id)
+        counts = self.choice.counts
+        return Position(self.step, self.batches.consumed, self.history, dataset_id, counts)
 
     def take_snapshot(self) -> Snapshot | None:
         """What a checkpoint holds now, on the first rank; all ranks call it together."""
@@ -140,16 +145,18 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     if config.data.verify == "open":
         own = shards.manifest.shards[rank.rank :: rank.world_size]
         check_shards(shards.folder, shards.manifest, own)
+    choice = choose_windows(shards, config.data.where, config.data.max_seq_length)
     start = agree_on_start(config.infrastructure, rank, say)
     asked, before = config, start.config if start else None
     config = settle_config(config, before, rank, say)
     if start:
         check_same_run(config, shards, start, say)
+        check_same_choice(choice, start.position, start.path)
         if changed := describe_samples(config, rank.world_size, start):
             say(changed)
     retention = Retention(Path(config.infrastructure.output_dir), config.training)
     rank.do_first(retention.clear_leftovers)
-    check_start(config, rank, shards, start.position.step if start else 0, say)
+    check_start(config, rank, shards, choice, start.position.step if start else 0, say)
     evaluations = open_evaluations(config, shards, say)
     model = separate_documents(build_model(config, rank), config.data, shards.manifest)
     autocast = make_autocast(rank.device, config.training.precision)
@@ -169,7 +176,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         say(f"resuming from {start.path}: step {position.step:,}")
     own_start = start.path if start and start.is_own else None
     rank.do_first(lambda: retention.tidy(own_start))
-    batches = make_batches(config, rank, shards, position)
+    batches = make_batches(config, rank, shards, choice, position)
     per_step = batches.dealing.samples_per_step
     history = extend_history(position.history, position.step, position.samples_consumed, per_step)
     return Run(
@@ -182,6 +189,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         scaler,
         autocast,
         batches,
+        choice,
         position.step,
         history,
         bad_steps,
@@ -189,14 +197,14 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         Saver(rank, retention, position.step, own_start, say),
         evaluations,
         own_start,
-        make_samplers(config, rank, shards, model, say),
+        find_sampler(config, rank, shards, model, say),
     )
 
 
-def make_samplers(
+def find_sampler(
     config: Config, rank: Rank, shards: Shards, model: Transformer, say: Say
 ) -> Sampler | None:
-    """What writes texts, on the first rank; on each one where they share the model in parts."""
+    """What writes texts on this rank; None if none are wanted, or the first rank writes them."""
     if not config.training.sample_steps:
         return None
     if isinstance(model, FSDPModule):
@@ -225,9 +233,11 @@ def build_model(config: Config, rank: Rank) -> Transformer:
     return model.train()
 
 
-def make_batches(config: Config, rank: Rank, shards: Shards, position: Position) -> Batches:
+def make_batches(
+    config: Config, rank: Rank, shards: Shards, choice: Choice, position: Position
+) -> Batches:
     """This rank's share of the samples after those already consumed."""
-    stream = shards.stream("train", config.data.checks_first_reads)
+    stream = open_view(shards, "train", choice, config.data.checks_first_reads)
     order = SampleOrder(stream.num_tokens, config.data.max_seq_length, config.infrastructure.seed)
     dealing = find_dealing(config, rank, position.step)
     return Batches(stream, order, dealing, rank.device, position.samples_consumed)

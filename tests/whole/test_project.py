@@ -22,7 +22,7 @@ ROOTS = ("shards", "model", "prep", "train")
 SHARDS = {
     "shards",
     *(f"shards.{room}" for room in ("screen", "disk", "entry", "near")),
-    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index")),
+    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index", "where")),
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
@@ -59,7 +59,8 @@ MAY_IMPORT = {
     "shards.entry": BASE,
     "shards": BASE,
     "shards.near": {"shards", *BASE},
-    "shards.inspect": {"shards", "shards.near", "shards.index", *BASE},
+    "shards.where": {"shards", *BASE},
+    "shards.inspect": {"shards", "shards.near", "shards.index", "shards.where", *BASE},
     "shards.edit": {"shards", *BASE},
     "shards.index": {"shards", *BASE},
     "shards.exchange": {"shards", "shards.edit", "shards.index", *BASE},
