@@ -22,16 +22,18 @@ from model.config import ModelConfig
 from model.documents import Documents, Separation
 from model.loss import (
     Differentiate,
+    Scores,
     chunked_cross_entropy,
     compile_differentiate,
     differentiate_in_place,
+    score_targets,
 )
 from model.products import linear
 from model.recompute import RUNNERS, ActivationCheckpointing, keep_share
 from model.rotation import find_frequencies, find_length_factor
 
 # Methods of Transformer that compute with its weights; they are gathered first where it is sharded.
-FORWARD_METHODS = ("row_losses", "predict")
+FORWARD_METHODS = ("token_losses", "predict")
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, K / 2)
 # What tokens see besides themselves: None = those before them in their window.
@@ -264,12 +266,9 @@ class Transformer(nn.Module):
         return chunked_cross_entropy(hidden, self.lm_head.weight, targets, grad_scale, *rest)
 
     @torch.no_grad()
-    def row_losses(self, tokens: Tensor, targets: Tensor, has_ignored: bool = False) -> Tensor:
-        """The mean loss of each row alone, (B,) in fp32; the tokens are computed as one batch."""
-        hidden, head = self.model(tokens), self.lm_head.weight
-        rows = zip(hidden, targets, strict=True)
-        losses = [chunked_cross_entropy(x, head, y, has_ignored=has_ignored) for x, y in rows]
-        return torch.stack(losses)
+    def token_losses(self, tokens: Tensor, targets: Tensor, places: Tensor | None = None) -> Scores:
+        """Of targets (B, T), or those at `places` (B, T): the losses (N,), and which were best."""
+        return score_targets(self.model(tokens), self.lm_head, targets, places)
 
     @contextmanager
     def watch_activations(self) -> Iterator[list[Tensor]]:

@@ -125,7 +125,8 @@ def lose_by_hand(model: Transformer, rows: Tensor, targets: Tensor) -> float:
 
 def test_losses_are_those_of_documents_without_padding(packed: Path, tmp_path: Path) -> None:
     """Of a step, over micro-steps of unlike padding, and of the validation split."""
-    run_small(packed, tmp_path, **SETTINGS, **FEW, training__save_total_limit=9)
+    sets = {"training__eval_sets": f"same={packed}"}
+    run_small(packed, tmp_path, **SETTINGS, **FEW, **sets, training__save_total_limit=9)
     shards = open_shards(packed)
     order = make_order(shards.manifest, ROW, 42)
     assert isinstance(order, PackedOrder)
@@ -142,6 +143,7 @@ def test_losses_are_those_of_documents_without_padding(packed: Path, tmp_path: P
     rows, targets = read_rows(shards, "validation", [ROW * place for place in range(8)])
     expected = lose_by_hand(model, rows, targets)
     assert read_metrics(tmp_path, "validation_loss")[4] == pytest.approx(expected, abs=1e-5)
+    assert read_metrics(tmp_path, "sets/same/loss")[4] == pytest.approx(expected, abs=1e-5)
     check_eval(packed, tmp_path, model)
 
 
