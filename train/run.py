@@ -14,7 +14,7 @@ from model.checkpoints.weights import deal_weights, make_index
 from model.transformer import FORWARD_METHODS, Transformer
 from shards.disk.layout import TOKENIZER
 from shards.inspect.verify import check_shards
-from shards.order import SampleOrder
+from shards.order import find_padding, make_order
 from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
@@ -32,6 +32,7 @@ from train.checkpoints.snapshot import HostMemory, Snapshot, take_snapshot
 from train.checkpoints.state import Parts, collect_moments, describe_state
 from train.checkpoints.warm_up import warm_up
 from train.config import Config
+from train.evaluation.during import Evaluations, open_evaluations
 from train.ranks.distributed import Rank
 from train.ranks.strategy import (
     check_compression,
@@ -74,6 +75,8 @@ class Run:
     # What else has a state that a checkpoint keeps, by its keys in training_state.json.
     parts: Parts
     saver: Saver
+    # Sets and tasks that it is evaluated with on the way.
+    evaluations: Evaluations
     # The checkpoint of its own that it goes on from; None = a new run begins.
     start: Path | None = None
     # Writes texts on the way; None = none are wanted, or the first rank writes them.
@@ -154,6 +157,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     retention = Retention(Path(config.infrastructure.output_dir), config.training)
     rank.do_first(retention.clear_leftovers)
     check_start(config, rank, shards, choice, start.position.step if start else 0, say)
+    evaluations = open_evaluations(config, shards, say)
     model = separate_documents(build_model(config, rank), config.data, shards.manifest)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
@@ -191,6 +195,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         bad_steps,
         parts,
         Saver(rank, retention, position.step, own_start, say),
+        evaluations,
         own_start,
         find_sampler(config, rank, shards, model, say),
     )
@@ -233,9 +238,11 @@ def make_batches(
 ) -> Batches:
     """This rank's share of the samples after those already consumed."""
     stream = open_view(shards, "train", choice, config.data.checks_first_reads)
-    order = SampleOrder(stream.num_tokens, config.data.max_seq_length, config.infrastructure.seed)
+    length, seed = config.data.max_seq_length, config.infrastructure.seed
+    order = make_order(shards.manifest, length, seed, stream.num_tokens)
+    padding = find_padding(shards.manifest)
     dealing = find_dealing(config, rank, position.step)
-    return Batches(stream, order, dealing, rank.device, position.samples_consumed)
+    return Batches(stream, order, dealing, rank.device, position.samples_consumed, padding)
 
 
 def find_dealing(config: Config, rank: Rank, step: int) -> Dealing:

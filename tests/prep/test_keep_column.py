@@ -285,3 +285,28 @@ def test_values_of_several_types_are_each_what_they_are() -> None:
     assert found.to_pylist() == [1.5, 2.0, None, None, 4.0]
     assert [*misfits] == [3]
     assert np.isfinite(found.to_pylist()[0])
+
+
+@pytest.mark.parametrize("dedup", [None, "exact"])
+def test_packed_rows_keep_them_and_padding_has_none(tmp_path: Path, dedup: str | None) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS + ROWS[:9] * (dedup is not None))
+    out = tmp_path / "out"
+    manifest = prepare_quietly(
+        out,
+        tmp_path / "a.jsonl",
+        keep_column=COLUMNS,
+        pack="best-fit",
+        pack_tokens=256,
+        dedup=dedup,
+    )
+    paddings = [row for row in read_sidecars(out).to_pylist() if not row["source_file"]]
+    assert len(paddings) == sum(shard.num_paddings for shard in manifest.shards) > 5
+    names = [name.rpartition(":")[0] for name in COLUMNS]
+    assert {row[name] for row in paddings for name in names} == {None}
+    found = {row["source_row"]: row for row in read_sidecars(out).to_pylist() if row["source_file"]}
+    assert all(found[n]["score"] == ROWS[n]["score"] for n in found)
+    code, said, errors = velocity("shards", "count", out, "--where", "score is None", "--json")
+    assert code == 0, errors
+    missing = [n for n in found if ROWS[n]["score"] is None]
+    splits = json.loads(said)["splits"].values()
+    assert sum(split["documents"] for split in splits) == len(missing) > 3
