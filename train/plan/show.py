@@ -67,7 +67,9 @@ def describe_run(plan: Plan) -> str:
     steps = plan.config.training.num_training_steps
     ratio = format_number(plan.tokens / plan.config.model.num_parameters())
     text = f"{steps:,} steps; {format_count(plan.tokens)} tokens, {ratio} a parameter"
-    return text if plan.epochs is None else f"{text}; {describe_epochs(plan.epochs)}"
+    if plan.epochs is None:
+        return text
+    return f"{text}; {describe_epochs(plan.epochs, plan.config.data.where is not None)}"
 
 
 def describe_cost(plan: Plan) -> str:
