@@ -67,6 +67,7 @@ SLOW_FILES = (
     "test_rollback.py",
     "test_dedup.py",
     "test_append.py",
+    "test_programs.py",
     "test_import_faults.py",
     "test_quickstart.py",
     "test_buckets.py",

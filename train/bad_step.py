@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from model.loss import IGNORED
 from shards.documents import Document
 from shards.inspect.trace import trace_samples
-from shards.order import SampleOrder
 from train.reports.log_folder import BAD_STEPS
 from train.reports.report import Report
 from train.rollback import go_back
@@ -79,7 +79,13 @@ def measure_samples(run: Run) -> list[list[float]]:
     losses = []
     for tokens, targets in run.batches.repeat_step():
         with run.autocast():
-            losses.append(run.model.row_losses(tokens, targets))
+            places = (targets != IGNORED) if run.batches.has_ignored else None
+            found, _ = run.model.token_losses(tokens, targets, places)
+        if places is None:
+            losses.append(found.view(tokens.shape).mean(1))
+        else:
+            rows = torch.split(found, places.sum(1).tolist())
+            losses.append(torch.stack([row.sum() / max(len(row), 1) for row in rows]))
     own = torch.cat(losses)
     # Where samples do not divide evenly, some ranks have fewer; they fill up with zeros.
     return run.rank.gather(pad(own, (0, run.rank.max(len(own)) - len(own))))
@@ -97,18 +103,17 @@ def describe_worst(run: Run, first_sample: int, losses: list[list[float]]) -> li
         owners, key=lambda s: -owners[s][1] if math.isfinite(owners[s][1]) else -math.inf
     )
     worst = worst[:MAX_SAMPLES]
-    num_tokens = run.shards.manifest.num_tokens("train")
-    length = run.config.data.max_seq_length
-    order = SampleOrder(num_tokens, length, run.config.infrastructure.seed)
+    order, choice = run.batches.places.order, run.choice
+    traced = trace_samples(run.shards, "train", order, np.array(worst), choice)
     return [
         {
             "sample": sample,
             "rank": owners[sample][0],
             "loss": finite(owners[sample][1]),
-            "start": start,
+            "start": spans[0][0],
             "documents": [describe_document(document) for document in documents],
         }
-        for sample, start, documents in trace_samples(run.shards, "train", order, np.array(worst))
+        for sample, spans, documents in traced
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from model.config import ModelConfig
 from shards.screen.url import refuse_url
+from shards.where.condition import parse_condition
 from train.training_config import TrainingConfig
 
 Verify = Literal["open", "first-read", "off"]
@@ -29,6 +30,10 @@ class DataConfig:
     shards: str = "shards/"
     # Tokens that one sample feeds to the model; a window is one token longer.
     max_seq_length: int = 2048
+    # Train only on the documents that meet this condition on their columns, such as
+    # "num_tokens >= 100 and 'wikipedia.org' in url", as if the train split had no others; null = on
+    # all. The validation split is read whole.
+    where: str | None = None
     # What a token sees: "window" = all tokens before it in its window; "document" = those of its
     # own document alone, and positions begin anew with each document.
     attention: DataAttention = "window"
@@ -39,6 +44,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         refuse_url(self.shards)
+        if self.where is not None:
+            parse_condition(self.where)
         if self.max_seq_length < 1:
             raise ValueError(
                 f"data.max_seq_length is {self.max_seq_length}; expected at least 1 token"

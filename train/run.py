@@ -14,14 +14,16 @@ from model.checkpoints.weights import deal_weights, make_index
 from model.transformer import FORWARD_METHODS, Transformer
 from shards.disk.layout import TOKENIZER
 from shards.inspect.verify import check_shards
-from shards.order import SampleOrder
+from shards.order import find_padding, make_order
 from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
+from shards.where.choice import Choice, choose_windows
+from shards.where.view import open_view
 from train.batches import Batches, Dealing
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.load import restore
-from train.checkpoints.position import OPTIMIZER, Position
+from train.checkpoints.position import OPTIMIZER, Position, check_same_choice
 from train.checkpoints.resume import agree_on_start
 from train.checkpoints.retention import Retention
 from train.checkpoints.same_run import check_same_run, describe_samples
@@ -30,6 +32,7 @@ from train.checkpoints.snapshot import HostMemory, Snapshot, take_snapshot
 from train.checkpoints.state import Parts, collect_moments, describe_state
 from train.checkpoints.warm_up import warm_up
 from train.config import Config
+from train.evaluation.during import Evaluations, open_evaluations
 from train.ranks.distributed import Rank
 from train.ranks.strategy import (
     check_compression,
@@ -64,12 +67,16 @@ class Run:
     scaler: torch.amp.GradScaler
     autocast: Autocast
     batches: Batches
+    # The documents of the train split that it reads.
+    choice: Choice
     step: int
     history: History
     bad_steps: BadSteps
     # What else has a state that a checkpoint keeps, by its keys in training_state.json.
     parts: Parts
     saver: Saver
+    # Sets and tasks that it is evaluated with on the way.
+    evaluations: Evaluations
     # The checkpoint of its own that it goes on from; None = a new run begins.
     start: Path | None = None
     # Writes texts on the way; None = none are wanted, or the first rank writes them.
@@ -95,7 +102,8 @@ class Run:
     def position(self) -> Position:
         """How far the run has come, for a checkpoint."""
         dataset_id = self.shards.manifest.dataset_id
-        return Position(self.step, self.batches.consumed, self.history, dataset_id)
+        counts = self.choice.counts
+        return Position(self.step, self.batches.consumed, self.history, dataset_id, counts)
 
     def take_snapshot(self) -> Snapshot | None:
         """What a checkpoint holds now, on the first rank; all ranks call it together."""
@@ -137,16 +145,19 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     if config.data.verify == "open":
         own = shards.manifest.shards[rank.rank :: rank.world_size]
         check_shards(shards.folder, shards.manifest, own)
+    choice = choose_windows(shards, config.data.where, config.data.max_seq_length)
     start = agree_on_start(config.infrastructure, rank, say)
     asked, before = config, start.config if start else None
     config = settle_config(config, before, rank, say)
     if start:
         check_same_run(config, shards, start, say)
+        check_same_choice(choice, start.position, start.path)
         if changed := describe_samples(config, rank.world_size, start):
             say(changed)
     retention = Retention(Path(config.infrastructure.output_dir), config.training)
     rank.do_first(retention.clear_leftovers)
-    check_start(config, rank, shards, start.position.step if start else 0, say)
+    check_start(config, rank, shards, choice, start.position.step if start else 0, say)
+    evaluations = open_evaluations(config, shards, say)
     model = separate_documents(build_model(config, rank), config.data, shards.manifest)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
@@ -165,14 +176,9 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         say(f"resuming from {start.path}: step {position.step:,}")
     own_start = start.path if start and start.is_own else None
     rank.do_first(lambda: retention.tidy(own_start))
-    batches = make_batches(config, rank, shards, position)
+    batches = make_batches(config, rank, shards, choice, position)
     per_step = batches.dealing.samples_per_step
     history = extend_history(position.history, position.step, position.samples_consumed, per_step)
-    sampler = None
-    if config.training.sample_steps and isinstance(model, FSDPModule):
-        sampler = make_sampler(config, shards, model, say)
-    elif config.training.sample_steps:
-        sampler = rank.do_first(lambda: make_sampler(config, shards, model, say))
     return Run(
         config,
         rank,
@@ -183,14 +189,27 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         scaler,
         autocast,
         batches,
+        choice,
         position.step,
         history,
         bad_steps,
         parts,
         Saver(rank, retention, position.step, own_start, say),
+        evaluations,
         own_start,
-        sampler,
+        find_sampler(config, rank, shards, model, say),
     )
+
+
+def find_sampler(
+    config: Config, rank: Rank, shards: Shards, model: Transformer, say: Say
+) -> Sampler | None:
+    """What writes texts on this rank; None if none are wanted, or the first rank writes them."""
+    if not config.training.sample_steps:
+        return None
+    if isinstance(model, FSDPModule):
+        return make_sampler(config, shards, model, say)
+    return rank.do_first(lambda: make_sampler(config, shards, model, say))
 
 
 def open_checked_shards(folder: str) -> Shards:
@@ -214,12 +233,16 @@ def build_model(config: Config, rank: Rank) -> Transformer:
     return model.train()
 
 
-def make_batches(config: Config, rank: Rank, shards: Shards, position: Position) -> Batches:
+def make_batches(
+    config: Config, rank: Rank, shards: Shards, choice: Choice, position: Position
+) -> Batches:
     """This rank's share of the samples after those already consumed."""
-    stream = shards.stream("train", config.data.checks_first_reads)
-    order = SampleOrder(stream.num_tokens, config.data.max_seq_length, config.infrastructure.seed)
+    stream = open_view(shards, "train", choice, config.data.checks_first_reads)
+    length, seed = config.data.max_seq_length, config.infrastructure.seed
+    order = make_order(shards.manifest, length, seed, stream.num_tokens)
+    padding = find_padding(shards.manifest)
     dealing = find_dealing(config, rank, position.step)
-    return Batches(stream, order, dealing, rank.device, position.samples_consumed)
+    return Batches(stream, order, dealing, rank.device, position.samples_consumed, padding)
 
 
 def find_dealing(config: Config, rank: Rank, step: int) -> Dealing:

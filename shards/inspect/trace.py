@@ -10,17 +10,31 @@ from shards.documents import Document, Sidecars
 from shards.format import Int64
 from shards.order import SampleOrder
 from shards.reader import Shards
+from shards.where.choice import Choice
+
+# Where the tokens of a window are in a split: [start, stop) of each piece, ascending.
+Spans = list[tuple[int, int]]
 
 
 def trace_samples(
-    shards: Shards, split: str, order: SampleOrder, samples: Int64
-) -> Iterator[tuple[int, int, list[Document]]]:
-    """For each sample: its number, where its window begins in the stream, its documents."""
+    shards: Shards, split: str, order: SampleOrder, samples: Int64, choice: Choice | None = None
+) -> Iterator[tuple[int, Spans, list[Document]]]:
+    """For each sample: its number, where its tokens are in the split, its documents.
+
+    A window is one span, or where documents were chosen, one for each run that it has tokens of.
+    """
     sidecars = Sidecars(shards, split)
     starts = order.starts(samples)
     for sample, start in zip(samples.tolist(), starts.tolist(), strict=True):
-        documents = sidecars.between(start, start + order.max_seq_length + 1)
-        yield sample, start, documents
+        stop = start + order.window_tokens
+        spans = choice.spans(start, stop) if choice else [(start, stop)]
+        yield sample, spans, [found for span in spans for found in sidecars.between(*span)]
+
+
+def count_overlap(document: Document, spans: Spans) -> int:
+    """How many of a document's tokens the spans hold."""
+    pieces = ((max(start, document.start), min(stop, document.stop)) for start, stop in spans)
+    return sum(max(stop - start, 0) for start, stop in pieces)
 
 
 def trace_tokens(order: SampleOrder, start: int, stop: int, num_samples: int) -> list[int]:

@@ -22,7 +22,7 @@ ROOTS = ("shards", "model", "prep", "train")
 SHARDS = {
     "shards",
     *(f"shards.{room}" for room in ("screen", "disk", "entry", "near")),
-    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index")),
+    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index", "packing", "where")),
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
@@ -50,6 +50,7 @@ TRAIN = {
     "train.page",
     "train.publish",
     "train.evaluation",
+    "train.evaluation.code",
     *STEPPING,
 }
 MAY_IMPORT = {
@@ -58,8 +59,10 @@ MAY_IMPORT = {
     "shards.entry": BASE,
     "shards": BASE,
     "shards.near": {"shards", *BASE},
-    "shards.inspect": {"shards", "shards.near", "shards.index", *BASE},
-    "shards.edit": {"shards", *BASE},
+    "shards.where": {"shards", *BASE},
+    "shards.packing": {"shards", *BASE},
+    "shards.inspect": {"shards", "shards.near", "shards.index", "shards.where", *BASE},
+    "shards.edit": {"shards", "shards.packing", *BASE},
     "shards.index": {"shards", *BASE},
     "shards.exchange": {"shards", "shards.edit", "shards.index", *BASE},
     "model": set[str](),
@@ -93,8 +96,12 @@ MAY_IMPORT = {
     "train.checkpoints": STEPPING | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
-    "train.publish": {"train.page", "train.checkpoints"} | SHARDS | MODEL,
-    "train.evaluation": {"train.start", "train.checkpoints"} | SHARDS | MODEL,
+    "train.publish": {"train.page", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
+    "train.evaluation": {
+        f"train.{room}" for room in ("evaluation.code", "start", "checkpoints", "ranks")
+    }
+    | (SHARDS | MODEL),
+    "train.evaluation.code": {"train.evaluation"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
     "train.plan": {"train.start"} | SHARDS | MODEL,
     "train.inspect": {"train.checkpoints", "train.reports", "train.start"} | SHARDS | MODEL,
@@ -108,7 +115,9 @@ MAY_IMPORT = {
         "train.start",
     }
     | (SHARDS | MODEL),
-    "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
+    "train": {f"train.{r}" for r in ("start", "checkpoints", "reports", "evaluation")}
+    | STEPPING
+    | (SHARDS | MODEL),
     "cli": {
         "prep",
         "prep.remote",
@@ -152,6 +161,7 @@ SHARED = {
     "train.reports": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.page": {"train.config", "train.settings"},
     "train.publish": {"train.config", "train.settings"},
+    "train.evaluation": {"train.config"},
 }
 NO_TORCH = {"shards", "prep"}
 

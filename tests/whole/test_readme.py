@@ -216,7 +216,8 @@ def run_velocity(words: list[str], folder: Path) -> None:
         "sample": ["--max-new-tokens", "3"],
         "tokenizer": ["--vocab-size", "270"],
     }
-    code, said = run_cli([*words, *small.get(words[0], [])], folder)
+    rows = ["--pack-tokens", str(SMALL["data.max_seq_length"])] if "--pack" in words else []
+    code, said = run_cli([*words, *small.get(words[0], []), *rows], folder)
     assert code == 0, f"{words}\n{said}"
 
 
@@ -320,6 +321,8 @@ def write_inputs(folder: Path) -> None:
     completion = {"prompt": "The capital of France is", "expected": "Paris"}
     (folder / "completions.jsonl").write_text(json.dumps(completion) + "\n")
     (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    problem = {"task_id": "Mine/0", "prompt": "def one():\n", "entry_point": "one", "test": ""}
+    (folder / "problems.jsonl").write_text(json.dumps(problem) + "\n")
     last = make_texts(60)[-1]
     (folder / "hashes.txt").write_text(hashlib.sha256(last.encode()).hexdigest()[:32])
     tokenizer = Tokenizer.from_str(build_gpt2_json())

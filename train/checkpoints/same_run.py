@@ -5,6 +5,7 @@ from dataclasses import fields
 from shards.edit.versions import keeps_places
 from shards.reader import Shards
 from shards.screen.lines import Say
+from shards.where.condition import Condition, parse_condition
 from train.checkpoints.resume import Start, is_same_folder
 from train.config import Config
 from train.step.schedule import describe_change, refuse_extension
@@ -28,6 +29,13 @@ def check_same_run(config: Config, shards: Shards, start: Start, say: Say) -> No
                 f"{folder}: was trained with {name}={old}, now it is {new}; keep it as it was, or "
                 "choose another infrastructure.output_dir for a new run"
             )
+    before_where, where = before.data.where, config.data.where
+    if read_where(before_where) != read_where(where):
+        raise ValueError(
+            f"{folder}: was trained with data.where={before_where or 'null'}, now it is "
+            f"{where or 'null'}, so the order of samples would be another one; keep it as it was, "
+            "or choose another infrastructure.output_dir for a new run"
+        )
     refuse_extension(before.training, config.training, start.position.step, str(folder))
     old, new = before.infrastructure.log_folder, config.infrastructure.log_folder
     is_own = start.is_own
@@ -43,6 +51,11 @@ def check_same_run(config: Config, shards: Shards, start: Start, say: Say) -> No
     changed = describe_change(before.training, config.training, start.position.step)
     if changed:
         say(changed)
+
+
+def read_where(where: str | None) -> Condition | None:
+    """What data.where means, however it is spelled."""
+    return None if where is None else parse_condition(where)
 
 
 def describe_samples(config: Config, world_size: int, start: Start) -> str | None:

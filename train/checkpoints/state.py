@@ -51,6 +51,8 @@ def describe_state(config: Config, position: Position, parts: Parts) -> dict[str
         "dataset_id": position.dataset_id,
         "torch": torch.__version__,
     }
+    if position.chosen is not None:
+        state["chosen"] = position.chosen
     state |= {key: part.state_dict() for key, part in parts.items()}
     return {TRAINING_STATE: encode_json(state), RUN_CONFIG: encode_json(config_to_dict(config))}
 

@@ -13,23 +13,27 @@ from model.sample.over_run import load_each
 from model.sample.prompts import read_text
 from shards.disk.json_files import Json
 from shards.format import SPLITS
+from shards.order import find_padding
 from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import encode_plainly, read_set_spelling, read_spelling
 from train.checkpoints.position import RUN_CONFIG, read_run_config
+from train.evaluation.code.exam import Exam, prepare_exam
 from train.evaluation.contamination import Contamination
+from train.evaluation.dealing import make_lone_dealer
 from train.evaluation.items import Task, read_task
 from train.evaluation.perplexity import Prediction, predict
 from train.evaluation.request import Measured, Request, Solved
 from train.evaluation.show import describe_report, describe_reports
-from train.evaluation.tasks import score_task
+from train.evaluation.tasks import Encoding, Limits, encode_task, score_task
 from train.evaluation.windows import (
-    count_windows,
+    check_tokenizer,
+    cut_split,
     cut_windows,
     read_set_batches,
     read_text_batches,
 )
-from train.start.documents import separate_documents
+from train.start.documents import find_marks, separated
 
 Load = Callable[[Path], Generator]
 
@@ -43,9 +47,10 @@ def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str
     solved, reports = request.solved, []
     tasks = [read_task(name) for name in solved.task]
     known = [None for _ in tasks] if solved.contamination is None else find_clean(solved, tasks)
+    exam = prepare_exam(request.programs, request.measured.batch_size, not request.all)
     each = load_each(ckpt, load, say) if request.all else map(load, [ckpt])
     for generator in each:
-        report = evaluate_one(generator, request, list(zip(tasks, known, strict=True)))
+        report = evaluate_one(generator, request, list(zip(tasks, known, strict=True)), exam)
         del generator  # Never two models in memory.
         if request.as_json:
             yield json.dumps(report)
@@ -62,7 +67,10 @@ def find_clean(solved: Solved, tasks: Sequence[Task]) -> list[Sequence[bool]]:
 
 
 def evaluate_one(
-    generator: Generator, request: Request, tasks: Sequence[tuple[Task, Sequence[bool] | None]]
+    generator: Generator,
+    request: Request,
+    tasks: Sequence[tuple[Task, Sequence[bool] | None]],
+    exam: Exam | None,
 ) -> Json:
     """What is found out about one checkpoint, as JSON."""
     assert generator.folder is not None
@@ -70,17 +78,31 @@ def evaluate_one(
     if not request.measured.is_empty:
         report |= measure(generator, request.measured)
     if tasks:
-        size, delimiter = request.measured.batch_size, request.solved.delimiter
+        model, limits = generator.model, Limits(request.measured.batch_size)
+        encoding = Encoding(generator.tokenizer, generator.begin, generator.context)
+        dealer = make_lone_dealer(model.lm_head.weight.device)
         report["tasks"] = [
-            score_task(generator, task, delimiter, size, clean) for task, clean in tasks
+            score_task(
+                dealer, model, encode_task(encoding, task, request.solved.delimiter), limits, clean
+            )
+            for task, clean in tasks
         ]
+    if exam is not None:
+        report["programs"] = exam.put_to(generator)
     return report
 
 
 def measure(generator: Generator, measured: Measured) -> Json:
     """How well a checkpoint predicts the set or the texts, as JSON."""
-    length = choose_length(generator, measured.length)
+    shards = None if measured.shards is None else open_shards(measured.shards)
+    row_tokens = None if shards is None else shards.manifest.row_tokens
+    length = choose_length(generator, measured.length, row_tokens)
     stride = measured.stride or length
+    if row_tokens is not None and stride != length:
+        raise ValueError(
+            f"{measured.shards}: is packed in rows of {row_tokens:,} tokens, which are its "
+            "windows; leave out --stride"
+        )
     if stride > length:
         raise ValueError(
             f"--stride is {stride:,} and a window's length {length:,}: tokens between windows "
@@ -88,8 +110,7 @@ def measure(generator: Generator, measured: Measured) -> Json:
         )
     if measured.split not in SPLITS:
         raise ValueError(f"--split is {measured.split!r}; expected one of {', '.join(SPLITS)}")
-    if measured.shards is not None:
-        shards = open_shards(measured.shards)
+    if shards is not None:
         what: Json = {
             "shards": str(measured.shards),
             "dataset_id": shards.manifest.dataset_id,
@@ -103,9 +124,18 @@ def measure(generator: Generator, measured: Measured) -> Json:
     return {**what, **windows, **prediction.describe()}
 
 
-def choose_length(generator: Generator, wanted: int | None) -> int:
-    """How many tokens a window predicts: as asked for, as in the run, or the model's context."""
+def choose_length(generator: Generator, wanted: int | None, row_tokens: int | None = None) -> int:
+    """How many tokens a window predicts: as asked for, as in the run, or the model's context.
+
+    In a packed set it is a row of `row_tokens`.
+    """
     assert generator.folder is not None
+    if row_tokens is not None and wanted not in (None, row_tokens):
+        raise ValueError(
+            f"--length is {wanted:,}; the set is packed in rows of {row_tokens:,} tokens, which "
+            "are its windows; leave out --length"
+        )
+    wanted = row_tokens or wanted
     if wanted is None and (generator.folder / RUN_CONFIG).is_file():
         wanted = read_run_config(generator.folder).data.max_seq_length
     length = wanted or generator.context
@@ -120,22 +150,26 @@ def predict_set(
     generator: Generator, shards: Shards, measured: Measured, length: int, stride: int
 ) -> Prediction:
     """How well a checkpoint predicts a split, in whole windows from its first token on."""
-    check_tokenizer(generator, shards)
-    if generator.folder is not None and (generator.folder / RUN_CONFIG).is_file():
-        data = read_run_config(generator.folder).data
-        separate_documents(generator.model, data, shards.manifest)
-    num_predicted = shards.manifest.num_tokens(measured.split) - 1
-    total = count_windows(num_predicted, length, stride)
+    check_tokenizer(
+        shards, generator.tokenizer, generator.model.config.num_ids, f"that of {generator.folder}"
+    )
+    num_tokens = shards.manifest.num_tokens(measured.split)
+    total, windows = cut_split(shards.manifest, measured.split, length, stride)
     if not total:
         raise ValueError(
-            f"{shards.folder}: {measured.split} has {num_predicted + 1:,} tokens, fewer than a "
+            f"{shards.folder}: {measured.split} has {num_tokens:,} tokens, fewer than a "
             f"window of {length + 1:,}; see --length and --split"
         )
     total = min(total, measured.windows or total)
-    windows = islice(cut_windows(num_predicted, length, stride, keeps_rest=False), total)
+    windows = islice(windows, total)
     spelling = read_set_spelling(shards.folder, shards.manifest)
     batches = read_set_batches(shards, measured.split, windows, measured.batch_size)
-    return predict(generator, spelling, length, batches, total)
+    marks = None
+    if generator.folder is not None and (generator.folder / RUN_CONFIG).is_file():
+        marks = find_marks(read_run_config(generator.folder).data, shards.manifest)
+    with separated(generator.model, marks):
+        padding = find_padding(shards.manifest)
+        return predict(generator.model, spelling, length, batches, total, padding)
 
 
 def predict_texts(generator: Generator, measured: Measured, length: int, stride: int) -> Prediction:
@@ -155,16 +189,4 @@ def predict_texts(generator: Generator, measured: Measured, length: int, stride:
     )
     begin = generator.begin if generator.begin != generator.end_of_text else None
     spelling = read_spelling(generator.tokenizer, generator.end_of_text, begin)
-    return predict(generator, spelling, length, batches, total)
-
-
-def check_tokenizer(generator: Generator, shards: Shards) -> None:
-    """ValueError if the ids of a set are not those of the model."""
-    ours = generator.tokenizer
-    cases = shards.manifest.content["tokenizer"]["self_test"]
-    fits = all(encode_plainly(ours, case["text"]) == case["ids"] for case in cases)
-    if not fits or shards.manifest.vocab_size > generator.model.config.num_ids:
-        raise ValueError(
-            f"{shards.folder}: was made with another tokenizer than that of {generator.folder}; "
-            "prepare the same texts with the model's, or give them with --text"
-        )
+    return predict(generator.model, spelling, length, batches, total)

@@ -140,14 +140,15 @@ def trace_spike(tracer: "Tracer", spike: Spike) -> Traced:
 
 def look_up(tracer: "Tracer", spike: Spike) -> Traced:
     """A step's documents, those of which it saw the most tokens first."""
+    from shards.inspect.trace import count_overlap
+
     tokens = Counter[Document]()
     starts: dict[Document, int] = {}
-    for _, start, documents in tracer.documents_of_step(spike.step):
-        stop = start + tracer.order.max_seq_length + 1
+    for _, spans, documents in tracer.documents_of_step(spike.step):
         for document in documents:
-            first = max(start, document.start)
-            tokens[document] += min(stop, document.stop) - first
-            starts.setdefault(document, first)
+            tokens[document] += count_overlap(document, spans)
+            first = next(start for start, stop in spans if document.start < stop)
+            starts.setdefault(document, max(first, document.start))
     seen = [
         Seen(document, count, show_text(tracer, document, starts[document], count))
         for document, count in tokens.most_common(SHOWN_DOCUMENTS)

@@ -3,8 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from shards.format import read_manifest
-from shards.order import SampleOrder
+from shards.order import make_order
 from train.gpus import GIGABYTE, find_gpu
 from train.plan.plan import Machines, Wishes, make_plan
 from train.plan.request import Request
@@ -20,11 +19,15 @@ def run_plan(request: Request, overrides: Sequence[str]) -> list[str]:
         return list_configs()
     config, set_tokens = load_config(request.config, overrides), None
     if request.shards is not None:
-        manifest = read_manifest(request.shards)
-        set_tokens = manifest.num_tokens("train")
-        config = fit_model(config, request.shards, manifest)
-        # Refuses a set without a window, as the run would.
-        SampleOrder(set_tokens, config.data.max_seq_length, config.infrastructure.seed)
+        from shards.reader import open_shards
+        from shards.where.choice import choose_windows
+
+        shards = open_shards(request.shards)
+        config = fit_model(config, request.shards, shards.manifest)
+        # Both refuse a set without a window, as the run would.
+        length = config.data.max_seq_length
+        set_tokens = choose_windows(shards, config.data.where, length).num_tokens
+        make_order(shards.manifest, length, config.infrastructure.seed, set_tokens)
     machines = find_machines(request)
     if machines is None:
         return describe_sizes(config)

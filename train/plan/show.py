@@ -67,7 +67,9 @@ def describe_run(plan: Plan) -> str:
     steps = plan.config.training.num_training_steps
     ratio = format_number(plan.tokens / plan.config.model.num_parameters())
     text = f"{steps:,} steps; {format_count(plan.tokens)} tokens, {ratio} a parameter"
-    return text if plan.epochs is None else f"{text}; {describe_epochs(plan.epochs)}"
+    if plan.epochs is None:
+        return text
+    return f"{text}; {describe_epochs(plan.epochs, plan.config.data.where is not None)}"
 
 
 def describe_cost(plan: Plan) -> str:
@@ -75,8 +77,11 @@ def describe_cost(plan: Plan) -> str:
     if plan.cost is None:
         return "not known without the kind of GPU: --gpu"
     cost = plan.cost
+    # Fewer FLOPs are computed, as many as documents are long; MFU is a convention.
+    is_whole = plan.config.data.attention == "window"
+    counted = "" if is_whole else " by whole windows, not documents"
     text = (
-        f"{cost.tokens_per_second:,.0f} tokens/s at {format_number(100 * cost.mfu)}% MFU: "
+        f"{cost.tokens_per_second:,.0f} tokens/s at {format_number(100 * cost.mfu)}% MFU{counted}: "
         f"{format_time(cost.days * 86_400)}, {format_number(cost.gpu_hours)} GPU-hours"
     )
     return text if cost.money is None else f"{text}; costs {format_number(cost.money)}"

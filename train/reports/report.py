@@ -13,6 +13,7 @@ from typing import Any
 
 from shards.screen.lines import Say
 from train.config import Config
+from train.reports.evaluations import describe_metrics, is_drawn
 from train.reports.events import (
     begin_events,
     describe_scalars,
@@ -125,9 +126,18 @@ class Report:
             self.has_told = True
             self.progress.say(text)
 
-    def has_validation(self, step: int) -> bool:
-        """Whether the log has the validation loss after `step` steps."""
-        return has_metric(self.folder, step, "validation_loss")
+    def log_evaluation(self, step: int, key: str, metrics: Metrics | None) -> None:
+        """Record what was found of a set or task, `key`, after `step` steps, and print it.
+
+        None = its losses are no numbers.
+        """
+        if metrics is not None:
+            self._record(step, {f"{key}/{name}": value for name, value in metrics.items()})
+        self.progress.say(f"step {step:,}: {key}: {describe_metrics(metrics)}")
+
+    def has(self, step: int, metric: str) -> bool:
+        """Whether the log has a metric after `step` steps."""
+        return has_metric(self.folder, step, metric)
 
     def log_samples(self, step: int, count: int, write: Callable[[], Sequence[Sample]]) -> None:
         """Record the `count` texts that `write` makes after `step` steps, if the log has not."""
@@ -168,15 +178,16 @@ class Report:
             for name, value in metrics.items()
             if value is not None and math.isfinite(value)
         }
-        charted = {CHARTS[name]: value for name, value in known.items() if name in CHARTS}
+        charts = {name: find_chart(name) for name in known}
+        charted = {chart: known[name] for name, chart in charts.items() if chart}
         line = json.dumps({"step": step, **known}) + "\n"
         self.metrics_file.waiting += line.encode()
         self.event_file.waiting += describe_scalars(step, charted)
         self._write()
         fresh = {
-            CHARTS[name]: value
-            for name, value in known.items()
-            if name in CHARTS and (step, name) not in self.repeated
+            chart: known[name]
+            for name, chart in charts.items()
+            if chart and (step, name) not in self.repeated
         }
         if self.wandb_run and fresh:
             self._try("W&B", lambda: log_to_wandb(self.wandb_run, step, fresh))
@@ -215,3 +226,8 @@ class Report:
             self.failing.add(place)
             reason = " ".join(str(error).split()) or type(error).__name__
             self.say(f"{place}: cannot be logged to ({reason}); the run goes on")
+
+
+def find_chart(metric: str) -> str | None:
+    """TensorBoard's name for a metric; None if it is for metrics.jsonl only."""
+    return metric if is_drawn(metric) else CHARTS.get(metric)

@@ -14,6 +14,7 @@ from shards.disk.memory import find_memory
 from shards.disk.space import check_space
 from shards.reader import Shards
 from shards.screen.lines import Say, format_bytes, format_count, format_plural
+from shards.where.choice import Choice, describe_choice
 from train.config import Config
 from train.ranks.distributed import Rank
 from train.ranks.strategy import is_sharding
@@ -26,7 +27,9 @@ from train.step.schedule import describe_schedule
 LABEL_WIDTH = 12
 
 
-def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say: Say) -> None:
+def check_start(
+    config: Config, rank: Rank, shards: Shards, choice: Choice, first_step: int, say: Say
+) -> None:
     """Say what the run is and needs; ValueError if the machine cannot hold it.
 
     `first_step` is the number of steps done before.
@@ -39,7 +42,7 @@ def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say
         "device": describe_device(config, rank),
         "model": describe_model(config, rank),
         "step": batch["step"],
-        "run": describe_length(config, rank, shards, first_step),
+        "run": describe_length(config, rank, choice, first_step),
         "optimizer": describe_optimizer(config, rank),
         "rate": describe_schedule(config.training),
         "validation": describe_validation(config, shards),
@@ -48,6 +51,8 @@ def check_start(config: Config, rank: Rank, shards: Shards, first_step: int, say
         "checkpoints": describe_checkpoints(config, rank, first_step),
         "logs": str(config.infrastructure.log_folder),
     }
+    if choice.where is not None:
+        say(f"{'data.where':<{LABEL_WIDTH}} {describe_choice(choice)}")
     for label, text in lines.items():
         say(f"{label:<{LABEL_WIDTH}} {text}")
 
@@ -122,14 +127,15 @@ def describe_compression(config: Config, rank: Rank) -> str:
     return "" if rank.world_size == 1 or kind == "none" else f"; gradients sent as {kind}"
 
 
-def describe_length(config: Config, rank: Rank, shards: Shards, first_step: int) -> str:
+def describe_length(config: Config, rank: Rank, choice: Choice, first_step: int) -> str:
     """How many steps and tokens there are, and how often the whole run sees each of the set's."""
-    num_steps, held = config.training.num_training_steps, shards.manifest.num_tokens("train")
+    num_steps, held = config.training.num_training_steps, choice.num_tokens
     tokens = config.count_tokens(rank.world_size)
     steps = f"{num_steps:,} steps"
     if first_step:
         steps += f", {min(first_step, num_steps):,} of them done"
-    return f"{steps}; {format_count(tokens)} tokens, {describe_epochs(tokens / max(held, 1))}"
+    epochs = describe_epochs(tokens / max(held, 1), config.data.where is not None)
+    return f"{steps}; {format_count(tokens)} tokens, {epochs}"
 
 
 def describe_optimizer(config: Config, rank: Rank) -> str:
@@ -144,7 +150,8 @@ def describe_optimizer(config: Config, rank: Rank) -> str:
 def describe_validation(config: Config, shards: Shards) -> str:
     """When a validation loss is taken and over how much; or that none is, and why."""
     held, length = shards.manifest.num_tokens("validation"), config.data.max_seq_length
-    windows = min(config.training.eval_windows, max(held - 1, 0) // length)
+    is_packed = shards.manifest.row_tokens is not None
+    windows = min(config.training.eval_windows, max(held - (not is_packed), 0) // length)
     if windows:
         return f"every {config.training.eval_steps:,} steps, {windows:,} windows of {length:,}"
     if config.training.eval_windows == 0:

@@ -13,12 +13,18 @@ from model.checkpoints.seal import list_checkpoints
 from shards.documents import Document
 from shards.edit.versions import find_version
 from shards.inspect.show import choose_documents
-from shards.inspect.trace import trace_samples, trace_tokens
-from shards.order import SampleOrder
+from shards.inspect.trace import Spans, count_overlap, trace_samples, trace_tokens
+from shards.order import SampleOrder, make_order
 from shards.reader import Shards
 from shards.screen.lines import Say
+from shards.where.choice import Choice, choose_windows
 from train.checkpoints.history import History, plan_history, samples_of_step, step_of_sample
-from train.checkpoints.position import TRAINING_STATE, read_position, read_run_config
+from train.checkpoints.position import (
+    TRAINING_STATE,
+    check_same_choice,
+    read_position,
+    read_run_config,
+)
 from train.config import Config
 
 DEFAULT_RUN = Path("checkpoints")
@@ -28,6 +34,7 @@ MAX_STEP_SAMPLES = 1 << 22
 MAX_EPOCHS = 1 << 17
 # Steps listed per document, at most, in a report on many documents.
 MAX_LISTED_STEPS = 20
+LEFT_OUT = "left out by the run's data.where, so no step saw it"
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,20 @@ class Tracer:
     order: SampleOrder
     history: History
     num_steps: int
+    # What the run reads of the train split: the order is over these tokens.
+    choice: Choice
 
-    def documents_of_step(self, step: int) -> Iterator[tuple[int, int, list[Document]]]:
-        """For each sample of a step: its number, its window's start, its documents."""
+    def documents_of_step(self, step: int) -> Iterator[tuple[int, Spans, list[Document]]]:
+        """For each sample of a step: its number, where its tokens are in train, its documents."""
         if not 1 <= step <= self.num_steps:
             raise ValueError(f"step {step}: the run has steps 1 to {self.num_steps:,}")
         samples = np.array(samples_of_step(self.history, step - 1))
-        return trace_samples(self.shards, "train", self.order, samples)
+        return trace_samples(self.shards, "train", self.order, samples, self.choice)
+
+    def leaves_out(self, start: int, stop: int) -> bool:
+        """Whether data.where left out all tokens [start, stop) of train: no step saw them."""
+        first, last = self.choice.inside(start, stop)
+        return first == last
 
     def count_samples(self, step: int) -> int:
         """How many samples a step saw."""
@@ -59,6 +73,9 @@ class Tracer:
 
         Raises ValueError for a run of very many epochs.
         """
+        start, stop = self.choice.inside(start, stop)
+        if start == stop:
+            return []
         num_samples = samples_of_step(self.history, self.num_steps - 1).stop
         epochs = num_samples // self.order.windows_per_epoch
         if epochs > MAX_EPOCHS:
@@ -90,7 +107,9 @@ def trace_run(shards: Shards, folder: Path) -> Tracer:
             f"but {shards.folder} is {shards.manifest.dataset_id}"
         )
     config, num_tokens = read_run_config(checkpoint), version.num_tokens("train")
-    return make_tracer(shards, config, position.history, position.step, num_tokens)
+    tracer = make_tracer(shards, config, position.history, position.step, num_tokens)
+    check_same_choice(tracer.choice, position, checkpoint)
+    return tracer
 
 
 def find_run(shards: Shards, folder: Path | None, say: Say) -> Tracer | None:
@@ -130,21 +149,21 @@ def make_tracer(
     num_tokens: int | None = None,
 ) -> Tracer:
     """A tracer over the train split, or over its first `num_tokens` if the run had no more."""
-    num_tokens = shards.manifest.num_tokens("train") if num_tokens is None else num_tokens
-    order = SampleOrder(num_tokens, config.data.max_seq_length, config.infrastructure.seed)
-    return Tracer(shards, order, history, num_steps)
+    length, seed = config.data.max_seq_length, config.infrastructure.seed
+    choice = choose_windows(shards, config.data.where, length, num_tokens)
+    order = make_order(shards.manifest, length, seed, choice.num_tokens)
+    return Tracer(shards, order, history, num_steps, choice)
 
 
 def describe_documents(tracer: Tracer, step: int) -> Iterator[str]:
     """A step's documents, one line for each that a sample holds tokens of."""
-    for sample, start, documents in tracer.documents_of_step(step):
-        stop = start + tracer.order.max_seq_length + 1
-        yield f"sample {sample}: tokens {start} to {stop} of train"
+    for sample, spans, documents in tracer.documents_of_step(step):
+        places = ", ".join(f"{start} to {stop}" for start, stop in spans)
+        yield f"sample {sample}: tokens {places} of train"
         for document in documents:
-            first, last = max(start, document.start), min(stop, document.stop)
             state = "removed" if document.is_blank else document.doc_hash
             yield (
-                f"  {last - first} tokens of {state} {document.source_file} "
+                f"  {count_overlap(document, spans)} tokens of {state} {document.source_file} "
                 f"row {document.source_row} {document.url or ''}".rstrip()
             )
 
@@ -155,6 +174,9 @@ def describe_steps(tracer: Tracer, url: str | None, doc_hash: str | None) -> Ite
         name = document.label
         if split != "train":
             yield f"{name}: in {split}, which no step sees"
+            continue
+        if tracer.leaves_out(document.start, document.stop):
+            yield f"{name}: {LEFT_OUT}"
             continue
         steps = tracer.steps_of_document(document)
         seen = f"steps {', '.join(map(str, steps))}" if steps else "no step"
@@ -183,7 +205,8 @@ def describe_sightings(tracer: Tracer, documents: Iterable[Document]) -> Iterato
         num_documents += 1
         num_seen += bool(steps)
         all_steps.update(steps)
-        yield f"{document.label}: {list_steps(steps, len(steps))}"
+        is_left_out = tracer.leaves_out(document.start, document.stop)
+        yield f"{document.label}: {LEFT_OUT if is_left_out else list_steps(steps, len(steps))}"
     yield (
         f"{num_seen:,} of {num_documents:,} documents were seen, "
         f"in {len(all_steps):,} of {tracer.num_steps:,} steps"
