@@ -7,7 +7,8 @@ bad-steps.jsonl in the log folder has a line for each:
                                                 came after its checkpoint, up to next_sample
     rank_losses                                 each rank's own: one alone may be a broken machine
     samples                                     the worst first, each with its loss, its rank, its
-                                                documents, and where its window begins in the split
+                                                set, its documents, and where its window begins in
+                                                the set's train split
 """
 
 import math
@@ -19,8 +20,7 @@ import torch
 from torch.nn.functional import pad
 
 from shards.documents import Document
-from shards.inspect.trace import trace_samples
-from shards.order import SampleOrder
+from shards.inspect.trace import trace_mixture
 from train.reports.log_folder import BAD_STEPS
 from train.reports.report import Report
 from train.rollback import go_back
@@ -97,18 +97,16 @@ def describe_worst(run: Run, first_sample: int, losses: list[list[float]]) -> li
         owners, key=lambda s: -owners[s][1] if math.isfinite(owners[s][1]) else -math.inf
     )
     worst = worst[:MAX_SAMPLES]
-    num_tokens = run.shards.manifest.num_tokens("train")
-    length = run.config.data.max_seq_length
-    order = SampleOrder(num_tokens, length, run.config.infrastructure.seed)
     return [
         {
             "sample": sample,
             "rank": owners[sample][0],
             "loss": finite(owners[sample][1]),
+            "set": str(source.shards.folder),
             "start": start,
             "documents": [describe_document(document) for document in documents],
         }
-        for sample, start, documents in trace_samples(run.shards, "train", order, np.array(worst))
+        for sample, source, start, documents in trace_mixture(run.order, np.array(worst))
     ]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from model.config import ModelConfig
+from shards.mixture.entries import Entry
 from shards.screen.url import refuse_url
 from train.training_config import TrainingConfig
 
@@ -27,6 +28,9 @@ class DataConfig:
 
     # Folder of the shards that `velocity prep --out` wrote.
     shards: str = "shards/"
+    # Several sets in place of that one, each with its weight: a mapping, such as
+    # {web/: 0.7, code/: 0.3}, or a list of {shards: web/, weight: 0.7}; null = the set in shards.
+    mixture: tuple[Entry, ...] | None = None
     # Tokens that one sample feeds to the model; a window is one token longer.
     max_seq_length: int = 2048
     # What a token sees: "window" = all tokens before it in its window; "document" = those of its
@@ -43,6 +47,11 @@ class DataConfig:
             raise ValueError(
                 f"data.max_seq_length is {self.max_seq_length}; expected at least 1 token"
             )
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The sets that the run reads, with their weights; one alone has them all."""
+        return self.mixture or (Entry(self.shards, 1.0),)
 
     @property
     def checks_first_reads(self) -> bool:

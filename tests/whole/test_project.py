@@ -22,7 +22,7 @@ ROOTS = ("shards", "model", "prep", "train")
 SHARDS = {
     "shards",
     *(f"shards.{room}" for room in ("screen", "disk", "entry", "near")),
-    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index")),
+    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index", "mixture")),
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
@@ -55,7 +55,8 @@ MAY_IMPORT = {
     "shards.entry": BASE,
     "shards": BASE,
     "shards.near": {"shards", *BASE},
-    "shards.inspect": {"shards", "shards.near", "shards.index", *BASE},
+    "shards.mixture": {"shards", *BASE},
+    "shards.inspect": {"shards", "shards.near", "shards.index", "shards.mixture", *BASE},
     "shards.edit": {"shards", *BASE},
     "shards.index": {"shards", *BASE},
     "shards.exchange": {"shards", "shards.edit", "shards.index", *BASE},

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Sequence
 
-from shards.format import read_manifest
-from shards.order import SampleOrder
+from shards.mixture.entries import Entry
+from shards.mixture.sets import MixedOrder, open_sets
 from train.gpus import GIGABYTE, find_gpu
 from train.plan.plan import Machines, Wishes, make_plan
 from train.plan.request import Request
@@ -18,17 +18,19 @@ def run_plan(request: Request, overrides: Sequence[str]) -> list[str]:
     """The lines to show. Raises ValueError for settings, GPUs or sets that are none."""
     if request.config == "list":
         return list_configs()
-    config, set_tokens = load_config(request.config, overrides), None
+    config, order = load_config(request.config, overrides), None
+    entries = config.data.mixture
     if request.shards is not None:
-        manifest = read_manifest(request.shards)
-        set_tokens = manifest.num_tokens("train")
-        config = fit_model(config, request.shards, manifest)
+        entries = (Entry(str(request.shards), 1.0),)
+    if entries is not None:
         # Refuses a set without a window, as the run would.
-        SampleOrder(set_tokens, config.data.max_seq_length, config.infrastructure.seed)
+        sets = open_sets(entries, config.data.max_seq_length, config.infrastructure.seed)
+        order = MixedOrder.begin(sets)
+        config = fit_model(config, sets.first.folder, sets.first.manifest)
     machines = find_machines(request)
     if machines is None:
         return describe_sizes(config)
-    wishes = Wishes(request.mfu, request.price, set_tokens)
+    wishes = Wishes(request.mfu, request.price, order)
     made = make_plan(config, machines, wishes)
     return [json.dumps(plan_as_json(made))] if request.as_json else describe_plan(made)
 

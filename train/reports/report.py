@@ -62,6 +62,16 @@ CHARTS = {
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
+def name_chart(metric: str) -> str | None:
+    """TensorBoard's name for a metric, or for that of one set; None if it goes to no chart.
+
+    >>> name_chart("validation_loss"), name_chart("validation_loss/web"), name_chart("epoch")
+    ('loss/validation', 'loss/validation/web', None)
+    """
+    of_all, slash, name = metric.partition("/")
+    return f"{CHARTS[of_all]}{slash}{name}" if of_all in CHARTS else None
+
+
 class Report:
     """Writes a run's metrics everywhere they go; made on the first rank only."""
 
@@ -94,10 +104,13 @@ class Report:
         self._record(step, metrics)
         self.progress.draw(step, metrics)
 
-    def log_validation(self, step: int, loss: float) -> None:
-        """Record the validation loss after `step` steps, and print it."""
-        self._record(step, {"validation_loss": loss})
-        self.progress.say(f"step {step:,}: validation loss {loss:.4f}")
+    def log_validation(self, step: int, loss: float, by_set: Mapping[str, float]) -> None:
+        """Record the validation loss after `step` steps, and print it: of several sets, each's."""
+        own = {f"validation_loss/{name}": value for name, value in by_set.items()}
+        self._record(step, {"validation_loss": loss} | own)
+        named = ", ".join(f"{name} {value:.4f}" for name, value in by_set.items())
+        told = f" ({named})" if named else ""
+        self.progress.say(f"step {step:,}: validation loss {loss:.4f}{told}")
 
     def log_bad_step(self, record: Mapping[str, Any], text: str) -> None:
         """Record a bad step in bad-steps.jsonl, and say what was done about it."""
@@ -168,15 +181,15 @@ class Report:
             for name, value in metrics.items()
             if value is not None and math.isfinite(value)
         }
-        charted = {CHARTS[name]: value for name, value in known.items() if name in CHARTS}
+        charted = {chart: value for name, value in known.items() if (chart := name_chart(name))}
         line = json.dumps({"step": step, **known}) + "\n"
         self.metrics_file.waiting += line.encode()
         self.event_file.waiting += describe_scalars(step, charted)
         self._write()
         fresh = {
-            CHARTS[name]: value
+            chart: value
             for name, value in known.items()
-            if name in CHARTS and (step, name) not in self.repeated
+            if (chart := name_chart(name)) and (step, name) not in self.repeated
         }
         if self.wandb_run and fresh:
             self._try("W&B", lambda: log_to_wandb(self.wandb_run, step, fresh))

@@ -3,8 +3,8 @@
 Steps are numbered as in the log, where the first update is step 1.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,13 @@ import numpy as np
 from model.checkpoints.seal import list_checkpoints
 from shards.documents import Document
 from shards.edit.versions import find_version
-from shards.inspect.show import choose_documents
+from shards.format import Int64
+from shards.inspect.show import NoDocumentError, choose_documents
 from shards.inspect.trace import trace_samples, trace_tokens
+from shards.mixture.entries import compute_shares
+from shards.mixture.mixture import ALONE, Mixture, Stage
 from shards.order import SampleOrder
-from shards.reader import Shards
+from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from train.checkpoints.history import History, plan_history, samples_of_step, step_of_sample
 from train.checkpoints.position import TRAINING_STATE, read_position, read_run_config
@@ -32,19 +35,30 @@ MAX_LISTED_STEPS = 20
 
 @dataclass(frozen=True)
 class Tracer:
-    """A run's sample order over its shards, and how many steps it has."""
+    """A run's sample order over one of its sets, and how many steps it has."""
 
     shards: Shards
     order: SampleOrder
     history: History
     num_steps: int
+    # How the run's samples are dealt out to its sets, and which of them this one is.
+    mixture: Mixture = ALONE
+    number: int = 0
 
     def documents_of_step(self, step: int) -> Iterator[tuple[int, int, list[Document]]]:
-        """For each sample of a step: its number, its window's start, its documents."""
+        """For each sample of a step that is of this set: its number, its start, its documents."""
+        samples = self.list_samples(step)
+        sets, own = self.mixture.locate(samples)
+        here = sets == self.number
+        traced = trace_samples(self.shards, "train", self.order, own[here])
+        for sample, (_, start, documents) in zip(samples[here].tolist(), traced, strict=True):
+            yield sample, start, documents
+
+    def list_samples(self, step: int) -> Int64:
+        """All samples of a step; ValueError if the run has no such step."""
         if not 1 <= step <= self.num_steps:
             raise ValueError(f"step {step}: the run has steps 1 to {self.num_steps:,}")
-        samples = np.array(samples_of_step(self.history, step - 1))
-        return trace_samples(self.shards, "train", self.order, samples)
+        return np.array(samples_of_step(self.history, step - 1))
 
     def count_samples(self, step: int) -> int:
         """How many samples a step saw."""
@@ -59,38 +73,72 @@ class Tracer:
 
         Raises ValueError for a run of very many epochs.
         """
-        num_samples = samples_of_step(self.history, self.num_steps - 1).stop
+        total = samples_of_step(self.history, self.num_steps - 1).stop
+        num_samples = int(self.mixture.count(total)[self.number])
         epochs = num_samples // self.order.windows_per_epoch
         if epochs > MAX_EPOCHS:
             raise ValueError(
                 f"the run reads the set {epochs:,} times; a document is looked for in at most "
                 f"{MAX_EPOCHS:,} epochs, so ask for single steps with --step"
             )
-        samples = trace_tokens(self.order, start, stop, num_samples)
+        own = np.array(trace_tokens(self.order, start, stop, num_samples), np.int64)
+        samples = self.mixture.find(self.number, own).tolist()
         steps = {step_of_sample(self.history, sample) for sample in samples}
         return sorted(step + 1 for step in steps if step is not None)
 
 
 def trace_run(shards: Shards, folder: Path) -> Tracer:
-    """A tracer for a run that left checkpoints, over the steps its newest one has done."""
-    checkpoint = folder
-    if not (folder / TRAINING_STATE).is_file():
-        checkpoints = list_checkpoints(folder)
-        if not checkpoints:
-            raise ValueError(
-                f"{folder}: no checkpoint in it; name a run's folder with --run, or give its "
-                "settings with --config and --ranks"
-            )
-        checkpoint = checkpoints[0]
-    position = read_position(checkpoint)
-    version = find_version(shards.folder, shards.manifest, position.dataset_id)
-    if version is None:
+    """A tracer for a run that left checkpoints, over the steps its newest one has done.
+
+    ValueError if the run has not read this set.
+    """
+    checkpoint = find_checkpoint(folder)
+    position, config = read_position(checkpoint), read_run_config(checkpoint)
+    for number, dataset_id in enumerate(position.dataset_ids):
+        version = find_version(shards.folder, shards.manifest, dataset_id)
+        if version is not None:
+            tokens = version.num_tokens("train")
+            tracer = make_tracer(shards, config, position.history, position.step, tokens)
+            return replace(tracer, mixture=position.mixture, number=number)
+    raise ValueError(
+        f"{checkpoint}: was trained on dataset_id {', '.join(position.dataset_ids)}, "
+        f"but {shards.folder} is {shards.manifest.dataset_id}"
+    )
+
+
+def trace_sets(folder: Path | None, run: Path) -> list[Tracer]:
+    """Tracers for a run that left checkpoints: over this set, or over all where it read them last.
+
+    ValueError if one is not there, or the run has not read it.
+    """
+    folders = (
+        [folder] if folder is not None else list_folders(read_run_config(find_checkpoint(run)))
+    )
+    return [trace_run(open_shards(name), run) for name in folders]
+
+
+def plan_sets(folder: Path | None, config: Config, num_ranks: int) -> list[Tracer]:
+    """The same for a run with these settings, over all its steps."""
+    folders = [folder] if folder is not None else list_folders(config)
+    return [trace_settings(open_shards(name), config, num_ranks) for name in folders]
+
+
+def list_folders(config: Config) -> list[Path]:
+    """The folders of all sets that a run reads."""
+    return [Path(entry.shards) for entry in config.data.entries]
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint in a run's folder, or the folder if it is one; ValueError for none."""
+    if (folder / TRAINING_STATE).is_file():
+        return folder
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
         raise ValueError(
-            f"{checkpoint}: was trained on dataset_id {position.dataset_id}, "
-            f"but {shards.folder} is {shards.manifest.dataset_id}"
+            f"{folder}: no checkpoint in it; name a run's folder with --run, or give its "
+            "settings with --config and --ranks"
         )
-    config, num_tokens = read_run_config(checkpoint), version.num_tokens("train")
-    return make_tracer(shards, config, position.history, position.step, num_tokens)
+    return checkpoints[0]
 
 
 def find_run(shards: Shards, folder: Path | None, say: Say) -> Tracer | None:
@@ -109,7 +157,7 @@ def find_run(shards: Shards, folder: Path | None, say: Say) -> Tracer | None:
 def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
     """A tracer for a run with these settings, over all its steps.
 
-    Raises ValueError for a number of ranks that no run has.
+    Raises ValueError for a number of ranks that no run has, and a set that is not in its mixture.
     """
     per_step = config.samples_per_step(num_ranks)
     if num_ranks < 1 or per_step > MAX_STEP_SAMPLES:
@@ -119,7 +167,18 @@ def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
             f"and at most {MAX_STEP_SAMPLES:,} samples a step"
         )
     history = plan_history(config.list_batches(num_ranks))
-    return make_tracer(shards, config, history, config.training.num_training_steps)
+    tracer = make_tracer(shards, config, history, config.training.num_training_steps)
+    if config.data.mixture is None:
+        return tracer
+    folders = list_folders(config)
+    if shards.folder not in folders:
+        raise ValueError(
+            f"{shards.folder}: is not one of the sets in data.mixture, "
+            f"{', '.join(map(str, folders))}"
+        )
+    shares = compute_shares([entry.weight for entry in config.data.mixture])
+    mixture = Mixture((Stage(0, shares),))
+    return replace(tracer, mixture=mixture, number=folders.index(shards.folder))
 
 
 def make_tracer(
@@ -135,23 +194,49 @@ def make_tracer(
     return Tracer(shards, order, history, num_steps)
 
 
-def describe_documents(tracer: Tracer, step: int) -> Iterator[str]:
-    """A step's documents, one line for each that a sample holds tokens of."""
-    for sample, start, documents in tracer.documents_of_step(step):
-        stop = start + tracer.order.max_seq_length + 1
-        yield f"sample {sample}: tokens {start} to {stop} of train"
-        for document in documents:
-            first, last = max(start, document.start), min(stop, document.stop)
-            state = "removed" if document.is_blank else document.doc_hash
-            yield (
-                f"  {last - first} tokens of {state} {document.source_file} "
-                f"row {document.source_row} {document.url or ''}".rstrip()
-            )
+def describe_documents(tracers: Sequence[Tracer], step: int) -> Iterator[str]:
+    """A step's documents in the traced sets, one line for each that a sample holds tokens of."""
+    lines: dict[int, list[str]] = {}
+    for tracer in tracers:
+        for sample, start, documents in tracer.documents_of_step(step):
+            lines[sample] = [*describe_sample(tracer, sample, start, documents)]
+    for sample in tracers[0].list_samples(step).tolist():
+        yield from lines.get(sample, [f"sample {sample}: of another set; name its folder"])
 
 
-def describe_steps(tracer: Tracer, url: str | None, doc_hash: str | None) -> Iterator[str]:
-    """For each document with this URL or hash, the steps that saw it."""
-    for split, document in choose_documents(tracer.shards, "train", None, url, doc_hash):
+def describe_sample(
+    tracer: Tracer, sample: int, start: int, documents: Sequence[Document]
+) -> Iterator[str]:
+    """A sample, and below it a line for each document that it holds tokens of."""
+    stop = start + tracer.order.max_seq_length + 1
+    which = f" of {tracer.shards.folder}" if tracer.mixture.num_sets > 1 else ""
+    yield f"sample {sample}: tokens {start} to {stop} of train{which}"
+    for document in documents:
+        first, last = max(start, document.start), min(stop, document.stop)
+        state = "removed" if document.is_blank else document.doc_hash
+        yield (
+            f"  {last - first} tokens of {state} {document.source_file} "
+            f"row {document.source_row} {document.url or ''}".rstrip()
+        )
+
+
+def describe_steps(
+    tracers: Sequence[Tracer], url: str | None, doc_hash: str | None
+) -> Iterator[str]:
+    """For each document with this URL or hash in the traced sets, the steps that saw it.
+
+    NoDocumentError if none of them has one.
+    """
+    found: list[tuple[Tracer, str, Document]] = []
+    for tracer in tracers:
+        try:
+            chosen = choose_documents(tracer.shards, "train", None, url, doc_hash)
+        except NoDocumentError:
+            if tracer is tracers[-1] and not found:
+                raise
+            continue
+        found += [(tracer, split, document) for split, document in chosen]
+    for tracer, split, document in found:
         name = document.label
         if split != "train":
             yield f"{name}: in {split}, which no step sees"
