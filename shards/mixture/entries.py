@@ -46,10 +46,10 @@ def read_entries(value: Any) -> tuple[Entry, ...]:
     >>> read_entries({"web/": "0.7", "code/": 0.3})
     (Entry(shards='web/', weight=0.7), Entry(shards='code/', weight=0.3))
     """
+    if not isinstance(value, dict | list | tuple) or not value:
+        raise ValueError(f"is {shorten(value)}; expected {FORMS}")
     if isinstance(value, dict):
         value = [{"shards": folder, "weight": weight} for folder, weight in value.items()]
-    if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"is {shorten(value)}; expected {FORMS}")
     entries = tuple(map(_read_entry, value))
     folders = [entry.shards.rstrip("/") for entry in entries]
     for folder in folders:

@@ -29,6 +29,8 @@ class Stage:
 class Mixture:
     """The sets of a run by number, in the order in which they came in; the first stage starts at 0.
 
+    What a stage's shares do not name has none.
+
     >>> mixture = ALONE.change(4, (1, 1))
     >>> mixture.locate(np.arange(8))
     (array([0, 0, 0, 0, 0, 1, 0, 1]), array([0, 1, 2, 3, 4, 0, 5, 1]))
@@ -39,7 +41,7 @@ class Mixture:
     @property
     def num_sets(self) -> int:
         """How many sets there were, those that were left out later too."""
-        return len(self.stages[-1].shares)
+        return max(len(stage.shares) for stage in self.stages)
 
     @property
     def shares(self) -> tuple[int, ...]:
