@@ -248,12 +248,20 @@ def serve(
 
 def open_trace(shards: Path, run: Path | None) -> Callable[[str, int, int], dict[str, Any]]:
     """What says where characters of a text are in a set, and at which steps a run saw them."""
-    from shards.index.passages import Wish
+    from model.serve.house import TextRefused
+    from shards.index.passages import TextTooLong, Wish
     from shards.reader import open_shards
     from train.tracing.passages import open_passages
 
     passages, wish = open_passages(open_shards(shards), run, say), Wish()
-    return lambda text, start, stop: passages.answer(text, wish, start, stop)
+
+    def trace(text: str, start: int, stop: int) -> dict[str, Any]:
+        try:
+            return passages.answer(text, wish, start, stop)
+        except TextTooLong as error:
+            raise TextRefused(str(error)) from None
+
+    return trace
 
 
 @app.command()

@@ -27,8 +27,8 @@ from model.decode.generator import Generator
 from model.decode.settings import Settings as Settings  # For `complete` and `stream`.
 from model.device import choose_device, choose_dtype
 from model.narrow import DTYPES, round_weights, widen_layers
-from model.steps.cpu import find_step
 from model.steps.cuda import find_graphs
+from model.steps.find import find_step
 from shards.screen.url import is_hub_model
 
 logger = logging.getLogger("velocity")

@@ -51,6 +51,7 @@ typedef struct {
   Weight embedding, head;
   const float *norm;                  /* (D), before the head */
   int64_t heads, kv_heads, head_size; /* H, G, K */
+  int64_t spread;                     /* how weights are walked: see ORDER */
   float eps;
 } Model;
 
@@ -115,12 +116,13 @@ static inline float total(vec v) {
   return sum;
 }
 
-/* R rows of a weight times C tokens, whose outputs are N apart; added to what is there, if `add`.
-   The R rows behind these are asked for meanwhile: they come next, and rows are too short for the
-   processor to notice. */
+/* R rows of a weight, `step` rows apart, times C tokens, whose outputs are N apart; added to what is
+   there, if `add`. With step 1 the R rows behind these are asked for meanwhile: they come next, and
+   rows are too short for the processor to notice. */
 #define TILE(R, C, T)                                                                             \
   static inline void tile_##R##_##C##_##T(const float *x, const T *w, const float *scale,         \
-                                          float *y, int64_t N, int64_t K, int add) {              \
+                                          float *y, int64_t N, int64_t K, int64_t step,           \
+                                          int add) {                                              \
     vec sums[R][C];                                                                               \
     for (int r = 0; r < R; r++)                                                                   \
       for (int c = 0; c < C; c++) sums[r][c] = (vec){0};                                          \
@@ -129,47 +131,51 @@ static inline float total(vec v) {
       vec xs[C];                                                                                  \
       for (int c = 0; c < C; c++) xs[c] = lanes_f32(x + c * K + k);                               \
       for (int r = 0; r < R; r++) {                                                               \
-        __builtin_prefetch(w + (r + R) * K + k);                                                  \
-        vec ws = lanes_##T(w + r * K + k);                                                        \
+        if (step == 1) __builtin_prefetch(w + (r + R) * K + k);                                   \
+        vec ws = lanes_##T(w + r * step * K + k);                                                 \
         for (int c = 0; c < C; c++) sums[r][c] += ws * xs[c];                                     \
       }                                                                                           \
     }                                                                                             \
     for (int r = 0; r < R; r++)                                                                   \
       for (int c = 0; c < C; c++) {                                                               \
         float sum = total(sums[r][c]);                                                            \
-        for (int64_t j = k; j < K; j++) sum += one_##T(w[r * K + j]) * x[c * K + j];              \
-        /* Rounded once, whatever the compiler makes of each tile. */                             \
-        float before = add ? y[c * N + r] : 0;                                                    \
-        y[c * N + r] = scale ? fmaf(sum, scale[r], before) : before + sum;                        \
+        const T *row = w + r * step * K;                                                          \
+        /* Rounded once, here and below, whatever the compiler makes of each tile. */             \
+        for (int64_t j = k; j < K; j++) sum = fmaf(one_##T(row[j]), x[c * K + j], sum);           \
+        float *out = y + c * N + r * step, before = add ? *out : 0;                               \
+        *out = scale ? fmaf(sum, scale[r * step], before) : before + sum;                         \
       }                                                                                           \
   }
 
 /* y (M, N) = x (M, K) @ w (N, K).T. Threads share the weight's rows, four at a time; they do not
-   wait for each other at the end. */
+   wait for each other at the end. ORDER: the four are neighbours, or, if `spread`, from each quarter
+   of the weight one, which makes four long streams that processors may read ahead by themselves.
+   Which is faster is a matter of the processor; the numbers are the same. */
 #define PRODUCT(T)                                                                                \
   TILE(4, 1, T) TILE(4, 2, T) TILE(2, 4, T) TILE(1, 1, T)                                         \
   static void product_##T(const float *x, const T *weight, const float *scale, float *y,          \
-                          int64_t M, int64_t N, int64_t K, int add) {                             \
-    int64_t fours = N / 4;                                                                        \
+                          int64_t M, int64_t N, int64_t K, int64_t spread, int add) {             \
+    int64_t fours = N / 4, step = spread ? fours : 1;                                             \
     _Pragma("omp for schedule(static) nowait")                                                    \
     for (int64_t four = 0; four < fours; four++) {                                                \
-      int64_t n = 4 * four, m = 0;                                                                \
+      int64_t n = spread ? four : 4 * four, m = 0;                                                \
       const T *w = weight + n * K;                                                                \
       const float *s = scale ? scale + n : NULL;                                                  \
       for (; m + 4 <= M; m += 4) {                                                                \
-        tile_2_4_##T(x + m * K, w, s, y + m * N + n, N, K, add);                                  \
-        tile_2_4_##T(x + m * K, w + 2 * K, s ? s + 2 : s, y + m * N + n + 2, N, K, add);          \
+        tile_2_4_##T(x + m * K, w, s, y + m * N + n, N, K, step, add);                            \
+        tile_2_4_##T(x + m * K, w + 2 * step * K, s ? s + 2 * step : s, y + m * N + n + 2 * step, \
+                     N, K, step, add);                                                            \
       }                                                                                           \
       if (M - m >= 2) {                                                                           \
-        tile_4_2_##T(x + m * K, w, s, y + m * N + n, N, K, add);                                  \
+        tile_4_2_##T(x + m * K, w, s, y + m * N + n, N, K, step, add);                            \
         m += 2;                                                                                   \
       }                                                                                           \
-      if (m < M) tile_4_1_##T(x + m * K, w, s, y + m * N + n, N, K, add);                         \
+      if (m < M) tile_4_1_##T(x + m * K, w, s, y + m * N + n, N, K, step, add);                   \
     }                                                                                             \
     _Pragma("omp single nowait")                                                                  \
     for (int64_t n = 4 * fours; n < N; n++)                                                       \
       for (int64_t m = 0; m < M; m++)                                                             \
-        tile_1_1_##T(x + m * K, weight + n * K, scale ? scale + n : NULL, y + m * N + n, N, K,    \
+        tile_1_1_##T(x + m * K, weight + n * K, scale ? scale + n : NULL, y + m * N + n, N, K, 1, \
                      add);                                                                        \
   }
 
@@ -178,12 +184,13 @@ PRODUCT(bf16)
 PRODUCT(f16)
 PRODUCT(i8)
 
-static void multiply(const Weight *w, const float *x, float *y, int64_t M, int add) {
+static void multiply(const Weight *w, const float *x, float *y, int64_t M, int64_t spread, int add) {
+  int64_t N = w->outputs, K = w->inputs;
   switch (w->kind) {
-    case 0: product_f32(x, w->data, w->scale, y, M, w->outputs, w->inputs, add); break;
-    case 1: product_bf16(x, w->data, w->scale, y, M, w->outputs, w->inputs, add); break;
-    case 2: product_f16(x, w->data, w->scale, y, M, w->outputs, w->inputs, add); break;
-    case 3: product_i8(x, w->data, w->scale, y, M, w->outputs, w->inputs, add); break;
+    case 0: product_f32(x, w->data, w->scale, y, M, N, K, spread, add); break;
+    case 1: product_bf16(x, w->data, w->scale, y, M, N, K, spread, add); break;
+    case 2: product_f16(x, w->data, w->scale, y, M, N, K, spread, add); break;
+    case 3: product_i8(x, w->data, w->scale, y, M, N, K, spread, add); break;
   }
 }
 
@@ -263,7 +270,7 @@ void velocity_step(const Model *model, const Cache *cache, const int64_t *tokens
                    const float *sin, const int64_t *angles, const int64_t *places, int64_t P,
                    float *logits, float *scratch, int threads) {
   int64_t H = model->heads, G = model->kv_heads, K = model->head_size;
-  int64_t D = model->embedding.inputs, F = model->layers[0].gate.outputs;
+  int64_t D = model->embedding.inputs, F = model->layers[0].gate.outputs, S = model->spread;
   float *x = scratch, *normed = x + N * D, *q = normed + N * D, *mixed = q + N * H * K;
   float *k = mixed + N * H * K, *v = k + N * G * K, *gate = v + N * G * K, *up = gate + N * F;
 #pragma omp parallel num_threads(threads)
@@ -275,9 +282,9 @@ void velocity_step(const Model *model, const Cache *cache, const int64_t *tokens
       float *keys = cache->keys + l * cache->layer_step;
       float *values = cache->values + l * cache->layer_step;
       norm(x, NULL, layer->attention_norm, model->eps, normed, N, D);
-      multiply(&layer->q, normed, q, N, 0);
-      multiply(&layer->k, normed, k, N, 0);
-      multiply(&layer->v, normed, v, N, 0);
+      multiply(&layer->q, normed, q, N, S, 0);
+      multiply(&layer->k, normed, k, N, S, 0);
+      multiply(&layer->v, normed, v, N, S, 0);
 #pragma omp barrier
 #pragma omp for schedule(static)
       for (int64_t n = 0; n < N; n++) {
@@ -298,18 +305,18 @@ void velocity_step(const Model *model, const Cache *cache, const int64_t *tokens
           attend(q + (n * H + h) * K, keys + head, values + head, mixed + (n * H + h) * K,
                  positions[n] + 1, K);
         }
-      multiply(&layer->o, mixed, x, N, 1);
+      multiply(&layer->o, mixed, x, N, S, 1);
 #pragma omp barrier
       norm(x, NULL, layer->mlp_norm, model->eps, normed, N, D);
-      multiply(&layer->gate, normed, gate, N, 0);
-      multiply(&layer->up, normed, up, N, 0);
+      multiply(&layer->gate, normed, gate, N, S, 0);
+      multiply(&layer->up, normed, up, N, S, 0);
 #pragma omp barrier
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < N * F; i++) gate[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
-      multiply(&layer->down, gate, x, N, 1);
+      multiply(&layer->down, gate, x, N, S, 1);
 #pragma omp barrier
     }
     norm(x, places, model->norm, model->eps, normed, P, D);
-    multiply(&model->head, normed, logits, P, 0);
+    multiply(&model->head, normed, logits, P, S, 0);
   }
 }

@@ -1,7 +1,7 @@
 """Where an export comes to be: beside its place, under another name, until it is certified.
 
 A process that is killed leaves `.NAME.partial`, which the next try removes; under the final name
-there is a whole export, or nothing.
+there is a whole export, or nothing. Of two processes with one place, the second is refused.
 """
 
 import os
@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from model.checkpoints.seal import sync
 
@@ -35,14 +37,25 @@ def refuse_taken(place: Path) -> None:
 
 @contextmanager
 def making(out: Path) -> Iterator[Path]:
-    """A folder for what will be at `out`; it is removed in the end, whatever happens."""
+    """A folder for what will be at `out`; it is removed in the end, whatever happens.
+
+    ValueError if another process is making it.
+    """
     partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial.mkdir(exist_ok=True)
+    made = partial / "made"
     try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with FileLock(partial / "lock", timeout=0):
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir()
+            try:
+                yield made
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except Timeout:
+        raise ValueError(
+            f"{out}: another export is being made there; wait for it, or name another --out"
+        ) from None
 
 
 def put(made: Sequence[Path], places: Sequence[Path]) -> None:

@@ -17,13 +17,18 @@ from model.serve.wire.fields import Fields, Object, read_object, show
 
 T = TypeVar("T")
 # A text, and the characters [start, stop) of it that are looked for -> where the training data has
-# passages of them. Raises ValueError, for the log, if the data cannot be read.
+# passages of them. Raises TextRefused, for the client, or ValueError, for the log, if the data
+# cannot be read.
 Trace = Callable[[str, int, int], Object]
 
 # Reading a request takes a core: parsing, and above all encoding its prompts.
 NUM_READERS = 2
 # Each holds a body, of which no more is known yet than that it is not too large.
 MAX_READING = 64
+
+
+class TextRefused(ValueError):
+    """A text that cannot be looked for, and why."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A few tokens through a model on a CPU by model/step.c, where that is faster than by torch.
+"""A few tokens through a model on a CPU by model/step.c.
 
 A text grows by a token each time all weights have been read. torch's products take a part of what
 memory gives, as they are made for many rows, and what is between them takes as long again in a
@@ -6,25 +6,17 @@ small model. B rows, T tokens, V vocabulary.
 """
 
 import ctypes
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.cache import KVCache, allocate_cache
-from model.compiled import find_library, note_fault
-from model.config import KEPT, ModelConfig
+from model.cache import KVCache
 from model.int8 import Int8Rows
-from model.narrow import round_weights
-from model.steps.choice import find_choice
 from model.transformer import Rotation, Transformer, make_rotation
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
-# How many tokens at a time are tried, most first; and on how much of a model.
-TOKENS_TRIED = (16, 8, 4, 2, 1)
-MAX_TIMED_BYTES = 2**27
 # Angles are computed for so many positions more, once a text is longer.
 ANGLES_MULTIPLE = 256
 
@@ -63,6 +55,7 @@ class Model(ctypes.Structure):
         ("heads", ctypes.c_int64),
         ("kv_heads", ctypes.c_int64),
         ("head_size", ctypes.c_int64),
+        ("spread", ctypes.c_int64),
         ("eps", ctypes.c_float),
     )
 
@@ -91,6 +84,15 @@ class Step:
         self._model = model
         self._weights = make_model(model)
         self._rotation = (torch.empty(0), torch.empty(0))  # Of each position that was met.
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether weights are read as four long streams, not row by row: the same numbers."""
+        return bool(self._weights.spread)
+
+    @is_spread.setter
+    def is_spread(self, is_spread: bool) -> None:
+        self._weights.spread = is_spread
 
     def takes(self, num_rows: int, num_tokens: int) -> bool:
         """Whether to use it for so many rows of tokens; not once a cast has moved the weights."""
@@ -188,6 +190,7 @@ def make_model(model: Transformer) -> Model:
         config.num_attention_heads,
         config.num_kv_heads,
         config.head_size,
+        False,
         config.layer_norm_eps,
     )
 
@@ -209,105 +212,3 @@ def make_layer(block: Any) -> Layer:
         block.post_attention_layernorm.weight.data_ptr(),
         *map(make_weight, (*layers, mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
     )
-
-
-def find_step(model: Transformer) -> Step | None:
-    """What to take few tokens through a model with, timed here; None where torch is faster.
-
-    What was found is kept: the same model is taken through the same way the next time. Also None
-    where there is no compiler, where what it makes does not compute as torch does, and for a model
-    that is not on a CPU, with norms in fp32.
-    """
-    norm, library = model.model.norm.weight, find_library()
-    if library is None or norm.device.type != "cpu" or norm.dtype != torch.float32:
-        return None
-    if not is_right(library):
-        return None
-    step = Step(library, model, 0)
-    dtypes = [str(weight.dtype) for weight in (*model.parameters(), *model.buffers())]
-    asked = repr((library._name, torch.__version__, torch.get_num_threads(), model.config, dtypes))
-    step.max_tokens = find_choice(asked, (*TOKENS_TRIED, 0), lambda: find_most(step, model))
-    return step if step.max_tokens else None
-
-
-def find_most(step: Step, model: Transformer) -> int:
-    """The most tokens at a time, of those tried, for which step.c is faster than torch, or 0."""
-    for num_tokens in TOKENS_TRIED:
-        ours, plain = time_both(step, model, num_tokens)
-        if ours < plain:
-            return num_tokens
-    return 0
-
-
-@torch.inference_mode()
-def is_right(library: ctypes.CDLL) -> bool:
-    """Whether step.c computes what torch does, on small models of odd sizes."""
-    config = ModelConfig(
-        vocab_size=37,
-        hidden_size=42,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        head_dim=10,
-        intermediate_size=51,
-        max_position_embeddings=99,
-    )
-    for kept in KEPT:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = Transformer(config).eval()
-        round_weights(model, kept)
-        step = Step(library, model, 0)
-        found, expected = (follow(predict, config) for predict in (step.predict, model.predict))
-        difference = (found - expected).abs().max() / expected.std()
-        if not difference < 1e-3:
-            note_fault(f"its logits differ by {difference:.3g} of their deviation ({kept})")
-            return False
-    return True
-
-
-def follow(predict: Callable[..., Tensor], config: ModelConfig) -> Tensor:
-    """The logits of three rows that are read together, then grow from different lengths."""
-    tokens = torch.arange(3 * 80).view(3, 80) * 7 % 37
-    cache = allocate_cache(config, 3, 96, torch.device("cpu"), torch.float32)
-    found = [predict(tokens, cache)]
-    cache.set_lengths([3, 70, 1])
-    found += [predict(tokens[:, i : i + 1], cache) for i in range(3)]
-    found.append(predict(tokens[:, :4], cache, torch.arange(12)))
-    return torch.cat(found)
-
-
-@torch.inference_mode()
-def time_both(step: Step, model: Transformer, num_tokens: int) -> tuple[float, float]:
-    """Seconds for so many rows of a token each, by step.c and by torch; the shorter of two passes.
-
-    Only through as many layers as hold MAX_TIMED_BYTES: others take as long.
-    """
-    config, blocks = model.config, model.model.layers
-    size = sum(tensor.nbytes for tensor in (*blocks[0].parameters(), *blocks[0].buffers()))
-    num_layers = min(len(blocks), max(1, MAX_TIMED_BYTES // size))
-    cache = allocate_cache(config, num_tokens, 64, torch.device("cpu"), torch.float32)
-    cache.set_lengths([63] * num_tokens)
-    rotation = make_rotation(cache.begin(1), config)
-    x, tokens = torch.ones(num_tokens, 1, config.hidden_size), torch.zeros(num_tokens, 1).long()
-    nowhere, nothing = torch.empty(0).long(), torch.empty(0)
-
-    def by_torch() -> None:
-        y = x
-        for number, block in enumerate(blocks[:num_layers]):
-            y = block(y, rotation, cache.layer(number))
-
-    def by_step() -> None:
-        step.run(tokens, cache, nowhere, nothing, num_layers)
-
-    return measure(by_step), measure(by_torch)
-
-
-def measure(work: Callable[[], None]) -> float:
-    """Seconds that some work takes, the shorter of two times."""
-    seconds = []
-    for _ in range(2):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)

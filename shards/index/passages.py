@@ -62,6 +62,10 @@ class Passage:
     places: tuple[Place, ...]
 
 
+class TextTooLong(ValueError):
+    """More text than is looked for at once."""
+
+
 class Finder:
     """Finds passages of texts in one set.
 
@@ -77,7 +81,7 @@ class Finder:
     def find(self, text: str, wish: Wish, start: int = 0, stop: int | None = None) -> list[Passage]:
         """The wanted passages of a text, or of its tokens that hold any of [start, stop).
 
-        Empty if there is none. Raises ValueError for a text that is too long.
+        Empty if there is none. Raises TextTooLong for a text that is.
         """
         ids, offsets = self.encode(text, start, len(text) if stop is None else stop)
         if not len(ids):
@@ -107,12 +111,12 @@ class Finder:
         Where more of it is in the set with a space before it, that is how it is looked for.
         """
         if len(text) > MAX_TEXT_CHARACTERS:
-            raise ValueError(
+            raise TextTooLong(
                 f"the text has {len(text):,} characters; expected at most {MAX_TEXT_CHARACTERS:,}"
             )
         plain = take_tokens(self.tokenizer.encode(text, add_special_tokens=False), start, stop)
         if len(plain[0]) > MAX_TEXT_TOKENS:
-            raise ValueError(
+            raise TextTooLong(
                 f"the text has {len(plain[0]):,} tokens; expected at most {MAX_TEXT_TOKENS:,}"
             )
         if start or not len(plain[0]) or not self.takes_space or text[:1].isspace():

@@ -216,6 +216,23 @@ def test_a_killed_export_leaves_nothing_at_its_place(checkpoint: Path, tmp_path:
     assert {path.name for path in tmp_path.iterdir()} == {out.name, f"{out.name}.certificate.json"}
 
 
+def test_of_two_exports_to_one_place_the_second_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, out = gguf_format.write, tmp_path / "model.gguf"
+    (tmp_path / ".model.gguf.partial" / "made").mkdir(parents=True)  # Of one that was killed.
+
+    def write_twice(*arguments: Any) -> Path:
+        monkeypatch.setattr(gguf_format, "write", write)
+        with pytest.raises(ValueError, match=f"{out}: another export is being made there"):
+            run(checkpoint, "gguf", out)
+        return write(*arguments)
+
+    monkeypatch.setattr(gguf_format, "write", write_twice)
+    run(checkpoint, "gguf", out)
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, f"{out.name}.certificate.json"}
+
+
 def test_nothing_is_overwritten_and_a_small_disk_is_told_before(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,8 +14,10 @@ import httpx
 import pytest
 from PIL import Image
 
+from cli import open_trace
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import seal
+from shards.index import passages as index_passages
 from shards.index.build import build_index
 from shards.index.passages import Finder, Wish
 from shards.reader import open_shards
@@ -451,6 +453,13 @@ def test_what_is_looked_for_is_bounded(
     ):
         answer = server.post("/v1/trace", **fields)
         assert (answer.status_code, part in answer.text) == (400, True), answer.text
+    # A token for each byte is usual, and not more than that; a tokenizer may write words out.
+    with monkeypatch.context() as patched:
+        patched.setattr(server.house, "trace", open_trace(folder / "set", None))
+        patched.setattr(index_passages, "MAX_TEXT_TOKENS", 3)
+        answer = server.post("/v1/trace", text=TEXTS[0])
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "text")
+    assert "tokens; expected at most 3" in answer.text
     # What is wrong with the server's files is for its log.
     index = folder / "set" / ".index"
     index.rename(folder / "away")

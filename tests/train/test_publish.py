@@ -1,6 +1,7 @@
 """`velocity publish`: the card says what the run was, and the Hub gets every file."""
 
 import ast
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -76,6 +77,22 @@ def test_a_dry_run_writes_all_files_and_asks_nothing(
     assert (space["sdk"], space["models"]) == ("gradio", [REPO])
     again = publish(run, "--repo", REPO, "--dry-run", "--out", str(out))
     assert "is there already" in str(again.exception)
+
+
+def test_a_dry_run_that_fails_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copyfile
+
+    def copy_until_full(source: Path, target: Path) -> object:
+        if target.name == WEIGHTS:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copy_until_full)
+    result = publish(run, "--repo", REPO, "--dry-run", "--out", str(tmp_path / "out"))
+    assert "No space left" in str(result.exception)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_the_card_knows_nothing_of_the_steps_after_its_checkpoint(

@@ -1,8 +1,10 @@
 """`velocity publish`: the files of a repository, written into a folder or committed on the Hub."""
 
+import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,9 +63,10 @@ def publish(publication: Publication, out: Path | None, say: Say) -> Iterator[st
         repositories["space"] = make_space(
             publication.repo, publication.space_repo, publication.license
         )
+    if out is not None:
+        write_folders(out, repositories)
     for kind, files in repositories.items():
         if out is not None:
-            write_folder(out / kind, files)
             yield f"{out / kind}: {len(files)} files, as they would be in {publication.repo}"
         else:
             yield commit(publication, kind, files)
@@ -95,16 +98,21 @@ def draw_curves(facts: Facts, say: Say) -> bytes | None:
     return draw_png(panel, series, 1)
 
 
-def write_folder(folder: Path, files: Files) -> None:
-    """Write a repository's files into a new folder."""
-    if folder.exists():
-        raise ValueError(f"{folder}: is there already; name a new folder with --out")
-    folder.mkdir(parents=True)
-    for name, content in files.items():
-        if isinstance(content, bytes):
-            (folder / name).write_bytes(content)
-        else:
-            shutil.copyfile(content, folder / name)
+def write_folders(out: Path, repositories: Mapping[str, Files]) -> None:
+    """Write each repository's files into a folder of its own below `out`: all, or nothing."""
+    if out.exists():
+        raise ValueError(f"{out}: is there already; name a new folder with --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
+        made = Path(work) / out.name
+        for kind, files in repositories.items():
+            (made / kind).mkdir(parents=True)
+            for name, content in files.items():
+                if isinstance(content, bytes):
+                    (made / kind / name).write_bytes(content)
+                else:
+                    shutil.copyfile(content, made / kind / name)
+        os.rename(made, out)
 
 
 def commit(publication: Publication, kind: str, files: Files) -> str:

@@ -6,7 +6,7 @@ import logging
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.serve.house import House
+from model.serve.house import House, TextRefused
 from model.serve.wire.answers import make_json
 from model.serve.wire.errors import ApiError, overloaded, refuse
 from model.serve.wire.fields import Fields
@@ -36,7 +36,9 @@ class Traces:
             loop = asyncio.get_running_loop()
             assert self.house.trace is not None  # Or there is no such path.
             answer = await loop.run_in_executor(self.house.tracer, self.house.trace, *asked)
-        except ValueError as error:  # The text was checked: a file of the set or its index.
+        except TextRefused as error:  # Its bytes are bounded, its tokens are not known before.
+            raise refuse(str(error), "text") from None
+        except ValueError as error:  # A file of the set or its index.
             logger.error("velocity: %s", error)
             raise ApiError(
                 500, "the training data cannot be read; the server's log says why", "set_unreadable"
