@@ -134,19 +134,14 @@ class MixedOrder:
 def open_sets(entries: Sequence[Entry], max_seq_length: int, seed: int) -> Sets:
     """The finished sets that the entries name.
 
-    Raises ValueError with one line if one is none, is too short for a window, or has other ids than
-    the first.
+    Raises ValueError with one line if one is none, is too short for a window, has other ids than
+    the first, or is the set of another entry.
     """
     opened = [open_shards(entry.shards) for entry in entries]
-    for other in opened[1:]:
-        check_same_ids(opened[0], other)
     for place, shards in enumerate(opened):
         for before in opened[:place]:
-            if before.manifest.dataset_id == shards.manifest.dataset_id:
-                raise ValueError(
-                    f"{shards.folder}: is the same set as {before.folder} (dataset_id "
-                    f"{shards.manifest.dataset_id[:12]}); name one of them, with both weights"
-                )
+            refuse_same_set(before, shards)
+        check_same_ids(opened[0], shards)
     names = name_sets([entry.shards for entry in entries])
     sources = [
         open_source(name, shards, shards.manifest, max_seq_length, seed)
@@ -164,6 +159,16 @@ def open_source(
     except ValueError as error:
         raise ValueError(f"{shards.folder}: {error}") from None
     return Source(name, shards, order)
+
+
+def refuse_same_set(one: Shards, other: Shards) -> None:
+    """ValueError if two folders hold one set, in the same version or not."""
+    ids = [{*shards.manifest.ancestors, shards.manifest.dataset_id} for shards in (one, other)]
+    if one.manifest.dataset_id in ids[1] or other.manifest.dataset_id in ids[0]:
+        raise ValueError(
+            f"{other.folder}: holds the same set as {one.folder}, or a version of it (dataset_id "
+            f"{other.manifest.dataset_id[:12]}); name one of them"
+        )
 
 
 def check_same_ids(first: Shards, other: Shards) -> None:

@@ -1,5 +1,6 @@
 """Mixtures as arithmetic: exact quotas, their inverse, and stages that repeat and skip nothing."""
 
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from shards.edit.remove import Wanted
 from shards.mixture.entries import MAX_BLOCK, compute_shares
 from shards.mixture.mixture import ALONE, Mixture, Stage
 from shards.mixture.quotas import Quotas
@@ -16,6 +18,7 @@ from tests.tiny import TOKENIZER_JSON
 from tests.tokenized import write_set
 from train.config import DataConfig
 from train.settings import load_config
+from train.tracing.takedown import Takedown, take_down
 
 LENGTH = 16
 
@@ -196,5 +199,11 @@ def test_sets_with_other_ids_are_refused(sets: Sets, tmp_path: Path) -> None:
             open_sets(load_config(None, [words]).data.entries, 160 if "short" in other else 16, 0)
     (tmp_path / "link").symlink_to(web)
     words = f"data.mixture={{{web}: 1, {tmp_path / 'link'}: 1}}"
-    with pytest.raises(ValueError, match=r"/link: is the same set as .*/web \(dataset_id"):
+    with pytest.raises(ValueError, match=r"/link: holds the same set as .*/web, or a ver"):
+        open_sets(load_config(None, [words]).data.entries, LENGTH, 0)
+    shutil.copytree(web, tmp_path / "later")
+    wanted = Wanted(frozenset(["https://example.com/3"]))
+    [*take_down(Takedown(tmp_path / "later", wanted, True), say=lambda _: None)]
+    words = f"data.mixture={{{tmp_path / 'later'}: 1, {web}: 1}}"
+    with pytest.raises(ValueError, match=r"/web: holds the same set as .*/later, or a version of"):
         open_sets(load_config(None, [words]).data.entries, LENGTH, 0)

@@ -1,6 +1,8 @@
 """Whether a run may go on from a checkpoint, and what it then does otherwise than before."""
 
+from collections.abc import Iterable
 from dataclasses import fields
+from pathlib import Path
 
 from shards.mixture.sets import Sets
 from shards.screen.lines import Say
@@ -18,21 +20,21 @@ def check_same_run(config: Config, sets: Sets, start: Start, say: Say) -> None:
         ("infrastructure.seed", before.infrastructure.seed, config.infrastructure.seed),
         ("training.optimizer", before.training.optimizer, config.training.optimizer),
     ]
-    for entry in fields(config.model):
-        old, new = getattr(before.model, entry.name), getattr(config.model, entry.name)
-        fixed.append((f"model.{entry.name}", old, new))
-    for name, old, new in fixed:
-        if old != new:
-            raise ValueError(f"{folder}: was trained with {name}={old}, now it is {new}; {KEEP}")
+    refuse_changes(folder, fixed)
+    # Before the model: with another tokenizer, it is the set that is wrong.
     check_sets(sets, start, say)
+    model = [
+        (f"model.{e.name}", getattr(before.model, e.name), getattr(config.model, e.name))
+        for e in fields(config.model)
+    ]
+    refuse_changes(folder, model)
     refuse_extension(before.training, config.training, start.position.step, str(folder))
     old, new = before.infrastructure.log_folder, config.infrastructure.log_folder
     is_own = start.is_own
     if is_own and old.is_dir() and not is_same_folder(old, new):
         say(f"the log goes on in {new}; what was logged before is in {old}")
-    old, new = before.data.attention, config.data.attention
-    if old != new:
-        say(f"data.attention was {old}, is now {new}")
+    if before.data.attention != config.data.attention:
+        say(f"data.attention was {before.data.attention}, is now {config.data.attention}")
     for entry in fields(config.training):
         old, new = getattr(before.training, entry.name), getattr(config.training, entry.name)
         if old != new:
@@ -40,6 +42,13 @@ def check_same_run(config: Config, sets: Sets, start: Start, say: Say) -> None:
     changed = describe_change(before.training, config.training, start.position.step)
     if changed:
         say(changed)
+
+
+def refuse_changes(folder: Path, settings: Iterable[tuple[str, object, object]]) -> None:
+    """ValueError if one of these settings, by its name, was another than it is now."""
+    for name, old, new in settings:
+        if old != new:
+            raise ValueError(f"{folder}: was trained with {name}={old}, now it is {new}; {KEEP}")
 
 
 def describe_samples(config: Config, world_size: int, start: Start) -> str | None:
