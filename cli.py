@@ -39,6 +39,7 @@ from train.commands import (
     report,
     trace,
     train,
+    tune_lr,
     verify_resume,
 )
 from train.evaluation.request import Request as Evaluation
@@ -75,6 +76,7 @@ app.command()(publish)
 app.add_typer(shards_app, name="shards")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.command()(verify_resume)
+app.command()(tune_lr)
 for name, command in (
     ("import", import_shards),
     ("trace", trace),

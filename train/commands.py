@@ -10,6 +10,7 @@ from shards.entry.options import takes_options
 from shards.screen.lines import format_plural, put, say
 from shards.screen.url import is_hub_model, read_checkpoint
 from train.plan.request import Request
+from train.tuning.trials import Parameter
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Settings of the run.")
@@ -92,6 +93,42 @@ def verify_resume(
         put(line)
     if not keep:
         remove_folder(out)
+
+
+def tune_lr(
+    config: Annotated[
+        str | None, typer.Option(help="The run's settings: a YAML file or a name, as for training.")
+    ] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE,...",
+            help="Rates to begin with, such as 1e-3,2e-3; where the best is the first or last, the "
+            "half or the double of it is tried too. Default: half the run's own, it, its double.",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps of each run, into which its whole schedule goes. Default: a tenth of the "
+            "run's, at least 100."
+        ),
+    ] = None,
+    parameter: Annotated[
+        Parameter, typer.Option(help="The setting of section training that is tuned.")
+    ] = "learning_rate",
+    ranks: Annotated[int, typer.Option(help="Ranks, as in --nproc_per_node.")] = 1,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the runs' logs, tuning.json and tuning.svg.")
+    ] = Path("tuning"),
+    overrides: Overrides = None,
+) -> None:
+    """Find the learning rate: short runs at several, with the whole schedule in each."""
+    from train.tuning.sweep import Tuning, read_rates, tune
+
+    chosen = () if rates is None else read_rates(rates)
+    for line in tune(Tuning(config, overrides or (), chosen, steps, parameter, ranks, out), say):
+        put(line)
 
 
 def trace(

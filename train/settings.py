@@ -94,7 +94,10 @@ def list_entries(tree: Any, origin: str) -> Iterator[Entry]:
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """The settings as plain data, for JSON and YAML."""
-    return asdict(config)
+    tree = asdict(config)
+    mixture = tree["data"]["mixture"]
+    tree["data"]["mixture"] = mixture and list(mixture)  # As JSON gives it back.
+    return tree
 
 
 @cache

@@ -104,6 +104,16 @@ def test_a_micro_batch_that_does_not_fit_gets_one_that_does(words: list[str]) ->
         assert plan(*words, step, f"{found[1]}={size}")["fits"] == fits
 
 
+def test_a_plan_says_that_mfu_counts_whole_windows() -> None:
+    """Of documents too, whose lengths it does not know; so it is the `mfu` of a run."""
+    words = ["--config", "350m", "--gpu", "H200"]
+    _, windows, _ = velocity("plan", *words)
+    _, documents, _ = velocity("plan", *words, "data.attention=document")
+    words = "% MFU by whole windows, not documents: "
+    assert words in documents
+    assert documents.replace(words, "% MFU: ") == windows
+
+
 def test_numbers_are_shown_as_people_read_them() -> None:
     """Without e-notation; what was looked for, and no further, is not what fits."""
     words = ["--config", "tiny", "--gpu", "H200", "--price", "2"]

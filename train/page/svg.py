@@ -39,7 +39,7 @@ def draw_svg(panel: Panel, series: Sequence[Series], num_runs: int) -> str:
     )
 
 
-def draw_axes(x: Axis, y: Axis, label: str) -> list[str]:
+def draw_axes(x: Axis, y: Axis, label: str, x_label: str = "step") -> list[str]:
     """The marks of both axes, and what they count."""
     lines = []
     for value, height in zip(y.marks, move_up(y, y.marks), strict=True):
@@ -49,7 +49,7 @@ def draw_axes(x: Axis, y: Axis, label: str) -> list[str]:
     for value, place in zip(x.marks, move_right(x, x.marks), strict=True):
         anchor = "end" if place > RIGHT - 12 else "middle"
         lines.append(text(place, BOTTOM + 15, show_mark(value), anchor))
-    lines.append(text(RIGHT, BOTTOM + 30, "step", "end"))
+    lines.append(text(RIGHT, BOTTOM + 30, x_label, "end"))
     lines.append(text(LEFT, TOP - 9, label, "start"))
     return lines
 

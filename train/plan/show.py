@@ -75,8 +75,11 @@ def describe_cost(plan: Plan) -> str:
     if plan.cost is None:
         return "not known without the kind of GPU: --gpu"
     cost = plan.cost
+    # Fewer FLOPs are computed, as many as documents are long; MFU is a convention.
+    is_whole = plan.config.data.attention == "window"
+    counted = "" if is_whole else " by whole windows, not documents"
     text = (
-        f"{cost.tokens_per_second:,.0f} tokens/s at {format_number(100 * cost.mfu)}% MFU: "
+        f"{cost.tokens_per_second:,.0f} tokens/s at {format_number(100 * cost.mfu)}% MFU{counted}: "
         f"{format_time(cost.days * 86_400)}, {format_number(cost.gpu_hours)} GPU-hours"
     )
     return text if cost.money is None else f"{text}; costs {format_number(cost.money)}"

@@ -1,18 +1,11 @@
 """`velocity verify-resume`: a run to its end, and one that is killed and started again, compared.
 
-Both are real runs with the run's own settings, but so many steps and folders of their own. Their
-ranks are started as srun starts them, without torchrun, whose ranks do not die with it. The second
-run gets SIGKILL behind a checkpoint, all ranks at once.
+Both are real runs with the run's own settings, but so many steps and folders of their own. The
+second run gets SIGKILL behind a checkpoint, all ranks at once.
 """
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,17 +16,14 @@ from shards.mixture.sets import open_sets
 from shards.screen.lines import Say
 from train.config import Config
 from train.proof.differences import find_differences, find_first_unlike, read_losses
+from train.proof.processes import describe_failure, kill, run_to_end, started, train_command
 from train.settings import load_config
 from train.start.ids import fit_model
 from train.step.schedule import default_cycle_steps
 
-Rank = subprocess.Popen[bytes]
-
 LOOK_SECONDS = 0.002
 # Both runs keep the checkpoint in the middle and the last one.
 NUM_CHECKPOINTS = 4
-# What a run says at its end, if it fails; the rest is the user's to read in the file.
-LAST_WORDS = 2000
 
 
 @dataclass(frozen=True)
@@ -65,8 +55,7 @@ class Proof:
             "infrastructure.logging_dir": "null",
             "infrastructure.resume_from_checkpoint": "auto",
         }
-        words = [sys.executable, "-m", "train", *(["--config", self.name] if self.name else [])]
-        return [*words, *self.overrides, *(f"{key}={value}" for key, value in own.items())]
+        return train_command(self.name, self.overrides, own)
 
 
 def verify_resume(proof: Proof, say: Say) -> list[str]:
@@ -90,11 +79,11 @@ def verify_resume(proof: Proof, say: Say) -> list[str]:
     straight, killed = proof.folder / "straight", proof.folder / "killed"
 
     say(f"a run of {proof.steps:,} steps, to its end")
-    run_to_end(proof, config, straight)
+    run_to_end(proof.command(config, straight), straight, proof.ranks)
     say(f"the same, killed (SIGKILL) after the checkpoint of step {proof.middle:,}")
     last = kill_after(proof, config, killed)
     say(f"killed after step {last:,}; the same command again")
-    run_to_end(proof, config, killed)
+    run_to_end(proof.command(config, killed), killed, proof.ranks)
     return judge(proof, straight, killed, last)
 
 
@@ -126,17 +115,9 @@ def judge(proof: Proof, straight: Path, killed: Path, last: int) -> list[str]:
     )
 
 
-def run_to_end(proof: Proof, config: Config, folder: Path) -> None:
-    """Run to the end; ValueError, with its last words, if it fails."""
-    with started(proof, config, folder) as ranks:
-        codes = [rank.wait() for rank in ranks]
-    if any(codes):
-        raise ValueError(describe_failure(folder, next(filter(None, codes))))
-
-
 def kill_after(proof: Proof, config: Config, folder: Path) -> int:
     """Kill a run once it has taken a step after its checkpoint; its last logged step."""
-    with started(proof, config, folder) as ranks:
+    with started(proof.command(config, folder), folder, proof.ranks) as ranks:
         while any(rank.poll() is None for rank in ranks):
             if has_passed(folder, proof.middle):
                 kill(ranks)
@@ -153,60 +134,3 @@ def has_passed(folder: Path, step: int) -> bool:
     if not losses or losses[-1][0] <= step:
         return False
     return folder / f"checkpoint-{step}" in list_checkpoints(folder)
-
-
-@contextmanager
-def started(proof: Proof, config: Config, folder: Path) -> Iterator[list[Rank]]:
-    """The ranks of a run, which end with us; what they say goes to a file."""
-    # No module of the user's working folder may stand in for one of ours, and no run is logged
-    # elsewhere that is made only to be killed.
-    environment = os.environ | {"PYTHONSAFEPATH": "1", "WANDB_MODE": "disabled"}
-    environment.pop("WANDB_API_KEY", None)
-    command = proof.command(config, folder)
-    with open(words_path(folder), "ab") as words:
-        # Each leads a session, with what it starts to compile.
-        ranks = [
-            subprocess.Popen(
-                command, stdout=words, stderr=words, env=environment | own, start_new_session=True
-            )
-            for own in number_ranks(proof.ranks)
-        ]
-    try:
-        yield ranks
-    finally:
-        kill(ranks)
-
-
-def number_ranks(count: int) -> list[dict[str, str]]:
-    """The variables by which each rank knows its place; none where there is one rank."""
-    if count == 1:
-        return [{}]
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [{"RANK": str(rank), "LOCAL_RANK": str(rank)} | common for rank in range(count)]
-
-
-def kill(ranks: list[Rank]) -> None:
-    """Kill all that live, at once."""
-    for rank in ranks:
-        if rank.poll() is None:
-            os.killpg(rank.pid, signal.SIGKILL)
-    for rank in ranks:
-        rank.wait()
-
-
-def words_path(folder: Path) -> Path:
-    """Where a run's own output goes."""
-    return folder.with_name(f"{folder.name}.txt")
-
-
-def describe_failure(folder: Path, code: int) -> str:
-    """What a run said that failed."""
-    path = words_path(folder)
-    said = path.read_text(encoding="utf-8", errors="replace")[-LAST_WORDS:]
-    own = [line for line in said.splitlines() if line.startswith("velocity: ")]
-    reason = own[-1].removeprefix("velocity: ") if own else "see what it said"
-    return f"the run failed with exit code {code}: {reason} ({path})"

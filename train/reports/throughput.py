@@ -2,7 +2,9 @@
 
 MFU counts, per token, 6 FLOPs for each matrix weight plus 12 L D T for attention, not halved for
 causality (PaLM: Chowdhery et al. 2022, appendix B), against the dense peak in the vendor's data
-sheet. `mfu_causal` has 6 L D T in its place, which is what a causal kernel computes.
+sheet. `mfu_causal` has 6 L D T in its place, which is what a causal kernel computes. T is the
+window's length in both, with data.attention=document too, where attention computes less: so figures
+of all runs are of one convention.
 """
 
 import math

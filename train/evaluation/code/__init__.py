@@ -1,0 +1,1 @@
+"""Problems that are solved by programs: completions are sampled and, in a sandbox, executed."""
