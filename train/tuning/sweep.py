@@ -126,8 +126,8 @@ def check_tuning(tuning: Tuning, config: Config, sets: Sets) -> None:
         longest = max(stream.num_tokens for stream in streams)
         raise ValueError(
             f"{sets.first.folder}: rates are judged by the validation loss, which needs a "
-            f"validation split of more than data.max_seq_length={length} tokens and training.eval_windows "
-            f"above 0; they are {longest:,} and {training.eval_windows}"
+            f"validation split of more than data.max_seq_length={length} tokens and "
+            f"training.eval_windows above 0; they are {longest:,} and {training.eval_windows}"
         )
 
 
