@@ -246,12 +246,14 @@ class Transformer(nn.Module):
         targets: Tensor | None = None,
         grad_scale: Tensor | float = 1.0,
         z_loss: float = 0.0,
+        has_ignored: bool = False,
     ) -> Tensor:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T), their mean loss, 0-dim fp32.
 
         `grad_scale` is the factor that the caller multiplies the loss by before backward; the loss
         itself does not depend on it. With `z_loss`, the loss and the z-loss, (2,), to be
-        differentiated as their sum (see `chunked_cross_entropy`).
+        differentiated as their sum (see `chunked_cross_entropy`). With `has_ignored`, targets may
+        be IGNORED, and then do not count.
         """
         hidden = self.model(
             tokens,
@@ -259,17 +261,24 @@ class Transformer(nn.Module):
         )
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
-        weight, differentiate = self.lm_head.weight, self.differentiate
         return chunked_cross_entropy(
-            hidden, weight, targets, grad_scale, differentiate=differentiate, z_loss=z_loss
+            hidden,
+            self.lm_head.weight,
+            targets,
+            grad_scale,
+            differentiate=self.differentiate,
+            z_loss=z_loss,
+            has_ignored=has_ignored,
         )
 
     @torch.no_grad()
-    def row_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def row_losses(self, tokens: Tensor, targets: Tensor, has_ignored: bool = False) -> Tensor:
         """The mean loss of each row alone, (B,) in fp32; the tokens are computed as one batch."""
         hidden, weight = self.model(tokens), self.lm_head.weight
         rows = zip(hidden, targets, strict=True)
-        return torch.stack([chunked_cross_entropy(row, weight, target) for row, target in rows])
+        return torch.stack(
+            [chunked_cross_entropy(row, weight, t, has_ignored=has_ignored) for row, t in rows]
+        )
 
     @contextmanager
     def watch_activations(self) -> Iterator[list[Tensor]]:

@@ -250,11 +250,12 @@ def find_fault(batch: pa.RecordBatch, shard: Shard, position: int | None) -> str
 def check_totals(folder: Path, shard: Shard, num_rows: int, num_tokens: int | None) -> None:
     """SidecarError if a sidecar has not the shard's documents, or tokens if they were counted."""
     right = num_tokens in (None, shard.num_tokens)
-    if num_rows != shard.num_documents or not right:
+    if num_rows != shard.num_rows or not right:
+        what = "documents" if shard.row_tokens is None else "documents and paddings"
         tokens = "" if num_tokens is None else f" of {num_tokens:,} tokens"
         raise SidecarError(
             folder,
             shard,
-            f"has {num_rows:,} documents{tokens}; "
-            f"expected {shard.num_documents:,} of {shard.num_tokens:,} tokens",
+            f"has {num_rows:,} {what}{tokens}; "
+            f"expected {shard.num_rows:,} of {shard.num_tokens:,} tokens",
         )

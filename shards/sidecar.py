@@ -38,6 +38,8 @@ ROWS_SCHEMA = SIDECAR_SCHEMA.remove(0)
 # What these columns hold for a removed document whose tokens kept their places.
 BLANK_HASH = bytes(HASH_BYTES)
 BLANK_VALUES = {"url": None, "doc_hash": BLANK_HASH}
+# What a row of padding has in place of a source's path, in a packed set.
+NO_SOURCE = ""
 # Rows per row group: what trace reads to find one document. Also the unit of writing, so that
 # the file's bytes do not depend on how the documents were batched.
 ROW_GROUP_DOCUMENTS = 65_536
@@ -79,6 +81,20 @@ def is_blank(doc_hashes: pa.Array) -> Marks:
     first, rest = split_hashes(doc_hashes)
     marks: Marks = (first == 0) & (rest == 0)
     return marks
+
+
+def make_padding(sizes: Int64) -> pa.RecordBatch:
+    """Rows (of ROWS_SCHEMA) for padding, in a packed set: of no source, and otherwise blank."""
+    count = len(sizes)
+    sources = pa.array([NO_SOURCE] * count, pa.string())
+    no_rows, no_urls = np.zeros(count, np.int64), pa.nulls(count, pa.string())
+    return make_rows(sizes, sources, no_rows, no_urls, BLANK_HASH * count)
+
+
+def is_padding(rows: pa.RecordBatch) -> Marks:
+    """Which rows are padding, by their source_file column."""
+    marks = pc.equal(rows.column("source_file"), NO_SOURCE)
+    return np.asarray(marks.to_numpy(zero_copy_only=False))
 
 
 def split_hashes(doc_hashes: pa.Array) -> tuple[Keys, Keys]:

@@ -79,7 +79,7 @@ def measure_samples(run: Run) -> list[list[float]]:
     losses = []
     for tokens, targets in run.batches.repeat_step():
         with run.autocast():
-            losses.append(run.model.row_losses(tokens, targets))
+            losses.append(run.model.row_losses(tokens, targets, run.batches.has_ignored))
     own = torch.cat(losses)
     # Where samples do not divide evenly, some ranks have fewer; they fill up with zeros.
     return run.rank.gather(pad(own, (0, run.rank.max(len(own)) - len(own))))

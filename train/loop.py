@@ -181,10 +181,10 @@ def take_validation_loss(
     It is the mean of the sets' losses by their shares.
     """
     config, sets = run.config, run.order.sets
-    length = config.data.max_seq_length
+    length, padding = config.data.max_seq_length, run.batches.padding
     losses: list[float | None] = []
     for stream in validation:
-        num_windows = count_windows(stream, length, config.training.eval_windows)
+        num_windows = count_windows(stream, length, config.training.eval_windows, padding)
         loss = evaluate(
             run.model,
             stream,
@@ -194,6 +194,7 @@ def take_validation_loss(
             run.rank,
             run.autocast,
             is_stopping=lambda: stop.signal_number != 0,
+            padding=padding,
         )
         if loss is None and num_windows:
             return None  # On a stop.

@@ -48,6 +48,7 @@ from train.step.bad_steps import BadSteps
 from train.step.loss_scale import fit_scaler, make_scaler
 from train.step.optimizer import make_optimizer
 from train.step.precision import Autocast, check_precision, make_autocast
+from train.targets import find_padding
 
 
 @dataclass
@@ -232,8 +233,9 @@ def build_model(config: Config, rank: Rank) -> Transformer:
 def make_batches(config: Config, rank: Rank, order: MixedOrder, position: Position) -> Batches:
     """This rank's share of the samples after those already consumed."""
     stream = order.sets.stream(config.data.checks_first_reads)
+    padding = find_padding(order.sets.first.manifest)
     dealing = find_dealing(config, rank, position.step)
-    return Batches(stream, order, dealing, rank.device, position.samples_consumed)
+    return Batches(stream, order, dealing, rank.device, position.samples_consumed, padding)
 
 
 def find_dealing(config: Config, rank: Rank, step: int) -> Dealing:

@@ -22,7 +22,7 @@ def trace_samples(
     sidecars = Sidecars(shards, split)
     starts = order.starts(samples)
     for sample, start in zip(samples.tolist(), starts.tolist(), strict=True):
-        documents = sidecars.between(start, start + order.max_seq_length + 1)
+        documents = sidecars.between(start, start + order.window_tokens)
         yield sample, start, documents
 
 

@@ -11,7 +11,7 @@ from shards.format import Int64, Manifest
 from shards.mixture.entries import Entry, compute_shares
 from shards.mixture.mixture import Mixture, Stage
 from shards.mixture.stream import MixedStream
-from shards.order import SampleOrder
+from shards.order import SampleOrder, make_order
 from shards.reader import Shards, TokenStream, open_shards
 
 
@@ -98,6 +98,11 @@ class MixedOrder:
         """The tokens that a sample feeds to the model."""
         return self.sets.sources[0].order.max_seq_length
 
+    @property
+    def window_tokens(self) -> int:
+        """The tokens of a sample's window: one more, but in packed sets, of which all are."""
+        return self.sets.sources[0].order.window_tokens
+
     def starts(self, samples: Int64) -> Int64:
         """Where in the stream of all sets each sample's window begins."""
         starts = np.full(len(samples), -1, np.int64)
@@ -155,7 +160,7 @@ def open_source(
 ) -> Source:
     """A set as a run reads it that began on this version of it: `shards`, or an earlier one."""
     try:
-        order = SampleOrder(version.num_tokens("train"), max_seq_length, seed)
+        order = make_order(version, max_seq_length, seed)
     except ValueError as error:
         raise ValueError(f"{shards.folder}: {error}") from None
     return Source(name, shards, order)
@@ -174,7 +179,7 @@ def refuse_same_set(one: Shards, other: Shards) -> None:
 def check_same_ids(first: Shards, other: Shards) -> None:
     """ValueError if the ids of two sets do not mean the same, saying what differs."""
     ours, theirs = first.manifest, other.manifest
-    compared = {
+    compared: dict[str, tuple[object, object]] = {
         "number of ids": (ours.vocab_size, theirs.vocab_size),
         "end token": (ours.end_of_text, theirs.end_of_text),
         "begin token": (ours.begin_of_text, theirs.begin_of_text),
@@ -183,11 +188,12 @@ def check_same_ids(first: Shards, other: Shards) -> None:
     tests = [shards.content["tokenizer"]["self_test"] for shards in (ours, theirs)]
     if tests[0] == tests[1]:
         del compared["tokenizer"]  # Two files that say the same.
-    for what, (one, two) in compared.items():
+    rows = {"number of tokens in a packed row": (ours.row_tokens, theirs.row_tokens)}
+    for what, (one, two) in (compared | rows).items():
         if one != two:
             raise ValueError(
                 f"{other.folder}: its {what} is {two}, but that of {first.folder} is {one}; all "
-                "sets of a mixture need the same tokenizer, so prepare one of them anew"
+                "sets of a mixture need the same, so prepare one of them anew"
             )
 
 

@@ -22,7 +22,7 @@ ROOTS = ("shards", "model", "prep", "train")
 SHARDS = {
     "shards",
     *(f"shards.{room}" for room in ("screen", "disk", "entry", "near")),
-    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index", "mixture")),
+    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index", "packing", "mixture")),
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
@@ -61,7 +61,8 @@ MAY_IMPORT = {
     "shards.near": {"shards", *BASE},
     "shards.mixture": {"shards", *BASE},
     "shards.inspect": {"shards", "shards.near", "shards.index", "shards.mixture", *BASE},
-    "shards.edit": {"shards", *BASE},
+    "shards.packing": {"shards", *BASE},
+    "shards.edit": {"shards", "shards.packing", *BASE},
     "shards.index": {"shards", *BASE},
     "shards.exchange": {"shards", "shards.edit", "shards.index", *BASE},
     "model": set[str](),

@@ -10,6 +10,7 @@ import torch
 from model.decode.generator import Generator
 from shards.disk.json_files import Json
 from shards.format import Int64
+from shards.inspect.stats import PADDING
 from shards.screen.lines import ReadProgress
 from shards.tokenizer import Spelling
 from train.evaluation.estimates import Estimate, Sums
@@ -76,6 +77,8 @@ def predict(
         for window in range(len(batch)):
             prediction.total.add(scored.add_up(window, slice(None)))
             for code in np.unique(batch.sources[window]).tolist():
+                if batch.names[code] == PADDING:
+                    continue
                 estimate = prediction.sources.setdefault(batch.names[code], Estimate())
                 estimate.add(scored.add_up(window, batch.sources[window] == code))
             for first, stop in zip(edges, [*edges[1:], length], strict=True):
@@ -93,8 +96,7 @@ def score_batch(generator: Generator, spelling: Spelling, batch: Batch) -> Score
     with torch.inference_mode():
         hidden = model.model(tokens[:, :-1])
     losses, best = score_places(model, hidden.flatten(0, 1), tokens[:, 1:].flatten())
-    size = batch.tokens.shape[1] - 1
-    counts = (np.arange(size) >= batch.num_old[:, None]).astype(np.int64)
+    counts = batch.is_counted.astype(np.int64)
     nats: npt.NDArray[np.float64] = losses.double().cpu().numpy().reshape(counts.shape) * counts
     is_text, num_bytes = measure_text(spelling, batch.tokens)
     return Scored(

@@ -26,6 +26,7 @@ from train.evaluation.show import describe_report, describe_reports
 from train.evaluation.tasks import score_task
 from train.evaluation.windows import (
     count_windows,
+    cut_rows,
     cut_windows,
     read_set_batches,
     read_text_batches,
@@ -86,8 +87,15 @@ def evaluate_one(
 
 def measure(generator: Generator, measured: Measured) -> Json:
     """How well a checkpoint predicts the set or the texts, as JSON."""
-    length = choose_length(generator, measured.length)
+    shards = None if measured.shards is None else open_shards(measured.shards)
+    row_tokens = None if shards is None else shards.manifest.row_tokens
+    length = choose_length(generator, measured.length, row_tokens)
     stride = measured.stride or length
+    if row_tokens is not None and stride != length:
+        raise ValueError(
+            f"{measured.shards}: is packed in rows of {row_tokens:,} tokens, which are its "
+            "windows; leave out --stride"
+        )
     if stride > length:
         raise ValueError(
             f"--stride is {stride:,} and a window's length {length:,}: tokens between windows "
@@ -95,8 +103,7 @@ def measure(generator: Generator, measured: Measured) -> Json:
         )
     if measured.split not in SPLITS:
         raise ValueError(f"--split is {measured.split!r}; expected one of {', '.join(SPLITS)}")
-    if measured.shards is not None:
-        shards = open_shards(measured.shards)
+    if shards is not None:
         what: Json = {
             "shards": str(measured.shards),
             "dataset_id": shards.manifest.dataset_id,
@@ -110,9 +117,18 @@ def measure(generator: Generator, measured: Measured) -> Json:
     return {**what, **windows, **prediction.describe()}
 
 
-def choose_length(generator: Generator, wanted: int | None) -> int:
-    """How many tokens a window predicts: as asked for, as in the run, or the model's context."""
+def choose_length(generator: Generator, wanted: int | None, row_tokens: int | None = None) -> int:
+    """How many tokens a window predicts: as asked for, as in the run, or the model's context.
+
+    In a packed set it is a row of `row_tokens`.
+    """
     assert generator.folder is not None
+    if row_tokens is not None and wanted not in (None, row_tokens):
+        raise ValueError(
+            f"--length is {wanted:,}; the set is packed in rows of {row_tokens:,} tokens, which "
+            "are its windows; leave out --length"
+        )
+    wanted = row_tokens or wanted
     if wanted is None and (generator.folder / RUN_CONFIG).is_file():
         wanted = read_run_config(generator.folder).data.max_seq_length
     length = wanted or generator.context
@@ -131,15 +147,19 @@ def predict_set(
     if generator.folder is not None and (generator.folder / RUN_CONFIG).is_file():
         data = read_run_config(generator.folder).data
         separate_documents(generator.model, data, shards.manifest)
-    num_predicted = shards.manifest.num_tokens(measured.split) - 1
-    total = count_windows(num_predicted, length, stride)
+    num_tokens, row_tokens = shards.manifest.num_tokens(measured.split), shards.manifest.row_tokens
+    if row_tokens is None:
+        total = count_windows(num_tokens - 1, length, stride)
+        windows = cut_windows(num_tokens - 1, length, stride, keeps_rest=False)
+    else:
+        total, windows = num_tokens // row_tokens, cut_rows(num_tokens, row_tokens)
     if not total:
         raise ValueError(
-            f"{shards.folder}: {measured.split} has {num_predicted + 1:,} tokens, fewer than a "
+            f"{shards.folder}: {measured.split} has {num_tokens:,} tokens, fewer than a "
             f"window of {length + 1:,}; see --length and --split"
         )
     total = min(total, measured.windows or total)
-    windows = islice(cut_windows(num_predicted, length, stride, keeps_rest=False), total)
+    windows = islice(windows, total)
     spelling = read_set_spelling(shards.folder, shards.manifest)
     batches = read_set_batches(shards, measured.split, windows, measured.batch_size)
     return predict(generator, spelling, length, batches, total)

@@ -13,9 +13,9 @@ from itertools import groupby, islice
 import numpy as np
 import numpy.typing as npt
 
-from shards.documents import Sidecars
+from shards.documents import Document, Sidecars
 from shards.format import Int64
-from shards.inspect.stats import REMOVED
+from shards.inspect.stats import PADDING, REMOVED
 from shards.reader import Shards
 
 
@@ -40,6 +40,14 @@ class Batch:
     # (B, T): which of the sources each predicted token is from.
     sources: npt.NDArray[np.intp]
     names: list[str]
+    # (B, T): which predictions are of padding, in rows of a packed set; None = there is none.
+    is_padding: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def is_counted(self) -> npt.NDArray[np.bool_]:
+        """Which predictions count: (B, T)."""
+        is_new = np.arange(self.sources.shape[1]) >= self.num_old[:, None]
+        return is_new if self.is_padding is None else is_new & ~self.is_padding
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -62,6 +70,12 @@ def cut_windows(num_predicted: int, length: int, stride: int, keeps_rest: bool) 
             return
         yield Window(start, size, done - start)
         done = start + size
+
+
+def cut_rows(num_tokens: int, row_tokens: int) -> Iterator[Window]:
+    """The rows of a packed split as windows, which never reach into the next one."""
+    for start in range(0, num_tokens, row_tokens):
+        yield Window(start, row_tokens - 1)
 
 
 def count_windows(num_predicted: int, length: int, stride: int) -> int:
@@ -97,11 +111,20 @@ def read_set_batches(
         size = group[0].size
         starts = np.array([window.start for window in group])
         tokens = stream.windows(starts, size + 1).astype(np.int64)
-        documents = sidecars.between(group[0].start, group[-1].start + size + 1)
-        origins = [REMOVED if d.is_blank else d.source_file for d in documents]
+        documents = sidecars.covering(group[0].start, group[-1].start + size + 1)
+        origins = [name_origin(document) for document in documents]
         names = sorted(set(origins))
         codes = np.array([names.index(name) for name in origins])
         stops = np.array([document.stop for document in documents])
         places = starts[:, None] + np.arange(1, size + 1)
         sources = codes[np.searchsorted(stops, places, side="right")]
-        yield Batch(tokens, np.array([window.num_old for window in group]), sources, names)
+        old = np.array([window.num_old for window in group])
+        is_padding = sources == names.index(PADDING) if PADDING in names else None
+        yield Batch(tokens, old, sources, names, is_padding)
+
+
+def name_origin(document: Document) -> str:
+    """The source that a document's tokens count for."""
+    if document.is_padding:
+        return PADDING
+    return REMOVED if document.is_blank else document.source_file

@@ -143,7 +143,7 @@ def look_up(tracers: "Sequence[Tracer]", spike: Spike) -> Traced:
     starts: dict[tuple[int, Document], int] = {}
     for place, tracer in enumerate(tracers):
         for _, start, documents in tracer.documents_of_step(spike.step):
-            stop = start + tracer.order.max_seq_length + 1
+            stop = start + tracer.order.window_tokens
             for document in documents:
                 first = max(start, document.start)
                 tokens[place, document] += min(stop, document.stop) - first

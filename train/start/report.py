@@ -145,7 +145,9 @@ def describe_validation(config: Config, sets: Sets) -> str:
     """When a validation loss is taken and over how much; or that none is, and why."""
     length = config.data.max_seq_length
     sizes = [source.shards.manifest.num_tokens("validation") for source in sets.sources]
-    counts = [min(config.training.eval_windows, max(size - 1, 0) // length) for size in sizes]
+    # Rows of a packed set need no token beyond their last.
+    more = 1 if sets.first.manifest.row_tokens is None else 0
+    counts = [min(config.training.eval_windows, max(size - more, 0) // length) for size in sizes]
     if any(counts):
         when = f"every {config.training.eval_steps:,} steps, "
         if len(counts) == 1:

@@ -17,7 +17,7 @@ from shards.inspect.show import NoDocumentError, choose_documents
 from shards.inspect.trace import trace_samples, trace_tokens
 from shards.mixture.entries import compute_shares
 from shards.mixture.mixture import ALONE, Mixture, Stage
-from shards.order import SampleOrder
+from shards.order import SampleOrder, make_order
 from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from train.checkpoints.history import History, plan_history, samples_of_step, step_of_sample
@@ -189,8 +189,8 @@ def make_tracer(
     num_tokens: int | None = None,
 ) -> Tracer:
     """A tracer over the train split, or over its first `num_tokens` if the run had no more."""
-    num_tokens = shards.manifest.num_tokens("train") if num_tokens is None else num_tokens
-    order = SampleOrder(num_tokens, config.data.max_seq_length, config.infrastructure.seed)
+    length, seed = config.data.max_seq_length, config.infrastructure.seed
+    order = make_order(shards.manifest, length, seed, num_tokens)
     return Tracer(shards, order, history, num_steps)
 
 
@@ -208,7 +208,7 @@ def describe_sample(
     tracer: Tracer, sample: int, start: int, documents: Sequence[Document]
 ) -> Iterator[str]:
     """A sample, and below it a line for each document that it holds tokens of."""
-    stop = start + tracer.order.max_seq_length + 1
+    stop = start + tracer.order.window_tokens
     which = f" of {tracer.shards.folder}" if tracer.mixture.num_sets > 1 else ""
     yield f"sample {sample}: tokens {start} to {stop} of train{which}"
     for document in documents:
