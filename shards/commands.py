@@ -148,6 +148,25 @@ def stats(
 
 
 @app.command()
+def count(
+    where: Annotated[
+        str, typer.Option(help="The condition, as in data.where: 'score >= 3 and url is not None'.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
+) -> None:
+    """Count the documents and tokens that a condition chooses, by split and by source."""
+    import json
+
+    from shards.inspect.count import count_chosen, describe_counted, describe_json
+    from shards.reader import open_shards
+
+    counted = count_chosen(open_shards(folder), where)
+    for line in [json.dumps(describe_json(counted))] if as_json else describe_counted(counted):
+        put(line)
+
+
+@app.command()
 def index(
     folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
     workers: Annotated[int, typer.Option(help="Arrays at a time, each on a core.")] = 1,

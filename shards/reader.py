@@ -72,8 +72,9 @@ class TokenStream:
         """
         self._check_places(starts, out.shape[1])
         if out.size:
+            pieces, places = self._cut(out, starts)
             with self.lock:
-                self._fill(out, starts)
+                self._fill(pieces, places)
         if out.max(initial=0) >= self.vocab_size:
             raise self._make_id_error(out, starts)
 
@@ -82,18 +83,26 @@ class TokenStream:
         with self.lock:
             self.files.close()
 
-    def _fill(self, out: Tokens, starts: Int64) -> None:
+    def _cut(self, out: Tokens, starts: Int64) -> tuple[list[memoryview], Int64]:
+        """The bytes of `out`, in pieces that are each read from one place of the shards' tokens."""
         space = out.view(np.uint8).data.cast("B")
         row_bytes = out.shape[1] * out.itemsize
-        order = np.argsort(starts, kind="stable")
-        places = starts[order]
+        return [space[at : at + row_bytes] for at in range(0, len(space), row_bytes)], starts
+
+    def _locate(self, position: int) -> int:
+        """Where in the shards' tokens a position is."""
+        return position
+
+    def _fill(self, pieces: list[memoryview], places: Int64) -> None:
+        order = np.argsort(places, kind="stable")
+        places = places[order]
         indices = np.searchsorted(self.shard_starts, places, side="right") - 1
-        offsets = (places - self.shard_starts[indices]) * out.itemsize
+        offsets = (places - self.shard_starts[indices]) * self.dtype.itemsize
         opened, num_bytes = -1, 0
-        for row, index, offset in zip(
+        for piece, index, offset in zip(
             order.tolist(), indices.tolist(), offsets.tolist(), strict=True
         ):
-            rest = space[row * row_bytes : (row + 1) * row_bytes]
+            rest = pieces[piece]
             while rest:
                 if index != opened:
                     read, opened = self._open(index), index
@@ -129,7 +138,7 @@ class TokenStream:
 
     def _make_id_error(self, windows: Tokens, starts: Int64) -> ValueError:
         row, column = np.argwhere(windows >= self.vocab_size)[0].tolist()
-        position = int(starts[row]) + column
+        position = self._locate(int(starts[row]) + column)
         index = int(np.searchsorted(self.shard_starts, position, side="right")) - 1
         return ValueError(
             f"{self.folder / self.shards[index].name}: holds the id {windows[row, column]} as "

@@ -46,6 +46,7 @@ def read_rows(
     """
     with open_sidecar(folder, shard, read_dictionary) as file:
         chosen = range(file.num_row_groups) if groups is None else groups
+        check_columns(folder, shard, file.schema_arrow, columns)
         check_texts(folder, shard, file, columns, chosen)
         num_rows, num_tokens = 0, 0
         for batch in read_batches(folder, shard, file, columns, chosen):
@@ -159,6 +160,17 @@ def find_wrong_group(metadata: pq.FileMetaData) -> str | None:
             if name in NO_NULLS and found and found.has_null_count and found.null_count:
                 return f"its column {name} has {found.null_count:,} nulls; expected none"
     return None
+
+
+def check_columns(folder: Path, shard: Shard, schema: pa.Schema, columns: Sequence[str]) -> None:
+    """ValueError if a sidecar has not all of these columns, or one of them twice."""
+    for name in columns:
+        if len(schema.get_all_field_indices(name)) != 1:
+            others = [found for found in schema.names if found not in ("start", "doc_hash")]
+            raise ValueError(
+                f"{folder / shard.sidecar}: has no column {name!r:.60}; those that a condition can "
+                f"name are {', '.join(others)}"
+            )
 
 
 def find_chunk(group: pq.RowGroupMetaData, name: str) -> pq.ColumnChunkMetaData:

@@ -103,10 +103,10 @@ def describe_worst(run: Run, first_sample: int, losses: list[list[float]]) -> li
             "rank": owners[sample][0],
             "loss": finite(owners[sample][1]),
             "set": str(source.shards.folder),
-            "start": start,
+            "start": spans[0][0],
             "documents": [describe_document(document) for document in documents],
         }
-        for sample, source, start, documents in trace_mixture(run.order, np.array(worst))
+        for sample, source, spans, documents in trace_mixture(run.order, np.array(worst))
     ]
 
 

@@ -15,6 +15,7 @@ from model.transformer import FORWARD_METHODS, Transformer
 from shards.disk.layout import TOKENIZER
 from shards.inspect.verify import check_shards
 from shards.mixture.sets import MixedOrder, Sets, open_sets
+from shards.reader import Shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
 from train.batches import Batches, Dealing
@@ -170,11 +171,6 @@ def build_run(config: Config, rank: Rank, sets: Sets, say: Say) -> Run:
     batches = make_batches(config, rank, order, position)
     per_step = batches.dealing.samples_per_step
     history = extend_history(position.history, position.step, position.samples_consumed, per_step)
-    sampler = None
-    if config.training.sample_steps and isinstance(model, FSDPModule):
-        sampler = make_sampler(config, sets.first, model, say)
-    elif config.training.sample_steps:
-        sampler = rank.do_first(lambda: make_sampler(config, sets.first, model, say))
     return Run(
         config,
         rank,
@@ -192,8 +188,19 @@ def build_run(config: Config, rank: Rank, sets: Sets, say: Say) -> Run:
         parts,
         Saver(rank, retention, position.step, own_start, say),
         own_start,
-        sampler,
+        find_sampler(config, rank, sets.first, model, say),
     )
+
+
+def find_sampler(
+    config: Config, rank: Rank, shards: Shards, model: Transformer, say: Say
+) -> Sampler | None:
+    """What writes texts on this rank; None if none are wanted, or the first rank writes them."""
+    if not config.training.sample_steps:
+        return None
+    if isinstance(model, FSDPModule):
+        return make_sampler(config, shards, model, say)
+    return rank.do_first(lambda: make_sampler(config, shards, model, say))
 
 
 def open_checked_sets(config: Config) -> Sets:

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from shards.screen.url import refuse_url
+from shards.where.condition import parse_condition
 
 # The most samples of a block, and so the finest difference of weights.
 MAX_BLOCK = 100_000
@@ -28,11 +29,15 @@ class Entry:
 
     shards: str
     weight: float
+    # As data.where; None = all documents.
+    where: str | None = None
 
     def __post_init__(self) -> None:
         if not self.shards.strip():
             raise ValueError("names an empty folder; expected that of a set")
         refuse_url(self.shards)
+        if self.where is not None:
+            parse_condition(self.where, f"the where of {self.shards}")
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise ValueError(
                 f"has the weight {self.weight} for {self.shards}; expected more than 0 (a set that "
@@ -51,9 +56,9 @@ def read_entries(value: Any) -> tuple[Entry, ...]:
     if isinstance(value, dict):
         value = [{"shards": folder, "weight": weight} for folder, weight in value.items()]
     entries = tuple(map(_read_entry, value))
-    folders = [entry.shards.rstrip("/") for entry in entries]
-    for folder in folders:
-        if folders.count(folder) > 1:
+    folders = [(entry.shards.rstrip("/"), entry.where) for entry in entries]
+    for folder, where in folders:
+        if folders.count((folder, where)) > 1:
             raise ValueError(f"names {folder} twice; give it one weight")
     compute_shares([entry.weight for entry in entries])  # Refuses a weight that is no share.
     return entries
@@ -64,10 +69,8 @@ def _read_entry(value: Any) -> Entry:
         raise ValueError(f"has the entry {shorten(value)}; expected {FORMS}")
     unknown = sorted(map(str, value.keys() - Entry.__dataclass_fields__.keys()))
     if unknown:
-        raise ValueError(
-            f"has an entry with {unknown[0]}; an entry has "
-            f"{' and '.join(Entry.__dataclass_fields__)}"
-        )
+        names = ", ".join(Entry.__dataclass_fields__)
+        raise ValueError(f"has an entry with {unknown[0]}; expected some of {names}")
     weight = value.get("weight")
     if isinstance(weight, str) and NUMBER.fullmatch(weight.strip()):
         weight = float(weight)
@@ -77,7 +80,10 @@ def _read_entry(value: Any) -> Entry:
             f"has {lacks} for {value['shards']}; expected a number, such as 0.7 (in "
             "a mapping, a space comes after the colon)"
         )
-    return Entry(**(value | {"weight": float(weight)}))
+    where = value.get("where")
+    if not isinstance(where, str | None):
+        raise ValueError(f"has the where {shorten(where)} for {value['shards']}; expected text")
+    return Entry(value["shards"], float(weight), where)
 
 
 def spell_entries(entries: Sequence[Entry]) -> str:
@@ -86,10 +92,10 @@ def spell_entries(entries: Sequence[Entry]) -> str:
     >>> spell_entries(read_entries({"web/": 0.7, "code/": 0.3}))
     '{"web/": 0.7, "code/": 0.3}'
     """
+    if all(entry.where is None for entry in entries):
+        return json.dumps({entry.shards: entry.weight for entry in entries})
     plain = [asdict(entry) for entry in entries]
-    if all(entry.keys() == {"shards", "weight"} for entry in plain):
-        return json.dumps({entry["shards"]: entry["weight"] for entry in plain})
-    return json.dumps(plain)
+    return json.dumps([{k: v for k, v in entry.items() if v is not None} for entry in plain])
 
 
 def compute_shares(weights: Sequence[float]) -> tuple[int, ...]:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.format import Int64, Manifest
+from shards.format import Int64
 from shards.mixture.entries import Entry, compute_shares
 from shards.mixture.mixture import Mixture, Stage
 from shards.mixture.stream import MixedStream
 from shards.order import SampleOrder, make_order
 from shards.reader import Shards, TokenStream, open_shards
+from shards.where.choice import Choice, choose_windows
+from shards.where.view import open_view
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Source:
     # What reports call it: the folder's name, or its path where two have that name.
     name: str
     shards: Shards
-    # Of its train split.
+    # The documents of the train split that it reads, and the order in which it does.
+    choice: Choice
     order: SampleOrder
 
     @property
@@ -34,7 +37,9 @@ class Source:
         return self.shards.manifest.dataset_id
 
     def stream(self, split: str, checks_first_reads: bool = False) -> TokenStream:
-        """The tokens of one split, on request compared with their checksums as they are read."""
+        """What is read of one split, on request compared with its checksums as it is read."""
+        if split == "train":
+            return open_view(self.shards, split, self.choice, checks_first_reads)
         return self.shards.stream(split, checks_first_reads)
 
 
@@ -143,27 +148,43 @@ def open_sets(entries: Sequence[Entry], max_seq_length: int, seed: int) -> Sets:
     the first, or is the set of another entry.
     """
     opened = [open_shards(entry.shards) for entry in entries]
-    for place, shards in enumerate(opened):
-        for before in opened[:place]:
-            refuse_same_set(before, shards)
+    for place, (entry, shards) in enumerate(zip(entries, opened, strict=True)):
+        for other, before in zip(entries[:place], opened, strict=False):
+            if other.where == entry.where:
+                refuse_same_set(before, shards)
         check_same_ids(opened[0], shards)
     names = name_sets([entry.shards for entry in entries])
     sources = [
-        open_source(name, shards, shards.manifest, max_seq_length, seed)
-        for name, shards in zip(names, opened, strict=True)
+        open_source(shards, entry.where, max_seq_length, seed, name=name)
+        for name, entry, shards in zip(names, entries, opened, strict=True)
     ]
     return Sets(tuple(sources), compute_shares([entry.weight for entry in entries]))
 
 
 def open_source(
-    name: str, shards: Shards, version: Manifest, max_seq_length: int, seed: int
+    shards: Shards,
+    where: str | None,
+    max_seq_length: int,
+    seed: int,
+    num_tokens: int | None = None,
+    name: str = "",
 ) -> Source:
-    """A set as a run reads it that began on this version of it: `shards`, or an earlier one."""
+    """A set as a run reads it: its train split, or the first `num_tokens` of an earlier version.
+
+    Raises ValueError if too little is chosen, and for a condition on a packed set.
+    """
+    manifest = shards.manifest
+    if where is not None and manifest.row_tokens is not None:
+        raise ValueError(
+            f"{shards.folder}: is packed, and its rows are read whole; data.where needs a set that "
+            "is not"
+        )
+    choice = choose_windows(shards, where, max_seq_length, num_tokens)
     try:
-        order = make_order(version, max_seq_length, seed)
+        order = make_order(manifest, max_seq_length, seed, choice.num_tokens)
     except ValueError as error:
         raise ValueError(f"{shards.folder}: {error}") from None
-    return Source(name, shards, order)
+    return Source(name, shards, choice, order)
 
 
 def refuse_same_set(one: Shards, other: Shards) -> None:
@@ -198,13 +219,16 @@ def check_same_ids(first: Shards, other: Shards) -> None:
 
 
 def name_sets(folders: Sequence[str]) -> list[str]:
-    """What reports call the sets in these folders.
+    """What reports call the sets in these folders, of which one may be named several times.
 
-    >>> name_sets(["data/web/", "code"]), name_sets(["a/web", "b/web", "c"])
-    (['web', 'code'], ['a/web', 'b/web', 'c'])
+    >>> name_sets(["data/web/", "code"]), name_sets(["a/web", "b/web", "b/web/"])
+    (['web', 'code'], ['a/web', 'b/web', 'b/web-2'])
     """
-    names = [Path(folder).name or folder for folder in folders]
-    return [
-        name if names.count(name) == 1 else folder.rstrip("/")
-        for name, folder in zip(names, folders, strict=True)
-    ]
+    last = [Path(folder).name or folder for folder in folders]
+    paths = [folder.rstrip("/") for folder in folders]
+    names = []
+    for place, path in enumerate(paths):
+        number = paths[: place + 1].count(path)
+        others = {other for other, name in zip(paths, last, strict=True) if name == last[place]}
+        names.append((last[place] if len(others) == 1 else path) + f"-{number}" * (number > 1))
+    return names

@@ -113,7 +113,10 @@ def test_shares_of_any_weights_are_near_them() -> None:
         ("{a:0.5}", "no weight for a:0.5; .* a space comes after the colon"),
         ("{a: 1, a/: 2}", "data.mixture: names a twice; give it one weight"),
         ("{a: 1, a: 2}", "data.mixture: a stands there twice; keep one"),
-        ("[{shards: a, wheight: 1}]", "has an entry with wheight; an entry has shards and weight"),
+        (
+            "[{shards: a, wheight: 1}]",
+            "has an entry with wheight; expected some of shards, weight, w",
+        ),
         ("[a, b]", "has the entry 'a'; expected a mapping of folders to weights, such as {web/"),
         ("web", "data.mixture: is 'web'; expected a mapping"),
         ("{}", "data.mixture: is {}; expected a mapping"),

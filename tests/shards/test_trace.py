@@ -63,7 +63,8 @@ def test_a_windows_documents_hold_its_tokens(traced: Path, tmp_path: Path) -> No
     shards = open_shards(traced)
     tracer = trace_settings(shards, make_config(traced, tmp_path), num_ranks=2)
     texts = {f"{n}.parquet": make_texts(150, seed=n) for n in range(3)}
-    for sample, start, documents in tracer.documents_of_step(3):
+    for sample, [(start, stop)], documents in tracer.documents_of_step(3):
+        assert stop == start + 17
         assert start == tracer.order.starts(np.array([sample]))[0]
         assert documents[0].start <= start < documents[0].stop
         assert documents[-1].start < start + 17 <= documents[-1].stop

@@ -213,7 +213,7 @@ def test_samples_lead_to_documents_and_back(finished_set: Path, ids: list[list[i
     stream = shards.stream("train")
     order = SampleOrder(stream.num_tokens, 64, seed=3)
     samples = np.arange(20)
-    for sample, start, documents in trace_samples(shards, "train", order, samples):
+    for sample, [(start, _)], documents in trace_samples(shards, "train", order, samples):
         window = stream.read(start, 65).tolist()
         whole = [i for d in documents for i in ids[d.source_row]]
         offset = start - documents[0].start

@@ -186,7 +186,7 @@ def check_tracing(sets: Path, folder: Path, seen: Windows) -> None:
         told = {}
         for tracer in tracers:
             stream = tracer.shards.stream("train")
-            for sample, start, documents in tracer.documents_of_step(step):
+            for sample, [(start, _)], documents in tracer.documents_of_step(step):
                 told[sample] = stream.read(start, LENGTH + 1).tolist()
                 assert all(step in tracer.steps_of_document(document) for document in documents)
         assert [told[sample] for sample in sorted(told)] == windows.tolist()
@@ -211,6 +211,38 @@ def list_backward(tracer: Tracer) -> set[tuple[int, int]]:
 
 def names(sets: Path) -> list[str]:
     return sorted(path.name for path in sets.iterdir())
+
+
+def test_each_entry_may_choose_its_documents(sets: Path, tmp_path: Path) -> None:
+    """One set named twice, as two halves: each goes on where it was after a change of weights."""
+    odd = {"shards": f"{sets}/web", "weight": 3, "where": "source_row < 150"}
+    rest = {"shards": f"{sets}/web", "weight": 1, "where": "source_row >= 150"}
+    words = [w for w in make_words(sets, tmp_path, {}) if "data.mixture" not in w]
+    listed = [*words, f"data.mixture={json.dumps([odd, rest])}"]
+    train.loop.train(load_config(None, [*listed, "training.num_training_steps=4"]))
+    listed = [*words, f"data.mixture={json.dumps([rest | {'weight': 2}, odd])}"]
+    train.loop.train(load_config(None, [*listed, "training.num_training_steps=6"]))
+    assert {"epoch/web", "epoch/web-2"} <= set(json.loads(read_last_line(tmp_path)))
+    tracer = trace_run(open_shards(sets / "web"), tmp_path / "checkpoints")
+    counts = {True: 0, False: 0}
+    for step in range(1, 7):
+        for _, _, documents in tracer.documents_of_step(step):
+            [is_odd] = {document.source_row < 150 for document in documents}
+            counts[is_odd] += 1
+            assert all(step in tracer.steps_of_document(document) for document in documents)
+    assert counts == {True: 12 + 5, False: 4 + 3}
+    listed = [*words, f"data.mixture={json.dumps([rest, odd | {'where': 'num_tokens > 9'}])}"]
+    with pytest.raises(
+        ValueError, match=r"was trained with data.where=source_row < 150, now it is"
+    ):
+        train.loop.train(load_config(None, [*listed, "training.num_training_steps=8"]))
+    with pytest.raises(ValueError, match=r"data.where is for the one set of data.shards; with da"):
+        load_config(None, [*listed, "data.where=num_tokens > 9"])
+
+
+def read_last_line(folder: Path) -> str:
+    """The last line of a run's log."""
+    return (folder / "logs" / "metrics.jsonl").read_text().splitlines()[-2]
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +318,7 @@ def test_a_takedown_tells_the_steps_of_a_mixture(
     outcome = run_mixture(own, folder, mixture, training__num_training_steps=6)
     assert outcome.step == 6
     assert len(read_position(folder / "checkpoints" / "checkpoint-6").dataset_ids) == 2
-    assert [t.number for t in trace_sets(None, folder / "checkpoints")] == [0, 1]
+    assert [[*t.sources] for t in trace_sets(None, folder / "checkpoints")] == [[0], [1]]
 
 
 def test_sets_that_a_run_cannot_go_on_with_are_refused(

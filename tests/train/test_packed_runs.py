@@ -197,7 +197,7 @@ def test_a_run_goes_on_bit_for_bit_and_is_traced(packed: Path, tmp_path: Path) -
     documents = Sidecars(shards, "train").between(0, shards.manifest.num_tokens("train"))
     seen: dict[Document, set[int]] = {document: set() for document in documents}
     for step in range(1, 9):
-        for _, start, found in tracer.documents_of_step(step):
+        for _, [(start, _)], found in tracer.documents_of_step(step):
             assert start % ROW == 0
             assert not any(document.is_padding for document in found)
             for document in found:

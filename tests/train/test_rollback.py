@@ -108,7 +108,9 @@ def test_the_documents_of_a_bad_step_are_told(small_shards: Path, tmp_path: Path
     assert sum(losses.values()) / 4 == pytest.approx(told["loss"] / 3, abs=1e-5)
     shards = open_shards(small_shards)
     order = trace_run(shards, tmp_path / "checkpoints").order
-    for sample, start, documents in trace_samples(shards, "train", order, np.array([*losses])):
+    for sample, [(start, _)], documents in trace_samples(
+        shards, "train", order, np.array([*losses])
+    ):
         [entry] = [entry for entry in told["samples"] if entry["sample"] == sample]
         assert entry["start"] == start
         hashes = [document.doc_hash for document in documents]

@@ -22,7 +22,8 @@ ROOTS = ("shards", "model", "prep", "train")
 SHARDS = {
     "shards",
     *(f"shards.{room}" for room in ("screen", "disk", "entry", "near")),
-    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index", "packing", "mixture")),
+    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index", "packing", "where")),
+    "shards.mixture",
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
@@ -59,8 +60,11 @@ MAY_IMPORT = {
     "shards.entry": BASE,
     "shards": BASE,
     "shards.near": {"shards", *BASE},
-    "shards.mixture": {"shards", *BASE},
-    "shards.inspect": {"shards", "shards.near", "shards.index", "shards.mixture", *BASE},
+    "shards.where": {"shards", *BASE},
+    "shards.mixture": {"shards", "shards.where", *BASE},
+    "shards.inspect": {"shards"}
+    | {f"shards.{room}" for room in ("near", "index", "where", "mixture")}
+    | BASE,
     "shards.packing": {"shards", *BASE},
     "shards.edit": {"shards", "shards.packing", *BASE},
     "shards.index": {"shards", *BASE},

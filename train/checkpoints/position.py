@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shards.disk.json_files import Json, load_json
 from shards.mixture.mixture import ALONE, Mixture, Stage
+from shards.where.choice import Choice
 from train.checkpoints.history import History, Stretch
 from train.config import Config
 from train.settings import config_from_dict
@@ -15,24 +16,42 @@ OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
+class ReadSet:
+    """A set that a run has read: its version, and with data.where what was chosen of it."""
+
+    dataset_id: str
+    where: str | None = None
+    # How many documents and tokens, and a hash of where they are.
+    chosen: Json | None = None
+
+    def describe(self) -> Json:
+        """The same for JSON; without what there is not."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Position:
     """How far a run has come."""
 
     step: int  # steps done
     samples_consumed: int
     history: History
-    # The dataset_ids of all sets that were read, in the order in which they came in.
-    dataset_ids: tuple[str, ...]
+    # All sets that were read, in the order in which they came in.
+    sets: tuple[ReadSet, ...]
     mixture: Mixture = ALONE
 
+    @property
+    def dataset_ids(self) -> list[str]:
+        """The ids of all sets."""
+        return [found.dataset_id for found in self.sets]
+
     def describe(self) -> Json:
-        """What training_state.json holds of it; of a run on one set only that set's id."""
+        """What training_state.json holds of it; of a run on one set, that set has no list."""
         if self.mixture == ALONE:
-            sets: Json = {"dataset_id": self.dataset_ids[0]}
+            sets = self.sets[0].describe()
         else:
             stages = [asdict(stage) for stage in self.mixture.stages]
-            ids = [{"dataset_id": dataset_id} for dataset_id in self.dataset_ids]
-            sets = {"sets": ids, "mixture": stages}
+            sets = {"sets": [found.describe() for found in self.sets], "mixture": stages}
         return {
             "step": self.step,
             "samples_consumed": self.samples_consumed,
@@ -51,10 +70,31 @@ def parse_position(state: Json) -> Position:
     history = tuple(Stretch(**entry) for entry in state["history"])
     step, consumed = state["step"], state["samples_consumed"]
     if "mixture" not in state:
-        return Position(step, consumed, history, (state["dataset_id"],))
+        return Position(step, consumed, history, (parse_set(state),))
     stages = [Stage(entry["first_sample"], tuple(entry["shares"])) for entry in state["mixture"]]
-    ids = tuple(entry["dataset_id"] for entry in state["sets"])
-    return Position(step, consumed, history, ids, Mixture(tuple(stages)))
+    return Position(
+        step, consumed, history, tuple(map(parse_set, state["sets"])), Mixture(tuple(stages))
+    )
+
+
+def parse_set(entry: Json) -> ReadSet:
+    """What a checkpoint knows of a set."""
+    return ReadSet(entry["dataset_id"], entry.get("where"), entry.get("chosen"))
+
+
+def check_same_choice(choice: Choice, known: ReadSet, folder: Path) -> None:
+    """ValueError if data.where chooses other documents than when a checkpoint was written.
+
+    Documents may have been removed whose columns it names; the order of samples is then another.
+    """
+    was, now = known.chosen, choice.counts
+    if was != now:
+        texts = [f"{c['documents']:,} documents of {c['tokens']:,} tokens" for c in (was, now) if c]
+        raise ValueError(
+            f"{folder}: data.where chose {texts[0]} when it was written, and now {texts[-1]}, as "
+            "documents were removed from the set since; the order of samples is another one, so "
+            "begin a new run in another infrastructure.output_dir"
+        )
 
 
 def read_run_config(folder: Path) -> Config:

@@ -9,19 +9,25 @@ from dataclasses import replace
 from shards.edit.versions import keeps_places
 from shards.mixture.sets import MixedOrder, Sets, Source
 from shards.screen.lines import Say, format_number
-from train.checkpoints.position import Position
+from shards.where.condition import Condition, parse_condition
+from train.checkpoints.position import Position, ReadSet, check_same_choice
 from train.checkpoints.resume import Start, is_same_folder
 
 KEEP = "keep it as it was, or choose another infrastructure.output_dir for a new run"
 
 
+def is_same_set(source: Source, known: ReadSet) -> bool:
+    """Whether a source is a set that a checkpoint knows, every token left still in its place."""
+    shards, dataset_id = source.shards, known.dataset_id
+    return dataset_id == source.dataset_id or keeps_places(
+        shards.folder, shards.manifest, dataset_id
+    )
+
+
 def find_number(source: Source, position: Position) -> int | None:
-    """The number that a set has in a run's mixture; None if it is new to the run."""
-    shards = source.shards
-    for number, dataset_id in enumerate(position.dataset_ids):
-        if dataset_id == source.dataset_id:
-            return number
-        if keeps_places(shards.folder, shards.manifest, dataset_id):
+    """The number that a source has in a run's mixture; None if it is new to the run."""
+    for number, known in enumerate(position.sets):
+        if known.chosen == source.choice.counts and is_same_set(source, known):
             return number
     return None
 
@@ -36,21 +42,26 @@ def continue_sets(sets: Sets, position: Position) -> Position:
 
     Those that are left out keep their number, and go on from there if they are named again.
     """
-    ids, shares = list(position.dataset_ids), [0] * len(position.dataset_ids)
+    known, shares = list(position.sets), [0] * len(position.sets)
     for source, share in zip(sets.sources, sets.shares, strict=True):
         number = find_number(source, position)
         if number is None:
-            ids.append(source.dataset_id)
+            known.append(describe_source(source))
             shares.append(share)
         else:
-            ids[number], shares[number] = source.dataset_id, share
+            known[number], shares[number] = describe_source(source), share
     mixture = position.mixture.change(position.samples_consumed, shares)
-    return replace(position, dataset_ids=tuple(ids), mixture=mixture)
+    return replace(position, sets=tuple(known), mixture=mixture)
+
+
+def describe_source(source: Source) -> ReadSet:
+    """What a checkpoint keeps of a set."""
+    return ReadSet(source.dataset_id, source.choice.where, source.choice.counts)
 
 
 def order_samples(sets: Sets, position: Position) -> MixedOrder:
     """The order of all samples of a run that is at `position` with these sets."""
-    numbers = tuple(position.dataset_ids.index(source.dataset_id) for source in sets.sources)
+    numbers = tuple(position.sets.index(describe_source(source)) for source in sets.sources)
     return MixedOrder(sets, position.mixture, numbers)
 
 
@@ -63,6 +74,7 @@ def check_sets(sets: Sets, start: Start, say: Say) -> None:
     numbers = [find_number(source, position) for source in sets.sources]
     current = {number for number, share in enumerate(position.mixture.shares) if share}
     missing = sorted(current - {*numbers})
+    refuse_other_choice(sets, start, missing)
     if missing == sorted(current):
         raise ValueError(
             f"{start.path}: was trained with dataset_id={position.dataset_ids[missing[0]]}, now it "
@@ -85,6 +97,29 @@ def check_sets(sets: Sets, start: Start, say: Say) -> None:
             )
     if continue_sets(sets, position).mixture != position.mixture:
         say(describe_change(sets, position, numbers, missing))
+
+
+def refuse_other_choice(sets: Sets, start: Start, missing: list[int]) -> None:
+    """ValueError if a set of which a run does not read on is there, but other documents of it."""
+    position = start.position
+    for source in sets.sources:
+        if find_number(source, position) is not None:
+            continue
+        for known in (position.sets[number] for number in missing):
+            if not is_same_set(source, known):
+                continue
+            was, now = known.where, source.choice.where
+            if read_where(was) != read_where(now):
+                raise ValueError(
+                    f"{start.path}: was trained with data.where={was or 'null'}, now it is "
+                    f"{now or 'null'}, so the order of samples would be another one; {KEEP}"
+                )
+            check_same_choice(source.choice, known, start.path)
+
+
+def read_where(where: str | None) -> Condition | None:
+    """What data.where means, however it is spelled."""
+    return None if where is None else parse_condition(where)
 
 
 def describe_change(

@@ -138,16 +138,17 @@ def trace_spike(tracers: "Sequence[Tracer]", spike: Spike) -> Traced:
 
 def look_up(tracers: "Sequence[Tracer]", spike: Spike) -> Traced:
     """A step's documents, those of which it saw the most tokens first."""
+    from shards.inspect.trace import count_overlap
+
     # By the place of their set: two may have equal documents.
     tokens = Counter[tuple[int, Document]]()
     starts: dict[tuple[int, Document], int] = {}
     for place, tracer in enumerate(tracers):
-        for _, start, documents in tracer.documents_of_step(spike.step):
-            stop = start + tracer.order.window_tokens
+        for _, spans, documents in tracer.documents_of_step(spike.step):
             for document in documents:
-                first = max(start, document.start)
-                tokens[place, document] += min(stop, document.stop) - first
-                starts.setdefault((place, document), first)
+                tokens[place, document] += count_overlap(document, spans)
+                first = next(start for start, stop in spans if document.start < stop)
+                starts.setdefault((place, document), max(first, document.start))
     seen = [
         Seen(document, count, show_text(tracers[place], document, starts[place, document], count))
         for (place, document), count in tokens.most_common(SHOWN_DOCUMENTS)

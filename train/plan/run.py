@@ -21,7 +21,7 @@ def run_plan(request: Request, overrides: Sequence[str]) -> list[str]:
     config, order = load_config(request.config, overrides), None
     entries = config.data.mixture
     if request.shards is not None:
-        entries = (Entry(str(request.shards), 1.0),)
+        entries = (Entry(str(request.shards), 1.0, config.data.where),)
     if entries is not None:
         # Refuses a set without a window, as the run would.
         sets = open_sets(entries, config.data.max_seq_length, config.infrastructure.seed)

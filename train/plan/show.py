@@ -67,7 +67,8 @@ def describe_run(plan: Plan) -> str:
     steps = plan.config.training.num_training_steps
     ratio = format_number(plan.tokens / plan.config.model.num_parameters())
     text = f"{steps:,} steps; {format_count(plan.tokens)} tokens, {ratio} a parameter"
-    return f"{text}; {describe_all_epochs(plan.epochs)}" if plan.epochs else text
+    is_choice = plan.config.data.where is not None
+    return f"{text}; {describe_all_epochs(plan.epochs, is_choice)}" if plan.epochs else text
 
 
 def describe_cost(plan: Plan) -> str:

@@ -28,7 +28,7 @@ def describe_step(config: Config, num_ranks: int) -> str:
     return f"{text} from step {steps + 1:,} on; they double up to there from {fewest * length:,}"
 
 
-def describe_all_epochs(epochs: Mapping[str, float]) -> str:
+def describe_all_epochs(epochs: Mapping[str, float], is_choice: bool = False) -> str:
     """How often a run sees each token of its sets; they are named where there are several.
 
     >>> describe_all_epochs({"web": 0.25})
@@ -37,22 +37,23 @@ def describe_all_epochs(epochs: Mapping[str, float]) -> str:
     'web: 0.4 epochs, code: 1 epoch'
     """
     if len(epochs) == 1:
-        return describe_epochs(*epochs.values())
+        [number] = epochs.values()
+        return describe_epochs(number, is_choice)
     told = {name: describe_epochs(number).partition(":")[0] for name, number in epochs.items()}
     return ", ".join(f"{name}: {text}" for name, text in told.items())
 
 
-def describe_epochs(epochs: float) -> str:
-    """How often a run sees each token of its set.
+def describe_epochs(epochs: float, is_choice: bool = False) -> str:
+    """How often a run sees each token of its set, or of the documents chosen from it.
 
     >>> describe_epochs(0.25), describe_epochs(1.5)
     ('0.25 epochs: a part of the set, once', '1.5 epochs: each token of the set 1.5 times')
     >>> describe_epochs(0.99999), describe_epochs(7e-8)
     ('1 epoch: each token of the set once', 'under 0.0001 epochs: a part of the set, once')
     """
-    number = format_number(epochs)
+    number, what = format_number(epochs), "the documents chosen" if is_choice else "the set"
     if number == "1":
-        return "1 epoch: each token of the set once"
+        return f"1 epoch: each token of {what} once"
     if epochs < 1:
-        return f"{'under 0.0001' if epochs < 1e-4 else number} epochs: a part of the set, once"
-    return f"{number} epochs: each token of the set {number} times"
+        return f"{'under 0.0001' if epochs < 1e-4 else number} epochs: a part of {what}, once"
+    return f"{number} epochs: each token of {what} {number} times"

@@ -14,6 +14,7 @@ from shards.disk.memory import find_memory
 from shards.disk.space import check_space
 from shards.mixture.sets import MixedOrder, Sets
 from shards.screen.lines import Say, format_bytes, format_count, format_plural
+from shards.where.choice import describe_choice
 from train.config import Config
 from train.ranks.distributed import Rank
 from train.ranks.strategy import is_sharding
@@ -48,6 +49,10 @@ def check_start(config: Config, rank: Rank, order: MixedOrder, first_step: int, 
         "checkpoints": describe_checkpoints(config, rank, first_step),
         "logs": str(config.infrastructure.log_folder),
     }
+    for source in order.sets.sources:
+        if source.choice.where is not None:
+            of = f" of {source.name}" if len(order.sets.sources) > 1 else ""
+            say(f"{'data.where':<{LABEL_WIDTH}} {describe_choice(source.choice)}{of}")
     for label, text in lines.items():
         say(f"{label:<{LABEL_WIDTH}} {text}")
 
@@ -128,7 +133,7 @@ def describe_length(config: Config, rank: Rank, order: MixedOrder, first_step: i
     steps = f"{num_steps:,} steps"
     if first_step:
         steps += f", {min(first_step, num_steps):,} of them done"
-    epochs = describe_all_epochs(order.plan_epochs(tokens))
+    epochs = describe_all_epochs(order.plan_epochs(tokens), config.data.where is not None)
     return f"{steps}; {format_count(tokens)} tokens, {epochs}"
 
 

@@ -13,7 +13,7 @@ from shards.disk.json_files import Json
 from shards.index.passages import Finder, Passage, Place, Wish
 from shards.reader import Shards
 from shards.screen.lines import Say, format_plural
-from train.tracing.steps import MAX_LISTED_STEPS, Tracer, find_run, list_steps
+from train.tracing.steps import LEFT_OUT, MAX_LISTED_STEPS, Tracer, find_run, list_steps
 
 MAX_SHOWN_CHARACTERS = 200
 
@@ -50,11 +50,12 @@ class Passages:
 
     def _describe(self, passage: Passage, place: Place) -> Json:
         """A place as JSON: its document and, if there is a run, the first steps that saw it."""
-        document, seen = place.document, None
+        document, seen, is_left_out = place.document, None, False
         if self.tracer is not None:
             is_seen = place.split == "train"  # No step sees another split.
             stop = place.start + passage.num_tokens
             seen = self.tracer.steps_of_tokens(place.start, stop) if is_seen else []
+            is_left_out = is_seen and self.tracer.leaves_out(place.start, stop)
         return {
             "split": place.split,
             "token": place.start,
@@ -64,7 +65,7 @@ class Passages:
             "doc_hash": document.doc_hash,
             "steps": None if seen is None else seen[:MAX_LISTED_STEPS],
             "num_steps": None if seen is None else len(seen),
-        }
+        } | ({"left_out": True} if is_left_out else {})
 
 
 def open_passages(shards: Shards, run: Path | None, say: Say) -> Passages:
@@ -112,5 +113,7 @@ def describe_place(place: Json, num_steps: int | None) -> str:
         return name
     if place["split"] != "train":
         return f"{name}: in {place['split']}, which no step sees"
+    if place.get("left_out"):
+        return f"{name}: {LEFT_OUT}"
     seen = list_steps(place["steps"], place["num_steps"])
     return f"{name}: {seen} of 1 to {num_steps}"

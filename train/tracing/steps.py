@@ -3,8 +3,8 @@
 Steps are numbered as in the log, where the first update is step 1.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,20 @@ from shards.documents import Document
 from shards.edit.versions import find_version
 from shards.format import Int64
 from shards.inspect.show import NoDocumentError, choose_documents
-from shards.inspect.trace import trace_samples, trace_tokens
+from shards.inspect.trace import Spans, count_overlap, trace_mixture, trace_tokens
 from shards.mixture.entries import compute_shares
 from shards.mixture.mixture import ALONE, Mixture, Stage
-from shards.order import SampleOrder, make_order
+from shards.mixture.sets import MixedOrder, Sets, Source, open_source
+from shards.order import SampleOrder
 from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from train.checkpoints.history import History, plan_history, samples_of_step, step_of_sample
-from train.checkpoints.position import TRAINING_STATE, read_position, read_run_config
+from train.checkpoints.position import (
+    TRAINING_STATE,
+    check_same_choice,
+    read_position,
+    read_run_config,
+)
 from train.config import Config
 
 DEFAULT_RUN = Path("checkpoints")
@@ -31,6 +37,7 @@ MAX_STEP_SAMPLES = 1 << 22
 MAX_EPOCHS = 1 << 17
 # Steps listed per document, at most, in a report on many documents.
 MAX_LISTED_STEPS = 20
+LEFT_OUT = "left out by the run's data.where, so no step saw it"
 
 
 @dataclass(frozen=True)
@@ -38,27 +45,39 @@ class Tracer:
     """A run's sample order over one of its sets, and how many steps it has."""
 
     shards: Shards
-    order: SampleOrder
     history: History
     num_steps: int
-    # How the run's samples are dealt out to its sets, and which of them this one is.
-    mixture: Mixture = ALONE
-    number: int = 0
+    # What the run reads of the set: once, or several times with documents of its own each.
+    samples: MixedOrder
 
-    def documents_of_step(self, step: int) -> Iterator[tuple[int, int, list[Document]]]:
-        """For each sample of a step that is of this set: its number, its start, its documents."""
-        samples = self.list_samples(step)
-        sets, own = self.mixture.locate(samples)
-        here = sets == self.number
-        traced = trace_samples(self.shards, "train", self.order, own[here])
-        for sample, (_, start, documents) in zip(samples[here].tolist(), traced, strict=True):
-            yield sample, start, documents
+    @property
+    def sources(self) -> dict[int, Source]:
+        """What the run reads of the set, by its number among all that it reads."""
+        return dict(zip(self.samples.numbers, self.samples.sets.sources, strict=True))
+
+    @property
+    def order(self) -> SampleOrder:
+        """The order of the set's own samples; of several, the first."""
+        return self.samples.sets.sources[0].order
+
+    def documents_of_step(self, step: int) -> Iterator[tuple[int, Spans, list[Document]]]:
+        """For each sample of a step that is of this set: its number, its tokens, its documents.
+
+        Its tokens are where they are in the train split.
+        """
+        for sample, _, spans, documents in trace_mixture(self.samples, self.list_samples(step)):
+            yield sample, spans, documents
 
     def list_samples(self, step: int) -> Int64:
         """All samples of a step; ValueError if the run has no such step."""
         if not 1 <= step <= self.num_steps:
             raise ValueError(f"step {step}: the run has steps 1 to {self.num_steps:,}")
         return np.array(samples_of_step(self.history, step - 1))
+
+    def leaves_out(self, start: int, stop: int) -> bool:
+        """Whether data.where left out all tokens [start, stop) of train: no step saw them."""
+        places = (source.choice.inside(start, stop) for source in self.samples.sets.sources)
+        return all(first == last for first, last in places)
 
     def count_samples(self, step: int) -> int:
         """How many samples a step saw."""
@@ -73,16 +92,21 @@ class Tracer:
 
         Raises ValueError for a run of very many epochs.
         """
-        total = samples_of_step(self.history, self.num_steps - 1).stop
-        num_samples = int(self.mixture.count(total)[self.number])
-        epochs = num_samples // self.order.windows_per_epoch
-        if epochs > MAX_EPOCHS:
-            raise ValueError(
-                f"the run reads the set {epochs:,} times; a document is looked for in at most "
-                f"{MAX_EPOCHS:,} epochs, so ask for single steps with --step"
-            )
-        own = np.array(trace_tokens(self.order, start, stop, num_samples), np.int64)
-        samples = self.mixture.find(self.number, own).tolist()
+        mixture, total = self.samples.mixture, samples_of_step(self.history, self.num_steps - 1)
+        samples: list[int] = []
+        for number, source in self.sources.items():
+            first, last = source.choice.inside(start, stop)
+            if first == last:
+                continue
+            num_samples = int(mixture.count(total.stop)[number])
+            epochs = num_samples // source.order.windows_per_epoch
+            if epochs > MAX_EPOCHS:
+                raise ValueError(
+                    f"the run reads the set {epochs:,} times; a document is looked for in at most "
+                    f"{MAX_EPOCHS:,} epochs, so ask for single steps with --step"
+                )
+            own = np.array(trace_tokens(source.order, first, last, num_samples), np.int64)
+            samples += mixture.find(number, own).tolist()
         steps = {step_of_sample(self.history, sample) for sample in samples}
         return sorted(step + 1 for step in steps if step is not None)
 
@@ -94,16 +118,33 @@ def trace_run(shards: Shards, folder: Path) -> Tracer:
     """
     checkpoint = find_checkpoint(folder)
     position, config = read_position(checkpoint), read_run_config(checkpoint)
-    for number, dataset_id in enumerate(position.dataset_ids):
-        version = find_version(shards.folder, shards.manifest, dataset_id)
+    found: dict[int, Source] = {}
+    for number, known in enumerate(position.sets):
+        version = find_version(shards.folder, shards.manifest, known.dataset_id)
         if version is not None:
-            tokens = version.num_tokens("train")
-            tracer = make_tracer(shards, config, position.history, position.step, tokens)
-            return replace(tracer, mixture=position.mixture, number=number)
-    raise ValueError(
-        f"{checkpoint}: was trained on dataset_id {', '.join(position.dataset_ids)}, "
-        f"but {shards.folder} is {shards.manifest.dataset_id}"
-    )
+            found[number] = open_part(shards, config, known.where, version.num_tokens("train"))
+            check_same_choice(found[number].choice, known, checkpoint)
+    if not found:
+        raise ValueError(
+            f"{checkpoint}: was trained on dataset_id {', '.join(position.dataset_ids)}, "
+            f"but {shards.folder} is {shards.manifest.dataset_id}"
+        )
+    order = order_parts(found, position.mixture)
+    return Tracer(shards, position.history, position.step, order)
+
+
+def open_part(
+    shards: Shards, config: Config, where: str | None, num_tokens: int | None = None
+) -> Source:
+    """What a run reads of a set: all, or of its first `num_tokens` if it had no more."""
+    length, seed = config.data.max_seq_length, config.infrastructure.seed
+    return open_source(shards, where, length, seed, num_tokens)
+
+
+def order_parts(found: Mapping[int, Source], mixture: Mixture) -> MixedOrder:
+    """The order of a run's samples, of which only those of one set are looked up."""
+    shares = tuple(mixture.shares[number] for number in found)
+    return MixedOrder(Sets(tuple(found.values()), shares), mixture, tuple(found))
 
 
 def trace_sets(folder: Path | None, run: Path) -> list[Tracer]:
@@ -114,13 +155,13 @@ def trace_sets(folder: Path | None, run: Path) -> list[Tracer]:
     folders = (
         [folder] if folder is not None else list_folders(read_run_config(find_checkpoint(run)))
     )
-    return [trace_run(open_shards(name), run) for name in folders]
+    return [trace_run(open_shards(name), run) for name in dict.fromkeys(folders)]
 
 
 def plan_sets(folder: Path | None, config: Config, num_ranks: int) -> list[Tracer]:
     """The same for a run with these settings, over all its steps."""
     folders = [folder] if folder is not None else list_folders(config)
-    return [trace_settings(open_shards(name), config, num_ranks) for name in folders]
+    return [trace_settings(open_shards(name), config, num_ranks) for name in dict.fromkeys(folders)]
 
 
 def list_folders(config: Config) -> list[Path]:
@@ -167,18 +208,21 @@ def trace_settings(shards: Shards, config: Config, num_ranks: int) -> Tracer:
             f"and at most {MAX_STEP_SAMPLES:,} samples a step"
         )
     history = plan_history(config.list_batches(num_ranks))
-    tracer = make_tracer(shards, config, history, config.training.num_training_steps)
+    num_steps = config.training.num_training_steps
     if config.data.mixture is None:
-        return tracer
-    folders = list_folders(config)
-    if shards.folder not in folders:
-        raise ValueError(
-            f"{shards.folder}: is not one of the sets in data.mixture, "
-            f"{', '.join(map(str, folders))}"
-        )
+        return make_tracer(shards, config, history, num_steps)
+    entries = {
+        number: entry
+        for number, entry in enumerate(config.data.mixture)
+        if Path(entry.shards) == shards.folder
+    }
+    if not entries:
+        names = ", ".join(str(name) for name in list_folders(config))
+        raise ValueError(f"{shards.folder}: is not one of the sets in data.mixture, {names}")
     shares = compute_shares([entry.weight for entry in config.data.mixture])
-    mixture = Mixture((Stage(0, shares),))
-    return replace(tracer, mixture=mixture, number=folders.index(shards.folder))
+    found = {number: open_part(shards, config, entry.where) for number, entry in entries.items()}
+    order = order_parts(found, Mixture((Stage(0, shares),)))
+    return Tracer(shards, history, num_steps, order)
 
 
 def make_tracer(
@@ -189,33 +233,40 @@ def make_tracer(
     num_tokens: int | None = None,
 ) -> Tracer:
     """A tracer over the train split, or over its first `num_tokens` if the run had no more."""
-    length, seed = config.data.max_seq_length, config.infrastructure.seed
-    order = make_order(shards.manifest, length, seed, num_tokens)
-    return Tracer(shards, order, history, num_steps)
+    source = open_part(shards, config, config.data.where, num_tokens)
+    return Tracer(shards, history, num_steps, order_parts({0: source}, ALONE))
 
 
 def describe_documents(tracers: Sequence[Tracer], step: int) -> Iterator[str]:
     """A step's documents in the traced sets, one line for each that a sample holds tokens of."""
-    lines: dict[int, list[str]] = {}
-    for tracer in tracers:
-        for sample, start, documents in tracer.documents_of_step(step):
-            lines[sample] = [*describe_sample(tracer, sample, start, documents)]
-    for sample in tracers[0].list_samples(step).tolist():
-        yield from lines.get(sample, [f"sample {sample}: of another set; name its folder"])
+    samples = tracers[0].list_samples(step)
+    traced = {
+        number: (tracer, documents)
+        for tracer in tracers
+        for documents in [tracer.documents_of_step(step)]
+        for number in tracer.sources
+    }
+    sets, _ = tracers[0].samples.mixture.locate(samples)
+    for sample, number in zip(samples.tolist(), sets.tolist(), strict=True):
+        if number not in traced:
+            yield f"sample {sample}: of another set; name its folder"
+            continue
+        tracer, found = traced[number]
+        _, spans, documents = next(found)
+        yield from describe_sample(tracer, sample, spans, documents)
 
 
 def describe_sample(
-    tracer: Tracer, sample: int, start: int, documents: Sequence[Document]
+    tracer: Tracer, sample: int, spans: Spans, documents: Sequence[Document]
 ) -> Iterator[str]:
     """A sample, and below it a line for each document that it holds tokens of."""
-    stop = start + tracer.order.window_tokens
-    which = f" of {tracer.shards.folder}" if tracer.mixture.num_sets > 1 else ""
-    yield f"sample {sample}: tokens {start} to {stop} of train{which}"
+    places = ", ".join(f"{start} to {stop}" for start, stop in spans)
+    which = f" of {tracer.shards.folder}" if tracer.samples.mixture.num_sets > 1 else ""
+    yield f"sample {sample}: tokens {places} of train{which}"
     for document in documents:
-        first, last = max(start, document.start), min(stop, document.stop)
         state = "removed" if document.is_blank else document.doc_hash
         yield (
-            f"  {last - first} tokens of {state} {document.source_file} "
+            f"  {count_overlap(document, spans)} tokens of {state} {document.source_file} "
             f"row {document.source_row} {document.url or ''}".rstrip()
         )
 
@@ -240,6 +291,9 @@ def describe_steps(
         name = document.label
         if split != "train":
             yield f"{name}: in {split}, which no step sees"
+            continue
+        if tracer.leaves_out(document.start, document.stop):
+            yield f"{name}: {LEFT_OUT}"
             continue
         steps = tracer.steps_of_document(document)
         seen = f"steps {', '.join(map(str, steps))}" if steps else "no step"
@@ -268,7 +322,8 @@ def describe_sightings(tracer: Tracer, documents: Iterable[Document]) -> Iterato
         num_documents += 1
         num_seen += bool(steps)
         all_steps.update(steps)
-        yield f"{document.label}: {list_steps(steps, len(steps))}"
+        is_left_out = tracer.leaves_out(document.start, document.stop)
+        yield f"{document.label}: {LEFT_OUT if is_left_out else list_steps(steps, len(steps))}"
     yield (
         f"{num_seen:,} of {num_documents:,} documents were seen, "
         f"in {len(all_steps):,} of {tracer.num_steps:,} steps"

@@ -49,6 +49,7 @@ function makePlace(place, steps) {
 function describeSteps(place, steps) {
   if (place.split !== "train") return `in ${place.split}, which no step sees`;
   if (steps === null) return `token ${place.token.toLocaleString()} of ${place.split}`;
+  if (place.left_out) return "left out by the run's data.where, so no step saw it";
   if (!place.num_steps) return `seen at no step of 1 to ${steps.toLocaleString()}`;
   const more = place.num_steps - place.steps.length;
   const listed = place.steps.map((step) => step.toLocaleString()).join(", ");
