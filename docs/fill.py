@@ -157,6 +157,8 @@ def format_default(value: object) -> str:
     """A default as YAML spells it."""
     if value is None:
         return "null"
+    if value == ():
+        return "[]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

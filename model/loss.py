@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
@@ -41,6 +41,10 @@ VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 Differentiate = Callable[
     [Tensor, Tensor, Tensor | None, torch.dtype, float], tuple[Tensor, Tensor | None]
 ]
+
+
+# The losses of targets in fp32, and which of them were the likeliest: (N,) each.
+Scores = tuple[Tensor, Tensor]
 
 
 def differentiate_in_place(
@@ -145,6 +149,37 @@ def chunked_cross_entropy(
     return _compute(
         hidden, weight, targets, None, chunk_tokens, differentiate, z_loss, has_ignored
     )[0]
+
+
+def score_targets(
+    hidden: Tensor, head: nn.Module, targets: Tensor, places: Tensor | None = None
+) -> Scores:
+    """The losses of targets (B, T) after hidden (B, T, D), and which were the likeliest.
+
+    Both are (N,), row by row: of all B * T, or of those at `places` (B, T) of bool. The softmax is
+    over all rows of the head. Under autocast, products are those of the training loss; else they
+    are the head's own, which may be narrow.
+    """
+    hidden = hidden.flatten(0, 1) if places is None else hidden[places]
+    targets = targets.flatten() if places is None else targets[places]
+    weight, dtype = cast(Tensor, head.weight), _choose_dtype(hidden)
+    chunk = choose_chunk_tokens(len(targets), weight)
+    losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    is_best = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
+    is_autocast = torch.is_autocast_enabled(hidden.device.type)
+    with torch.autocast(hidden.device.type, enabled=False):
+        factor = _pad_vocabulary(as_factor(weight, dtype)) if is_autocast else weight
+        for first in range(0, len(targets), chunk):
+            rows = slice(first, first + chunk)
+            if is_autocast:
+                logits = multiply(as_factor(hidden[rows], dtype), factor.T)
+                logits.narrow(1, len(weight), len(factor) - len(weight)).fill_(-torch.inf)
+            else:
+                logits = head(hidden[rows]).float()
+            is_best[rows] = logits.argmax(-1) == targets[rows]
+            losses[rows], _ = differentiate_in_place(logits, targets[rows], None, torch.float32)
+            del logits
+    return losses, is_best
 
 
 def choose_chunk_tokens(num_tokens: int, weight: Tensor) -> int:

@@ -22,16 +22,18 @@ from model.config import ModelConfig
 from model.documents import Documents, Separation
 from model.loss import (
     Differentiate,
+    Scores,
     chunked_cross_entropy,
     compile_differentiate,
     differentiate_in_place,
+    score_targets,
 )
 from model.products import linear
 from model.recompute import RUNNERS, ActivationCheckpointing, keep_share
 from model.rotation import find_frequencies, find_length_factor
 
 # Methods of Transformer that compute with its weights; they are gathered first where it is sharded.
-FORWARD_METHODS = ("row_losses", "predict")
+FORWARD_METHODS = ("token_losses", "predict")
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, K / 2)
 # What tokens see besides themselves: None = those before them in their window.
@@ -252,8 +254,7 @@ class Transformer(nn.Module):
 
         `grad_scale` is the factor that the caller multiplies the loss by before backward; the loss
         itself does not depend on it. With `z_loss`, the loss and the z-loss, (2,), to be
-        differentiated as their sum (see `chunked_cross_entropy`). With `has_ignored`, targets may
-        be IGNORED, and then do not count.
+        differentiated as their sum. With `has_ignored`, targets may be IGNORED (model/loss.py).
         """
         hidden = self.model(
             tokens,
@@ -261,24 +262,13 @@ class Transformer(nn.Module):
         )
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
-        return chunked_cross_entropy(
-            hidden,
-            self.lm_head.weight,
-            targets,
-            grad_scale,
-            differentiate=self.differentiate,
-            z_loss=z_loss,
-            has_ignored=has_ignored,
-        )
+        rest = None, self.differentiate, z_loss, has_ignored
+        return chunked_cross_entropy(hidden, self.lm_head.weight, targets, grad_scale, *rest)
 
     @torch.no_grad()
-    def row_losses(self, tokens: Tensor, targets: Tensor, has_ignored: bool = False) -> Tensor:
-        """The mean loss of each row alone, (B,) in fp32; the tokens are computed as one batch."""
-        hidden, weight = self.model(tokens), self.lm_head.weight
-        rows = zip(hidden, targets, strict=True)
-        return torch.stack(
-            [chunked_cross_entropy(row, weight, t, has_ignored=has_ignored) for row, t in rows]
-        )
+    def token_losses(self, tokens: Tensor, targets: Tensor, places: Tensor | None = None) -> Scores:
+        """Of targets (B, T), or those at `places` (B, T): the losses (N,), and which were best."""
+        return score_targets(self.model(tokens), self.lm_head, targets, places)
 
     @contextmanager
     def watch_activations(self) -> Iterator[list[Tensor]]:

@@ -103,6 +103,13 @@ class Policy:
             "'language_score>=0.65'. May be given several times."
         ),
     ] = ()
+    keep_column: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            help="Keep a column of the source beside each document, for data.where: its name and "
+            "number, integer, text or boolean, e.g. score:number. May be given several times."
+        ),
+    ] = ()
     on_bad_document: Annotated[
         str,
         typer.Option(

@@ -12,15 +12,8 @@ import pyarrow.compute as pc
 from shards.files import ShardFile
 from shards.format import SPLITS, Shard
 from shards.reader import Shards
-from shards.rows import SidecarError, find_groups, read_rows, take_rows
-from shards.sidecar import (
-    BLANK_HASH,
-    NO_SOURCE,
-    ROWS_SCHEMA,
-    SIDECAR_SCHEMA,
-    count_tokens,
-    is_padding,
-)
+from shards.rows import SidecarError, find_groups, list_columns, read_rows, take_rows
+from shards.sidecar import BLANK_HASH, NO_SOURCE, SIDECAR_SCHEMA, count_tokens, is_padding
 from shards.widths import Tokens
 
 # Tokens copied at a time; a document longer than this is one piece.
@@ -178,7 +171,9 @@ def read_pieces(folder: Path, shard: Shard) -> Iterator[tuple[int, Tokens, pa.Re
     """A shard's documents in order, as pieces: the first document's number, tokens, rows."""
     with ShardFile(folder, shard) as file:
         row, position = 0, 0
-        for batch in read_rows(folder, shard, ROWS_SCHEMA.names):
+        # Those that prep kept of the source too.
+        names = [name for name in list_columns(folder, shard) if name != "start"]
+        for batch in read_rows(folder, shard, names):
             ends = np.cumsum(count_tokens(batch))
             document, before = 0, 0
             while document < len(batch):

@@ -146,6 +146,11 @@ def check_row_tokens(manifest: Manifest, max_seq_length: int) -> None:
         )
 
 
+def find_padding(manifest: Manifest) -> int | None:
+    """The token that a packed set's rows are padded with; None for a set that is not packed."""
+    return None if manifest.row_tokens is None else manifest.end_of_text
+
+
 @dataclass(frozen=True)
 class Permutation:
     """A keyed permutation of 0 .. size - 1, vectorized, with its inverse."""

@@ -13,7 +13,7 @@ from shards.disk.shapes import HASH, NUMBER, Each, Only, OrNull
 COPIES_FILE = re.compile(r"copies-[0-9]{5,}\.parquet")
 # One dataset of the Hub, as far as it is shown and compared.
 HUB = OrNull({"repo": str, "revision": str})
-POLICY = {"validation_fraction?": str, "imported?": str, "where?": [str]}
+POLICY = {"validation_fraction?": str, "imported?": str, "where?": [str], "keep_column?": [str]}
 COUNTS = Each(int)
 # What the entry of a packed set's shard has besides.
 PACKING_COUNTS = ("num_paddings", "padding_tokens", "num_cut")

@@ -68,7 +68,7 @@ class ShardWriter:
         stops = ends[counts - 1]
         place, document, position = 0, 0, 0
         while place < len(stops):
-            file = self._file_with_room_for(int(stops[place]) - position)
+            file = self._file_with_room_for(int(stops[place]) - position, rows.schema)
             room = self.shard_tokens - file.num_tokens
             last = int(np.searchsorted(stops, position + room, side="right"))
             last = max(last, place + 1)  # A document over the limit still goes in whole.
@@ -87,7 +87,7 @@ class ShardWriter:
             self.open_file.abandon()
             self.open_file = None
 
-    def _file_with_room_for(self, num_tokens: int) -> "OpenShard":
+    def _file_with_room_for(self, num_tokens: int, schema: pa.Schema) -> "OpenShard":
         file = self.open_file
         if file and file.num_tokens and file.num_tokens + num_tokens > self.shard_tokens:
             self._close_file()
@@ -95,7 +95,7 @@ class ShardWriter:
             suffix = f"-{len(self.written):03d}" if self.written else ""
             name = f"{self.stem}{suffix}.bin"
             shard = Shard(self.split, name, 0, 0, "", self.token_bytes, self.row_tokens)
-            self.open_file = OpenShard(self.folder, shard)
+            self.open_file = OpenShard(self.folder, shard, schema)
         return self.open_file
 
     def _close_file(self) -> None:
@@ -107,14 +107,14 @@ class ShardWriter:
 class OpenShard:
     """A .bin and its sidecar while they are being written."""
 
-    def __init__(self, folder: Path, shard: Shard) -> None:
+    def __init__(self, folder: Path, shard: Shard, schema: pa.Schema) -> None:
         self.folder = folder
         self.shard = shard
         self.sha256 = hashlib.sha256()
         self.blocks = BlockChecksums()
         self.path = folder / shard.name
         self.tokens_file = open_new(self.path)
-        self.sidecar = SidecarWriter(folder / self.shard.sidecar)
+        self.sidecar = SidecarWriter(folder / self.shard.sidecar, schema)
         self.num_paddings = self.padding_tokens = self.num_cut = 0
 
     @property

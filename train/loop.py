@@ -4,6 +4,7 @@ import gc
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,8 @@ from train.bad_step import react
 from train.checkpoints.claim import claim_folders
 from train.config import Config
 from train.evaluate import count_windows, evaluate
+from train.evaluation.dealing import Dealer, Stopped
+from train.evaluation.during import measure_each
 from train.ranks.distributed import Rank, join_ranks
 from train.ranks.ending import Ending
 from train.ranks.heap import keep_freed_memory
@@ -99,6 +102,7 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     if misses_validation(run, report):
         validation_loss = take_validation_loss(run, validation, stop, report)
     if run.start:
+        take_evaluations(run, stop, report)
         write_samples(run, report)
     place = run.rank.place
     while run.step < training.num_training_steps and not signal_number:
@@ -128,6 +132,8 @@ def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
             signal_number = run.rank.max(stop.signal_number)
         if is_validated(run) and not signal_number:
             validation_loss = take_validation_loss(run, validation, stop, report)
+            signal_number = run.rank.max(stop.signal_number)
+        if not signal_number and take_evaluations(run, stop, report):
             signal_number = run.rank.max(stop.signal_number)
         if not signal_number:
             write_samples(run, report)
@@ -170,7 +176,7 @@ def misses_validation(run: Run, report: Report | None) -> bool:
     """Whether a run goes on from a step whose validation loss it was killed before taking."""
     if run.start is None or not is_validated(run):
         return False
-    return run.rank.max(report is not None and not report.has_validation(run.step)) > 0
+    return run.rank.max(report is not None and not report.has(run.step, "validation_loss")) > 0
 
 
 def take_validation_loss(
@@ -205,6 +211,25 @@ def take_validation_loss(
     if mean is not None:
         run.saver.note_loss(run.step, mean)
     return mean
+
+
+def take_evaluations(run: Run, stop: StopFlag, report: Report | None) -> bool:
+    """Evaluate the sets and tasks of this step that the log lacks, and log them; false if none are.
+
+    A stop signal leaves the rest out; a run that goes on from this step makes up for it.
+    """
+    due = run.evaluations.list_due(run.step)
+    if not due:
+        return False
+    logged = run.rank.sum(*(report is not None and report.has(run.step, e.metric) for e in due))
+    missing = [each for each, is_logged in zip(due, logged, strict=True) if not is_logged]
+    dealer = Dealer(run.rank, run.autocast, lambda: stop.signal_number != 0)
+    max_tokens = run.config.training.micro_batch * run.config.data.max_seq_length
+    with suppress(Stopped):
+        for key, metrics in measure_each(missing, run.model, dealer, max_tokens):
+            if report:
+                report.log_evaluation(run.step, key, metrics)
+    return True
 
 
 def write_samples(run: Run, report: Report | None) -> None:

@@ -15,6 +15,7 @@ from model.transformer import FORWARD_METHODS, Transformer
 from shards.disk.layout import TOKENIZER
 from shards.inspect.verify import check_shards
 from shards.mixture.sets import MixedOrder, Sets, open_sets
+from shards.order import find_padding
 from shards.reader import Shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
@@ -31,6 +32,7 @@ from train.checkpoints.snapshot import HostMemory, Snapshot, take_snapshot
 from train.checkpoints.state import Parts, collect_moments, describe_state
 from train.checkpoints.warm_up import warm_up
 from train.config import Config, DataConfig
+from train.evaluation.during import Evaluations, open_evaluations
 from train.ranks.distributed import Rank
 from train.ranks.strategy import (
     check_compression,
@@ -49,7 +51,6 @@ from train.step.bad_steps import BadSteps
 from train.step.loss_scale import fit_scaler, make_scaler
 from train.step.optimizer import make_optimizer
 from train.step.precision import Autocast, check_precision, make_autocast
-from train.targets import find_padding
 
 
 @dataclass
@@ -74,6 +75,8 @@ class Run:
     # What else has a state that a checkpoint keeps, by its keys in training_state.json.
     parts: Parts
     saver: Saver
+    # Sets and tasks that it is evaluated with on the way.
+    evaluations: Evaluations
     # The checkpoint of its own that it goes on from; None = a new run begins.
     start: Path | None = None
     # Writes texts on the way; None = none are wanted, or the first rank writes them.
@@ -150,6 +153,7 @@ def build_run(config: Config, rank: Rank, sets: Sets, say: Say) -> Run:
     rank.do_first(retention.clear_leftovers)
     position = continue_sets(sets, start.position) if start else begin_sets(sets)
     check_start(config, rank, order_samples(sets, position), position.step, say)
+    evaluations = open_evaluations(config, sets.first, say)
     model = separate_documents(build_model(config, rank), config.data, sets.first.manifest)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
@@ -187,6 +191,7 @@ def build_run(config: Config, rank: Rank, sets: Sets, say: Say) -> Run:
         bad_steps,
         parts,
         Saver(rank, retention, position.step, own_start, say),
+        evaluations,
         own_start,
         find_sampler(config, rank, sets.first, model, say),
     )

@@ -111,9 +111,7 @@ def make_sampler(config: Config, shards: Shards, model: Transformer, say: Say) -
     prompts = PROMPTS if path is None else read_prompts(Prompts(prompt_lines=path), say)
     manifest = shards.manifest
     boundaries = Boundaries(manifest.end_of_text, manifest.begin_of_text)
-    kept = KeptTokenizer(read_tokenizer_json(shards.folder / TOKENIZER), boundaries)
-    tokenizer = Tokenizer.from_str(kept.make_tokenizer_json())
-    tokenizer.encode_special_tokens = True  # As in prep, text that spells one is text.
+    tokenizer = KeptTokenizer(read_tokenizer_json(shards.folder / TOKENIZER), boundaries).load()
     sampler = Sampler(tokenizer, boundaries, tuple(prompts), config.infrastructure.seed)
     sampler.check(model, path or "training.sample_prompts")
     return sampler

@@ -21,10 +21,12 @@ from shards.screen.secrets import learn_words
 from train.config import SECTIONS, Config
 from train.start.words import (
     describe,
+    expand_named,
     expand_path,
     expand_union,
     fits,
     hint_number,
+    is_list,
     read_word,
     show,
 )
@@ -51,11 +53,19 @@ SHARDS, MIXTURE = "data.shards", "data.mixture"
 # Settings that are paths, in which ~ and $NAME mean what they mean to a shell.
 PATHS = (
     SHARDS,
+    "training.eval_sets",
+    "training.eval_tasks",
     "training.sample_prompts",
     "infrastructure.output_dir",
     "infrastructure.logging_dir",
     "infrastructure.resume_from_checkpoint",
 )
+LISTS = {
+    f"{section}.{key}"
+    for section, leaf in SECTIONS.items()
+    for key, wanted in typing.get_type_hints(leaf).items()
+    if is_list(wanted)
+}
 
 
 def load_config(name_or_path: str | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -122,7 +132,7 @@ def read_file(name_or_path: str) -> Iterator[Entry]:
             f"{', '.join(list_named_configs())}"
         )
     learn_words(text.splitlines())
-    return read_entries(text, name_or_path)
+    return read_entries(text, name_or_path, LISTS)
 
 
 def parse_override(override: str) -> Entry:
@@ -157,6 +167,8 @@ def layer(
             value = read_path(value, entry)
         if read_path and name == MIXTURE and value is not None:
             value = tuple(replace(e, shards=read_path(e.shards, entry)) for e in value)
+        elif read_path and name in PATHS and isinstance(value, tuple):
+            value = tuple(expand_named(part, entry) for part in value)
         if key:
             tree.setdefault(entry.section, {})[key] = value
     return tree

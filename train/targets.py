@@ -11,12 +11,6 @@ B rows, T tokens of each.
 from torch import Tensor
 
 from model.loss import IGNORED
-from shards.format import Manifest
-
-
-def find_padding(manifest: Manifest) -> int | None:
-    """The token that a packed set's rows are padded with; None for a set that is not packed."""
-    return None if manifest.row_tokens is None else manifest.end_of_text
 
 
 def split_windows(windows: Tensor, padding: int | None) -> tuple[Tensor, Tensor]:

@@ -127,6 +127,14 @@ class TrainingConfig:
     eval_steps: int = 500
     # Windows of the validation split used for the validation loss.
     eval_windows: int = 256
+    # Sets whose loss is taken as often, over eval_windows windows of the validation split of each,
+    # or of its train split where it has none: a list of folders, or of name: folder.
+    eval_sets: tuple[str, ...] = ()
+    # Files of tasks that the model is given on its way, as velocity eval --task takes them: a list
+    # of files, or of name: file.
+    eval_tasks: tuple[str, ...] = ()
+    # Steps between those; null = eval_steps.
+    eval_task_steps: int | None = None
     # Steps between texts that the model writes into samples.jsonl of the log; null = none.
     sample_steps: int | None = None
     # A file with a prompt for such a text on each line, an empty one for the beginning of a
@@ -251,12 +259,14 @@ class TrainingConfig:
         return self.save_total_limit + permanent + has_stable + self.keep_best
 
     def _check_saving(self) -> None:
-        for name in ("keep_every_steps", "sample_steps"):
+        for name in ("keep_every_steps", "sample_steps", "eval_task_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"training.{name} is {value}; expected at least 1")
         if self.stop_seconds is not None and not self.stop_seconds >= 0:
             raise ValueError(f"training.stop_seconds is {self.stop_seconds}; expected at least 0")
+        if self.eval_sets and self.eval_windows == 0:
+            raise ValueError("training.eval_sets needs training.eval_windows, which is 0; raise it")
         if self.keep_best and self.eval_windows == 0:
             raise ValueError(
                 "training.keep_best goes by the validation loss, which training.eval_windows=0 "

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from model.checkpoints.hugging_face import Boundaries, Json
 
 END_OF_TEXT = "<|endoftext|>"
@@ -46,6 +48,12 @@ class KeptTokenizer:
         if all(self.content.get(key) == value for key, value in changes.items()):
             return self.text
         return json.dumps(self.content | changes, ensure_ascii=False)
+
+    def load(self) -> Tokenizer:
+        """The checkpoint's tokenizer, to which text that spells a special token is text."""
+        tokenizer = Tokenizer.from_str(self.make_tokenizer_json())
+        tokenizer.encode_special_tokens = True  # As in prep.
+        return tokenizer
 
     def make_tokenizer_config_json(self, context: int) -> Json:
         """tokenizer_config.json: encodes as in training, except that eos_token can be written.

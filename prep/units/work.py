@@ -251,6 +251,7 @@ class UnitWork:
             self.threshold,
             self.job.tokenizer,
             lambda index: joined.name(int(np.flatnonzero(kept)[index])),
+            self.filter.keep_columns(wanted),
         )
         self._check(wanted, batch)
         fitting = self.budget.count_fitting(batch.ends)

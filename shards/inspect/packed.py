@@ -60,6 +60,8 @@ def find_wrong_packing(folder: Path, shard: Shard) -> str | None:
         cut = (starts // shard.row_tokens != (ends - 1) // shard.row_tokens) & (fits | padding)
         if cut.any():
             return f"has {int(cut.sum()):,} documents in two rows that fit into one"
+        if (ends[padding] % shard.row_tokens).any():
+            return "has padding inside of a row; expected it at the end"
     if (num_paddings, padding_tokens) != (shard.num_paddings, shard.padding_tokens):
         return (
             f"has {num_paddings:,} paddings of {padding_tokens:,} tokens; expected "

@@ -1,9 +1,9 @@
 """Which documents share a row: best-fit decreasing (Ding et al. 2024, arXiv 2404.10830).
 
-T is the tokens of a row. A document of at most T tokens lies whole in one row. A longer one fills
-whole rows, and its rest, fewer than T tokens, shares one more. That row comes after its whole ones,
-where it begins with the rest, or before them, where it ends with the rest. So the document stays in
-one piece on disk, and is cut as few times as can be.
+T is the tokens of a row. A document of at most T tokens lies whole in one row. A longer one takes
+as many rows as T goes into its tokens, and room for the rest, fewer than T, in one more, which it
+shares with others: they lie behind it, or before it. So it stays in one piece on disk, and is cut
+as few times as can be. What stays free is at the end of a row.
 
 The largest goes first, each to the row with the least space left that it fits into. The rows are
 kept by their space, so that each document takes one search in T bits.
@@ -36,6 +36,10 @@ class Row:
     space: int
     documents: list[int] = field(default_factory=list)
     rests: list[int] = field(default_factory=list)
+
+    def find_first(self) -> int:
+        """The first of its documents."""
+        return min(self.documents + self.rests)
 
     @property
     def is_closed(self) -> bool:
@@ -77,21 +81,15 @@ def pack(sizes: Int64, row_tokens: int) -> Layout:
     >>> layout.numbers.tolist(), layout.num_tokens.tolist()
     ([0, 4, 1, 2, 3, -1], [3, 5, 9, 4, 2, 1])
     """
-    rows = fill_rows(sizes, row_tokens)
-    entries: list[tuple[int, list[int], int, list[int]]] = []
-    for row in rows:
-        # A document that goes on is the first of its row or the last.
-        first, last = sorted(row.rests)[:1], sorted(row.rests)[1:]
-        entries.append((min(row.documents + row.rests), first, row.space, last))
     numbers: list[int] = []
     paddings: list[int] = []
-    for place in sorted(range(len(rows)), key=lambda place: entries[place][0]):
-        _, first, space, last = entries[place]
-        numbers += [*first, *sorted(rows[place].documents)]
-        if space:
+    for row in sorted(fill_rows(sizes, row_tokens), key=Row.find_first):
+        # Documents that go on are the first and the last.
+        rests = sorted(row.rests)
+        numbers += [*rests[:1], *sorted(row.documents), *rests[1:]]
+        if row.space:
             numbers.append(PADDING)
-            paddings.append(space)
-        numbers += last
+            paddings.append(row.space)
     found = np.array(numbers, np.int64)
     num_tokens = sizes[found] if len(sizes) else found
     num_tokens[found == PADDING] = paddings

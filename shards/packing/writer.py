@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.packing.best_fit import PADDING, pack
-from shards.sidecar import ROWS_SCHEMA, count_tokens, is_padding, make_padding
+from shards.sidecar import count_tokens, is_padding, make_padding
 from shards.widths import Tokens
 from shards.writer import ShardWriter, WrittenShard
 
@@ -112,7 +112,8 @@ class PackedWriter:
         if not self.rows:
             return
         tokens = np.concatenate(self.tokens)
-        rows = pa.Table.from_batches(self.rows, ROWS_SCHEMA).combine_chunks().to_batches()[0]
+        schema = self.rows[0].schema
+        rows = pa.Table.from_batches(self.rows, schema).combine_chunks().to_batches()[0]
         self.tokens, self.rows, self.num_buffered = [], [], 0
         sizes = count_tokens(rows)
         layout = pack(sizes, self.packing.row_tokens)
@@ -125,8 +126,8 @@ class PackedWriter:
             )
         ]
         is_free = layout.numbers == PADDING
-        paddings = make_padding(layout.num_tokens[is_free])
+        paddings = make_padding(layout.num_tokens[is_free], schema)
         # The rows of documents, and after them those of padding, of which each is taken once.
         places = np.where(is_free, len(rows) - 1 + np.cumsum(is_free), layout.numbers)
-        both = pa.Table.from_batches([rows, paddings], ROWS_SCHEMA).take(pa.array(places))
+        both = pa.Table.from_batches([rows, paddings], schema).take(pa.array(places))
         self.writer.append(np.concatenate(pieces), both.combine_chunks().to_batches()[0])

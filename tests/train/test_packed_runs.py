@@ -125,7 +125,8 @@ def lose_by_hand(model: Transformer, rows: Tensor, targets: Tensor) -> float:
 
 def test_losses_are_those_of_documents_without_padding(packed: Path, tmp_path: Path) -> None:
     """Of a step, over micro-steps of unlike padding, and of the validation split."""
-    run_small(packed, tmp_path, **SETTINGS, **FEW, training__save_total_limit=9)
+    sets = {"training__eval_sets": f"same={packed}"}
+    run_small(packed, tmp_path, **SETTINGS, **FEW, **sets, training__save_total_limit=9)
     shards = open_shards(packed)
     order = make_order(shards.manifest, ROW, 42)
     assert isinstance(order, PackedOrder)
@@ -142,6 +143,7 @@ def test_losses_are_those_of_documents_without_padding(packed: Path, tmp_path: P
     rows, targets = read_rows(shards, "validation", [ROW * place for place in range(8)])
     expected = lose_by_hand(model, rows, targets)
     assert read_metrics(tmp_path, "validation_loss")[4] == pytest.approx(expected, abs=1e-5)
+    assert read_metrics(tmp_path, "sets/same/loss")[4] == pytest.approx(expected, abs=1e-5)
     check_eval(packed, tmp_path, model)
 
 
@@ -197,11 +199,11 @@ def test_a_run_goes_on_bit_for_bit_and_is_traced(packed: Path, tmp_path: Path) -
     documents = Sidecars(shards, "train").between(0, shards.manifest.num_tokens("train"))
     seen: dict[Document, set[int]] = {document: set() for document in documents}
     for step in range(1, 9):
-        for _, [(start, _)], found in tracer.documents_of_step(step):
-            assert start % ROW == 0
+        for _, [(start, stop)], found in tracer.documents_of_step(step):
+            assert (start % ROW, stop - start) == (0, ROW)
             assert not any(document.is_padding for document in found)
             for document in found:
-                assert document.start < start + ROW
+                assert document.start < stop
                 assert document.stop > start
                 seen[document].add(step)
     for document in documents:
@@ -236,6 +238,8 @@ def test_windows_other_than_rows_are_refused(packed: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="packed in rows of 32 tokens, and data"):
         run_small(packed, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
+    with pytest.raises(ValueError, match=r"is packed, .* so data\.where cannot choose among"):
+        run_small(packed, tmp_path, **SETTINGS, data__where="url is not None")
     code, _, errors = velocity("plan", "--shards", packed, "data.max_seq_length=16")
     assert code == 1
     assert "set data.max_seq_length=32, or pack it again with --pack-tokens 16" in errors

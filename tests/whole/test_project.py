@@ -100,8 +100,10 @@ MAY_IMPORT = {
     "train.checkpoints": STEPPING | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
-    "train.publish": {"train.page", "train.checkpoints"} | SHARDS | MODEL,
-    "train.evaluation": {"train.evaluation.code", "train.start", "train.checkpoints"}
+    "train.publish": {"train.page", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
+    "train.evaluation": {
+        f"train.{room}" for room in ("evaluation.code", "start", "checkpoints", "ranks")
+    }
     | (SHARDS | MODEL),
     "train.evaluation.code": {"train.evaluation"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
@@ -117,7 +119,9 @@ MAY_IMPORT = {
         "train.start",
     }
     | (SHARDS | MODEL),
-    "train": {"train.start", "train.checkpoints", "train.reports"} | STEPPING | SHARDS | MODEL,
+    "train": {f"train.{r}" for r in ("start", "checkpoints", "reports", "evaluation")}
+    | STEPPING
+    | (SHARDS | MODEL),
     "cli": {
         "prep",
         "prep.remote",
@@ -161,6 +165,7 @@ SHARED = {
     "train.reports": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.page": {"train.config", "train.settings"},
     "train.publish": {"train.config", "train.settings"},
+    "train.evaluation": {"train.config"},
 }
 NO_TORCH = {"shards", "prep"}
 

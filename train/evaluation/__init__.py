@@ -1,1 +1,1 @@
-"""`velocity eval`: how well checkpoints predict texts, and how many tasks they solve."""
+"""How well a model predicts texts, and how many tasks it solves: `velocity eval`, and in a run."""

@@ -62,11 +62,11 @@ class Ratio:
 class Sums:
     """What a window, or a part of it, adds up to."""
 
-    tokens: int
+    tokens: float
     nats: float  # of all tokens
-    right: int  # tokens that were the likeliest
+    right: float  # tokens that were the likeliest
     text_nats: float  # of those that stand for text
-    text_bytes: int  # in UTF-8
+    text_bytes: float  # in UTF-8
 
 
 @dataclass

@@ -1,24 +1,34 @@
 """How well a model predicts a set or texts: overall, by source, and by position in the window."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.decode.generator import Generator
+from model.transformer import Transformer
 from shards.disk.json_files import Json
 from shards.format import Int64
 from shards.inspect.stats import PADDING
 from shards.screen.lines import ReadProgress
 from shards.tokenizer import Spelling
+from train.evaluation.dealing import Dealer, Float64
 from train.evaluation.estimates import Estimate, Sums
-from train.evaluation.score import score_places
-from train.evaluation.windows import Batch
+from train.evaluation.windows import Batch, Window
 
 # Ranges of positions, each but the first as wide as all before it.
 MAX_RANGES = 8
+
+
+class NotFiniteError(ValueError):
+    """A loss that is no number."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's loss is not a number; its weights are not, or the numbers it computes in "
+            "are too small for it (try --dtype fp32)"
+        )
 
 
 @dataclass
@@ -64,16 +74,24 @@ class Scored:
 
 
 def predict(
-    generator: Generator, spelling: Spelling, length: int, batches: Iterator[Batch], total: int
+    model: Transformer,
+    spelling: Spelling,
+    length: int,
+    batches: Iterator[Batch],
+    total: int,
+    padding: int | None = None,
 ) -> Prediction:
     """Predict all batches, of windows of `length` tokens or fewer; `total` is how many windows.
 
-    Raises ValueError for a loss that is no number.
+    `padding` is what rows of a packed set end in. Raises NotFiniteError for a loss that is no
+    number.
     """
     prediction, progress = Prediction(), ReadProgress("windows", total)
     edges = find_edges(length)
     for batch in batches:
-        scored = score_batch(generator, spelling, batch)
+        scored = score_windows(model, spelling, batch.tokens, batch.num_old, padding)
+        if not np.isfinite(scored.nats).all():
+            raise NotFiniteError
         for window in range(len(batch)):
             prediction.total.add(scored.add_up(window, slice(None)))
             for code in np.unique(batch.sources[window]).tolist():
@@ -89,16 +107,53 @@ def predict(
     return prediction
 
 
-def score_batch(generator: Generator, spelling: Spelling, batch: Batch) -> Scored:
-    """What the model makes of a batch, with the bytes that each predicted token stands for."""
-    model = generator.model
-    tokens = torch.from_numpy(batch.tokens).to(model.lm_head.weight.device)
-    with torch.inference_mode():
-        hidden = model.model(tokens[:, :-1])
-    losses, best = score_places(model, hidden.flatten(0, 1), tokens[:, 1:].flatten())
-    counts = batch.is_counted.astype(np.int64)
-    nats: npt.NDArray[np.float64] = losses.double().cpu().numpy().reshape(counts.shape) * counts
-    is_text, num_bytes = measure_text(spelling, batch.tokens)
+def predict_together(
+    dealer: Dealer,
+    what: str,
+    model: Transformer,
+    spelling: Spelling,
+    groups: Iterable[Sequence[Window]],
+    read: Callable[[Sequence[Window]], Int64],
+    padding: int | None = None,
+) -> Estimate:
+    """The same for all ranks of a run together: groups of windows, which `read` makes tokens of.
+
+    Parts are not told apart. Raises as `predict` does, or Stopped, on all ranks.
+    """
+
+    def compute(group: Sequence[Window]) -> Float64:
+        num_old = np.array([window.num_old for window in group])
+        scored = score_windows(model, spelling, read(group), num_old, padding)
+        sums = [astuple(scored.add_up(window, slice(None))) for window in range(len(group))]
+        return np.array(sums, np.float64)
+
+    estimate = Estimate()
+    for _, rows in dealer.compute(what, groups, len(fields(Sums)), compute):
+        for row in rows.tolist():
+            estimate.add(Sums(*row))
+    if not np.isfinite(estimate.loss.top):
+        raise NotFiniteError
+    return estimate
+
+
+def score_windows(
+    model: Transformer,
+    spelling: Spelling,
+    tokens: Int64,
+    num_old: Int64,
+    padding: int | None = None,
+) -> Scored:
+    """What the model makes of windows (B, T + 1), with the bytes each predicted token stands for.
+
+    The first `num_old` (B,) predictions of each do not count, nor does `padding` after itself.
+    """
+    rows = torch.from_numpy(tokens).to(model.lm_head.weight.device)
+    losses, best = model.token_losses(rows[:, :-1], rows[:, 1:])
+    counts = (np.arange(tokens.shape[1] - 1) >= num_old[:, None]).astype(np.int64)
+    if padding is not None:
+        counts[(tokens[:, :-1] == padding) & (tokens[:, 1:] == padding)] = 0
+    nats: Float64 = losses.cpu().double().numpy().reshape(counts.shape) * counts
+    is_text, num_bytes = measure_text(spelling, tokens)
     return Scored(
         counts,
         nats,

@@ -13,25 +13,27 @@ from model.sample.over_run import load_each
 from model.sample.prompts import read_text
 from shards.disk.json_files import Json
 from shards.format import SPLITS
+from shards.order import find_padding
 from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import encode_plainly, read_set_spelling, read_spelling
 from train.checkpoints.position import RUN_CONFIG, read_run_config
 from train.evaluation.code.exam import Exam, prepare_exam
 from train.evaluation.contamination import Contamination
+from train.evaluation.dealing import make_lone_dealer
 from train.evaluation.items import Task, read_task
 from train.evaluation.perplexity import Prediction, predict
 from train.evaluation.request import Measured, Request, Solved
 from train.evaluation.show import describe_report, describe_reports
-from train.evaluation.tasks import score_task
+from train.evaluation.tasks import Encoding, Limits, encode_task, score_task
 from train.evaluation.windows import (
-    count_windows,
-    cut_rows,
+    check_tokenizer,
+    cut_split,
     cut_windows,
     read_set_batches,
     read_text_batches,
 )
-from train.start.documents import separate_documents
+from train.start.documents import find_marks, separated
 
 Load = Callable[[Path], Generator]
 
@@ -76,9 +78,14 @@ def evaluate_one(
     if not request.measured.is_empty:
         report |= measure(generator, request.measured)
     if tasks:
-        size, delimiter = request.measured.batch_size, request.solved.delimiter
+        model, limits = generator.model, Limits(request.measured.batch_size)
+        encoding = Encoding(generator.tokenizer, generator.begin, generator.context)
+        dealer = make_lone_dealer(model.lm_head.weight.device)
         report["tasks"] = [
-            score_task(generator, task, delimiter, size, clean) for task, clean in tasks
+            score_task(
+                dealer, model, encode_task(encoding, task, request.solved.delimiter), limits, clean
+            )
+            for task, clean in tasks
         ]
     if exam is not None:
         report["programs"] = exam.put_to(generator, is_one=not request.all)
@@ -143,16 +150,11 @@ def predict_set(
     generator: Generator, shards: Shards, measured: Measured, length: int, stride: int
 ) -> Prediction:
     """How well a checkpoint predicts a split, in whole windows from its first token on."""
-    check_tokenizer(generator, shards)
-    if generator.folder is not None and (generator.folder / RUN_CONFIG).is_file():
-        data = read_run_config(generator.folder).data
-        separate_documents(generator.model, data, shards.manifest)
-    num_tokens, row_tokens = shards.manifest.num_tokens(measured.split), shards.manifest.row_tokens
-    if row_tokens is None:
-        total = count_windows(num_tokens - 1, length, stride)
-        windows = cut_windows(num_tokens - 1, length, stride, keeps_rest=False)
-    else:
-        total, windows = num_tokens // row_tokens, cut_rows(num_tokens, row_tokens)
+    check_tokenizer(
+        shards, generator.tokenizer, generator.model.config.num_ids, f"that of {generator.folder}"
+    )
+    num_tokens = shards.manifest.num_tokens(measured.split)
+    total, windows = cut_split(shards.manifest, measured.split, length, stride)
     if not total:
         raise ValueError(
             f"{shards.folder}: {measured.split} has {num_tokens:,} tokens, fewer than a "
@@ -162,7 +164,12 @@ def predict_set(
     windows = islice(windows, total)
     spelling = read_set_spelling(shards.folder, shards.manifest)
     batches = read_set_batches(shards, measured.split, windows, measured.batch_size)
-    return predict(generator, spelling, length, batches, total)
+    marks = None
+    if generator.folder is not None and (generator.folder / RUN_CONFIG).is_file():
+        marks = find_marks(read_run_config(generator.folder).data, shards.manifest)
+    with separated(generator.model, marks):
+        padding = find_padding(shards.manifest)
+        return predict(generator.model, spelling, length, batches, total, padding)
 
 
 def predict_texts(generator: Generator, measured: Measured, length: int, stride: int) -> Prediction:
@@ -182,16 +189,4 @@ def predict_texts(generator: Generator, measured: Measured, length: int, stride:
     )
     begin = generator.begin if generator.begin != generator.end_of_text else None
     spelling = read_spelling(generator.tokenizer, generator.end_of_text, begin)
-    return predict(generator, spelling, length, batches, total)
-
-
-def check_tokenizer(generator: Generator, shards: Shards) -> None:
-    """ValueError if the ids of a set are not those of the model."""
-    ours = generator.tokenizer
-    cases = shards.manifest.content["tokenizer"]["self_test"]
-    fits = all(encode_plainly(ours, case["text"]) == case["ids"] for case in cases)
-    if not fits or shards.manifest.vocab_size > generator.model.config.num_ids:
-        raise ValueError(
-            f"{shards.folder}: was made with another tokenizer than that of {generator.folder}; "
-            "prepare the same texts with the model's, or give them with --text"
-        )
+    return predict(generator.model, spelling, length, batches, total)

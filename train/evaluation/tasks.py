@@ -7,18 +7,30 @@ the likeliest after those before it, which is what greedy sampling writes.
 """
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
-from model.decode.generator import Generator
+from model.transformer import Transformer
 from shards.disk.json_files import Json
 from shards.screen.lines import ReadProgress
+from train.evaluation.dealing import Dealer, Float64
 from train.evaluation.estimates import Ratio
 from train.evaluation.items import Item, Task
-from train.evaluation.score import score_places
+from train.evaluation.perplexity import NotFiniteError
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a model reads texts: in which tokens, what begins one, and how many it takes."""
+
+    tokenizer: Tokenizer
+    begin: int
+    context: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,14 @@ class Asked:
     tokens: list[int]
     size: int
     is_cut: bool
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most choices, and tokens of them all filled up, that are computed together."""
+
+    rows: int
+    tokens: int = sys.maxsize
 
 
 @dataclass
@@ -71,16 +91,41 @@ class Result:
         return found
 
 
-def score_task(
-    generator: Generator, task: Task, delimiter: str, batch_size: int, clean: Sequence[bool] | None
-) -> Json:
-    """A task's result as JSON and, where it is known which items are clean, that of those."""
+@dataclass(frozen=True)
+class EncodedTask:
+    """A task as a model is asked it."""
+
+    task: Task
+    asked: Sequence[Asked]  # All choices of the first item, then of the next, ...
+
+    @property
+    def num_cut(self) -> int:
+        """How many items do not fit into the model's context, and lost their beginning."""
+        return len({request.item for request in self.asked if request.is_cut})
+
+
+def encode_task(encoding: Encoding, task: Task, delimiter: str) -> EncodedTask:
+    """The task in a model's tokens; ValueError, naming file and line, for what cannot be asked."""
     asked = [
-        encode_choice(generator, task, number, delimiter + text)
+        encode_choice(encoding, task, number, delimiter + text)
         for number, item in enumerate(task.items)
         for text in item.choices
     ]
-    found = score_all(generator, asked, batch_size)
+    return EncodedTask(task, asked)
+
+
+def score_task(
+    dealer: Dealer,
+    model: Transformer,
+    encoded: EncodedTask,
+    limits: Limits,
+    clean: Sequence[bool] | None = None,
+) -> Json:
+    """A task's result as JSON and, where it is known which items are clean, that of those.
+
+    Raises NotFiniteError for log-probabilities that are no numbers.
+    """
+    task, found = encoded.task, score_all(dealer, model, encoded, limits)
     result, on_clean, first = Result(), Result(), 0
     for number, item in enumerate(task.items):
         choices = found[first : first + len(item.choices)]
@@ -88,20 +133,24 @@ def score_task(
         result.add(item, choices)
         if clean is not None and clean[number]:
             on_clean.add(item, choices)
-    cut = len({request.item for request in asked if request.is_cut})
-    report = {"task": task.name, "kind": task.kind, **result.describe(), "cut_items": cut}
+    report = {
+        "task": task.name,
+        "kind": task.kind,
+        **result.describe(),
+        "cut_items": encoded.num_cut,
+    }
     if clean is not None:
         report |= {"contaminated_items": clean.count(False), "clean": on_clean.describe()}
     return report
 
 
-def encode_choice(generator: Generator, task: Task, number: int, text: str) -> Asked:
+def encode_choice(encoding: Encoding, task: Task, number: int, text: str) -> Asked:
     """A choice after its context: tokens as lm-evaluation-harness cuts them.
 
     Both are encoded together, and the choice's are those beyond as many as the context has alone;
     spaces at the context's end count to the choice. What does not fit is cut off the beginning.
     """
-    item, encode = task.items[number], generator.tokenizer.encode
+    item, encode = task.items[number], encoding.tokenizer.encode
     context = item.context.rstrip()
     text = item.context[len(context) :] + text
     if context:
@@ -109,44 +158,67 @@ def encode_choice(generator: Generator, task: Task, number: int, text: str) -> A
         tokens = encode(context + text).ids
     else:
         own = encode(text, add_special_tokens=False).ids
-        tokens, num_before = ([] if own[:1] == [generator.begin] else [generator.begin]) + own, 1
+        tokens, num_before = ([] if own[:1] == [encoding.begin] else [encoding.begin]) + own, 1
     size = len(tokens) - num_before
-    if not 0 < size <= generator.context:
+    if not 0 < size <= encoding.context:
         raise ValueError(
             f"{task.name}: line {item.line:,}: a choice has {size:,} tokens; expected 1 to "
-            f"{generator.context:,}, the model's context"
+            f"{encoding.context:,}, the model's context"
         )
-    kept = tokens[-(generator.context + 1) :]
+    kept = tokens[-(encoding.context + 1) :]
     return Asked(number, kept, size, len(kept) < len(tokens))
 
 
-def score_all(generator: Generator, asked: Sequence[Asked], batch_size: int) -> list[Choice]:
+def score_all(
+    dealer: Dealer, model: Transformer, encoded: EncodedTask, limits: Limits
+) -> list[Choice]:
     """What the model makes of all choices, those of about the same length computed together."""
-    progress = ReadProgress("choices", len(asked))
+    asked = encoded.asked
+    progress = ReadProgress("choices", len(asked)) if dealer.shows_progress else None
     order = sorted(range(len(asked)), key=lambda number: -len(asked[number].tokens))
     found: dict[int, Choice] = {}
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
-        batch = score_batch(generator, [asked[number] for number in chosen])
-        found |= dict(zip(chosen, batch, strict=True))
-        progress.add(len(chosen))
-    progress.finish()
+
+    def compute(chosen: Sequence[int]) -> Float64:
+        return score_batch(model, [asked[number] for number in chosen])
+
+    batches = cut_batches(order, asked, limits)
+    for chosen, rows in dealer.compute(encoded.task.name, batches, 2, compute):
+        for number, (logprob, is_greedy) in zip(chosen, rows.tolist(), strict=True):
+            found[number] = Choice(logprob, bool(is_greedy))
+        if progress:
+            progress.add(len(chosen))
+    if progress:
+        progress.finish()
+    if not all(math.isfinite(choice.logprob) for choice in found.values()):
+        raise NotFiniteError
     return [found[number] for number in range(len(asked))]
 
 
-@torch.inference_mode()
-def score_batch(generator: Generator, batch: Sequence[Asked]) -> Iterator[Choice]:
-    """What the model makes of a few choices; shorter rows end in tokens that none before sees."""
-    model, width = generator.model, max(len(asked.tokens) for asked in batch)
+def cut_batches(
+    order: Sequence[int], asked: Sequence[Asked], limits: Limits
+) -> Iterator[Sequence[int]]:
+    """The choices in their order, the longest first, as many together as the limits allow."""
+    first = 0
+    while first < len(order):
+        width = len(asked[order[first]].tokens)
+        size = max(min(limits.rows, limits.tokens // width), 1)
+        yield order[first : first + size]
+        first += size
+
+
+def score_batch(model: Transformer, batch: Sequence[Asked]) -> Float64:
+    """The log-probability of each choice, and whether greedy sampling writes it: (len(batch), 2).
+
+    Shorter rows end in tokens that none before sees.
+    """
+    width = max(len(asked.tokens) for asked in batch)
     rows = torch.tensor([asked.tokens + [0] * (width - len(asked.tokens)) for asked in batch])
-    rows = rows.to(model.lm_head.weight.device)
     places = torch.zeros(len(batch), width - 1, dtype=torch.bool)
     for row, asked in enumerate(batch):
         places[row, len(asked.tokens) - 1 - asked.size : len(asked.tokens) - 1] = True
-    places = places.to(rows.device)
-    hidden = model.model(rows[:, :-1])
-    losses, is_best = score_places(model, hidden[places], rows[:, 1:][places])
+    device = model.lm_head.weight.device
+    rows, places = rows.to(device), places.to(device)
+    losses, is_best = model.token_losses(rows[:, :-1], rows[:, 1:], places)
     sizes = [asked.size for asked in batch]
-    parts = torch.split(losses.double(), sizes), torch.split(is_best, sizes)
-    for some, best in zip(*parts, strict=True):
-        yield Choice(-float(some.sum()), bool(best.all()))
+    parts = torch.split(losses.cpu().double(), sizes), torch.split(is_best.cpu(), sizes)
+    return np.array([[-float(some.sum()), best.all()] for some, best in zip(*parts, strict=True)])

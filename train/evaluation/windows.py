@@ -6,17 +6,19 @@ tokens after each other, with S < T, overlap: each then counts only what none be
 B windows of a batch, T tokens of a window.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from shards.documents import Document, Sidecars
-from shards.format import Int64
+from shards.format import Int64, Manifest
 from shards.inspect.stats import PADDING, REMOVED
-from shards.reader import Shards
+from shards.reader import Shards, TokenStream
+from shards.tokenizer import encode_plainly
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,6 @@ class Batch:
     # (B, T): which of the sources each predicted token is from.
     sources: npt.NDArray[np.intp]
     names: list[str]
-    # (B, T): which predictions are of padding, in rows of a packed set; None = there is none.
-    is_padding: npt.NDArray[np.bool_] | None = None
-
-    @property
-    def is_counted(self) -> npt.NDArray[np.bool_]:
-        """Which predictions count: (B, T)."""
-        is_new = np.arange(self.sources.shape[1]) >= self.num_old[:, None]
-        return is_new if self.is_padding is None else is_new & ~self.is_padding
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -72,10 +66,19 @@ def cut_windows(num_predicted: int, length: int, stride: int, keeps_rest: bool) 
         done = start + size
 
 
-def cut_rows(num_tokens: int, row_tokens: int) -> Iterator[Window]:
-    """The rows of a packed split as windows, which never reach into the next one."""
-    for start in range(0, num_tokens, row_tokens):
-        yield Window(start, row_tokens - 1)
+def cut_split(
+    manifest: Manifest, split: str, length: int, stride: int
+) -> tuple[int, Iterator[Window]]:
+    """How many whole windows a split has, and these.
+
+    Those of a packed set are its rows, each read and predicted without the next one.
+    """
+    num_tokens, row_tokens = manifest.num_tokens(split), manifest.row_tokens
+    if row_tokens is None:
+        windows = cut_windows(num_tokens - 1, length, stride, keeps_rest=False)
+        return count_windows(num_tokens - 1, length, stride), windows
+    rows = (Window(start, row_tokens - 1) for start in range(0, num_tokens, row_tokens))
+    return num_tokens // row_tokens, rows
 
 
 def count_windows(num_predicted: int, length: int, stride: int) -> int:
@@ -108,9 +111,8 @@ def read_set_batches(
     """The batches of a split, each token with the source of its document."""
     stream, sidecars = shards.stream(split, checks_first_reads=True), Sidecars(shards, split)
     for group in group_windows(windows, batch_size):
-        size = group[0].size
-        starts = np.array([window.start for window in group])
-        tokens = stream.windows(starts, size + 1).astype(np.int64)
+        size, starts = group[0].size, find_starts(group)
+        tokens = read_windows(stream, group)
         documents = sidecars.covering(group[0].start, group[-1].start + size + 1)
         origins = [name_origin(document) for document in documents]
         names = sorted(set(origins))
@@ -118,9 +120,7 @@ def read_set_batches(
         stops = np.array([document.stop for document in documents])
         places = starts[:, None] + np.arange(1, size + 1)
         sources = codes[np.searchsorted(stops, places, side="right")]
-        old = np.array([window.num_old for window in group])
-        is_padding = sources == names.index(PADDING) if PADDING in names else None
-        yield Batch(tokens, old, sources, names, is_padding)
+        yield Batch(tokens, np.array([window.num_old for window in group]), sources, names)
 
 
 def name_origin(document: Document) -> str:
@@ -128,3 +128,24 @@ def name_origin(document: Document) -> str:
     if document.is_padding:
         return PADDING
     return REMOVED if document.is_blank else document.source_file
+
+
+def read_windows(stream: TokenStream, group: Sequence[Window]) -> Int64:
+    """The tokens (B, T + 1) of windows of one size."""
+    return stream.windows(find_starts(group), group[0].size + 1).astype(np.int64)
+
+
+def find_starts(group: Sequence[Window]) -> Int64:
+    """Where windows begin."""
+    return np.array([window.start for window in group], np.int64)
+
+
+def check_tokenizer(shards: Shards, tokenizer: Tokenizer, num_ids: int, whose: str) -> None:
+    """ValueError if the ids of a set are not those of a model with this tokenizer."""
+    cases = shards.manifest.content["tokenizer"]["self_test"]
+    fits = all(encode_plainly(tokenizer, case["text"]) == case["ids"] for case in cases)
+    if not fits or shards.manifest.vocab_size > num_ids:
+        raise ValueError(
+            f"{shards.folder}: was made with another tokenizer than {whose}; prepare the same "
+            "texts with that one, or give them to velocity eval with --text"
+        )

@@ -73,9 +73,11 @@ def list_differences(config: Config, base: Config) -> Iterator[str]:
 def spell(value: Any) -> str:
     """A setting's value as the command line reads it.
 
-    >>> spell(None), spell(True), spell(0.0006), spell("runs/a b")
-    ('null', 'true', '0.0006', 'runs/a b')
+    >>> spell(None), spell(True), spell(0.0006), spell("runs/a b"), spell(("a", "b=c"))
+    ('null', 'true', '0.0006', 'runs/a b', 'a,b=c')
     """
+    if isinstance(value, tuple):
+        return ",".join(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return spell_entries(value) if isinstance(value, tuple) else str(value)

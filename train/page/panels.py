@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from train.page.curves import Curve
 from train.page.log import RunLog
+from train.reports.evaluations import SCORES, is_drawn, split_metric
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,13 @@ class Series:
 
 def fill_panels(logs: Sequence[RunLog]) -> Iterator[tuple[Panel, list[Series]]]:
     """The drawings that there is something for, each with its curves."""
-    there = {name for log in logs for name in log.curves}
-    panels = [replace(panel, metrics=name_sets(panel.metrics, there)) for panel in PANELS]
+    names = {name for log in logs for name in log.curves}
+    panels = [replace(panel, metrics=name_sets(panel.metrics, names)) for panel in PANELS]
+    evaluated = sorted(name for name in names if split_metric(name))
     listed = {metric for panel in panels for metric in panel.metrics} | set(NOT_DRAWN)
-    others = sorted(there - listed)
+    others = sorted(names - listed - {*evaluated})
     more = [Panel(f"more-{n}", name, {name: name}) for n, name in enumerate(others, start=1)]
-    for panel in [*panels, *more]:
+    for panel in [panels[0], *make_panels(evaluated), *panels[1:], *more]:
         series = [
             Series(
                 divide(log.curves[metric], panel.unit), run, place, name_series(log, logs, label)
@@ -89,6 +91,22 @@ def name_sets(metrics: Mapping[str, str], there: Collection[str]) -> dict[str, s
             name: name.removeprefix(prefix) for name in sorted(there) if name.startswith(prefix)
         }
     return named
+
+
+def make_panels(metrics: Sequence[str]) -> Iterator[Panel]:
+    """The drawings of evaluations: one for each number, in which each set or task has a curve."""
+    drawn: dict[tuple[str, str], dict[str, str]] = {}
+    for metric in filter(is_drawn, metrics):
+        found = split_metric(metric)
+        assert found is not None
+        kind, name, number = found
+        drawn.setdefault((kind, number), {})[metric] = name
+    for (kind, number), named in sorted(drawn.items()):
+        key, title = f"{kind}-{number.replace('_', '-')}", f"{kind.capitalize()}: {number}"
+        if number in SCORES:
+            yield Panel(key, title, named, "% right", 0.01)
+        else:
+            yield Panel(key, title, named, "nats a token" if number == "loss" else "")
 
 
 def divide(curve: Curve, unit: float) -> Curve:

@@ -14,7 +14,7 @@ from train.page.panels import Panel, Series
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 352, 22, 196
-# Colours of the page (page.css): as many runs can be told apart.
+# Colours of the page (page.css): as many runs, or metrics of one, can be told apart.
 NUM_COLORS = 8
 # A curve of so few entries shows each.
 MAX_DOTS = 40
@@ -71,7 +71,7 @@ def draw_curve(one: Series, x: Axis, y: Axis, num_runs: int) -> str:
 def look_of(one: Series, num_runs: int) -> str:
     """The class of a curve: a colour for each metric of one run, or for each of several runs."""
     if num_runs == 1:
-        return f"line color-{one.place}"
+        return f"line color-{one.place % NUM_COLORS}"
     return f"line color-{one.run % NUM_COLORS}" + (" dashed" if one.place else "")
 
 

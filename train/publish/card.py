@@ -14,6 +14,7 @@ from shards.format import Manifest
 from shards.screen.lines import format_number
 from shards.screen.names import escape_line
 from train.publish.facts import Facts
+from train.reports.evaluations import is_drawn, show_number
 from train.settings import config_to_dict
 
 CURVES = "loss.png"
@@ -27,7 +28,13 @@ FOREIGN = "A language model: a decoder of Llama's architecture."
 MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&:@.-])")
 # Settings that are about a machine, and the original's name for its tokenizer: it is the set's.
 LEFT_OUT = ("infrastructure", "distributed", "tokenizer")
-PATHS = ("data.shards", "data.mixture", "training.sample_prompts")
+PATHS = (
+    "data.shards",
+    "data.mixture",
+    "training.eval_sets",
+    "training.eval_tasks",
+    "training.sample_prompts",
+)
 SHAPE = (
     "vocab_size",
     "hidden_size",
@@ -113,6 +120,10 @@ def describe_run(facts: Facts, has_curves: bool) -> Iterator[str]:
         if name in curves:
             step, value = curves[name].steps[-1], curves[name].values[-1]
             rows.append([f"{label}, nats a token", f"{format_number(value)} at step {step:,}"])
+    for name in filter(is_drawn, sorted(curves)):
+        step, value = curves[name].steps[-1], curves[name].values[-1]
+        number = show_number(name.rpartition("/")[2], value)
+        rows.append([name.replace("/", ", "), f"{number} at step {step:,}"])
     yield from make_table(["", ""], rows)
     yield ""
     if has_curves:

@@ -13,6 +13,7 @@ from typing import Any
 
 from shards.screen.lines import Say
 from train.config import Config
+from train.reports.evaluations import describe_metrics, is_drawn
 from train.reports.events import (
     begin_events,
     describe_scalars,
@@ -60,16 +61,6 @@ CHARTS = {
     "memory_bytes": "speed/memory_bytes",
 }
 FULL = {errno.ENOSPC, errno.EDQUOT}
-
-
-def name_chart(metric: str) -> str | None:
-    """TensorBoard's name for a metric, or for that of one set; None if it goes to no chart.
-
-    >>> name_chart("validation_loss"), name_chart("validation_loss/web"), name_chart("epoch")
-    ('loss/validation', 'loss/validation/web', None)
-    """
-    of_all, slash, name = metric.partition("/")
-    return f"{CHARTS[of_all]}{slash}{name}" if of_all in CHARTS else None
 
 
 class Report:
@@ -138,9 +129,18 @@ class Report:
             self.has_told = True
             self.progress.say(text)
 
-    def has_validation(self, step: int) -> bool:
-        """Whether the log has the validation loss after `step` steps."""
-        return has_metric(self.folder, step, "validation_loss")
+    def log_evaluation(self, step: int, key: str, metrics: Metrics | None) -> None:
+        """Record what was found of a set or task, `key`, after `step` steps, and print it.
+
+        None = its losses are no numbers.
+        """
+        if metrics is not None:
+            self._record(step, {f"{key}/{name}": value for name, value in metrics.items()})
+        self.progress.say(f"step {step:,}: {key}: {describe_metrics(metrics)}")
+
+    def has(self, step: int, metric: str) -> bool:
+        """Whether the log has a metric after `step` steps."""
+        return has_metric(self.folder, step, metric)
 
     def log_samples(self, step: int, count: int, write: Callable[[], Sequence[Sample]]) -> None:
         """Record the `count` texts that `write` makes after `step` steps, if the log has not."""
@@ -181,15 +181,16 @@ class Report:
             for name, value in metrics.items()
             if value is not None and math.isfinite(value)
         }
-        charted = {chart: value for name, value in known.items() if (chart := name_chart(name))}
+        charts = {name: find_chart(name) for name in known}
+        charted = {chart: known[name] for name, chart in charts.items() if chart}
         line = json.dumps({"step": step, **known}) + "\n"
         self.metrics_file.waiting += line.encode()
         self.event_file.waiting += describe_scalars(step, charted)
         self._write()
         fresh = {
-            chart: value
-            for name, value in known.items()
-            if (chart := name_chart(name)) and (step, name) not in self.repeated
+            chart: known[name]
+            for name, chart in charts.items()
+            if chart and (step, name) not in self.repeated
         }
         if self.wandb_run and fresh:
             self._try("W&B", lambda: log_to_wandb(self.wandb_run, step, fresh))
@@ -228,3 +229,15 @@ class Report:
             self.failing.add(place)
             reason = " ".join(str(error).split()) or type(error).__name__
             self.say(f"{place}: cannot be logged to ({reason}); the run goes on")
+
+
+def find_chart(metric: str) -> str | None:
+    """TensorBoard's name for a metric, or for that of one set; None if it goes to no chart.
+
+    >>> find_chart("validation_loss"), find_chart("validation_loss/web"), find_chart("epoch")
+    ('loss/validation', 'loss/validation/web', None)
+    """
+    if is_drawn(metric):
+        return metric
+    of_all, slash, name = metric.partition("/")
+    return f"{CHARTS[of_all]}{slash}{name}" if of_all in CHARTS else None

@@ -20,6 +20,7 @@ MAX_DIGITS = 40
 BOOLS = {"true": True, "yes": True, "on": True, "1": True}
 BOOLS |= {"false": False, "no": False, "off": False, "0": False}
 VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
+NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 80
 
@@ -31,7 +32,13 @@ def read_word(value: Any, wanted: Any) -> Any:
     (0.001, 1000, False)
     >>> read_word("010", int), read_word("1:30", int), read_word("no", str)
     ('010', '1:30', 'no')
+    >>> read_word("a, b=c", tuple[str, ...])
+    ('a', 'b=c')
     """
+    if is_list(wanted):
+        if isinstance(value, str) and value != "null":
+            return tuple(part for part in map(str.strip, value.split(",")) if part)
+        return () if value in (None, "null") else tuple(value) if isinstance(value, list) else value
     members = expand_union(wanted)
     if not isinstance(value, str):
         return value
@@ -66,6 +73,8 @@ def read_number(text: str) -> int | float | None:
 
 def fits(value: Any, wanted: Any) -> bool:
     """Whether a value is of the field's type: finite, and in 64 bits."""
+    if is_list(wanted):
+        return isinstance(value, tuple) and all(isinstance(part, str) and part for part in value)
     members = expand_union(wanted)
     if isinstance(value, str) and value in find_words(members):
         return True
@@ -102,6 +111,28 @@ def expand_path(path: str, entry: Entry) -> str:
     return expanded
 
 
+def expand_named(text: str, entry: Entry) -> str:
+    """The same for a path that may have a name before it: `name=path`."""
+    name, path = split_name(text)
+    path = expand_path(path, entry)
+    return path if name is None else f"{name}={path}"
+
+
+def split_name(text: str) -> tuple[str | None, str]:
+    """The name, if there is one, and the path of `name=path`.
+
+    >>> split_name("wiki=shards/wiki"), split_name("shards/a=b")
+    (('wiki', 'shards/wiki'), (None, 'shards/a=b'))
+    """
+    found = NAMED.fullmatch(text)
+    return (found[1], found[2]) if found else (None, text)
+
+
+def is_list(wanted: Any) -> bool:
+    """Whether a field is a list of texts."""
+    return typing.get_origin(wanted) is tuple
+
+
 def expand_union(wanted: Any) -> tuple[Any, ...]:
     """The members of a union; any other type is its own only member."""
     # Of types alone it is a UnionType, with a Literal among them typing's Union.
@@ -128,6 +159,8 @@ def describe(wanted: Any) -> str:
         str: "text",
         type(None): "null",
     }
+    if is_list(wanted):
+        return "a list of texts"
     members = expand_union(wanted)
     if typing.get_origin(wanted) is Literal:
         return "one of " + ", ".join(typing.get_args(wanted))

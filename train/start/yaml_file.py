@@ -6,7 +6,7 @@ nothing in a file can grow or be built. What may nest is named here.
 """
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,12 @@ def read_settings_text(path: Path) -> str:
     return text
 
 
-def read_entries(text: str, origin: str) -> Iterator[Entry]:
+def read_entries(text: str, origin: str, lists: Collection[str] = ()) -> Iterator[Entry]:
     """The settings in a file's text, in its order; a key that has no value has None.
 
-    Raises ValueError, naming origin and line, for what is not plain `key: value` in sections, and
-    for a section or key that stands there twice.
+    Those named in `lists` may be lists, of texts or of name: text. Raises ValueError, naming origin
+    and line, for what is not plain `key: value` in sections, and for a section or key that stands
+    there twice.
 
     >>> list(read_entries("training: {warmup_steps: 010}", "a.yaml"))
     [Entry(section='training', key='warmup_steps', value='010', place='a.yaml, line 1: ')]
@@ -88,6 +89,10 @@ def read_entries(text: str, origin: str) -> Iterator[Entry]:
             place = _place(origin, value)
             if f"{section}.{key}" in NESTED:
                 yield Entry(section, key, _read_nested(value, events, place), place)
+                continue
+            if f"{section}.{key}" in lists and not isinstance(value, yaml.ScalarEvent):
+                found = [*_read_list(events, origin, f"{section}.{key}", value)]
+                yield Entry(section, key, found, place)
                 continue
             if not isinstance(value, yaml.ScalarEvent):
                 raise ValueError(
@@ -158,6 +163,27 @@ def _read_keys(events: Iterator[yaml.Event], origin: str, prefix: str) -> Iterat
             )
         lines[key] = event.start_mark.line + 1
         yield key
+
+
+def _read_list(
+    events: Iterator[yaml.Event], origin: str, name: str, start: yaml.Event
+) -> Iterator[str]:
+    """The texts of the list that has just begun, those of a mapping or in one as `name=text`."""
+    if isinstance(start, yaml.MappingStartEvent):
+        for key in _read_keys(events, origin, f"{name}."):
+            yield f"{key}={_read_text(next(events), origin, name)}"
+        return
+    while not isinstance(event := next(events), yaml.SequenceEndEvent):
+        if isinstance(event, yaml.MappingStartEvent):
+            yield from _read_list(events, origin, name, event)
+        else:
+            yield _read_text(event, origin, name)
+
+
+def _read_text(event: yaml.Event, origin: str, name: str) -> str:
+    if isinstance(event, yaml.ScalarEvent) and event.value:
+        return str(event.value)
+    raise ValueError(f"{_place(origin, event)}{name} holds an entry that is no text")
 
 
 def _read_events(text: str, origin: str) -> Iterator[yaml.Event]:
