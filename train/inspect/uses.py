@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from shards.mixture.entries import spell_entries
+from shards.mixture.entries import Entry, spell_entries
 from shards.screen.names import quote
 from train.checkpoints.position import read_position, read_run_config
 from train.config import SECTIONS, Config
@@ -77,7 +77,8 @@ def spell(value: Any) -> str:
     ('null', 'true', '0.0006', 'runs/a b', 'a,b=c')
     """
     if isinstance(value, tuple):
-        return ",".join(value)
+        is_mixture = any(isinstance(part, Entry) for part in value)
+        return spell_entries(value) if is_mixture else ",".join(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return spell_entries(value) if isinstance(value, tuple) else str(value)
+    return str(value)
