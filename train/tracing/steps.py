@@ -56,9 +56,12 @@ class Tracer:
         return trace_samples(self.shards, "train", self.order, samples, self.choice)
 
     def leaves_out(self, start: int, stop: int) -> bool:
-        """Whether data.where left out all tokens [start, stop) of train: no step saw them."""
+        """Whether data.where left out all tokens [start, stop) of train: no step saw them.
+
+        What was appended since is not left out; no step saw it either.
+        """
         first, last = self.choice.inside(start, stop)
-        return first == last
+        return first == last and start < self.choice.all_tokens
 
     def count_samples(self, step: int) -> int:
         """How many samples a step saw."""
