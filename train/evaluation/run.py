@@ -47,7 +47,7 @@ def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str
     solved, reports = request.solved, []
     tasks = [read_task(name) for name in solved.task]
     known = [None for _ in tasks] if solved.contamination is None else find_clean(solved, tasks)
-    exam = prepare_exam(request.programs, request.measured.batch_size)
+    exam = prepare_exam(request.programs, request.measured.batch_size, not request.all)
     each = load_each(ckpt, load, say) if request.all else map(load, [ckpt])
     for generator in each:
         report = evaluate_one(generator, request, list(zip(tasks, known, strict=True)), exam)
@@ -88,7 +88,7 @@ def evaluate_one(
             for task, clean in tasks
         ]
     if exam is not None:
-        report["programs"] = exam.put_to(generator, is_one=not request.all)
+        report["programs"] = exam.put_to(generator)
     return report
 
 
