@@ -235,6 +235,13 @@ def test_all_of_a_split_is_one_run_without_a_condition(folder: Path) -> None:
     choice = choose(open_shards(folder), "train", None)
     assert isinstance(choice, Choice)
     assert choice.counts is None
+    later = choice.all_tokens
+    assert not choice.leaves_out(later, later + 5)
+    some = choose(open_shards(folder), "train", "source_file == 'web'")
+    end = int(some.starts[0] + some.bounds[1])
+    assert some.leaves_out(end, end + 1)
+    assert not some.leaves_out(end - 1, end + 1)
+    assert not some.leaves_out(later, later + 5)
     assert choice.spans(5, 22) == [(5, 22)]
     assert choice.inside(5, 22) == (5, 22)
 
