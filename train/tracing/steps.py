@@ -75,14 +75,8 @@ class Tracer:
         return np.array(samples_of_step(self.history, step - 1))
 
     def leaves_out(self, start: int, stop: int) -> bool:
-        """Whether data.where left out all tokens [start, stop) of train: no step saw them.
-
-        What was appended since is not left out; no step saw it either.
-        """
-        choices = [source.choice for source in self.samples.sets.sources]
-        places = (choice.inside(start, stop) for choice in choices)
-        was_there = start < max(choice.all_tokens for choice in choices)
-        return was_there and all(first == last for first, last in places)
+        """Whether data.where left out all tokens [start, stop) of train: no step saw them."""
+        return all(s.choice.leaves_out(start, stop) for s in self.samples.sets.sources)
 
     def count_samples(self, step: int) -> int:
         """How many samples a step saw."""
