@@ -76,8 +76,7 @@ class Tracer:
 
     def leaves_out(self, start: int, stop: int) -> bool:
         """Whether data.where left out all tokens [start, stop) of train: no step saw them."""
-        places = (source.choice.inside(start, stop) for source in self.samples.sets.sources)
-        return all(first == last for first, last in places)
+        return all(s.choice.leaves_out(start, stop) for s in self.samples.sets.sources)
 
     def count_samples(self, step: int) -> int:
         """How many samples a step saw."""
