@@ -32,8 +32,7 @@ def add_shots(task: Task, shots: Shots, delimiter: str) -> Task:
     pool = task if shots.origin is None else read_task(shots.origin)
     if pool.kind != task.kind:
         raise ValueError(
-            f"{pool.name}: is of {pool.kind}, and {task.name} of {task.kind}; shots and items are of one "
-            "kind"
+            f"{pool.name}: is of {pool.kind}, and {task.name} of {task.kind}; expected one kind"
         )
     items = []
     for item in task.items:
