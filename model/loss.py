@@ -24,13 +24,17 @@ from model.products import as_factor, multiply
 # are faster than 256 and about as fast as 1,024; a GPU needs thousands to be busy.
 MAX_LOGITS_BYTES = {"cpu": 128 * 2**20, "cuda": 2**30}
 
+# A target that does not count: padding, or what would be in another row. As in torch.
+IGNORED = -100
+
 # Matrix products are faster with sides that are multiples of these: a chunk's tokens, and on CUDA
 # the vocabulary.
 CHUNK_TOKENS_MULTIPLE = 128
 VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 
 
-# Of a chunk's logits (C, V) in fp32, which it may write over, targets (C,), a 0-dim scale, a dtype
+# Of a chunk's logits (C, V) in fp32, which it may write over, targets (C,), a scale (0-dim, or
+# (C, 1) where some targets are IGNORED, and are given as 0 with a scale of 0), a dtype
 # and the z-loss's factor z: the losses (C,) in fp32, and (softmax - onehot) * scale (C, V), scaled
 # in fp32 first and only then rounded to dtype. Without a scale, the losses alone. With z above 0,
 # the losses and z * log(sum(exp(logits)))^2 as (2, C), and the gradient of their sum.
@@ -114,6 +118,7 @@ def chunked_cross_entropy(
     chunk_tokens: int | None = None,
     differentiate: Differentiate = differentiate_in_place,
     z_loss: float = 0.0,
+    has_ignored: bool = False,
 ) -> Tensor:
     """The mean over all tokens of -log softmax(hidden @ weight.T)[target]: a 0-dim fp32 tensor.
 
@@ -131,14 +136,19 @@ def chunked_cross_entropy(
     With `z_loss`, two numbers (2,): that loss, and z_loss * log(sum(exp(logits)))^2, the mean of
     it, which keeps logits from drifting ("PaLM", Chowdhery et al. 2022, section 5). They are to be
     differentiated together, by the same factor: as their sum.
+
+    With `has_ignored`, targets may be IGNORED: the means are over the others, and 0 if there are
+    none. Who says so in vain gets the same numbers, up to rounding.
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     chunk_tokens = chunk_tokens or choose_chunk_tokens(len(targets), weight)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         apply: Any = _ChunkedCrossEntropy.apply
-        options = chunk_tokens, differentiate, z_loss
+        options = chunk_tokens, differentiate, z_loss, has_ignored
         return cast(Tensor, apply(hidden, weight, targets, grad_scale, *options))
-    return _compute(hidden, weight, targets, None, chunk_tokens, differentiate, z_loss)[0]
+    return _compute(
+        hidden, weight, targets, None, chunk_tokens, differentiate, z_loss, has_ignored
+    )[0]
 
 
 def score_targets(
@@ -205,7 +215,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # saved tensors have changed.
         missing = (dloss[0] if dloss.dim() else dloss) / ctx.grad_scale
         dhidden, dweight = ctx.saved_tensors
-        return dhidden.mul_(missing), dweight.mul_(missing), *(5 * [None])
+        return dhidden.mul_(missing), dweight.mul_(missing), *(6 * [None])
 
 
 def _compute(
@@ -216,6 +226,7 @@ def _compute(
     chunk_tokens: int,
     differentiate: Differentiate,
     z_loss: float = 0.0,
+    has_ignored: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, or both, and the gradients (N, D) and (V, D) times grad_scale; with None, none."""
     num_tokens, num_words = len(targets), len(weight)
@@ -224,8 +235,16 @@ def _compute(
         inputs, head = as_factor(hidden, dtype), _pad_vocabulary(as_factor(weight, dtype))
         shape = (2, num_tokens) if z_loss else (num_tokens,)
         losses = torch.empty(shape, dtype=torch.float32, device=hidden.device)
-        # The sum makes a tensor of a number, and neither waits for the device.
-        scale = None if grad_scale is None else losses.new_zeros(()) + grad_scale / num_tokens
+        # What counts, on the device: nothing here waits for it.
+        counted = (targets != IGNORED) if has_ignored else None
+        count = num_tokens if counted is None else counted.sum().clamp(min=1)
+        # The sum makes a tensor of a number.
+        scale = None if grad_scale is None else losses.new_zeros(()) + grad_scale / count
+        scales = [scale] * -(-num_tokens // chunk_tokens)
+        if counted is not None:
+            targets = targets.where(counted, 0)
+            if scale is not None:
+                scales = [*torch.split((counted * scale).unsqueeze(1), chunk_tokens)]
         dhidden = torch.empty_like(hidden)
         # (D, V), because the products it sums are faster that way around.
         dhead = losses.new_empty(0, 0)
@@ -233,11 +252,14 @@ def _compute(
             *(torch.split(tensor, chunk_tokens) for tensor in (inputs, targets)),
             torch.split(losses, chunk_tokens, dim=-1),
             torch.split(dhidden, chunk_tokens),
+            scales,
         )
-        for number, (rows, words, chunk_losses, drows) in enumerate(zip(*of_chunks, strict=True)):
+        for number, (rows, words, chunk_losses, drows, factor) in enumerate(
+            zip(*of_chunks, strict=True)
+        ):
             logits = multiply(rows, head.T)
             logits.narrow(1, num_words, len(head) - num_words).fill_(-torch.inf)
-            found, dlogits = differentiate(logits, words, scale, dtype, z_loss)
+            found, dlogits = differentiate(logits, words, factor, dtype, z_loss)
             chunk_losses.copy_(found)
             del logits  # Each goes before the next large one is made.
             if dlogits is not None:
@@ -247,7 +269,10 @@ def _compute(
                 dhead = dhead.add_(summand) if number else summand
                 del dlogits, summand
         dweight = dhead.narrow(1, 0, num_words).T if dhead.numel() else dhead
-        mean = losses.mean(1) if z_loss else losses.mean()
+        if counted is None:
+            mean = losses.mean(1) if z_loss else losses.mean()
+        else:
+            mean = losses.where(counted, 0).sum(-1) / count
         return mean, dhidden, dweight.contiguous()
 
 

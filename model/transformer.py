@@ -248,12 +248,13 @@ class Transformer(nn.Module):
         targets: Tensor | None = None,
         grad_scale: Tensor | float = 1.0,
         z_loss: float = 0.0,
+        has_ignored: bool = False,
     ) -> Tensor:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T), their mean loss, 0-dim fp32.
 
         `grad_scale` is the factor that the caller multiplies the loss by before backward; the loss
         itself does not depend on it. With `z_loss`, the loss and the z-loss, (2,), to be
-        differentiated as their sum (see `chunked_cross_entropy`).
+        differentiated as their sum. With `has_ignored`, targets may be IGNORED (model/loss.py).
         """
         hidden = self.model(
             tokens,
@@ -261,10 +262,8 @@ class Transformer(nn.Module):
         )
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
-        weight, differentiate = self.lm_head.weight, self.differentiate
-        return chunked_cross_entropy(
-            hidden, weight, targets, grad_scale, differentiate=differentiate, z_loss=z_loss
-        )
+        rest = None, self.differentiate, z_loss, has_ignored
+        return chunked_cross_entropy(hidden, self.lm_head.weight, targets, grad_scale, *rest)
 
     @torch.no_grad()
     def token_losses(self, tokens: Tensor, targets: Tensor, places: Tensor | None = None) -> Scores:

@@ -64,7 +64,8 @@ def prep(
     if manifest and (num_tokens := manifest.num_tokens("train")):
         from train.start.choose import suggest_command
 
-        say(f"next: {suggest_command(out, num_tokens, manifest.vocab_size)}")
+        command = suggest_command(out, num_tokens, manifest.vocab_size, manifest.row_tokens)
+        say(f"next: {command}")
 
 
 def choose_task(request: Request, part: str | None, finish: bool, append: bool) -> Request:

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from prep.units.signed import near_settings
 from shards.disk.durable import write_file
 from shards.disk.json_files import Json, hash_canonical
 from shards.disk.layout import MANIFEST, TOKENIZER, temporary_folder
-from shards.format import SPLITS, Manifest, make_manifest, read_manifest
+from shards.format import SPLITS, Manifest, Shard, make_manifest, read_manifest
+from shards.inspect.packed import describe_packing, estimate_cut
 from shards.screen.lines import format_bytes, format_count, format_seconds
 from shards.tokenizer import load_tokenizer, make_self_test
 from shards.widths import describe_format
@@ -54,7 +55,8 @@ def write_manifest(
         copies = choose_copies(out, plan, receipts, after)
         audit.dropped.update(dict.fromkeys(copies.reasons, 0))
         audit.clusters, audit.copies = copies.clusters, copies.files
-        receipts = drop_copies(out, receipts, plan.tokenizer, copies, workers)
+        row_tokens = plan.policy.row_tokens
+        receipts = drop_copies(out, receipts, plan.tokenizer, copies, workers, row_tokens)
     for receipt in receipts:
         audit.add(receipt.audit)
     check_conservation(audit)
@@ -66,8 +68,10 @@ def write_manifest(
         if shard.split == split
     ]
     sources = [s for s in plan.sources if s.name in audit.rows_by_source]
+    check_packing(shards, plan.policy.row_tokens)
+    hub, row_tokens = plan.content["hub"], plan.policy.row_tokens
     content = describe_content(
-        out, sources, audit, plan.policy.content, plan.tokenizer, plan.content["hub"]
+        out, sources, audit, plan.policy.content, plan.tokenizer, hub, row_tokens
     )
     hashes = {name: h for receipt in receipts for name, h in receipt.sidecar_sha256.items()}
     environment = describe_environment(hashes, workers, seconds)
@@ -97,6 +101,13 @@ def check_conservation(audit: Audit) -> None:
     assert audit.documents_read == sum(audit.rows_by_source.values()), audit
 
 
+def check_packing(shards: Sequence[Shard], row_tokens: int | None) -> None:
+    """Assert that all shards are packed as asked for, and that rows are documents and padding."""
+    for shard in shards:
+        assert shard.row_tokens == row_tokens, shard
+        assert row_tokens is None or shard.num_tokens % row_tokens == 0, shard
+
+
 def describe_content(
     folder: Path,
     sources: Iterable[Source],
@@ -104,13 +115,15 @@ def describe_content(
     policy: Json,
     tokenizer: SetTokenizer,
     hub: Json | None = None,
+    row_tokens: int | None = None,
 ) -> Json:
     """The part of the manifest that decides the dataset_id, except for the shards.
 
-    `folder` has the set's tokenizer.json; `hub` is the dataset that the sources come from, if any.
+    `folder` has the set's tokenizer.json; `hub` is the dataset that the sources come from, if any;
+    `row_tokens` are those of a row in a packed set.
     """
     return {
-        "format": describe_format(tokenizer.token_bytes),
+        "format": describe_format(tokenizer.token_bytes, row_tokens),
         "sources": {
             "hub": hub,
             "files": [
@@ -180,6 +193,15 @@ def describe_bad(audit: Audit) -> list[str]:
     return lines
 
 
+def describe_rows(manifest: Manifest, out: Path) -> list[str]:
+    """What packing cost and what it saved, in a line; none for a set that is not packed."""
+    packing = describe_packing(manifest)
+    if packing is None:
+        return []
+    cut = estimate_cut(out, manifest)
+    return [f"packed: {packing} (one after another, about {cut:,.0f} would be)"]
+
+
 def summarize(manifest: Manifest, out: Path) -> list[str]:
     """What was made, the audit, and what to type next."""
     audit, environment = Audit(**manifest.audit), manifest.environment
@@ -198,6 +220,7 @@ def summarize(manifest: Manifest, out: Path) -> list[str]:
         f"{format_bytes(audit.text_bytes)} of text{rate}",
         f"dataset_id {manifest.dataset_id}",
     ]
+    lines += describe_rows(manifest, out)
     lines += describe_bad(audit)
     if audit.texts_repaired:
         lines.append(

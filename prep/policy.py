@@ -18,6 +18,9 @@ from shards.disk.json_files import Json
 # Kinds of copies that --dedup finds.
 NEAR = "near"
 DEDUPS = ("exact", NEAR)
+# How --pack packs.
+BEST_FIT = "best-fit"
+MAX_PACK_TOKENS = 1 << 20
 MAX_WORDS = 100
 # The field of a policy that says what the files of --drop-contained held.
 PINNED = "contained_sha256"
@@ -55,6 +58,17 @@ class Policy:
         str, typer.Option(help="Fraction of documents that goes to validation.")
     ] = "0.001"
     shard_tokens: ShardTokens = 1 << 28
+    pack: Annotated[
+        str | None,
+        typer.Option(
+            help="best-fit: documents lie in rows of --pack-tokens, none cut that fits into one, "
+            "and what stays free is padding; default: one after another."
+        ),
+    ] = None
+    pack_tokens: Annotated[
+        int,
+        typer.Option(help="With --pack: tokens in a row, which is data.max_seq_length of a run."),
+    ] = 2048
     # Both count in plan order, the tokens around documents included.
     max_documents: Annotated[int | None, typer.Option(help="Stop after this many documents.")] = (
         None
@@ -87,6 +101,13 @@ class Policy:
         typer.Option(
             help="Keep only documents that meet this condition on a column, e.g. language=en or "
             "'language_score>=0.65'. May be given several times."
+        ),
+    ] = ()
+    keep_column: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            help="Keep a column of the source beside each document, for data.where: its name and "
+            "number, integer, text or boolean, e.g. score:number. May be given several times."
         ),
     ] = ()
     on_bad_document: Annotated[
@@ -151,6 +172,7 @@ class Policy:
                 f"--dedup is {self.dedup}; expected {' or '.join(DEDUPS)}, or leave the option out"
             )
         self._check_copies()
+        self._check_packing()
         if self.on_bad_document not in ("error", "skip"):
             raise ValueError(f"--on-bad-document is {self.on_bad_document}; expected error or skip")
         self.validation_threshold()
@@ -167,6 +189,8 @@ class Policy:
             unused.update(NEAR_SETTINGS)
         if not self.drop_contained and not self.contained_sha256:
             unused.add("contained_words")
+        if self.pack is None:
+            unused.add("pack_tokens")
         return {key: value for key, value in content.items() if key not in unused}
 
     def _check_copies(self) -> None:
@@ -180,6 +204,27 @@ class Policy:
         check_number("contained_words", self.contained_words, MAX_WORDS)
         if not (self.drop_contained or self.contained_sha256):
             refuse_unused(self, ("contained_words", "contained_column"), "--drop-contained")
+
+    def _check_packing(self) -> None:
+        """Refuse packing that is not known, or rows that no document or no shard could lie in."""
+        if self.pack is None:
+            refuse_unused(self, ("pack_tokens",), f"--pack {BEST_FIT}")
+            return
+        if self.pack != BEST_FIT:
+            raise ValueError(
+                f"--pack is {self.pack!s:.60}; expected {BEST_FIT}, or leave the option out"
+            )
+        check_number("pack_tokens", self.pack_tokens, MAX_PACK_TOKENS)
+        if not 2 <= self.pack_tokens <= self.shard_tokens:
+            raise ValueError(
+                f"--pack-tokens is {self.pack_tokens:,}; expected at least 2, and at "
+                f"most --shard-tokens ({self.shard_tokens:,})"
+            )
+
+    @property
+    def row_tokens(self) -> int | None:
+        """The tokens of a row in the set; None if it is not packed."""
+        return self.pack_tokens if self.pack else None
 
     @property
     def skips_bad(self) -> bool:

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from shards.files import ShardFile
 from shards.format import SPLITS, Shard
 from shards.reader import Shards
-from shards.rows import find_groups, read_rows, take_rows
-from shards.sidecar import BLANK_HASH, ROWS_SCHEMA, SIDECAR_SCHEMA, count_tokens
+from shards.rows import SidecarError, find_groups, list_columns, read_rows, take_rows
+from shards.sidecar import BLANK_HASH, NO_SOURCE, SIDECAR_SCHEMA, count_tokens, is_padding
 from shards.widths import Tokens
 
 # Tokens copied at a time; a document longer than this is one piece.
@@ -43,6 +43,11 @@ class Document:
         return self.start + self.num_tokens
 
     @property
+    def is_padding(self) -> bool:
+        """Whether it is none, but what fills up a packed row."""
+        return self.source_file == NO_SOURCE
+
+    @property
     def is_blank(self) -> bool:
         """Whether it was removed but still takes up its place."""
         return self.doc_hash == BLANK_HASH.hex()
@@ -57,6 +62,10 @@ class Sidecars:
 
     def between(self, start: int, stop: int) -> list[Document]:
         """The documents with any token in [start, stop) of the split's stream."""
+        return [d for d in self.covering(start, stop) if not d.is_padding]
+
+    def covering(self, start: int, stop: int) -> list[Document]:
+        """The same and, in a packed set, the padding among them: together they hold all tokens."""
         starts = self.stream.shard_starts
         first = int(np.searchsorted(starts, start, side="right")) - 1
         last = int(np.searchsorted(starts, stop, side="left"))
@@ -71,7 +80,8 @@ class Sidecars:
         remaining = index
         for place, shard in enumerate(self.stream.shards):
             if 0 <= remaining < shard.num_documents:
-                table = take_rows(self.folder, shard, np.array([remaining]))
+                row = find_row(self.folder, shard, remaining)
+                table = take_rows(self.folder, shard, np.array([row]))
                 return self._to_documents(place, table)[0]
             remaining -= shard.num_documents
         total = sum(shard.num_documents for shard in self.stream.shards)
@@ -84,7 +94,9 @@ class Sidecars:
         for index, shard in enumerate(self.stream.shards):
             for batch in read_rows(self.folder, shard, SIDECAR_SCHEMA.names):
                 table = pa.Table.from_batches([batch])
-                yield from self._to_documents(index, table.filter(matches(table)))
+                for document in self._to_documents(index, table.filter(matches(table))):
+                    if not document.is_padding:
+                        yield document
 
     def _read_overlap(self, index: int, start: int, stop: int) -> list[Document]:
         offset = int(self.stream.shard_starts[index])
@@ -101,6 +113,20 @@ class Sidecars:
         offset = int(self.stream.shard_starts[index])
         shard = self.stream.shards[index]
         return [make_document(shard, offset, row) for row in table.to_pylist()]
+
+
+def find_row(folder: Path, shard: Shard, document: int) -> int:
+    """The row of a shard's document, by its number there; rows of padding are not counted."""
+    if not shard.num_paddings:
+        return document
+    first = 0
+    for batch in read_rows(folder, shard, ["source_file"]):
+        rows = np.flatnonzero(~is_padding(batch))
+        if document < len(rows):
+            return first + int(rows[document])
+        document -= len(rows)
+        first += len(batch)
+    raise SidecarError(folder, shard, "has more padding than the manifest says")
 
 
 def make_document(shard: Shard, start: int, row: dict[str, Any]) -> Document:
@@ -145,7 +171,9 @@ def read_pieces(folder: Path, shard: Shard) -> Iterator[tuple[int, Tokens, pa.Re
     """A shard's documents in order, as pieces: the first document's number, tokens, rows."""
     with ShardFile(folder, shard) as file:
         row, position = 0, 0
-        for batch in read_rows(folder, shard, ROWS_SCHEMA.names):
+        # Those that prep kept of the source too.
+        names = [name for name in list_columns(folder, shard) if name != "start"]
+        for batch in read_rows(folder, shard, names):
             ends = np.cumsum(count_tokens(batch))
             document, before = 0, 0
             while document < len(batch):

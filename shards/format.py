@@ -27,12 +27,20 @@ from shards.disk.json_files import (
 from shards.disk.layout import MANIFEST, describe_unfinished
 from shards.disk.shapes import MAX_INT, find_misshape
 from shards.parent import PART, Parent
-from shards.schema import MANIFEST_SHAPE, find_strange_copies
+from shards.schema import (
+    MANIFEST_SHAPE,
+    PACKING_COUNTS,
+    find_strange_copies,
+    find_wrong_rows,
+)
 from shards.screen.url import refuse_url
 from shards.widths import (
     MAX_TOKEN_BYTES,
+    PACKED_SCHEMA_VERSION,
     SCHEMA_VERSIONS,
     Dtype,
+    choose_schema_version,
+    find_row_tokens,
     find_token_bytes,
     find_wrong_width,
     token_dtype,
@@ -45,7 +53,7 @@ SPLITS = ("train", "validation")
 # 128 TB; a row group's counts that are at most this sum up within 64 bits.
 MAX_SHARD_TOKENS = 1 << 46
 
-# The keys of manifest.json before its SEAL, which sets of earlier releases do not have.
+# The keys of manifest.json before its SEAL, which sets of earlier releases lack.
 KEYS = ("schema_version", "dataset_id", "content", "totals", "audit", "environment")
 
 
@@ -65,6 +73,12 @@ class Shard:
     num_documents: int
     sha256: str
     token_bytes: int = 2  # Of an id; the manifest says it once for all shards.
+    # Of a packed set: the tokens of a row (also said once), stretches of padding and their tokens,
+    # and how many documents are longer than a row.
+    row_tokens: int | None = None
+    num_paddings: int = 0
+    padding_tokens: int = 0
+    num_cut: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -78,7 +92,13 @@ class Shard:
 
     def describe(self) -> Json:
         """Its entry in the manifest."""
-        return {key: value for key, value in asdict(self).items() if key != "token_bytes"}
+        unsaid = {"token_bytes", "row_tokens", *(PACKING_COUNTS if self.row_tokens is None else ())}
+        return {key: value for key, value in asdict(self).items() if key not in unsaid}
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of its sidecar: one for each document, and one for each stretch of padding."""
+        return self.num_documents + self.num_paddings
 
     @property
     def sidecar(self) -> str:
@@ -104,13 +124,18 @@ class Manifest:
     @cached_property
     def shards(self) -> Sequence[Shard]:
         """All shards, in manifest order: the order in which a split's tokens are counted."""
-        token_bytes = self.token_bytes
-        return tuple(Shard(**entry, token_bytes=token_bytes) for entry in self.content["shards"])
+        shared: Json = {"token_bytes": self.token_bytes, "row_tokens": self.row_tokens}
+        return tuple(Shard(**entry, **shared) for entry in self.content["shards"])
 
     @property
     def token_bytes(self) -> int:
         """The bytes of an id in the set's shards: 2 or 4."""
         return find_token_bytes(self.content)
+
+    @property
+    def row_tokens(self) -> int | None:
+        """The tokens of a row, if the set is packed: all of its shards are whole rows."""
+        return find_row_tokens(self.content)
 
     def split(self, name: str) -> list[Shard]:
         """The shards of one split, in manifest order."""
@@ -200,7 +225,7 @@ def make_manifest(content: Json, shards: Iterable[Shard], audit: Json, environme
     """The text of manifest.json for a finished set."""
     content = content | {"shards": [shard.describe() for shard in shards]}
     totals = count_totals(content["shards"])
-    version = SCHEMA_VERSIONS[find_token_bytes(content)]
+    version = choose_schema_version(find_token_bytes(content), find_row_tokens(content))
     values = (version, hash_canonical(content), content, totals, audit, environment)
     return seal_json(dict(zip(KEYS, values, strict=True)))
 
@@ -242,11 +267,11 @@ def parse_manifest(text: str | bytes, path: Path | str) -> Manifest:
     if SEAL in raw and not is_sealed(text, raw):
         raise ValueError(f"{path}: its lines do not hash to its {SEAL}, {advice}")
     version = raw.get("schema_version")
-    known = SCHEMA_VERSIONS.values()
+    known = (*SCHEMA_VERSIONS.values(), PACKED_SCHEMA_VERSION)
     if version not in known or isinstance(version, bool):
         raise ValueError(
             f"{path}: schema_version is {version!r:.60}; this velocity reads "
-            f"{' and '.join(map(str, known))}, so prepare the set again or use the version that "
+            f"{known[0]} to {known[-1]}, so prepare the set again or use the version that "
             "made it"
         )
     if raw.keys() - {SEAL} != set(KEYS):
@@ -274,6 +299,8 @@ def find_contradiction(raw: Json) -> str | None:
     for shard in content["shards"]:
         if shard["num_tokens"] > MAX_SHARD_TOKENS:
             return f"{shard['name']:.60} has more tokens than any file holds"
+        if fault := find_wrong_rows(shard, find_row_tokens(content)):
+            return fault
         # Each document ends in a token of its own.
         if shard["num_documents"] > shard["num_tokens"]:
             return (

@@ -13,6 +13,8 @@ result is >= W ("cycle walking": Black and Rogaway, Ciphers with Arbitrary Finit
 It can be inverted, so a document leads to its steps just as a step leads to its documents. Within
 an epoch every window is read once, each token is an input at most once, and fewer than 2 T tokens
 are missed.
+
+In a packed set, windows are its rows of T tokens: W = N / T, and phi is 0 (PackedOrder).
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shards.format import Int64
+from shards.format import Int64, Manifest
 
 UInt64 = npt.NDArray[np.uint64]
 
@@ -54,6 +56,11 @@ class SampleOrder:
             )
 
     @property
+    def window_tokens(self) -> int:
+        """The tokens of a sample's window: T, and the one that the last of them predicts."""
+        return self.max_seq_length + 1
+
+    @property
     def windows_per_epoch(self) -> int:
         """W: the number of samples in an epoch."""
         return (self.num_tokens - self.max_seq_length) // self.max_seq_length
@@ -78,7 +85,7 @@ class SampleOrder:
         The inverse of `starts`. A window's last token is only ever a target; it counts too.
         """
         length = self.max_seq_length
-        first = -((self.phase(epoch) - start) // length) - 1
+        first = -((self.phase(epoch) + self.window_tokens - 1 - start) // length)
         last = (stop - 1 - self.phase(epoch)) // length
         windows = np.arange(max(first, 0), min(last, self.windows_per_epoch - 1) + 1)
         places = self._permutation(epoch).invert(windows)
@@ -86,6 +93,62 @@ class SampleOrder:
 
     def _permutation(self, epoch: int) -> "Permutation":
         return Permutation(self.windows_per_epoch, derive_keys(self.seed, epoch)[1:])
+
+
+@dataclass(frozen=True)
+class PackedOrder(SampleOrder):
+    """The order in which a run reads a split of a packed set: rows of T tokens, once an epoch.
+
+    >>> order = PackedOrder(num_tokens=900, max_seq_length=100, seed=42)
+    >>> order.windows_per_epoch, sorted((order.starts(np.arange(9)) / 100).tolist())
+    (9, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    """
+
+    def __post_init__(self) -> None:
+        if not self.num_tokens:
+            raise ValueError("the split has no tokens, so there is nothing to train on")
+
+    @property
+    def window_tokens(self) -> int:
+        """T: what the last token of a row would predict is in another one."""
+        return self.max_seq_length
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """W: the number of samples in an epoch, which is that of rows."""
+        return self.num_tokens // self.max_seq_length
+
+    def phase(self, epoch: int) -> int:
+        """Windows begin where rows begin, in every epoch."""
+        return 0
+
+
+def make_order(
+    manifest: Manifest, max_seq_length: int, seed: int, num_tokens: int | None = None
+) -> SampleOrder:
+    """The order in which a run reads the train split, or its first `num_tokens`.
+
+    Raises ValueError if there is too little for a window, or windows are not the set's rows.
+    """
+    num_tokens = manifest.num_tokens("train") if num_tokens is None else num_tokens
+    check_row_tokens(manifest, max_seq_length)
+    kind = SampleOrder if manifest.row_tokens is None else PackedOrder
+    return kind(num_tokens, max_seq_length, seed)
+
+
+def check_row_tokens(manifest: Manifest, max_seq_length: int) -> None:
+    """ValueError if a run's windows are not the rows of its packed set."""
+    if manifest.row_tokens not in (None, max_seq_length):
+        raise ValueError(
+            f"the set is packed in rows of {manifest.row_tokens:,} tokens, and "
+            f"data.max_seq_length is {max_seq_length:,}; set data.max_seq_length="
+            f"{manifest.row_tokens}, or pack it again with --pack-tokens {max_seq_length}"
+        )
+
+
+def find_padding(manifest: Manifest) -> int | None:
+    """The token that a packed set's rows are padded with; None for a set that is not packed."""
+    return None if manifest.row_tokens is None else manifest.end_of_text
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from shards.sidecar import (
     count_tokens,
 )
 
-TEXTS = {"source_file", "url"}
+# What parquet calls text of any length.
+TEXT = "BYTE_ARRAY"
 NO_NULLS = {name for name in SIDECAR_SCHEMA.names if name != "url"}
 # What the texts of a row group may take once they are decoded: 16 KB a document.
 MAX_TEXT_BYTES = 1 << 30
@@ -72,6 +73,12 @@ def take_rows(folder: Path, shard: Shard, rows: Int64) -> pa.Table:
         table = pa.Table.from_batches(batches, SIDECAR_SCHEMA)
         taken.append(table.take(pa.array(rows[groups == group] - starts[group])))
     return pa.concat_tables([SIDECAR_SCHEMA.empty_table(), *taken])
+
+
+def list_columns(folder: Path, shard: Shard) -> list[str]:
+    """The columns of a shard's sidecar, those that prep kept of the source too."""
+    with open_sidecar(folder, shard) as file:
+        return list(file.schema_arrow.names)
 
 
 def find_groups(folder: Path, shard: Shard, start: int, stop: int) -> list[int]:
@@ -155,7 +162,7 @@ def find_wrong_group(metadata: pq.FileMetaData) -> str | None:
             name, found = chunk.path_in_schema, chunk.statistics
             if chunk.total_uncompressed_size > MAX_TEXT_BYTES:
                 return f"its column {name} has {chunk.total_uncompressed_size:,} bytes in one group"
-            if name in TEXTS and "DELTA_BYTE_ARRAY" in chunk.encodings:
+            if chunk.physical_type == TEXT and "DELTA_BYTE_ARRAY" in chunk.encodings:
                 return f"its column {name} is encoded as DELTA_BYTE_ARRAY, which no sidecar is"
             if name in NO_NULLS and found and found.has_null_count and found.null_count:
                 return f"its column {name} has {found.null_count:,} nulls; expected none"
@@ -186,9 +193,11 @@ def check_texts(
 
     A text that many rows share is stored once, so the size of a file says nothing.
     """
-    for name in TEXTS & set(columns):
+    for name in columns:
         for place in groups:
             group = file.metadata.row_group(place)
+            if find_chunk(group, name).physical_type != TEXT:
+                break
             if group.num_rows * find_chunk(group, name).total_uncompressed_size <= MAX_TEXT_BYTES:
                 continue
             with telling(folder, shard):
@@ -262,11 +271,12 @@ def find_fault(batch: pa.RecordBatch, shard: Shard, position: int | None) -> str
 def check_totals(folder: Path, shard: Shard, num_rows: int, num_tokens: int | None) -> None:
     """SidecarError if a sidecar has not the shard's documents, or tokens if they were counted."""
     right = num_tokens in (None, shard.num_tokens)
-    if num_rows != shard.num_documents or not right:
+    if num_rows != shard.num_rows or not right:
+        what = "documents" if shard.row_tokens is None else "documents and paddings"
         tokens = "" if num_tokens is None else f" of {num_tokens:,} tokens"
         raise SidecarError(
             folder,
             shard,
-            f"has {num_rows:,} documents{tokens}; "
-            f"expected {shard.num_documents:,} of {shard.num_tokens:,} tokens",
+            f"has {num_rows:,} {what}{tokens}; "
+            f"expected {shard.num_rows:,} of {shard.num_tokens:,} tokens",
         )

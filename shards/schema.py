@@ -13,12 +13,14 @@ from shards.disk.shapes import HASH, NUMBER, Each, Only, OrNull
 COPIES_FILE = re.compile(r"copies-[0-9]{5,}\.parquet")
 # One dataset of the Hub, as far as it is shown and compared.
 HUB = OrNull({"repo": str, "revision": str})
-POLICY = {"validation_fraction?": str, "imported?": str, "where?": [str]}
+POLICY = {"validation_fraction?": str, "imported?": str, "where?": [str], "keep_column?": [str]}
 COUNTS = Each(int)
+# What the entry of a packed set's shard has besides.
+PACKING_COUNTS = ("num_paddings", "padding_tokens", "num_cut")
 
 MANIFEST_SHAPE = {
     "content": {
-        "format": {"token_dtype": str, "byte_order?": str},
+        "format": {"token_dtype": str, "byte_order?": str, "row_tokens?": int},
         "sources": {
             "hub": HUB,
             "files": [{"name": str, "num_bytes": int, "sha256?": OrNull(str), "rows": int}],
@@ -35,7 +37,14 @@ MANIFEST_SHAPE = {
         # Nothing else: a further key would be lost in the next version.
         "shards": [
             Only(
-                {"split": str, "name": str, "num_tokens": int, "num_documents": int, "sha256": HASH}
+                {
+                    "split": str,
+                    "name": str,
+                    "num_tokens": int,
+                    "num_documents": int,
+                    "sha256": HASH,
+                    **{f"{name}?": int for name in PACKING_COUNTS},
+                }
             )
         ],
         "parent?": OrNull(
@@ -80,3 +89,18 @@ def find_strange_copies(audit: Json) -> str | None:
     """Which file of near copies is none, in words: its name might lead anywhere."""
     strange = [name for name in list_copies(audit) if not COPIES_FILE.fullmatch(name)]
     return f"audit.copies names {strange[0]!r:.60}, no list of copies" if strange else None
+
+
+def find_wrong_rows(shard: Json, row_tokens: int | None) -> str | None:
+    """What in a shard's entry cannot be true of packed rows, in words; or that there are none."""
+    name, present = f"{shard['name']:.60}", [key for key in PACKING_COUNTS if key in shard]
+    if row_tokens is None:
+        return f"{name} has {present[0]}, and the set is not packed" if present else None
+    if len(present) < len(PACKING_COUNTS):
+        return f"{name} does not say how it is packed ({', '.join(PACKING_COUNTS)})"
+    if shard["num_tokens"] % row_tokens:
+        return f"{name} has {shard['num_tokens']:,} tokens; expected whole rows of {row_tokens:,}"
+    num_paddings, padding = shard["num_paddings"], shard["padding_tokens"]
+    if not num_paddings <= padding <= num_paddings * row_tokens <= shard["num_tokens"]:
+        return f"{name} has {num_paddings:,} paddings of {padding:,} tokens, which cannot be"
+    return None

@@ -6,8 +6,10 @@ Sidecars that exist lack the column, so shards/rows.py must then fill it in.
 """
 
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +40,8 @@ ROWS_SCHEMA = SIDECAR_SCHEMA.remove(0)
 # What these columns hold for a removed document whose tokens kept their places.
 BLANK_HASH = bytes(HASH_BYTES)
 BLANK_VALUES = {"url": None, "doc_hash": BLANK_HASH}
+# What a row of padding has in place of a source's path, in a packed set.
+NO_SOURCE = ""
 # Rows per row group: what trace reads to find one document. Also the unit of writing, so that
 # the file's bytes do not depend on how the documents were batched.
 ROW_GROUP_DOCUMENTS = 65_536
@@ -47,9 +51,17 @@ BLOCK_CHECKSUMS = b"crc32_per_mib"
 
 
 def make_rows(
-    sizes: Int64, source_files: pa.Array, source_rows: Int64, urls: pa.Array, hashes: bytes
+    sizes: Int64,
+    source_files: pa.Array,
+    source_rows: Int64,
+    urls: pa.Array,
+    hashes: bytes,
+    kept: Mapping[str, pa.Array] = MappingProxyType({}),
 ) -> pa.RecordBatch:
-    """Rows (of ROWS_SCHEMA) for documents; `sizes` include the tokens around each."""
+    """Rows (of ROWS_SCHEMA) for documents; `sizes` include the tokens around each.
+
+    The columns that prep --keep-column kept come after those of every sidecar.
+    """
     columns = [
         pa.array(sizes.astype(np.uint64)),
         source_files,
@@ -59,19 +71,28 @@ def make_rows(
             pa.binary(HASH_BYTES), len(sizes), [None, pa.py_buffer(hashes)]
         ),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=ROWS_SCHEMA)
+    schema = ROWS_SCHEMA
+    for name, values in kept.items():
+        columns.append(values)
+        schema = schema.append(pa.field(name, values.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def blank_rows(rows: pa.RecordBatch, chosen: Marks) -> pa.RecordBatch:
-    """The same rows (of ROWS_SCHEMA), with the chosen ones blanked as removed documents are."""
+    """The same rows, with the chosen ones blanked as removed documents are.
+
+    Of the columns that were kept, text goes, as it may name somebody; numbers stay, so that a run
+    on the documents that they choose can go on.
+    """
     mask = pa.array(chosen)
-    columns = [
-        pc.if_else(mask, pa.scalar(BLANK_VALUES[name], column.type), column)
-        if name in BLANK_VALUES
-        else column
-        for name, column in zip(rows.schema.names, rows.columns, strict=True)
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=ROWS_SCHEMA)
+    columns = []
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        is_kept_text = field.name not in ROWS_SCHEMA.names and pa.types.is_string(field.type)
+        if field.name in BLANK_VALUES or is_kept_text:
+            blank = pa.scalar(BLANK_VALUES.get(field.name), column.type)
+            column = pc.if_else(mask, blank, column)
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
 
 
 def is_blank(doc_hashes: pa.Array) -> Marks:
@@ -79,6 +100,21 @@ def is_blank(doc_hashes: pa.Array) -> Marks:
     first, rest = split_hashes(doc_hashes)
     marks: Marks = (first == 0) & (rest == 0)
     return marks
+
+
+def make_padding(sizes: Int64, schema: pa.Schema = ROWS_SCHEMA) -> pa.RecordBatch:
+    """Rows (of `schema`) for padding, in a packed set: of no source, and otherwise blank."""
+    count = len(sizes)
+    sources = pa.array([NO_SOURCE] * count, pa.string())
+    no_rows, no_urls = np.zeros(count, np.int64), pa.nulls(count, pa.string())
+    kept = {f.name: pa.nulls(count, f.type) for f in schema if f.name not in ROWS_SCHEMA.names}
+    return make_rows(sizes, sources, no_rows, no_urls, BLANK_HASH * count, kept)
+
+
+def is_padding(rows: pa.RecordBatch) -> Marks:
+    """Which rows are padding, by their source_file column."""
+    marks = pc.equal(rows.column("source_file"), NO_SOURCE)
+    return np.asarray(marks.to_numpy(zero_copy_only=False))
 
 
 def split_hashes(doc_hashes: pa.Array) -> tuple[Keys, Keys]:
@@ -95,21 +131,25 @@ def count_tokens(rows: pa.RecordBatch) -> Int64:
 
 
 class SidecarWriter:
-    """A sidecar while it is being written, one whole row group at a time."""
+    """A sidecar while it is being written, one whole row group at a time.
 
-    def __init__(self, path: Path) -> None:
+    `schema` is that of its rows: ROWS_SCHEMA, and the columns that were kept behind it.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema = ROWS_SCHEMA) -> None:
         self.path = path
-        self.file = pq.ParquetWriter(path, SIDECAR_SCHEMA, compression="zstd")
+        self.schema = schema.insert(0, SIDECAR_SCHEMA.field("start"))
+        self.file = pq.ParquetWriter(path, self.schema, compression="zstd")
         self.num_tokens = 0
         self.num_documents = 0
         self.pending: list[pa.Table] = []
         self.num_pending = 0
 
     def append(self, rows: pa.RecordBatch) -> None:
-        """Add the rows (of ROWS_SCHEMA) of the next documents."""
+        """Add the rows (of the writer's schema) of the next documents."""
         sizes = count_tokens(rows)
         starts = pa.array((self.num_tokens + np.cumsum(sizes) - sizes).astype(np.uint64))
-        self.pending.append(pa.Table.from_arrays([starts, *rows.columns], schema=SIDECAR_SCHEMA))
+        self.pending.append(pa.Table.from_arrays([starts, *rows.columns], schema=self.schema))
         self.num_pending += len(rows)
         self.num_tokens += int(sizes.sum())
         self.num_documents += len(rows)

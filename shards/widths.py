@@ -20,6 +20,10 @@ MAX_TOKEN_BYTES = max(TOKEN_BYTES.values())
 # The manifest's schema_version, by the bytes of an id. Velocity before uint32 knows 1 only: it
 # refuses 2 instead of reading each id as two.
 SCHEMA_VERSIONS = {2: 1, 4: 2}
+# That of a packed set, whatever its ids: who knows nothing of rows would read across them.
+PACKED_SCHEMA_VERSION = 3
+# Of a row's tokens, one at least is predicted.
+MIN_ROW_TOKENS = 2
 # How many ids that many bytes can tell apart; for uint32 only as many as int32, which others read.
 MAX_IDS = {2: 1 << 16, 4: 1 << 31}
 
@@ -41,18 +45,31 @@ def token_dtype(token_bytes: int) -> Dtype:
     return np.dtype(f"<u{token_bytes}")
 
 
-def describe_format(token_bytes: int) -> Json:
+def describe_format(token_bytes: int, row_tokens: int | None = None) -> Json:
     """What the manifest says about the .bin files, in `content.format`."""
+    packed = {} if row_tokens is None else {"row_tokens": row_tokens}
     return {
-        "schema_version": SCHEMA_VERSIONS[token_bytes],
+        "schema_version": choose_schema_version(token_bytes, row_tokens),
         "token_dtype": token_dtype(token_bytes).name,
         "byte_order": "little",
+        **packed,
     }
+
+
+def choose_schema_version(token_bytes: int, row_tokens: int | None) -> int:
+    """The manifest's schema_version, for ids of so many bytes and, in a packed set, its rows."""
+    return SCHEMA_VERSIONS[token_bytes] if row_tokens is None else PACKED_SCHEMA_VERSION
 
 
 def find_token_bytes(content: Json) -> int:
     """The bytes of an id in the set whose manifest has this content."""
     return TOKEN_BYTES[content["format"]["token_dtype"]]
+
+
+def find_row_tokens(content: Json) -> int | None:
+    """The tokens of a row in the packed set whose manifest has this content; None if in no rows."""
+    row_tokens: int | None = content["format"].get("row_tokens")
+    return row_tokens
 
 
 def find_wrong_width(schema_version: int, content: Json) -> str | None:
@@ -63,9 +80,13 @@ def find_wrong_width(schema_version: int, content: Json) -> str | None:
     order = content["format"].get("byte_order", "little")
     if order != "little":
         return f"content.format.byte_order is {order:.60}; expected little"
-    version, most = SCHEMA_VERSIONS[TOKEN_BYTES[dtype]], MAX_IDS[TOKEN_BYTES[dtype]]
+    row_tokens, most = find_row_tokens(content), MAX_IDS[TOKEN_BYTES[dtype]]
+    if row_tokens is not None and row_tokens < MIN_ROW_TOKENS:
+        return f"content.format.row_tokens is {row_tokens}; expected at least {MIN_ROW_TOKENS}"
+    version = choose_schema_version(TOKEN_BYTES[dtype], row_tokens)
     if schema_version != version:
-        return f"schema_version is {schema_version}; expected {version} for ids of {dtype}"
+        kind = f"ids of {dtype}" if row_tokens is None else "a packed set"
+        return f"schema_version is {schema_version}; expected {version} for {kind}"
     num_ids, end, begin = (
         tokenizer.get(k, 0) for k in ("vocab_size", "end_of_text", "begin_of_text")
     )

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from shards.disk.durable import hash_file, naming, open_new, sync_file, sync_folder
 from shards.format import Int64, Shard
-from shards.sidecar import BlockChecksums, SidecarWriter, count_tokens
+from shards.sidecar import BlockChecksums, SidecarWriter, count_tokens, is_padding
 from shards.widths import Tokens
 
 
@@ -34,17 +34,25 @@ class ShardWriter:
 
     `stem` is the unit's, such as train-00012. The first file has that name; if the unit holds more
     than `shard_tokens`, the next ones are train-00012-001, ... A document is never cut: one longer
-    than `shard_tokens` gets a file of its own.
+    than `shard_tokens` gets a file of its own. With `row_tokens`, documents lie in rows of so many
+    (shards/packing/writer.py), and no file ends inside a row.
     """
 
     def __init__(
-        self, folder: Path, split: str, stem: str, shard_tokens: int, token_bytes: int
+        self,
+        folder: Path,
+        split: str,
+        stem: str,
+        shard_tokens: int,
+        token_bytes: int,
+        row_tokens: int | None = None,
     ) -> None:
         self.folder = folder
         self.split = split
         self.stem = stem
         self.shard_tokens = shard_tokens
         self.token_bytes = token_bytes
+        self.row_tokens = row_tokens
         self.written: list[WrittenShard] = []
         self.open_file: OpenShard | None = None
 
@@ -52,15 +60,21 @@ class ShardWriter:
         """Add whole documents: one of `rows` (of ROWS_SCHEMA) each, in the order of `tokens`."""
         ends = np.cumsum(count_tokens(rows))
         assert len(tokens) == (ends[-1] if len(ends) else 0)
-        document, position = 0, 0
-        while document < len(ends):
-            file = self._file_with_room_for(int(ends[document]) - position)
+        # After how many documents a file may end, and after how many tokens that is.
+        counts = np.arange(1, len(ends) + 1)
+        if self.row_tokens is not None:
+            counts = counts[ends % self.row_tokens == 0]
+            assert len(tokens) % self.row_tokens == 0
+        stops = ends[counts - 1]
+        place, document, position = 0, 0, 0
+        while place < len(stops):
+            file = self._file_with_room_for(int(stops[place]) - position, rows.schema)
             room = self.shard_tokens - file.num_tokens
-            last = int(np.searchsorted(ends, position + room, side="right"))
-            last = max(last, document + 1)  # A document over the limit still goes in whole.
-            stop = int(ends[last - 1])
-            file.append(tokens[position:stop], rows.slice(document, last - document))
-            document, position = last, stop
+            last = int(np.searchsorted(stops, position + room, side="right"))
+            last = max(last, place + 1)  # A document over the limit still goes in whole.
+            count, stop = int(counts[last - 1]), int(stops[last - 1])
+            file.append(tokens[position:stop], rows.slice(document, count - document))
+            place, document, position = last, count, stop
 
     def finish(self) -> list[WrittenShard]:
         """Close the last file and return the shards, in order; none if there were no documents."""
@@ -73,14 +87,15 @@ class ShardWriter:
             self.open_file.abandon()
             self.open_file = None
 
-    def _file_with_room_for(self, num_tokens: int) -> "OpenShard":
+    def _file_with_room_for(self, num_tokens: int, schema: pa.Schema) -> "OpenShard":
         file = self.open_file
         if file and file.num_tokens and file.num_tokens + num_tokens > self.shard_tokens:
             self._close_file()
         if self.open_file is None:
             suffix = f"-{len(self.written):03d}" if self.written else ""
-            shard = Shard(self.split, f"{self.stem}{suffix}.bin", 0, 0, "", self.token_bytes)
-            self.open_file = OpenShard(self.folder, shard)
+            name = f"{self.stem}{suffix}.bin"
+            shard = Shard(self.split, name, 0, 0, "", self.token_bytes, self.row_tokens)
+            self.open_file = OpenShard(self.folder, shard, schema)
         return self.open_file
 
     def _close_file(self) -> None:
@@ -92,14 +107,15 @@ class ShardWriter:
 class OpenShard:
     """A .bin and its sidecar while they are being written."""
 
-    def __init__(self, folder: Path, shard: Shard) -> None:
+    def __init__(self, folder: Path, shard: Shard, schema: pa.Schema) -> None:
         self.folder = folder
         self.shard = shard
         self.sha256 = hashlib.sha256()
         self.blocks = BlockChecksums()
         self.path = folder / shard.name
         self.tokens_file = open_new(self.path)
-        self.sidecar = SidecarWriter(folder / self.shard.sidecar)
+        self.sidecar = SidecarWriter(folder / self.shard.sidecar, schema)
+        self.num_paddings = self.padding_tokens = self.num_cut = 0
 
     @property
     def num_tokens(self) -> int:
@@ -116,6 +132,11 @@ class OpenShard:
         self.blocks.update(content)
         with naming(self.sidecar.path):
             self.sidecar.append(rows)
+        if self.shard.row_tokens is not None:
+            sizes, padding = count_tokens(rows), is_padding(rows)
+            self.num_paddings += int(padding.sum())
+            self.padding_tokens += int(sizes[padding].sum())
+            self.num_cut += int((sizes[~padding] > self.shard.row_tokens).sum())
 
     def close(self) -> WrittenShard:
         """Finish both files and make them durable."""
@@ -127,7 +148,10 @@ class OpenShard:
         shard = replace(
             self.shard,
             num_tokens=self.sidecar.num_tokens,
-            num_documents=self.sidecar.num_documents,
+            num_documents=self.sidecar.num_documents - self.num_paddings,
+            num_paddings=self.num_paddings,
+            padding_tokens=self.padding_tokens,
+            num_cut=self.num_cut,
             sha256=self.sha256.hexdigest(),
         )
         return WrittenShard(shard, hash_file(self.sidecar.path), self.folder)

@@ -14,9 +14,10 @@ from prep.sources.local import Source
 from prep.tokenizer.identity import SetTokenizer
 from prep.units.receipts import Audit
 from shards.format import Manifest, make_manifest, read_manifest
+from shards.packing.writer import Packing, make_writer
 from shards.sidecar import make_rows
 from shards.widths import token_dtype
-from shards.writer import ShardWriter, commit_shards
+from shards.writer import commit_shards
 
 # Documents with these numbers modulo 10 are for validation.
 VALIDATION = 7
@@ -43,10 +44,12 @@ def write_set(
     begin: str | None = None,
     shard_tokens: int = 4000,
     sources: Sequence[str] = ("texts",),
+    row_tokens: int | None = None,
 ) -> Manifest:
     """A finished set of the texts with the token `end` after each and `begin` before each.
 
-    Document n has the URL https://example.com/n, and is of source n modulo their number.
+    Document n has the URL https://example.com/n, and is of source n modulo their number. With
+    `row_tokens`, the set is packed.
     """
     folder.mkdir()
     (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
@@ -58,8 +61,11 @@ def write_set(
     vocab_size = 1 + max(tokenizer.get_vocab().values())
     identity = SetTokenizer("test", sha256, vocab_size, end_id, begin_id)
     dtype = token_dtype(identity.token_bytes)
+    packing = Packing(row_tokens, end_id) if row_tokens else None
     writers = {
-        split: ShardWriter(folder, split, f"{split}-00000", shard_tokens, identity.token_bytes)
+        split: make_writer(
+            folder, split, f"{split}-00000", shard_tokens, identity.token_bytes, packing
+        )
         for split in ("train", "validation")
     }
     for number, text in enumerate(texts):
@@ -87,7 +93,13 @@ def write_set(
     )
     policy = {"validation_fraction": "0.1"}
     content = describe_content(
-        folder, [Source(name, 1, None) for name in sources], audit, policy, identity
+        folder,
+        [Source(name, 1, None) for name in sources],
+        audit,
+        policy,
+        identity,
+        None,
+        row_tokens,
     )
     hashes = {entry.shard.sidecar: entry.sidecar_sha256 for entry in written}
     text = make_manifest(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from model.loss import IGNORED
 from shards.documents import Document
 from shards.inspect.trace import trace_samples
 from train.reports.log_folder import BAD_STEPS
@@ -78,7 +79,13 @@ def measure_samples(run: Run) -> list[list[float]]:
     losses = []
     for tokens, targets in run.batches.repeat_step():
         with run.autocast():
-            losses.append(run.model.token_losses(tokens, targets)[0].view(tokens.shape).mean(1))
+            places = (targets != IGNORED) if run.batches.has_ignored else None
+            found, _ = run.model.token_losses(tokens, targets, places)
+        if places is None:
+            losses.append(found.view(tokens.shape).mean(1))
+        else:
+            rows = torch.split(found, places.sum(1).tolist())
+            losses.append(torch.stack([row.sum() / max(len(row), 1) for row in rows]))
     own = torch.cat(losses)
     # Where samples do not divide evenly, some ranks have fewer; they fill up with zeros.
     return run.rank.gather(pad(own, (0, run.rank.max(len(own)) - len(own))))

@@ -15,6 +15,7 @@ import torch
 
 from shards.order import SampleOrder
 from shards.reader import TokenStream
+from train.targets import count_targets, split_windows
 
 # Samples whose places are found together.
 SAMPLES_AT_ONCE = 4096
@@ -101,17 +102,20 @@ class Batches:
         dealing: Dealing,
         device: torch.device,
         consumed: int,
+        padding: int | None = None,
     ) -> None:
         self.stream = stream
         self.places = Places(order)
         # That of the step that was handed out last, and of the one that is read ahead.
         self.dealing = self.next_dealing = dealing
         self.device = device
-        self.num_tokens = order.max_seq_length + 1
+        self.num_tokens = order.window_tokens
+        # The token that rows of a packed set are padded with.
+        self.padding = padding
         # Samples handed out so far, over all ranks: the only state there is.
         self.consumed = consumed
         self.wait_seconds = 0.0
-        # The windows (A, B, T + 1) of the step that was handed out last.
+        # The windows (A, B, T + 1), or rows (A, B, T), of the step that was handed out last.
         self.windows: tuple[torch.Tensor, ...] = ()
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self.ahead = self.reader.submit(self._read, consumed, dealing)
@@ -141,7 +145,23 @@ class Batches:
         for windows in self.windows:
             # A GPU gets the ids as narrow as they are stored, and widens them.
             batch = windows.to(self.device, non_blocking=True).to(torch.int64)
-            yield batch[:, :-1], batch[:, 1:]
+            yield split_windows(batch, self.padding)
+
+    @property
+    def has_ignored(self) -> bool:
+        """Whether some targets do not count."""
+        return self.padding is not None
+
+    def count_targets(self) -> list[int]:
+        """How many targets count in each micro-step of the step that was handed out last.
+
+        None do where this rank has no sample of its own.
+        """
+        assert self.padding is not None
+        return [
+            count_targets(windows, self.padding) if weight else 0
+            for windows, weight in zip(self.windows, self.dealing.weights, strict=True)
+        ]
 
     def take_wait_seconds(self) -> float:
         """Time spent waiting for data since the last call."""
@@ -158,7 +178,7 @@ class Batches:
         self.ahead = self.reader.submit(self._read, self.consumed, dealing)
 
     def _read(self, consumed: int, dealing: Dealing) -> tuple[torch.Tensor, ...]:
-        """The windows of the step after `consumed` samples: A times (B, T + 1)."""
+        """The windows of the step after `consumed` samples: A times (B, T + 1), or rows (B, T)."""
         places = self.places.take(consumed, dealing)
         if self.device.type == "cuda":
             windows = read_pinned(self.stream, places, self.num_tokens)

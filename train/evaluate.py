@@ -9,11 +9,18 @@ from model.transformer import Transformer
 from shards.reader import TokenStream
 from train.ranks.distributed import Rank
 from train.step.precision import Autocast
+from train.targets import count_targets, split_windows
 
 
-def count_windows(stream: TokenStream, max_seq_length: int, wanted: int) -> int:
-    """How many windows the validation loss is taken over: `wanted`, or as many as there are."""
-    return min(wanted, max(stream.num_tokens - 1, 0) // max_seq_length)
+def count_windows(
+    stream: TokenStream, max_seq_length: int, wanted: int, padding: int | None = None
+) -> int:
+    """How many windows the validation loss is taken over: `wanted`, or as many as there are.
+
+    `padding` is what pads the rows of a packed set.
+    """
+    num_starts = stream.num_tokens - (padding is None)
+    return min(wanted, max(num_starts, 0) // max_seq_length)
 
 
 @torch.no_grad()
@@ -26,14 +33,17 @@ def evaluate(
     rank: Rank,
     autocast: Autocast,
     is_stopping: Callable[[], bool],
+    padding: int | None = None,
 ) -> float | None:
-    """The mean loss over the first `num_windows` windows of a split.
+    """The mean loss over the targets of the first `num_windows` windows of a split.
 
-    None if there are no windows, or if a stop was requested meanwhile.
+    In a packed set, whose rows end in `padding`, they are rows, and padding does not count. None if
+    there are no windows, or if a stop was requested meanwhile.
     """
     if num_windows == 0:
         return None
-    total = 0.0
+    total, num_counted = 0.0, 0
+    window_tokens = max_seq_length + (padding is None)
     for first in range(0, num_windows, batch_size * rank.world_size):
         rank.place.enter("the validation loss", is_long=first == 0)  # The first one may compile.
         if rank.sum(is_stopping())[0]:
@@ -43,10 +53,15 @@ def evaluate(
         # A rank with none left takes one that does not count: a model that is cut up over the ranks
         # is gathered by all of them together.
         taken = own if len(own) else np.zeros(1, dtype=np.int64)
-        windows = stream.windows(taken * max_seq_length, max_seq_length + 1).astype(np.int64)
-        batch = torch.from_numpy(windows).to(rank.device)
+        windows = stream.windows(taken * max_seq_length, window_tokens).astype(np.int64)
+        batch = torch.from_numpy(windows)
+        # Windows of as many targets each count for one, as they always did.
+        count = len(own) if padding is None else count_targets(batch[: len(own)], padding)
+        tokens, targets = split_windows(batch.to(rank.device), padding)
         with autocast():
-            loss = float(model(batch[:, :-1], batch[:, 1:]))
-        if len(own):
-            total += loss * len(own)
-    return rank.sum(total)[0] / num_windows
+            loss = float(model(tokens, targets, has_ignored=padding is not None))
+        if count:
+            total += loss * count
+            num_counted += count
+    total, counted = rank.sum(total, num_counted)
+    return total / max(counted, 1)

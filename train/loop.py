@@ -181,16 +181,17 @@ def take_validation_loss(
 ) -> float | None:
     """The validation loss at this step, reported; None if there are no windows, or on a stop."""
     config = run.config
-    length = config.data.max_seq_length
+    length, padding = config.data.max_seq_length, run.batches.padding
     loss = evaluate(
         run.model,
         validation,
-        count_windows(validation, length, config.training.eval_windows),
+        count_windows(validation, length, config.training.eval_windows, padding),
         config.training.micro_batch,
         length,
         run.rank,
         run.autocast,
         is_stopping=lambda: stop.signal_number != 0,
+        padding=padding,
     )
     if report and loss is not None:
         report.log_validation(run.step, loss)

@@ -14,7 +14,7 @@ from model.checkpoints.weights import deal_weights, make_index
 from model.transformer import FORWARD_METHODS, Transformer
 from shards.disk.layout import TOKENIZER
 from shards.inspect.verify import check_shards
-from shards.order import SampleOrder
+from shards.order import find_padding, make_order
 from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
@@ -238,9 +238,11 @@ def make_batches(
 ) -> Batches:
     """This rank's share of the samples after those already consumed."""
     stream = open_view(shards, "train", choice, config.data.checks_first_reads)
-    order = SampleOrder(stream.num_tokens, config.data.max_seq_length, config.infrastructure.seed)
+    length, seed = config.data.max_seq_length, config.infrastructure.seed
+    order = make_order(shards.manifest, length, seed, stream.num_tokens)
+    padding = find_padding(shards.manifest)
     dealing = find_dealing(config, rank, position.step)
-    return Batches(stream, order, dealing, rank.device, position.samples_consumed)
+    return Batches(stream, order, dealing, rank.device, position.samples_consumed, padding)
 
 
 def find_dealing(config: Config, rank: Rank, step: int) -> Dealing:

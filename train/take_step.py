@@ -60,14 +60,29 @@ def add_gradients(run: Run) -> Tensor:
     accumulation_steps = run.batches.dealing.accumulation_steps
     grad_scale = get_scale(run.scaler, run.rank.device) / accumulation_steps
     total = torch.zeros((), device=run.rank.device)
-    micro_batches = zip(windows, run.batches.dealing.weights, strict=True)
+    has_ignored = run.batches.has_ignored
+    micro_batches = zip(windows, weigh_micro_steps(run), strict=True)
     for micro_step, ((tokens, targets), weight) in enumerate(micro_batches, start=1):
         # DDP must know before the forward pass whether the backward pass will share gradients.
         with share_gradients(run.parallel_model, is_last=micro_step == accumulation_steps):
             with run.autocast():
-                loss = run.parallel_model(tokens, targets, grad_scale, run.config.training.z_loss)
-            # The weight is 1 unless the samples do not divide evenly (train/batches.py: Dealing).
+                z_loss = run.config.training.z_loss
+                loss = run.parallel_model(tokens, targets, grad_scale, z_loss, has_ignored)
             run.scaler.scale(loss.sum() * weight / accumulation_steps).backward()
         run.rank.place.move()
         total = total + loss.detach() * weight
     return total
+
+
+def weigh_micro_steps(run: Run) -> list[float]:
+    """The factor of each micro-step's loss, so that the step's is the mean over all that counts.
+
+    1, unless samples do not divide evenly (train/batches.py: Dealing), or targets are ignored: then
+    it is its share of the targets that count, of all ranks, by the share that all would have alike.
+    """
+    dealing = run.batches.dealing
+    if not run.batches.has_ignored:
+        return dealing.weights
+    counts = run.batches.count_targets()
+    total = max(run.rank.sum(sum(counts))[0], 1)
+    return [count * dealing.accumulation_steps * dealing.world_size / total for count in counts]

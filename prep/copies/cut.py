@@ -40,14 +40,17 @@ def drop_copies(
     tokenizer: SetTokenizer,
     chosen: Chosen,
     workers: int = 1,
+    row_tokens: int | None = None,
 ) -> list[Receipt]:
     """Rewrite the units that hold copies without them; returns all receipts, in plan order.
+
+    With `row_tokens`, what stays is packed, and so every unit is rewritten once.
 
     Raises ValueError or OSError if a shard is damaged or the disk is full; the same call then
     resumes.
     """
     spelling = load_spelling(out / TOKENIZER, tokenizer.end_of_text, tokenizer.begin_of_text)
-    rewriter = Rewriter(out, dedup_folder(out), spelling, keeps_places=False)
+    rewriter = Rewriter(out, dedup_folder(out), spelling, False, row_tokens)
 
     def drop(receipt: Receipt) -> Receipt:
         return drop_from_unit(rewriter, receipt, chosen.find_rows(receipt))
@@ -68,14 +71,15 @@ def drop_copies(
 def drop_from_unit(rewriter: Rewriter, receipt: Receipt, reasons: dict[str, Int64]) -> Receipt:
     """Rewrite a unit's shards without the documents that go; `reasons` has some for each reason."""
     going = np.sort(np.concatenate(list(reasons.values())))
-    if not len(going):
+    is_packed = rewriter.row_tokens is None or receipt.is_packed
+    if not len(going) and is_packed:
         return receipt
     rows: dict[Shard, Int64] = {}
     first = 0
     for shard in receipt.shards:
-        low, high = np.searchsorted(going, (first, first + shard.num_documents))
+        low, high = np.searchsorted(going, (first, first + shard.num_rows))
         rows[shard] = going[low:high] - first
-        first += shard.num_documents
+        first += shard.num_rows
     out = rewriter.folder
     folder = dedup_folder(out) / f"{receipt.unit:05d}"
     remove(folder)
@@ -84,7 +88,7 @@ def drop_from_unit(rewriter: Rewriter, receipt: Receipt, reasons: dict[str, Int6
     rewritten = {
         shard: rewriter.rewrite(shard, here, shard.name, receipt.sidecar_sha256[shard.sidecar])
         for shard, here in rows.items()
-        if len(here)
+        if len(here) or not is_packed
     }
     sync_folder(folder)
     following = describe_unit(receipt, rewritten)

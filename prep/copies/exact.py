@@ -81,21 +81,21 @@ class ExactCopies:
         placed = [PlacedShard(out, shard) for receipt in receipts for shard in receipt.shards]
         self.copies = find_copies([*earlier, *placed], folder)
         self.firsts = {}
-        first = sum(entry.shard.num_documents for entry in earlier)
+        first = sum(entry.shard.num_rows for entry in earlier)
         for receipt in receipts:
             self.firsts[receipt.unit] = first
-            first += sum(shard.num_documents for shard in receipt.shards)
+            first += sum(shard.num_rows for shard in receipt.shards)
         self.clusters, self.files = {}, {}
 
     def find_rows(self, receipt: Receipt) -> dict[str, Int64]:
         """For each reason, which of a unit's documents go, as they lie in its shards."""
-        count = sum(shard.num_documents for shard in receipt.shards)
+        count = sum(shard.num_rows for shard in receipt.shards)
         return {DUPLICATE: self.copies.among(self.firsts[receipt.unit], count)}
 
 
 def find_copies(shards: Sequence[PlacedShard], temporary: Path) -> Copies:
     """Which documents of the shards, in this order, have the text of an earlier one."""
-    num_documents = sum(placed.shard.num_documents for placed in shards)
+    num_documents = sum(placed.shard.num_rows for placed in shards)
     copies = Copies(num_documents)
     for numbers, _ in find_exact_pairs(number_documents(shards), num_documents, temporary):
         copies.add(numbers)
@@ -105,7 +105,7 @@ def find_copies(shards: Sequence[PlacedShard], temporary: Path) -> Copies:
 def number_documents(shards: Iterable[PlacedShard], first: int = 0) -> Iterator[NumberedShard]:
     """The shards with their documents numbered as they lie in them."""
     for placed in shards:
-        count = placed.shard.num_documents
+        count = placed.shard.num_rows
         yield NumberedShard(placed, np.arange(first, first + count))
         first += count
 

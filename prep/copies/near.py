@@ -97,7 +97,7 @@ def refuse_cut(documents: PlanOrder) -> None:
 
     They are discarded, so that the same command makes them again.
     """
-    cut = [receipt.unit for receipt in documents.receipts if receipt.cut_documents]
+    cut = [r.unit for r in documents.receipts if r.cut_documents or r.is_packed]
     decided_path(documents.out).unlink(missing_ok=True)
     for unit in cut:
         discard_unit(documents.out, unit)

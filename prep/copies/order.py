@@ -33,7 +33,7 @@ class PlanOrder:
         self.receipts = receipts
         self.earlier = earlier
         self.settings = settings
-        self.num_earlier = sum(entry.shard.num_documents for entry in earlier)
+        self.num_earlier = sum(entry.shard.num_rows for entry in earlier)
         self.firsts = {}
         self.count = self.num_earlier
         for receipt in receipts:

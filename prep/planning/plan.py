@@ -216,7 +216,9 @@ def restore_plan(content: Json) -> Plan:
     """
     if not all(map(is_source, content["sources"])):
         raise ValueError("sources")
-    several = {name: tuple(content["policy"].get(name, ())) for name in ("where", PINNED)}
+    several = {
+        name: tuple(content["policy"].get(name, ())) for name in ("where", "keep_column", PINNED)
+    }
     policy = Policy(**content["policy"] | several)
     units = tuple(
         Unit(tuple(Piece("", *piece) for piece in pieces), 0) for pieces in content["units"]

@@ -78,8 +78,8 @@ def expect_keys(
                 return
     _, key = min(unseen)
     raise ValueError(
-        f"{piece.path}: no key {key!r} {describe()}; name one of them in --where, or leave the "
-        "file out"
+        f"{piece.path}: no key {key!r} {describe()}; name one of them in --where or "
+        "--keep-column, or leave the file out"
     )
 
 
@@ -150,7 +150,7 @@ def _make_array(kind: type | None, values: list[Any]) -> pa.Array:
     """The values of one kind as an array; None = null."""
     if kind is str:
         return pa.array([value and repair(value)[0] for value in values], pa.large_string())
-    if kind in (list, dict):  # --where refuses them by their type.
+    if kind in (list, dict):  # --where and --keep-column refuse them by their type.
         return pa.array(
             [None if value is None else kind() for value in values],
             pa.list_(pa.null()) if kind is list else pa.struct([]),

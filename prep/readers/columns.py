@@ -51,7 +51,7 @@ def find_text_column(schema: pa.Schema, path: Path, name: str) -> Column:
 
 
 def find_other_column(schema: pa.Schema, path: Path, name: str) -> Column:
-    """Find a column for --where; ValueError if a file has no such column, or it has parts."""
+    """Find another column; ValueError if a file has no such column, or it has parts."""
     column = find_column(schema, path, name)
     if column is None:
         raise ValueError(f"{path}: no column {name!r}; the columns are {', '.join(schema.names)}")
@@ -59,7 +59,7 @@ def find_other_column(schema: pa.Schema, path: Path, name: str) -> Column:
     if pa.types.is_nested(found):
         fields = [f"{name}.{field.name}" for field in found] if pa.types.is_struct(found) else []
         raise ValueError(
-            f"{path}: the column {name!r} holds {found}, which --where cannot compare; name "
+            f"{path}: the column {name!r} holds {found}, which has parts; name "
             f"{' or '.join(fields) or 'another column'}"
         )
     return column

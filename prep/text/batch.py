@@ -1,9 +1,10 @@
 """A batch of documents -> tokens with the end token after each, and the sidecar's rows."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -68,10 +69,11 @@ def encode_batch(
     validation_threshold: int,
     tokenizer: SetTokenizer,
     name: Callable[[int], str],
+    kept: Mapping[str, pa.Array] = MappingProxyType({}),
 ) -> EncodedBatch:
     """Tokenize a batch of documents that all have text, of the files that are named.
 
-    `name` is what to call one of them in a message.
+    `name` is what to call one of them in a message, and `kept` the columns that stay beside them.
     """
     texts = documents.texts
     hashes = hash_texts(texts)
@@ -88,7 +90,7 @@ def encode_batch(
     ends = np.cumsum(sizes)
     return EncodedBatch(
         join_documents(ids, ends, tokenizer),
-        make_rows(sizes, source_files, documents.rows, documents.urls, hashes),
+        make_rows(sizes, source_files, documents.rows, documents.urls, hashes, kept),
         ends,
         choose_validation(hashes, validation_threshold),
         documents.num_bytes,

@@ -4,6 +4,7 @@ null, empty                no text
 min_chars, max_chars       --min-chars, --max-chars: too few or too many characters
 keep_url, drop_url         --keep-url, --drop-url: regular expressions in RE2's syntax
 where language=en          --where: any other column of the source (prep/text/conditions.py)
+bad: no number             --keep-column: text that is not what it should be (prep/text/kept.py)
 contained                  --drop-contained: passages of test texts (prep/text/contained.py)
 bad: not JSON              --on-bad-document skip: what could not be read, or not be compared
 
@@ -25,6 +26,7 @@ from prep.policy import Policy
 from prep.readers.documents import BAD, BadDocument, Documents
 from prep.text.conditions import parse_condition
 from prep.text.contained import Passages, load_passages, place_passages
+from prep.text.kept import Kept, parse_kept
 
 # Marks the documents of a batch to which a reason applies.
 Mark = Callable[[Documents], pa.Array]
@@ -50,10 +52,13 @@ class Filter:
         where: Sequence[str] = (),
         skips_bad: bool = False,
         passages: Passages | None = None,
+        keep_column: tuple[str, ...] = (),
     ) -> None:
         self.passages = passages
         self.conditions = [parse_condition(text) for text in dict.fromkeys(where)]
-        self.columns = tuple(dict.fromkeys(condition.column for condition in self.conditions))
+        self.kept = parse_kept(keep_column)
+        names = [condition.column for condition in self.conditions]
+        self.columns = tuple(dict.fromkeys([*names, *(entry.name for entry in self.kept)]))
         self.skips_bad = skips_bad
         self.marks: dict[str, Mark] = {
             "null": lambda documents: documents.texts.is_null(),
@@ -93,11 +98,32 @@ class Filter:
                         raise misfit
                     drop_bad(choice, place, misfit)
             drop(choice, f"where {condition.text}", ~judgement.holds)
+        self._drop_misfits(documents, choice)
         if self.passages:
             found = np.zeros(len(documents.rows), np.bool_)
             found[choice.kept] = self.passages.mark(documents.texts.filter(pa.array(choice.kept)))
             drop(choice, "contained", found)
         return choice
+
+    def keep_columns(self, documents: Documents) -> dict[str, pa.Array]:
+        """The columns of --keep-column, as the sidecar has them; ValueError for another kind."""
+        return {entry.name: self._convert(entry, documents)[0] for entry in self.kept}
+
+    def _drop_misfits(self, documents: Documents, choice: Choice) -> None:
+        """Drop documents whose kept columns hold text that is not what it should be."""
+        for entry in self.kept:
+            for place, why in self._convert(entry, documents)[1].items():
+                if choice.kept[place]:
+                    misfit = BadDocument(f"{documents.name(place)}: {why}", f"no {entry.kind}")
+                    if not self.skips_bad:
+                        raise misfit
+                    drop_bad(choice, place, misfit)
+
+    def _convert(self, entry: Kept, documents: Documents) -> tuple[pa.Array, dict[int, str]]:
+        try:
+            return entry.convert(documents.columns[entry.name])
+        except ValueError as error:
+            raise ValueError(f"{documents.path}: {error}") from None
 
 
 def drop(choice: Choice, reason: str, found: npt.NDArray[np.bool_]) -> None:
@@ -131,6 +157,7 @@ def make_filter(policy: Policy, folder: Path | None = None) -> Filter:
         policy.where,
         policy.skips_bad,
         passages,
+        policy.keep_column,
     )
 
 

@@ -20,10 +20,13 @@ from shards.disk.layout import (
 )
 from shards.disk.shapes import HASH, OrNull, find_misshape
 from shards.format import SPLITS, Shard
+from shards.schema import PACKING_COUNTS
 from shards.widths import TOKEN_BYTES
 
 SHARD_SHAPE = {"split": str, "name": str, "num_tokens": int, "num_documents": int, "sha256": str}
 WIDTH = "token_bytes"  # Receipts of earlier releases have none: 2.
+# Those of earlier releases have none of these either: no shard is packed.
+PACKED = ("row_tokens", *PACKING_COUNTS)
 AUDIT_SHAPE = {
     "documents_read": int,
     "train": int,
@@ -137,7 +140,13 @@ class Receipt:
     @property
     def num_tokens(self) -> int:
         """Tokens that it used of the budget: those in its shards, and the copies cut later."""
-        return sum(shard.num_tokens for shard in self.shards) + self.cut_tokens
+        kept = sum(shard.num_tokens - shard.padding_tokens for shard in self.shards)
+        return kept + self.cut_tokens
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its documents lie in rows, and no longer in the order in which they were read."""
+        return any(shard.row_tokens is not None for shard in self.shards)
 
 
 def write_pending(folder: Path, receipt: Receipt) -> None:
@@ -215,13 +224,16 @@ def find_strange(raw: Json, unit: int) -> str | None:
         return (
             f"has a shard with another {WIDTH} than {' or '.join(map(str, TOKEN_BYTES.values()))}"
         )
+    packed = [entry.get(key) for entry in raw["shards"] for key in PACKED]
+    if any(count is not None and (type(count) is not int or count < 0) for count in packed):
+        return "has a shard whose rows or padding are other than whole numbers"
     strange = [entry["name"] for entry in raw["shards"] if not own.fullmatch(entry["name"])]
     return f"{strange[0]!r} is not a file of unit {unit}" if strange else None
 
 
 def pick_shards(raw: Json) -> list[Json]:
     """The entries of a receipt's shards."""
-    keys = (*SHARD_SHAPE, WIDTH)
+    keys = (*SHARD_SHAPE, WIDTH, *PACKED)
     return [{key: entry[key] for key in keys if key in entry} for entry in raw["shards"]]
 
 

@@ -30,7 +30,8 @@ from shards.disk.durable import advise_writing
 from shards.disk.folders import remove
 from shards.disk.layout import TOKENIZER, downloads_folder, temporary_folder
 from shards.format import SPLITS
-from shards.writer import ShardWriter, commit_shards
+from shards.packing.writer import Packing, make_writer
+from shards.writer import commit_shards
 
 # (documents read, tokens written, bytes of text read) of the unit so far.
 Report = Callable[[int, int, int], None]
@@ -49,6 +50,14 @@ class UnitJob:
     tokenizer: SetTokenizer
     budget: Budget
     remote: tuple[RemoteFile, ...]  # those files of this unit that are fetched
+
+    @property
+    def packing(self) -> Packing | None:
+        """How its documents are packed; None if they are not, or not before copies are dropped."""
+        row_tokens = self.policy.row_tokens
+        if row_tokens is None or self.policy.dedup:
+            return None
+        return Packing(row_tokens, self.tokenizer.end_of_text)
 
 
 def process_unit(job: UnitJob, report: Report) -> Receipt:
@@ -103,12 +112,13 @@ class UnitWork:
         self.filter = make_filter(job.policy, job.folder)
         self.threshold = job.policy.validation_threshold()
         self.writers = {
-            split: ShardWriter(
+            split: make_writer(
                 temporary,
                 split,
                 f"{split}-{job.number:05d}",
                 job.policy.shard_tokens,
                 job.tokenizer.token_bytes,
+                job.packing,
             )
             for split in SPLITS
         }
@@ -241,6 +251,7 @@ class UnitWork:
             self.threshold,
             self.job.tokenizer,
             lambda index: joined.name(int(np.flatnonzero(kept)[index])),
+            self.filter.keep_columns(wanted),
         )
         self._check(wanted, batch)
         fitting = self.budget.count_fitting(batch.ends)

@@ -134,7 +134,7 @@ def remove_documents(shards: Shards, found: list[Found], keeps_places: bool) -> 
         spelling = load_spelling(
             shards.folder / TOKENIZER, manifest.end_of_text, manifest.begin_of_text
         )
-        rewriter = Rewriter(shards.folder, work, spelling, keeps_places)
+        rewriter = Rewriter(shards.folder, work, spelling, keeps_places, manifest.row_tokens)
         rewritten = rewrite_shards(rewriter, shards.manifest, changed)
     except BaseException:
         remove(work)

@@ -18,6 +18,7 @@ import pyarrow as pa
 from shards.disk.durable import hash_file
 from shards.documents import read_pieces
 from shards.format import Int64, Shard
+from shards.packing.writer import Packing, Writer, make_writer
 from shards.reader import make_damage_error
 from shards.sidecar import blank_rows, count_tokens
 from shards.tokenizer import Spelling
@@ -56,6 +57,8 @@ class Rewriter:
     temporary: Path
     spelling: Spelling
     keeps_places: bool
+    # Pack documents into rows of so many tokens; None = they stay one after another.
+    row_tokens: int | None = None
 
     def rewrite(
         self, shard: Shard, rows: Int64, name: str, sidecar_sha256: str | None
@@ -66,7 +69,7 @@ class Rewriter:
         """
         check_sidecar(self.folder, shard, sidecar_sha256)
         stem = name.removesuffix(".bin")
-        writer = ShardWriter(self.temporary, shard.split, stem, ONE_FILE, shard.token_bytes)
+        writer = self._make_writer(shard, stem)
         sha256 = hashlib.sha256()
         num_tokens, text_bytes = 0, 0
         try:
@@ -93,6 +96,14 @@ class Rewriter:
         finally:
             writer.close()
         return Rewritten(written[0] if written else None, len(rows), num_tokens, text_bytes)
+
+    def _make_writer(self, shard: Shard, stem: str) -> Writer:
+        """What writes the new shard: packed anew, unless all that stays keeps its place."""
+        if self.keeps_places:
+            folder, token_bytes = self.temporary, shard.token_bytes
+            return ShardWriter(folder, shard.split, stem, ONE_FILE, token_bytes, shard.row_tokens)
+        packing = Packing(self.row_tokens, self.spelling.end_of_text) if self.row_tokens else None
+        return make_writer(self.temporary, shard.split, stem, ONE_FILE, shard.token_bytes, packing)
 
     def _count_bytes(self, shard: Shard, tokens: Tokens, sizes: Int64) -> int:
         """The bytes of text of some documents; ValueError for ids that no tokenizer has."""

@@ -43,7 +43,7 @@ def count_near_duplicates(folder: Path, manifest: Manifest, shards: list[Shard])
 
     Raises ValueError if the temporary folder has too little room.
     """
-    settings, total = NearSettings(), sum(shard.num_documents for shard in shards)
+    settings, total = NearSettings(), sum(shard.num_rows for shard in shards)
     text = TokenText(read_set_spelling(folder, manifest))
     progress = ReadProgress("documents", total)
     with tempfile.TemporaryDirectory(prefix="velocity-") as temporary:
@@ -66,7 +66,7 @@ def count_clusters(
     """What was found, in numbers."""
     found = NearDuplicates()
     copies = np.zeros(total, np.uint32)
-    num_train = sum(shard.num_documents for shard in shards if shard.split == "train")
+    num_train = sum(shard.num_rows for shard in shards if shard.split == "train")
     first = 0
     for sizes in read_sizes(folder, shards):
         numbers = np.arange(first, first + len(sizes))

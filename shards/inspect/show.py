@@ -6,6 +6,7 @@ from pathlib import Path
 from shards.documents import Document, Sidecars, find_documents, match_hash, match_url
 from shards.format import SPLITS, Manifest, check_split
 from shards.index.state import describe_index
+from shards.inspect.packed import describe_packing
 from shards.reader import Shards
 from shards.tokenizer import read_set_spelling
 
@@ -35,6 +36,8 @@ def describe_set(folder: Path, manifest: Manifest) -> Iterator[str]:
             f"{split:<11} {manifest.num_tokens(split):,} tokens, {documents:,} documents, "
             f"{len(shards):,} shards"
         )
+    if packing := describe_packing(manifest):
+        yield f"packing     {packing}"
     dropped = ", ".join(f"{n:,} {reason}" for reason, n in manifest.audit["dropped"].items())
     yield f"dropped     {dropped}"
     policy = manifest.content["policy"]

@@ -20,12 +20,14 @@ from shards.reader import Shards
 from shards.rows import read_rows
 from shards.screen.lines import ReadProgress
 from shards.screen.names import advise_verify
-from shards.sidecar import count_tokens, is_blank
+from shards.sidecar import NO_SOURCE, count_tokens, is_blank
 from shards.tokenizer import Spelling, read_set_spelling
 from shards.widths import Tokens
 
 # The source name of documents that `velocity shards remove` left only the places of.
 REMOVED = "(removed)"
+# That of what fills up packed rows.
+PADDING = "(padding)"
 # Tokens counted at a time: as 64-bit numbers they still fit in a processor's cache.
 BLOCK_TOKENS = 1 << 20
 
@@ -139,8 +141,9 @@ class SetCounter:
                 tokens = file.read_tokens(start, int(sizes.sum()))
                 counts = self._count_tokens(shard, tokens)
                 num_bytes = self.spelling.count_bytes(tokens, sizes, counts)
-                amount = Amount(len(sizes), len(tokens), num_bytes)
-                if source != REMOVED:
+                num_documents = 0 if source == PADDING else len(sizes)
+                amount = Amount(num_documents, len(tokens), num_bytes)
+                if source not in (REMOVED, PADDING):
                     self.lengths.add(sizes)
                 self.sources.setdefault(source, Amount()).add(amount)
                 self.splits[shard.split].add(amount)
@@ -170,9 +173,13 @@ def read_stretches(shards: Shards, shard: Shard) -> Iterator[tuple[str, Int64]]:
     for batch in read_rows(shards.folder, shard, columns, read_dictionary=["source_file"]):
         sizes = count_tokens(batch)
         column = batch.column("source_file")
-        names = [*column.dictionary.to_pylist(), REMOVED]
+        sources = column.dictionary.to_pylist()
+        names = [*(PADDING if name == NO_SOURCE else name for name in sources), REMOVED]
         codes = column.indices.to_numpy()
-        codes = np.where(is_blank(batch.column("doc_hash")), len(names) - 1, codes)
+        is_removed = is_blank(batch.column("doc_hash"))
+        if NO_SOURCE in sources:
+            is_removed &= codes != sources.index(NO_SOURCE)
+        codes = np.where(is_removed, len(names) - 1, codes)
         bounds = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
         for first, last in pairwise(bounds):
             if first < last:

@@ -26,7 +26,7 @@ def trace_samples(
     sidecars = Sidecars(shards, split)
     starts = order.starts(samples)
     for sample, start in zip(samples.tolist(), starts.tolist(), strict=True):
-        stop = start + order.max_seq_length + 1
+        stop = start + order.window_tokens
         spans = choice.spans(start, stop) if choice else [(start, stop)]
         yield sample, spans, [found for span in spans for found in sidecars.between(*span)]
 

@@ -12,6 +12,7 @@ from shards.disk.layout import TOKENIZER
 from shards.files import ShardFile
 from shards.format import Int64, Manifest, Shard, read_manifest
 from shards.index.state import verify_index
+from shards.inspect.packed import find_wrong_packing
 from shards.rows import SidecarError, read_block_checksums, read_rows
 from shards.schema import list_copies
 from shards.screen.lines import ReadProgress
@@ -77,8 +78,11 @@ def verify_sidecar(
         return f"its sha256 is not the manifest's{unsure}", None
     try:
         sizes = [count_tokens(rows) for rows in read_rows(folder, shard, ["start", "num_tokens"])]
+        fault = find_wrong_packing(folder, shard)
     except SidecarError as error:
-        return error.fault, None
+        fault = error.fault
+    if fault is not None:
+        return fault, None
     return None, np.cumsum(np.concatenate([np.empty(0, np.int64), *sizes]))
 
 

@@ -20,7 +20,7 @@ from shards.disk.json_files import Json
 from shards.format import Int64, Shard
 from shards.reader import Shards
 from shards.rows import read_rows
-from shards.sidecar import Marks, count_tokens
+from shards.sidecar import Marks, count_tokens, is_padding
 from shards.where.condition import Condition, parse_condition
 from shards.where.marks import mark_rows
 
@@ -130,9 +130,14 @@ def choose_windows(
 ) -> Choice:
     """What a run with data.where reads of the train split, or of its first `num_tokens`.
 
-    Raises ValueError as `choose` does, and if too little is chosen for two windows; where all is,
-    the order of samples refuses that.
+    Raises ValueError as `choose` does, for a packed set, and if too little is chosen for two
+    windows; where all is, the order of samples refuses that.
     """
+    if where is not None and shards.manifest.row_tokens is not None:
+        raise ValueError(
+            f"{shards.folder}: is packed, and its rows are read whole, so data.where cannot choose "
+            "among their documents; leave it out, or choose when the set is made, by prep's --where"
+        )
     choice = choose(shards, "train", where, num_tokens)
     if where is not None and choice.num_tokens < 2 * max_seq_length:
         raise ValueError(
@@ -170,13 +175,14 @@ def mark_documents(
 
     They have num_tokens, the columns that the condition names, and `columns`.
     """
-    names = list(dict.fromkeys(["num_tokens", *condition.columns, *columns]))
+    packed = ["source_file"] * (shard.num_paddings > 0)
+    names = list(dict.fromkeys(["num_tokens", *condition.columns, *columns, *packed]))
     for rows in read_rows(shards.folder, shard, names):
         try:
             marks = mark_rows(condition, rows)
         except ValueError as error:
             raise ValueError(f"{shards.folder / shard.sidecar}: {error}") from None
-        yield rows, marks
+        yield rows, marks & ~is_padding(rows) if packed else marks
 
 
 def find_runs(sizes: Int64, marks: Marks) -> Int64:

@@ -62,15 +62,15 @@ def test_stages_are_told_and_compiled_for_where_their_shapes_differ() -> None:
 
 
 def test_a_run_reads_what_was_planned_and_goes_on_within_the_warmup(
-    small_shards: Path, tmp_path: Path
+    tiny_shards: Path, tmp_path: Path
 ) -> None:
     """On one rank and on two; going on after steps 2 and 3, at the end of a stage and within it."""
     constant = WARMUP | {"training__schedule": "constant"}
-    run_small(small_shards, tmp_path / "one", **constant)
-    run_ranks(2, make_overrides(small_shards, tmp_path / "two", **constant))
+    run_small(tiny_shards, tmp_path / "one", **constant)
+    run_ranks(2, make_overrides(tiny_shards, tmp_path / "two", **constant))
     for steps in (2, 3, 8):
         changes = constant | {"training__num_training_steps": steps}
-        run_small(small_shards, tmp_path / "resumed", **changes)
+        run_small(tiny_shards, tmp_path / "resumed", **changes)
     assert_equal_bits(*(checkpoint_tensors(tmp_path / n, 8) for n in ("one", "resumed")))
     for name in ("one", "two", "resumed"):
         consumed = [*read_metrics(tmp_path / name, "samples").values()]
@@ -80,9 +80,9 @@ def test_a_run_reads_what_was_planned_and_goes_on_within_the_warmup(
         one, two = (read_metrics(tmp_path / name, metric) for name in ("one", "two"))
         assert one == pytest.approx(two, abs=1e-5)
 
-    shards = open_shards(small_shards)
+    shards = open_shards(tiny_shards)
     taken = trace_run(shards, tmp_path / "resumed" / "checkpoints")
-    planned = trace_settings(shards, make_config(small_shards, tmp_path, **constant), 2)
+    planned = trace_settings(shards, make_config(tiny_shards, tmp_path, **constant), 2)
     for step, (first, stop) in enumerate(pairwise([0, *accumulate(SAMPLES)]), start=1):
         for tracer in (taken, planned):
             found = [sample for sample, _, _ in tracer.documents_of_step(step)]
@@ -92,14 +92,14 @@ def test_a_run_reads_what_was_planned_and_goes_on_within_the_warmup(
 
 
 def test_a_run_that_goes_back_into_an_earlier_stage_has_its_batches(
-    small_shards: Path, tmp_path: Path
+    tiny_shards: Path, tmp_path: Path
 ) -> None:
     """Steps of 1, 1, 1, 2, 2, 2, then 4 samples; step 7 is bad, and the run goes back to step 4."""
     warmup = {"training__batch_warmup_steps": 6, "training__batch_warmup_doublings": 2}
     # The losses of single samples differ too much to be compared.
     settings = SETTINGS | warmup | {"training__spike_threshold": "null"}
     with bent(lambda run, total: spoil((13,), run, total, math.nan)):
-        run_small(small_shards, tmp_path, **settings)
+        run_small(tiny_shards, tmp_path, **settings)
     assert read_history(tmp_path, 10) == [(0, 0, 1), (3, 3, 2), (4, 13, 2), (6, 17, 4)]
     samples = read_metrics(tmp_path, "samples")
     assert [samples[step] for step in range(1, 11)] == [1, 2, 3, 5, 15, 17, 21, 25, 29, 33]

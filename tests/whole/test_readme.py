@@ -216,7 +216,8 @@ def run_velocity(words: list[str], folder: Path) -> None:
         "sample": ["--max-new-tokens", "3"],
         "tokenizer": ["--vocab-size", "270"],
     }
-    code, said = run_cli([*words, *small.get(words[0], [])], folder)
+    rows = ["--pack-tokens", str(SMALL["data.max_seq_length"])] if "--pack" in words else []
+    code, said = run_cli([*words, *small.get(words[0], []), *rows], folder)
     assert code == 0, f"{words}\n{said}"
 
 

@@ -18,6 +18,7 @@ from model.checkpoints.kept_tokenizer import KeptTokenizer
 from model.documents import Marks
 from model.transformer import Transformer
 from shards.disk.layout import TOKENIZER
+from shards.order import check_row_tokens, find_padding
 from shards.reader import Shards, TokenStream, open_shards
 from shards.screen.lines import Say, format_plural
 from shards.screen.url import refuse_url
@@ -31,8 +32,7 @@ from train.evaluation.tasks import EncodedTask, Encoding, Limits, encode_task, s
 from train.evaluation.windows import (
     Window,
     check_tokenizer,
-    count_windows,
-    cut_windows,
+    cut_split,
     group_windows,
     read_windows,
 )
@@ -64,6 +64,8 @@ class EvalSet:
     spelling: Spelling
     marks: Marks | None
     windows: Sequence[Window]
+    # What the rows of a packed set end in.
+    padding: int | None
 
     @property
     def key(self) -> str:
@@ -81,7 +83,9 @@ class EvalSet:
         groups = group_windows(iter(self.windows), size)
         read = partial(read_windows, self.stream)
         with separated(model, self.marks):
-            found = predict_together(dealer, self.key, model, self.spelling, groups, read)
+            found = predict_together(
+                dealer, self.key, model, self.spelling, groups, read, self.padding
+            )
         described = found.describe()
         return {name: described[name] for name in OF_SETS}
 
@@ -231,19 +235,20 @@ def cut_set(name: str, shards: Shards, config: Config) -> EvalSet:
     """The first windows of a set's validation split or, if it has none, of its train split."""
     length = config.data.max_seq_length
     split = "validation" if shards.manifest.num_tokens("validation") else "train"
-    num_predicted = shards.manifest.num_tokens(split) - 1
-    count = min(count_windows(num_predicted, length, length), config.training.eval_windows)
+    check_row_tokens(shards.manifest, length)
+    total, windows = cut_split(shards.manifest, split, length, length)
+    count = min(total, config.training.eval_windows)
     if not count:
         raise ValueError(
-            f"{shards.folder}: its {split} split has {num_predicted + 1:,} tokens, fewer than a "
-            f"window of {length + 1:,} (data.max_seq_length and one)"
+            f"{shards.folder}: its {split} split has {shards.manifest.num_tokens(split):,} tokens, "
+            f"fewer than a window of {length + 1:,} (data.max_seq_length and one)"
         )
-    windows = islice(cut_windows(num_predicted, length, length, keeps_rest=False), count)
     return EvalSet(
         name,
         split,
         shards.stream(split, config.data.checks_first_reads),
         read_set_spelling(shards.folder, shards.manifest),
         find_marks(config.data, shards.manifest),
-        [*windows],
+        [*islice(windows, count)],
+        find_padding(shards.manifest),
     )

@@ -10,6 +10,7 @@ import torch
 from model.transformer import Transformer
 from shards.disk.json_files import Json
 from shards.format import Int64
+from shards.inspect.stats import PADDING
 from shards.screen.lines import ReadProgress
 from shards.tokenizer import Spelling
 from train.evaluation.dealing import Dealer, Float64
@@ -73,21 +74,29 @@ class Scored:
 
 
 def predict(
-    model: Transformer, spelling: Spelling, length: int, batches: Iterator[Batch], total: int
+    model: Transformer,
+    spelling: Spelling,
+    length: int,
+    batches: Iterator[Batch],
+    total: int,
+    padding: int | None = None,
 ) -> Prediction:
     """Predict all batches, of windows of `length` tokens or fewer; `total` is how many windows.
 
-    Raises NotFiniteError for a loss that is no number.
+    `padding` is what rows of a packed set end in. Raises NotFiniteError for a loss that is no
+    number.
     """
     prediction, progress = Prediction(), ReadProgress("windows", total)
     edges = find_edges(length)
     for batch in batches:
-        scored = score_windows(model, spelling, batch.tokens, batch.num_old)
+        scored = score_windows(model, spelling, batch.tokens, batch.num_old, padding)
         if not np.isfinite(scored.nats).all():
             raise NotFiniteError
         for window in range(len(batch)):
             prediction.total.add(scored.add_up(window, slice(None)))
             for code in np.unique(batch.sources[window]).tolist():
+                if batch.names[code] == PADDING:
+                    continue
                 estimate = prediction.sources.setdefault(batch.names[code], Estimate())
                 estimate.add(scored.add_up(window, batch.sources[window] == code))
             for first, stop in zip(edges, [*edges[1:], length], strict=True):
@@ -105,6 +114,7 @@ def predict_together(
     spelling: Spelling,
     groups: Iterable[Sequence[Window]],
     read: Callable[[Sequence[Window]], Int64],
+    padding: int | None = None,
 ) -> Estimate:
     """The same for all ranks of a run together: groups of windows, which `read` makes tokens of.
 
@@ -113,7 +123,7 @@ def predict_together(
 
     def compute(group: Sequence[Window]) -> Float64:
         num_old = np.array([window.num_old for window in group])
-        scored = score_windows(model, spelling, read(group), num_old)
+        scored = score_windows(model, spelling, read(group), num_old, padding)
         sums = [astuple(scored.add_up(window, slice(None))) for window in range(len(group))]
         return np.array(sums, np.float64)
 
@@ -126,14 +136,22 @@ def predict_together(
     return estimate
 
 
-def score_windows(model: Transformer, spelling: Spelling, tokens: Int64, num_old: Int64) -> Scored:
+def score_windows(
+    model: Transformer,
+    spelling: Spelling,
+    tokens: Int64,
+    num_old: Int64,
+    padding: int | None = None,
+) -> Scored:
     """What the model makes of windows (B, T + 1), with the bytes each predicted token stands for.
 
-    The first `num_old` (B,) predictions of each do not count.
+    The first `num_old` (B,) predictions of each do not count, nor does `padding` after itself.
     """
     rows = torch.from_numpy(tokens).to(model.lm_head.weight.device)
     losses, best = model.token_losses(rows[:, :-1], rows[:, 1:])
     counts = (np.arange(tokens.shape[1] - 1) >= num_old[:, None]).astype(np.int64)
+    if padding is not None:
+        counts[(tokens[:, :-1] == padding) & (tokens[:, 1:] == padding)] = 0
     nats: Float64 = losses.cpu().double().numpy().reshape(counts.shape) * counts
     is_text, num_bytes = measure_text(spelling, tokens)
     return Scored(

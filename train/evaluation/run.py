@@ -13,6 +13,7 @@ from model.sample.over_run import load_each
 from model.sample.prompts import read_text
 from shards.disk.json_files import Json
 from shards.format import SPLITS
+from shards.order import find_padding
 from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import encode_plainly, read_set_spelling, read_spelling
@@ -28,7 +29,7 @@ from train.evaluation.show import describe_report, describe_reports
 from train.evaluation.tasks import Encoding, Limits, encode_task, score_task
 from train.evaluation.windows import (
     check_tokenizer,
-    count_windows,
+    cut_split,
     cut_windows,
     read_set_batches,
     read_text_batches,
@@ -49,7 +50,7 @@ def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str
     known = [None for _ in tasks] if solved.contamination is None else find_clean(solved, tasks)
     shots = Shots(solved.shots, solved.shots_from, solved.shots_seed)
     tasks = [add_shots(task, shots, solved.delimiter) for task in tasks]
-    exam = prepare_exam(request.programs, request.measured.batch_size)
+    exam = prepare_exam(request.programs, request.measured.batch_size, not request.all)
     each = load_each(ckpt, load, say) if request.all else map(load, [ckpt])
     for generator in each:
         report = evaluate_one(generator, request, list(zip(tasks, known, strict=True)), exam)
@@ -90,14 +91,21 @@ def evaluate_one(
             for task, clean in tasks
         ]
     if exam is not None:
-        report["programs"] = exam.put_to(generator, is_one=not request.all)
+        report["programs"] = exam.put_to(generator)
     return report
 
 
 def measure(generator: Generator, measured: Measured) -> Json:
     """How well a checkpoint predicts the set or the texts, as JSON."""
-    length = choose_length(generator, measured.length)
+    shards = None if measured.shards is None else open_shards(measured.shards)
+    row_tokens = None if shards is None else shards.manifest.row_tokens
+    length = choose_length(generator, measured.length, row_tokens)
     stride = measured.stride or length
+    if row_tokens is not None and stride != length:
+        raise ValueError(
+            f"{measured.shards}: is packed in rows of {row_tokens:,} tokens, which are its "
+            "windows; leave out --stride"
+        )
     if stride > length:
         raise ValueError(
             f"--stride is {stride:,} and a window's length {length:,}: tokens between windows "
@@ -105,8 +113,7 @@ def measure(generator: Generator, measured: Measured) -> Json:
         )
     if measured.split not in SPLITS:
         raise ValueError(f"--split is {measured.split!r}; expected one of {', '.join(SPLITS)}")
-    if measured.shards is not None:
-        shards = open_shards(measured.shards)
+    if shards is not None:
         what: Json = {
             "shards": str(measured.shards),
             "dataset_id": shards.manifest.dataset_id,
@@ -120,9 +127,18 @@ def measure(generator: Generator, measured: Measured) -> Json:
     return {**what, **windows, **prediction.describe()}
 
 
-def choose_length(generator: Generator, wanted: int | None) -> int:
-    """How many tokens a window predicts: as asked for, as in the run, or the model's context."""
+def choose_length(generator: Generator, wanted: int | None, row_tokens: int | None = None) -> int:
+    """How many tokens a window predicts: as asked for, as in the run, or the model's context.
+
+    In a packed set it is a row of `row_tokens`.
+    """
     assert generator.folder is not None
+    if row_tokens is not None and wanted not in (None, row_tokens):
+        raise ValueError(
+            f"--length is {wanted:,}; the set is packed in rows of {row_tokens:,} tokens, which "
+            "are its windows; leave out --length"
+        )
+    wanted = row_tokens or wanted
     if wanted is None and (generator.folder / RUN_CONFIG).is_file():
         wanted = read_run_config(generator.folder).data.max_seq_length
     length = wanted or generator.context
@@ -140,22 +156,23 @@ def predict_set(
     check_tokenizer(
         shards, generator.tokenizer, generator.model.config.num_ids, f"that of {generator.folder}"
     )
-    num_predicted = shards.manifest.num_tokens(measured.split) - 1
-    total = count_windows(num_predicted, length, stride)
+    num_tokens = shards.manifest.num_tokens(measured.split)
+    total, windows = cut_split(shards.manifest, measured.split, length, stride)
     if not total:
         raise ValueError(
-            f"{shards.folder}: {measured.split} has {num_predicted + 1:,} tokens, fewer than a "
+            f"{shards.folder}: {measured.split} has {num_tokens:,} tokens, fewer than a "
             f"window of {length + 1:,}; see --length and --split"
         )
     total = min(total, measured.windows or total)
-    windows = islice(cut_windows(num_predicted, length, stride, keeps_rest=False), total)
+    windows = islice(windows, total)
     spelling = read_set_spelling(shards.folder, shards.manifest)
     batches = read_set_batches(shards, measured.split, windows, measured.batch_size)
     marks = None
     if generator.folder is not None and (generator.folder / RUN_CONFIG).is_file():
         marks = find_marks(read_run_config(generator.folder).data, shards.manifest)
     with separated(generator.model, marks):
-        return predict(generator.model, spelling, length, batches, total)
+        padding = find_padding(shards.manifest)
+        return predict(generator.model, spelling, length, batches, total, padding)
 
 
 def predict_texts(generator: Generator, measured: Measured, length: int, stride: int) -> Prediction:

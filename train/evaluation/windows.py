@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from shards.documents import Sidecars
-from shards.format import Int64
-from shards.inspect.stats import REMOVED
+from shards.documents import Document, Sidecars
+from shards.format import Int64, Manifest
+from shards.inspect.stats import PADDING, REMOVED
 from shards.reader import Shards, TokenStream
 from shards.tokenizer import encode_plainly
 
@@ -66,6 +66,21 @@ def cut_windows(num_predicted: int, length: int, stride: int, keeps_rest: bool) 
         done = start + size
 
 
+def cut_split(
+    manifest: Manifest, split: str, length: int, stride: int
+) -> tuple[int, Iterator[Window]]:
+    """How many whole windows a split has, and these.
+
+    Those of a packed set are its rows, each read and predicted without the next one.
+    """
+    num_tokens, row_tokens = manifest.num_tokens(split), manifest.row_tokens
+    if row_tokens is None:
+        windows = cut_windows(num_tokens - 1, length, stride, keeps_rest=False)
+        return count_windows(num_tokens - 1, length, stride), windows
+    rows = (Window(start, row_tokens - 1) for start in range(0, num_tokens, row_tokens))
+    return num_tokens // row_tokens, rows
+
+
 def count_windows(num_predicted: int, length: int, stride: int) -> int:
     """How many of these are whole."""
     return max(0, (num_predicted - length) // stride + 1)
@@ -98,14 +113,21 @@ def read_set_batches(
     for group in group_windows(windows, batch_size):
         size, starts = group[0].size, find_starts(group)
         tokens = read_windows(stream, group)
-        documents = sidecars.between(group[0].start, group[-1].start + size + 1)
-        origins = [REMOVED if d.is_blank else d.source_file for d in documents]
+        documents = sidecars.covering(group[0].start, group[-1].start + size + 1)
+        origins = [name_origin(document) for document in documents]
         names = sorted(set(origins))
         codes = np.array([names.index(name) for name in origins])
         stops = np.array([document.stop for document in documents])
         places = starts[:, None] + np.arange(1, size + 1)
         sources = codes[np.searchsorted(stops, places, side="right")]
         yield Batch(tokens, np.array([window.num_old for window in group]), sources, names)
+
+
+def name_origin(document: Document) -> str:
+    """The source that a document's tokens count for."""
+    if document.is_padding:
+        return PADDING
+    return REMOVED if document.is_blank else document.source_file
 
 
 def read_windows(stream: TokenStream, group: Sequence[Window]) -> Int64:

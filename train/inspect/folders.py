@@ -168,7 +168,9 @@ def inspect_set(folder: Path) -> Report:
         report.use = [f"velocity shards verify {name}"]
     else:
         report.use = [
-            suggest_command(folder, manifest.num_tokens("train"), manifest.vocab_size),
+            suggest_command(
+                folder, manifest.num_tokens("train"), manifest.vocab_size, manifest.row_tokens
+            ),
             f"velocity shards verify {name}",
             f"velocity shards stats {name}",
         ]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from shards.order import SampleOrder
+from shards.order import make_order
 from train.gpus import GIGABYTE, find_gpu
 from train.plan.plan import Machines, Wishes, make_plan
 from train.plan.request import Request
@@ -27,7 +27,7 @@ def run_plan(request: Request, overrides: Sequence[str]) -> list[str]:
         # Both refuse a set without a window, as the run would.
         length = config.data.max_seq_length
         set_tokens = choose_windows(shards, config.data.where, length).num_tokens
-        SampleOrder(set_tokens, length, config.infrastructure.seed)
+        make_order(shards.manifest, length, config.infrastructure.seed, set_tokens)
     machines = find_machines(request)
     if machines is None:
         return describe_sizes(config)

@@ -77,18 +77,27 @@ def list_configs() -> list[str]:
 
 
 def suggest_command(
-    folder: Path, num_tokens: int | None = None, num_ids: int = DEFAULT_VOCAB_SIZE
+    folder: Path,
+    num_tokens: int | None = None,
+    num_ids: int = DEFAULT_VOCAB_SIZE,
+    row_tokens: int | None = None,
 ) -> str:
     """The command that trains on the set in `folder`, with the configuration that fits best.
 
     That is the largest that fits this machine's GPUs and does not read a token of the set, which
     has `num_tokens` of `num_ids` ids, more than MAX_EPOCHS times; without a GPU the smallest.
+    A packed set's rows, of `row_tokens`, are its windows.
     """
     gpus = find_gpus()
     named = choose(gpus, num_tokens, num_ids)
     shards = "" if folder == Path("shards") else f" {quote(f'data.shards={folder}')}"
     ranks = 1 if named.name == SMALLEST else max(len(gpus), 1)
-    return f"torchrun --nproc_per_node {ranks} -m train{named.option}{shards}"
+    length = ""
+    if row_tokens not in (None, named.config.data.max_seq_length):
+        length = f" data.max_seq_length={row_tokens}"
+        if row_tokens > named.config.model.context:
+            length += f" model.max_position_embeddings={row_tokens}"
+    return f"torchrun --nproc_per_node {ranks} -m train{named.option}{shards}{length}"
 
 
 def choose(gpus: list[int], num_tokens: int | None, num_ids: int) -> NamedConfig:

@@ -4,11 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.format import Manifest
+from shards.order import check_row_tokens
 from train.config import Config
 
 
 def fit_model(config: Config, folder: Path, manifest: Manifest) -> Config:
-    """The settings with as many ids as the set has; ValueError if they name another number."""
+    """The settings with as many ids as the set has.
+
+    Raises ValueError if they name another number, or windows other than a packed set's rows.
+    """
+    check_row_tokens(manifest, config.data.max_seq_length)
     num_ids = manifest.vocab_size
     model = config.model.fit(num_ids)
     if model.vocab_size != num_ids:

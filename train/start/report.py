@@ -150,7 +150,8 @@ def describe_optimizer(config: Config, rank: Rank) -> str:
 def describe_validation(config: Config, shards: Shards) -> str:
     """When a validation loss is taken and over how much; or that none is, and why."""
     held, length = shards.manifest.num_tokens("validation"), config.data.max_seq_length
-    windows = min(config.training.eval_windows, max(held - 1, 0) // length)
+    is_packed = shards.manifest.row_tokens is not None
+    windows = min(config.training.eval_windows, max(held - (not is_packed), 0) // length)
     if windows:
         return f"every {config.training.eval_steps:,} steps, {windows:,} windows of {length:,}"
     if config.training.eval_windows == 0:

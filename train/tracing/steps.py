@@ -14,7 +14,7 @@ from shards.documents import Document
 from shards.edit.versions import find_version
 from shards.inspect.show import choose_documents
 from shards.inspect.trace import Spans, count_overlap, trace_samples, trace_tokens
-from shards.order import SampleOrder
+from shards.order import SampleOrder, make_order
 from shards.reader import Shards
 from shards.screen.lines import Say
 from shards.where.choice import Choice, choose_windows
@@ -149,9 +149,9 @@ def make_tracer(
     num_tokens: int | None = None,
 ) -> Tracer:
     """A tracer over the train split, or over its first `num_tokens` if the run had no more."""
-    length = config.data.max_seq_length
+    length, seed = config.data.max_seq_length, config.infrastructure.seed
     choice = choose_windows(shards, config.data.where, length, num_tokens)
-    order = SampleOrder(choice.num_tokens, length, config.infrastructure.seed)
+    order = make_order(shards.manifest, length, seed, choice.num_tokens)
     return Tracer(shards, order, history, num_steps, choice)
 
 

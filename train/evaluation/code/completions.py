@@ -28,11 +28,8 @@ def complete_problems(
     num_full = 0
     # So many together that few places in a batch stay empty.
     size = math.ceil(4 * settings.batch_size / num_texts)
-    try:
-        file = out.open("x", encoding="ascii")
-    except FileExistsError:
-        raise ValueError(f"{out}: is there already; move it, or name another --samples") from None
-    with file:
+    check_new(out)
+    with out.open("x", encoding="ascii") as file:
         for first in range(0, len(problems), size):
             group = problems[first : first + size]
             fits = [has_room(generator, problem, settings) for problem in group]
@@ -49,6 +46,12 @@ def complete_problems(
             progress.add(len(group))
     progress.finish()
     return found, num_full
+
+
+def check_new(out: Path) -> None:
+    """ValueError for a file that is there already."""
+    if out.exists():
+        raise ValueError(f"{out}: is there already; move it, or name another --samples")
 
 
 def has_room(generator: Generator, problem: Problem, settings: Settings) -> bool:

@@ -18,7 +18,7 @@ from model.decode.generator import Generator
 from model.decode.settings import Settings
 from shards.disk.json_files import Json
 from shards.screen.lines import ReadProgress
-from train.evaluation.code.completions import STOPS, complete_problems
+from train.evaluation.code.completions import STOPS, check_new, complete_problems
 from train.evaluation.code.problems import Problem, find_humaneval, read_problems
 from train.evaluation.code.sandbox import Outcome, Sandbox
 from train.evaluation.estimates import Ratio
@@ -37,12 +37,13 @@ class Exam:
     asked: Programs
     batch_size: int
     sandbox: Sandbox | None
+    is_one: bool  # Of several checkpoints, each has a file.
 
-    def put_to(self, generator: Generator, is_one: bool) -> Json:
-        """The result of a checkpoint, as JSON; of one of several, files have its step."""
+    def put_to(self, generator: Generator) -> Json:
+        """The result of a checkpoint, as JSON."""
         asked, num_texts = self.asked, self.asked.num_samples
         out = asked.samples
-        if not is_one and generator.folder is not None:
+        if not self.is_one and generator.folder is not None:
             out = out.with_stem(f"{out.stem}-{step_of(generator.folder)}")
         settings = Settings(
             temperature=asked.temperature,
@@ -73,17 +74,17 @@ class Exam:
         return report
 
 
-def prepare_exam(asked: Programs, batch_size: int) -> Exam | None:
+def prepare_exam(asked: Programs, batch_size: int, is_one: bool) -> Exam | None:
     """What is asked for, if anything is; what it lacks is told before a model is loaded."""
     if asked.is_empty:
         return None
     path = asked.problems or find_humaneval()
     problems = read_problems(path)
-    if asked.samples.exists():
-        raise ValueError(f"{asked.samples}: is there already; move it, or name another --samples")
+    if is_one:
+        check_new(asked.samples)
     sandbox = Sandbox() if asked.execute else None
     name = "HumanEval" if asked.problems is None else str(path)
-    return Exam(name, problems, asked, batch_size, sandbox)
+    return Exam(name, problems, asked, batch_size, sandbox, is_one)
 
 
 def execute(

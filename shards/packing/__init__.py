@@ -1,0 +1,1 @@
+"""Documents packed into rows of one length, none cut that fits into one."""
