@@ -27,9 +27,10 @@ from prep.run import prepare
 from shards.disk.layout import MANIFEST, TOKENIZER
 from shards.format import SPLITS, Manifest, make_manifest
 from shards.inspect.verify import verify_shards
-from shards.order import SampleOrder
+from shards.mixture.sets import MixedOrder
 from train.batches import Batches, Dealing
-from train.run import open_checked_shards
+from train.run import open_checked_sets
+from train.settings import load_config
 
 
 def main() -> None:
@@ -110,10 +111,11 @@ def time_start(folder: Path) -> float:
 
 def read_first_batch(folder: Path) -> torch.Tensor:
     """A rank's start on a set, to its first batch: (8, 16) tokens."""
-    shards = open_checked_shards(str(folder))
-    stream = shards.stream("train", checks_first_reads=True)
-    shards.stream("validation", checks_first_reads=True)
-    order = SampleOrder(stream.num_tokens, 16, seed=1)
+    words = [f"data.shards={folder}", "data.max_seq_length=16"]
+    sets = open_checked_sets(load_config(None, words))
+    stream = sets.stream(checks_first_reads=True)
+    sets.first.stream("validation", checks_first_reads=True)
+    order = MixedOrder.begin(sets)
     dealing = Dealing(32, accumulation_steps=4, rank=0, world_size=1)
     batches = Batches(stream, order, dealing, torch.device("cpu"), consumed=0)
     tokens, _ = next(batches.next_step())

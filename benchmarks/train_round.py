@@ -175,7 +175,7 @@ def build_benchmark_run(
     options: argparse.Namespace, scratch: Path
 ) -> Iterator[tuple["Run", Stopwatch]]:
     """A run with the weights that all engines share, and a watch that saw it being built."""
-    from train.run import build_run, open_checked_shards
+    from train.run import build_run, open_checked_sets
     from train.start.ids import fit_model
     from train.step.kernels import use_kernels
 
@@ -183,8 +183,9 @@ def build_benchmark_run(
     with join_ranks(config.distributed) as rank, use_kernels(config, rank.device) as attention:
         say(f"attention: {attention}")
         watch = Stopwatch(options, rank.device)
-        shards = open_checked_shards(config.data.shards)
-        run = build_run(fit_model(config, shards.folder, shards.manifest), rank, shards, say)
+        sets = open_checked_sets(config)
+        fitted = fit_model(config, sets.first.folder, sets.first.manifest)
+        run = build_run(fitted, rank, sets, say)
         load_weights(run.model, scratch)
         try:
             yield run, watch

@@ -1,4 +1,6 @@
-"""Draws the pictures of the docs from a finished quickstart. Needs matplotlib, the extra `plot`.
+"""Draws the pictures of the docs: from a finished quickstart, and from benchmarks/results.
+
+Needs matplotlib, the extra `plot`.
 
 velocity quickstart
 python docs/draw.py quickstart/ docs/
@@ -6,6 +8,8 @@ python docs/draw.py quickstart/ docs/
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,8 @@ from shards.inspect.plot import BLUE, INK, ORANGE, choose_style, plot_stats
 from shards.inspect.stats import measure_set
 from shards.reader import open_shards
 
-LOSS, STATS = "quickstart-loss.svg", "quickstart-stats.png"
+ROOT = Path(__file__).parent.parent
+LOSS, STATS, LEARNING = "quickstart-loss.svg", "quickstart-stats.png", "learning.svg"
 STATS_WIDTH = 1200
 # The names of the metrics in metrics.jsonl, and how their curves look.
 CURVES: dict[str, dict[str, Any]] = {
@@ -28,14 +33,24 @@ CURVES: dict[str, dict[str, Any]] = {
 }
 
 
-def draw_loss(metrics: Path, entropy: float, path: Path) -> None:
-    """Both losses by step, beside the entropy that knowing only the frequencies gives."""
-    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    # The same run gives the same bytes: no date, no random ids. Text stays text, so it is small.
+@contextmanager
+def drawing(path: Path) -> Iterator[Figure]:
+    """A figure, saved as SVG at the end.
+
+    The same numbers give the same bytes: no date, no random ids. Text stays text, so it is small.
+    """
     settings = choose_style() | {"svg.fonttype": "none", "svg.hashsalt": "velocity"}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
         FigureCanvasSVG(figure)
+        yield figure
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def draw_loss(metrics: Path, entropy: float, path: Path) -> None:
+    """Both losses by step, beside the entropy that knowing only the frequencies gives."""
+    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    with drawing(path) as figure:
         axes = figure.subplots()
         for name, look in CURVES.items():
             points = [(record["step"], record[name]) for record in records if name in record]
@@ -52,7 +67,45 @@ def draw_loss(metrics: Path, entropy: float, path: Path) -> None:
         axes.set_xlim(0)
         axes.grid()
         axes.legend(frameon=False)
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def draw_learning(results: Path, path: Path) -> None:
+    """The tuning of every arm, and the losses of the best one with fewer tokens."""
+    result = json.loads(results.read_text(encoding="utf-8"))
+    whole = result["work"]["steps"]
+    with drawing(path) as figure:
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 4))
+        for number, arm in enumerate(result["arms"]):
+            points = sorted(
+                (trial["rate"], trial["loss"])
+                for trial in result["trials"]
+                if trial["seed"] == 0
+                and (trial["arm"], trial["steps"]) == (arm["arm"], whole)
+                and trial["loss"] is not None
+            )
+            look = {"color": f"C{number}", "label": arm["arm"], "lw": 1.2, "marker": "o", "ms": 3}
+            left.plot(*zip(*points, strict=True), **look)
+        left.set_xscale("log")
+        rates = result["arms"][0]["rates"]
+        left.set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize="small", rotation=30)
+        left.minorticks_off()
+        left.set_xlabel("learning rate")
+        left.set_ylabel("loss held out, nats a token")
+        left.legend(frameon=False, fontsize="small")
+        rows = result["shortened"]
+        shares = [row["share"] for row in rows]
+        right.plot(shares, [row["mean"] for row in rows], color=BLUE, lw=1.5)
+        for row in rows:
+            losses = row["losses"]
+            right.plot([row["share"]] * len(losses), losses, ".", color=BLUE)
+        for key, name in (("tuned", "nanoGPT tuned"), ("shipped", "nanoGPT as shipped")):
+            loss = result["factors"][key]["loss"]
+            right.axhline(loss, color=INK, lw=1, ls="--")
+            at = {"xytext": (0, 4), "textcoords": "offset points", "ha": "right"}
+            right.annotate(f"{name}, all tokens: {loss:.2f}", (1, loss), **at)
+        right.set_xlabel(f"share of the tokens, {rows[0]['arm']}")
+        for axes in (left, right):
+            axes.grid()
 
 
 def draw_stats(shards: Path, path: Path) -> None:
@@ -65,13 +118,14 @@ def draw_stats(shards: Path, path: Path) -> None:
 
 
 def main() -> None:
-    """Draw both pictures."""
+    """Draw all pictures."""
     if len(sys.argv) != 3:
         sys.exit("expected: python docs/draw.py QUICKSTART_FOLDER OUTPUT_FOLDER")
     run, out = Path(sys.argv[1]), Path(sys.argv[2])
     entropy = measure_unigram_entropy(open_shards(run / "shards"))
     draw_loss(run / "logs" / "metrics.jsonl", entropy, out / LOSS)
     draw_stats(run / "shards", out / STATS)
+    draw_learning(ROOT / "benchmarks" / "results" / "learn.json", out / LEARNING)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/: help, settings, the map of files.
+"""Writes the generated parts of docs/: help, settings, the map of files, the tables of results.
 
 python docs/fill.py            writes them
 python docs/fill.py --check    fails where one is stale, and names the file
@@ -178,12 +178,21 @@ def make_sizes() -> str:
     return "\n".join(lines[1:])
 
 
+def make_learning() -> str:
+    """What the recipes came to: the tables of benchmarks/results/learn.json."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.learn.table import make_tables
+
+    return make_tables()
+
+
 # What is made for each page, by the name in its marks.
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "docs/commands.md": ("help", make_help),
     "docs/settings.md": ("settings", make_settings),
     "docs/map.md": ("files", make_file_map),
     "docs/plan.md": ("sizes", make_sizes),
+    "docs/learning.md": ("losses", make_learning),
 }
 
 

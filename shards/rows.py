@@ -170,9 +170,10 @@ def find_wrong_group(metadata: pq.FileMetaData) -> str | None:
 
 
 def check_columns(folder: Path, shard: Shard, schema: pa.Schema, columns: Sequence[str]) -> None:
-    """ValueError if a sidecar has not all of these columns, or one of them twice."""
+    """ValueError if a sidecar lacks one of these columns, or has it twice or in parts."""
     for name in columns:
-        if len(schema.get_all_field_indices(name)) != 1:
+        places = schema.get_all_field_indices(name)
+        if len(places) != 1 or pa.types.is_nested(schema.field(places[0]).type):
             others = [found for found in schema.names if found not in ("start", "doc_hash")]
             raise ValueError(
                 f"{folder / shard.sidecar}: has no column {name!r:.60}; those that a condition can "

@@ -7,7 +7,8 @@ bad-steps.jsonl in the log folder has a line for each:
                                                 came after its checkpoint, up to next_sample
     rank_losses                                 each rank's own: one alone may be a broken machine
     samples                                     the worst first, each with its loss, its rank, its
-                                                documents, and where its window begins in the split
+                                                set, its documents, and where its window begins in
+                                                the set's train split
 """
 
 import math
@@ -20,7 +21,7 @@ from torch.nn.functional import pad
 
 from model.loss import IGNORED
 from shards.documents import Document
-from shards.inspect.trace import trace_samples
+from shards.inspect.trace import trace_mixture
 from train.reports.log_folder import BAD_STEPS
 from train.reports.report import Report
 from train.rollback import go_back
@@ -103,17 +104,16 @@ def describe_worst(run: Run, first_sample: int, losses: list[list[float]]) -> li
         owners, key=lambda s: -owners[s][1] if math.isfinite(owners[s][1]) else -math.inf
     )
     worst = worst[:MAX_SAMPLES]
-    order, choice = run.batches.places.order, run.choice
-    traced = trace_samples(run.shards, "train", order, np.array(worst), choice)
     return [
         {
             "sample": sample,
             "rank": owners[sample][0],
             "loss": finite(owners[sample][1]),
+            "set": str(source.shards.folder),
             "start": spans[0][0],
             "documents": [describe_document(document) for document in documents],
         }
-        for sample, spans, documents in traced
+        for sample, source, spans, documents in trace_mixture(run.order, np.array(worst))
     ]
 
 

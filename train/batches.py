@@ -13,10 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from shards.mixture.sets import MixedOrder
+from shards.mixture.stream import MixedStream
 from shards.order import SampleOrder
 from shards.reader import TokenStream
 from train.targets import count_targets, split_windows
 
+# Of one set, or of all sets of a run.
+Stream = TokenStream | MixedStream
+Order = SampleOrder | MixedOrder
 # Samples whose places are found together.
 SAMPLES_AT_ONCE = 4096
 
@@ -74,7 +79,7 @@ class Places:
     long for thousands of samples as for a few.
     """
 
-    def __init__(self, order: SampleOrder) -> None:
+    def __init__(self, order: Order) -> None:
         self.order = order
         self.dealing: Dealing | None = None
         # The places that were found, for steps that start after so many samples.
@@ -97,8 +102,8 @@ class Batches:
 
     def __init__(
         self,
-        stream: TokenStream,
-        order: SampleOrder,
+        stream: Stream,
+        order: Order,
         dealing: Dealing,
         device: torch.device,
         consumed: int,
@@ -188,9 +193,7 @@ class Batches:
         return windows.split_with_sizes([len(samples) for samples in dealing.own_samples(0)])
 
 
-def read_pinned(
-    stream: TokenStream, places: npt.NDArray[np.int64], num_tokens: int
-) -> torch.Tensor:
+def read_pinned(stream: Stream, places: npt.NDArray[np.int64], num_tokens: int) -> torch.Tensor:
     """Windows read into memory from which a GPU takes them while the host goes on.
 
     torch keeps such memory for the next step, but not before the copy is done.

@@ -132,7 +132,9 @@ def tune_lr(
 
 
 def trace(
-    folder: Annotated[Path, typer.Argument(help="The set's folder.")] = Path("shards"),
+    folder: Annotated[
+        Path | None, typer.Argument(help="A set's folder; default: those of the run.")
+    ] = None,
     step: Annotated[int | None, typer.Option(help="List the documents this step saw.")] = None,
     url: Annotated[str | None, typer.Option(help="List the steps that saw this document.")] = None,
     doc_hash: Annotated[str | None, typer.Option(help="The same, by the document's hash.")] = None,
@@ -146,22 +148,21 @@ def trace(
     overrides: Overrides = None,
 ) -> None:
     """Show which documents a step saw, or which steps saw a document."""
-    from shards.reader import open_shards
     from train.tracing import steps as tracing
 
     if [step, url, doc_hash].count(None) != 2:
         raise ValueError("what should be traced? give exactly one of --step, --url and --doc-hash")
-    shards = open_shards(folder)
     if config or overrides:
         from train.settings import load_config
 
-        tracer = tracing.trace_settings(shards, load_config(config, overrides or ()), ranks)
+        settings = load_config(config, overrides or ())
+        tracers = tracing.plan_sets(folder, settings, ranks)
     else:
-        tracer = tracing.trace_run(shards, run or Path("checkpoints"))
+        tracers = tracing.trace_sets(folder, run or Path("checkpoints"))
     if step is not None:
-        lines = tracing.describe_documents(tracer, step)
+        lines = tracing.describe_documents(tracers, step)
     else:
-        lines = tracing.describe_steps(tracer, url, doc_hash)
+        lines = tracing.describe_steps(tracers, url, doc_hash)
     for line in lines:
         put(line)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from model.config import ModelConfig
+from shards.mixture.entries import Entry
 from shards.screen.url import refuse_url
 from shards.where.condition import parse_condition
 from train.training_config import TrainingConfig
@@ -28,6 +29,10 @@ class DataConfig:
 
     # Folder of the shards that `velocity prep --out` wrote.
     shards: str = "shards/"
+    # Several sets in place of that one, each with its weight: a mapping, such as
+    # {web/: 0.7, code/: 0.3}, or a list of {shards: web/, weight: 0.7}, each of which may have a
+    # where of its own; null = the set in shards.
+    mixture: tuple[Entry, ...] | None = None
     # Tokens that one sample feeds to the model; a window is one token longer.
     max_seq_length: int = 2048
     # Train only on the documents that meet this condition on their columns, such as
@@ -46,10 +51,20 @@ class DataConfig:
         refuse_url(self.shards)
         if self.where is not None:
             parse_condition(self.where)
+            if self.mixture is not None:
+                raise ValueError(
+                    "data.where is for the one set of data.shards; with data.mixture, give the "
+                    "entries that it is for a where of their own"
+                )
         if self.max_seq_length < 1:
             raise ValueError(
                 f"data.max_seq_length is {self.max_seq_length}; expected at least 1 token"
             )
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The sets that the run reads, with their weights; one alone has them all."""
+        return self.mixture or (Entry(self.shards, 1.0, self.where),)
 
     @property
     def checks_first_reads(self) -> bool:

@@ -3,12 +3,14 @@
 import gc
 import math
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shards.reader import Shards, TokenStream
+from shards.mixture.sets import Sets
+from shards.reader import TokenStream
 from shards.screen.lines import say
 from train.bad_step import react
 from train.checkpoints.claim import claim_folders
@@ -23,7 +25,7 @@ from train.ranks.stop import StopFlag
 from train.reports.report import Report
 from train.reports.texts import Sample
 from train.reports.throughput import Speed, find_device_peak
-from train.run import Run, build_run, open_checked_shards
+from train.run import Run, build_run, open_checked_sets
 from train.start.ids import fit_model
 from train.start.report import LABEL_WIDTH
 from train.step.bad_steps import Step
@@ -55,17 +57,17 @@ def train(config: Config, stop: StopFlag | None = None, ending: Ending | None = 
     """
     log_folder = config.infrastructure.log_folder
     with join_ranks(config.distributed, ending, log_folder) as rank, rank.telling():
-        shards = open_checked_shards(config.data.shards)
-        config = fit_model(config, shards.folder, shards.manifest)
+        sets = open_checked_sets(config)
+        config = fit_model(config, sets.first.folder, sets.first.manifest)
         with claim_folders(config.infrastructure, rank):
-            return build_and_run(config, rank, shards, stop or StopFlag())
+            return build_and_run(config, rank, sets, stop or StopFlag())
 
 
-def build_and_run(config: Config, rank: Rank, shards: Shards, stop: StopFlag) -> Outcome:
+def build_and_run(config: Config, rank: Rank, sets: Sets, stop: StopFlag) -> Outcome:
     """Train in folders that are this run's alone."""
     tell = say if rank.is_first else say_nothing
     with use_kernels(config, rank.device) as attention:
-        run = build_run(config, rank, shards, tell)
+        run = build_run(config, rank, sets, tell)
         tell(f"{'attention':<{LABEL_WIDTH}} {attention}")
         return run_to_the_end(run, stop)
 
@@ -93,7 +95,8 @@ def run_to_the_end(run: Run, stop: StopFlag) -> Outcome:
 def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     """Take steps from where the run is to its last one, or until a signal."""
     training = run.config.training
-    validation = run.shards.stream("validation", run.config.data.checks_first_reads)
+    checks = run.config.data.checks_first_reads
+    validation = [source.stream("validation", checks) for source in run.order.sets.sources]
     speed = make_speed(run)
     validation_loss, signal_number = None, 0
     if misses_validation(run, report):
@@ -177,27 +180,37 @@ def misses_validation(run: Run, report: Report | None) -> bool:
 
 
 def take_validation_loss(
-    run: Run, validation: TokenStream, stop: StopFlag, report: Report | None
+    run: Run, validation: Sequence[TokenStream], stop: StopFlag, report: Report | None
 ) -> float | None:
-    """The validation loss at this step, reported; None if there are no windows, or on a stop."""
-    config = run.config
+    """The validation loss at this step, reported; None if there are no windows, or on a stop.
+
+    It is the mean of the sets' losses by their shares.
+    """
+    config, sets = run.config, run.order.sets
     length, padding = config.data.max_seq_length, run.batches.padding
-    loss = evaluate(
-        run.model,
-        validation,
-        count_windows(validation, length, config.training.eval_windows, padding),
-        config.training.micro_batch,
-        length,
-        run.rank,
-        run.autocast,
-        is_stopping=lambda: stop.signal_number != 0,
-        padding=padding,
-    )
-    if report and loss is not None:
-        report.log_validation(run.step, loss)
-    if loss is not None:
-        run.saver.note_loss(run.step, loss)
-    return loss
+    losses: list[float | None] = []
+    for stream in validation:
+        num_windows = count_windows(stream, length, config.training.eval_windows, padding)
+        loss = evaluate(
+            run.model,
+            stream,
+            num_windows,
+            config.training.micro_batch,
+            length,
+            run.rank,
+            run.autocast,
+            is_stopping=lambda: stop.signal_number != 0,
+            padding=padding,
+        )
+        if loss is None and num_windows:
+            return None  # On a stop.
+        losses.append(loss)
+    mean = sets.average(losses)
+    if report and mean is not None:
+        report.log_validation(run.step, mean, sets.by_name(losses))
+    if mean is not None:
+        run.saver.note_loss(run.step, mean)
+    return mean
 
 
 def take_evaluations(run: Run, stop: StopFlag, report: Report | None) -> bool:
@@ -250,9 +263,21 @@ def describe_step(run: Run, step: Step) -> dict[str, float | None]:
         "skipped_steps": run.bad_steps.total,
         "bad_steps": run.bad_steps.bad,
         "samples": run.batches.consumed,
-        "epoch": round(run.batches.consumed / run.batches.places.order.windows_per_epoch, 6),
+        **describe_epochs(run),
         "data_wait_seconds": round(wait_seconds, 6),
     }
+
+
+def describe_epochs(run: Run) -> dict[str, float | None]:
+    """How often the run has read its set; of several sets, each by itself."""
+    sets, counts = run.order.sets, run.order.count_samples(run.batches.consumed)
+    epochs = [
+        round(count / source.order.windows_per_epoch, 6)
+        for count, source in zip(counts, sets.sources, strict=True)
+    ]
+    if len(epochs) == 1:
+        return {"epoch": epochs[0]}
+    return {f"epoch/{name}": value for name, value in sets.by_name(epochs).items()}
 
 
 def warn_of_overflow(step: Step, training: TrainingConfig, report: Report) -> None:

@@ -1,6 +1,6 @@
 """Puts a run together: from scratch, or from where a checkpoint left it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,24 +14,24 @@ from model.checkpoints.weights import deal_weights, make_index
 from model.transformer import FORWARD_METHODS, Transformer
 from shards.disk.layout import TOKENIZER
 from shards.inspect.verify import check_shards
-from shards.order import find_padding, make_order
-from shards.reader import Shards, open_shards
+from shards.mixture.sets import MixedOrder, Sets, open_sets
+from shards.order import find_padding
+from shards.reader import Shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
-from shards.where.choice import Choice, choose_windows
-from shards.where.view import open_view
 from train.batches import Batches, Dealing
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.load import restore
-from train.checkpoints.position import OPTIMIZER, Position, check_same_choice
+from train.checkpoints.position import OPTIMIZER, Position
 from train.checkpoints.resume import agree_on_start
 from train.checkpoints.retention import Retention
 from train.checkpoints.same_run import check_same_run, describe_samples
 from train.checkpoints.saver import Saver
+from train.checkpoints.sets import begin_sets, continue_sets, order_samples
 from train.checkpoints.snapshot import HostMemory, Snapshot, take_snapshot
 from train.checkpoints.state import Parts, collect_moments, describe_state
 from train.checkpoints.warm_up import warm_up
-from train.config import Config
+from train.config import Config, DataConfig
 from train.evaluation.during import Evaluations, open_evaluations
 from train.ranks.distributed import Rank
 from train.ranks.strategy import (
@@ -59,7 +59,9 @@ class Run:
 
     config: Config
     rank: Rank
-    shards: Shards
+    order: MixedOrder
+    # Where it begins or goes on, with the sets that it reads.
+    began: Position
     model: Transformer
     # The model as the ranks share it; on one rank, the model itself.
     parallel_model: nn.Module
@@ -67,8 +69,6 @@ class Run:
     scaler: torch.amp.GradScaler
     autocast: Autocast
     batches: Batches
-    # The documents of the train split that it reads.
-    choice: Choice
     step: int
     history: History
     bad_steps: BadSteps
@@ -101,9 +101,8 @@ class Run:
     @property
     def position(self) -> Position:
         """How far the run has come, for a checkpoint."""
-        dataset_id = self.shards.manifest.dataset_id
-        counts = self.choice.counts
-        return Position(self.step, self.batches.consumed, self.history, dataset_id, counts)
+        consumed = self.batches.consumed
+        return replace(self.began, step=self.step, samples_consumed=consumed, history=self.history)
 
     def take_snapshot(self) -> Snapshot | None:
         """What a checkpoint holds now, on the first rank; all ranks call it together."""
@@ -128,9 +127,9 @@ class Run:
     @cached_property
     def model_files(self) -> dict[str, bytes]:
         """The files beside the weights: made once, as they never change."""
-        manifest = self.shards.manifest
-        boundaries = Boundaries(manifest.end_of_text, manifest.begin_of_text)
-        tokenizer_json = read_tokenizer_json(self.shards.folder / TOKENIZER)
+        first = self.order.sets.first
+        boundaries = Boundaries(first.manifest.end_of_text, first.manifest.begin_of_text)
+        tokenizer_json = read_tokenizer_json(first.folder / TOKENIZER)
         return describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
 
     def save(self) -> None:
@@ -138,27 +137,24 @@ class Run:
         self.saver.begin(self.step, self.take_snapshot)
 
 
-def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
+def build_run(config: Config, rank: Rank, sets: Sets, say: Say) -> Run:
     """The run that the settings describe, at its beginning or where its checkpoint left it."""
     check_precision(rank.device, config.training.precision)
     check_compression(config.distributed, rank)
-    if config.data.verify == "open":
-        own = shards.manifest.shards[rank.rank :: rank.world_size]
-        check_shards(shards.folder, shards.manifest, own)
-    choice = choose_windows(shards, config.data.where, config.data.max_seq_length)
+    check_all_shards(config.data, sets, rank)
     start = agree_on_start(config.infrastructure, rank, say)
     asked, before = config, start.config if start else None
     config = settle_config(config, before, rank, say)
     if start:
-        check_same_run(config, shards, start, say)
-        check_same_choice(choice, start.position, start.path)
+        check_same_run(config, sets, start, say)
         if changed := describe_samples(config, rank.world_size, start):
             say(changed)
     retention = Retention(Path(config.infrastructure.output_dir), config.training)
     rank.do_first(retention.clear_leftovers)
-    check_start(config, rank, shards, choice, start.position.step if start else 0, say)
-    evaluations = open_evaluations(config, shards, say)
-    model = separate_documents(build_model(config, rank), config.data, shards.manifest)
+    position = continue_sets(sets, start.position) if start else begin_sets(sets)
+    check_start(config, rank, order_samples(sets, position), position.step, say)
+    evaluations = open_evaluations(config, sets.first, say)
+    model = separate_documents(build_model(config, rank), config.data, sets.first.manifest)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
     optimizer = make_optimizer(model, config.training, rank)
@@ -166,30 +162,30 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
     bad_steps = BadSteps()
     parts: Parts = {"scaler": scaler, "skips": bad_steps}
     parallel_model = share_model(model, rank, config.distributed)
-    position = Position(0, 0, (), shards.manifest.dataset_id)
     if start:
         # In this order, or the first step would take more memory than any other.
         warm_up(parallel_model, config, rank.device, autocast)
-        start = restore(config, rank, shards, start, model, optimizer, parts, say)
+        start = restore(config, rank, sets, start, model, optimizer, parts, say)
         fit_scaler(scaler, config.training)
-        position = start.position
+        position = continue_sets(sets, start.position)
         say(f"resuming from {start.path}: step {position.step:,}")
     own_start = start.path if start and start.is_own else None
     rank.do_first(lambda: retention.tidy(own_start))
-    batches = make_batches(config, rank, shards, choice, position)
+    order = order_samples(sets, position)
+    batches = make_batches(config, rank, order, position)
     per_step = batches.dealing.samples_per_step
     history = extend_history(position.history, position.step, position.samples_consumed, per_step)
     return Run(
         config,
         rank,
-        shards,
+        order,
+        position,
         model,
         parallel_model,
         optimizer,
         scaler,
         autocast,
         batches,
-        choice,
         position.step,
         history,
         bad_steps,
@@ -197,7 +193,7 @@ def build_run(config: Config, rank: Rank, shards: Shards, say: Say) -> Run:
         Saver(rank, retention, position.step, own_start, say),
         evaluations,
         own_start,
-        find_sampler(config, rank, shards, model, say),
+        find_sampler(config, rank, sets.first, model, say),
     )
 
 
@@ -212,11 +208,24 @@ def find_sampler(
     return rank.do_first(lambda: make_sampler(config, shards, model, say))
 
 
-def open_checked_shards(folder: str) -> Shards:
-    """The run's shards; ValueError if they, or their tokenizer, are not what they were."""
-    shards = open_shards(folder)
-    load_checked_tokenizer(shards.folder, shards.manifest)
-    return shards
+def open_checked_sets(config: Config) -> Sets:
+    """The run's sets; ValueError if they, or their tokenizers, are not what they were."""
+    data = config.data
+    sets = open_sets(data.entries, data.max_seq_length, config.infrastructure.seed)
+    for source in sets.sources:
+        load_checked_tokenizer(source.shards.folder, source.shards.manifest)
+    return sets
+
+
+def check_all_shards(data: DataConfig, sets: Sets, rank: Rank) -> None:
+    """Hash the shards of all sets, if that is asked for, dealt out over the ranks.
+
+    Raises ValueError for damage.
+    """
+    for source in sets.sources if data.verify == "open" else ():
+        manifest = source.shards.manifest
+        own = manifest.shards[rank.rank :: rank.world_size]
+        check_shards(source.shards.folder, manifest, own)
 
 
 def build_model(config: Config, rank: Rank) -> Transformer:
@@ -233,14 +242,10 @@ def build_model(config: Config, rank: Rank) -> Transformer:
     return model.train()
 
 
-def make_batches(
-    config: Config, rank: Rank, shards: Shards, choice: Choice, position: Position
-) -> Batches:
+def make_batches(config: Config, rank: Rank, order: MixedOrder, position: Position) -> Batches:
     """This rank's share of the samples after those already consumed."""
-    stream = open_view(shards, "train", choice, config.data.checks_first_reads)
-    length, seed = config.data.max_seq_length, config.infrastructure.seed
-    order = make_order(shards.manifest, length, seed, stream.num_tokens)
-    padding = find_padding(shards.manifest)
+    stream = order.sets.stream(config.data.checks_first_reads)
+    padding = find_padding(order.sets.first.manifest)
     dealing = find_dealing(config, rank, position.step)
     return Batches(stream, order, dealing, rank.device, position.samples_consumed, padding)
 

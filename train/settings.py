@@ -9,12 +9,14 @@ means what the setting's type says, alike in both (train/start/words.py).
 import difflib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from shards.mixture.entries import Entry as SetEntry
+from shards.mixture.entries import read_entries as read_set_entries
 from shards.screen.secrets import learn_words
 from train.config import SECTIONS, Config
 from train.start.words import (
@@ -28,7 +30,7 @@ from train.start.words import (
     read_word,
     show,
 )
-from train.start.yaml_file import Entry, read_entries, read_settings_text
+from train.start.yaml_file import Entry, read_entries, read_nested, read_settings_text
 
 # Keys of the original VelocityLM that have no effect here: which values are harmless, and what to
 # tell a user who sets another one. An empty tuple: any value is harmless.
@@ -47,9 +49,10 @@ KEYS_WITHOUT_MEANING: dict[str, tuple[tuple[object, ...], str]] = {
 }
 
 
+SHARDS, MIXTURE = "data.shards", "data.mixture"
 # Settings that are paths, in which ~ and $NAME mean what they mean to a shell.
 PATHS = (
-    "data.shards",
+    SHARDS,
     "training.eval_sets",
     "training.eval_tasks",
     "training.sample_prompts",
@@ -74,6 +77,8 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[str] = ()) 
     from_words = [parse_override(override) for override in overrides]
     for entries in (from_file, from_words):
         refuse_contradiction(entries)
+    if names_data(from_words):
+        from_file = [entry for entry in from_file if not names_data([entry])]
     return build_config(layer([*from_file, *from_words], expand_path))
 
 
@@ -99,7 +104,10 @@ def list_entries(tree: Any, origin: str) -> Iterator[Entry]:
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """The settings as plain data, for JSON and YAML."""
-    return asdict(config)
+    tree = asdict(config)
+    mixture = tree["data"]["mixture"]
+    tree["data"]["mixture"] = mixture and list(mixture)  # As JSON gives it back.
+    return tree
 
 
 @cache
@@ -157,7 +165,9 @@ def layer(
         name = f"{entry.section}.{key}"
         if read_path and name in PATHS and isinstance(value, str):
             value = read_path(value, entry)
-        if read_path and name in PATHS and isinstance(value, tuple):
+        if read_path and name == MIXTURE and value is not None:
+            value = tuple(replace(e, shards=read_path(e.shards, entry)) for e in value)
+        elif read_path and name in PATHS and isinstance(value, tuple):
             value = tuple(expand_named(part, entry) for part in value)
         if key:
             tree.setdefault(entry.section, {})[key] = value
@@ -180,14 +190,31 @@ def check_entry(entry: Entry) -> tuple[str, Any]:
         if harmless and read_word(value, type(harmless[0])) not in harmless:
             raise ValueError(f"{place}{name} is {show(value)}, which is not supported: {reason}")
         return "", None
+    if name == MIXTURE:
+        return key, convert_mixture(value, place)
     known = typing.get_type_hints(SECTIONS[section])
     if key not in known:
         raise ValueError(f"{place}no key {show(name)}{suggest(key, known, section)}")
     return key, convert(value, known[key], name, place)
 
 
-def refuse_contradiction(entries: Iterable[Entry]) -> None:
-    """Raise ValueError if one file, or one command line, names two kinds of checkpointing."""
+def names_data(entries: Sequence[Entry]) -> bool:
+    """Whether any of the entries says which sets a run reads."""
+    named = {f"{entry.section}.{entry.key}": entry for entry in entries}
+    return SHARDS in named or (MIXTURE in named and check_entry(named[MIXTURE])[1] is not None)
+
+
+def refuse_contradiction(entries: Sequence[Entry]) -> None:
+    """Raise ValueError if one file, or one command line, names one thing twice.
+
+    That is two kinds of checkpointing, or one set and several.
+    """
+    sets = {f"{entry.section}.{entry.key}": entry for entry in entries if names_data([entry])}
+    if len(sets) == 2:
+        raise ValueError(
+            f"{sets[SHARDS].place}{SHARDS} names one set, and {MIXTURE} several; keep one of the "
+            f"two: the set of {SHARDS} may be one of {MIXTURE}"
+        )
     old, new = "gradient_checkpointing", "activation_checkpointing"
     found = {e.key: e for e in entries if e.section == "training" and e.key in (old, new)}
     meant = {key: check_entry(entry)[1] for key, entry in found.items()}
@@ -196,6 +223,18 @@ def refuse_contradiction(entries: Iterable[Entry]) -> None:
             f"{found[old].place}training.{old}={found[old].value} means training.{new}="
             f"{meant[old]}, but training.{new} is {meant[new]}; keep one of the two"
         )
+
+
+def convert_mixture(value: Any, place: str) -> tuple[SetEntry, ...] | None:
+    """The entries of `data.mixture`, from plain data or, on the command line, from its text."""
+    if isinstance(value, str):
+        value = read_nested(value, MIXTURE)
+    if value is None:
+        return None
+    try:
+        return read_set_entries(value)
+    except ValueError as error:
+        raise ValueError(f"{place}{MIXTURE}: {error}") from None
 
 
 def convert(value: Any, wanted: Any, name: str, place: str) -> Any:

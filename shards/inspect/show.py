@@ -82,13 +82,17 @@ def decode_document(shards: Shards, split: str, document: Document) -> str:
     return spelling.spell(ids[has_begin:], is_first=True)
 
 
+class NoDocumentError(ValueError):
+    """A set that has no such document."""
+
+
 def choose_documents(
     shards: Shards, split: str, index: int | None, url: str | None, doc_hash: str | None
 ) -> list[tuple[str, Document]]:
     """The documents with a number in the split, a URL or a hash, each with its split.
 
-    Only the first of these that is given counts. Raises ValueError if none is, or if no document
-    is found.
+    Only the first of these that is given counts. Raises ValueError if none is, NoDocumentError if
+    no document is found.
     """
     check_split(split)
     if index is not None:
@@ -101,5 +105,5 @@ def choose_documents(
         raise ValueError("which document? name it with --document, --url or --doc-hash")
     found = list(find_documents(shards, matches))
     if not found:
-        raise ValueError(f"{shards.folder}: no document with the {wanted}")
+        raise NoDocumentError(f"{shards.folder}: no document with the {wanted}")
     return found

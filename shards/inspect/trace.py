@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from shards.documents import Document, Sidecars
 from shards.format import Int64
+from shards.mixture.sets import MixedOrder, Source
 from shards.order import SampleOrder
 from shards.reader import Shards
 from shards.where.choice import Choice
@@ -35,6 +36,26 @@ def count_overlap(document: Document, spans: Spans) -> int:
     """How many of a document's tokens the spans hold."""
     pieces = ((max(start, document.start), min(stop, document.stop)) for start, stop in spans)
     return sum(max(stop - start, 0) for start, stop in pieces)
+
+
+def trace_mixture(
+    order: MixedOrder, samples: Int64
+) -> Iterator[tuple[int, Source, Spans, list[Document]]]:
+    """For each sample of a run: its number, its set, where its tokens are, its documents.
+
+    Samples of sets that are not in `order` are left out.
+    """
+    sets, own = order.mixture.locate(samples)
+    traced = {}
+    for number, source in zip(order.numbers, order.sets.sources, strict=True):
+        here = own[sets == number]
+        found = trace_samples(source.shards, "train", source.order, here, source.choice)
+        traced[number] = source, found
+    for sample, number in zip(samples.tolist(), sets.tolist(), strict=True):
+        if number in traced:
+            source, found = traced[number]
+            _, spans, documents = next(found)
+            yield sample, source, spans, documents
 
 
 def trace_tokens(order: SampleOrder, start: int, stop: int, num_samples: int) -> list[int]:

@@ -88,6 +88,11 @@ class Choice:
         """
         return self._find(start), self._find(stop)
 
+    def leaves_out(self, start: int, stop: int) -> bool:
+        """Whether the condition chose none of [start, stop); what came to the set later is not."""
+        first, last = self.inside(start, stop)
+        return self.where is not None and start < self.all_tokens and first == last
+
     def _find(self, place: int) -> int:
         """How many tokens before this place of the split are chosen."""
         run = int(np.searchsorted(self.starts, place, side="right")) - 1

@@ -26,7 +26,7 @@ from tests.servers.forked import find_port
 CALLS = (
     *(f"os.{name}" for name in ("replace", "rename", "unlink", "mkdir", "fsync", "ftruncate")),
     "shutil.rmtree",
-    "train.loop.open_checked_shards",
+    "train.loop.open_checked_sets",
     "train.loop.build_run",
     "train.loop.take_step",
     "train.take_step.clip_gradients",

@@ -219,8 +219,8 @@ def test_a_run_goes_on_where_places_are_kept(shards_copy: Path, tmp_path: Path) 
     new = trace_run(open_shards(shards_copy), tmp_path / "checkpoints")
     assert new.num_steps == 24
     assert [start for _, start, _ in new.documents_of_step(7)] == [start for _, start, _ in seen]
-    assert f"tokens of removed {document.source_file}" in "\n".join(describe_documents(new, 7))
-    assert document.doc_hash not in "\n".join(describe_documents(new, 7))
+    assert f"tokens of removed {document.source_file}" in "\n".join(describe_documents([new], 7))
+    assert document.doc_hash not in "\n".join(describe_documents([new], 7))
 
     remove(shards_copy, URLS[2], keeps_places=False)
     with pytest.raises(ValueError, match=r"was trained with dataset_id=.* keep it as it was, or"):

@@ -90,10 +90,10 @@ def test_a_run_is_traced_from_its_checkpoints(traced: Path, tmp_path: Path) -> N
     samples = [sample for sample, _, _ in tracer.documents_of_step(4)]
     assert samples == list(range(12, 20))
     [(_, _, documents)] = [entry for entry in tracer.documents_of_step(4) if entry[0] == 12]
-    lines = list(describe_steps(tracer, documents[0].url, None))
+    lines = list(describe_steps([tracer], documents[0].url, None))
     assert f"{documents[0].doc_hash} {documents[0].source_file}" in lines[0]
     assert "4" in lines[0].split("steps ")[1].split(" of ")[0].split(", ")
-    assert any(documents[0].doc_hash in line for line in describe_documents(tracer, 4))
+    assert any(documents[0].doc_hash in line for line in describe_documents([tracer], 4))
     with pytest.raises(ValueError, match="step 7: the run has steps 1 to 6"):
         list(tracer.documents_of_step(7))
 

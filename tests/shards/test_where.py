@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from shards.reader import open_shards
@@ -234,6 +235,13 @@ def test_all_of_a_split_is_one_run_without_a_condition(folder: Path) -> None:
     choice = choose(open_shards(folder), "train", None)
     assert isinstance(choice, Choice)
     assert choice.counts is None
+    later = choice.all_tokens
+    assert not choice.leaves_out(later, later + 5)
+    some = choose(open_shards(folder), "train", "source_file == 'web'")
+    end = int(some.starts[0] + some.bounds[1])
+    assert some.leaves_out(end, end + 1)
+    assert not some.leaves_out(end - 1, end + 1)
+    assert not some.leaves_out(later, later + 5)
     assert choice.spans(5, 22) == [(5, 22)]
     assert choice.inside(5, 22) == (5, 22)
 
@@ -276,3 +284,18 @@ def test_a_condition_is_counted_by_split_and_source(folder: Path) -> None:
 def count_ids(number: int) -> int:
     """The tokens of a document, the end token included."""
     return len(encode(load_plain(TOKENIZER_JSON), TEXTS[number])) + 1
+
+
+@pytest.mark.parametrize("is_twice", [False, True])
+def test_a_strange_column_is_refused(tmp_path: Path, is_twice: bool) -> None:
+    write_set(tmp_path / "set", TOKENIZER_JSON, TEXTS[:30], END)
+    shards = open_shards(tmp_path / "set")
+    path = tmp_path / "set" / shards.manifest.split("train")[0].sidecar
+    table = pq.read_table(path)
+    column = pa.array([1] * len(table)) if is_twice else pa.array([[1, 2]] * len(table))
+    for _ in range(1 + is_twice):
+        table = table.append_column("tags", column)
+    pq.write_table(table, path)
+    assert choose(shards, "train", "num_tokens > 0").num_documents == 27
+    with pytest.raises(ValueError, match=r"docs\.parquet: has no column 'tags'; those that a cond"):
+        choose(shards, "train", "tags == 1")

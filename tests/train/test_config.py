@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,19 @@ def test_the_default_model_is_the_seeds() -> None:
 def test_the_named_configs_are_listed_by_size_and_the_last_has_the_default_model() -> None:
     assert list_named_configs() == ["tiny", "30m", "125m", "350m", "1.7b"]
     models = {name: load_config(name).model for name in list_named_configs()}
-    assert [name for name, model in models.items() if model == Config().model] == ["1.7b"]
+    # But for how its weights begin.
+    own = replace(Config().model, init="depth_scaled")
+    assert [name for name, model in models.items() if model == own] == ["1.7b"]
+
+
+def test_the_named_configs_have_the_recipe_that_won_and_the_default_is_the_originals() -> None:
+    for name in list_named_configs():
+        training = load_config(name).training
+        assert (training.optimizer, training.schedule) == ("muon", "linear_to_zero")
+        assert load_config(name).model.init == "depth_scaled"
+    training = Config().training
+    assert (training.optimizer, training.schedule) == ("adamw", "cosine_restarts")
+    assert (training.learning_rate, Config().model.init) == (6e-4, "normal")
 
 
 def test_overrides_come_last_and_6e_4_is_a_number(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from shards.disk.memory import find_memory
-from shards.reader import open_shards
-from shards.where.choice import choose as choose_documents
+from shards.mixture.entries import Entry
+from shards.mixture.sets import MixedOrder, open_sets
 from tests.commands import velocity
 from tests.runs import make_config, run_small
 from train.config import Config, DistributedConfig
@@ -96,6 +96,12 @@ def test_a_run_says_what_it_is_and_needs(
     assert "the learning rate follows the new schedule: step 3 has " in again
 
 
+def open_order(shards: Path, config: Config) -> MixedOrder:
+    """The order of a new run on a set."""
+    data, seed = config.data, config.infrastructure.seed
+    return MixedOrder.begin(open_sets([Entry(str(shards), 1)], data.max_seq_length, seed))
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -110,9 +116,8 @@ def test_a_run_without_a_validation_loss_says_why(
     small_shards: Path, tmp_path: Path, changes: dict[str, object], reason: str
 ) -> None:
     told: list[str] = []
-    shards = open_shards(small_shards)
     config = make_config(small_shards, tmp_path, **changes)
-    report.check_start(config, CPU, shards, choose_documents(shards, "train", None), 0, told.append)
+    report.check_start(config, CPU, open_order(small_shards, config), 0, told.append)
     assert lines_of("\n".join(told))["validation"].startswith(reason)
 
 
@@ -122,17 +127,15 @@ def test_a_model_that_cannot_fit_is_refused_with_one_that_does(
     monkeypatch.setattr(report, "find_memory", lambda: (16 * GIGABYTE, 12 * GIGABYTE))
     config = load_config(None, [f"infrastructure.output_dir={tmp_path}"])
     told: list[str] = []
-    shards = open_shards(small_shards)
-    read = choose_documents(shards, "train", None)
     with pytest.raises(ValueError, match="too large for this machine") as caught:
-        report.check_start(config, CPU, shards, read, 0, told.append)
+        report.check_start(config, CPU, open_order(small_shards, config), 0, told.append)
     assert "1,713,639,424 parameters take 27.4 GB on each rank" in str(caught.value)
     assert "a rank has 16 GB; --config 350m fits (--config list shows all)" in str(caught.value)
     assert told == []
     # What only may fail is told: the state of 5.7 GB fits into 6 GB.
     monkeypatch.setattr(report, "find_memory", lambda: (6 * GIGABYTE, 5 * GIGABYTE))
     config = find_least(load_config("350m", [f"infrastructure.output_dir={tmp_path}"]), 1)
-    report.check_start(config, CPU, shards, read, 0, told.append)
+    report.check_start(config, CPU, open_order(small_shards, config), 0, told.append)
     assert (
         "it may not fit; if it does not, set a smaller training.batch_size_per_device"
         in (lines_of("\n".join(told))["memory"])

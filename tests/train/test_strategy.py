@@ -42,11 +42,11 @@ def read_header(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_fsdp_gives_the_losses_of_ddp(small_shards: Path, tmp_path: Path, precision: str) -> None:
+def test_fsdp_gives_the_losses_of_ddp(tiny_shards: Path, tmp_path: Path, precision: str) -> None:
     """With 5 windows to validate on, the second rank has none left in the last round."""
     settings = {"training__precision": precision, "training__eval_windows": 5}
-    run_ranks(2, make_overrides(small_shards, tmp_path / "ddp", **settings))
-    said, _ = run_ranks(2, make_overrides(small_shards, tmp_path / "fsdp", **settings, **FSDP))
+    run_ranks(2, make_overrides(tiny_shards, tmp_path / "ddp", **settings))
+    said, _ = run_ranks(2, make_overrides(tiny_shards, tmp_path / "fsdp", **settings, **FSDP))
     assert "parameters, 1/2 of each weight a rank (fsdp)" in said
     tolerance = 1e-5 if precision == "fp32" else 1e-3
     for metric in ("loss", "grad_norm", "validation_loss"):
@@ -63,34 +63,32 @@ def test_fsdp_gives_the_losses_of_ddp(small_shards: Path, tmp_path: Path, precis
 
 
 def test_a_run_goes_on_with_other_ranks_and_the_other_strategy(
-    small_shards: Path, tmp_path: Path
+    tiny_shards: Path, tmp_path: Path
 ) -> None:
     """ddp on 2 -> fsdp on 2 -> 1 -> 2 -> ddp on 2, with the losses of one that never stopped."""
     schedule = {"training__cycle_steps": 6}
-    run_ranks(2, make_overrides(small_shards, tmp_path / "straight", **schedule))
+    run_ranks(2, make_overrides(tiny_shards, tmp_path / "straight", **schedule))
     alone = FSDP | {"training__gradient_accumulation_steps": 4}
     starts: list[tuple[int, int, dict[str, Any]]]
     starts = [(2, 2, {}), (3, 2, FSDP), (5, 1, alone), (7, 2, FSDP), (8, 2, {})]
     for steps, ranks, changes in starts:
         settings = schedule | changes | {"training__num_training_steps": steps}
         if ranks == 1:
-            run_small(small_shards, tmp_path / "changed", **settings)
+            run_small(tiny_shards, tmp_path / "changed", **settings)
         else:
-            run_ranks(ranks, make_overrides(small_shards, tmp_path / "changed", **settings))
+            run_ranks(ranks, make_overrides(tiny_shards, tmp_path / "changed", **settings))
     for metric in ("loss", "grad_norm", "samples"):
         first, second = (read_metrics(tmp_path / name, metric) for name in ("straight", "changed"))
         assert first == pytest.approx(second, abs=1e-5 if metric == "loss" else 1e-3)
 
 
-def test_going_on_under_fsdp_equals_never_having_stopped(
-    small_shards: Path, tmp_path: Path
-) -> None:
+def test_going_on_under_fsdp_equals_never_having_stopped(tiny_shards: Path, tmp_path: Path) -> None:
     """On three ranks, which cut no weight of this model evenly."""
     settings = FSDP | {"training__precision": "fp16", "training__cycle_steps": 6}
-    run_ranks(3, make_overrides(small_shards, tmp_path / "straight", **settings))
+    run_ranks(3, make_overrides(tiny_shards, tmp_path / "straight", **settings))
     for steps in (3, 8):
         settings["training__num_training_steps"] = str(steps)
-        run_ranks(3, make_overrides(small_shards, tmp_path / "resumed", **settings))
+        run_ranks(3, make_overrides(tiny_shards, tmp_path / "resumed", **settings))
     assert_equal_bits(*(checkpoint_tensors(tmp_path / n, 8) for n in ("straight", "resumed")))
 
 
@@ -105,12 +103,12 @@ def spoil_step() -> None:
     train.take_step.add_gradients = add
 
 
-def test_a_run_under_fsdp_goes_back_as_under_ddp(small_shards: Path, tmp_path: Path) -> None:
+def test_a_run_under_fsdp_goes_back_as_under_ddp(tiny_shards: Path, tmp_path: Path) -> None:
     """Between the bad step and the rollback the model computes without a backward pass."""
     changes = {"training__on_bad_step": "rollback", "training__spike_window": 2}
     changes |= {"training__save_steps": 2, "distributed__gradient_compression": "fp16"}
     for name in ("ddp", "fsdp"):
-        words = make_overrides(small_shards, tmp_path / name, **changes, distributed__strategy=name)
+        words = make_overrides(tiny_shards, tmp_path / name, **changes, distributed__strategy=name)
         said, _ = run_ranks(2, words, spoil_step)
         assert "back to step 4, and past all samples since" in said
     for metric in ("loss", "samples"):
@@ -120,13 +118,13 @@ def test_a_run_under_fsdp_goes_back_as_under_ddp(small_shards: Path, tmp_path: P
     assert read_metrics(tmp_path / "ddp") != read_metrics(tmp_path / "fsdp")
 
 
-def test_texts_on_the_way_are_those_of_ddp(small_shards: Path, tmp_path: Path) -> None:
+def test_texts_on_the_way_are_those_of_ddp(tiny_shards: Path, tmp_path: Path) -> None:
     """The run then goes on, also where it was killed before it wrote the texts of its last step."""
     changes = {"training__sample_steps": 4, "training__cycle_steps": 6}
     for name in ("ddp", "fsdp"):
         for steps in (4, 8):
             changes |= {"distributed__strategy": name, "training__num_training_steps": steps}
-            run_ranks(2, make_overrides(small_shards, tmp_path / name, **changes))
+            run_ranks(2, make_overrides(tiny_shards, tmp_path / name, **changes))
             if steps == 4:
                 (tmp_path / name / "logs" / "samples.jsonl").unlink()
     ddp, fsdp = (tmp_path / name / "logs" / "samples.jsonl" for name in ("ddp", "fsdp"))
@@ -279,8 +277,8 @@ def test_gradients_are_those_of_ddp(
     call_ranks(2, check_gradients, checkpointing, is_compiled)
 
 
-def test_on_one_rank_fsdp_is_the_plain_model(small_shards: Path, tmp_path: Path) -> None:
-    config = make_config(small_shards, tmp_path, **FSDP)
+def test_on_one_rank_fsdp_is_the_plain_model(tiny_shards: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_shards, tmp_path, **FSDP)
     rank = Rank(0, 1, 0, torch.device("cpu"))
     model = build_model(config, rank)
     assert type(model) is Transformer
@@ -290,11 +288,11 @@ def test_on_one_rank_fsdp_is_the_plain_model(small_shards: Path, tmp_path: Path)
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_fsdp_gives_the_losses_of_ddp_on_gpus(
-    small_shards: Path, tmp_path: Path, precision: str
+    tiny_shards: Path, tmp_path: Path, precision: str
 ) -> None:
     """Blocks compiled, as they are there by default."""
     settings = {"training__precision": precision}
-    run_ranks(2, make_overrides(small_shards, tmp_path / "ddp", **settings))
-    run_ranks(2, make_overrides(small_shards, tmp_path / "fsdp", **settings, **FSDP))
+    run_ranks(2, make_overrides(tiny_shards, tmp_path / "ddp", **settings))
+    run_ranks(2, make_overrides(tiny_shards, tmp_path / "fsdp", **settings, **FSDP))
     first, second = (read_metrics(tmp_path / name) for name in ("ddp", "fsdp"))
     assert first == pytest.approx(second, abs=1e-4 if precision == "fp32" else 1e-2)

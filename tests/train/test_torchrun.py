@@ -46,13 +46,13 @@ def wait_for(is_there: Callable[[], bool], *agents: Agent, seconds: float = 240)
         time.sleep(0.05)
 
 
-def test_a_mistake_ends_torchrun_and_is_not_made_again(small_shards: Path, tmp_path: Path) -> None:
+def test_a_mistake_ends_torchrun_and_is_not_made_again(tiny_shards: Path, tmp_path: Path) -> None:
     options = ["--standalone", "--nproc_per_node", "2", "--max-restarts", "5"]
-    overrides = make_overrides(small_shards, tmp_path, model__vocab_size=77)
+    overrides = make_overrides(tiny_shards, tmp_path, model__vocab_size=77)
     agent = start_torchrun(options, overrides, tmp_path / "log")
     assert agent.wait(120) != 0
     said = (tmp_path / "log").read_text()
-    assert said.count("its tokenizer has 50257 ids, model.vocab_size is 77") == 1
+    assert said.count("its tokenizer has 300 ids, model.vocab_size is 77") == 1
     assert said.count("got signal: 15") > 0
 
 
@@ -76,12 +76,12 @@ def test_a_mistake_of_another_rank_than_the_first_is_not_made_again(tmp_path: Pa
 
 
 def test_a_killed_rank_is_started_again_and_the_run_goes_on(
-    small_shards: Path, tmp_path: Path
+    tiny_shards: Path, tmp_path: Path
 ) -> None:
     options = ["--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
     settings = {"training__num_training_steps": 30, "training__save_steps": 2}
     settings["training__gradient_accumulation_steps"] = 10
-    overrides = make_overrides(small_shards, tmp_path, **settings)
+    overrides = make_overrides(tiny_shards, tmp_path, **settings)
     agent = start_torchrun(options, overrides, tmp_path / "log")
     wait_for(lambda: bool(list_checkpoints(tmp_path / "checkpoints")), agent)
     os.kill(list_ranks(agent)[1], signal.SIGKILL)
@@ -92,9 +92,7 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(
     assert sorted(read_metrics(tmp_path)) == list(range(1, 31))
 
 
-def test_an_elastic_run_loses_a_machine_and_gets_it_back(
-    small_shards: Path, tmp_path: Path
-) -> None:
+def test_an_elastic_run_loses_a_machine_and_gets_it_back(tiny_shards: Path, tmp_path: Path) -> None:
     """Two torchruns as two machines; each step has the samples that any number of ranks gives."""
     options = ["--nnodes", "1:2", "--nproc_per_node", "1", "--max-restarts", "3"]
     options += ["--rdzv-backend", "c10d", "--rdzv-id", "run", "--shutdown-timeout", "60"]
@@ -105,7 +103,7 @@ def test_an_elastic_run_loses_a_machine_and_gets_it_back(
         "training__global_batch_tokens": PER_STEP * 16,
         "training__gradient_accumulation_steps": "auto",
     }
-    overrides = make_overrides(small_shards, tmp_path, **settings)
+    overrides = make_overrides(tiny_shards, tmp_path, **settings)
     folder, log = tmp_path / "checkpoints", tmp_path / "logs" / "metrics.jsonl"
 
     def start(name: str, is_host: int) -> Agent:

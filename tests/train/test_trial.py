@@ -22,6 +22,8 @@ GPU = torch.device("cuda", 0)
 ALONE = Rank(0, 1, 0, GPU)
 # 256 samples of 2,048 tokens a step.
 AUTO = [
+    # Whose state is what the sizes of GPUs below were chosen for.
+    "training.optimizer=adamw",
     "training.global_batch_tokens=524288",
     "training.batch_size_per_device=auto",
     "training.activation_checkpointing=auto",

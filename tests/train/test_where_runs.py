@@ -198,7 +198,7 @@ def test_steps_lead_to_the_chosen_documents_and_back(folder: Path, run: Path) ->
 def test_a_trace_in_words_has_the_pieces_of_a_window(folder: Path, run: Path) -> None:
     tracer = trace_run(open_shards(folder), run / "checkpoints")
     sizes = []
-    for line in describe_documents(tracer, 7):
+    for line in describe_documents([tracer], 7):
         if line.startswith("sample"):
             sizes.append(0)
             spans = line.removesuffix(" of train").split(": tokens ")[1].split(", ")
@@ -208,10 +208,10 @@ def test_a_trace_in_words_has_the_pieces_of_a_window(folder: Path, run: Path) ->
             sizes[-1] += int(line.split()[0])
     assert sizes == [17] * 8
     left_out = next(d for d in documents_of(folder) if d.source_file == "code")
-    [line] = describe_steps(tracer, left_out.url, None)
+    [line] = describe_steps([tracer], left_out.url, None)
     assert line.endswith(": left out by the run's data.where, so no step saw it")
     chosen = next(d for d in documents_of(folder) if d.source_file == "web" and d.num_tokens >= 40)
-    [line] = describe_steps(tracer, chosen.url, None)
+    [line] = describe_steps([tracer], chosen.url, None)
     assert ": steps " in line
 
 
@@ -259,7 +259,7 @@ def test_a_removal_stops_a_run_only_where_it_changes_what_is_chosen(tmp_path: Pa
 
 def test_the_page_counts_a_steps_documents(folder: Path, run: Path) -> None:
     tracer = trace_run(open_shards(folder), run / "checkpoints")
-    traced = look_up(tracer, Spike(7, 3.0, 2.0))
+    traced = look_up([tracer], Spike(7, 3.0, 2.0))
     assert sum(seen.num_tokens for seen in traced.seen) <= 8 * 17
     for seen in traced.seen:
         assert TEXTS[seen.document.source_row].find(seen.text[:8].lstrip()) >= 0

@@ -23,6 +23,7 @@ SHARDS = {
     "shards",
     *(f"shards.{room}" for room in ("screen", "disk", "entry", "near")),
     *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index", "packing", "where")),
+    "shards.mixture",
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
@@ -60,8 +61,11 @@ MAY_IMPORT = {
     "shards": BASE,
     "shards.near": {"shards", *BASE},
     "shards.where": {"shards", *BASE},
+    "shards.mixture": {"shards", "shards.where", *BASE},
+    "shards.inspect": {"shards"}
+    | {f"shards.{room}" for room in ("near", "index", "where", "mixture")}
+    | BASE,
     "shards.packing": {"shards", *BASE},
-    "shards.inspect": {"shards", "shards.near", "shards.index", "shards.where", *BASE},
     "shards.edit": {"shards", "shards.packing", *BASE},
     "shards.index": {"shards", *BASE},
     "shards.exchange": {"shards", "shards.edit", "shards.index", *BASE},

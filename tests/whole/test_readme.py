@@ -412,7 +412,7 @@ def copy_docs(folder: Path) -> None:
     """A checkout whose docs are copies, so that nothing is written to the real ones."""
     shutil.copytree(ROOT / "docs", folder / "docs")
     shutil.copy(ROOT / "README.md", folder)
-    for name in ("prep", "shards", "model", "train", "cli.py"):
+    for name in ("prep", "shards", "model", "train", "benchmarks", "cli.py"):
         (folder / name).symlink_to(ROOT / name)
 
 

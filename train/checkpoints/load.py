@@ -16,7 +16,7 @@ from model.checkpoints.folder import name_weights
 from model.checkpoints.seal import CheckpointError, list_weight_files, read_seal
 from model.checkpoints.tensor_file import TensorReader, check_entries
 from model.transformer import Transformer
-from shards.reader import Shards
+from shards.mixture.sets import Sets
 from shards.screen.lines import Say
 from train.checkpoints.position import OPTIMIZER
 from train.checkpoints.resume import TRYING, Start, agree_on_start
@@ -39,7 +39,7 @@ Choose = Callable[[Iterable[str]], list[str]]
 def restore(
     config: Config,
     rank: Rank,
-    shards: Shards,
+    sets: Sets,
     start: Start,
     model: Transformer,
     optimizer: torch.optim.Optimizer,
@@ -60,7 +60,7 @@ def restore(
         before = agree_on_start(config.infrastructure, rank, say, damaged)
         assert before, "another process has removed the damaged checkpoint"
         start = before
-        check_same_run(config, shards, start, say)
+        check_same_run(config, sets, start, say)
     restore_parts(start.state, parts)
     return start
 

@@ -1,9 +1,10 @@
 """How far a run has come, as its checkpoint says; read without torch."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shards.disk.json_files import Json, load_json
+from shards.mixture.mixture import ALONE, Mixture, Stage
 from shards.where.choice import Choice
 from train.checkpoints.history import History, Stretch
 from train.config import Config
@@ -15,15 +16,48 @@ OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
+class ReadSet:
+    """A set that a run has read: its version, and with data.where what was chosen of it."""
+
+    dataset_id: str
+    where: str | None = None
+    # How many documents and tokens, and a hash of where they are.
+    chosen: Json | None = None
+
+    def describe(self) -> Json:
+        """The same for JSON; without what there is not."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Position:
     """How far a run has come."""
 
     step: int  # steps done
     samples_consumed: int
     history: History
-    dataset_id: str
-    # With data.where, what it chose: how many documents and tokens, and a hash of where they are.
-    chosen: Json | None = None
+    # All sets that were read, in the order in which they came in.
+    sets: tuple[ReadSet, ...]
+    mixture: Mixture = ALONE
+
+    @property
+    def dataset_ids(self) -> list[str]:
+        """The ids of all sets."""
+        return [found.dataset_id for found in self.sets]
+
+    def describe(self) -> Json:
+        """What training_state.json holds of it; of a run on one set, that set has no list."""
+        if self.mixture == ALONE:
+            sets = self.sets[0].describe()
+        else:
+            stages = [asdict(stage) for stage in self.mixture.stages]
+            sets = {"sets": [found.describe() for found in self.sets], "mixture": stages}
+        return {
+            "step": self.step,
+            "samples_consumed": self.samples_consumed,
+            "history": [asdict(stretch) for stretch in self.history],
+            **sets,
+        }
 
 
 def read_position(folder: Path) -> Position:
@@ -34,16 +68,26 @@ def read_position(folder: Path) -> Position:
 def parse_position(state: Json) -> Position:
     """How far the run had come, by what training_state.json holds."""
     history = tuple(Stretch(**entry) for entry in state["history"])
-    step, samples = state["step"], state["samples_consumed"]
-    return Position(step, samples, history, state["dataset_id"], state.get("chosen"))
+    step, consumed = state["step"], state["samples_consumed"]
+    if "mixture" not in state:
+        return Position(step, consumed, history, (parse_set(state),))
+    stages = [Stage(entry["first_sample"], tuple(entry["shares"])) for entry in state["mixture"]]
+    return Position(
+        step, consumed, history, tuple(map(parse_set, state["sets"])), Mixture(tuple(stages))
+    )
 
 
-def check_same_choice(choice: Choice, position: Position, folder: Path) -> None:
+def parse_set(entry: Json) -> ReadSet:
+    """What a checkpoint knows of a set."""
+    return ReadSet(entry["dataset_id"], entry.get("where"), entry.get("chosen"))
+
+
+def check_same_choice(choice: Choice, known: ReadSet, folder: Path) -> None:
     """ValueError if data.where chooses other documents than when a checkpoint was written.
 
     Documents may have been removed whose columns it names; the order of samples is then another.
     """
-    was, now = position.chosen, choice.counts
+    was, now = known.chosen, choice.counts
     if was != now:
         texts = [f"{c['documents']:,} documents of {c['tokens']:,} tokens" for c in (was, now) if c]
         raise ValueError(

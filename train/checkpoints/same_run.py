@@ -1,49 +1,40 @@
 """Whether a run may go on from a checkpoint, and what it then does otherwise than before."""
 
+from collections.abc import Iterable
 from dataclasses import fields
+from pathlib import Path
 
-from shards.edit.versions import keeps_places
-from shards.reader import Shards
+from shards.mixture.sets import Sets
 from shards.screen.lines import Say
-from shards.where.condition import Condition, parse_condition
 from train.checkpoints.resume import Start, is_same_folder
+from train.checkpoints.sets import KEEP, check_sets
 from train.config import Config
 from train.step.schedule import describe_change, refuse_extension
 
 
-def check_same_run(config: Config, shards: Shards, start: Start, say: Say) -> None:
+def check_same_run(config: Config, sets: Sets, start: Start, say: Say) -> None:
     """Raise ValueError if a fixed setting differs from the checkpoint's; report other changes."""
     before, folder = start.config, start.path
     fixed = [
         ("data.max_seq_length", before.data.max_seq_length, config.data.max_seq_length),
         ("infrastructure.seed", before.infrastructure.seed, config.infrastructure.seed),
         ("training.optimizer", before.training.optimizer, config.training.optimizer),
-        ("dataset_id", find_own_id(shards, start, say), shards.manifest.dataset_id),
     ]
-    for entry in fields(config.model):
-        old, new = getattr(before.model, entry.name), getattr(config.model, entry.name)
-        fixed.append((f"model.{entry.name}", old, new))
-    for name, old, new in fixed:
-        if old != new:
-            raise ValueError(
-                f"{folder}: was trained with {name}={old}, now it is {new}; keep it as it was, or "
-                "choose another infrastructure.output_dir for a new run"
-            )
-    before_where, where = before.data.where, config.data.where
-    if read_where(before_where) != read_where(where):
-        raise ValueError(
-            f"{folder}: was trained with data.where={before_where or 'null'}, now it is "
-            f"{where or 'null'}, so the order of samples would be another one; keep it as it was, "
-            "or choose another infrastructure.output_dir for a new run"
-        )
+    refuse_changes(folder, fixed)
+    # Before the model: with another tokenizer, it is the set that is wrong.
+    check_sets(sets, start, say)
+    model = [
+        (f"model.{e.name}", getattr(before.model, e.name), getattr(config.model, e.name))
+        for e in fields(config.model)
+    ]
+    refuse_changes(folder, model)
     refuse_extension(before.training, config.training, start.position.step, str(folder))
     old, new = before.infrastructure.log_folder, config.infrastructure.log_folder
     is_own = start.is_own
     if is_own and old.is_dir() and not is_same_folder(old, new):
         say(f"the log goes on in {new}; what was logged before is in {old}")
-    old, new = before.data.attention, config.data.attention
-    if old != new:
-        say(f"data.attention was {old}, is now {new}")
+    if before.data.attention != config.data.attention:
+        say(f"data.attention was {before.data.attention}, is now {config.data.attention}")
     for entry in fields(config.training):
         old, new = getattr(before.training, entry.name), getattr(config.training, entry.name)
         if old != new:
@@ -53,9 +44,11 @@ def check_same_run(config: Config, shards: Shards, start: Start, say: Say) -> No
         say(changed)
 
 
-def read_where(where: str | None) -> Condition | None:
-    """What data.where means, however it is spelled."""
-    return None if where is None else parse_condition(where)
+def refuse_changes(folder: Path, settings: Iterable[tuple[str, object, object]]) -> None:
+    """ValueError if one of these settings, by its name, was another than it is now."""
+    for name, old, new in settings:
+        if old != new:
+            raise ValueError(f"{folder}: was trained with {name}={old}, now it is {new}; {KEEP}")
 
 
 def describe_samples(config: Config, world_size: int, start: Start) -> str | None:
@@ -71,19 +64,3 @@ def describe_samples(config: Config, world_size: int, start: Start) -> str | Non
     if before % micro_step or last < training.batch_warmup_steps:
         return f"{changed}; to keep that, choose batch x accumulation x ranks anew"
     return f"{changed}; training.gradient_accumulation_steps={before // micro_step} keeps that"
-
-
-def find_own_id(shards: Shards, start: Start, say: Say) -> str:
-    """A checkpoint's dataset_id; the set's own if all remaining tokens kept their places.
-
-    The order of samples is then the same, and only what was removed reads as ends of documents.
-    """
-    dataset_id = start.position.dataset_id
-    if not keeps_places(shards.folder, shards.manifest, dataset_id):
-        return dataset_id
-    say(
-        f"{shards.folder}: documents were removed since {start.path} was written (dataset_id "
-        f"{dataset_id[:12]} became {shards.manifest.dataset_id[:12]}); every other token kept its "
-        "place, so the run continues"
-    )
-    return shards.manifest.dataset_id

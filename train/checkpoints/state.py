@@ -2,7 +2,7 @@
 
     optimizer.safetensors    what the optimizer keeps, by the parameters' names: AdamW's moments and
                              step counts, Muon's momentum
-    training_state.json      step, samples consumed, history, dataset_id, and the parts
+    training_state.json      step, samples consumed, history, the sets, and the parts
     run_config.json          the settings
 
 The parts are whatever else has a state: the loss scaler, the count of skipped steps. train/run.py
@@ -13,7 +13,6 @@ saved all the same.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
@@ -44,15 +43,7 @@ Parts = Mapping[str, Part]
 
 def describe_state(config: Config, position: Position, parts: Parts) -> dict[str, bytes]:
     """The JSON files of a run's state, by name."""
-    state = {
-        "step": position.step,
-        "samples_consumed": position.samples_consumed,
-        "history": [asdict(stretch) for stretch in position.history],
-        "dataset_id": position.dataset_id,
-        "torch": torch.__version__,
-    }
-    if position.chosen is not None:
-        state["chosen"] = position.chosen
+    state = position.describe() | {"torch": torch.__version__}
     state |= {key: part.state_dict() for key, part in parts.items()}
     return {TRAINING_STATE: encode_json(state), RUN_CONFIG: encode_json(config_to_dict(config))}
 

@@ -25,7 +25,7 @@ from model.config import ModelConfig
 from shards.disk.json_files import Json
 from shards.screen.lines import format_bytes, format_plural
 from shards.screen.names import quote
-from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, parse_position
+from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, Position, parse_position
 from train.inspect.report import Report
 from train.inspect.tokenizer_file import describe_tokenizer
 from train.inspect.uses import list_model_uses, load_in_python
@@ -119,13 +119,24 @@ def _describe_training(folder: Path, report: Report) -> None:
             report.problems.append(f"{TRAINING_STATE}: not the state of a run")
             return
         report.facts["step"] = f"{position.step:,}, after {position.samples_consumed:,} samples"
-        report.facts["set"] = f"dataset_id {position.dataset_id}"
+        report.facts["set"] = describe_sets(position)
     elif step is not None:
         report.facts["step"] = f"{step:,}, by its name"
     if (folder / RUN_CONFIG).is_file():
         data = _read(folder / RUN_CONFIG, report).get("data")
         if isinstance(data, dict) and data.get("attention") == "document":
             report.facts["attention"] = "was trained inside documents (data.attention=document)"
+
+
+def describe_sets(position: Position) -> str:
+    """The ids of the sets that a run has read; of several, how many samples of each."""
+    if len(position.dataset_ids) == 1:
+        return f"dataset_id {position.dataset_ids[0]}"
+    counts = position.mixture.count(position.samples_consumed).tolist()
+    return ", ".join(
+        f"{count:,} samples of dataset_id {dataset_id}"
+        for count, dataset_id in zip(counts, position.dataset_ids, strict=True)
+    )
 
 
 def _describe_model(values: Json, report: Report) -> ModelConfig | None:

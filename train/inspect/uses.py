@@ -4,7 +4,9 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
+from shards.mixture.entries import Entry, spell_entries
 from shards.screen.names import quote
 from train.checkpoints.position import read_position, read_run_config
 from train.config import SECTIONS, Config
@@ -68,14 +70,15 @@ def list_differences(config: Config, base: Config) -> Iterator[str]:
                 yield f"{section}.{entry.name}={spell(value)}"
 
 
-def spell(value: object) -> str:
+def spell(value: Any) -> str:
     """A setting's value as the command line reads it.
 
     >>> spell(None), spell(True), spell(0.0006), spell("runs/a b"), spell(("a", "b=c"))
     ('null', 'true', '0.0006', 'runs/a b', 'a,b=c')
     """
     if isinstance(value, tuple):
-        return ",".join(value)
+        is_mixture = any(isinstance(part, Entry) for part in value)
+        return spell_entries(value) if is_mixture else ",".join(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

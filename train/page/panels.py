@@ -1,7 +1,7 @@
 """The drawings of a run's page: which metrics each one shows, and how it is called."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from train.page.curves import Curve
 from train.page.log import RunLog
@@ -12,7 +12,8 @@ from train.reports.evaluations import SCORES, is_drawn, split_metric
 class Panel:
     """A drawing: its file name, what is above it and on its y axis, and the metrics by their names.
 
-    Values are divided by `unit` before they are shown.
+    A metric with a * stands for those of all sets, each by its name. Values are divided by `unit`
+    before they are shown.
     """
 
     key: str
@@ -25,6 +26,7 @@ class Panel:
 
 PANELS = (
     Panel("loss", "Loss", {"loss": "training", "validation_loss": "validation"}, "nats a token"),
+    Panel("sets", "Validation loss by set", {"validation_loss/*": "*"}, "nats a token"),
     Panel("z-loss", "z-loss", {"z_loss": "of the log entry's step"}, "beside the loss"),
     Panel("learning-rate", "Learning rate", {"learning_rate": "learning rate"}),
     Panel("norm", "Norm of the gradients", {"grad_norm": "before clipping"}, is_log=True),
@@ -34,7 +36,7 @@ PANELS = (
     Panel("speed", "Speed", {"tokens_per_second": "all ranks"}, "tokens a second"),
     Panel("mfu", "MFU", {"mfu": "of the peak", "mfu_causal": "causal"}, "%", 0.01),
     Panel("wait", "Waiting for data", {"data_wait_seconds": "between two entries"}, "ms", 1e-3),
-    Panel("epochs", "Epochs", {"epoch": "times each token was seen"}),
+    Panel("epochs", "Epochs", {"epoch": "times each token was seen", "epoch/*": "*"}),
     Panel("step", "Time of a step", {"step_seconds": "mean"}, "seconds"),
     Panel("memory", "Memory, highest so far", {"memory_bytes": "first rank"}, "GB", 1e9),
 )
@@ -55,11 +57,12 @@ class Series:
 def fill_panels(logs: Sequence[RunLog]) -> Iterator[tuple[Panel, list[Series]]]:
     """The drawings that there is something for, each with its curves."""
     names = {name for log in logs for name in log.curves}
+    panels = [replace(panel, metrics=name_sets(panel.metrics, names)) for panel in PANELS]
     evaluated = sorted(name for name in names if split_metric(name))
-    listed = {metric for panel in PANELS for metric in panel.metrics} | set(NOT_DRAWN)
+    listed = {metric for panel in panels for metric in panel.metrics} | set(NOT_DRAWN)
     others = sorted(names - listed - {*evaluated})
     more = [Panel(f"more-{n}", name, {name: name}) for n, name in enumerate(others, start=1)]
-    for panel in [PANELS[0], *make_panels(evaluated), *PANELS[1:], *more]:
+    for panel in [panels[0], *make_panels(evaluated), *panels[1:], *more]:
         series = [
             Series(
                 divide(log.curves[metric], panel.unit), run, place, name_series(log, logs, label)
@@ -70,6 +73,24 @@ def fill_panels(logs: Sequence[RunLog]) -> Iterator[tuple[Panel, list[Series]]]:
         ]
         if series:
             yield panel, series
+
+
+def name_sets(metrics: Mapping[str, str], there: Collection[str]) -> dict[str, str]:
+    """A panel's metrics and their names, with those of the sets that are there in place of a *.
+
+    >>> name_sets({"epoch": "all", "epoch/*": "*"}, ["epoch/web", "epoch/code", "loss"])
+    {'epoch': 'all', 'epoch/code': 'code', 'epoch/web': 'web'}
+    """
+    named: dict[str, str] = {}
+    for metric, label in metrics.items():
+        if not metric.endswith("/*"):
+            named[metric] = label
+            continue
+        prefix = metric.removesuffix("*")
+        named |= {
+            name: name.removeprefix(prefix) for name in sorted(there) if name.startswith(prefix)
+        }
+    return named
 
 
 def make_panels(metrics: Sequence[str]) -> Iterator[Panel]:

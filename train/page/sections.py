@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,8 +98,9 @@ def show_texts(texts: Texts) -> Iterator[str]:
         yield f"<p>{format_plural(texts.num_others, 'more prompt')} in samples.jsonl.</p>"
 
 
-def show_spikes(log: RunLog, traced: Sequence[Traced], shards: str) -> Iterator[str]:
+def show_spikes(log: RunLog, traced: Sequence[Traced], shards: Path | None) -> Iterator[str]:
     """The steps that stand out, each with documents that it saw."""
+    folder = f"{quote(shards)} " if shards else ""
     for found in traced:
         spike = found.spike
         yield (
@@ -122,7 +124,7 @@ def show_spikes(log: RunLog, traced: Sequence[Traced], shards: str) -> Iterator[
         run = quote(log.output_dir or log.name)
         yield (
             f"<p>{len(rows)} of the {found.num_documents:,} documents that it saw; all of them: "
-            f"<code>velocity shards trace {show(quote(shards))} --run {show(run)} "
+            f"<code>velocity shards trace {show(folder)}--run {show(run)} "
             f"--step {spike.step}</code></p>"
         )
 

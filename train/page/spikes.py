@@ -1,7 +1,7 @@
 """The steps whose loss stands out from those before it, traced to the documents that they saw."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,29 +101,27 @@ def trace_spikes(log: RunLog, shards: Path | None) -> Iterator[Traced]:
     """The documents of the steps that stand out; why there are none, where there are none."""
     spikes = find_spikes(log)
     try:
-        tracer = open_tracer(log, shards) if spikes else None
+        tracers = open_tracers(log, shards) if spikes else []
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         yield from (Traced(spike, 0, [], reason) for spike in spikes)
         return
     for spike in spikes:
-        assert tracer is not None
-        yield trace_spike(tracer, spike)
+        yield trace_spike(tracers, spike)
 
 
-def open_tracer(log: RunLog, shards: Path | None) -> "Tracer":
-    """Where a run's steps are looked up; ValueError or OSError if they cannot be."""
-    from shards.reader import open_shards
-    from train.tracing.steps import trace_run
+def open_tracers(log: RunLog, shards: Path | None) -> "list[Tracer]":
+    """Where a run's steps are looked up, by set; ValueError or OSError if they cannot be."""
+    from train.tracing.steps import trace_sets
 
     if log.output_dir is None or log.config is None:
         raise ValueError("the run has no checkpoint, which would say what its steps saw")
-    return trace_run(open_shards(shards or log.config.data.shards), log.output_dir)
+    return trace_sets(shards, log.output_dir)
 
 
-def trace_spike(tracer: "Tracer", spike: Spike) -> Traced:
+def trace_spike(tracers: "Sequence[Tracer]", spike: Spike) -> Traced:
     """The documents of one step."""
-    reason = ""
+    reason, tracer = "", tracers[0]
     if spike.num_steps > 1:
         reason = f"the loss is the mean of {spike.num_steps} steps, and the log has none of each"
     elif spike.step > tracer.num_steps:
@@ -133,25 +131,27 @@ def trace_spike(tracer: "Tracer", spike: Spike) -> Traced:
     if reason:
         return Traced(spike, 0, [], reason)
     try:
-        return look_up(tracer, spike)
+        return look_up(tracers, spike)
     except (ValueError, OSError) as error:
         return Traced(spike, 0, [], " ".join(str(error).split()))
 
 
-def look_up(tracer: "Tracer", spike: Spike) -> Traced:
+def look_up(tracers: "Sequence[Tracer]", spike: Spike) -> Traced:
     """A step's documents, those of which it saw the most tokens first."""
     from shards.inspect.trace import count_overlap
 
-    tokens = Counter[Document]()
-    starts: dict[Document, int] = {}
-    for _, spans, documents in tracer.documents_of_step(spike.step):
-        for document in documents:
-            tokens[document] += count_overlap(document, spans)
-            first = next(start for start, stop in spans if document.start < stop)
-            starts.setdefault(document, max(first, document.start))
+    # By the place of their set: two may have equal documents.
+    tokens = Counter[tuple[int, Document]]()
+    starts: dict[tuple[int, Document], int] = {}
+    for place, tracer in enumerate(tracers):
+        for _, spans, documents in tracer.documents_of_step(spike.step):
+            for document in documents:
+                tokens[place, document] += count_overlap(document, spans)
+                first = next(start for start, stop in spans if document.start < stop)
+                starts.setdefault((place, document), max(first, document.start))
     seen = [
-        Seen(document, count, show_text(tracer, document, starts[document], count))
-        for document, count in tokens.most_common(SHOWN_DOCUMENTS)
+        Seen(document, count, show_text(tracers[place], document, starts[place, document], count))
+        for (place, document), count in tokens.most_common(SHOWN_DOCUMENTS)
     ]
     return Traced(spike, len(tokens), seen)
 

@@ -86,5 +86,4 @@ def describe_log(log: RunLog, shards: Path | None, suffix: str) -> Iterator[str]
             "the median of those before it; these stand out most. A loss is that of all samples of "
             "a step together: any of its documents may be the reason.</p>"
         )
-        named = str(shards or (log.config and log.config.data.shards))
-        yield from show_spikes(log, traced, named)
+        yield from show_spikes(log, traced, shards)

@@ -7,6 +7,7 @@ the GPUs' peak (MFU), in the convention of model/config.py: flops_per_token.
 import bisect
 from dataclasses import dataclass, replace
 
+from shards.mixture.sets import MixedOrder
 from train.config import MAX_STEP_TOKENS, Config
 from train.gpus import Gpu
 from train.start.batch import set_training
@@ -39,8 +40,8 @@ class Wishes:
     mfu: float
     # Of a GPU for an hour, in any currency; None if it is not known.
     price: float | None
-    # Tokens in the train split of the set; None for a plan without a set.
-    set_tokens: int | None
+    # That of the sets that are read; None for a plan without any.
+    order: MixedOrder | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Plan:
     # The fewest ranks on which the model fits by fsdp; None = on no number of them.
     fewest_ranks: int | None
     tokens: int
-    epochs: float | None
+    # How often each set's tokens are seen, by its name; nothing where there is none.
+    epochs: dict[str, float]
     # None if the peak of the GPUs is not known.
     cost: Cost | None
 
@@ -100,7 +102,7 @@ def make_plan(config: Config, machines: Machines, wishes: Wishes) -> Plan:
         largest=largest,
         fewest_ranks=find_fewest_ranks(config, num_bytes),
         tokens=tokens,
-        epochs=None if wishes.set_tokens is None else tokens / wishes.set_tokens,
+        epochs=wishes.order.plan_epochs(tokens) if wishes.order else {},
         cost=estimate_cost(chosen, machines, wishes, tokens),
     )
 

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Sequence
 
-from shards.order import make_order
+from shards.mixture.entries import Entry
+from shards.mixture.sets import MixedOrder, open_sets
 from train.gpus import GIGABYTE, find_gpu
 from train.plan.plan import Machines, Wishes, make_plan
 from train.plan.request import Request
@@ -17,21 +18,19 @@ def run_plan(request: Request, overrides: Sequence[str]) -> list[str]:
     """The lines to show. Raises ValueError for settings, GPUs or sets that are none."""
     if request.config == "list":
         return list_configs()
-    config, set_tokens = load_config(request.config, overrides), None
+    config, order = load_config(request.config, overrides), None
+    entries = config.data.mixture
     if request.shards is not None:
-        from shards.reader import open_shards
-        from shards.where.choice import choose_windows
-
-        shards = open_shards(request.shards)
-        config = fit_model(config, request.shards, shards.manifest)
-        # Both refuse a set without a window, as the run would.
-        length = config.data.max_seq_length
-        set_tokens = choose_windows(shards, config.data.where, length).num_tokens
-        make_order(shards.manifest, length, config.infrastructure.seed, set_tokens)
+        entries = (Entry(str(request.shards), 1.0, config.data.where),)
+    if entries is not None:
+        # Refuses a set without a window, as the run would.
+        sets = open_sets(entries, config.data.max_seq_length, config.infrastructure.seed)
+        order = MixedOrder.begin(sets)
+        config = fit_model(config, sets.first.folder, sets.first.manifest)
     machines = find_machines(request)
     if machines is None:
         return describe_sizes(config)
-    wishes = Wishes(request.mfu, request.price, set_tokens)
+    wishes = Wishes(request.mfu, request.price, order)
     made = make_plan(config, machines, wishes)
     return [json.dumps(plan_as_json(made))] if request.as_json else describe_plan(made)
 

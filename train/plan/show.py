@@ -16,7 +16,7 @@ from train.gpus import GPUS
 from train.plan.plan import Machines, Plan
 from train.plan.sizes import show_size, tabulate_sizes
 from train.start.fit import KINDS
-from train.start.length import describe_epochs, describe_step
+from train.start.length import describe_all_epochs, describe_step
 from train.start.memory import Memory
 
 LABEL_WIDTH = 12
@@ -67,9 +67,8 @@ def describe_run(plan: Plan) -> str:
     steps = plan.config.training.num_training_steps
     ratio = format_number(plan.tokens / plan.config.model.num_parameters())
     text = f"{steps:,} steps; {format_count(plan.tokens)} tokens, {ratio} a parameter"
-    if plan.epochs is None:
-        return text
-    return f"{text}; {describe_epochs(plan.epochs, plan.config.data.where is not None)}"
+    is_choice = plan.config.data.where is not None
+    return f"{text}; {describe_all_epochs(plan.epochs, is_choice)}" if plan.epochs else text
 
 
 def describe_cost(plan: Plan) -> str:
@@ -169,7 +168,8 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
         "step_tokens": samples * plan.config.data.max_seq_length,
         "steps": training.num_training_steps,
         "tokens": plan.tokens,
-        "epochs": plan.epochs,
+        # Of a mixture, those of each set by its name.
+        "epochs": plan.epochs if len(plan.epochs) > 1 else next(iter(plan.epochs.values()), None),
         "memory": asdict(plan.memory) | {"peak": plan.memory.peak},
         "memory_table": {str(size): needs for size, needs in plan.table.items()},
         "largest_micro_batch": plan.largest,

@@ -12,7 +12,7 @@ from pathlib import Path
 from model.checkpoints.seal import list_checkpoints
 from shards.disk.folders import make_folder
 from shards.disk.space import check_space
-from shards.reader import open_shards
+from shards.mixture.sets import open_sets
 from shards.screen.lines import Say
 from train.config import Config
 from train.proof.differences import find_differences, find_first_unlike, read_losses
@@ -68,8 +68,9 @@ def verify_resume(proof: Proof, say: Say) -> list[str]:
     if proof.ranks < 1:
         raise ValueError(f"--ranks is {proof.ranks}; expected at least 1")
     config = load_config(proof.name, proof.overrides)
-    shards = open_shards(config.data.shards)  # Before anything is written.
-    config = fit_model(config, shards.folder, shards.manifest)
+    # Before anything is written.
+    sets = open_sets(config.data.entries, config.data.max_seq_length, config.infrastructure.seed)
+    config = fit_model(config, sets.first.folder, sets.first.manifest)
     if proof.folder.exists() and any(proof.folder.iterdir()):
         raise ValueError(f"{proof.folder}: is not empty; choose another --out")
     make_folder(proof.folder)

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from shards.format import Manifest
 from shards.screen.lines import format_number
 from shards.screen.names import escape_line
 from train.publish.facts import Facts
@@ -27,7 +28,13 @@ FOREIGN = "A language model: a decoder of Llama's architecture."
 MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&:@.-])")
 # Settings that are about a machine, and the original's name for its tokenizer: it is the set's.
 LEFT_OUT = ("infrastructure", "distributed", "tokenizer")
-PATHS = ("data.shards", "training.eval_sets", "training.eval_tasks", "training.sample_prompts")
+PATHS = (
+    "data.shards",
+    "data.mixture",
+    "training.eval_sets",
+    "training.eval_tasks",
+    "training.sample_prompts",
+)
 SHAPE = (
     "vocab_size",
     "hidden_size",
@@ -62,9 +69,9 @@ def make_header(facts: Facts, license: str) -> list[str]:
     }
     if facts.run is not None:
         values["tags"] = ["velocity", "pretraining"]
-    hub = facts.manifest and facts.manifest.content["sources"]["hub"]
-    if hub:
-        values["datasets"] = [hub["repo"]]
+    hubs = [found.content["sources"]["hub"] for found in facts.manifests if found]
+    if named := list(dict.fromkeys(hub["repo"] for hub in hubs if hub)):
+        values["datasets"] = named
     header = yaml.safe_dump(values, sort_keys=False, allow_unicode=False)
     return ["---", header.rstrip("\n"), "---", ""]
 
@@ -124,17 +131,30 @@ def describe_run(facts: Facts, has_curves: bool) -> Iterator[str]:
 
 
 def describe_data(facts: Facts) -> Iterator[str]:
-    """What it was trained on: the set, by its id, and how its documents were counted."""
-    if facts.position is None:
+    """What it was trained on: each set, by its id, and how its documents were counted."""
+    position = facts.position
+    if position is None:
         return
     yield from ("## The data", "")
-    dataset_id = show(facts.position.dataset_id)
-    yield f"The set of token ids has dataset_id {dataset_id}: the same sources and options give it"
-    yield "again, byte for byte."
-    yield ""
-    if facts.manifest is None:
-        return
-    content, audit = facts.manifest.content, facts.manifest.audit
+    if len(facts.manifests) > 1:
+        yield f"It is a mixture of {len(facts.manifests)} sets."
+        yield ""
+    counts = position.mixture.count(position.samples_consumed).tolist()
+    for dataset_id, manifest, count in zip(
+        position.dataset_ids, facts.manifests, counts, strict=True
+    ):
+        yield f"The set of token ids has dataset_id {show(dataset_id)}: the same sources and"
+        yield "options give it again, byte for byte."
+        if len(facts.manifests) > 1:
+            yield f"The run took {count:,} of its samples from it."
+        yield ""
+        if manifest is not None:
+            yield from describe_set(manifest)
+
+
+def describe_set(manifest: Manifest) -> Iterator[str]:
+    """Where the documents of a set came from, and how they were counted."""
+    content, audit = manifest.content, manifest.audit
     rows: list[list[object]] = []
     hub = content["sources"]["hub"]
     if hub:
@@ -142,9 +162,7 @@ def describe_data(facts: Facts) -> Iterator[str]:
     rows.append(["files", len(content["sources"]["files"])])
     name = Path(content["tokenizer"]["name"])  # Of the Hub, or a path.
     rows.append(["tokenizer", name.name if name.is_absolute() else name])
-    rows += [
-        [f"{split} tokens", facts.manifest.num_tokens(split)] for split in ("train", "validation")
-    ]
+    rows += [[f"{split} tokens", manifest.num_tokens(split)] for split in ("train", "validation")]
     named = (("documents_read", "documents read"), ("train", "train"), ("validation", "validation"))
     rows += [[label, audit[key]] for key, label in named if key in audit]
     rows += [[f"dropped: {reason}", number] for reason, number in audit["dropped"].items()]

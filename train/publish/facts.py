@@ -5,6 +5,7 @@ left out, and never made up.
 """
 
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +42,8 @@ class Facts:
     model: ModelConfig
     run: Config | None
     position: Position | None
-    manifest: Manifest | None
+    # Of each of the run's sets, in the order of its dataset_ids; None for one that is not there.
+    manifests: tuple[Manifest | None, ...]
     # Until the checkpoint's step.
     log: RunLog | None
 
@@ -68,20 +70,22 @@ def gather(ckpt: Path) -> Facts:
     with explaining(folder / CONFIG):
         model = read_config_json(shape)
     if not all((folder / name).is_file() for name in (RUN_CONFIG, TRAINING_STATE)):
-        return Facts(folder, shape, model, None, None, None, None)
+        return Facts(folder, shape, model, None, None, (), None)
     run, position = read_run_config(folder), read_position(folder)
     log = find_log(folder, position.step)
-    return Facts(folder, shape, model, run, position, find_manifest(run, position), log)
+    return Facts(folder, shape, model, run, position, find_manifests(run, position), log)
 
 
-def find_manifest(run: Config, position: Position) -> Manifest | None:
-    """The set that the run read, if it is still where it was, in the version it had then."""
-    folder = Path(run.data.shards)
-    try:
-        newest = read_manifest(folder)
-        return find_version(folder, newest, position.dataset_id)
-    except (OSError, ValueError):
-        return None
+def find_manifests(run: Config, position: Position) -> tuple[Manifest | None, ...]:
+    """The sets that the run read, if still where they were, in the versions they had then."""
+    found: dict[str, Manifest | None] = dict.fromkeys(position.dataset_ids)
+    for entry in run.data.entries:
+        folder = Path(entry.shards)
+        for dataset_id in position.dataset_ids:
+            with suppress(OSError, ValueError):
+                newest = read_manifest(folder)
+                found[dataset_id] = found[dataset_id] or find_version(folder, newest, dataset_id)
+    return tuple(found.values())
 
 
 def find_log(folder: Path, step: int) -> RunLog | None:

@@ -95,10 +95,13 @@ class Report:
         self._record(step, metrics)
         self.progress.draw(step, metrics)
 
-    def log_validation(self, step: int, loss: float) -> None:
-        """Record the validation loss after `step` steps, and print it."""
-        self._record(step, {"validation_loss": loss})
-        self.progress.say(f"step {step:,}: validation loss {loss:.4f}")
+    def log_validation(self, step: int, loss: float, by_set: Mapping[str, float]) -> None:
+        """Record the validation loss after `step` steps, and print it: of several sets, each's."""
+        own = {f"validation_loss/{name}": value for name, value in by_set.items()}
+        self._record(step, {"validation_loss": loss} | own)
+        named = ", ".join(f"{name} {value:.4f}" for name, value in by_set.items())
+        told = f" ({named})" if named else ""
+        self.progress.say(f"step {step:,}: validation loss {loss:.4f}{told}")
 
     def log_bad_step(self, record: Mapping[str, Any], text: str) -> None:
         """Record a bad step in bad-steps.jsonl, and say what was done about it."""
@@ -229,5 +232,12 @@ class Report:
 
 
 def find_chart(metric: str) -> str | None:
-    """TensorBoard's name for a metric; None if it is for metrics.jsonl only."""
-    return metric if is_drawn(metric) else CHARTS.get(metric)
+    """TensorBoard's name for a metric, or for that of one set; None if it goes to no chart.
+
+    >>> find_chart("validation_loss"), find_chart("validation_loss/web"), find_chart("epoch")
+    ('loss/validation', 'loss/validation/web', None)
+    """
+    if is_drawn(metric):
+        return metric
+    of_all, slash, name = metric.partition("/")
+    return f"{CHARTS[of_all]}{slash}{name}" if of_all in CHARTS else None

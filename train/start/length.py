@@ -3,6 +3,8 @@
 For its start and for its plan, so torch is not loaded.
 """
 
+from collections.abc import Mapping
+
 from shards.screen.lines import format_number, format_plural
 from train.config import Config
 
@@ -24,6 +26,21 @@ def describe_step(config: Config, num_ranks: int) -> str:
         return text
     steps = training.batch_warmup_steps
     return f"{text} from step {steps + 1:,} on; they double up to there from {fewest * length:,}"
+
+
+def describe_all_epochs(epochs: Mapping[str, float], is_choice: bool = False) -> str:
+    """How often a run sees each token of its sets; they are named where there are several.
+
+    >>> describe_all_epochs({"web": 0.25})
+    '0.25 epochs: a part of the set, once'
+    >>> describe_all_epochs({"web": 0.4, "code": 1})
+    'web: 0.4 epochs, code: 1 epoch'
+    """
+    if len(epochs) == 1:
+        [number] = epochs.values()
+        return describe_epochs(number, is_choice)
+    told = {name: describe_epochs(number).partition(":")[0] for name, number in epochs.items()}
+    return ", ".join(f"{name}: {text}" for name, text in told.items())
 
 
 def describe_epochs(epochs: float, is_choice: bool = False) -> str:

@@ -12,14 +12,14 @@ import torch
 from model.checkpoints.seal import list_checkpoints
 from shards.disk.memory import find_memory
 from shards.disk.space import check_space
-from shards.reader import Shards
+from shards.mixture.sets import MixedOrder, Sets
 from shards.screen.lines import Say, format_bytes, format_count, format_plural
-from shards.where.choice import Choice, describe_choice
+from shards.where.choice import describe_choice
 from train.config import Config
 from train.ranks.distributed import Rank
 from train.ranks.strategy import is_sharding
 from train.start.choose import largest_config
-from train.start.length import describe_epochs, describe_step
+from train.start.length import describe_all_epochs, describe_step
 from train.start.memory import Memory, estimate_memory
 from train.step.muon import choose_dtype
 from train.step.schedule import describe_schedule
@@ -27,12 +27,10 @@ from train.step.schedule import describe_schedule
 LABEL_WIDTH = 12
 
 
-def check_start(
-    config: Config, rank: Rank, shards: Shards, choice: Choice, first_step: int, say: Say
-) -> None:
+def check_start(config: Config, rank: Rank, order: MixedOrder, first_step: int, say: Say) -> None:
     """Say what the run is and needs; ValueError if the machine cannot hold it.
 
-    `first_step` is the number of steps done before.
+    `order` is that of its samples, and `first_step` the number of steps done before.
     """
     need = estimate_memory(config, rank.device.type, rank.world_size)
     available = find_available(rank)
@@ -42,17 +40,19 @@ def check_start(
         "device": describe_device(config, rank),
         "model": describe_model(config, rank),
         "step": batch["step"],
-        "run": describe_length(config, rank, choice, first_step),
+        "run": describe_length(config, rank, order, first_step),
         "optimizer": describe_optimizer(config, rank),
         "rate": describe_schedule(config.training),
-        "validation": describe_validation(config, shards),
+        "validation": describe_validation(config, order.sets),
         "activations": batch["activations"],
         "memory": describe_memory(need, available),
         "checkpoints": describe_checkpoints(config, rank, first_step),
         "logs": str(config.infrastructure.log_folder),
     }
-    if choice.where is not None:
-        say(f"{'data.where':<{LABEL_WIDTH}} {describe_choice(choice)}")
+    for source in order.sets.sources:
+        if source.choice.where is not None:
+            of = f" of {source.name}" if len(order.sets.sources) > 1 else ""
+            say(f"{'data.where':<{LABEL_WIDTH}} {describe_choice(source.choice)}{of}")
     for label, text in lines.items():
         say(f"{label:<{LABEL_WIDTH}} {text}")
 
@@ -127,14 +127,13 @@ def describe_compression(config: Config, rank: Rank) -> str:
     return "" if rank.world_size == 1 or kind == "none" else f"; gradients sent as {kind}"
 
 
-def describe_length(config: Config, rank: Rank, choice: Choice, first_step: int) -> str:
-    """How many steps and tokens there are, and how often the whole run sees each of the set's."""
-    num_steps, held = config.training.num_training_steps, choice.num_tokens
-    tokens = config.count_tokens(rank.world_size)
+def describe_length(config: Config, rank: Rank, order: MixedOrder, first_step: int) -> str:
+    """How many steps and tokens there are, and how often the whole run sees each of its sets'."""
+    num_steps, tokens = config.training.num_training_steps, config.count_tokens(rank.world_size)
     steps = f"{num_steps:,} steps"
     if first_step:
         steps += f", {min(first_step, num_steps):,} of them done"
-    epochs = describe_epochs(tokens / max(held, 1), config.data.where is not None)
+    epochs = describe_all_epochs(order.plan_epochs(tokens), config.data.where is not None)
     return f"{steps}; {format_count(tokens)} tokens, {epochs}"
 
 
@@ -147,17 +146,26 @@ def describe_optimizer(config: Config, rank: Rank) -> str:
     return f"Muon for the blocks' matrices (in {dtype}{dealt}), AdamW for the rest"
 
 
-def describe_validation(config: Config, shards: Shards) -> str:
+def describe_validation(config: Config, sets: Sets) -> str:
     """When a validation loss is taken and over how much; or that none is, and why."""
-    held, length = shards.manifest.num_tokens("validation"), config.data.max_seq_length
-    is_packed = shards.manifest.row_tokens is not None
-    windows = min(config.training.eval_windows, max(held - (not is_packed), 0) // length)
-    if windows:
-        return f"every {config.training.eval_steps:,} steps, {windows:,} windows of {length:,}"
+    length = config.data.max_seq_length
+    sizes = [source.shards.manifest.num_tokens("validation") for source in sets.sources]
+    # Rows of a packed set need no token beyond their last.
+    more = 1 if sets.first.manifest.row_tokens is None else 0
+    counts = [min(config.training.eval_windows, max(size - more, 0) // length) for size in sizes]
+    if any(counts):
+        when = f"every {config.training.eval_steps:,} steps, "
+        if len(counts) == 1:
+            return f"{when}{counts[0]:,} windows of {length:,}"
+        named = (f"{count:,} of {name}" for count, name in zip(counts, sets.names, strict=True))
+        return f"{when}windows of {length:,}: {', '.join(named)}"
+    held = max(sizes)
     if config.training.eval_windows == 0:
         return "none: training.eval_windows is 0"
     if held == 0:
-        return "none: the set has no validation split (prep's --validation-fraction makes one)"
+        which = "the set has" if len(sizes) == 1 else "no set has"
+        split = "no validation split" if len(sizes) == 1 else "a validation split"
+        return f"none: {which} {split} (prep's --validation-fraction makes one)"
     return (
         f"none: a window has {length + 1:,} tokens (data.max_seq_length and one), and the "
         f"validation split {held:,}"

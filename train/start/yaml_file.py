@@ -2,7 +2,7 @@
 
 The file is YAML, read event by event, and a value is the text that stands there: its type is the
 setting's (train/start/words.py). So 010 is not 8 and 1:30 is not 90, as YAML 1.1 would have it, and
-nothing in a file can grow, nest or be built.
+nothing in a file can grow or be built. What may nest is named here.
 """
 
 import codecs
@@ -16,6 +16,9 @@ import yaml
 # Nobody's settings are longer; what is, is another file given by mistake.
 MAX_BYTES = 2**20
 NULLS = ("", "~", "null", "Null", "NULL")
+# Settings that are lists or mappings, and how deep these may go.
+NESTED = ("data.mixture",)
+MAX_DEPTH = 3
 SECTIONS_EXPECTED = "expected sections such as `training:` with keys below"
 
 
@@ -25,7 +28,8 @@ class Entry:
 
     section: str
     key: str
-    # Text from a file or the command line; from a checkpoint's JSON any value.
+    # Text from a file or the command line, or lists and mappings of it where a setting is one; from
+    # a checkpoint's JSON any value.
     value: Any
     # Where, as messages begin with it: "c.yaml, line 3: ", or "" for the command line.
     place: str
@@ -83,6 +87,9 @@ def read_entries(text: str, origin: str, lists: Collection[str] = ()) -> Iterato
         for key in _read_keys(events, origin, f"{section}."):
             value = next(events)
             place = _place(origin, value)
+            if f"{section}.{key}" in NESTED:
+                yield Entry(section, key, _read_nested(value, events, place), place)
+                continue
             if f"{section}.{key}" in lists and not isinstance(value, yaml.ScalarEvent):
                 found = [*_read_list(events, origin, f"{section}.{key}", value)]
                 yield Entry(section, key, found, place)
@@ -91,12 +98,54 @@ def read_entries(text: str, origin: str, lists: Collection[str] = ()) -> Iterato
                 raise ValueError(
                     f"{place}{section}.{key} is a list or has keys below it; expected one value"
                 )
-            is_null = value.style is None and value.value in NULLS
-            yield Entry(section, key, None if is_null else value.value, place)
+            yield Entry(section, key, _read_scalar(value), place)
     next(events)  # The document's end.
     after = next(events)
     if not isinstance(after, yaml.StreamEndEvent):
         raise ValueError(f"{_place(origin, after)}a second document begins; expected one")
+
+
+def read_nested(text: str, name: str) -> Any:
+    """The lists and mappings of text that stand on the command line for the setting `name`.
+
+    >>> read_nested("{web/: 0.7, code/: 0.3}", "data.mixture")
+    {'web/': '0.7', 'code/': '0.3'}
+    """
+    events = _read_events(text, name)
+    if isinstance(next(events), yaml.StreamEndEvent):
+        return None
+    value = _read_nested(next(events), events, f"{name}: ")
+    next(events)  # The document's end.
+    if not isinstance(next(events), yaml.StreamEndEvent):
+        raise ValueError(f"{name}: a second document begins; expected one value")
+    return value
+
+
+def _read_nested(
+    event: yaml.Event, events: Iterator[yaml.Event], place: str, depth: int = 0
+) -> Any:
+    """The value that begins with an event."""
+    if isinstance(event, yaml.ScalarEvent):
+        return _read_scalar(event)
+    if depth == MAX_DEPTH:
+        raise ValueError(f"{place}lists and mappings go more than {MAX_DEPTH} deep")
+    items: list[Any] = []
+    while not isinstance(event := next(events), yaml.SequenceEndEvent | yaml.MappingEndEvent):
+        items.append(_read_nested(event, events, place, depth + 1))
+    if isinstance(event, yaml.SequenceEndEvent):
+        return items
+    keys = items[::2]
+    for key in keys:
+        if not isinstance(key, str):
+            raise ValueError(f"{place}a key is a list or mapping, or missing; expected a name")
+        if keys.count(key) > 1:
+            raise ValueError(f"{place}{key} stands there twice; keep one")
+    return dict(zip(keys, items[1::2], strict=True))
+
+
+def _read_scalar(event: yaml.ScalarEvent) -> str | None:
+    is_null = event.style is None and event.value in NULLS
+    return None if is_null else str(event.value)
 
 
 def _read_keys(events: Iterator[yaml.Event], origin: str, prefix: str) -> Iterator[str]:

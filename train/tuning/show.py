@@ -45,27 +45,17 @@ def describe_tuning(record: Record, config: Config, best: float, is_inside: bool
         )
     yield "for the command line:"
     own = set_rate(config, record.asked["parameter"], best)
-    if config.training.schedule != "cosine_restarts":
-        own.pop("training.min_learning_rate", None)
-    yield "  " + " ".join(
-        f"{name}={value:g}" for name, value in own.items() if isinstance(value, float)
-    )
+    yield "  " + " ".join(f"{name}={value:g}" for name, value in own.items())
     yield from describe_limits(record, config)
 
 
 def describe_limits(record: Record, config: Config) -> Iterator[str]:
     """What the number is worth."""
     steps, whole = record.asked["steps"], config.training.num_training_steps
-    training = config.training
     yield ""
     yield "one seed each: losses that differ by a hundredth or two may change places with another"
     if steps < whole:
         yield (
             f"the best of {steps:,} steps is seldom too low for {whole:,}, and often too high: "
             "of two equal ones take the smaller, and see it over more --steps"
-        )
-    if record.asked["parameter"] == "learning_rate" and training.muon_learning_rate is not None:
-        yield (
-            f"the blocks' matrices kept training.muon_learning_rate={training.muon_learning_rate:g}"
-            ", which has a sweep of its own: --parameter muon_learning_rate"
         )

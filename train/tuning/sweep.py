@@ -15,7 +15,7 @@ from model.config import MAX_NUMBER
 from shards.disk.folders import make_folder, remove
 from shards.disk.lock import hold, is_held
 from shards.disk.space import check_space
-from shards.reader import Shards, open_shards
+from shards.mixture.sets import Sets, open_sets
 from shards.screen.lines import Say
 from train.checkpoints.claim import LOCK
 from train.config import Config
@@ -72,14 +72,14 @@ def read_rates(text: str) -> tuple[float, ...]:
 def tune(tuning: Tuning, say: Say) -> Iterator[str]:
     """Run all trials that are not there yet; what was found, line by line."""
     config = load_config(tuning.name, tuning.overrides)
-    shards = open_shards(config.data.shards)  # Before anything is written.
-    config = fit_model(config, shards.folder, shards.manifest)
+    # Before anything is written.
+    sets = open_sets(config.data.entries, config.data.max_seq_length, config.infrastructure.seed)
+    config = fit_model(config, sets.first.folder, sets.first.manifest)
     steps = choose_steps(tuning, config)
-    check_tuning(tuning, config, shards)
+    check_tuning(tuning, config, sets)
     rates = tuning.rates or start_grid(config, tuning.parameter)
-    asked = describe_asked(
-        config, tuning.parameter, steps, tuning.ranks, shards.manifest.dataset_id
-    )
+    dataset_id = " ".join(sets.dataset_ids)
+    asked = describe_asked(config, tuning.parameter, steps, tuning.ranks, dataset_id)
     make_folder(tuning.folder)
     with hold(tuning.folder, tuning.folder / LOCK, f"{tuning.folder}: is being tuned in "):
         record = open_record(tuning.folder, asked)
@@ -112,7 +112,7 @@ def choose_steps(tuning: Tuning, config: Config) -> int:
     return steps
 
 
-def check_tuning(tuning: Tuning, config: Config, shards: Shards) -> None:
+def check_tuning(tuning: Tuning, config: Config, sets: Sets) -> None:
     """ValueError if there is nothing that a trial could be judged by, or no such rate."""
     training = config.training
     if tuning.parameter == "muon_learning_rate" and training.optimizer != "muon":
@@ -120,13 +120,14 @@ def check_tuning(tuning: Tuning, config: Config, shards: Shards) -> None:
             f"--parameter muon_learning_rate: training.optimizer is {training.optimizer}; add "
             "training.optimizer=muon"
         )
-    validation = shards.stream("validation")
+    streams = [source.stream("validation") for source in sets.sources]
     length = config.data.max_seq_length
-    if not count_windows(validation, length, training.eval_windows):
+    if not any(count_windows(stream, length, training.eval_windows) for stream in streams):
+        longest = max(stream.num_tokens for stream in streams)
         raise ValueError(
-            f"{shards.folder}: rates are judged by the validation loss, which needs a validation "
-            f"split of more than data.max_seq_length={length} tokens and training.eval_windows "
-            f"above 0; they are {validation.num_tokens:,} and {training.eval_windows}"
+            f"{sets.first.folder}: rates are judged by the validation loss, which needs a "
+            f"validation split of more than data.max_seq_length={length} tokens and "
+            f"training.eval_windows above 0; they are {longest:,} and {training.eval_windows}"
         )
 
 

@@ -52,13 +52,19 @@ def shorten(config: Config, steps: int) -> dict[str, object]:
     return {f"training.{name}": value for name, value in own.items()}
 
 
-def set_rate(config: Config, parameter: Parameter, rate: float) -> dict[str, object]:
-    """The settings that give a run this rate; the lowest of its cycles keeps its share of it."""
-    own: dict[str, object] = {f"training.{parameter}": rate}
+def set_rate(config: Config, parameter: Parameter, rate: float) -> dict[str, float]:
+    """The settings that give a run this rate; what goes with learning_rate keeps its share of it.
+
+    That is the lowest rate of its cycles, if it has some, and Muon's, if that is another.
+    """
+    own: dict[str, float] = {f"training.{parameter}": rate}
     training = config.training
     if parameter == "learning_rate" and training.learning_rate:
-        lowest = rate * training.min_learning_rate / training.learning_rate
-        own["training.min_learning_rate"] = min(lowest, rate)
+        change = rate / training.learning_rate
+        if training.schedule == "cosine_restarts":
+            own["training.min_learning_rate"] = min(change * training.min_learning_rate, rate)
+        if training.muon_learning_rate is not None:
+            own["training.muon_learning_rate"] = change * training.muon_learning_rate
     return own
 
 
