@@ -174,11 +174,6 @@ def open_source(
     Raises ValueError if too little is chosen, and for a condition on a packed set.
     """
     manifest = shards.manifest
-    if where is not None and manifest.row_tokens is not None:
-        raise ValueError(
-            f"{shards.folder}: is packed, and its rows are read whole; data.where needs a set that "
-            "is not"
-        )
     choice = choose_windows(shards, where, max_seq_length, num_tokens)
     try:
         order = make_order(manifest, max_seq_length, seed, choice.num_tokens)

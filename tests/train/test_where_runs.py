@@ -17,6 +17,7 @@ from tests.commands import velocity
 from tests.runs import make_config, make_overrides, read_metrics, run_small
 from tests.tiny import TOKENIZER_JSON
 from tests.tokenized import split_of, write_set
+from tests.train.test_rollback import read_bad_steps, run_bad
 from train.page.log import read_log
 from train.page.spikes import Spike, look_up
 from train.tracing.passages import describe_answer, open_passages
@@ -264,6 +265,22 @@ def test_the_page_counts_a_steps_documents(folder: Path, run: Path) -> None:
     for seen in traced.seen:
         assert TEXTS[seen.document.source_row].find(seen.text[:8].lstrip()) >= 0
     assert read_log(run / "checkpoints").config is not None
+
+
+def test_a_bad_steps_documents_are_chosen_ones(folder: Path, tmp_path: Path) -> None:
+    run_bad(folder, tmp_path, data__where=WHERE)
+    [told] = read_bad_steps(tmp_path)
+    assert told["action"] == "rollback"
+    tracer = trace_run(open_shards(folder), tmp_path / "checkpoints")
+    starts = tracer.order.starts(np.array([entry["sample"] for entry in told["samples"]]))
+    for entry, start in zip(told["samples"], starts.tolist(), strict=True):
+        spans = tracer.samples.sets.sources[0].choice.spans(start, start + 17)
+        assert entry["start"] == spans[0][0]
+        seen = [
+            d for d in documents_of(folder) if any(s < d.stop and e > d.start for s, e in spans)
+        ]
+        assert [found["doc_hash"] for found in entry["documents"]] == [d.doc_hash for d in seen]
+        assert {found["source_file"] for found in entry["documents"]} <= {"web", "books"}
 
 
 def test_a_plan_counts_epochs_of_what_is_chosen(folder: Path, tmp_path: Path) -> None:
