@@ -103,8 +103,9 @@ def compile_differentiate(backend: str) -> Differentiate:
     def differentiate(
         logits: Tensor, targets: Tensor, scale: Tensor | None, dtype: torch.dtype, z_loss: float
     ) -> tuple[Tensor, Tensor | None]:
-        for tensor in (logits, targets):
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        for tensor in (logits, targets, scale):
+            if tensor is not None and tensor.dim():
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return compiled(logits, targets, scale, dtype, z_loss)
 
     return differentiate

@@ -72,6 +72,7 @@ class GPT2(nn.Module):
         targets: Tensor | None = None,
         grad_scale: Tensor | float = 1.0,
         z_loss: float = 0.0,
+        has_ignored: bool = False,
     ) -> Tensor:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T), their mean loss, 0-dim fp32."""
         x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
@@ -80,7 +81,14 @@ class GPT2(nn.Module):
         hidden = self.ln_f(x)
         if targets is None:
             return F.linear(hidden, self.wte.weight)
-        return chunked_cross_entropy(hidden, self.wte.weight, targets, grad_scale, z_loss=z_loss)
+        return chunked_cross_entropy(
+            hidden,
+            self.wte.weight,
+            targets,
+            grad_scale,
+            z_loss=z_loss,
+            has_ignored=has_ignored,
+        )
 
     def num_block_parameters(self) -> int:
         """The weights of the blocks: all but the embeddings and the last norm."""

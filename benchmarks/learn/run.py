@@ -24,7 +24,7 @@ from train.config import Config
 from train.evaluate import count_windows, evaluate
 from train.ranks.distributed import join_ranks
 from train.ranks.heap import keep_freed_memory
-from train.run import Run, build_run, open_checked_shards
+from train.run import Run, build_run, open_checked_sets
 from train.settings import load_config
 from train.start.ids import fit_model
 from train.step.kernels import use_kernels
@@ -96,9 +96,9 @@ def run_trial(form: Form, trial: Trial, work: Path) -> Json:
 def built(config: Config, is_gpt2: bool) -> Iterator[Run]:
     """The run before its first step; with GPT-2's shape, its model in place of ours."""
     with join_ranks(config.distributed) as rank, use_kernels(config, rank.device):
-        shards = open_checked_shards(config.data.shards)
-        config = fit_model(config, shards.folder, shards.manifest)
-        run = build_run(config, rank, shards, lambda line: None)
+        sets = open_checked_sets(config)
+        config = fit_model(config, sets.first.folder, sets.first.manifest)
+        run = build_run(config, rank, sets, lambda line: None)
         if is_gpt2:
             torch.manual_seed(config.infrastructure.seed)
             model = GPT2(config.model).to(rank.device)

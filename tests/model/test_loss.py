@@ -41,10 +41,12 @@ def run_chunked(
     grad_scale: Tensor | float = 1.0,
     chunk_tokens: int | None = None,
     differentiate: Differentiate = differentiate_in_place,
+    has_ignored: bool = False,
 ) -> Gradients:
     """Scale, differentiate and unscale as a trainer does."""
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    loss = chunked_cross_entropy(hidden, weight, targets, grad_scale, chunk_tokens, differentiate)
+    options = chunk_tokens, differentiate, 0.0, has_ignored
+    loss = chunked_cross_entropy(hidden, weight, targets, grad_scale, *options)
     (loss * grad_scale).backward()
     assert hidden.grad is not None
     assert weight.grad is not None
@@ -204,7 +206,8 @@ def test_the_compilers_form_gives_the_same_numbers(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # The compiler has its own.
-def test_chunks_of_all_sizes_are_compiled_once() -> None:
+@pytest.mark.parametrize("has_ignored", [False, True])
+def test_chunks_of_all_sizes_are_compiled_once(has_ignored: bool) -> None:
     torch._dynamo.reset()
     graphs: list[list[object]] = []
 
@@ -214,10 +217,12 @@ def test_chunks_of_all_sizes_are_compiled_once() -> None:
 
     inputs = make_inputs(300, 32, 1001)
     differentiate = compile_differentiate(count)  # type: ignore[arg-type]
-    found = run_chunked(*inputs, LOSS_SCALE, 77, differentiate)  # Three of 77 tokens, one of 69.
-    again = run_chunked(*inputs, LOSS_SCALE, 131, differentiate)
+    options = {"has_ignored": has_ignored}
+    # Three of 77 tokens, one of 69.
+    found = run_chunked(*inputs, LOSS_SCALE, 77, differentiate, **options)
+    again = run_chunked(*inputs, LOSS_SCALE, 131, differentiate, **options)
     assert len(graphs) == 1
-    expected = run_chunked(*inputs, LOSS_SCALE, 77, differentiate_for_compiler)
+    expected = run_chunked(*inputs, LOSS_SCALE, 77, differentiate_for_compiler, **options)
     for ours, plain, other in zip(found, expected, again, strict=True):
         assert torch.equal(ours, plain)
         assert relative_error(other, plain) < 1e-6

@@ -29,7 +29,8 @@ def describe_asked(
     config: Config, parameter: Parameter, steps: int, ranks: int, dataset_id: str
 ) -> Json:
     """All that a trial's loss depends on, besides its rate."""
-    settings = config_to_dict(config)
+    # As they are read again: JSON has lists for tuples.
+    settings = json.loads(json.dumps(config_to_dict(config)))
     for section, key in PLACES:
         del settings[section][key]
     return {

@@ -45,6 +45,8 @@ def shorten(config: Config, steps: int) -> dict[str, object]:
         "keep_every_steps": "null",
         "keep_best": "false",
         "sample_steps": "null",
+        "eval_sets": "",
+        "eval_tasks": "",
         # That a run diverges is a result: it goes on to its end.
         "on_bad_step": "warn",
         "max_skipped_steps": steps + 1,
