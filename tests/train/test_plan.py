@@ -42,9 +42,14 @@ def plan(*words: str) -> dict[str, Any]:
     return found
 
 
+# What the model and state of the original VelocityLM take.
+ADAMW = "training.optimizer=adamw"
+
+
 def test_the_plan_of_the_default_model() -> None:
     """Its FLOPs, state and checkpoints are known from elsewhere."""
-    made = plan("--config", "1.7b", "--gpu", "H200", "--gpus", "8", "--price", "2.5")
+    words = ["--gpu", "H200", "--gpus", "8", "--price", "2.5", ADAMW]
+    made = plan("--config", "1.7b", *words)
     assert made["parameters"] == 1_713_639_424
     memory = made["memory"]
     assert memory["weights"] + memory["gradients"] + memory["optimizer"] == 27_418_230_784
@@ -65,7 +70,7 @@ def test_the_plan_of_the_default_model() -> None:
 
 
 def test_a_model_of_27_gigabytes_of_state_needs_sharding_on_24() -> None:
-    words = ["--config", "1.7b", "--gpu", "L4", "--gpus"]
+    words = ["--config", "1.7b", ADAMW, "--gpu", "L4", "--gpus"]
     for num_gpus in ("1", "8", "64"):
         alone = plan(*words, num_gpus)
         assert not alone["fits"]
@@ -117,6 +122,7 @@ def test_a_plan_says_that_mfu_counts_whole_windows() -> None:
 def test_numbers_are_shown_as_people_read_them() -> None:
     """Without e-notation; what was looked for, and no further, is not what fits."""
     words = ["--config", "tiny", "--gpu", "H200", "--price", "2"]
+    words.append("training.num_training_steps=500")
     _, small, _ = velocity("plan", *words, "--mfu", "0.004")
     assert re.search(
         r"tokens/s at 0\.4% MFU: 42\.19 seconds, 0\.01172 GPU-hours; costs 0\.02344", small
@@ -130,7 +136,7 @@ def test_numbers_are_shown_as_people_read_them() -> None:
     assert "does not fit 141 GB; nor, with distributed.strategy=fsdp, any number of such" in large
     _, other, _ = velocity("plan", "--config", "1.7b", "--gpu-memory", "48")
     assert "GPUs         1 GPU of 48 GB, fp16\n" in other
-    kept = ["training.keep_every_steps=100", "training.keep_best=true"]
+    kept = ["training.keep_every_steps=100", "training.keep_best=true", ADAMW]
     assert (
         plan("--gpu-memory", "90", "--config", "1.7b", *kept)["disk_bytes"] == 657 * 12 * 1713639424
     )
@@ -186,7 +192,7 @@ def test_without_a_gpu_the_common_sizes_are_shown() -> None:
     assert code == 0
     rows = dict(re.findall(r"^(\d+ GB) +(.*)$", output, re.MULTILINE))
     assert list(rows) == ["24 GB", "40 GB", "80 GB", "141 GB"]
-    assert rows["24 GB"].split() == ["-", "-", "-", "2", "GPUs"]
+    assert rows["24 GB"].split() == ["-", "-", "1", "1", "GPU"]
 
 
 @pytest.mark.parametrize(
@@ -246,7 +252,7 @@ def test_gpus_are_found_by_both_names() -> None:
 
 def choose(gigabytes: float, device_type: str = "cuda", num_ranks: int = 1, *words: str) -> Any:
     # With AdamW, whose state is what the sizes below were chosen for.
-    config = load_config("1.7b", ["training.optimizer=adamw", *words])
+    config = load_config("1.7b", [ADAMW, *words])
     found = find_fitting(config, device_type, num_ranks, round(gigabytes * GIGABYTE))
     return found and (found.training.micro_batch, found.training.activation_checkpointing)
 
