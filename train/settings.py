@@ -104,10 +104,13 @@ def list_entries(tree: Any, origin: str) -> Iterator[Entry]:
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """The settings as plain data, for JSON and YAML."""
-    tree = asdict(config)
-    mixture = tree["data"]["mixture"]
-    tree["data"]["mixture"] = mixture and list(mixture)  # As JSON gives it back.
-    return tree
+    sections = asdict(config).items()
+    return {name: {key: make_plain(v) for key, v in keys.items()} for name, keys in sections}
+
+
+def make_plain(value: Any) -> Any:
+    """A value as JSON gives it back: a tuple is a list there."""
+    return [*value] if isinstance(value, tuple) else value
 
 
 @cache

@@ -135,6 +135,8 @@ class TrainingConfig:
     eval_tasks: tuple[str, ...] = ()
     # Steps between those; null = eval_steps.
     eval_task_steps: int | None = None
+    # Items of a task's own file, with their right answers, before each item: the first ones.
+    eval_task_shots: int = 0
     # Steps between texts that the model writes into samples.jsonl of the log; null = none.
     sample_steps: int | None = None
     # A file with a prompt for such a text on each line, an empty one for the beginning of a
@@ -186,6 +188,7 @@ class TrainingConfig:
             "warmup_steps",
             "batch_warmup_steps",
             "eval_windows",
+            "eval_task_shots",
             "weight_decay",
             "z_loss",
         ):

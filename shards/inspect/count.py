@@ -11,6 +11,7 @@ from shards.disk.json_files import Json
 from shards.format import SPLITS, Shard
 from shards.reader import Shards
 from shards.screen.names import escape_line
+from shards.sidecar import is_padding
 from shards.where.choice import THREADS, mark_documents
 from shards.where.condition import Condition, parse_condition
 
@@ -72,9 +73,11 @@ def count_chosen(shards: Shards, where: str) -> Counted:
 
 
 def count_shard(shards: Shards, shard: Shard, condition: Condition) -> dict[str, Amount]:
-    """The amounts of each source in a shard."""
+    """The amounts of each source in a shard; padding is none."""
     found: dict[str, Amount] = {}
-    for rows, marks in mark_documents(shards, shard, condition, ["source_file"]):
+    for every_row, every_mark in mark_documents(shards, shard, condition, ["source_file"]):
+        is_document = ~is_padding(every_row)
+        rows, marks = every_row.filter(pa.array(is_document)), every_mark[is_document]
         sizes = rows.column("num_tokens")
         chosen = pa.array(marks)
         table = pa.table(

@@ -173,10 +173,9 @@ def open_source(
 
     Raises ValueError if too little is chosen, and for a condition on a packed set.
     """
-    manifest = shards.manifest
     choice = choose_windows(shards, where, max_seq_length, num_tokens)
     try:
-        order = make_order(manifest, max_seq_length, seed, choice.num_tokens)
+        order = make_order(shards.manifest, max_seq_length, seed, choice.num_tokens)
     except ValueError as error:
         raise ValueError(f"{shards.folder}: {error}") from None
     return Source(name, shards, choice, order)

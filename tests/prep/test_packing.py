@@ -17,6 +17,7 @@ from shards.documents import Sidecars
 from shards.edit.remove import Wanted, find_wanted, remove_documents
 from shards.format import Int64, Manifest, make_manifest, parse_manifest, read_manifest
 from shards.inspect.packed import estimate_cut
+from shards.inspect.show import decode_document
 from shards.inspect.verify import verify_shards
 from shards.packing import writer
 from shards.packing.best_fit import MAX_RESTS, PADDING, fill_rows, pack
@@ -350,6 +351,35 @@ def test_an_export_has_documents_and_no_padding(packed: Path, plain: Path, tmp_p
         documents = np.split(tokens, np.flatnonzero(tokens == END) + 1)[:-1]
         found.append(sorted(document.tolist() for document in documents))
     assert found[0] == found[1]
+
+
+def test_parts_and_indexes_of_a_packed_set(packed: Path, tmp_path: Path) -> None:
+    """A part has whole rows; a passage is found in documents that a row's end cuts, too."""
+    assert velocity("shards", "pull", packed, tmp_path / "part", "--part", "0/2")[0] == 0
+    check_rows(tmp_path / "part")
+    out = tmp_path / "shards"
+    shutil.copytree(packed, out)
+    shards = open_shards(out)
+    train = Sidecars(shards, "train").between(0, shards.manifest.num_tokens("train"))
+    longest = max(train, key=lambda document: document.num_tokens)
+    assert longest.num_tokens > 3 * ROW
+    code, _, errors = velocity("shards", "index", out, "--workers", 1)
+    assert code == 0, errors
+    (tmp_path / "text.txt").write_text(decode_document(shards, "train", longest))
+    code, output, errors = velocity(
+        "shards", "find", out, "--text-file", tmp_path / "text.txt", "--json"
+    )
+    assert code == 0, errors
+    found = json.loads(output)["passages"][0]
+    assert found["tokens"] == longest.num_tokens - 1
+    assert found["places"][0]["doc_hash"] == longest.doc_hash
+    code, output, _ = velocity("shards", "count", out, "--where", "num_tokens >= 1", "--json")
+    assert code == 0
+    counts = json.loads(output)
+    of_train = counts["splits"]["train"]
+    assert of_train["documents"] == of_train["of_documents"] == len(train)
+    assert of_train["tokens"] == of_train["of_tokens"] == sum(d.num_tokens for d in train)
+    assert counts["sources"].keys() == {document.source_file for document in train}
 
 
 def test_documents_are_numbered_without_padding(packed: Path) -> None:

@@ -219,12 +219,18 @@ def test_a_run_that_goes_on_has_each_point_once(
         assert read_weights(out) == read_weights(run[0])
 
 
-def test_tasks_have_steps_of_their_own(folder: Path, tmp_path: Path) -> None:
-    run_small(folder / "train", tmp_path, **make_settings(folder, training__eval_task_steps=3))
+def test_tasks_have_steps_and_shots_of_their_own(folder: Path, tmp_path: Path) -> None:
+    changes = {"training__eval_task_steps": 3, "training__eval_task_shots": 1}
+    run_small(folder / "train", tmp_path, **make_settings(folder, **changes))
     steps = {
         kind: {step for step, name in read_evaluations(tmp_path) if kind in name} for kind in KINDS
     }
     assert steps == {"sets": {4, 8}, "tasks": {3, 6, 8}}
+    options = ("--task", folder / "questions.jsonl", "--shots", 1, "--json")
+    code, output, errors = velocity("eval", "--ckpt", tmp_path / "checkpoints", *options)
+    assert code == 0, errors
+    [expected] = json.loads(output)["tasks"]
+    assert read_metrics(tmp_path, "tasks/questions/acc_norm")[8] == expected["acc_norm"]
 
 
 def test_a_stop_ends_evaluations_and_the_next_start_makes_up_for_them(

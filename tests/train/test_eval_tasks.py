@@ -21,7 +21,8 @@ from tests.texts import WORDS, make_texts
 from tests.tiny import TOKENIZER_JSON, make_model, make_tokenizer
 from tests.tokenized import split_of, write_set
 from train.evaluation.contamination import Contamination
-from train.evaluation.items import Item
+from train.evaluation.items import Item, read_task
+from train.evaluation.shots import Shots, add_shots
 
 END = 0
 CONTEXT = 128
@@ -140,6 +141,84 @@ def test_completions_are_right_where_they_are_the_likeliest(
     mean = np.mean([logprob for logprob, _ in scored])
     assert found["perplexity"] == pytest.approx(np.exp(-mean), rel=1e-4)
     assert "acc_norm" not in found
+
+
+def make_shots(questions: list[dict[str, Any]], chosen: list[int]) -> str:
+    """Questions with their right answers, as lm-evaluation-harness writes them."""
+    texts = []
+    for number in chosen:
+        found = questions[number]
+        answer = found["answer"]
+        right = found["choices"][answer] if isinstance(answer, int) else answer
+        texts.append(f"{found['question']} {right}\n\n")
+    return "".join(texts)
+
+
+def test_shots_are_the_first_other_items_with_their_answers(folder: Path, tmp_path: Path) -> None:
+    """As where they are written into the file: its own first ones, or those of another file."""
+    questions = [q for q in make_questions() if len(q["question"]) < 60][:14]
+    questions.append(dict(questions[1], note="the same again, and so no shot of it"))
+    others = make_questions()[-4:]
+    path = write_lines(tmp_path / "questions.jsonl", questions)
+    other = write_lines(tmp_path / "others.jsonl", others)
+
+    def check(options: tuple[object, ...], before: list[str]) -> dict[str, Any]:
+        written = [
+            q | {"question": shots + q["question"]}
+            for q, shots in zip(questions, before, strict=True)
+        ]
+        expected = run_task(folder, write_lines(tmp_path / "written.jsonl", written))
+        found = run_task(folder, path, *options)
+        assert found | {"task": ""} == expected | {"task": ""}
+        return found
+
+    own = {0: [1, 2], 1: [0, 2], 14: [0, 2]}
+    before = [make_shots(questions, own.get(number, [0, 1])) for number in range(15)]
+    assert check(("--shots", 2), before)["cut_items"] < 15
+    check(("--shots", 3, "--shots-from", other), 15 * [make_shots(others, [0, 1, 2])])
+    # Drawn ones are the same again, and others for other items and with another seed.
+    pools = {seed: [draw(path, number, seed) for number in range(15)] for seed in (1, 2)}
+    assert pools[1] != pools[2]
+    assert len({*map(tuple, pools[1])}) > 5
+    check(("--shots", 2, "--shots-seed", 1), [make_shots(questions, c) for c in pools[1]])
+
+
+def draw(path: Path, number: int, seed: int) -> list[int]:
+    """The places of the two shots that are drawn for an item; it is not among them."""
+    task = read_task(str(path))
+    context = add_shots(task, Shots(2, None, seed), " ").items[number].context
+    texts = [f"{item.context} {item.right}\n\n" for item in task.items]
+    own = texts[number]
+    pairs = [
+        [first, second]
+        for first, one in enumerate(texts)
+        for second, two in enumerate(texts)
+        if first != second and own not in (one, two)
+        if context == one + two + task.items[number].context
+    ]
+    assert pairs
+    return pairs[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--shots", 2), "task.jsonl: has 1 items besides that of line 1"),
+        (("--shots", 1, "--shots-from", "DIR/other.jsonl"), "is of completions, and "),
+        (("--shots-seed", 1), "--shots-from and --shots-seed say which items --shots N takes"),
+    ],
+)
+def test_shots_that_are_not_there(
+    folder: Path, tmp_path: Path, options: tuple[object, ...], said: str
+) -> None:
+    items = [{"question": text, "choices": ["b", "c"], "answer": 0} for text in ("a", "d")]
+    path = write_lines(tmp_path / "task.jsonl", items)
+    write_lines(tmp_path / "other.jsonl", [{"prompt": "a", "expected": "b"}])
+    words = [str(option).replace("DIR", str(tmp_path)) for option in options]
+    code, output, errors = velocity("eval", "--ckpt", folder, "--task", path, *words)
+    assert (code, output) == (1, "")
+    assert said in errors
+    assert len(errors.splitlines()) == 1
 
 
 def test_contaminated_items_are_found_and_left_out(folder: Path, tmp_path: Path) -> None:

@@ -231,6 +231,8 @@ def test_each_entry_may_choose_its_documents(sets: Path, tmp_path: Path) -> None
             counts[is_odd] += 1
             assert all(step in tracer.steps_of_document(document) for document in documents)
     assert counts == {True: 12 + 5, False: 4 + 3}
+    facts = gather(tmp_path / "checkpoints")
+    assert make_card(facts, "me/model", "mit", None, False).count("The run took ") == 2
     listed = [*words, f"data.mixture={json.dumps([rest, odd | {'where': 'num_tokens > 9'}])}"]
     with pytest.raises(
         ValueError, match=r"was trained with data.where=source_row < 150, now it is"

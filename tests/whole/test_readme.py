@@ -320,7 +320,8 @@ def write_inputs(folder: Path) -> None:
     }
     completion = {"prompt": "The capital of France is", "expected": "Paris"}
     (folder / "completions.jsonl").write_text(json.dumps(completion) + "\n")
-    (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    questions = [question, *({**question, "question": text} for text in ("Which?", "And which?"))]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     problem = {"task_id": "Mine/0", "prompt": "def one():\n", "entry_point": "one", "test": ""}
     (folder / "problems.jsonl").write_text(json.dumps(problem) + "\n")
     last = make_texts(60)[-1]

@@ -27,6 +27,7 @@ from train.config import Config
 from train.evaluation.dealing import Dealer
 from train.evaluation.items import read_task
 from train.evaluation.perplexity import NotFiniteError, predict_together
+from train.evaluation.shots import Shots, add_shots
 from train.evaluation.tasks import EncodedTask, Encoding, Limits, encode_task, score_task
 from train.evaluation.windows import (
     Window,
@@ -185,7 +186,8 @@ def open_evaluations(config: Config, shards: Shards, say: Say) -> Evaluations:
     def open_task(name: str, path: str) -> EvalTask:
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file; expected one with an item on each line")
-        return EvalTask(name, encode_task(encoding, read_task(path), DELIMITER))
+        task = add_shots(read_task(path), Shots(training.eval_task_shots), DELIMITER)
+        return EvalTask(name, encode_task(encoding, task, DELIMITER))
 
     evaluations = Evaluations(
         open_all("training.eval_sets", training.eval_sets, open_set),

@@ -74,6 +74,24 @@ class Solved:
     delimiter: Annotated[
         str, typer.Option(help="With --task: what stands between a context and a choice.")
     ] = " "
+    shots: Annotated[
+        int,
+        typer.Option(
+            help="With --task: so many other items, each with its right answer, before an item: "
+            "the first of the file.",
+            min=0,
+        ),
+    ] = 0
+    shots_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar=PATH, help="With --shots: the file that they are from. Default: the task's own."
+        ),
+    ] = None
+    shots_seed: Annotated[
+        int | None,
+        typer.Option(help="With --shots: draw them for each item, with this seed."),
+    ] = None
     contamination: Annotated[
         Path | None,
         typer.Option(help="With --task: the training set, indexed; which items are in it?"),
@@ -90,6 +108,10 @@ class Solved:
     def __post_init__(self) -> None:
         if self.contamination is not None and not self.task:
             raise ValueError("--contamination is for --task; give both, or neither")
+        if self.shots and not self.task:
+            raise ValueError("--shots is for --task; give both, or neither")
+        if not self.shots and (self.shots_from is not None or self.shots_seed is not None):
+            raise ValueError("--shots-from and --shots-seed say which items --shots N takes")
 
 
 @dataclass(frozen=True)

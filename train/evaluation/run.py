@@ -24,6 +24,7 @@ from train.evaluation.dealing import make_lone_dealer
 from train.evaluation.items import Task, read_task
 from train.evaluation.perplexity import Prediction, predict
 from train.evaluation.request import Measured, Request, Solved
+from train.evaluation.shots import Shots, add_shots
 from train.evaluation.show import describe_report, describe_reports
 from train.evaluation.tasks import Encoding, Limits, encode_task, score_task
 from train.evaluation.windows import (
@@ -47,6 +48,8 @@ def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str
     solved, reports = request.solved, []
     tasks = [read_task(name) for name in solved.task]
     known = [None for _ in tasks] if solved.contamination is None else find_clean(solved, tasks)
+    shots = Shots(solved.shots, solved.shots_from, solved.shots_seed)
+    tasks = [add_shots(task, shots, solved.delimiter) for task in tasks]
     exam = prepare_exam(request.programs, request.measured.batch_size, not request.all)
     each = load_each(ckpt, load, say) if request.all else map(load, [ckpt])
     for generator in each:

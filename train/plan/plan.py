@@ -6,14 +6,17 @@ the GPUs' peak (MFU), in the convention of model/config.py: flops_per_token.
 
 import bisect
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from shards.mixture.sets import MixedOrder
 from train.config import MAX_STEP_TOKENS, Config
 from train.gpus import Gpu
 from train.start.batch import set_training
 from train.start.fit import KINDS, find_fitting, find_least
 from train.start.memory import Memory, estimate_memory
 from train.training_config import ActivationCheckpointing
+
+if TYPE_CHECKING:
+    from shards.mixture.sets import MixedOrder  # Which loads pyarrow.
 
 # No larger ones are looked for; of a small model more may fit.
 MAX_MICRO_BATCH = 2**12
@@ -41,7 +44,7 @@ class Wishes:
     # Of a GPU for an hour, in any currency; None if it is not known.
     price: float | None
     # That of the sets that are read; None for a plan without any.
-    order: MixedOrder | None
+    order: "MixedOrder | None"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 
 from shards.mixture.entries import Entry
-from shards.mixture.sets import MixedOrder, open_sets
 from train.gpus import GIGABYTE, find_gpu
 from train.plan.plan import Machines, Wishes, make_plan
 from train.plan.request import Request
@@ -23,6 +22,8 @@ def run_plan(request: Request, overrides: Sequence[str]) -> list[str]:
     if request.shards is not None:
         entries = (Entry(str(request.shards), 1.0, config.data.where),)
     if entries is not None:
+        from shards.mixture.sets import MixedOrder, open_sets
+
         # Refuses a set without a window, as the run would.
         sets = open_sets(entries, config.data.max_seq_length, config.infrastructure.seed)
         order = MixedOrder.begin(sets)

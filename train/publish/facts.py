@@ -78,14 +78,18 @@ def gather(ckpt: Path) -> Facts:
 
 def find_manifests(run: Config, position: Position) -> tuple[Manifest | None, ...]:
     """The sets that the run read, if still where they were, in the versions they had then."""
-    found: dict[str, Manifest | None] = dict.fromkeys(position.dataset_ids)
+    newest: dict[Path, Manifest] = {}
     for entry in run.data.entries:
-        folder = Path(entry.shards)
-        for dataset_id in position.dataset_ids:
+        with suppress(OSError, ValueError):
+            newest[Path(entry.shards)] = read_manifest(Path(entry.shards))
+    found: list[Manifest | None] = []
+    for dataset_id in position.dataset_ids:
+        version = None
+        for folder, manifest in newest.items():
             with suppress(OSError, ValueError):
-                newest = read_manifest(folder)
-                found[dataset_id] = found[dataset_id] or find_version(folder, newest, dataset_id)
-    return tuple(found.values())
+                version = version or find_version(folder, manifest, dataset_id)
+        found.append(version)
+    return tuple(found)
 
 
 def find_log(folder: Path, step: int) -> RunLog | None:

@@ -1,0 +1,60 @@
+"""Few-shot tasks: before each item stand some others with their right answers, as in lm-eval.
+
+Its `first_n` takes the first items of a file and, where that is the task's own, one more instead of
+the item itself. Two line ends are between items (its `fewshot_delimiter`), and between a context
+and its answer is what is there without shots, too.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from train.evaluation.items import Item, Task, read_task
+
+BETWEEN = "\n\n"
+
+
+@dataclass(frozen=True)
+class Shots:
+    """How many items stand before each, and which."""
+
+    number: int
+    # A file of them; None = the task's own.
+    origin: str | None = None
+    # Drawn for each item by this seed; None = the first ones.
+    seed: int | None = None
+
+
+def add_shots(task: Task, shots: Shots, delimiter: str) -> Task:
+    """The task with shots in its items' contexts; ValueError if there are too few, or of a kind."""
+    if not shots.number:
+        return task
+    pool = task if shots.origin is None else read_task(shots.origin)
+    if pool.kind != task.kind:
+        raise ValueError(
+            f"{pool.name}: is of {pool.kind}, and {task.name} of {task.kind}; expected one kind"
+        )
+    items = []
+    for item in task.items:
+        others = [other for other in pool.items if not is_same(other, item)]
+        if len(others) < shots.number:
+            raise ValueError(
+                f"{pool.name}: has {len(others):,} items besides that of line {item.line:,} of "
+                f"{task.name}; {shots.number:,} shots need as many"
+            )
+        chosen = choose(others, shots, item)
+        before = "".join(f"{o.context}{delimiter}{o.right}{BETWEEN}" for o in chosen)
+        items.append(replace(item, context=before + item.context))
+    return replace(task, items=items)
+
+
+def choose(others: Sequence[Item], shots: Shots, item: Item) -> Sequence[Item]:
+    """The items before one; drawn ones depend on the seed and on its line alone."""
+    if shots.seed is None:
+        return others[: shots.number]
+    return random.Random(f"{shots.seed}/{item.line}").sample(others, shots.number)
+
+
+def is_same(one: Item, other: Item) -> bool:
+    """Whether two items ask the same, wherever they stand."""
+    return replace(one, line=0) == replace(other, line=0)
