@@ -123,9 +123,9 @@ def describe(ranks: list[Forked]) -> list[int]:
     [(set_failing, 1, "the disk is gone"), (set_mistaken, 78, "the settings are wrong")],
 )
 def test_an_error_on_one_rank_ends_all_with_who_and_why(
-    small_shards: Path, tmp_path: Path, setup: Callable[[], None], code: int, message: str
+    tiny_shards: Path, tmp_path: Path, setup: Callable[[], None], code: int, message: str
 ) -> None:
-    ranks = start_ranks(3, make_overrides(small_shards, tmp_path), setup)
+    ranks = start_ranks(3, make_overrides(tiny_shards, tmp_path), setup)
     said = end_all(ranks)
     assert describe(ranks) == [code] * 3
     # The failed one, and the first, whose standard error is another file here; not all others.
@@ -133,8 +133,8 @@ def test_an_error_on_one_rank_ends_all_with_who_and_why(
     assert said == [[line], [line], []]
 
 
-def test_a_rank_that_is_killed_ends_all(small_shards: Path, tmp_path: Path) -> None:
-    ranks = start_ranks(3, make_overrides(small_shards, tmp_path), set_killed_among_patient)
+def test_a_rank_that_is_killed_ends_all(tiny_shards: Path, tmp_path: Path) -> None:
+    ranks = start_ranks(3, make_overrides(tiny_shards, tmp_path), set_killed_among_patient)
     first, killed, third = end_all(ranks)
     assert describe(ranks) == [1, -9, 1]
     line = f"velocity: rank 1 ({HOST}): ended without a word: killed, perhaps for want of memory"
@@ -143,9 +143,9 @@ def test_a_rank_that_is_killed_ends_all(small_shards: Path, tmp_path: Path) -> N
 
 
 def test_a_rank_that_is_killed_on_another_machine_is_named(
-    small_shards: Path, tmp_path: Path
+    tiny_shards: Path, tmp_path: Path
 ) -> None:
-    ranks = start_ranks(2, make_overrides(small_shards, tmp_path), set_killed_elsewhere)
+    ranks = start_ranks(2, make_overrides(tiny_shards, tmp_path), set_killed_elsewhere)
     [line], killed = end_all(ranks)
     assert describe(ranks) == [1, -9]
     start = f"velocity: rank 0 ({HOST}): the connection to rank 1 is lost, which gives no sign of"
@@ -153,8 +153,8 @@ def test_a_rank_that_is_killed_on_another_machine_is_named(
     assert not killed
 
 
-def test_a_machine_that_is_lost_is_noticed(small_shards: Path, tmp_path: Path) -> None:
-    ranks = start_ranks(2, make_overrides(small_shards, tmp_path), set_lost)
+def test_a_machine_that_is_lost_is_noticed(tiny_shards: Path, tmp_path: Path) -> None:
+    ranks = start_ranks(2, make_overrides(tiny_shards, tmp_path), set_lost)
     try:
         _, errors = ranks[0].communicate(timeout=60)
     finally:
@@ -166,11 +166,11 @@ def test_a_machine_that_is_lost_is_noticed(small_shards: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("setup", [set_hanging, set_hanging_first_step])
 def test_ranks_that_wait_for_ever_say_where(
-    small_shards: Path, tmp_path: Path, setup: Callable[[], None]
+    tiny_shards: Path, tmp_path: Path, setup: Callable[[], None]
 ) -> None:
     is_first = setup == set_hanging_first_step
     overrides = make_overrides(
-        small_shards,
+        tiny_shards,
         tmp_path,
         distributed__step_timeout_seconds=10**6 if is_first else 3,
         distributed__start_timeout_seconds=3 if is_first else 10**6,
@@ -186,9 +186,9 @@ def test_ranks_that_wait_for_ever_say_where(
     assert '"profiling_name":"gloo:' in (tmp_path / "logs" / "stuck-rank-0.json").read_text()
 
 
-def test_a_stop_while_a_rank_is_gone_waits_for_nothing(small_shards: Path, tmp_path: Path) -> None:
+def test_a_stop_while_a_rank_is_gone_waits_for_nothing(tiny_shards: Path, tmp_path: Path) -> None:
     """As torchrun sends it to the others when one has died."""
-    overrides = make_overrides(small_shards, tmp_path, training__num_training_steps=10**6)
+    overrides = make_overrides(tiny_shards, tmp_path, training__num_training_steps=10**6)
     ranks = start_ranks(2, overrides)
     log = tmp_path / "logs" / "metrics.jsonl"
     while not (log.exists() and log.read_text().count("\n") > 3):
@@ -206,10 +206,10 @@ def test_a_stop_while_a_rank_is_gone_waits_for_nothing(small_shards: Path, tmp_p
 
 @pytest.mark.parametrize("stopped", [(0,), (1,), (0, 1)])
 def test_a_stop_before_the_first_step_ends_all(
-    small_shards: Path, tmp_path: Path, stopped: tuple[int, ...]
+    tiny_shards: Path, tmp_path: Path, stopped: tuple[int, ...]
 ) -> None:
     settings = {"training__gradient_accumulation_steps": 50_000}
-    ranks = start_ranks(2, make_overrides(small_shards, tmp_path, **settings), set_patient)
+    ranks = start_ranks(2, make_overrides(tiny_shards, tmp_path, **settings), set_patient)
     while not (tmp_path / "logs" / "run-folder").exists():
         time.sleep(0.01)
     for rank in stopped:
@@ -230,8 +230,8 @@ def set_failing_alone() -> None:
     at_step(3, fail, rank=0)
 
 
-def test_an_error_is_told_before_anything_is_cleaned_up(small_shards: Path, tmp_path: Path) -> None:
-    words = ["train", *make_overrides(small_shards, tmp_path)]
+def test_an_error_is_told_before_anything_is_cleaned_up(tiny_shards: Path, tmp_path: Path) -> None:
+    words = ["train", *make_overrides(tiny_shards, tmp_path)]
     done = run_forked(words, cwd=tmp_path, setup=set_failing_alone)
     assert done.returncode == 1
     assert done.stderr.endswith("velocity: the disk is gone\n")

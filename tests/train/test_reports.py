@@ -22,13 +22,13 @@ Shards = Path
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tensorboard_opens_on_the_loss(small_shards: Shards, tmp_path: Path) -> None:
+def test_tensorboard_opens_on_the_loss(tiny_shards: Shards, tmp_path: Path) -> None:
     """Its page sorts what its server lists by name, and opens the first two groups."""
     from tensorboard import program
     from tensorboard.backend.application import TensorBoardWSGIApp
     from werkzeug.test import Client
 
-    run_small(small_shards, tmp_path, training__precision="fp16", training__eval_steps=4)
+    run_small(tiny_shards, tmp_path, training__precision="fp16", training__eval_steps=4)
     board = program.TensorBoard()
     board.configure(logdir=str(tmp_path / "logs"), load_fast="false", reload_interval=0)
     provider, multiplexer = board._make_data_provider()
@@ -71,14 +71,14 @@ def read_history(record: Any) -> dict[str, float]:
 
 @pytest.mark.skipif(not find_spec("wandb"), reason="the extra `wandb` is not installed")
 def test_a_run_is_one_run_of_wandb_and_has_no_step_twice(
-    small_shards: Shards, tmp_path: Path
+    tiny_shards: Shards, tmp_path: Path
 ) -> None:
     """Offline, without a key; killed after its checkpoint and before a validation loss."""
     environment = {"WANDB_MODE": "offline", "WANDB_API_KEY": "", "WANDB_ERROR_REPORTING": "false"}
     logs, metrics = tmp_path / "logs", {}
     for changes in ({}, {"training__eval_steps": 4, "training__num_training_steps": 9}):
         settings = {"training__save_steps": 4} | changes
-        overrides = make_overrides(small_shards, tmp_path, **settings)
+        overrides = make_overrides(tiny_shards, tmp_path, **settings)
         done = run_forked(["train", *overrides], environment=environment)
         assert done.returncode == 0, done.stderr
         assert "cannot be logged" not in done.stderr
@@ -127,14 +127,14 @@ class Terminal(io.StringIO):
 
 
 def test_some_lines_of_the_progress_stay(
-    small_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first one after every five steps, and the last one; and the validation losses."""
     settings = {"training__num_training_steps": 16, "training__eval_steps": 8}
     settings |= {"training__logging_steps": 2, "training__progress_steps": 5}
     seen = Terminal()
     monkeypatch.setattr(sys, "stderr", seen)
-    run_small(small_shards, tmp_path, **settings)
+    run_small(tiny_shards, tmp_path, **settings)
     lines = [line for line in seen.show() if line.startswith("step ") and ":" in line]
     shown = [line.split()[1] for line in lines if "tokens" in line or "validation" in line]
     assert shown == ["6/16", "8:", "10/16", "16/16", "16:"]
@@ -145,9 +145,9 @@ def test_some_lines_of_the_progress_stay(
 
 
 def test_a_file_has_all_lines_of_the_progress(
-    small_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_small(small_shards, tmp_path, training__logging_steps=2, training__progress_steps=4)
+    run_small(tiny_shards, tmp_path, training__logging_steps=2, training__progress_steps=4)
     lines = capsys.readouterr().err.splitlines()
     shown = [line.split()[1] for line in lines if line.startswith("step ") and "tokens/s" in line]
     assert shown == ["2/8", "4/8", "6/8", "8/8"]

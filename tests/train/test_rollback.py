@@ -64,9 +64,9 @@ def read_history(folder: Path, step: int) -> list[tuple[int, int, int]]:
 
 
 def test_a_run_goes_back_and_past_the_samples_since(
-    small_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_bad(small_shards, tmp_path)
+    run_bad(tiny_shards, tmp_path)
     said = capsys.readouterr().err
     assert "over 2 steps; back to step 4, and past all samples since; bad-steps.jsonl in " in said
     assert list_names(tmp_path) == [f"checkpoint-{step}" for step in (10, 2, 4, 6, 8)]
@@ -81,23 +81,23 @@ def test_a_run_goes_back_and_past_the_samples_since(
 
 
 def test_the_learning_goes_on_as_if_the_samples_had_not_been_there(
-    small_shards: Path, tmp_path: Path
+    tiny_shards: Path, tmp_path: Path
 ) -> None:
     """Step 5 is what it is for weights and moments of step 4, and the samples behind the bad."""
-    run_bad(small_shards, tmp_path / "bad")
-    run_bad(small_shards, tmp_path / "plain", bad=())
+    run_bad(tiny_shards, tmp_path / "bad")
+    run_bad(tiny_shards, tmp_path / "plain", bad=())
     checkpoints = tmp_path / "plain" / "checkpoints"
     for step in (6, 8, 10):
         remove_checkpoint(checkpoints / f"checkpoint-{step}")
     state = checkpoints / "checkpoint-4" / "training_state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"samples_consumed": 28}))
     seal(state.parent)
-    run_bad(small_shards, tmp_path / "plain", bad=())
+    run_bad(tiny_shards, tmp_path / "plain", bad=())
     assert_equal_bits(*(checkpoint_tensors(tmp_path / name, 10) for name in ("bad", "plain")))
 
 
-def test_the_documents_of_a_bad_step_are_told(small_shards: Path, tmp_path: Path) -> None:
-    run_bad(small_shards, tmp_path)
+def test_the_documents_of_a_bad_step_are_told(tiny_shards: Path, tmp_path: Path) -> None:
+    run_bad(tiny_shards, tmp_path)
     [told] = read_bad_steps(tmp_path)
     assert (told["step"], told["action"], told["back_to_step"]) == (7, "rollback", 4)
     assert (told["first_sample"], told["next_sample"]) == (24, 28)
@@ -106,7 +106,7 @@ def test_the_documents_of_a_bad_step_are_told(small_shards: Path, tmp_path: Path
     assert list(losses.values()) == sorted(losses.values(), reverse=True)
     # The step's loss was made three times as large.
     assert sum(losses.values()) / 4 == pytest.approx(told["loss"] / 3, abs=1e-5)
-    shards = open_shards(small_shards)
+    shards = open_shards(tiny_shards)
     order = trace_run(shards, tmp_path / "checkpoints").order
     for sample, [(start, _)], documents in trace_samples(
         shards, "train", order, np.array([*losses])
@@ -118,9 +118,9 @@ def test_the_documents_of_a_bad_step_are_told(small_shards: Path, tmp_path: Path
         assert entry["documents"][0]["source_file"] == documents[0].source_file
 
 
-def test_trace_knows_what_was_passed_over(small_shards: Path, tmp_path: Path) -> None:
-    run_bad(small_shards, tmp_path)
-    shards = open_shards(small_shards)
+def test_trace_knows_what_was_passed_over(tiny_shards: Path, tmp_path: Path) -> None:
+    run_bad(tiny_shards, tmp_path)
+    shards = open_shards(tiny_shards)
     tracer = trace_run(shards, tmp_path / "checkpoints")
     seen = {step: [s for s, _, _ in tracer.documents_of_step(step)] for step in range(1, 11)}
     assert seen[4] == [12, 13, 14, 15]
@@ -152,11 +152,11 @@ def die_twice() -> None:
 
 @pytest.mark.parametrize("dies_at", [32, 40])
 def test_a_run_that_is_killed_after_it_went_back_does_so_again(
-    small_shards: Path, tmp_path: Path, dies_at: int
+    tiny_shards: Path, tmp_path: Path, dies_at: int
 ) -> None:
     """At sample 32 no checkpoint knows yet that it went back; at 40 that of step 6 does."""
-    run_bad(small_shards, tmp_path / "straight")
-    words = ["train", *make_overrides(small_shards, tmp_path / "killed", **SETTINGS)]
+    run_bad(tiny_shards, tmp_path / "straight")
+    words = ["train", *make_overrides(tiny_shards, tmp_path / "killed", **SETTINGS)]
     for dies in (dies_at, 0):
         process = Forked(words, environment={"DIES_AT": str(dies)}, setup=die_twice)
         _, errors = process.communicate()
@@ -180,8 +180,8 @@ def spoil_second_rank() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_ranks_go_back_together(small_shards: Path, tmp_path: Path, strategy: str) -> None:
-    words = make_overrides(small_shards, tmp_path, **SETTINGS, distributed__strategy=strategy)
+def test_ranks_go_back_together(tiny_shards: Path, tmp_path: Path, strategy: str) -> None:
+    words = make_overrides(tiny_shards, tmp_path, **SETTINGS, distributed__strategy=strategy)
     run_ranks(2, words, spoil_second_rank)
     assert read_history(tmp_path, 10) == [(0, 0, 8), (4, 56, 8)]
     [told] = read_bad_steps(tmp_path)
@@ -193,41 +193,41 @@ def test_ranks_go_back_together(small_shards: Path, tmp_path: Path, strategy: st
     # One rank with the same samples, in the same places.
     one = {"training__gradient_accumulation_steps": 4}
     with bent(lambda run, total: spoil((56,), run, total, math.nan)):
-        run_small(small_shards, tmp_path / "one", **SETTINGS | one)
+        run_small(tiny_shards, tmp_path / "one", **SETTINGS | one)
     assert read_metrics(tmp_path) == pytest.approx(read_metrics(tmp_path / "one"), abs=1e-4)
 
 
-def test_a_run_that_does_not_get_on_ends_with_a_report(small_shards: Path, tmp_path: Path) -> None:
+def test_a_run_that_does_not_get_on_ends_with_a_report(tiny_shards: Path, tmp_path: Path) -> None:
     """Whatever samples follow step 6: from step 7 on all are bad."""
     bad = tuple(range(28, 400, 4))
     message = r"step 3: went back 2 times in a row without getting beyond step 7, and the step is"
     with pytest.raises(ValueError, match=message):
-        run_bad(small_shards, tmp_path, bad, training__max_rollbacks=2)
+        run_bad(tiny_shards, tmp_path, bad, training__max_rollbacks=2)
     assert [told["back_to_step"] for told in read_bad_steps(tmp_path)] == [4, 2]
 
 
 def test_without_a_good_checkpoint_the_step_is_skipped(
-    small_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_bad(small_shards, tmp_path, (12,))
+    run_bad(tiny_shards, tmp_path, (12,))
     assert "it was not applied, as no checkpoint is 2 steps older" in capsys.readouterr().err
     assert read_metrics(tmp_path, "skipped_steps")[10] == 1
     assert read_metrics(tmp_path, "samples")[10] == 40
 
 
-def test_a_damaged_checkpoint_is_passed_over(small_shards: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over(tiny_shards: Path, tmp_path: Path) -> None:
     def damage(run: Run, total: Tensor) -> Tensor:
         if run.batches.consumed == BAD[0]:
             flip_byte(run.saver.folder / "checkpoint-4" / "model.safetensors")
         return spoil(BAD, run, total)
 
     with bent(damage):
-        run_small(small_shards, tmp_path, **SETTINGS)
+        run_small(tiny_shards, tmp_path, **SETTINGS)
     assert read_history(tmp_path, 10) == [(0, 0, 4), (2, 28, 4)]
 
 
 def test_weights_that_were_read_in_part_are_not_trained_on(
-    small_shards: Path, tmp_path: Path
+    tiny_shards: Path, tmp_path: Path
 ) -> None:
     def damage(run: Run, total: Tensor) -> Tensor:
         if run.batches.consumed == BAD[0]:
@@ -236,13 +236,13 @@ def test_weights_that_were_read_in_part_are_not_trained_on(
         return spoil(BAD, run, total)
 
     with bent(damage), pytest.raises(CheckpointError, match=r"checkpoint-4.* no other checkpoint"):
-        run_small(small_shards, tmp_path, **SETTINGS)
+        run_small(tiny_shards, tmp_path, **SETTINGS)
 
 
-def test_tensorboard_shows_no_step_twice(small_shards: Path, tmp_path: Path) -> None:
+def test_tensorboard_shows_no_step_twice(tiny_shards: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run_bad(small_shards, tmp_path)
+    run_bad(tiny_shards, tmp_path)
     events = EventAccumulator(str(tmp_path / "logs"))
     events.Reload()
     [tag] = [tag for tag in events.Tags()["scalars"] if tag in ("train/loss", "loss/train")]

@@ -70,41 +70,41 @@ def test_behind_its_end_a_schedule_stays_where_it_was() -> None:
         assert f"(had {lowest:.2e})" in told
 
 
-def test_wsd_is_made_longer_from_before_its_decay(small_shards: Path, tmp_path: Path) -> None:
+def test_wsd_is_made_longer_from_before_its_decay(tiny_shards: Path, tmp_path: Path) -> None:
     """The checkpoint at which the decay begins is there, though two newer ones are kept."""
     settings = WSD | {"training__save_steps": 3, "training__save_total_limit": 2}
-    run_small(small_shards, tmp_path / "short", **settings)
+    run_small(tiny_shards, tmp_path / "short", **settings)
     assert list_names(tmp_path / "short") == ["checkpoint-4", "checkpoint-6", "checkpoint-8"]
     longer = WSD | {"training__num_training_steps": 12}
     start = tmp_path / "short" / "checkpoints" / "checkpoint-4"
     named = {"infrastructure__resume_from_checkpoint": start}
-    run_small(small_shards, tmp_path / "longer", **longer, **named)
-    run_small(small_shards, tmp_path / "straight", **longer)
+    run_small(tiny_shards, tmp_path / "longer", **longer, **named)
+    run_small(tiny_shards, tmp_path / "straight", **longer)
     assert_equal_bits(*(checkpoint_tensors(tmp_path / n, 12) for n in ("longer", "straight")))
     rates = read_metrics(tmp_path / "straight", "learning_rate")
     assert [rates[step] for step in (6, 7, 12)] == pytest.approx([1e-2, 1e-2, 1e-2 / 6])
 
 
-def test_a_constant_run_is_made_longer_and_then_ended(small_shards: Path, tmp_path: Path) -> None:
+def test_a_constant_run_is_made_longer_and_then_ended(tiny_shards: Path, tmp_path: Path) -> None:
     constant: dict[str, object] = {"training__schedule": "constant"}
-    run_small(small_shards, tmp_path / "short", **constant, training__num_training_steps=4)
+    run_small(tiny_shards, tmp_path / "short", **constant, training__num_training_steps=4)
     for name in ("short", "straight"):
-        run_small(small_shards, tmp_path / name, **constant)
+        run_small(tiny_shards, tmp_path / name, **constant)
     assert_equal_bits(*(checkpoint_tensors(tmp_path / n, 8) for n in ("short", "straight")))
-    run_small(small_shards, tmp_path / "short", **WSD, training__num_training_steps=12)
+    run_small(tiny_shards, tmp_path / "short", **WSD, training__num_training_steps=12)
     rates = read_metrics(tmp_path / "short", "learning_rate")
     assert [rates[step] for step in (8, 9, 12)] == pytest.approx([1e-2, 4e-2 / 6, 1e-2 / 6])
 
 
-def test_what_has_begun_to_fall_is_not_made_longer(small_shards: Path, tmp_path: Path) -> None:
-    run_small(small_shards, tmp_path, **WSD)
+def test_what_has_begun_to_fall_is_not_made_longer(tiny_shards: Path, tmp_path: Path) -> None:
+    run_small(tiny_shards, tmp_path, **WSD)
     with pytest.raises(ValueError, match="to make the run longer, name a checkpoint") as caught:
-        run_small(small_shards, tmp_path, **WSD, training__num_training_steps=12)
+        run_small(tiny_shards, tmp_path, **WSD, training__num_training_steps=12)
     told = str(caught.value)
     assert "checkpoint-8: its learning rate has fallen since step 4, to end at" in told
     assert "\n" not in told
     # The same command does nothing more.
-    assert run_small(small_shards, tmp_path, **WSD).step == 8
+    assert run_small(tiny_shards, tmp_path, **WSD).step == 8
 
 
 @pytest.mark.parametrize(
