@@ -86,6 +86,8 @@ def test_gpt2s_first_merges_are_a_tokenizer() -> None:
     cut = Tokenizer.from_str(truncate_gpt2(600))
     assert cut.get_vocab_size() == 600
     assert cut.token_to_id("<|endoftext|>") == 599
+    # All merges that its ids need are there, to the last.
+    assert cut.encode(cut.decode([598])).ids == [598]
     whole = Tokenizer.from_str(build_gpt2_json())
     cut.encode_special_tokens = whole.encode_special_tokens = True
     for text in make_texts(20):
