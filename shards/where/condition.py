@@ -202,12 +202,12 @@ class Reader:
         column, place = self._find_column(left), self._find_column(right)
         if place is not None:
             if not isinstance(left, ast.Constant) or not isinstance(left.value, str):
-                self._refuse(left, "is no text that a column may hold")
+                self._refuse(left, "is not a text that a column may hold")
             return Contains(place, left.value)
         if column is None:
-            self._refuse(left, "is no column")
+            self._refuse(left, "is not a column")
         if not isinstance(right, ast.Tuple | ast.List | ast.Set) or not right.elts:
-            self._refuse(right, "is no list of values such as ('en', 'de')")
+            self._refuse(right, "is not a list of values such as ('en', 'de')")
         return OneOf(column, tuple(self._read_value(entry) for entry in right.elts))
 
     def _read_operand(self, tree: ast.expr) -> Column | Literal:

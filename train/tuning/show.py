@@ -53,7 +53,7 @@ def describe_limits(record: Record, config: Config) -> Iterator[str]:
     """What the number is worth."""
     steps, whole = record.asked["steps"], config.training.num_training_steps
     yield ""
-    yield "one seed each: losses that differ by a hundredth or two may change places with another"
+    yield "one seed each: with others, losses that are close may change places (docs/learning.md)"
     if steps < whole:
         yield (
             f"the best of {steps:,} steps is seldom too low for {whole:,}, and often too high: "
