@@ -49,7 +49,7 @@ def read_entries(value: Any) -> tuple[Entry, ...]:
     """The entries of a mapping or list of plain data; ValueError, in words, if it is neither.
 
     >>> read_entries({"web/": "0.7", "code/": 0.3})
-    (Entry(shards='web/', weight=0.7), Entry(shards='code/', weight=0.3))
+    (Entry(shards='web/', weight=0.7, where=None), Entry(shards='code/', weight=0.3, where=None))
     """
     if not isinstance(value, dict | list | tuple) or not value:
         raise ValueError(f"is {shorten(value)}; expected {FORMS}")

@@ -80,7 +80,9 @@ def describe_steps(log: Path) -> list[int]:
 def test_of_two_runs_in_one_folder_the_second_is_refused(
     small_shards: Shards, tmp_path: Path
 ) -> None:
-    overrides = make_overrides(small_shards, tmp_path, training__num_training_steps=10**6)
+    overrides = make_overrides(
+        small_shards, tmp_path, training__num_training_steps=10**6, training__save_steps=10**6
+    )
     process = Forked(["train", *overrides])
     log = tmp_path / "logs" / "metrics.jsonl"
     wait_for_steps(process, log)

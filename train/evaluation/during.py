@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -173,21 +173,24 @@ def open_evaluations(config: Config, shards: Shards, say: Say) -> Evaluations:
     training = config.training
     manifest = shards.manifest
     boundaries = Boundaries(manifest.end_of_text, manifest.begin_of_text)
-    tokenizer = KeptTokenizer(read_tokenizer_json(shards.folder / TOKENIZER), boundaries).load()
-    encoding = Encoding(tokenizer, boundaries.first, config.model.context)
+
+    @cache  # Loaded only if something is asked for.
+    def load_encoding() -> Encoding:
+        tokenizer = KeptTokenizer(read_tokenizer_json(shards.folder / TOKENIZER), boundaries).load()
+        return Encoding(tokenizer, boundaries.first, config.model.context)
 
     def open_set(name: str, path: str) -> EvalSet:
         refuse_url(path)
         found = open_shards(path)
         whose = f"that of the run's set, {shards.folder}"
-        check_tokenizer(found, tokenizer, config.model.num_ids, whose)
+        check_tokenizer(found, load_encoding().tokenizer, config.model.num_ids, whose)
         return cut_set(name, found, config)
 
     def open_task(name: str, path: str) -> EvalTask:
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file; expected one with an item on each line")
         task = add_shots(read_task(path), Shots(training.eval_task_shots), DELIMITER)
-        return EvalTask(name, encode_task(encoding, task, DELIMITER))
+        return EvalTask(name, encode_task(load_encoding(), task, DELIMITER))
 
     evaluations = Evaluations(
         open_all("training.eval_sets", training.eval_sets, open_set),
