@@ -4,7 +4,7 @@
    all of a row's earlier tokens are seen, and those after it are not. Weights are fp32, bf16, fp16
    or int8 with a scale for each output, and are widened in registers; everything else is fp32. A
    token's numbers are the same to the last bit whatever others are computed with it. Compiled for
-   the machine at hand by model/compiled.py; model/step.py has the same structures and calls it.
+   the machine at hand by model/compiled.py; model/steps/cpu.py has the same structures and calls it.
 
    N tokens, D width, H heads, G of keys and values, K head size, F inner width. */
 
