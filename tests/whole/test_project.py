@@ -30,6 +30,7 @@ BASE = {"shards.screen", "shards.disk"}
 MODEL = {
     "model",
     "model.steps",
+    "model.logits",
     "model.checkpoints",
     "model.decode",
     "model.sample",
@@ -69,7 +70,8 @@ MAY_IMPORT = {
     "shards.edit": {"shards", "shards.packing", *BASE},
     "shards.index": {"shards", *BASE},
     "shards.exchange": {"shards", "shards.edit", "shards.index", *BASE},
-    "model": set[str](),
+    "model": {"model.logits"},
+    "model.logits": {"model"},
     "model.checkpoints": {"model"},
     "model.steps": {"model"},
     "model.decode": {"model", "model.steps", "model.checkpoints"},
