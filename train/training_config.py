@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.config import AttentionKernel
-from train.start.bounds import FIRST_LOSS_SCALE as FIRST_LOSS_SCALE  # For the loss scale.
-from train.start.bounds import check_training
+from train.words.bounds import FIRST_LOSS_SCALE as FIRST_LOSS_SCALE  # For the loss scale.
+from train.words.bounds import check_training
 
 Precision = Literal["fp16", "bf16", "fp32"]
 OnBadStep = Literal["warn", "skip", "rollback"]

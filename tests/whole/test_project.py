@@ -51,6 +51,7 @@ TRAIN = {
     "train.inspect",
     "train.page",
     "train.publish",
+    "train.words",
     "train.evaluation",
     "train.evaluation.code",
     *STEPPING,
@@ -97,6 +98,7 @@ MAY_IMPORT = {
     "prep.vocabulary": {"prep.engines"} | ENCODING | READING | SHARDS,
     "prep": PREP | SHARDS,
     "train.reports": {"shards", *BASE},
+    "train.words": {"shards", *BASE},
     "train.ranks": BASE,
     "train.step": {"train.ranks", "model", *BASE},
     "train.checkpoints": STEPPING | SHARDS | MODEL,
@@ -104,7 +106,7 @@ MAY_IMPORT = {
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.publish": {"train.page", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.evaluation": {
-        f"train.{room}" for room in ("evaluation.code", "start", "checkpoints", "ranks")
+        f"train.{room}" for room in ("evaluation.code", "start", "words", "checkpoints", "ranks")
     }
     | (SHARDS | MODEL),
     "train.evaluation.code": {"train.evaluation"} | SHARDS | MODEL,
@@ -121,7 +123,7 @@ MAY_IMPORT = {
         "train.start",
     }
     | (SHARDS | MODEL),
-    "train": {f"train.{r}" for r in ("start", "checkpoints", "reports", "evaluation")}
+    "train": {f"train.{r}" for r in ("start", "words", "checkpoints", "reports", "evaluation")}
     | STEPPING
     | (SHARDS | MODEL),
     "cli": {
