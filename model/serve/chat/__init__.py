@@ -1,1 +1,1 @@
-"""Chats: messages become a prompt by the folder's template, which is run apart and bounded."""
+"""The messages of a chat, as requests have them."""
