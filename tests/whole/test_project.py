@@ -78,10 +78,8 @@ MAY_IMPORT = {
     "model.sample": {"model", "model.chat", "model.checkpoints", "model.decode"},
     "model.chat": {"model.checkpoints"},
     "model.serve.wire": set(),
-    "model.serve.chat": {"model.serve.wire"},
-    "model.serve.texts": {f"model.serve.{room}" for room in ("chat", "wire")}
-    | {"model.serve", "model.chat", "model.decode"},
-    "model.serve": {f"model.serve.{room}" for room in ("chat", "page", "texts", "wire")}
+    "model.serve.texts": {"model.serve", "model.serve.wire", "model.chat", "model.decode"},
+    "model.serve": {f"model.serve.{room}" for room in ("page", "texts", "wire")}
     | {"model.chat", "model.decode", "model.checkpoints", "model"},
     "model.serve.page": {"model.serve", "model.serve.wire"},
     "prep.files": SHARDS,

@@ -1,1 +1,0 @@
-"""The messages of a chat, as requests have them."""
