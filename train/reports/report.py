@@ -47,6 +47,11 @@ CHARTS = {
     "loss": "loss/train",
     "validation_loss": "loss/validation",
     "z_loss": "loss/z_loss",
+    # Of pairs of answers, each with a name of its own: rewards/chosen, and so on.
+    "rewards": "rewards",
+    "validation_rewards": "rewards/validation",
+    "logps": "logps",
+    "validation_logps": "logps/validation",
     "learning_rate": "optimizer/learning_rate",
     "grad_norm": "optimizer/grad_norm",
     "loss_scale": "optimizer/loss_scale",
