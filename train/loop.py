@@ -257,7 +257,7 @@ def describe_step(run: Run, step: Step) -> dict[str, float | None]:
     return {
         "learning_rate": learning_rate(run.step - 1, run.config.training),
         "grad_norm": step.norm if math.isfinite(step.norm) else None,
-        "z_loss": step.z_loss if step.z_loss and math.isfinite(step.z_loss) else None,
+        **step.details,
         "largest_activation": step.largest_activation,
         "loss_scale": run.scaler.get_scale() if run.scaler.is_enabled() else None,
         "skipped_steps": run.bad_steps.total,

@@ -39,8 +39,16 @@ def take_step(run: Run) -> Step:
     activations = chain(*(row[1 + len(totals) :] for row in rows))
     largest = max(activations, key=lambda x: (math.isnan(x), x), default=None)
     norm_before = rows[0][0] if is_finite else math.nan
-    z_loss = sum(row[2] for row in rows) / steps / len(rows) if len(totals) > 1 else None
-    return Step(loss, norm_before, bad, is_applied, losses, largest, z_loss)
+    details = {
+        name: sum(row[place] for row in rows) / steps / len(rows)
+        for place, name in enumerate(name_details(run), start=2)
+    }
+    return Step(loss, norm_before, bad, is_applied, losses, largest, details)
+
+
+def name_details(run: Run) -> tuple[str, ...]:
+    """What a step's losses are followed by in `add_gradients`."""
+    return ("z_loss",) if run.config.training.z_loss else ()
 
 
 def watch_activations(run: Run) -> AbstractContextManager[list[Tensor]]:

@@ -50,8 +50,8 @@ CHARTS = {
     # Of pairs of answers, each with a name of its own: rewards/chosen, and so on.
     "rewards": "rewards",
     "validation_rewards": "rewards/validation",
-    "logps": "logps",
-    "validation_logps": "logps/validation",
+    "logps": "rewards/logps",
+    "validation_logps": "rewards/logps/validation",
     "learning_rate": "optimizer/learning_rate",
     "grad_norm": "optimizer/grad_norm",
     "loss_scale": "optimizer/loss_scale",
