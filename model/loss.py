@@ -131,10 +131,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_scale: Tensor | float,
         *options: Any,
     ) -> Tensor:
-        is_frozen = not ctx.needs_input_grad[1]
-        loss, *gradients = _compute(
-            hidden, weight, targets, grad_scale, *options, is_frozen=is_frozen
-        )
+        options = *options, not ctx.needs_input_grad[1]
+        loss, *gradients = _compute(hidden, weight, targets, grad_scale, *options)
         ctx.grad_scale = grad_scale
         ctx.save_for_backward(*gradients)
         return loss
