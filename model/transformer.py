@@ -20,14 +20,12 @@ from model.attention import attend
 from model.cache import KVCache, LayerCache
 from model.config import ModelConfig
 from model.documents import Documents, Separation
-from model.loss import (
+from model.logits.differentiate import (
     Differentiate,
-    Scores,
-    chunked_cross_entropy,
     compile_differentiate,
     differentiate_in_place,
-    score_targets,
 )
+from model.loss import Scores, chunked_cross_entropy, lose_each, score_targets
 from model.products import linear
 from model.recompute import RUNNERS, ActivationCheckpointing, keep_share
 from model.rotation import find_frequencies, find_length_factor
@@ -246,15 +244,16 @@ class Transformer(nn.Module):
         self,
         tokens: Tensor,
         targets: Tensor | None = None,
-        grad_scale: Tensor | float = 1.0,
+        grad_scale: Tensor | float | None = 1.0,
         z_loss: float = 0.0,
         has_ignored: bool = False,
     ) -> Tensor:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T), their mean loss, 0-dim fp32.
 
         `grad_scale` is the factor that the caller multiplies the loss by before backward; the loss
-        itself does not depend on it. With `z_loss`, the loss and the z-loss, (2,), to be
-        differentiated as their sum. With `has_ignored`, targets may be IGNORED (model/loss.py).
+        itself does not depend on it. With None, the loss of each target, (B, T). With `z_loss`, the
+        loss and the z-loss, (2,), to be differentiated as their sum. With `has_ignored`, targets
+        may be IGNORED (model/loss.py).
         """
         hidden = self.model(
             tokens,
@@ -262,6 +261,8 @@ class Transformer(nn.Module):
         )
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
+        if grad_scale is None:
+            return lose_each(hidden, self.lm_head.weight, targets, None, self.differentiate)
         rest = None, self.differentiate, z_loss, has_ignored
         return chunked_cross_entropy(hidden, self.lm_head.weight, targets, grad_scale, *rest)
 

@@ -5,9 +5,9 @@ from functools import cached_property
 
 from tokenizers import Tokenizer
 
+from model.chat.template import ChatTemplate
 from model.decode.generator import Generator
 from model.serve.batcher import Batcher
-from model.serve.chat.template import ChatTemplate
 from model.serve.texts.spelling import Speller
 from model.serve.wire.errors import refuse
 from model.serve.wire.fields import Object

@@ -10,11 +10,11 @@ from types import FrameType
 
 import uvicorn
 
+from model.chat.template import find_template
 from model.checkpoints.seal import find_checkpoint
 from model.decode.generator import Generator
 from model.serve.app import make_app
 from model.serve.batcher import Batcher
-from model.serve.chat.template import find_template
 from model.serve.connections import Connection
 from model.serve.house import House, Trace
 from model.serve.metrics import Metrics

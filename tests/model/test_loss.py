@@ -6,17 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model.loss import (
-    MAX_LOGITS_BYTES,
-    VOCABULARY_MULTIPLE,
+from model.logits.chunks import MAX_LOGITS_BYTES, VOCABULARY_MULTIPLE, choose_chunk_tokens
+from model.logits.differentiate import (
     Differentiate,
-    _compute,
-    choose_chunk_tokens,
-    chunked_cross_entropy,
     compile_differentiate,
     differentiate_for_compiler,
     differentiate_in_place,
 )
+from model.loss import _compute, chunked_cross_entropy
 from tests.live import LiveBytes
 
 LOSS_SCALE = 65536.0

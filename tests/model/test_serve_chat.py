@@ -15,10 +15,10 @@ from openai import BadRequestError, OpenAI
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from model.chat.template import ChatTemplate, RenderError, find_template, start
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import CheckpointError
 from model.decode.settings import Settings
-from model.serve.chat.template import ChatTemplate, RenderError, find_template, start
 from tests.servers.model_server import RunningServer, run_server
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model
 
@@ -284,7 +284,7 @@ def test_a_template_that_does_not_end_is_ended(
     template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert render(template, POWER, "2") == "done"  # The process has begun.
-    monkeypatch.setattr("model.serve.chat.template.RENDER_SECONDS", 0.7)
+    monkeypatch.setattr("model.chat.template.RENDER_SECONDS", 0.7)
     begun = time.monotonic()
     with pytest.raises(RenderError, match=r"it did not end within 0\.7 s"):
         render(template, POWER, str(10**9))
@@ -313,7 +313,7 @@ def test_a_renderer_that_crashes_is_no_fault_of_the_messages(
     with monkeypatch.context() as broken:
         script = tmp_path / "render.py"
         script.write_text(f"import sys; print(flush=True); sys.stdin.readline(); {begin}")
-        broken.setattr("model.serve.chat.template.RENDERER", script)
+        broken.setattr("model.chat.template.RENDERER", script)
         answer = ask()
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "chat_template_crash"
@@ -322,7 +322,7 @@ def test_a_renderer_that_crashes_is_no_fault_of_the_messages(
 
 
 def test_a_template_ends_without_its_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.serve.chat.template.RENDER_SECONDS", 0)
+    monkeypatch.setattr("model.chat.template.RENDER_SECONDS", 0)
     asked = {"template": "{{ 7 ** (10 ** 9) }}", "messages": [], "variables": {}}
     with start() as process:
         assert process.stdin is not None

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-import model.loss
+import model.logits.chunks
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import seal
 from shards.documents import Sidecars
@@ -211,7 +211,7 @@ def test_logits_are_never_all_in_memory(folder: Path, monkeypatch: pytest.Monkey
         return plain(logits, *others)  # type: ignore[call-overload, no-any-return]
 
     monkeypatch.setattr(torch.Tensor, "argmax", watch)
-    monkeypatch.setitem(model.loss.MAX_LOGITS_BYTES, "cpu", 1)
+    monkeypatch.setitem(model.logits.chunks.MAX_LOGITS_BYTES, "cpu", 1)
     [after] = run_eval("--ckpt", folder / "model", *options)
     assert max(sizes) == 128
     assert after["loss"] == pytest.approx(before["loss"], abs=1e-6)

@@ -11,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.config import ModelConfig
-from model.loss import _compute, choose_chunk_tokens, differentiate_in_place
+from model.logits.chunks import choose_chunk_tokens
+from model.logits.differentiate import differentiate_in_place
+from model.loss import _compute
 from model.transformer import Transformer
 from tests.commands import velocity
 from tests.live import LiveBytes, count_kept_bytes

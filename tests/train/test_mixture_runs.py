@@ -19,10 +19,13 @@ from shards.order import SampleOrder
 from shards.reader import open_shards
 from tests.commands import velocity
 from tests.runs import make_overrides, read_metrics
-from tests.servers.forked import Forked
+from tests.servers.forked import Forked, run_ranks
 from tests.texts import make_texts
 from tests.tiny import TOKENIZER_JSON
 from tests.tokenized import write_set
+from tests.train.test_bad_steps import bent
+from tests.train.test_rollback import BAD, spoil
+from tests.train.test_rollback import SETTINGS as ROLLBACK
 from tests.train.test_saving import assert_same_state
 from train.checkpoints.position import read_position
 from train.inspect.folders import inspect_folder
@@ -150,6 +153,40 @@ def test_killed_it_goes_on_bit_for_bit(sets: Path, tmp_path: Path) -> None:
     assert_same_state(straight / "checkpoint-7", checkpoints / "checkpoint-7")
     for name in ("loss", "validation_loss", "validation_loss/code"):
         assert read_metrics(tmp_path / "straight", name) == read_metrics(tmp_path / "killed", name)
+
+
+def test_ranks_read_what_one_reads(sets: Path, tmp_path: Path) -> None:
+    mixture = {"web": 0.6, "code": 0.4}
+    changes = {"training__global_batch_tokens": 6 * LENGTH, "training__num_training_steps": 4}
+    changes |= {"training__gradient_accumulation_steps": "auto"}
+    run_mixture(sets, tmp_path / "one", mixture, **changes)
+    run_ranks(2, make_words(sets, tmp_path / "two", mixture, **changes))
+    for metric in ("loss", "validation_loss/web", "validation_loss/code"):
+        one, two = (read_metrics(tmp_path / name, metric) for name in ("one", "two"))
+        assert one == pytest.approx(two, abs=1e-4)
+    for metric in ("epoch/web", "epoch/code", "samples"):
+        one, two = (read_metrics(tmp_path / name, metric) for name in ("one", "two"))
+        assert one
+        assert one == two
+
+
+def test_a_run_that_goes_back_passes_over_samples_of_all_sets(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 7 is bad: 16 to 27 are passed over. Another set comes after the last, 51."""
+    changes = {**ROLLBACK, "training__schedule": "constant"}
+    with recording(monkeypatch) as seen:
+        with bent(lambda run, total: spoil(BAD, run, total)):
+            run_mixture(sets, tmp_path, {"web": 3, "code": 1}, **changes)
+        changes["training__num_training_steps"] = 12
+        run_mixture(sets, tmp_path, {"web": 2, "code": 1, "books": 1}, **changes)
+    read = [*range(16), *range(28, 60)]
+    mixture = Mixture((Stage(0, (3, 1)), Stage(52, (2, 1, 1))))
+    numbers, own = mixture.locate(np.array(read))
+    alone = [read_alone(sets / name, 60) for name in ("web", "code", "books")]
+    expected = np.stack([alone[n][s] for n, s in zip(numbers, own, strict=True)])
+    assert sorted(set(numbers.tolist())) == [0, 1, 2]
+    assert (np.concatenate([seen[step] for step in sorted(seen)]) == expected).all()
 
 
 def test_sets_that_come_and_go_repeat_and_skip_nothing(

@@ -1,7 +1,7 @@
 """Muon: right by references of its own, dealt out over ranks, saved, sharded and skipped."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from train.ranks.strategy import share_model
 from train.run import build_model
 from train.start.memory import estimate_memory
 from train.step.loss_scale import make_scaler
-from train.step.muon import COEFFICIENTS, ROUNDS, Muon, deal, orthogonalize
+from train.step.muon import COEFFICIENTS, ROUNDS, Muon, bundle, deal, orthogonalize
 from train.step.optimizer import apply_gradients, make_optimizer
 from train.training_config import TrainingConfig
 
@@ -49,15 +49,26 @@ def test_orthogonalizing_is_the_polynomial_of_the_singular_values(shape: tuple[i
         values = a * values + b * values**3 + c * values**5
     assert 0.65 < values[large].min() <= values.max() < 1.2
     expected = left @ values.diag() @ right
-    found = orthogonalize(matrix)
+    [found] = orthogonalize([matrix])
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
 
 
 def test_zeros_and_huge_numbers_stay_finite() -> None:
-    assert not orthogonalize(torch.zeros(4, 6)).any()
     huge = draw(4, 6)
-    torch.testing.assert_close(orthogonalize(huge * 1e15), orthogonalize(huge))
+    zeros, scaled, plain = orthogonalize([torch.zeros(4, 6), huge * 1e15, huge])
+    assert not zeros.any()
+    torch.testing.assert_close(scaled, plain)
+
+
+def test_a_matrix_does_not_depend_on_those_beside_it() -> None:
+    """In whatever company a rank takes it: of its shape, of its transpose's, of others."""
+    matrices = [draw(*shape, seed=n) for n, shape in enumerate(3 * SHAPES)]
+    together = orthogonalize(matrices)
+    for matrix, found in zip(matrices, together, strict=True):
+        assert found.shape == matrix.shape
+        assert found.is_contiguous()
+        torch.testing.assert_close(found, orthogonalize([matrix])[0], atol=1e-6, rtol=1e-5)
 
 
 def make_weights(shapes: list[tuple[int, int]]) -> list[nn.Parameter]:
@@ -130,6 +141,17 @@ def test_matrices_are_dealt_out_evenly() -> None:
     assert [len(turn) for turn in turns] == [4, 4, 4, 4, 4, 1]
     work = [sum(t[n].numel() * min(t[n].shape) for t in turns if n < len(t)) for n in range(4)]
     assert max(work) <= 1.25 * min(work)
+
+
+def test_a_rank_has_few_numbers_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(8, 8), (8, 4), (4, 8), (4, 4), (4, 4)]
+    turns = deal([draw(*shape) for shape in shapes], 2)
+    assert [[m.numel() for m in turn] for turn in turns] == [[64, 32], [32, 16], [16]]
+    for limit, sizes in ((1, [1, 1, 1]), (48, [1, 2]), (96, [2, 1]), (1000, [3])):
+        monkeypatch.setattr(train.step.muon, "NUMBERS_AT_ONCE", limit)
+        bundles = bundle(turns)
+        assert [len(part) for part in bundles] == sizes
+        assert [turn for part in bundles for turn in part] == turns
 
 
 # Runs
@@ -206,9 +228,9 @@ def count_calls() -> Iterator[Tensor]:
     seen: list[Tensor] = []
     original = train.step.muon.orthogonalize
 
-    def noting(matrix: Tensor) -> Tensor:
-        seen.append(matrix)
-        return original(matrix)
+    def noting(matrices: Sequence[Tensor]) -> list[Tensor]:
+        seen.extend(matrices)
+        return original(matrices)
 
     train.step.muon.orthogonalize = noting
     return iter(seen)
@@ -217,10 +239,12 @@ def count_calls() -> Iterator[Tensor]:
 def check_shares(rank: Rank) -> None:
     """Each matrix is orthogonalized on one rank, and all ranks have the same weights bit for bit.
 
-    Under ddp and fsdp alike, two steps from the same weights with the same gradients.
+    Under ddp and fsdp alike, two steps from the same weights with the same gradients: all matrices
+    together, and a few at once.
     """
     weights = []
-    for strategy in ("ddp", "fsdp"):
+    for strategy, limit in (("ddp", 2**24), ("fsdp", 2500)):
+        train.step.muon.NUMBERS_AT_ONCE = limit
         config = make_settings(strategy)
         model = build_model(config, rank)
         shared = share_model(model, rank, config.distributed)

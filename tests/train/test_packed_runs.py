@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from model.checkpoints.folder import load_model
-from model.loss import IGNORED, chunked_cross_entropy, compile_differentiate
+from model.logits.differentiate import compile_differentiate
+from model.loss import IGNORED, chunked_cross_entropy
 from model.transformer import Transformer
 from shards.documents import Document, Sidecars
 from shards.edit.remove import Wanted, find_wanted, remove_documents

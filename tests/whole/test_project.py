@@ -30,6 +30,8 @@ BASE = {"shards.screen", "shards.disk"}
 MODEL = {
     "model",
     "model.steps",
+    "model.chat",
+    "model.logits",
     "model.checkpoints",
     "model.convert",
     "model.decode",
@@ -45,12 +47,13 @@ TRAIN = {
     "train",
     *(
         f"train.{room}"
-        for room in ("start", "checkpoints", "tracing", "reports", "proof", "tuning")
+        for room in ("start", "begin", "checkpoints", "tracing", "reports", "proof", "tuning")
     ),
     "train.plan",
     "train.inspect",
     "train.page",
     "train.publish",
+    "train.words",
     "train.evaluation",
     "train.evaluation.code",
     *STEPPING,
@@ -70,18 +73,19 @@ MAY_IMPORT = {
     "shards.edit": {"shards", "shards.packing", *BASE},
     "shards.index": {"shards", *BASE},
     "shards.exchange": {"shards", "shards.edit", "shards.index", *BASE},
-    "model": set[str](),
+    "model": {"model.logits"},
+    "model.logits": {"model"},
     "model.checkpoints": {"model"},
     "model.convert": {"model", "model.checkpoints"},
     "model.steps": {"model"},
     "model.decode": {"model", "model.steps", "model.checkpoints"},
-    "model.export": {"model", "model.checkpoints"},
-    "model.sample": {"model", "model.checkpoints", "model.decode"},
+    "model.export": {"model", "model.chat", "model.checkpoints"},
+    "model.sample": {"model", "model.chat", "model.checkpoints", "model.decode"},
+    "model.chat": {"model.checkpoints"},
     "model.serve.wire": set(),
-    "model.serve.chat": {"model.checkpoints", "model.serve.wire"},
-    "model.serve.texts": {"model.serve", "model.serve.chat", "model.serve.wire", "model.decode"},
-    "model.serve": {f"model.serve.{room}" for room in ("chat", "page", "texts", "wire")}
-    | {"model.decode", "model.checkpoints", "model"},
+    "model.serve.texts": {"model.serve", "model.serve.wire", "model.chat", "model.decode"},
+    "model.serve": {f"model.serve.{room}" for room in ("page", "texts", "wire")}
+    | {"model.chat", "model.decode", "model.checkpoints", "model"},
     "model.serve.page": {"model.serve", "model.serve.wire"},
     "prep.files": SHARDS,
     "prep.readers": {"prep.files", *SHARDS},
@@ -97,23 +101,26 @@ MAY_IMPORT = {
     "prep.vocabulary": {"prep.engines"} | ENCODING | READING | SHARDS,
     "prep": PREP | SHARDS,
     "train.reports": {"shards", *BASE},
+    "train.words": {"shards", *BASE},
     "train.ranks": BASE,
     "train.step": {"train.ranks", "model", *BASE},
     "train.checkpoints": STEPPING | SHARDS | MODEL,
+    "train.begin": {"train.checkpoints", "train.ranks"} | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.publish": {"train.page", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.evaluation": {
-        f"train.{room}" for room in ("evaluation.code", "start", "checkpoints", "ranks")
+        f"train.{room}" for room in ("evaluation.code", "start", "words", "checkpoints", "ranks")
     }
     | (SHARDS | MODEL),
     "train.evaluation.code": {"train.evaluation"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
-    "train.plan": {"train.start"} | SHARDS | MODEL,
+    "train.plan": {"train.begin", "train.start"} | SHARDS | MODEL,
     "train.inspect": {"train.checkpoints", "train.reports", "train.start"} | SHARDS | MODEL,
-    "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
+    "train.proof": {f"train.{r}" for r in ("begin", "checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train.tuning": {
+        "train.begin",
         "train.checkpoints",
         "train.page",
         "train.proof",
@@ -121,7 +128,9 @@ MAY_IMPORT = {
         "train.start",
     }
     | (SHARDS | MODEL),
-    "train": {f"train.{r}" for r in ("start", "checkpoints", "reports", "evaluation")}
+    "train": {
+        f"train.{r}" for r in ("start", "begin", "words", "checkpoints", "reports", "evaluation")
+    }
     | STEPPING
     | (SHARDS | MODEL),
     "cli": {
@@ -160,6 +169,7 @@ SHARED = {
     "train.checkpoints": {"train.config", "train.training_config", "train.settings"},
     "train.start": {"train.config", "train.training_config", "train.settings"},
     "train.plan": {"train.config", "train.training_config", "train.settings", "train.gpus"},
+    "train.begin": {"train.config"},
     "train.tracing": {"train.config"},
     "train.proof": {"train.config", "train.settings"},
     "train.tuning": {"train.config", "train.settings", "train.evaluate"},
@@ -341,7 +351,8 @@ def copy_checkout(folder: Path) -> Path:
 def write_data(folder: Path) -> None:
     """What `velocity prep --out shards/` leaves in a folder."""
     (folder / "shards" / ".prep" / "units").mkdir(parents=True, exist_ok=True)
-    for name in ("train-00000.bin", "train-00000.docs.parquet", "manifest.json", "tokenizer.json"):
+    names = ("train-00000.bin", "train-00000.docs.parquet", "manifest.json", "tokenizer.json")
+    for name in (*names, "chat_template.jinja"):
         (folder / "shards" / name).write_text("data")
     (folder / "shards" / ".prep" / "plan.json").write_text("data")
 

@@ -15,7 +15,7 @@ from train.config import Config
 
 # Python with torch on a CPU; CUDA's context and the libraries' workspaces on a GPU.
 BASE_BYTES = {"cpu": 450 * 10**6, "cuda": 1500 * 10**6, "mps": 1000 * 10**6}
-# The most that a chunk's fp32 logits take (model/loss.py).
+# The most that a chunk's fp32 logits take (model/logits/chunks.py).
 LOGITS_BYTES = {"cuda": 2**30}
 CPU_LOGITS_BYTES = 128 * 2**20
 # What the vocabulary is padded to a multiple of, inside the loss.

@@ -14,7 +14,7 @@ not, for three reasons:
   an update has the RMS that AdamW's usually have, 0.2, so both take one rate and one decay.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -33,22 +33,41 @@ ROUNDS = 5
 EPSILON = 1e-7
 # The RMS of AdamW's updates, by its learning rate.
 RMS = 0.2
+# A rank has the matrices of so many numbers in hand at once, or a single one that is larger. Small
+# ones are a stack of a shape and few products: threads that meet at each of hundreds wait longer
+# than they multiply. Large ones keep a device busy by themselves.
+NUMBERS_AT_ONCE = 2**24
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """A matrix (M, N) with its singular vectors, and singular values of about 1.
+def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Matrices (M, N), each with its singular vectors, and singular values of about 1.
 
-    By Newton-Schulz rounds in the matrix's own dtype. What is below about 0.01 of its Frobenius
-    norm stays smaller; zeros stay zeros.
+    By Newton-Schulz rounds in their own dtype, those of one shape or its transpose together. What
+    is below about 0.01 of a matrix's Frobenius norm stays smaller; zeros stay zeros.
     """
+    wides = [m.T if is_tall(m) else m for m in matrices]
+    found: list[Tensor] = [*wides]
+    for shape in dict.fromkeys(wide.shape for wide in wides):
+        places = [n for n, wide in enumerate(wides) if wide.shape == shape]
+        stack = torch.stack([wides[n] for n in places])
+        for n, made in zip(places, orthogonalize_stack(stack), strict=True):
+            found[n] = (made.T if is_tall(matrices[n]) else made).contiguous()
+    return found
+
+
+def is_tall(matrix: Tensor) -> bool:
+    """Whether a matrix has more rows than columns."""
+    return matrix.shape[0] > matrix.shape[1]
+
+
+def orthogonalize_stack(x: Tensor) -> Tensor:
+    """The same for a stack (S, M, N) of matrices that are not tall."""
     a, b, c = COEFFICIENTS
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if is_tall else matrix
-    x = x / x.norm().clamp(min=EPSILON)
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=EPSILON)
     for _ in range(ROUNDS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if is_tall else x).contiguous()
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
@@ -88,20 +107,22 @@ class Muon(torch.optim.Muon):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters by their gradients."""
         group = self.param_groups[0]
-        for matrices in deal(group["params"], self.rank.world_size):
-            for matrix, update in zip(matrices, self._find_updates(matrices), strict=True):
+        for turns in bundle(deal(group["params"], self.rank.world_size)):
+            for matrix, update in self._find_updates(turns):
                 weight = local(matrix)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(update, alpha=-group["lr"] * RMS * max(matrix.shape) ** 0.5)
         self.adamw.step()
 
-    def _find_updates(self, matrices: list[Tensor]) -> Iterator[Tensor]:
-        """The updates of up to as many matrices as there are ranks, each one made by another."""
-        wholes = [self._gather(self._add_momentum(m), m, n) for n, m in enumerate(matrices)]
-        # Of these one is here, so that all ranks work at the same time.
-        made = [None if whole is None else orthogonalize(whole) for whole in wholes]
-        for owner, matrix in enumerate(matrices):
-            yield self._spread(made[owner], matrix, owner)
+    def _find_updates(self, turns: list[list[Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The matrices of some turns with their updates, those of a turn each by another rank."""
+        owned = [(owner, matrix) for turn in turns for owner, matrix in enumerate(turn)]
+        wholes = [self._gather(self._add_momentum(m), m, owner) for owner, m in owned]
+        # Of each turn one is here, so that all ranks work at the same time.
+        made = iter(orthogonalize([whole for whole in wholes if whole is not None]))
+        for (owner, matrix), whole in zip(owned, wholes, strict=True):
+            update = None if whole is None else next(made)
+            yield matrix, self._spread(update, matrix, owner)
 
     def _add_momentum(self, matrix: Tensor) -> Tensor:
         """Nesterov's momentum of a matrix, with this step's gradient in it: this rank's rows."""
@@ -143,6 +164,20 @@ def deal(matrices: list[Tensor], num_ranks: int) -> list[list[Tensor]]:
     """The matrices in turns of one for each rank, those of a turn about equally much work."""
     by_work = sorted(matrices, key=lambda matrix: matrix.numel() * min(matrix.shape), reverse=True)
     return [by_work[first : first + num_ranks] for first in range(0, len(by_work), num_ranks)]
+
+
+def bundle(turns: list[list[Tensor]]) -> list[list[list[Tensor]]]:
+    """Turns that are taken together: as many as give no rank more than NUMBERS_AT_ONCE."""
+    bundles: list[list[list[Tensor]]] = []
+    num_numbers = NUMBERS_AT_ONCE
+    for turn in turns:
+        largest = max(matrix.numel() for matrix in turn)
+        if num_numbers + largest > NUMBERS_AT_ONCE:
+            bundles.append([])
+            num_numbers = 0
+        bundles[-1].append(turn)
+        num_numbers += largest
+    return bundles
 
 
 def local(tensor: Tensor) -> Tensor:

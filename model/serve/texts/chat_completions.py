@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from model.decode.logprobs import TokenLogprob
-from model.serve.chat.messages import read_messages, refuse_tools
 from model.serve.served import Served
 from model.serve.texts.choices import AskedChoices, Choice, bound, read_form
 from model.serve.texts.drafts import count_texts, encode_chat, make_drafts
+from model.serve.texts.messages import read_messages, refuse_tools
 from model.serve.texts.sampling import MaxTokens, read_settings
 from model.serve.texts.spelling import show_bytes
 from model.serve.wire.errors import refuse

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
+from model.chat.template import RendererCrash, RenderError
 from model.decode.draft import Draft
 from model.decode.generator import ContextExceeded, Generator
 from model.decode.settings import Settings
-from model.serve.chat.messages import Message
-from model.serve.chat.template import RendererCrash, RenderError
 from model.serve.served import Served
+from model.serve.texts.messages import Message
 from model.serve.texts.sampling import MaxTokens
 from model.serve.wire.errors import ApiError, refuse
 

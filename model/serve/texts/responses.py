@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from model.serve.batcher import Update
-from model.serve.chat.messages import Message, read_messages, refuse_tools
 from model.serve.served import Served
 from model.serve.texts.choices import Asked, Choice, Form
 from model.serve.texts.drafts import encode_chat, make_drafts
+from model.serve.texts.messages import Message, read_messages, refuse_tools
 from model.serve.texts.sampling import MaxTokens, read_settings
 from model.serve.wire.answers import make_event
 from model.serve.wire.errors import ApiError, refuse

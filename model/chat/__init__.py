@@ -1,0 +1,1 @@
+"""Chat templates, run apart and bounded, and the tokens that they make of messages."""
