@@ -3,7 +3,7 @@
     load_config("tiny", ["training.learning_rate=3e-4"])
 
 The defaults come first, then the file, then the overrides. File and command line give text, which
-means what the setting's type says, alike in both (train/start/words.py).
+means what the setting's type says, alike in both (train/words/words.py).
 """
 
 import difflib
@@ -19,7 +19,7 @@ from shards.mixture.entries import Entry as SetEntry
 from shards.mixture.entries import read_entries as read_set_entries
 from shards.screen.secrets import learn_words
 from train.config import SECTIONS, Config
-from train.start.words import (
+from train.words.words import (
     describe,
     expand_named,
     expand_path,
@@ -30,7 +30,7 @@ from train.start.words import (
     read_word,
     show,
 )
-from train.start.yaml_file import Entry, read_entries, read_nested, read_settings_text
+from train.words.yaml_file import Entry, read_entries, read_nested, read_settings_text
 
 # Keys of the original VelocityLM that have no effect here: which values are harmless, and what to
 # tell a user who sets another one. An empty tuple: any value is harmless.
@@ -52,6 +52,7 @@ KEYS_WITHOUT_MEANING: dict[str, tuple[tuple[object, ...], str]] = {
 SHARDS, MIXTURE = "data.shards", "data.mixture"
 # Settings that are paths, in which ~ and $NAME mean what they mean to a shell.
 PATHS = (
+    "model.start",
     SHARDS,
     "training.eval_sets",
     "training.eval_tasks",

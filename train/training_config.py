@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.config import AttentionKernel
+from train.words.bounds import FIRST_LOSS_SCALE as FIRST_LOSS_SCALE  # For the loss scale.
+from train.words.bounds import check_training
 
 Precision = Literal["fp16", "bf16", "fp32"]
 OnBadStep = Literal["warn", "skip", "rollback"]
@@ -11,17 +13,8 @@ OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["cosine_restarts", "cosine", "linear_to_zero", "wsd", "constant"]
 ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
 
-# Where torch's GradScaler begins.
-FIRST_LOSS_SCALE = 2.0**16
-
 # Micro-steps of a step whose settings name neither them nor its tokens, as in the original.
 DEFAULT_MICRO_STEPS = 8
-# More than any run has; all that is computed from it stays within 64 bits.
-MAX_STEPS = 10**9
-# From one token to more than a step may have.
-MAX_DOUBLINGS = 30
-# Losses are kept in every checkpoint, and gone through at each step.
-MAX_SPIKE_WINDOW = 10_000
 
 
 @dataclass(frozen=True)
@@ -154,62 +147,7 @@ class TrainingConfig:
     stop_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        at_least_one = (
-            "batch_size_per_device",
-            "gradient_accumulation_steps",
-            "cycle_multiplier",
-            "batch_warmup_doublings",
-            "num_training_steps",
-            "max_skipped_steps",
-            "loss_scale_growth_interval",
-            "max_rollbacks",
-            "logging_steps",
-            "progress_steps",
-            "save_steps",
-            "eval_steps",
-            "save_total_limit",
-        )
-        for name in at_least_one:
-            value = getattr(self, name)
-            if value != "auto" and value < 1:
-                raise ValueError(f"training.{name} is {value}; expected at least 1")
-        for name, most in (
-            ("num_training_steps", MAX_STEPS),
-            ("batch_warmup_steps", MAX_STEPS),
-            ("batch_warmup_doublings", MAX_DOUBLINGS),
-        ):
-            if getattr(self, name) > most:
-                raise ValueError(
-                    f"training.{name} is {getattr(self, name)}; expected at most {most:,}"
-                )
-        self._check_saving()
-        self._check_schedule()
-        for name in (
-            "warmup_steps",
-            "batch_warmup_steps",
-            "eval_windows",
-            "eval_task_shots",
-            "weight_decay",
-            "z_loss",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; expected at least 0")
-        for name in ("max_grad_norm", "adam_epsilon"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"training.{name} is {getattr(self, name)}; expected a number above 0"
-                )
-        if not 0 <= self.activation_memory_budget <= 1:
-            raise ValueError(
-                f"training.activation_memory_budget is {self.activation_memory_budget}; expected a "
-                "number from 0 to 1"
-            )
-        self._check_bad_steps()
-        for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"training.{name} is {getattr(self, name)}; expected a number from 0 to below 1"
-                )
+        check_training(self)
 
     @property
     def micro_batch(self) -> int:
@@ -260,67 +198,3 @@ class TrainingConfig:
         permanent = self.num_training_steps // self.keep_every_steps if self.keep_every_steps else 0
         has_stable = self.schedule == "wsd" and 0 < self.decay_start < self.num_training_steps
         return self.save_total_limit + permanent + has_stable + self.keep_best
-
-    def _check_saving(self) -> None:
-        for name in ("keep_every_steps", "sample_steps", "eval_task_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"training.{name} is {value}; expected at least 1")
-        if self.stop_seconds is not None and not self.stop_seconds >= 0:
-            raise ValueError(f"training.stop_seconds is {self.stop_seconds}; expected at least 0")
-        if self.eval_sets and self.eval_windows == 0:
-            raise ValueError("training.eval_sets needs training.eval_windows, which is 0; raise it")
-        if self.keep_best and self.eval_windows == 0:
-            raise ValueError(
-                "training.keep_best goes by the validation loss, which training.eval_windows=0 "
-                "does not take; set one of them otherwise"
-            )
-
-    def _check_schedule(self) -> None:
-        if self.cycle_steps is not None and self.cycle_steps < 1:
-            raise ValueError(f"training.cycle_steps is {self.cycle_steps}; expected at least 1")
-        lowest, peak = self.min_learning_rate, self.learning_rate
-        if not lowest >= 0 or (self.schedule == "cosine_restarts" and lowest > peak):
-            raise ValueError(
-                f"training.min_learning_rate is {lowest}; expected a number from 0 to "
-                f"training.learning_rate={peak}"
-            )
-        if not peak >= 0:
-            raise ValueError(f"training.learning_rate is {peak}; expected at least 0")
-        if self.muon_learning_rate is not None and not self.muon_learning_rate >= 0:
-            raise ValueError(
-                f"training.muon_learning_rate is {self.muon_learning_rate}; expected at least 0"
-            )
-        for name in ("decay_fraction", "final_fraction"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"training.{name} is {value}; expected a number from 0 to 1")
-
-    def _check_bad_steps(self) -> None:
-        if not 0 <= self.min_loss_scale <= FIRST_LOSS_SCALE:
-            raise ValueError(
-                f"training.min_loss_scale is {self.min_loss_scale}; expected a number from 0 to "
-                f"{FIRST_LOSS_SCALE:g}, where the loss scale begins"
-            )
-        if not 2 <= self.spike_window <= MAX_SPIKE_WINDOW:
-            raise ValueError(
-                f"training.spike_window is {self.spike_window}; expected 2 to {MAX_SPIKE_WINDOW:,}"
-            )
-        if self.spike_threshold is not None and not self.spike_threshold > 0:
-            raise ValueError(
-                f"training.spike_threshold is {self.spike_threshold}; expected a number above 0, "
-                "or null"
-            )
-        if self.on_bad_step == "rollback" and self.max_skipped_steps == 1:
-            raise ValueError(
-                "training.max_skipped_steps=1 ends a run at its first bad step, where "
-                "training.on_bad_step=rollback would go back; set at least 2"
-            )
-        oldest = self.save_steps * (self.save_total_limit - 1)
-        if self.on_bad_step == "rollback" and oldest < self.spike_window:
-            raise ValueError(
-                f"training.on_bad_step=rollback needs a checkpoint from before the "
-                f"{self.spike_window} steps of training.spike_window; of training.save_steps="
-                f"{self.save_steps} x training.save_total_limit={self.save_total_limit} the oldest "
-                f"is {oldest} steps old just after a save; set more of one of the two"
-            )

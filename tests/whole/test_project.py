@@ -33,6 +33,7 @@ MODEL = {
     "model.chat",
     "model.logits",
     "model.checkpoints",
+    "model.convert",
     "model.decode",
     "model.sample",
     "model.export",
@@ -46,12 +47,13 @@ TRAIN = {
     "train",
     *(
         f"train.{room}"
-        for room in ("start", "checkpoints", "tracing", "reports", "proof", "tuning")
+        for room in ("start", "begin", "checkpoints", "tracing", "reports", "proof", "tuning")
     ),
     "train.plan",
     "train.inspect",
     "train.page",
     "train.publish",
+    "train.words",
     "train.evaluation",
     "train.evaluation.code",
     *STEPPING,
@@ -75,6 +77,7 @@ MAY_IMPORT = {
     "model": {"model.logits"},
     "model.logits": {"model"},
     "model.checkpoints": {"model"},
+    "model.convert": {"model", "model.checkpoints"},
     "model.steps": {"model"},
     "model.decode": {"model", "model.steps", "model.checkpoints"},
     "model.export": {"model", "model.chat", "model.checkpoints"},
@@ -99,23 +102,26 @@ MAY_IMPORT = {
     "prep.vocabulary": {"prep.engines"} | ENCODING | READING | SHARDS,
     "prep": PREP | SHARDS,
     "train.reports": {"shards", *BASE},
+    "train.words": {"shards", *BASE},
     "train.ranks": BASE,
     "train.step": {"train.ranks", "model", *BASE},
     "train.checkpoints": STEPPING | SHARDS | MODEL,
+    "train.begin": {"train.checkpoints", "train.ranks"} | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.publish": {"train.page", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.evaluation": {
-        f"train.{room}" for room in ("evaluation.code", "start", "checkpoints", "ranks")
+        f"train.{room}" for room in ("evaluation.code", "start", "words", "checkpoints", "ranks")
     }
     | (SHARDS | MODEL),
     "train.evaluation.code": {"train.evaluation"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
-    "train.plan": {"train.start"} | SHARDS | MODEL,
+    "train.plan": {"train.begin", "train.start"} | SHARDS | MODEL,
     "train.inspect": {"train.checkpoints", "train.reports", "train.start"} | SHARDS | MODEL,
-    "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
+    "train.proof": {f"train.{r}" for r in ("begin", "checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train.tuning": {
+        "train.begin",
         "train.checkpoints",
         "train.page",
         "train.proof",
@@ -123,7 +129,9 @@ MAY_IMPORT = {
         "train.start",
     }
     | (SHARDS | MODEL),
-    "train": {f"train.{r}" for r in ("start", "checkpoints", "reports", "evaluation")}
+    "train": {
+        f"train.{r}" for r in ("start", "begin", "words", "checkpoints", "reports", "evaluation")
+    }
     | STEPPING
     | (SHARDS | MODEL),
     "cli": {
@@ -162,6 +170,7 @@ SHARED = {
     "train.checkpoints": {"train.config", "train.training_config", "train.settings"},
     "train.start": {"train.config", "train.training_config", "train.settings"},
     "train.plan": {"train.config", "train.training_config", "train.settings", "train.gpus"},
+    "train.begin": {"train.config"},
     "train.tracing": {"train.config"},
     "train.proof": {"train.config", "train.settings"},
     "train.tuning": {"train.config", "train.settings", "train.evaluate"},

@@ -38,7 +38,7 @@ from train.evaluation.windows import (
 )
 from train.start.documents import find_marks, separated
 from train.start.report import LABEL_WIDTH
-from train.start.words import split_name
+from train.words.words import split_name
 
 Metrics = dict[str, float | None]
 Found = TypeVar("Found")

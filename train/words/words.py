@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from shards.screen.url import is_url, show_url
-from train.start.yaml_file import Entry
+from train.words.yaml_file import Entry
 
 NUMBER = re.compile(r"[+-]?(0|[1-9][0-9_]*)?(\.[0-9_]*)?([eE][+-]?[0-9]{1,3})?")
 MAX_DIGITS = 40

@@ -1,7 +1,7 @@
 """A settings file as entries, each with its line: sections, and below them `key: value`.
 
 The file is YAML, read event by event, and a value is the text that stands there: its type is the
-setting's (train/start/words.py). So 010 is not 8 and 1:30 is not 90, as YAML 1.1 would have it, and
+setting's (train/words/words.py). So 010 is not 8 and 1:30 is not 90, as YAML 1.1 would have it, and
 nothing in a file can grow or be built. What may nest is named here.
 """
 

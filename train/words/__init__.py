@@ -1,0 +1,1 @@
+"""Settings as people write them, and what they may be: words, YAML, bounds. Loads no torch."""
