@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from model.config import Kept
+from model.convert.options import Longer
 from model.decode.settings import Settings
 from model.export.request import FormatName, make_request
 from model.sample.options import Output, Prompts
@@ -50,6 +51,10 @@ if TYPE_CHECKING:
 
 CKPT_HELP = (
     "A checkpoint, a folder of them (uses the newest complete one), or hf://user/name[@revision]."
+)
+CONVERT_HELP = (
+    "A checkpoint of the original VelocityLM, or one of ours whose tokenizer keeps others from "
+    "writing <|endoftext|>; with --context, any. May be hf://user/name."
 )
 CkptOption = Annotated[Path, typer.Option(parser=read_checkpoint, metavar="PATH", help=CKPT_HELP)]
 DeviceOption = Annotated[
@@ -299,24 +304,20 @@ def export(
 
 
 @app.command()
+@takes_options
 def convert(
     ckpt: Annotated[
-        Path,
-        typer.Argument(
-            parser=read_checkpoint,
-            metavar="ckpt",
-            help="A checkpoint of the original VelocityLM, or one of ours whose tokenizer keeps "
-            "others from writing <|endoftext|>; may be hf://user/name.",
-        ),
+        Path, typer.Argument(parser=read_checkpoint, metavar="ckpt", help=CONVERT_HELP)
     ],
-    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    out: Annotated[Path, typer.Argument(metavar="out", help="A new folder.")],
+    longer: Longer,
 ) -> None:
-    """Convert an older checkpoint to today's format; the weights stay the same."""
-    from model.checkpoints.convert import convert as convert_checkpoint
+    """Convert an older checkpoint to today's format, or any to a longer context; weights stay."""
+    from model.convert.run import run_convert
     from prep.tokenizer.gpt2 import build_gpt2_json
 
-    convert_checkpoint(fetch(ckpt), out, build_gpt2_json())
-    say(f"{out}: converted; try it with: velocity sample --ckpt {quote(out)}")
+    done = run_convert(fetch(ckpt), out, longer, build_gpt2_json())
+    say(f"{out}: {done}; try it with: velocity sample --ckpt {quote(out)}")
 
 
 for group in (app, shards_app, tokenizer_app):
