@@ -170,6 +170,7 @@ class Decoder(nn.Module):
         tokens: Tensor,
         cache: KVCache | None = None,
         activation_checkpointing: ActivationCheckpointing = "none",
+        firsts: Tensor | None = None,
     ) -> Tensor:
         x = self.embed_tokens(tokens).to(self.norm.weight.dtype)
         if torch.is_autocast_enabled(x.device.type):
@@ -178,10 +179,11 @@ class Decoder(nn.Module):
         documents = None
         if cache is not None:
             positions = cache.begin(tokens.shape[1])
-        elif self.separation.marks is None:
+        elif firsts is None and self.separation.marks is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         else:
-            positions, documents = self.separation.find(tokens, x.dtype, self.config.head_size)
+            size = self.config.head_size
+            positions, documents = self.separation.find(tokens, x.dtype, size, firsts)
         rotation = make_rotation(positions, self.config)
         if self.takes_any_batch:
             torch._dynamo.maybe_mark_dynamic(x, 0)
@@ -247,17 +249,20 @@ class Transformer(nn.Module):
         grad_scale: Tensor | float | None = 1.0,
         z_loss: float = 0.0,
         has_ignored: bool = False,
+        firsts: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T), their mean loss, 0-dim fp32.
 
         `grad_scale` is the factor that the caller multiplies the loss by before backward; the loss
         itself does not depend on it. With None, the loss of each target, (B, T). With `z_loss`, the
         loss and the z-loss, (2,), to be differentiated as their sum. With `has_ignored`, targets
-        may be IGNORED (model/loss.py).
+        may be IGNORED (model/loss.py). `firsts` (B, T) says where documents begin that are to be
+        kept apart, in place of the marks in `model.separation`.
         """
         hidden = self.model(
             tokens,
             activation_checkpointing=self.activation_checkpointing if self.training else "none",
+            firsts=firsts,
         )
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
@@ -267,9 +272,18 @@ class Transformer(nn.Module):
         return chunked_cross_entropy(hidden, self.lm_head.weight, targets, grad_scale, *rest)
 
     @torch.no_grad()
-    def token_losses(self, tokens: Tensor, targets: Tensor, places: Tensor | None = None) -> Scores:
-        """Of targets (B, T), or those at `places` (B, T): the losses (N,), and which were best."""
-        return score_targets(self.model(tokens), self.lm_head, targets, places)
+    def token_losses(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        places: Tensor | None = None,
+        firsts: Tensor | None = None,
+    ) -> Scores:
+        """Of targets (B, T), or those at `places` (B, T): the losses (N,), and which were best.
+
+        Documents begin at `firsts` (B, T), as in the forward pass.
+        """
+        return score_targets(self.model(tokens, firsts=firsts), self.lm_head, targets, places)
 
     @contextmanager
     def watch_activations(self) -> Iterator[list[Tensor]]:

@@ -15,6 +15,7 @@ from shards.screen.lines import Say, say
 from train.bad_step import react
 from train.begin.settle import settle_start
 from train.begin.shape import Beginning
+from train.chat.labels import Marking, has_chats, open_marking
 from train.checkpoints.claim import claim_folders
 from train.config import Config
 from train.evaluate import count_windows, evaluate
@@ -28,7 +29,7 @@ from train.reports.report import Report
 from train.reports.texts import Sample
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, open_checked_sets
-from train.start.ids import fit_model
+from train.start.ids import fit_sets
 from train.start.report import LABEL_WIDTH
 from train.step.bad_steps import Step
 from train.step.kernels import use_kernels
@@ -38,6 +39,9 @@ from train.training_config import TrainingConfig
 
 # Activations above this are near the end of fp16, at 65,504.
 HALF_OF_FP16 = 32_768
+
+# The tokens of a validation split, and what makes the labels of its rows.
+Split = tuple[TokenStream, Marking | None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def train(config: Config, stop: StopFlag | None = None, ending: Ending | None = 
         sets = open_checked_sets(config)
         tell = say if rank.is_first else say_nothing
         config, beginning = settle_start(config, rank, sets.first, tell)
-        config = fit_model(config, sets.first.folder, sets.first.manifest)
+        config = fit_sets(config, sets, rank.world_size)
         with claim_folders(config.infrastructure, rank):
             return build_and_run(config, rank, sets, stop or StopFlag(), beginning, tell)
 
@@ -105,8 +109,7 @@ def run_to_the_end(run: Run, stop: StopFlag) -> Outcome:
 def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     """Take steps from where the run is to its last one, or until a signal."""
     training = run.config.training
-    checks = run.config.data.checks_first_reads
-    validation = [source.stream("validation", checks) for source in run.order.sets.sources]
+    validation = open_validation(run)
     speed = make_speed(run)
     validation_loss, signal_number = None, 0
     if misses_validation(run, report):
@@ -189,8 +192,21 @@ def misses_validation(run: Run, report: Report | None) -> bool:
     return run.rank.max(report is not None and not report.has(run.step, "validation_loss")) > 0
 
 
+def open_validation(run: Run) -> list[Split]:
+    """The validation splits of the run's sets, with the labels of their rows if it reads chats."""
+    sets, checks = run.order.sets, run.config.data.checks_first_reads
+    marks = has_chats(sets)
+    return [
+        (
+            source.stream("validation", checks),
+            open_marking(source.shards, "validation") if marks else None,
+        )
+        for source in sets.sources
+    ]
+
+
 def take_validation_loss(
-    run: Run, validation: Sequence[TokenStream], stop: StopFlag, report: Report | None
+    run: Run, validation: Sequence[Split], stop: StopFlag, report: Report | None
 ) -> float | None:
     """The validation loss at this step, reported; None if there are no windows, or on a stop.
 
@@ -199,7 +215,7 @@ def take_validation_loss(
     config, sets = run.config, run.order.sets
     length, padding = config.data.max_seq_length, run.batches.padding
     losses: list[float | None] = []
-    for stream in validation:
+    for stream, marking in validation:
         num_windows = count_windows(stream, length, config.training.eval_windows, padding)
         loss = evaluate(
             run.model,
@@ -211,6 +227,7 @@ def take_validation_loss(
             run.autocast,
             is_stopping=lambda: stop.signal_number != 0,
             padding=padding,
+            marking=marking,
         )
         if loss is None and num_windows:
             return None  # On a stop.

@@ -50,6 +50,7 @@ KEYS_WITHOUT_MEANING: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 SHARDS, MIXTURE = "data.shards", "data.mixture"
+STEPS, EPOCHS = "training.num_training_steps", "training.epochs"
 # Settings that are paths, in which ~ and $NAME mean what they mean to a shell.
 PATHS = (
     "model.start",
@@ -78,8 +79,9 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[str] = ()) 
     from_words = [parse_override(override) for override in overrides]
     for entries in (from_file, from_words):
         refuse_contradiction(entries)
-    if names_data(from_words):
-        from_file = [entry for entry in from_file if not names_data([entry])]
+    for names in (names_data, names_length):
+        if names(from_words):
+            from_file = [entry for entry in from_file if not names([entry])]
     return build_config(layer([*from_file, *from_words], expand_path))
 
 
@@ -196,6 +198,8 @@ def check_entry(entry: Entry) -> tuple[str, Any]:
         return "", None
     if name == MIXTURE:
         return key, convert_mixture(value, place)
+    if name == "data.max_seq_length" and value == "auto":
+        return key, 0
     known = typing.get_type_hints(SECTIONS[section])
     if key not in known:
         raise ValueError(f"{place}no key {show(name)}{suggest(key, known, section)}")
@@ -208,11 +212,23 @@ def names_data(entries: Sequence[Entry]) -> bool:
     return SHARDS in named or (MIXTURE in named and check_entry(named[MIXTURE])[1] is not None)
 
 
+def names_length(entries: Sequence[Entry]) -> bool:
+    """Whether any of the entries says how far a run goes."""
+    named = {f"{entry.section}.{entry.key}": entry for entry in entries}
+    return STEPS in named or (EPOCHS in named and check_entry(named[EPOCHS])[1] is not None)
+
+
 def refuse_contradiction(entries: Sequence[Entry]) -> None:
     """Raise ValueError if one file, or one command line, names one thing twice.
 
-    That is two kinds of checkpointing, or one set and several.
+    That is two kinds of checkpointing, one set and several, or how far a run goes.
     """
+    lengths = {f"{entry.section}.{entry.key}": entry for entry in entries if names_length([entry])}
+    if len(lengths) == 2 and names_length([lengths[EPOCHS]]):
+        raise ValueError(
+            f"{lengths[EPOCHS].place}{EPOCHS} and {STEPS} both say how far the run goes; keep one "
+            "of the two"
+        )
     sets = {f"{entry.section}.{entry.key}": entry for entry in entries if names_data([entry])}
     if len(sets) == 2:
         raise ValueError(
