@@ -83,6 +83,8 @@ class Run:
     evaluations: Evaluations
     # The checkpoint of its own that it goes on from; None = a new run begins.
     start: Path | None = None
+    # What it learns, if that is preferences; None = to predict the next token.
+    preferences: Preferences | None = None
     # Writes texts on the way; None = none are wanted, or the first rank writes them.
     sampler: Sampler | None = None
 

@@ -48,6 +48,8 @@ def take_step(run: Run) -> Step:
 
 def name_details(run: Run) -> tuple[str, ...]:
     """What a step's losses are followed by in `add_gradients`."""
+    if run.preferences:
+        return run.preferences.metrics
     return ("z_loss",) if run.config.training.z_loss else ()
 
 
@@ -62,7 +64,7 @@ def watch_activations(run: Run) -> AbstractContextManager[list[Tensor]]:
 def add_gradients(run: Run) -> Tensor:
     """The gradients of a step's A micro-steps, added up; returns the sum of their losses, 0-dim.
 
-    With training.z_loss, the sums of losses and z-losses (2,).
+    Where there are details (`name_details`), the sums of losses and of those (1 + details,).
     """
     windows = run.batches.next_step(after=run.find_dealing(run.step + 1))
     accumulation_steps = run.batches.dealing.accumulation_steps
@@ -74,9 +76,11 @@ def add_gradients(run: Run) -> Tensor:
         # DDP must know before the forward pass whether the backward pass will share gradients.
         with share_gradients(run.parallel_model, is_last=micro_step == accumulation_steps):
             with run.autocast():
-                z_loss = run.config.training.z_loss
-                options = grad_scale, z_loss, has_ignored, batch.firsts
-                loss = run.parallel_model(batch.tokens, batch.targets, *options)
+                if run.preferences:
+                    loss = run.preferences.lose(run.parallel_model, batch)
+                else:
+                    options = grad_scale, run.config.training.z_loss, has_ignored, batch.firsts
+                    loss = run.parallel_model(batch.tokens, batch.targets, *options)
             run.scaler.scale(loss.sum() * weight / accumulation_steps).backward()
         run.rank.place.move()
         total = total + loss.detach() * weight
@@ -87,11 +91,12 @@ def weigh_micro_steps(run: Run) -> list[float]:
     """The factor of each micro-step's loss, so that the step's is the mean over all that counts.
 
     1, unless samples do not divide evenly (train/batches.py: Dealing), or targets are ignored: then
-    it is its share of the targets that count, of all ranks, by the share that all would have alike.
+    it is its share of the targets that count, of all ranks, by the share that all would have alike;
+    of pairs, where preferences are learned.
     """
     dealing = run.batches.dealing
     if not run.batches.has_ignored:
         return dealing.weights
-    counts = run.batches.count_targets()
+    counts = run.batches.count_pairs() if run.preferences else run.batches.count_targets()
     total = max(run.rank.sum(sum(counts))[0], 1)
     return [count * dealing.accumulation_steps * dealing.world_size / total for count in counts]

@@ -9,6 +9,7 @@ from train.config import Config
 from train.preferences.dpo import METRICS, compute_dpo
 from train.preferences.pairs import find_pairs
 from train.preferences.reference import Reference
+from train.targets import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -22,29 +23,27 @@ class Preferences:
     # What `lose` gives besides the loss.
     metrics = METRICS
 
-    def lose(self, model: nn.Module, tokens: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of the pairs in tokens (B, T), and the metrics: (7,).
+    def lose(self, model: nn.Module, batch: MicroBatch) -> Tensor:
+        """The mean loss of the pairs in a batch, and the metrics: (7,).
 
-        The loss alone has a gradient, and their sum the same.
+        Only the loss has a gradient, so their sum has the same.
         """
-        before = self.reference.lose(tokens, targets)
-        return self._compare(model(tokens, targets, None), before, labels)
+        before = self.reference.lose(batch)
+        losses = model(batch.tokens, batch.targets, grad_scale=None, firsts=batch.firsts)
+        return self._compare(losses, before, batch.labels)
 
     @torch.no_grad()
-    def lose_rows(
-        self, model: nn.Module, tokens: Tensor, targets: Tensor, labels: Tensor
-    ) -> Tensor:
-        """The mean loss of the pairs in each row of tokens (B, T): (B,)."""
-        before = self.reference.lose(tokens, targets)
-        parts = (model(tokens, targets, None), before, labels)
-        rows = zip(*(part.split(1) for part in parts), strict=True)
-        return torch.stack([self._compare(*row)[0] for row in rows])
+    def lose_rows(self, model: nn.Module, batch: MicroBatch) -> Tensor:
+        """The mean loss of the pairs in each row: (B,)."""
+        rows = [MicroBatch(*row) for row in zip(*(part.split(1) for part in batch), strict=True)]
+        return torch.stack([self.lose(model, row)[0] for row in rows])
 
-    def _compare(self, losses: Tensor, before: Tensor, labels: Tensor) -> Tensor:
+    def _compare(self, losses: Tensor, before: Tensor, labels: Tensor | None) -> Tensor:
+        assert labels is not None, "only sets of preferences are learned from"
         return compute_dpo(losses, before, find_pairs(labels), self.beta, self.smoothing)
 
 
 def learn_preferences(config: Config, reference: Reference) -> Preferences:
-    """Preferences as the settings say they are learned."""
+    """Preferences, as the settings say that they are learned."""
     training = config.training
     return Preferences(reference, training.dpo_beta, training.dpo_label_smoothing)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.loss import IGNORED
 from shards.chat.labels import BEGIN, LOSS, REJECTED
 
 
@@ -61,19 +60,6 @@ def find_pairs(labels: Tensor) -> Pairs:
     is_rejected = torch.zeros_like(firsts).index_add(0, halves, firsts) > 0
     # A batch begins with no rejected half, so nothing comes around to the last place.
     return Pairs(halves, is_rejected.roll(-1))
-
-
-def find_targets(tokens: Tensor, labels: Tensor) -> Tensor:
-    """What each of tokens (B, T) predicts, if its loss counts: the next one, of the same half.
-
-    >>> row = torch.tensor([[BEGIN, LOSS, LOSS, BEGIN | LOSS, LOSS]], dtype=torch.uint8)
-    >>> find_targets(torch.tensor([[5, 6, 7, 8, 9]]), row).tolist()
-    [[6, 7, -100, 9, -100]]
-    """
-    counts = has(labels, LOSS) & ~has(labels, BEGIN)
-    targets = tokens.masked_fill(~counts, IGNORED).roll(-1, 1)
-    targets[:, -1] = IGNORED
-    return targets
 
 
 def count_pairs(labels: Tensor) -> int:
