@@ -53,6 +53,10 @@ class ModelConfig:
     1,713,639,424 parameters, 11,489,193,984 FLOPs
     """
 
+    # A folder whose weights and shape a new run begins with: a checkpoint, a folder of checkpoints,
+    # which stands for the newest of them, or any Llama-shaped model in Hugging Face's format. Other
+    # settings of this section may be left out, or be the folder's. null = random weights.
+    start: str | None = None
     # Rows of the embedding, one per token in the vocabulary; "auto" = as many as the tokenizer of
     # the set has.
     vocab_size: int | Literal["auto"] = "auto"
@@ -104,12 +108,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            self._check(field)
+            if field.name != "start":
+                self._check(field)
         if self.num_ids > MAX_VOCAB_SIZE:
             raise ValueError(
                 f"model.vocab_size is {self.vocab_size}; expected at most {MAX_VOCAB_SIZE}, "
                 "as a set has no more ids"
             )
+        if self.is_open:
+            return  # Whether they go together shows with those of the folder.
         self._check_heads()
         self._check_rope()
         # A shape has one description: null, where a number says the same.
@@ -204,6 +211,11 @@ class ModelConfig:
         (32768, 300)
         """
         return replace(self, vocab_size=num_ids) if self.vocab_size == "auto" else self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the shape is that of the folder in `start`, which has not been read yet."""
+        return self.start is not None and self.vocab_size == "auto"
 
     @property
     def num_ids(self) -> int:

@@ -159,7 +159,7 @@ class Config:
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
-        if self.data.max_seq_length > self.model.context:
+        if not self.model.is_open and self.data.max_seq_length > self.model.context:
             raise ValueError(
                 f"data.max_seq_length is {self.data.max_seq_length}; the model's context, "
                 f"model.max_position_embeddings={self.model.max_position_embeddings}, "

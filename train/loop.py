@@ -11,8 +11,10 @@ from pathlib import Path
 
 from shards.mixture.sets import Sets
 from shards.reader import TokenStream
-from shards.screen.lines import say
+from shards.screen.lines import Say, say
 from train.bad_step import react
+from train.begin.settle import settle_start
+from train.begin.shape import Beginning
 from train.checkpoints.claim import claim_folders
 from train.config import Config
 from train.evaluate import count_windows, evaluate
@@ -58,16 +60,24 @@ def train(config: Config, stop: StopFlag | None = None, ending: Ending | None = 
     log_folder = config.infrastructure.log_folder
     with join_ranks(config.distributed, ending, log_folder) as rank, rank.telling():
         sets = open_checked_sets(config)
+        tell = say if rank.is_first else say_nothing
+        config, beginning = settle_start(config, rank, sets.first, tell)
         config = fit_model(config, sets.first.folder, sets.first.manifest)
         with claim_folders(config.infrastructure, rank):
-            return build_and_run(config, rank, sets, stop or StopFlag())
+            return build_and_run(config, rank, sets, stop or StopFlag(), beginning, tell)
 
 
-def build_and_run(config: Config, rank: Rank, sets: Sets, stop: StopFlag) -> Outcome:
+def build_and_run(
+    config: Config,
+    rank: Rank,
+    sets: Sets,
+    stop: StopFlag,
+    beginning: Beginning | None,
+    tell: Say,
+) -> Outcome:
     """Train in folders that are this run's alone."""
-    tell = say if rank.is_first else say_nothing
     with use_kernels(config, rank.device) as attention:
-        run = build_run(config, rank, sets, tell)
+        run = build_run(config, rank, sets, tell, beginning)
         tell(f"{'attention':<{LABEL_WIDTH}} {attention}")
         return run_to_the_end(run, stop)
 

@@ -20,10 +20,12 @@ from shards.reader import Shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
 from train.batches import Batches, Dealing
+from train.begin.shape import Beginning
+from train.begin.weights import find_origin, load_weights
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.load import restore
 from train.checkpoints.position import OPTIMIZER, Position
-from train.checkpoints.resume import agree_on_start
+from train.checkpoints.resume import Start, agree_on_start
 from train.checkpoints.retention import Retention
 from train.checkpoints.same_run import check_same_run, describe_samples
 from train.checkpoints.saver import Saver
@@ -137,8 +139,13 @@ class Run:
         self.saver.begin(self.step, self.take_snapshot)
 
 
-def build_run(config: Config, rank: Rank, sets: Sets, say: Say) -> Run:
-    """The run that the settings describe, at its beginning or where its checkpoint left it."""
+def build_run(
+    config: Config, rank: Rank, sets: Sets, say: Say, beginning: Beginning | None = None
+) -> Run:
+    """The run that the settings describe, at its beginning or where its checkpoint left it.
+
+    `beginning` is the folder whose weights a new one begins with, where `model.start` names one.
+    """
     check_precision(rank.device, config.training.precision)
     check_compression(config.distributed, rank)
     check_all_shards(config.data, sets, rank)
@@ -146,21 +153,20 @@ def build_run(config: Config, rank: Rank, sets: Sets, say: Say) -> Run:
     asked, before = config, start.config if start else None
     config = settle_config(config, before, rank, say)
     if start:
-        check_same_run(config, sets, start, say)
-        if changed := describe_samples(config, rank.world_size, start):
-            say(changed)
+        check_going_on(config, rank, sets, start, say)
     retention = Retention(Path(config.infrastructure.output_dir), config.training)
     rank.do_first(retention.clear_leftovers)
     position = continue_sets(sets, start.position) if start else begin_sets(sets)
     check_start(config, rank, order_samples(sets, position), position.step, say)
     evaluations = open_evaluations(config, sets.first, say)
-    model = separate_documents(build_model(config, rank), config.data, sets.first.manifest)
+    model = build_model(config, rank, beginning)
+    separate_documents(model, config.data, sets.first.manifest)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
     optimizer = make_optimizer(model, config.training, rank)
     scaler = make_scaler(rank.device, config.training)
     bad_steps = BadSteps()
-    parts: Parts = {"scaler": scaler, "skips": bad_steps}
+    parts: Parts = {"scaler": scaler, "skips": bad_steps, **find_origin(config, rank, beginning)}
     parallel_model = share_model(model, rank, config.distributed)
     if start:
         # In this order, or the first step would take more memory than any other.
@@ -197,6 +203,13 @@ def build_run(config: Config, rank: Rank, sets: Sets, say: Say) -> Run:
     )
 
 
+def check_going_on(config: Config, rank: Rank, sets: Sets, start: Start, say: Say) -> None:
+    """Say what a run does otherwise than before; ValueError if it cannot go on from there."""
+    check_same_run(config, sets, start, say)
+    if changed := describe_samples(config, rank.world_size, start):
+        say(changed)
+
+
 def find_sampler(
     config: Config, rank: Rank, shards: Shards, model: Transformer, say: Say
 ) -> Sampler | None:
@@ -228,8 +241,11 @@ def check_all_shards(data: DataConfig, sets: Sets, rank: Rank) -> None:
         check_shards(source.shards.folder, manifest, own)
 
 
-def build_model(config: Config, rank: Rank) -> Transformer:
-    """A new model on this rank's device, made from the seed: all of it, or this rank's part."""
+def build_model(config: Config, rank: Rank, beginning: Beginning | None = None) -> Transformer:
+    """A new model on this rank's device: all of it, or this rank's part.
+
+    Its weights are made from the seed, or those of the folder that the run begins with.
+    """
     torch.manual_seed(config.infrastructure.seed)
     is_part = is_sharding(config.distributed, rank)
     with torch.device("meta") if is_part else rank.device:
@@ -238,6 +254,8 @@ def build_model(config: Config, rank: Rank) -> Transformer:
         shard_model(model, model.model.layers, FORWARD_METHODS, rank, config.distributed)
         fill(model, model.draw_weights(rank.device), rank)
         model.tie_head()
+    if beginning:
+        load_weights(beginning, rank, model)
     set_up_blocks(model, config, rank)
     return model.train()
 

@@ -52,6 +52,7 @@ KEYS_WITHOUT_MEANING: dict[str, tuple[tuple[object, ...], str]] = {
 SHARDS, MIXTURE = "data.shards", "data.mixture"
 # Settings that are paths, in which ~ and $NAME mean what they mean to a shell.
 PATHS = (
+    "model.start",
     SHARDS,
     "training.eval_sets",
     "training.eval_tasks",

@@ -122,9 +122,18 @@ def hash_weights(sealed: Mapping[str, Sealed]) -> str | None:
     It is that of their file; of several, that of what `sha256sum model-*.safetensors` prints.
     """
     names = list_weight_files(sealed)
-    if len(names) <= 1:
-        return sealed[names[0]].sha256 if names else None
-    lines = "".join(f"{sealed[name].sha256}  {name}\n" for name in names)
+    return join_hashes({name: sealed[name].sha256 for name in names}) if names else None
+
+
+def join_hashes(hashes: Mapping[str, str]) -> str:
+    """One sha256 for files in their order: that of one, or of what `sha256sum` prints of several.
+
+    >>> join_hashes({"model.safetensors": "9f86d0"})
+    '9f86d0'
+    """
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in hashes.items())
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

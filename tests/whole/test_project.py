@@ -47,7 +47,7 @@ TRAIN = {
     "train",
     *(
         f"train.{room}"
-        for room in ("start", "checkpoints", "tracing", "reports", "proof", "tuning")
+        for room in ("start", "begin", "checkpoints", "tracing", "reports", "proof", "tuning")
     ),
     "train.plan",
     "train.inspect",
@@ -105,6 +105,7 @@ MAY_IMPORT = {
     "train.ranks": BASE,
     "train.step": {"train.ranks", "model", *BASE},
     "train.checkpoints": STEPPING | SHARDS | MODEL,
+    "train.begin": {"train.checkpoints", "train.ranks"} | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.publish": {"train.page", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
@@ -114,11 +115,12 @@ MAY_IMPORT = {
     | (SHARDS | MODEL),
     "train.evaluation.code": {"train.evaluation"} | SHARDS | MODEL,
     "train.start": STEPPING | SHARDS | MODEL,
-    "train.plan": {"train.start"} | SHARDS | MODEL,
+    "train.plan": {"train.begin", "train.start"} | SHARDS | MODEL,
     "train.inspect": {"train.checkpoints", "train.reports", "train.start"} | SHARDS | MODEL,
-    "train.proof": {f"train.{r}" for r in ("checkpoints", "reports", "start", "step")}
+    "train.proof": {f"train.{r}" for r in ("begin", "checkpoints", "reports", "start", "step")}
     | (SHARDS | MODEL),
     "train.tuning": {
+        "train.begin",
         "train.checkpoints",
         "train.page",
         "train.proof",
@@ -126,7 +128,9 @@ MAY_IMPORT = {
         "train.start",
     }
     | (SHARDS | MODEL),
-    "train": {f"train.{r}" for r in ("start", "words", "checkpoints", "reports", "evaluation")}
+    "train": {
+        f"train.{r}" for r in ("start", "begin", "words", "checkpoints", "reports", "evaluation")
+    }
     | STEPPING
     | (SHARDS | MODEL),
     "cli": {
@@ -165,6 +169,7 @@ SHARED = {
     "train.checkpoints": {"train.config", "train.training_config", "train.settings"},
     "train.start": {"train.config", "train.training_config", "train.settings"},
     "train.plan": {"train.config", "train.training_config", "train.settings", "train.gpus"},
+    "train.begin": {"train.config"},
     "train.tracing": {"train.config"},
     "train.proof": {"train.config", "train.settings"},
     "train.tuning": {"train.config", "train.settings", "train.evaluate"},

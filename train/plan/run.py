@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from shards.mixture.entries import Entry
+from train.config import Config
 from train.gpus import GIGABYTE, find_gpu
 from train.plan.plan import Machines, Wishes, make_plan
 from train.plan.request import Request
@@ -11,6 +13,9 @@ from train.plan.show import describe_plan, describe_sizes, plan_as_json
 from train.settings import load_config
 from train.start.choose import list_configs
 from train.start.ids import fit_model
+
+if TYPE_CHECKING:
+    from shards.reader import Shards
 
 
 def run_plan(request: Request, overrides: Sequence[str]) -> list[str]:
@@ -27,13 +32,25 @@ def run_plan(request: Request, overrides: Sequence[str]) -> list[str]:
         # Refuses a set without a window, as the run would.
         sets = open_sets(entries, config.data.max_seq_length, config.infrastructure.seed)
         order = MixedOrder.begin(sets)
+        config = take_start(config, sets.first)
         config = fit_model(config, sets.first.folder, sets.first.manifest)
+    else:
+        config = take_start(config, None)
     machines = find_machines(request)
     if machines is None:
         return describe_sizes(config)
     wishes = Wishes(request.mfu, request.price, order)
     made = make_plan(config, machines, wishes)
     return [json.dumps(plan_as_json(made))] if request.as_json else describe_plan(made)
+
+
+def take_start(config: Config, shards: "Shards | None") -> Config:
+    """The settings with the shape of the folder that model.start names, if it names one."""
+    if config.model.start is None:
+        return config
+    from train.begin.shape import begin_shape
+
+    return begin_shape(config, shards)
 
 
 def find_machines(request: Request) -> Machines | None:

@@ -14,6 +14,7 @@ from shards.disk.folders import make_folder
 from shards.disk.space import check_space
 from shards.mixture.sets import open_sets
 from shards.screen.lines import Say
+from train.begin.shape import begin_shape
 from train.config import Config
 from train.proof.differences import find_differences, find_first_unlike, read_losses
 from train.proof.processes import describe_failure, kill, run_to_end, started, train_command
@@ -70,6 +71,7 @@ def verify_resume(proof: Proof, say: Say) -> list[str]:
     config = load_config(proof.name, proof.overrides)
     # Before anything is written.
     sets = open_sets(config.data.entries, config.data.max_seq_length, config.infrastructure.seed)
+    config = begin_shape(config, sets.first)
     config = fit_model(config, sets.first.folder, sets.first.manifest)
     if proof.folder.exists() and any(proof.folder.iterdir()):
         raise ValueError(f"{proof.folder}: is not empty; choose another --out")

@@ -17,6 +17,7 @@ from shards.disk.lock import hold, is_held
 from shards.disk.space import check_space
 from shards.mixture.sets import Sets, open_sets
 from shards.screen.lines import Say
+from train.begin.shape import begin_shape
 from train.checkpoints.claim import LOCK
 from train.config import Config
 from train.evaluate import count_windows
@@ -74,6 +75,7 @@ def tune(tuning: Tuning, say: Say) -> Iterator[str]:
     config = load_config(tuning.name, tuning.overrides)
     # Before anything is written.
     sets = open_sets(config.data.entries, config.data.max_seq_length, config.infrastructure.seed)
+    config = begin_shape(config, sets.first)
     config = fit_model(config, sets.first.folder, sets.first.manifest)
     steps = choose_steps(tuning, config)
     check_tuning(tuning, config, sets)
