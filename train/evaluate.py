@@ -8,11 +8,11 @@ from torch import Tensor
 
 from model.transformer import Transformer
 from shards.reader import TokenStream
+from train.chat.labels import Marking
 from train.preferences.learn import Preferences
 from train.preferences.pairs import count_pairs
 from train.ranks.distributed import Rank
 from train.step.precision import Autocast
-from train.chat.labels import Marking
 from train.targets import count_targets, split_windows
 
 

@@ -30,6 +30,7 @@ from train.reports.texts import Sample
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, open_checked_sets
 from train.start.ids import fit_sets
+from train.start.objective import check_objective
 from train.start.report import LABEL_WIDTH
 from train.step.bad_steps import Step
 from train.step.kernels import use_kernels
@@ -66,6 +67,7 @@ def train(config: Config, stop: StopFlag | None = None, ending: Ending | None = 
         sets = open_checked_sets(config)
         tell = say if rank.is_first else say_nothing
         config, beginning = settle_start(config, rank, sets.first, tell)
+        check_objective(config, sets)
         config = fit_sets(config, sets, rank.world_size)
         with claim_folders(config.infrastructure, rank):
             return build_and_run(config, rank, sets, stop or StopFlag(), beginning, tell)
@@ -215,9 +217,10 @@ def take_validation_loss(
     config, sets = run.config, run.order.sets
     length, padding = config.data.max_seq_length, run.batches.padding
     losses: list[float | None] = []
+    details: list[list[float] | None] = []
     for stream, marking in validation:
         num_windows = count_windows(stream, length, config.training.eval_windows, padding)
-        loss = evaluate(
+        found = evaluate(
             run.model,
             stream,
             num_windows,
@@ -228,16 +231,30 @@ def take_validation_loss(
             is_stopping=lambda: stop.signal_number != 0,
             padding=padding,
             marking=marking,
+            preferences=run.preferences,
         )
-        if loss is None and num_windows:
+        if found is None and num_windows:
             return None  # On a stop.
-        losses.append(loss)
+        losses.append(found[0] if found else None)
+        details.append(found[1:] if found else None)
     mean = sets.average(losses)
     if report and mean is not None:
-        report.log_validation(run.step, mean, sets.by_name(losses))
+        more = average_details(run, details)
+        report.log_validation(run.step, mean, sets.by_name(losses), more)
     if mean is not None:
         run.saver.note_loss(run.step, mean)
     return mean
+
+
+def average_details(run: Run, found: Sequence[list[float] | None]) -> dict[str, float | None]:
+    """What was found of pairs beside the loss, as means of the sets' by their shares."""
+    names = run.preferences.metrics if run.preferences else ()
+    return {
+        f"validation_{name}": run.order.sets.average(
+            [each[place] if each else None for each in found]
+        )
+        for place, name in enumerate(names)
+    }
 
 
 def take_evaluations(run: Run, stop: StopFlag, report: Report | None) -> bool:

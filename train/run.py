@@ -1,7 +1,7 @@
 """Puts a run together: from scratch, or from where a checkpoint left it."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
 from train.batches import Batches, Dealing
 from train.begin.shape import Beginning
-from train.begin.weights import find_origin, load_weights
+from train.begin.weights import ORIGIN, find_origin, load_weights
 from train.chat.labels import open_markings
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.load import restore
@@ -36,6 +36,8 @@ from train.checkpoints.state import Parts, collect_moments, describe_state
 from train.checkpoints.warm_up import warm_up
 from train.config import Config, DataConfig
 from train.evaluation.during import Evaluations, open_evaluations
+from train.preferences.learn import Preferences, learn_preferences
+from train.preferences.reference import open_reference
 from train.ranks.distributed import Rank
 from train.ranks.strategy import (
     check_compression,
@@ -165,6 +167,7 @@ def build_run(
     evaluations = open_evaluations(config, sets.first, say)
     model = build_model(config, rank, beginning)
     separate_documents(model, config.data, sets.first.manifest)
+    preferences = find_preferences(config, rank, sets.first, model, beginning, start)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
     optimizer = make_optimizer(model, config.training, rank)
@@ -203,8 +206,26 @@ def build_run(
         Saver(rank, retention, position.step, own_start, say),
         evaluations,
         own_start,
+        preferences,
         find_sampler(config, rank, sets.first, model, say),
     )
+
+
+def find_preferences(
+    config: Config,
+    rank: Rank,
+    shards: Shards,
+    model: Transformer,
+    beginning: Beginning | None,
+    start: Start | None,
+) -> Preferences | None:
+    """What a run learns that learns preferences, with its reference; None for any other."""
+    if config.training.objective != "dpo":
+        return None
+    origin = start.state.get(ORIGIN) if start else None
+    build = partial(build_model, config, rank)
+    reference = open_reference(config, rank, model, shards, beginning, origin, build)
+    return learn_preferences(config, reference)
 
 
 def check_going_on(config: Config, rank: Rank, sets: Sets, start: Start, say: Say) -> None:

@@ -3,6 +3,7 @@
 import math
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from train.step.bad_steps import Step
 from train.step.loss_scale import get_scale
 from train.step.optimizer import apply_gradients, clip_gradients
 from train.step.schedule import learning_rate
+from train.targets import MicroBatch
 
 
 def take_step(run: Run) -> Step:
@@ -70,21 +72,24 @@ def add_gradients(run: Run) -> Tensor:
     accumulation_steps = run.batches.dealing.accumulation_steps
     grad_scale = get_scale(run.scaler, run.rank.device) / accumulation_steps
     total = torch.zeros((), device=run.rank.device)
-    has_ignored = run.batches.has_ignored
     micro_batches = zip(windows, weigh_micro_steps(run), strict=True)
     for micro_step, (batch, weight) in enumerate(micro_batches, start=1):
         # DDP must know before the forward pass whether the backward pass will share gradients.
         with share_gradients(run.parallel_model, is_last=micro_step == accumulation_steps):
             with run.autocast():
-                if run.preferences:
-                    loss = run.preferences.lose(run.parallel_model, batch)
-                else:
-                    options = grad_scale, run.config.training.z_loss, has_ignored, batch.firsts
-                    loss = run.parallel_model(batch.tokens, batch.targets, *options)
+                loss = lose(run, batch, grad_scale)
             run.scaler.scale(loss.sum() * weight / accumulation_steps).backward()
         run.rank.place.move()
         total = total + loss.detach() * weight
     return total
+
+
+def lose(run: Run, batch: MicroBatch, grad_scale: Tensor | float) -> Any:
+    """What a micro-step's loss is, 0-dim, or it and the details; their sum is differentiated."""
+    if run.preferences:
+        return run.preferences.lose(run.parallel_model, batch)
+    options = grad_scale, run.config.training.z_loss, run.batches.has_ignored, batch.firsts
+    return run.parallel_model(batch.tokens, batch.targets, *options)
 
 
 def weigh_micro_steps(run: Run) -> list[float]:

@@ -14,7 +14,7 @@ from tests.model.test_loss import relative_error
 from tests.preferences import Pair, lay_out, make_pairs
 from tests.tiny import make_model
 from train.preferences.dpo import METRICS, compute_dpo
-from train.preferences.pairs import count_pairs, find_pairs, find_targets
+from train.preferences.pairs import count_pairs, find_pairs
 
 BETA = 0.3
 

@@ -28,18 +28,23 @@ class Preferences:
 
         Only the loss has a gradient, so their sum has the same.
         """
-        before = self.reference.lose(batch)
-        losses = model(batch.tokens, batch.targets, grad_scale=None, firsts=batch.firsts)
-        return self._compare(losses, before, batch.labels)
+        return self._compare(*self._lose_both(model, batch))
 
     @torch.no_grad()
     def lose_rows(self, model: nn.Module, batch: MicroBatch) -> Tensor:
         """The mean loss of the pairs in each row: (B,)."""
-        rows = [MicroBatch(*row) for row in zip(*(part.split(1) for part in batch), strict=True)]
-        return torch.stack([self.lose(model, row)[0] for row in rows])
+        # The model is called once: under fsdp, all ranks call it equally often.
+        parts = [torch.split(part, 1) for part in self._lose_both(model, batch)]
+        return torch.stack([self._compare(*row)[0] for row in zip(*parts, strict=True)])
 
-    def _compare(self, losses: Tensor, before: Tensor, labels: Tensor | None) -> Tensor:
-        assert labels is not None, "only sets of preferences are learned from"
+    def _lose_both(self, model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """The losses of targets by the model and by the reference, and the labels: (B, T) each."""
+        assert batch.labels is not None, "only sets of preferences are learned from"
+        before = self.reference.lose(batch)
+        losses = model(batch.tokens, batch.targets, grad_scale=None, firsts=batch.firsts)
+        return losses, before, batch.labels
+
+    def _compare(self, losses: Tensor, before: Tensor, labels: Tensor) -> Tensor:
         return compute_dpo(losses, before, find_pairs(labels), self.beta, self.smoothing)
 
 

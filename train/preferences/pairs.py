@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shards.chat.labels import BEGIN, LOSS, REJECTED
+from shards.chat.labels import BEGIN, REJECTED
 
 
 @dataclass(frozen=True)

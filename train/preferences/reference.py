@@ -45,17 +45,20 @@ class Reference:
 def open_reference(
     config: Config,
     rank: Rank,
+    model: Transformer,
     shards: Shards,
     beginning: Beginning | None,
     origin: Json | None,
     build: Callable[[Beginning], Transformer],
 ) -> Reference:
-    """A copy of what a run began with, of which `build` makes a model.
+    """The reference of a run whose model this is: itself, or a copy of what the run began with.
 
-    A new run has the folder, its `beginning`; one that goes on finds it again, by the `origin` that
-    its checkpoint names. All ranks call this together. Raises ValueError if other weights are there
-    now.
+    A new run has that folder, its `beginning`; one that goes on finds it again, by the `origin`
+    that its checkpoint names. `build` makes a model of it. All ranks call this together. Raises
+    ValueError if other weights are there now.
     """
+    if has_adapter(model):
+        return Reference(model)
     if beginning is None:
         assert origin is not None, "train/start/objective.py asks for model.start"
         beginning = find_again(config, rank, shards, origin)

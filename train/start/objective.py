@@ -32,9 +32,12 @@ def check_objective(config: Config, sets: Sets) -> None:
         )
 
 
-def describe_objective(config: Config) -> str:
-    """How preferences are learned."""
+def describe_objective(config: Config) -> dict[str, str]:
+    """How preferences are learned, with its label; nothing for a run that learns none."""
     training = config.training
+    if training.objective != "dpo":
+        return {}
     smoothing = training.dpo_label_smoothing
-    share = f", {smoothing:g} of the preferences taken to be wrong" if smoothing else ""
-    return f"DPO, beta {training.dpo_beta:g}{share}; the reference is {config.model.start}"
+    share = f", {smoothing:.1%} of the preferences taken to be wrong" if smoothing else ""
+    text = f"DPO, beta {training.dpo_beta:g}{share}; the reference is {config.model.start}"
+    return {"objective": text}
