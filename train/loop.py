@@ -248,13 +248,11 @@ def take_validation_loss(
 
 def average_details(run: Run, found: Sequence[list[float] | None]) -> dict[str, float | None]:
     """What was found of pairs beside the loss, as means of the sets' by their shares."""
-    names = run.preferences.metrics if run.preferences else ()
-    return {
-        f"validation_{name}": run.order.sets.average(
-            [each[place] if each else None for each in found]
-        )
-        for place, name in enumerate(names)
-    }
+    means = {}
+    for place, name in enumerate(run.preferences.metrics if run.preferences else ()):
+        column = [each[place] if each else None for each in found]
+        means[f"validation_{name}"] = run.order.sets.average(column)
+    return means
 
 
 def take_evaluations(run: Run, stop: StopFlag, report: Report | None) -> bool:

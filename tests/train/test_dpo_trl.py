@@ -9,9 +9,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.model.test_loss import relative_error
 from tests.model.test_model import make_llama
-from tests.preferences import lay_out, make_pairs
+from tests.preferences import make_pairs, pack
 from tests.tiny import TOKENIZER_JSON
-from tests.train.test_dpo import BETA, compute_ours, differentiate, make_models
+from tests.train.test_dpo import BETA, compute_ours, differentiate, make_batch, make_models
 from train.preferences.dpo import METRICS
 
 trl: Any = pytest.importorskip("trl")
@@ -44,7 +44,7 @@ def test_with_a_separate_reference(tmp_path: Path) -> None:
     inputs = trainer.data_collator([dict(zip(keys, pair, strict=True)) for pair in pairs])
     llama = trainer.model
     loss = trainer.compute_loss(llama, inputs)
-    found = compute_ours(model, reference, *lay_out(pairs))
+    found = compute_ours(model, reference, make_batch(*pack(pairs, 64)))
     assert found[0].item() == pytest.approx(loss.item(), abs=1e-5)
     theirs = [trainer._metrics["eval"][name][0] for name in METRICS]
     assert found[1:].tolist() == pytest.approx(theirs, rel=1e-5, abs=1e-5)

@@ -37,7 +37,8 @@ def compute_dpo(
     margin = beta * (chosen - rejected)
     loss = -(1 - smoothing) * logsigmoid(margin) - smoothing * logsigmoid(-margin)
     with torch.no_grad():
-        rewards = beta * chosen, beta * rejected, (margin > 0).float(), margin
+        # Detached, as the run differentiates the sum of all.
+        rewards = beta * chosen, beta * rejected, (margin > 0).float(), margin.detach()
         log_probs = pairs.add_up(-losses)
     each = torch.stack([loss, *rewards, *log_probs])
     return each.where(pairs.is_pair, 0).sum(1) / pairs.count.clamp(min=1)

@@ -43,8 +43,8 @@ class Pairs:
 def find_pairs(labels: Tensor) -> Pairs:
     """The pairs of a batch with labels (B, T).
 
-    >>> begin, rejected = BEGIN, REJECTED
-    >>> row = [begin, LOSS, begin | rejected, rejected | LOSS, begin, 0]  # A pair, and padding.
+    >>> from shards.chat.labels import LOSS
+    >>> row = [BEGIN, LOSS, BEGIN | REJECTED, REJECTED | LOSS, BEGIN, 0]  # A pair, and padding.
     >>> pairs = find_pairs(torch.tensor([row, row], dtype=torch.uint8))
     >>> pairs.halves.tolist()
     [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
