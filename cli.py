@@ -14,10 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from model.adapters.command import merge
 from model.config import Kept
 from model.decode.settings import Settings
 from model.export.request import FormatName, make_request
-from model.sample.options import Output, Prompts
+from model.sample.options import (
+    CKPT_HELP,
+    BaseOption,
+    CkptOption,
+    DeviceOption,
+    DtypeOption,
+    Output,
+    Prompts,
+)
 from model.serve.options import Serving
 from prep.command import prep
 from prep.foreign.command import import_shards
@@ -48,20 +57,6 @@ if TYPE_CHECKING:
     from model.decode.generator import Generator
 
 
-CKPT_HELP = (
-    "A checkpoint, a folder of them (uses the newest complete one), or hf://user/name[@revision]."
-)
-CkptOption = Annotated[Path, typer.Option(parser=read_checkpoint, metavar="PATH", help=CKPT_HELP)]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one.")
-]
-DtypeOption = Annotated[
-    Kept | None,
-    typer.Option(
-        help="What weights are rounded to: less to read is less time. Default: as they are."
-    ),
-]
-
 app = typer.Typer(
     name="velocity",
     help="Pretrain a language model: prep the data first, then train, then sample.",
@@ -86,6 +81,7 @@ for name, command in (
     shards_app.command(name)(command)
 app.command()(plan)
 app.command()(inspect)
+app.command()(merge)
 # Not a command, but what many type first.
 app.command(hidden=True, context_settings={"ignore_unknown_options": True})(train)
 
@@ -150,6 +146,7 @@ def sample(
     output: Output,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    base: BaseOption = None,
 ) -> None:
     """Generate text from a checkpoint; on a terminal and without a prompt, ask for prompts."""
     from model.sample.console import write_texts
@@ -162,7 +159,7 @@ def sample(
     settings = settings.read_escapes()
     if settings.seed is None and (output.all or output.as_json):
         settings = replace(settings, seed=randbelow(2**32))  # Each text can be written again.
-    load, ckpt = make_load(device, dtype), fetch(ckpt)
+    load, ckpt = make_load(device, dtype, base), fetch(ckpt)
     asks = source.is_empty and sys.stdin.isatty() and sys.stdout.isatty()
     if asks and not output.all and not output.as_json:
         run_repl(load(ckpt), settings, open_output(), say, output.stream)
@@ -186,14 +183,19 @@ def fetch(ckpt: Path) -> Path:
     return fetch_model(ckpt, say)
 
 
-def make_load(device: str | None, dtype: Kept | None) -> "partial[Generator]":
+def make_load(
+    device: str | None, dtype: Kept | None, base: Path | None = None
+) -> "partial[Generator]":
     """What loads a checkpoint as these options say."""
     from model.generate import load_generator
     from prep.tokenizer.gpt2 import build_gpt2_json
 
     # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
     tokenizer_json = build_gpt2_json()
-    return partial(load_generator, device=device, tokenizer_json=tokenizer_json, dtype=dtype)
+    named = None if base is None else fetch(base)
+    return partial(
+        load_generator, device=device, tokenizer_json=tokenizer_json, dtype=dtype, base=named
+    )
 
 
 @app.command("eval")
@@ -203,11 +205,12 @@ def evaluate(
     request: Evaluation,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    base: BaseOption = None,
 ) -> None:
     """Say how well a checkpoint predicts a set or texts: loss, perplexity, bits per byte."""
     from train.evaluation.run import evaluate
 
-    for line in evaluate(fetch(ckpt), request, make_load(device, dtype), say):
+    for line in evaluate(fetch(ckpt), request, make_load(device, dtype, base), say):
         put(line)
 
 
@@ -225,6 +228,7 @@ def serve(
     limits: Serving,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    base: BaseOption = None,
     shards: Annotated[
         Path | None,
         typer.Option(help="The training set, indexed: the page and /v1/trace find texts in it."),
@@ -245,7 +249,7 @@ def serve(
     if run is not None and shards is None:
         raise ValueError("--run is for --shards; give both, or neither")
     trace = None if shards is None else open_trace(shards, run)
-    serve_models([*map(fetch, ckpt)], limits, make_load(device, dtype), trace=trace)
+    serve_models([*map(fetch, ckpt)], limits, make_load(device, dtype, base), trace=trace)
 
 
 def open_trace(shards: Path, run: Path | None) -> Callable[[str, int, int], dict[str, Any]]:
@@ -283,9 +287,10 @@ def export(
         Path | None,
         typer.Option(help="A text to certify with. Default: Python's documentation."),
     ] = None,
+    base: BaseOption = None,
 ) -> None:
     """Write a checkpoint for another runtime; it is loaded there and compared before it counts."""
-    request = make_request(fetch(ckpt), format, out, dtype)
+    request = make_request(fetch(ckpt), format, out, dtype, base and fetch(base))
     from model.export.run import export as export_checkpoint
     from model.sample.prompts import read_text
     from prep.python_docs import read_topics

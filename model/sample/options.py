@@ -1,11 +1,37 @@
-"""The options of `velocity sample` that say which prompts are read and how texts are written."""
+"""Options of the commands that take a checkpoint, and those of `velocity sample`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from model.config import Kept
 from model.decode.settings import Settings
+from shards.screen.url import read_checkpoint
+
+CKPT_HELP = (
+    "A checkpoint, a folder of them (uses the newest complete one), or hf://user/name[@revision]."
+)
+CkptOption = Annotated[Path, typer.Option(parser=read_checkpoint, metavar="PATH", help=CKPT_HELP)]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one.")
+]
+DtypeOption = Annotated[
+    Kept | None,
+    typer.Option(
+        help="What weights are rounded to: less to read is less time. Default: as they are."
+    ),
+]
+BaseOption = Annotated[
+    Path | None,
+    typer.Option(
+        parser=read_checkpoint,
+        metavar="PATH",
+        help="The model that --ckpt, an adapter, is for: a checkpoint, or hf://user/name. Default: "
+        "the one that it was trained on, if it is still there.",
+    ),
+]
 
 
 @dataclass(frozen=True)
