@@ -18,7 +18,7 @@ from model.config import Kept
 from model.convert.options import Longer
 from model.decode.settings import Settings
 from model.export.request import FormatName, make_request
-from model.sample.options import Output, Prompts
+from model.sample.options import Chat, Output, Prompts
 from model.serve.options import Serving
 from prep.command import prep
 from prep.foreign.command import import_shards
@@ -161,7 +161,7 @@ def sample(
     from model.sample.json_lines import write_json
     from model.sample.over_run import write_over_run
     from model.sample.prompts import read_prompts
-    from model.sample.repl import run_repl
+    from model.sample.repl import Repl, run_repl
 
     output.check(settings)
     settings = settings.read_escapes()
@@ -170,7 +170,8 @@ def sample(
     load, ckpt = make_load(device, dtype), fetch(ckpt)
     asks = source.is_empty and sys.stdin.isatty() and sys.stdout.isatty()
     if asks and not output.all and not output.as_json:
-        run_repl(load(ckpt), settings, open_output(), say, output.stream)
+        repl = Repl(load(ckpt), settings, open_output(), say, streams=output.stream)
+        run_repl(repl, "sample")
         return
     prompts, show = read_prompts(source, say), open_output()
     if output.all:
@@ -180,6 +181,32 @@ def sample(
         write_json(load(ckpt), prompts, settings, show)
     else:
         write_texts(load(ckpt), prompts, settings, show, say, output.stream)
+
+
+@app.command()
+@takes_options
+def chat(
+    ckpt: CkptOption,
+    opening: Chat,
+    settings: Settings,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Chat with a model that was trained on chats; a pipe gives a message on each line."""
+    from model.sample.chat import ChatRepl, chat_over_lines, open_conversation
+    from model.sample.repl import run_repl
+
+    opening.check(settings)
+    settings = settings.read_escapes()
+    generator = make_load(device, dtype)(fetch(ckpt))
+    with open_conversation(generator, opening, say) as conversation:
+        show = open_output()
+        if sys.stdin.isatty() and sys.stdout.isatty() and not opening.as_json:
+            repl = ChatRepl(conversation, settings, show, say, streams=opening.stream)
+            run_repl(repl, "chat")
+        else:
+            lines = sys.stdin.buffer
+            chat_over_lines(conversation, settings, lines, show, opening.as_json)
 
 
 def fetch(ckpt: Path) -> Path:
