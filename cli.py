@@ -18,7 +18,15 @@ from model.config import Kept
 from model.convert.options import Longer
 from model.decode.settings import Settings
 from model.export.request import FormatName, make_request
-from model.sample.options import Chat, Output, Prompts
+from model.sample.command import chat
+from model.sample.options import (
+    CKPT_HELP,
+    CkptOption,
+    DeviceOption,
+    DtypeOption,
+    Output,
+    Prompts,
+)
 from model.serve.options import Serving
 from prep.command import prep
 from prep.foreign.command import import_shards
@@ -49,23 +57,10 @@ if TYPE_CHECKING:
     from model.decode.generator import Generator
 
 
-CKPT_HELP = (
-    "A checkpoint, a folder of them (uses the newest complete one), or hf://user/name[@revision]."
-)
 CONVERT_HELP = (
     "A checkpoint of the original VelocityLM, or one of ours whose tokenizer keeps others from "
     "writing <|endoftext|>; with --context, any. May be hf://user/name."
 )
-CkptOption = Annotated[Path, typer.Option(parser=read_checkpoint, metavar="PATH", help=CKPT_HELP)]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one.")
-]
-DtypeOption = Annotated[
-    Kept | None,
-    typer.Option(
-        help="What weights are rounded to: less to read is less time. Default: as they are."
-    ),
-]
 
 app = typer.Typer(
     name="velocity",
@@ -183,30 +178,7 @@ def sample(
         write_texts(load(ckpt), prompts, settings, show, say, output.stream)
 
 
-@app.command()
-@takes_options
-def chat(
-    ckpt: CkptOption,
-    opening: Chat,
-    settings: Settings,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-) -> None:
-    """Chat with a model that was trained on chats; a pipe gives a message on each line."""
-    from model.sample.chat import ChatRepl, chat_over_lines, open_conversation
-    from model.sample.repl import run_repl
-
-    opening.check(settings)
-    settings = settings.read_escapes()
-    generator = make_load(device, dtype)(fetch(ckpt))
-    with open_conversation(generator, opening, say) as conversation:
-        show = open_output()
-        if sys.stdin.isatty() and sys.stdout.isatty() and not opening.as_json:
-            repl = ChatRepl(conversation, settings, show, say, streams=opening.stream)
-            run_repl(repl, "chat")
-        else:
-            lines = sys.stdin.buffer
-            chat_over_lines(conversation, settings, lines, show, opening.as_json)
+app.command()(chat)
 
 
 def fetch(ckpt: Path) -> Path:

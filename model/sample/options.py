@@ -1,14 +1,29 @@
-"""The options of `velocity sample` that say which prompts are read and how texts are written."""
+"""Options of the commands that take a checkpoint, and those of `velocity sample` and `chat`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from model.config import Kept
 from model.decode.settings import Settings
+from shards.entry.options import PATH
+from shards.screen.url import read_checkpoint
 
-# As shards/entry/options.py has it: this is a path on this machine.
-PATH = "<path>"
+CKPT_HELP = (
+    "A checkpoint, a folder of them (uses the newest complete one), or hf://user/name[@revision]."
+)
+CkptOption = Annotated[Path, typer.Option(parser=read_checkpoint, metavar="PATH", help=CKPT_HELP)]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one.")
+]
+DtypeOption = Annotated[
+    Kept | None,
+    typer.Option(
+        help="What weights are rounded to: less to read is less time. Default: as they are."
+    ),
+]
 
 
 @dataclass(frozen=True)

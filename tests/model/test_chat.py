@@ -263,9 +263,7 @@ def test_a_folder_without_a_template_says_what_to_do(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "plain", template=None)
     generator = load_generator(folder, "cpu")
     with (
-        pytest.raises(
-            CheckpointError, match=r"has no chat template.*--template"
-        ),
+        pytest.raises(CheckpointError, match=r"has no chat template.*--template"),
         open_conversation(generator, Chat(), print),
     ):
         pass
