@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from model.adapters.command import merge
+from model.adapters.command import fetch, merge
 from model.config import Kept
+from model.convert.options import CONVERT_HELP, Longer
 from model.decode.settings import Settings
 from model.export.request import FormatName, make_request
+from model.sample.command import chat
 from model.sample.options import (
     CKPT_HELP,
     BaseOption,
@@ -37,7 +39,7 @@ from shards.entry.options import expect_paths, takes_options
 from shards.entry.unquoted import explain_extra_files
 from shards.screen.lines import align, open_output, put, say, say_text
 from shards.screen.names import quote
-from shards.screen.url import is_hub_model, read_checkpoint
+from shards.screen.url import read_checkpoint
 from train.commands import (
     Overrides,
     find,
@@ -153,7 +155,7 @@ def sample(
     from model.sample.json_lines import write_json
     from model.sample.over_run import write_over_run
     from model.sample.prompts import read_prompts
-    from model.sample.repl import run_repl
+    from model.sample.repl import Repl, run_repl
 
     output.check(settings)
     settings = settings.read_escapes()
@@ -162,7 +164,8 @@ def sample(
     load, ckpt = make_load(device, dtype, base), fetch(ckpt)
     asks = source.is_empty and sys.stdin.isatty() and sys.stdout.isatty()
     if asks and not output.all and not output.as_json:
-        run_repl(load(ckpt), settings, open_output(), say, output.stream)
+        repl = Repl(load(ckpt), settings, open_output(), say, streams=output.stream)
+        run_repl(repl, "sample")
         return
     prompts, show = read_prompts(source, say), open_output()
     if output.all:
@@ -174,13 +177,7 @@ def sample(
         write_texts(load(ckpt), prompts, settings, show, say, output.stream)
 
 
-def fetch(ckpt: Path) -> Path:
-    """A checkpoint on this machine; a model of the Hub (hf://user/name) is fetched first."""
-    if not is_hub_model(ckpt):
-        return ckpt
-    from prep.remote.hub_model import fetch_model
-
-    return fetch_model(ckpt, say)
+app.command()(chat)
 
 
 def make_load(
@@ -192,9 +189,8 @@ def make_load(
 
     # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
     tokenizer_json = build_gpt2_json()
-    named = None if base is None else fetch(base)
     return partial(
-        load_generator, device=device, tokenizer_json=tokenizer_json, dtype=dtype, base=named
+        load_generator, device=device, tokenizer_json=tokenizer_json, dtype=dtype, base=base
     )
 
 
@@ -304,24 +300,20 @@ def export(
 
 
 @app.command()
+@takes_options
 def convert(
     ckpt: Annotated[
-        Path,
-        typer.Argument(
-            parser=read_checkpoint,
-            metavar="ckpt",
-            help="A checkpoint of the original VelocityLM, or one of ours whose tokenizer keeps "
-            "others from writing <|endoftext|>; may be hf://user/name.",
-        ),
+        Path, typer.Argument(parser=read_checkpoint, metavar="ckpt", help=CONVERT_HELP)
     ],
-    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    out: Annotated[Path, typer.Argument(metavar="out", help="A new folder.")],
+    longer: Longer,
 ) -> None:
-    """Convert an older checkpoint to today's format; the weights stay the same."""
-    from model.checkpoints.convert import convert as convert_checkpoint
+    """Convert an older checkpoint to today's format, or any to a longer context; weights stay."""
+    from model.convert.run import run_convert
     from prep.tokenizer.gpt2 import build_gpt2_json
 
-    convert_checkpoint(fetch(ckpt), out, build_gpt2_json())
-    say(f"{out}: converted; try it with: velocity sample --ckpt {quote(out)}")
+    done = run_convert(fetch(ckpt), out, longer, build_gpt2_json())
+    say(f"{out}: {done}; try it with: velocity sample --ckpt {quote(out)}")
 
 
 for group in (app, shards_app, tokenizer_app):

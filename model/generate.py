@@ -43,7 +43,8 @@ def load_generator(
 ) -> "Generator":
     """The generator of a checkpoint folder, or of the newest checkpoint in a folder of them.
 
-    `checkpoint_path` may be hf://user/name[@revision]: a model of the Hub, which is fetched first.
+    `checkpoint_path`, and `base`, may be hf://user/name[@revision]: a model of the Hub, which is
+    fetched first.
     Uses a GPU if there is one, with CUDA in bf16 or fp16, with MPS in fp32; a CPU computes in
     fp32. `dtype` is what weights are rounded to and, where that is faster, kept in: less to read is
     less time. `tokenizer_json` is the text of a tokenizer.json for a folder without one, such as
@@ -51,11 +52,7 @@ def load_generator(
     when the adapter was trained; the adapter is merged into it. Raises CheckpointError if the
     folder is not a checkpoint or damaged.
     """
-    if is_hub_model(checkpoint_path):
-        from prep.remote.hub_model import fetch_model
-
-        checkpoint_path = fetch_model(checkpoint_path, logger.info)
-    parts = find_parts(Path(checkpoint_path), base)
+    parts = find_parts(fetch(checkpoint_path), base and fetch(base))
     if parts.base is not None:
         logger.warning("velocity: %s", parts.describe())
     folder, words = parts.folder, parts.words
@@ -89,6 +86,15 @@ def load_generator(
             "that it was trained with"
         )
     return generator
+
+
+def fetch(folder: str | Path) -> Path:
+    """A folder on this machine; that of a model of the Hub is fetched first."""
+    if not is_hub_model(folder):
+        return Path(folder)
+    from prep.remote.hub_model import fetch_model
+
+    return fetch_model(folder, logger.info)
 
 
 def choose_kept(device: torch.device, stored: torch.dtype | None) -> Kept | None:

@@ -1,4 +1,4 @@
-"""The `velocity merge` command."""
+"""The `velocity merge` command, and how commands fetch models of the Hub."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -29,6 +29,7 @@ from shards.screen.url import refuse_url
 # Options and arguments that are text, because they may be a pattern or a name as well as a path.
 PATHS_AS_TEXT = {
     "drop_contained",
+    "out",
     "train",
     "validation",
     "config",

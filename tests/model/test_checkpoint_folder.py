@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from model.checkpoints.convert import convert
 from model.checkpoints.folder import load_model, save_model
 from model.checkpoints.original import load_seed_model
 from model.checkpoints.seal import (
@@ -24,6 +23,7 @@ from model.checkpoints.seal import (
     verify,
 )
 from model.config import ModelConfig
+from model.convert.older import convert
 from model.transformer import Transformer
 from tests.tiny import CONFIG, SENTENCES, TOKENIZER_JSON, make_model, make_tokenizer
 

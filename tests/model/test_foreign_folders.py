@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model.checkpoints.convert import convert
 from model.checkpoints.folder import load_model, save_model
 from model.checkpoints.hugging_face import Boundaries
 from model.checkpoints.seal import CheckpointError, seal, verify
 from model.checkpoints.tokenizer import load_tokenizer
+from model.convert.older import convert
 from model.decode.settings import Settings
 from model.generate import load_generator
 from tests.model.test_checkpoint_folder import edit_json

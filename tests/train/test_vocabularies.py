@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model.checkpoints.convert import convert
 from model.checkpoints.folder import load_model
 from model.checkpoints.seal import verify
+from model.convert.older import convert
 from model.decode.settings import Settings
 from model.generate import load_generator
 from prep.quickstart import measure_unigram_entropy

@@ -23,7 +23,7 @@ SHARDS = {
     "shards",
     *(f"shards.{room}" for room in ("screen", "disk", "entry", "near")),
     *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index", "packing", "where")),
-    "shards.mixture",
+    *(f"shards.{room}" for room in ("mixture", "chat")),
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
@@ -34,6 +34,7 @@ MODEL = {
     "model.logits",
     "model.checkpoints",
     "model.adapters",
+    "model.convert",
     "model.decode",
     "model.sample",
     "model.export",
@@ -64,10 +65,11 @@ MAY_IMPORT = {
     "shards.entry": BASE,
     "shards": BASE,
     "shards.near": {"shards", *BASE},
+    "shards.chat": {"shards", *BASE},
     "shards.where": {"shards", *BASE},
     "shards.mixture": {"shards", "shards.where", *BASE},
     "shards.inspect": {"shards"}
-    | {f"shards.{room}" for room in ("near", "index", "where", "mixture")}
+    | {f"shards.{room}" for room in ("chat", "near", "index", "where", "mixture")}
     | BASE,
     "shards.packing": {"shards", *BASE},
     "shards.edit": {"shards", "shards.packing", *BASE},
@@ -77,6 +79,7 @@ MAY_IMPORT = {
     "model.logits": {"model"},
     "model.checkpoints": {"model"},
     "model.adapters": {"model", "model.checkpoints"},
+    "model.convert": {"model", "model.checkpoints"},
     "model.steps": {"model"},
     "model.decode": {"model", "model.steps", "model.checkpoints"},
     "model.export": {"model", "model.adapters", "model.chat", "model.checkpoints"},
@@ -148,7 +151,8 @@ FACES = {
     "shards.commands": SHARDS,
     # They take models of the Hub by their names.
     "model.generate": MODEL | {"prep.remote", "shards.screen"},
-    "model.sample.options": {"model", "model.decode", "shards.screen"},
+    "model.sample.options": {"model", "model.decode", "shards.screen", "shards.entry"},
+    "model.sample.command": MODEL | {"shards.screen", "shards.entry"},
     "model.adapters.command": MODEL | {"prep.remote", "shards.screen"},
     "train.commands": SHARDS | TRAIN | {"prep.remote"},
     # They say with which command to train.

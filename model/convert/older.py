@@ -28,8 +28,7 @@ def convert(path: Path, out: Path, tokenizer_json: str) -> None:
     Raises ValueError if there is nothing to convert.
     """
     folder = find_checkpoint(path)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out}: not empty; name a new folder for the converted checkpoint")
+    expect_new(out)
     if is_seed_checkpoint(folder):
         save_model(out, load_seed_model(folder), tokenizer_json)
     elif not is_sealed(folder):
@@ -43,6 +42,12 @@ def convert(path: Path, out: Path, tokenizer_json: str) -> None:
         verify(folder)
         _copy(folder, out)
     seal(out)
+
+
+def expect_new(out: Path) -> None:
+    """ValueError unless a folder is new or empty."""
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out}: not empty; name a new folder for the converted checkpoint")
 
 
 def _copy(folder: Path, out: Path) -> None:
