@@ -116,14 +116,15 @@ def describe_content(
     tokenizer: SetTokenizer,
     hub: Json | None = None,
     row_tokens: int | None = None,
+    chat: Json | None = None,
 ) -> Json:
     """The part of the manifest that decides the dataset_id, except for the shards.
 
     `folder` has the set's tokenizer.json; `hub` is the dataset that the sources come from, if any;
-    `row_tokens` are those of a row in a packed set.
+    `row_tokens` are those of a row in a packed set; `chat` is what a set of chats says of them.
     """
     return {
-        "format": describe_format(tokenizer.token_bytes, row_tokens),
+        "format": describe_format(tokenizer.token_bytes, row_tokens, chat is not None),
         "sources": {
             "hub": hub,
             "files": [
@@ -141,6 +142,7 @@ def describe_content(
             "self_test": make_self_test(load_tokenizer(folder / TOKENIZER)),
         },
         "policy": policy,
+        **({} if chat is None else {"chat": chat}),
     }
 
 

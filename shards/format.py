@@ -25,24 +25,22 @@ from shards.disk.json_files import (
     seal_json,
 )
 from shards.disk.layout import MANIFEST, describe_unfinished
-from shards.disk.shapes import MAX_INT, find_misshape
+from shards.disk.shapes import find_misshape
 from shards.parent import PART, Parent
 from shards.schema import (
+    LOSS_TOKENS,
     MANIFEST_SHAPE,
     PACKING_COUNTS,
-    find_strange_copies,
-    find_wrong_rows,
+    count_chat,
+    find_contradiction,
 )
 from shards.screen.url import refuse_url
 from shards.widths import (
-    MAX_TOKEN_BYTES,
-    PACKED_SCHEMA_VERSION,
-    SCHEMA_VERSIONS,
+    KNOWN_VERSIONS,
     Dtype,
     choose_schema_version,
     find_row_tokens,
     find_token_bytes,
-    find_wrong_width,
     token_dtype,
 )
 
@@ -50,8 +48,6 @@ from shards.widths import (
 Int64 = npt.NDArray[np.int64]
 
 SPLITS = ("train", "validation")
-# 128 TB; a row group's counts that are at most this sum up within 64 bits.
-MAX_SHARD_TOKENS = 1 << 46
 
 # The keys of manifest.json before its SEAL, which sets of earlier releases lack.
 KEYS = ("schema_version", "dataset_id", "content", "totals", "audit", "environment")
@@ -79,6 +75,8 @@ class Shard:
     num_paddings: int = 0
     padding_tokens: int = 0
     num_cut: int = 0
+    # Of a set of chats: the tokens that are trained on.
+    loss_tokens: int | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -93,6 +91,7 @@ class Shard:
     def describe(self) -> Json:
         """Its entry in the manifest."""
         unsaid = {"token_bytes", "row_tokens", *(PACKING_COUNTS if self.row_tokens is None else ())}
+        unsaid |= {LOSS_TOKENS} if self.loss_tokens is None else set()
         return {key: value for key, value in asdict(self).items() if key not in unsaid}
 
     @property
@@ -136,6 +135,12 @@ class Manifest:
     def row_tokens(self) -> int | None:
         """The tokens of a row, if the set is packed: all of its shards are whole rows."""
         return find_row_tokens(self.content)
+
+    @property
+    def chat(self) -> Json | None:
+        """Of a set of chats: their kind, their template, and how many tokens are trained on."""
+        found: Json | None = self.content.get("chat")
+        return found
 
     def split(self, name: str) -> list[Shard]:
         """The shards of one split, in manifest order."""
@@ -224,8 +229,10 @@ class Manifest:
 def make_manifest(content: Json, shards: Iterable[Shard], audit: Json, environment: Json) -> str:
     """The text of manifest.json for a finished set."""
     content = content | {"shards": [shard.describe() for shard in shards]}
-    totals = count_totals(content["shards"])
-    version = choose_schema_version(find_token_bytes(content), find_row_tokens(content))
+    totals, is_chat = count_totals(content["shards"]), "chat" in content
+    if is_chat:
+        content["chat"] = content["chat"] | count_chat(content["shards"])
+    version = choose_schema_version(find_token_bytes(content), find_row_tokens(content), is_chat)
     values = (version, hash_canonical(content), content, totals, audit, environment)
     return seal_json(dict(zip(KEYS, values, strict=True)))
 
@@ -266,8 +273,7 @@ def parse_manifest(text: str | bytes, path: Path | str) -> Manifest:
     raw = parse_json(text, path, f", {advice}")
     if SEAL in raw and not is_sealed(text, raw):
         raise ValueError(f"{path}: its lines do not hash to its {SEAL}, {advice}")
-    version = raw.get("schema_version")
-    known = (*SCHEMA_VERSIONS.values(), PACKED_SCHEMA_VERSION)
+    version, known = raw.get("schema_version"), KNOWN_VERSIONS
     if version not in known or isinstance(version, bool):
         raise ValueError(
             f"{path}: schema_version is {version!r:.60}; this velocity reads "
@@ -280,7 +286,9 @@ def parse_manifest(text: str | bytes, path: Path | str) -> Manifest:
         raise ValueError(f"{path}: {wrong:.60} {state}, {advice}")
     if hash_canonical(raw["content"]) != raw["dataset_id"]:
         raise ValueError(f"{path}: its content does not hash to its dataset_id, {advice}")
-    fault = find_misshape(raw, MANIFEST_SHAPE) or find_contradiction(raw)
+    fault = find_misshape(raw, MANIFEST_SHAPE)
+    if not fault:
+        fault = find_contradiction(raw, count_totals(raw["content"]["shards"]))
     if fault:
         raise ValueError(f"{path}: {fault}; restore the file from where the set was made")
     manifest = Manifest(
@@ -288,32 +296,6 @@ def parse_manifest(text: str | bytes, path: Path | str) -> Manifest:
     )
     check_names(path, [(shard.name, shard.split) for shard in manifest.shards])
     return manifest
-
-
-def find_contradiction(raw: Json) -> str | None:
-    """What cannot be true of a manifest that has MANIFEST_SHAPE, in words; None if all can."""
-    content = raw["content"]
-    fault = find_wrong_width(raw["schema_version"], content) or find_strange_copies(raw["audit"])
-    if fault:
-        return fault
-    for shard in content["shards"]:
-        if shard["num_tokens"] > MAX_SHARD_TOKENS:
-            return f"{shard['name']:.60} has more tokens than any file holds"
-        if fault := find_wrong_rows(shard, find_row_tokens(content)):
-            return fault
-        # Each document ends in a token of its own.
-        if shard["num_documents"] > shard["num_tokens"]:
-            return (
-                f"{shard['name']:.60} has {shard['num_documents']:,} documents of "
-                f"{shard['num_tokens']:,} tokens; expected at least a token each"
-            )
-    if sum(shard["num_tokens"] for shard in content["shards"]) > MAX_INT // MAX_TOKEN_BYTES:
-        return "the shards have more tokens than any disk holds"
-    if raw["totals"] != count_totals(content["shards"]):
-        return "totals are not those of its shards"
-    if sum(e["files"] for e in content.get("appended", [])) > len(content["sources"]["files"]):
-        return "content.appended has more files than content.sources"
-    return None
 
 
 def check_names(path: Path | str, shards: list[tuple[str, str]]) -> None:

@@ -21,6 +21,8 @@ from shards.screen.names import advise_verify
 from shards.sidecar import (
     BLOCK_BYTES,
     BLOCK_CHECKSUMS,
+    CHAT_COLUMNS,
+    LOSS_SPANS,
     ROW_GROUP_DOCUMENTS,
     SIDECAR_SCHEMA,
     count_tokens,
@@ -48,6 +50,7 @@ def read_rows(
     with open_sidecar(folder, shard, read_dictionary) as file:
         chosen = range(file.num_row_groups) if groups is None else groups
         check_columns(folder, shard, file.schema_arrow, columns)
+        check_spans(folder, shard, file, columns)
         check_texts(folder, shard, file, columns, chosen)
         num_rows, num_tokens = 0, 0
         for batch in read_batches(folder, shard, file, columns, chosen):
@@ -173,7 +176,9 @@ def check_columns(folder: Path, shard: Shard, schema: pa.Schema, columns: Sequen
     """ValueError if a sidecar lacks one of these columns, or has it twice or in parts."""
     for name in columns:
         places = schema.get_all_field_indices(name)
-        if len(places) != 1 or pa.types.is_nested(schema.field(places[0]).type):
+        if name in CHAT_COLUMNS:
+            check_chat_column(folder, shard, schema, name)
+        elif len(places) != 1 or pa.types.is_nested(schema.field(places[0]).type):
             others = [found for found in schema.names if found not in ("start", "doc_hash")]
             raise ValueError(
                 f"{folder / shard.sidecar}: has no column {name!r:.60}; those that a condition can "
@@ -181,10 +186,33 @@ def check_columns(folder: Path, shard: Shard, schema: pa.Schema, columns: Sequen
             )
 
 
+def check_chat_column(folder: Path, shard: Shard, schema: pa.Schema, name: str) -> None:
+    """SidecarError if the sidecar of chats has not this column, of its type."""
+    expected, places = CHAT_COLUMNS[name], schema.get_all_field_indices(name)
+    found = schema.field(places[0]).type if len(places) == 1 else None
+    if found is not None and pa.types.is_list(found):
+        found = pa.list_(found.value_type)  # Whatever its values are called.
+    if found != expected:
+        raise SidecarError(folder, shard, f"has no column {name} of {expected}, as chats have")
+
+
+def check_spans(folder: Path, shard: Shard, file: pq.ParquetFile, columns: Sequence[str]) -> None:
+    """SidecarError for more edges of spans than tokens: a small file may decode to many."""
+    if LOSS_SPANS not in columns:
+        return
+    groups = map(file.metadata.row_group, range(file.num_row_groups))
+    num_edges = sum(find_chunk(group, LOSS_SPANS).num_values for group in groups)
+    if num_edges > 2 * shard.num_tokens + shard.num_rows:
+        raise SidecarError(
+            folder, shard, f"its column {LOSS_SPANS} has {num_edges:,} values for fewer tokens"
+        )
+
+
 def find_chunk(group: pq.RowGroupMetaData, name: str) -> pq.ColumnChunkMetaData:
     """A column of a row group, as the footer describes it."""
     chunks = map(group.column, range(group.num_columns))
-    return next(chunk for chunk in chunks if chunk.path_in_schema == name)
+    paths = (name, f"{name}.list.element", f"{name}.list.item")
+    return next(chunk for chunk in chunks if chunk.path_in_schema in paths)
 
 
 def check_texts(

@@ -37,9 +37,14 @@ SIDECAR_SCHEMA = pa.schema(
 )
 # What the writer is given for each document: everything but where its tokens will be.
 ROWS_SCHEMA = SIDECAR_SCHEMA.remove(0)
+# What the sidecar of a set of chats has besides: which tokens are trained on, as begin, end, begin,
+# end, ... (half open, ascending, from the document's first token on), and of a pair of which one is
+# preferred, where the rejected one begins. Null for padding, and for what was removed.
+LOSS_SPANS, REJECTED_START = "loss_spans", "rejected_start"
+CHAT_COLUMNS = {LOSS_SPANS: pa.list_(pa.uint32()), REJECTED_START: pa.uint32()}
 # What these columns hold for a removed document whose tokens kept their places.
 BLANK_HASH = bytes(HASH_BYTES)
-BLANK_VALUES = {"url": None, "doc_hash": BLANK_HASH}
+BLANK_VALUES = {"url": None, "doc_hash": BLANK_HASH, **dict.fromkeys(CHAT_COLUMNS)}
 # What a row of padding has in place of a source's path, in a packed set.
 NO_SOURCE = ""
 # Rows per row group: what trace reads to find one document. Also the unit of writing, so that
@@ -128,6 +133,14 @@ def count_tokens(rows: pa.RecordBatch) -> Int64:
     """The tokens of each document, that which ends it included."""
     sizes: Int64 = rows.column("num_tokens").to_numpy().astype(np.int64)
     return sizes
+
+
+def count_loss(rows: pa.RecordBatch) -> int | None:
+    """The tokens of documents that are trained on; None if they are no chats."""
+    if LOSS_SPANS not in rows.schema.names:
+        return None
+    edges = rows.column(LOSS_SPANS).flatten().to_numpy().astype(np.int64)
+    return int((edges[1::2] - edges[::2]).sum())
 
 
 class SidecarWriter:

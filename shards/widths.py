@@ -22,6 +22,10 @@ MAX_TOKEN_BYTES = max(TOKEN_BYTES.values())
 SCHEMA_VERSIONS = {2: 1, 4: 2}
 # That of a packed set, whatever its ids: who knows nothing of rows would read across them.
 PACKED_SCHEMA_VERSION = 3
+# That of a set of chats, which is packed too: who knows nothing of its loss mask would train on
+# every token of it.
+CHAT_SCHEMA_VERSION = 4
+KNOWN_VERSIONS = (*SCHEMA_VERSIONS.values(), PACKED_SCHEMA_VERSION, CHAT_SCHEMA_VERSION)
 # Of a row's tokens, one at least is predicted.
 MIN_ROW_TOKENS = 2
 # How many ids that many bytes can tell apart; for uint32 only as many as int32, which others read.
@@ -45,19 +49,21 @@ def token_dtype(token_bytes: int) -> Dtype:
     return np.dtype(f"<u{token_bytes}")
 
 
-def describe_format(token_bytes: int, row_tokens: int | None = None) -> Json:
+def describe_format(token_bytes: int, row_tokens: int | None = None, is_chat: bool = False) -> Json:
     """What the manifest says about the .bin files, in `content.format`."""
     packed = {} if row_tokens is None else {"row_tokens": row_tokens}
     return {
-        "schema_version": choose_schema_version(token_bytes, row_tokens),
+        "schema_version": choose_schema_version(token_bytes, row_tokens, is_chat),
         "token_dtype": token_dtype(token_bytes).name,
         "byte_order": "little",
         **packed,
     }
 
 
-def choose_schema_version(token_bytes: int, row_tokens: int | None) -> int:
+def choose_schema_version(token_bytes: int, row_tokens: int | None, is_chat: bool = False) -> int:
     """The manifest's schema_version, for ids of so many bytes and, in a packed set, its rows."""
+    if is_chat:
+        return CHAT_SCHEMA_VERSION
     return SCHEMA_VERSIONS[token_bytes] if row_tokens is None else PACKED_SCHEMA_VERSION
 
 
@@ -83,9 +89,11 @@ def find_wrong_width(schema_version: int, content: Json) -> str | None:
     row_tokens, most = find_row_tokens(content), MAX_IDS[TOKEN_BYTES[dtype]]
     if row_tokens is not None and row_tokens < MIN_ROW_TOKENS:
         return f"content.format.row_tokens is {row_tokens}; expected at least {MIN_ROW_TOKENS}"
-    version = choose_schema_version(TOKEN_BYTES[dtype], row_tokens)
+    is_chat = "chat" in content
+    version = choose_schema_version(TOKEN_BYTES[dtype], row_tokens, is_chat)
     if schema_version != version:
         kind = f"ids of {dtype}" if row_tokens is None else "a packed set"
+        kind = "a set of chats" if is_chat else kind
         return f"schema_version is {schema_version}; expected {version} for {kind}"
     num_ids, end, begin = (
         tokenizer.get(k, 0) for k in ("vocab_size", "end_of_text", "begin_of_text")

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from shards.disk.durable import hash_file, naming, open_new, sync_file, sync_folder
 from shards.format import Int64, Shard
-from shards.sidecar import BlockChecksums, SidecarWriter, count_tokens, is_padding
+from shards.sidecar import BlockChecksums, SidecarWriter, count_loss, count_tokens, is_padding
 from shards.widths import Tokens
 
 
@@ -116,6 +116,7 @@ class OpenShard:
         self.tokens_file = open_new(self.path)
         self.sidecar = SidecarWriter(folder / self.shard.sidecar, schema)
         self.num_paddings = self.padding_tokens = self.num_cut = 0
+        self.loss_tokens: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -132,6 +133,8 @@ class OpenShard:
         self.blocks.update(content)
         with naming(self.sidecar.path):
             self.sidecar.append(rows)
+        if (count := count_loss(rows)) is not None:
+            self.loss_tokens = (self.loss_tokens or 0) + count
         if self.shard.row_tokens is not None:
             sizes, padding = count_tokens(rows), is_padding(rows)
             self.num_paddings += int(padding.sum())
@@ -152,6 +155,7 @@ class OpenShard:
             num_paddings=self.num_paddings,
             padding_tokens=self.padding_tokens,
             num_cut=self.num_cut,
+            loss_tokens=self.loss_tokens,
             sha256=self.sha256.hexdigest(),
         )
         return WrittenShard(shard, hash_file(self.sidecar.path), self.folder)

@@ -20,13 +20,13 @@ from shards.disk.layout import (
 )
 from shards.disk.shapes import HASH, OrNull, find_misshape
 from shards.format import SPLITS, Shard
-from shards.schema import PACKING_COUNTS
+from shards.schema import LOSS_TOKENS, PACKING_COUNTS
 from shards.widths import TOKEN_BYTES
 
 SHARD_SHAPE = {"split": str, "name": str, "num_tokens": int, "num_documents": int, "sha256": str}
 WIDTH = "token_bytes"  # Receipts of earlier releases have none: 2.
 # Those of earlier releases have none of these either: no shard is packed.
-PACKED = ("row_tokens", *PACKING_COUNTS)
+PACKED = ("row_tokens", *PACKING_COUNTS, LOSS_TOKENS)
 AUDIT_SHAPE = {
     "documents_read": int,
     "train": int,

@@ -2,6 +2,7 @@
 
 manifest.json                  what the set is; written last
 tokenizer.json
+chat_template.jinja            of a set of chats: what made text of their messages
 train-00000.bin                tokens
 train-00000.docs.parquet       their documents: the sidecar
 copies-00000.parquet           near copies: which were dropped, and what was kept instead
@@ -40,6 +41,7 @@ from shards.screen.names import quote
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 VERSIONS = "versions"
 COPIES = "copies-00000.parquet"
 WORK = ".prep"

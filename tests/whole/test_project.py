@@ -23,7 +23,7 @@ SHARDS = {
     "shards",
     *(f"shards.{room}" for room in ("screen", "disk", "entry", "near")),
     *(f"shards.{room}" for room in ("inspect", "edit", "exchange", "index", "packing", "where")),
-    "shards.mixture",
+    *(f"shards.{room}" for room in ("mixture", "chat")),
 }
 # What is below the format of a set.
 BASE = {"shards.screen", "shards.disk"}
@@ -64,10 +64,11 @@ MAY_IMPORT = {
     "shards.entry": BASE,
     "shards": BASE,
     "shards.near": {"shards", *BASE},
+    "shards.chat": {"shards", *BASE},
     "shards.where": {"shards", *BASE},
     "shards.mixture": {"shards", "shards.where", *BASE},
     "shards.inspect": {"shards"}
-    | {f"shards.{room}" for room in ("near", "index", "where", "mixture")}
+    | {f"shards.{room}" for room in ("chat", "near", "index", "where", "mixture")}
     | BASE,
     "shards.packing": {"shards", *BASE},
     "shards.edit": {"shards", "shards.packing", *BASE},
