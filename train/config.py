@@ -10,6 +10,7 @@ from typing import Literal
 
 from model.config import ModelConfig
 from shards.mixture.entries import Entry
+from shards.screen.names import quote
 from shards.screen.url import refuse_url
 from shards.where.condition import parse_condition
 from train.training_config import TrainingConfig
@@ -188,7 +189,7 @@ class Config:
         if self.model.start is None:
             return ""
         return (
-            "; make it so with: velocity convert FOLDER NEW --context "
+            f"; make it so with: velocity convert {quote(self.model.start)} NEW --context "
             f"{self.data.max_seq_length}, and set model.start to NEW"
         )
 

@@ -1,7 +1,6 @@
 """`velocity plan --contexts`: what windows of several lengths take, and how many are filled."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +123,3 @@ def test_of_a_packed_set_padding_is_no_document(tmp_path: Path) -> None:
     assert padding > 0
     sizes = [count_tokens(text) for number, text in enumerate(texts) if number % 10 != VALIDATION]
     assert (lengths.num_documents, lengths.num_tokens) == (len(sizes), sum(sizes))
-
-
-def test_a_run_that_is_too_long_for_its_start_says_how_to_convert_it() -> None:
-    config = load_config("tiny")
-    model = replace(config.model, vocab_size=300, start="old")
-    with pytest.raises(ValueError, match="must be at least as long; make it so with: velocity "):
-        replace(config, model=model, data=replace(config.data, max_seq_length=1024))
