@@ -26,13 +26,15 @@ from model.checkpoints.seal import (
 from model.checkpoints.weight_files import find_weight_files
 
 ADAPTER_BASE = "adapter_base.json"
+# Of a stranger's path that is shown, or tried.
+MAX_NAME = 4096
 
 
 @dataclass(frozen=True)
 class Base:
     """A model that adapters are for."""
 
-    # As it was named, relative to where the run was started, or absolute.
+    # From the root.
     path: str
     # One for all its weights, as model/checkpoints/seal.py has it.
     sha256: str
@@ -65,6 +67,23 @@ def read_base(folder: Path) -> Base | None:
     return Base(values["path"], values["sha256"])
 
 
+def find_recorded(folder: Path, known: Base | None) -> Path:
+    """Where the base of an adapter of ours is, or is said to be; CheckpointError if nowhere."""
+    name = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))[:MAX_NAME]
+    if known is None:
+        raise CheckpointError(
+            f"{folder}: an adapter for {name!r}, which is not looked for on its word; name the "
+            "model with --base, a folder or hf://user/name"
+        )
+    for place in (Path(known.path), Path(name)):
+        if place.is_dir():
+            return place
+    raise CheckpointError(
+        f"{folder}: an adapter for the model in {known.path[:MAX_NAME]}, which is not there; say "
+        "where it is with --base"
+    )
+
+
 def find_base(folder: Path, named: Path | None) -> Path:
     """The folder of the model that an adapter is for: the one `named`, or the one that is recorded.
 
@@ -72,18 +91,7 @@ def find_base(folder: Path, named: Path | None) -> Path:
     trained on.
     """
     known = read_base(folder)
-    if named is None and known is None:
-        name = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))[:80]
-        raise CheckpointError(
-            f"{folder}: an adapter for {name!r}, which is not looked for on its word; name the "
-            "model with --base, a folder or hf://user/name"
-        )
-    where = named or Path(known.path if known else "")
-    if named is None and not where.is_dir():
-        raise CheckpointError(
-            f"{folder}: an adapter for the model in {where}, which is not there; say where it is "
-            "with --base"
-        )
+    where = named or find_recorded(folder, known)
     base = find_checkpoint(where)
     if is_adapter(base):
         raise CheckpointError(f"{base}: an adapter itself; name the model that it is for as --base")

@@ -11,6 +11,7 @@ from model.adapters.layers import merge_adapter
 from model.checkpoints.folder import load_model
 from model.checkpoints.seal import (
     CONFIG,
+    TOKENIZER,
     CheckpointError,
     find_checkpoint,
     is_adapter,
@@ -35,6 +36,11 @@ class Parts:
     def holder(self, name: str) -> Path:
         """The folder whose file of this name counts: the adapter's own before its base's."""
         return self.weights if self.base and not (self.folder / name).is_file() else self.folder
+
+    @property
+    def words(self) -> Path:
+        """The folder of the tokenizer, and of the chat template."""
+        return self.holder(TOKENIZER)
 
     def describe(self) -> str:
         """What an adapter is merged into, in a line."""

@@ -3,6 +3,7 @@
 As peft's `trainable_token_indices`. Where the head is the embedding, they are the same rows.
 """
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -71,18 +72,38 @@ class AdaptedHead(nn.Module):
 
 
 def train_rows(model: Transformer, token_ids: tuple[int, ...]) -> None:
-    """Put rows for these tokens into a model whose weights are frozen."""
-    if max(token_ids) >= model.config.num_ids:
+    """Put rows for these tokens into a model whose weights are frozen.
+
+    The model gets as many rows more as they need. ValueError if one of those is not among them.
+    """
+    num_ids = model.config.num_ids
+    added = {*range(num_ids, max(token_ids) + 1)}
+    if not added <= {*token_ids}:
         raise ValueError(
-            f"the adapter has a row for token {max(token_ids):,}, and the model has "
-            f"{model.config.num_ids:,} tokens; use the base that it was trained on"
+            f"the adapter has a row for token {max(token_ids):,}, and the model has rows for "
+            f"{num_ids:,} tokens only; use the base that it was trained on"
         )
+    if added:
+        grow(model, num_ids + len(added))
     embedding, head = model.model.embed_tokens, model.lm_head
     rows = TokenRows(embedding.weight, token_ids)
     is_tied = model.config.tie_word_embeddings
     head_rows = rows if is_tied else TokenRows(head.weight, token_ids)
     setattr(model.model, "embed_tokens", AdaptedEmbedding(embedding, rows))  # noqa: B010
     setattr(model, "lm_head", AdaptedHead(head, head_rows))  # noqa: B010
+
+
+@torch.no_grad()
+def grow(model: Transformer, num_ids: int) -> None:
+    """Give a model rows of zeros for more tokens, in place."""
+    config = replace(model.config, vocab_size=num_ids)
+    model.config = model.model.config = config
+    layers = [model.model.embed_tokens] + [model.lm_head] * (not config.tie_word_embeddings)
+    for layer in layers:
+        wide = layer.weight.new_zeros(num_ids, config.hidden_size)
+        wide[: len(layer.weight)] = layer.weight
+        layer.weight = nn.Parameter(wide, requires_grad=False)
+    model.tie_head()
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Adapters beside peft, which trains, loads and merges the same ones on transformers' Llama."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +9,34 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from cli import app
 from model.adapters.base import ADAPTER_BASE, Base, hash_base
 from model.adapters.config import AdapterConfig
 from model.adapters.files import load_adapter, name_adapter, read_adapter_config
-from model.adapters.layers import add_adapter, has_adapter, merge_adapter, without_adapter
+from model.adapters.layers import (
+    AdaptedLinear,
+    add_adapter,
+    has_adapter,
+    merge_adapter,
+    without_adapter,
+)
 from model.adapters.parts import find_parts, load_parts
 from model.adapters.peft_config import make_peft_config
 from model.checkpoints.folder import encode_json, save_model, write_weights
-from model.checkpoints.seal import ADAPTER_CONFIG, ADAPTER_WEIGHTS, seal
+from model.checkpoints.seal import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CheckpointError,
+    seal,
+    verify_model,
+)
 from model.config import ModelConfig
+from model.decode.settings import Settings
+from model.export.merge import merge as merge_folder
+from model.export.source import open_source
+from model.generate import load_generator
 from model.transformer import Transformer
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model
 
@@ -244,3 +263,127 @@ def test_an_adapter_in_bf16_and_a_base_in_bf16(base: Path, tmp_path: Path) -> No
     assert found[name].dtype == torch.bfloat16
     # The base was rounded, and the sum once more.
     assert (found[name].float() - model.state_dict()[name]).abs().max() < 2**-7
+
+
+def test_new_tokens_of_an_adapter_are_rows_that_the_base_lacks(base: Path, tmp_path: Path) -> None:
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    plain.resize_token_embeddings(302)
+    values = make_peft_config(
+        AdapterConfig(rank=2, token_ids=(300, 301)), str(base), plain.config.tie_word_embeddings
+    )
+    theirs = peft.get_peft_model(plain, peft.LoraConfig(**values | {"inference_mode": False}))
+    randomize(list_trained(theirs))
+    theirs.eval().save_pretrained(tmp_path, save_embedding_layers=False)
+    tokens = TOKENS.clone()
+    tokens[0, ::2] = 301
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+        assert (load_parts(find_parts(tmp_path, base))(tokens) - expected).abs().max() < 1e-3
+    (tmp_path / ADAPTER_CONFIG).write_text(
+        (tmp_path / ADAPTER_CONFIG).read_text().replace("300,", "299,")
+    )
+    with pytest.raises(CheckpointError, match="rows for 300 tokens only"):
+        load_parts(find_parts(tmp_path, base))
+
+
+def test_a_folder_is_merged_sampled_and_exported(base: Path, tmp_path: Path) -> None:
+    config = CONFIGS["dora"]
+    model = make_adapted(base, config)
+    folder = save_adapter(tmp_path / "adapter", model, config, base)
+    out = tmp_path / "merged"
+    said = CliRunner().invoke(app, ["merge", str(folder), str(out)])
+    assert said.exit_code == 0, said.output
+    assert "merged as float32" in said.output
+    plain = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
+    with torch.no_grad():
+        assert (plain(TOKENS).logits - model(TOKENS)).abs().max() < 1e-4
+    verify_model(out)
+    [text], [merged] = (
+        load_generator(path, "cpu").complete(["The quick"], Settings(seed=1, max_new_tokens=8))
+        for path in (folder, out)
+    )
+    assert text.tokens == merged.tokens
+    source = open_source(folder)
+    assert torch.allclose(source.compute(TOKENS), plain(TOKENS).logits, atol=1e-4)
+    # Nothing is overwritten, and a merged folder is no adapter.
+    again = CliRunner().invoke(app, ["merge", str(folder), str(out)])
+    assert "is there already" in str(again.exception)
+    with pytest.raises(CheckpointError, match="no adapter; there is nothing to merge"):
+        merge_folder(out, tmp_path / "twice", None, None, print)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
+
+
+def test_a_merge_that_computes_something_else_is_not_kept(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIGS["lora"]
+    folder = save_adapter(tmp_path / "adapter", make_adapted(base, config), config, base)
+
+    def merge_twice_as_much(model: Transformer) -> None:
+        for layer in model.modules():
+            if isinstance(layer, AdaptedLinear):
+                layer.scale *= 2
+        merge_adapter(model)
+
+    monkeypatch.setattr("model.export.merge.merge_adapter", merge_twice_as_much)
+    with pytest.raises(ValueError, match="not kept, as its logits differ"):
+        merge_folder(folder, tmp_path / "merged", None, None, print)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_another_base_is_refused_and_a_stranger_leads_nowhere(
+    base: Path, untied: Path, tmp_path: Path
+) -> None:
+    config = CONFIGS["lora"]
+    model = make_adapted(base, config)
+    ours = save_adapter(tmp_path / "ours", model, config, base)
+    with pytest.raises(CheckpointError, match=r"not the model that .* was trained on: the sha256"):
+        find_parts(ours, untied)
+    assert find_parts(ours, base).base == base
+    theirs = save_adapter(tmp_path / "theirs", model, config, base, is_ours=False)
+    with pytest.raises(CheckpointError, match="not looked for on its word; name the model with"):
+        find_parts(theirs)
+    assert find_parts(theirs, base).base == base
+    with pytest.raises(CheckpointError, match="an adapter itself"):
+        find_parts(theirs, ours)
+    (ours / ADAPTER_BASE).write_bytes(Base(str(tmp_path / "gone"), hash_base(base)).describe())
+    path = ours / ADAPTER_CONFIG
+    path.write_text(path.read_text().replace(str(base), "gone"))
+    with pytest.raises(CheckpointError, match="which is not there; say where it is with --base"):
+        find_parts(ours)
+
+
+def test_weights_in_several_files_have_one_hash(tmp_path: Path) -> None:
+    model = make_model()
+    save_model(tmp_path / "a", model, TOKENIZER_JSON, max_file_bytes=100_000)
+    found = hash_base(tmp_path / "a")
+    seal(tmp_path / "a")
+    assert hash_base(tmp_path / "a") == found
+    assert len([*(tmp_path / "a").glob("model-*.safetensors")]) > 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("peft_type", "IA3", "peft_type is 'IA3', expected 'LORA'"),
+        ("bias", "all", "bias is 'all', expected 'none'"),
+        ("modules_to_save", ["lm_head"], "modules_to_save is .*, expected nothing"),
+        ("rank_pattern", {"q_proj": 3}, "rank_pattern is .*, expected nothing"),
+        ("init_lora_weights", "pissa", "init_lora_weights is 'pissa'"),
+        ("target_modules", "q_.*", "target_modules is 'q_.*', expected a list"),
+        ("target_modules", ["w_proj"], "target_modules: 'w_proj'; expected some of q_proj"),
+        ("use_dora", True, "7 differences, the first: .*lora_magnitude.* is missing"),
+        ("r", 5, "2 differences|differences, the first: .*lora_"),
+        ("a_new_key_of_peft", 3, "a_new_key_of_peft is 3, expected nothing"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(
+    key: str, value: object, message: str, base: Path, tmp_path: Path
+) -> None:
+    config = CONFIGS["lora"]
+    folder = save_adapter(tmp_path / "adapter", make_adapted(base, config), config, base)
+    path = folder / ADAPTER_CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_parts(find_parts(folder))
+    assert str(path.parent) in str(caught.value)

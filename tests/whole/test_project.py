@@ -33,8 +33,8 @@ MODEL = {
     "model.chat",
     "model.logits",
     "model.checkpoints",
-    "model.convert",
     "model.adapters",
+    "model.convert",
     "model.decode",
     "model.sample",
     "model.export",
@@ -78,11 +78,11 @@ MAY_IMPORT = {
     "model": {"model.logits"},
     "model.logits": {"model"},
     "model.checkpoints": {"model"},
-    "model.convert": {"model", "model.checkpoints"},
     "model.adapters": {"model", "model.checkpoints"},
+    "model.convert": {"model", "model.checkpoints"},
     "model.steps": {"model"},
     "model.decode": {"model", "model.steps", "model.checkpoints"},
-    "model.export": {"model", "model.chat", "model.checkpoints"},
+    "model.export": {"model", "model.adapters", "model.chat", "model.checkpoints"},
     "model.sample": {"model", "model.chat", "model.checkpoints", "model.decode"},
     "model.chat": {"model.checkpoints"},
     "model.serve.wire": set(),
@@ -149,8 +149,11 @@ MAY_IMPORT = {
 # The faces of a package: each may import all rooms of it.
 FACES = {
     "shards.commands": SHARDS,
-    # Two take models of the Hub by their names.
+    # They take models of the Hub by their names.
     "model.generate": MODEL | {"prep.remote", "shards.screen"},
+    "model.sample.options": {"model", "model.decode", "shards.screen", "shards.entry"},
+    "model.sample.command": MODEL | {"shards.screen", "shards.entry"},
+    "model.adapters.command": MODEL | {"prep.remote", "shards.screen"},
     "train.commands": SHARDS | TRAIN | {"prep.remote"},
     # They say with which command to train.
     "prep.command": PREP | SHARDS | {"train.start"},
