@@ -8,9 +8,9 @@ from torch import Tensor
 
 from model.transformer import Transformer
 from shards.reader import TokenStream
+from train.chat.labels import Marking
 from train.ranks.distributed import Rank
 from train.step.precision import Autocast
-from train.chat.labels import Marking
 from train.targets import count_targets, split_windows
 
 

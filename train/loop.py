@@ -290,9 +290,17 @@ def describe_step(run: Run, step: Step) -> dict[str, float | None]:
         "skipped_steps": run.bad_steps.total,
         "bad_steps": run.bad_steps.bad,
         "samples": run.batches.consumed,
+        "trained_share": find_trained_share(run),
         **describe_epochs(run),
         "data_wait_seconds": round(wait_seconds, 6),
     }
+
+
+def find_trained_share(run: Run) -> float | None:
+    """Which share of the step's tokens were targets, of a run that reads chats."""
+    if run.batches.labels is None or run.batches.num_targets is None:
+        return None
+    return round(run.batches.num_targets / run.tokens_of_step, 6)
 
 
 def describe_epochs(run: Run) -> dict[str, float | None]:

@@ -32,9 +32,7 @@ class MicroBatch(NamedTuple):
         return None if self.labels is None else (self.labels & BEGIN) != 0
 
 
-def split_windows(
-    windows: Tensor, padding: int | None, labels: Tensor | None = None
-) -> MicroBatch:
+def split_windows(windows: Tensor, padding: int | None, labels: Tensor | None = None) -> MicroBatch:
     """The tokens and targets (B, T) of windows: (B, T + 1), or with `padding` rows (B, T).
 
     With `labels` (B, T) of such rows, those tokens are targets that have the bit LOSS.
