@@ -18,7 +18,15 @@ from model.config import Kept
 from model.convert.options import Longer
 from model.decode.settings import Settings
 from model.export.request import FormatName, make_request
-from model.sample.options import Output, Prompts
+from model.sample.command import chat
+from model.sample.options import (
+    CKPT_HELP,
+    CkptOption,
+    DeviceOption,
+    DtypeOption,
+    Output,
+    Prompts,
+)
 from model.serve.options import Serving
 from prep.command import prep
 from prep.foreign.command import import_shards
@@ -49,23 +57,10 @@ if TYPE_CHECKING:
     from model.decode.generator import Generator
 
 
-CKPT_HELP = (
-    "A checkpoint, a folder of them (uses the newest complete one), or hf://user/name[@revision]."
-)
 CONVERT_HELP = (
     "A checkpoint of the original VelocityLM, or one of ours whose tokenizer keeps others from "
     "writing <|endoftext|>; with --context, any. May be hf://user/name."
 )
-CkptOption = Annotated[Path, typer.Option(parser=read_checkpoint, metavar="PATH", help=CKPT_HELP)]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one.")
-]
-DtypeOption = Annotated[
-    Kept | None,
-    typer.Option(
-        help="What weights are rounded to: less to read is less time. Default: as they are."
-    ),
-]
 
 app = typer.Typer(
     name="velocity",
@@ -161,7 +156,7 @@ def sample(
     from model.sample.json_lines import write_json
     from model.sample.over_run import write_over_run
     from model.sample.prompts import read_prompts
-    from model.sample.repl import run_repl
+    from model.sample.repl import Repl, run_repl
 
     output.check(settings)
     settings = settings.read_escapes()
@@ -170,7 +165,8 @@ def sample(
     load, ckpt = make_load(device, dtype), fetch(ckpt)
     asks = source.is_empty and sys.stdin.isatty() and sys.stdout.isatty()
     if asks and not output.all and not output.as_json:
-        run_repl(load(ckpt), settings, open_output(), say, output.stream)
+        repl = Repl(load(ckpt), settings, open_output(), say, streams=output.stream)
+        run_repl(repl, "sample")
         return
     prompts, show = read_prompts(source, say), open_output()
     if output.all:
@@ -180,6 +176,9 @@ def sample(
         write_json(load(ckpt), prompts, settings, show)
     else:
         write_texts(load(ckpt), prompts, settings, show, say, output.stream)
+
+
+app.command()(chat)
 
 
 def fetch(ckpt: Path) -> Path:

@@ -43,6 +43,7 @@ SLOW_FILES = (
     "test_serve_malformed.py",
     "test_serve_process.py",
     "test_serve_chat.py",
+    "test_chat.py",
     "test_batcher.py",
     "test_serve.py",
     "test_run_faults.py",

@@ -1,11 +1,29 @@
-"""The options of `velocity sample` that say which prompts are read and how texts are written."""
+"""Options of the commands that take a checkpoint, and those of `velocity sample` and `chat`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from model.config import Kept
 from model.decode.settings import Settings
+from shards.entry.options import PATH
+from shards.screen.url import read_checkpoint
+
+CKPT_HELP = (
+    "A checkpoint, a folder of them (uses the newest complete one), or hf://user/name[@revision]."
+)
+CkptOption = Annotated[Path, typer.Option(parser=read_checkpoint, metavar="PATH", help=CKPT_HELP)]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one.")
+]
+DtypeOption = Annotated[
+    Kept | None,
+    typer.Option(
+        help="What weights are rounded to: less to read is less time. Default: as they are."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -55,3 +73,46 @@ class Prompts:
     def is_empty(self) -> bool:
         """Whether no prompt was given, not even an empty one."""
         return not self.prompt and self.prompt_file is None and self.prompt_lines is None
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How a chat begins, and how its answers are written."""
+
+    system: Annotated[
+        str | None, typer.Option(help="The system prompt: what the model is told before a chat.")
+    ] = None
+    system_file: Annotated[
+        str | None,
+        typer.Option(metavar=PATH, help="A file with the system prompt, instead of --system."),
+    ] = None
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="For a folder without a chat template: a file with the one that it was trained "
+            "with, or the name of one that comes with velocity, such as chatml."
+        ),
+    ] = None
+    stream: Annotated[bool, typer.Option(help="Show an answer as it is generated.")] = True
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Read messages from standard input, and print JSON, a line for each."
+        ),
+    ] = False
+
+    def check(self, settings: Settings) -> None:
+        """ValueError for options that contradict each other, or that a chat does not have."""
+        if self.system is not None and self.system_file is not None:
+            raise ValueError("--system and --system-file: give one of them")
+        if settings.num_return_sequences > 1:
+            raise ValueError(
+                f"--num-samples is {settings.num_return_sequences}; a chat has one answer to each "
+                "message; leave it out"
+            )
+        if settings.logprobs is not None:
+            raise ValueError("--logprobs is for velocity sample --json; leave it out")
+        for name in ("max_length", "min_length"):
+            if getattr(settings, name):
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{option} counts the whole chat; give --{name[:3]}-new-tokens")

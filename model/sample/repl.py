@@ -4,7 +4,7 @@ import contextlib
 import os
 import typing
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,12 @@ MARK, BLOCK_MARK, BLOCK = "> ", ". ", '"""'
 GREETING = (
     "velocity: type how a text begins; /help lists commands, Ctrl-C stops a text, Ctrl-D ends"
 )
-HELP = {
+COMMANDS = {
     "/settings": "Show all settings.",
     "/reset": "Set all settings as they were at the start.",
     "/more": "Go on with the last text, or with each of the last ones.",
+}
+HELP = {
     "/help": "Show this.",
     "/quit": "End, as Ctrl-D does.",
     BLOCK: "Alone on a line: begin, and end, a prompt of several lines.",
@@ -43,14 +45,17 @@ class Option:
     takes_several: bool
 
 
-def list_options() -> dict[str, Option]:
-    """The settings by the commands that change them; their names are those of the options."""
+def list_options(hidden: Collection[str] = ()) -> dict[str, Option]:
+    """The settings by the commands that change them; their names are those of the options.
+
+    Those of the fields that are `hidden` have none.
+    """
     hints = typing.get_type_hints(Settings, include_extras=True)
     options = {}
     for field in fields(Settings):
         wanted, *extras = typing.get_args(hints[field.name]) or (None,)
         for extra in extras:
-            if isinstance(extra, OptionInfo) and field.name != "logprobs":  # Not shown here.
+            if isinstance(extra, OptionInfo) and field.name not in {"logprobs", *hidden}:
                 names = [str(name) for name in (extra.default, *(extra.param_decls or ()))]
                 given = [name for name in names if name.startswith("--")]
                 name = given[0] if given else f"--{field.name.replace('_', '-')}"
@@ -66,6 +71,12 @@ def list_options() -> dict[str, Option]:
 class Repl:
     """Reads prompts and commands with `read` until it raises EOFError."""
 
+    greeting = GREETING
+    # What its commands do, but for those that change a setting.
+    commands: Mapping[str, str] = COMMANDS
+    # Fields of the settings that no command changes.
+    hidden: Collection[str] = ()
+
     def __init__(
         self,
         generator: Generator,
@@ -78,12 +89,12 @@ class Repl:
         self.generator = generator
         self.start = self.settings = settings
         self.show, self.say, self.read, self.streams = show, say, read, streams
-        self.options = list_options()
+        self.options = list_options(self.hidden)
         self.last: Sequence[Draft] = ()  # What was written last, perhaps not to its end.
 
     def run(self) -> None:
         """Answer until the end of the input, or /quit."""
-        self.say(GREETING)
+        self.say(self.greeting)
         pending = deque[Callable[[], None]]()  # What is still to be told about the last line.
         is_writing = False
         while True:
@@ -127,8 +138,11 @@ class Repl:
         if line.startswith("/") and not line.startswith("//"):
             self._obey(*line.strip().partition(" ")[::2])
         else:
-            prompt = line.removeprefix("/") if line.startswith("//") else line
-            self._write([prompt], self.settings)
+            self._take(line.removeprefix("/") if line.startswith("//") else line)
+
+    def _take(self, text: str) -> None:
+        """Answer what was typed and is no command."""
+        self._write([text], self.settings)
 
     def _write(self, prompts: Sequence[str], settings: Settings) -> None:
         """Write texts, with which /more goes on, even where they were stopped."""
@@ -143,19 +157,23 @@ class Repl:
         self._write(texts, replace(self.settings, num_return_sequences=1))
 
     def _obey(self, command: str, value: str) -> None:
+        if command == "/help":
+            texts = {f"{name} X": option.help for name, option in self.options.items()}
+            self._show_table({**texts, **self.commands, **HELP})
+        elif command in self.options:
+            self._change(self.options[command], value.strip())
+        elif not self._run(command, value.strip()):
+            self.say(f"velocity: {command} is no command; /help lists them")
+
+    def _run(self, command: str, value: str) -> bool:
+        """Do what one of `commands` says; whether it is one."""
         if command == "/settings":
             self._show_settings()
-        elif command == "/help":
-            texts = {name: option.help for name, option in self.options.items()}
-            self._show_table({f"{name} X": text for name, text in texts.items()} | HELP)
         elif command == "/reset":
             self.settings = self.start
         elif command == "/more":
             self._write_more()
-        elif command in self.options:
-            self._change(self.options[command], value.strip())
-        else:
-            self.say(f"velocity: {command} is no command; /help lists them")
+        return command in self.commands
 
     def _change(self, option: Option, value: str) -> None:
         """Give a setting the typed value, or without one its default."""
@@ -180,22 +198,23 @@ class Repl:
             self.show(f"{name.ljust(width)}  {text}\n")
 
 
-def run_repl(
-    generator: Generator, settings: Settings, show: Show, say: Show, streams: bool = True
-) -> None:
-    """Read prompts from the terminal, with history and editing where Python has readline."""
-    with kept_history(find_history(os.environ, Path.home())):
-        Repl(generator, settings, show, say, streams=streams).run()
+def run_repl(repl: Repl, name: str) -> None:
+    """Run it on the terminal, with editing and the lines of before where Python has readline.
+
+    They are kept under the `name` of the command.
+    """
+    with kept_history(find_history(os.environ, Path.home(), name)):
+        repl.run()
 
 
-def find_history(environment: Mapping[str, str], home: Path) -> Path:
+def find_history(environment: Mapping[str, str], home: Path, name: str) -> Path:
     """Where the lines that were typed are kept, as the XDG base directories say.
 
-    >>> str(find_history({}, Path("/home/me")))
+    >>> str(find_history({}, Path("/home/me"), "sample"))
     '/home/me/.local/state/velocity/sample-history'
     """
     state = environment.get("XDG_STATE_HOME") or home / ".local" / "state"
-    return Path(state) / "velocity" / "sample-history"
+    return Path(state) / "velocity" / f"{name}-history"
 
 
 @contextlib.contextmanager

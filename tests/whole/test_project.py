@@ -159,8 +159,10 @@ MAY_IMPORT = {
 # The faces of a package: each may import all rooms of it.
 FACES = {
     "shards.commands": SHARDS,
-    # Two take models of the Hub by their names.
+    # They take models of the Hub by their names.
     "model.generate": MODEL | {"prep.remote", "shards.screen"},
+    "model.sample.options": {"model", "model.decode", "shards.screen", "shards.entry"},
+    "model.sample.command": MODEL | {"shards.screen", "shards.entry"},
     "train.commands": SHARDS | TRAIN | {"prep.remote"},
     # They say with which command to train.
     "prep.command": PREP | SHARDS | {"train.start"},

@@ -1,0 +1,203 @@
+"""`velocity chat`: a conversation typed on a terminal, or read from a pipe, a message a line."""
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from model.chat.template import ChatTemplate, RendererCrash, RenderError, find_template
+from model.checkpoints.seal import CheckpointError
+from model.decode.generator import Generator
+from model.decode.settings import Settings
+from model.sample.console import Show
+from model.sample.conversation import Conversation, Message, Turn
+from model.sample.options import Chat
+from model.sample.prompts import decode_text, read_text
+from model.sample.repl import Repl
+
+GREETING = "velocity: type a message; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends"
+COMMANDS = {
+    "/settings": "Show all settings.",
+    "/system X": "The system prompt from here on; without X there is none.",
+    "/history": "Show the conversation.",
+    "/retry": "Write the last answer again.",
+    "/undo": "Forget the last message and its answer.",
+    "/reset": "Begin a new conversation; system prompt and settings stay.",
+    "/save FILE": "Add the conversation to a file, as a line of JSON for velocity prep --chat.",
+}
+# A chat has one answer, and its prompt grows, so that only new tokens are worth counting.
+HIDDEN = ("num_return_sequences", "max_length", "min_length")
+
+
+@contextmanager
+def open_conversation(generator: Generator, opening: Chat, say: Show) -> Iterator[Conversation]:
+    """A conversation that nothing was said in yet.
+
+    CheckpointError if the folder has no chat template and none is given.
+    """
+    system = opening.system
+    if opening.system_file is not None:
+        system = read_text(opening.system_file).strip()
+    template = choose_template(generator.folder, opening.template)
+    tokenizer = Tokenizer.from_str(generator.tokenizer.to_str())
+    tokenizer.encode_special_tokens = False
+
+    def encode(messages: Sequence[Message]) -> list[int]:
+        try:
+            text = template.render(messages)
+        except RenderError as error:
+            raise ValueError(f"the chat template does not take these messages: {error}") from None
+        except RendererCrash as error:
+            raise ValueError(f"the chat template's process crashed: {error}") from None
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    try:
+        yield Conversation(generator, encode, system, say)
+    finally:
+        template.close()
+
+
+def choose_template(folder: Path | None, given: str | None) -> ChatTemplate:
+    """The template of a folder, or the one that is given; CheckpointError if there is none."""
+    own = None if folder is None else find_template(folder)
+    if given is not None:
+        return ChatTemplate(read_text(given), {} if own is None else own.variables)
+    if own is None:
+        raise CheckpointError(
+            f"{folder}: has no chat template, so it was not trained on chats; name the template "
+            "that it was trained with by --template, or write texts with velocity sample"
+        )
+    return own
+
+
+class ChatRepl(Repl):
+    """Reads messages and commands with `read` until it raises EOFError."""
+
+    greeting = GREETING
+    commands: Mapping[str, str] = COMMANDS
+    hidden: Collection[str] = HIDDEN
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        settings: Settings,
+        show: Show,
+        say: Show,
+        read: Callable[[str], str] = input,
+        streams: bool = True,
+    ) -> None:
+        super().__init__(conversation.generator, settings, show, say, read, streams)
+        self.conversation = conversation
+        self.num_retries = 0  # Of the last turn.
+
+    def _take(self, text: str) -> None:
+        if text.strip():
+            self._ask(text)
+            self.num_retries = 0
+
+    def _ask(self, text: str, retry: int = 0) -> None:
+        """Put a question; a retry of it, counted from 1, has another seed."""
+        settings = self.settings
+        if settings.seed is not None:
+            settings = replace(settings, seed=settings.seed + retry)
+        show = self.show if self.streams else lambda _: None
+        turn = self.conversation.ask(text, settings, show, again=retry > 0)
+        self.show("\n" if self.streams else turn.answer + "\n")
+        if turn.ended_by == "context":
+            self.say(
+                f"velocity: the answer ends here because the model's context, "
+                f"{self.generator.context:,} tokens, is full"
+            )
+
+    def _run(self, command: str, value: str) -> bool:
+        conversation = self.conversation
+        if command == "/settings":
+            self._show_settings()
+        elif command == "/system":
+            conversation.system = value or None
+        elif command == "/history":
+            for message in conversation.list_messages():
+                self.show(f"{message['role']}: {message['content']}\n")
+        elif command == "/retry":
+            question = self._find_last("write again").question
+            self.num_retries += 1
+            self._ask(question, self.num_retries)
+        elif command == "/undo":
+            self._find_last("undo")
+            conversation.undo()
+            self.num_retries = 0
+        elif command == "/reset":
+            conversation.reset()
+        elif command == "/save":
+            self._save(value)
+        else:
+            return False
+        return True
+
+    def _find_last(self, wish: str) -> Turn:
+        """The last turn; ValueError if there is none to do something with."""
+        if not self.conversation.turns:
+            raise ValueError(f"there is nothing to {wish}; type a message")
+        return self.conversation.turns[-1]
+
+    def _save(self, name: str) -> None:
+        """Add the conversation to a file; ValueError if that cannot be done."""
+        self._find_last("save")
+        if not name:
+            raise ValueError("/save needs the name of a file, such as /save chats.jsonl")
+        path = Path(name).expanduser()
+        messages = self.conversation.list_messages()
+        line = json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}; nothing was saved") from None
+        self.say(f"velocity: {path}: added a conversation of {len(messages)} messages")
+        cut = [n for n, turn in enumerate(self.conversation.turns, 1) if not turn.is_whole]
+        if cut:
+            self.say(
+                f"velocity: its answer {cut[0]} was cut short; a model that trains on it learns "
+                "to end there"
+            )
+
+
+def chat_over_lines(
+    conversation: Conversation,
+    settings: Settings,
+    lines: Iterable[bytes],
+    show: Show,
+    as_json: bool = False,
+) -> None:
+    """Answer each line, which is a message; blank ones are passed over.
+
+    As JSON, an object a line: role, content, finish_reason, the numbers of tokens, and how many
+    turns the model no longer sees. Raises ValueError, naming the line, for one that has no answer.
+    """
+    for number, line in enumerate(lines, 1):
+        place = f"standard input: line {number:,}"
+        question = decode_text(line, place).removesuffix("\n").removesuffix("\r")
+        if not question.strip():
+            continue
+        try:
+            turn = conversation.ask(question, settings, (lambda _: None) if as_json else show)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        show(describe_turn(turn, conversation) if as_json else "\n")
+
+
+def describe_turn(turn: Turn, conversation: Conversation) -> str:
+    """An answer as a line of JSON, in ASCII for any reader."""
+    values = {
+        "role": "assistant",
+        "content": turn.answer,
+        "finish_reason": turn.ended_by,
+        "prompt_tokens": turn.num_prompt_tokens,
+        "completion_tokens": turn.num_tokens,
+        "turns_left_out": conversation.first,
+    }
+    return json.dumps(values) + "\n"
