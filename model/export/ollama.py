@@ -42,7 +42,7 @@ def open_runtime(source: Source, path: Path, dtype: str) -> Any:
 
 def make_modelfile(source: Source) -> str:
     """The Modelfile: what a prompt becomes, where a text ends, and how long it may be."""
-    stored = read_chat_template(source.folder)
+    stored = read_chat_template(source.parts.words)
     written = "" if stored is None else stored.source.strip()
     template, stops = KNOWN_TEMPLATES.get(written, (PLAIN, ()))
     words = map(source.tokenizer.id_to_token, source.ends)

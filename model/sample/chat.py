@@ -41,7 +41,7 @@ def open_conversation(generator: Generator, opening: Chat, say: Show) -> Iterato
     system = opening.system
     if opening.system_file is not None:
         system = read_text(opening.system_file).strip()
-    template = choose_template(generator.folder, opening.template)
+    template = choose_template(generator.words, opening.template)
     tokenizer = Tokenizer.from_str(generator.tokenizer.to_str())
     tokenizer.encode_special_tokens = False
 
