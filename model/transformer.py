@@ -28,12 +28,11 @@ from model.logits.differentiate import (
 from model.loss import Scores, chunked_cross_entropy, lose_each, score_targets
 from model.products import linear
 from model.recompute import RUNNERS, ActivationCheckpointing, keep_share
-from model.rotation import find_frequencies, find_length_factor
+from model.rotation import Rotation, make_rotation
 
 # Methods of Transformer that compute with its weights; they are gathered first where it is sharded.
 FORWARD_METHODS = ("token_losses", "predict")
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, K / 2)
 # What tokens see besides themselves: None = those before them in their window.
 Scope = LayerCache | Documents | None
 
@@ -71,19 +70,6 @@ class RMSNorm(nn.Module):
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (normed * self.weight).to(x.dtype)
-
-
-def make_rotation(positions: Tensor, config: ModelConfig) -> Rotation:
-    """The rotary embedding's angles as cosines and sines (RoFormer, Su et al. 2021, section 3.2).
-
-    Computed from the positions (B or 1, T) each time, in fp32: there is no table to go stale when a
-    model is cast or moved.
-    """
-    angles = positions[:, None, :, None].float() * find_frequencies(positions, config)
-    factor = find_length_factor(config)
-    if factor == 1:
-        return angles.cos(), angles.sin()
-    return angles.cos() * factor, angles.sin() * factor
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

@@ -131,6 +131,8 @@ class Batches:
         self.windows: tuple[torch.Tensor, ...] = ()
         # The labels (A, B, T) of these rows, if the run reads chats; on the host, as those are.
         self.labels: tuple[torch.Tensor, ...] | None = None
+        # How many targets counted in that step, over all ranks; where all do, this is not counted.
+        self.num_targets: int | None = None
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self.ahead = self.reader.submit(self._read, consumed, dealing)
 

@@ -34,8 +34,8 @@ class DataConfig:
     # {web/: 0.7, code/: 0.3}, or a list of {shards: web/, weight: 0.7}, each of which may have a
     # where of its own; null = the set in shards.
     mixture: tuple[Entry, ...] | None = None
-    # Tokens that one sample feeds to the model; a window is one token longer. auto (or 0) = the
-    # rows of a packed set.
+    # Tokens that one sample feeds to the model; a window is one token longer. auto = the rows
+    # of a packed set.
     max_seq_length: int = 2048
     # Train only on the documents that meet this condition on their columns, such as
     # "num_tokens >= 100 and 'wikipedia.org' in url", as if the train split had no others; null = on

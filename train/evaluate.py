@@ -7,13 +7,29 @@ import torch
 from torch import Tensor
 
 from model.transformer import Transformer
+from shards.mixture.sets import Sets
 from shards.reader import TokenStream
-from train.chat.labels import Marking
+from train.chat.labels import Marking, has_chats, open_marking
 from train.preferences.learn import Preferences
 from train.preferences.pairs import count_pairs
 from train.ranks.distributed import Rank
 from train.step.precision import Autocast
 from train.targets import count_targets, split_windows
+
+# The tokens of a split, and what makes the labels of its rows.
+Split = tuple[TokenStream, Marking | None]
+
+
+def open_validation(sets: Sets, checks_first_reads: bool) -> list[Split]:
+    """The validation splits of a run's sets, with the labels of their rows if it reads chats."""
+    marks = has_chats(sets)
+    return [
+        (
+            source.stream("validation", checks_first_reads),
+            open_marking(source.shards, "validation") if marks else None,
+        )
+        for source in sets.sources
+    ]
 
 
 def count_windows(

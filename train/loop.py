@@ -10,15 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from shards.mixture.sets import Sets
-from shards.reader import TokenStream
 from shards.screen.lines import Say, say
 from train.bad_step import react
 from train.begin.settle import settle_start
 from train.begin.shape import Beginning
-from train.chat.labels import Marking, has_chats, open_marking
 from train.checkpoints.claim import claim_folders
 from train.config import Config
-from train.evaluate import count_windows, evaluate
+from train.evaluate import Split, count_windows, evaluate, open_validation
 from train.evaluation.dealing import Dealer, Stopped
 from train.evaluation.during import measure_each
 from train.ranks.distributed import Rank, join_ranks
@@ -40,9 +38,6 @@ from train.training_config import TrainingConfig
 
 # Activations above this are near the end of fp16, at 65,504.
 HALF_OF_FP16 = 32_768
-
-# The tokens of a validation split, and what makes the labels of its rows.
-Split = tuple[TokenStream, Marking | None]
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ def run_to_the_end(run: Run, stop: StopFlag) -> Outcome:
 def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     """Take steps from where the run is to its last one, or until a signal."""
     training = run.config.training
-    validation = open_validation(run)
+    validation = open_validation(run.order.sets, run.config.data.checks_first_reads)
     speed = make_speed(run)
     validation_loss, signal_number = None, 0
     if misses_validation(run, report):
@@ -192,19 +187,6 @@ def misses_validation(run: Run, report: Report | None) -> bool:
     if run.start is None or not is_validated(run):
         return False
     return run.rank.max(report is not None and not report.has(run.step, "validation_loss")) > 0
-
-
-def open_validation(run: Run) -> list[Split]:
-    """The validation splits of the run's sets, with the labels of their rows if it reads chats."""
-    sets, checks = run.order.sets, run.config.data.checks_first_reads
-    marks = has_chats(sets)
-    return [
-        (
-            source.stream("validation", checks),
-            open_marking(source.shards, "validation") if marks else None,
-        )
-        for source in sets.sources
-    ]
 
 
 def take_validation_loss(
@@ -305,9 +287,17 @@ def describe_step(run: Run, step: Step) -> dict[str, float | None]:
         "skipped_steps": run.bad_steps.total,
         "bad_steps": run.bad_steps.bad,
         "samples": run.batches.consumed,
+        "trained_share": find_trained_share(run),
         **describe_epochs(run),
         "data_wait_seconds": round(wait_seconds, 6),
     }
+
+
+def find_trained_share(run: Run) -> float | None:
+    """Which share of the step's tokens were targets, of a run that reads chats."""
+    if run.batches.labels is None or run.batches.num_targets is None:
+        return None
+    return round(run.batches.num_targets / run.tokens_of_step, 6)
 
 
 def describe_epochs(run: Run) -> dict[str, float | None]:

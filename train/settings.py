@@ -50,6 +50,7 @@ KEYS_WITHOUT_MEANING: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 SHARDS, MIXTURE = "data.shards", "data.mixture"
+LENGTH = "data.max_seq_length"
 STEPS, EPOCHS = "training.num_training_steps", "training.epochs"
 # Settings that are paths, in which ~ and $NAME mean what they mean to a shell.
 PATHS = (
@@ -198,12 +199,15 @@ def check_entry(entry: Entry) -> tuple[str, Any]:
         return "", None
     if name == MIXTURE:
         return key, convert_mixture(value, place)
-    if name == "data.max_seq_length" and value == "auto":
+    if name == LENGTH and value == "auto":
         return key, 0
     known = typing.get_type_hints(SECTIONS[section])
     if key not in known:
         raise ValueError(f"{place}no key {show(name)}{suggest(key, known, section)}")
-    return key, convert(value, known[key], name, place)
+    converted = convert(value, known[key], name, place)
+    if name == LENGTH and converted == 0:  # Which stands for auto.
+        raise ValueError(f"{place}{name} is 0; expected at least 1 token, or auto")
+    return key, converted
 
 
 def names_data(entries: Sequence[Entry]) -> bool:

@@ -104,4 +104,5 @@ def weigh_micro_steps(run: Run) -> list[float]:
         return dealing.weights
     counts = run.batches.count_pairs() if run.preferences else run.batches.count_targets()
     total = max(run.rank.sum(sum(counts))[0], 1)
+    run.batches.num_targets = int(total)
     return [count * dealing.accumulation_steps * dealing.world_size / total for count in counts]

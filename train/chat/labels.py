@@ -90,6 +90,11 @@ def open_marking(shards: Shards, split: str) -> Marking:
     return PlainMarking(Marks(manifest.end_of_text, manifest.begin_of_text is not None))
 
 
+def open_chat_marking(shards: Shards, split: str) -> Marking | None:
+    """The same of a set of chats; None for another."""
+    return open_marking(shards, split) if shards.manifest.chat else None
+
+
 def open_markings(sets: Sets) -> Marking | None:
     """What makes the labels of a run's rows; None for a run that reads no chats."""
     if not has_chats(sets):

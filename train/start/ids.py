@@ -75,8 +75,8 @@ def fit_steps(config: Config, windows_per_epoch: Sequence[int], num_ranks: int) 
         return config
     if len(windows_per_epoch) > 1:
         raise ValueError(
-            f"training.epochs is {epochs}, but data.mixture has {len(windows_per_epoch)} sets, each "
-            "with epochs of its own; set training.num_training_steps, and training.epochs=null"
+            f"training.epochs is {epochs}, but the {len(windows_per_epoch)} sets of data.mixture "
+            "have epochs of their own; set training.num_training_steps, and training.epochs=null"
         )
     wanted = max(ceil(epochs * windows_per_epoch[0]), 1)
     batches = config.list_batches(num_ranks)
