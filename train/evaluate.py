@@ -57,13 +57,11 @@ def evaluate(
     marking: Marking | None = None,
     preferences: Preferences | None = None,
 ) -> list[float] | None:
-    """The mean loss over the targets of the first `num_windows` windows of a split.
-
-    Of `preferences`, that over pairs, and behind it their metrics.
+    """The mean loss over the targets of the first `num_windows` windows of a split, alone in a list.
 
     In a packed set, whose rows end in `padding`, they are rows, and padding does not count; nor
-    does what `marking`, if the run reads chats, says. None if there are no windows, or if a stop
-    was requested meanwhile.
+    does what `marking`, if the run reads chats, says. Of `preferences`, the mean over pairs, and
+    behind it their metrics. None if there are no windows, or if a stop was requested meanwhile.
     """
     if num_windows == 0:
         return None

@@ -2,7 +2,6 @@
 
 from shards.mixture.sets import Sets
 from shards.schema import PREFERENCES
-from train.begin.shape import SETTING
 from train.config import Config
 
 OBJECTIVE = "training.objective"
@@ -28,7 +27,7 @@ def check_objective(config: Config, sets: Sets) -> None:
     if learns_pairs and config.model.start is None:
         raise ValueError(
             f"{OBJECTIVE} is dpo, which measures by the model that a run began with; set "
-            f"{SETTING} to the folder of one that answers, such as a fine-tuned checkpoint"
+            f"model.start to the folder of one that answers, such as a fine-tuned checkpoint"
         )
 
 
