@@ -22,6 +22,7 @@ from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
 from train.batches import Batches, Dealing
 from train.begin.shape import Beginning
 from train.begin.weights import find_origin, load_weights
+from train.chat.files import add_chat_files
 from train.chat.labels import open_markings
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.load import restore
@@ -134,7 +135,8 @@ class Run:
         first = self.order.sets.first
         boundaries = Boundaries(first.manifest.end_of_text, first.manifest.begin_of_text)
         tokenizer_json = read_tokenizer_json(first.folder / TOKENIZER)
-        return describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
+        files = describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
+        return add_chat_files(files, self.order.sets)
 
     def save(self) -> None:
         """Begin to save a checkpoint of this step; all ranks call it together."""
