@@ -1,6 +1,6 @@
 """The validation loss: the same consecutive windows for every run, split over the ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ def evaluate(
     marking: Marking | None = None,
     preferences: Preferences | None = None,
 ) -> list[float] | None:
-    """The mean loss over the targets of the first `num_windows` windows of a split, alone in a list.
+    """The mean loss over the targets of the first `num_windows` windows of a split, in a list.
 
     In a packed set, whose rows end in `padding`, they are rows, and padding does not count; nor
     does what `marking`, if the run reads chats, says. Of `preferences`, the mean over pairs, and
@@ -109,3 +109,8 @@ def count_own(
         assert labels is not None
         return count_pairs(labels[:num_rows])
     return count_targets(rows[:num_rows], padding, None if labels is None else labels[:num_rows])
+
+
+def pick(found: Sequence[list[float] | None], place: int) -> list[float | None]:
+    """Of what was found of several sets, what is at this place of each."""
+    return [each[place] if each else None for each in found]

@@ -16,7 +16,7 @@ from train.begin.settle import settle_start
 from train.begin.shape import Beginning
 from train.checkpoints.claim import claim_folders
 from train.config import Config
-from train.evaluate import Split, count_windows, evaluate, open_validation
+from train.evaluate import Split, count_windows, evaluate, open_validation, pick
 from train.evaluation.dealing import Dealer, Stopped
 from train.evaluation.during import measure_each
 from train.ranks.distributed import Rank, join_ranks
@@ -28,7 +28,6 @@ from train.reports.texts import Sample
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, open_checked_sets
 from train.start.ids import fit_sets
-from train.start.objective import check_objective
 from train.start.report import LABEL_WIDTH
 from train.step.bad_steps import Step
 from train.step.kernels import use_kernels
@@ -62,7 +61,6 @@ def train(config: Config, stop: StopFlag | None = None, ending: Ending | None = 
         sets = open_checked_sets(config)
         tell = say if rank.is_first else say_nothing
         config, beginning = settle_start(config, rank, sets.first, tell)
-        check_objective(config, sets)
         config = fit_sets(config, sets, rank.world_size)
         with claim_folders(config.infrastructure, rank):
             return build_and_run(config, rank, sets, stop or StopFlag(), beginning, tell)
@@ -198,11 +196,10 @@ def take_validation_loss(
     """
     config, sets = run.config, run.order.sets
     length, padding = config.data.max_seq_length, run.batches.padding
-    losses: list[float | None] = []
-    details: list[list[float] | None] = []
+    found: list[list[float] | None] = []
     for stream, marking in validation:
         num_windows = count_windows(stream, length, config.training.eval_windows, padding)
-        found = evaluate(
+        one = evaluate(
             run.model,
             stream,
             num_windows,
@@ -215,26 +212,18 @@ def take_validation_loss(
             marking=marking,
             preferences=run.preferences,
         )
-        if found is None and num_windows:
+        if one is None and num_windows:
             return None  # On a stop.
-        losses.append(found[0] if found else None)
-        details.append(found[1:] if found else None)
+        found.append(one)
+    losses = pick(found, 0)
     mean = sets.average(losses)
     if report and mean is not None:
-        more = average_details(run, details)
+        names = enumerate(run.preferences.metrics if run.preferences else (), start=1)
+        more = {f"validation_{name}": sets.average(pick(found, place)) for place, name in names}
         report.log_validation(run.step, mean, sets.by_name(losses), more)
     if mean is not None:
         run.saver.note_loss(run.step, mean)
     return mean
-
-
-def average_details(run: Run, found: Sequence[list[float] | None]) -> dict[str, float | None]:
-    """What was found of pairs beside the loss, as means of the sets' by their shares."""
-    means = {}
-    for place, name in enumerate(run.preferences.metrics if run.preferences else ()):
-        column = [each[place] if each else None for each in found]
-        means[f"validation_{name}"] = run.order.sets.average(column)
-    return means
 
 
 def take_evaluations(run: Run, stop: StopFlag, report: Report | None) -> bool:

@@ -22,6 +22,7 @@ from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
 from train.batches import Batches, Dealing
 from train.begin.shape import Beginning
 from train.begin.weights import ORIGIN, find_origin, load_weights
+from train.chat.files import add_chat_files
 from train.chat.labels import open_markings
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.load import restore
@@ -138,7 +139,8 @@ class Run:
         first = self.order.sets.first
         boundaries = Boundaries(first.manifest.end_of_text, first.manifest.begin_of_text)
         tokenizer_json = read_tokenizer_json(first.folder / TOKENIZER)
-        return describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
+        files = describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
+        return add_chat_files(files, self.order.sets)
 
     def save(self) -> None:
         """Begin to save a checkpoint of this step; all ranks call it together."""
@@ -152,9 +154,7 @@ def build_run(
 
     `beginning` is the folder whose weights a new one begins with, where `model.start` names one.
     """
-    check_precision(rank.device, config.training.precision)
-    check_compression(config.distributed, rank)
-    check_all_shards(config.data, sets, rank)
+    check_settings(config, sets, rank)
     start = agree_on_start(config.infrastructure, rank, say)
     asked, before = config, start.config if start else None
     config = settle_config(config, before, rank, say)
@@ -252,6 +252,13 @@ def open_checked_sets(config: Config) -> Sets:
     for source in sets.sources:
         load_checked_tokenizer(source.shards.folder, source.shards.manifest)
     return sets
+
+
+def check_settings(config: Config, sets: Sets, rank: Rank) -> None:
+    """Raise ValueError for what the device cannot do, and for damage, if that is looked for."""
+    check_precision(rank.device, config.training.precision)
+    check_compression(config.distributed, rank)
+    check_all_shards(config.data, sets, rank)
 
 
 def check_all_shards(data: DataConfig, sets: Sets, rank: Rank) -> None:

@@ -50,6 +50,8 @@ KEYS_WITHOUT_MEANING: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 SHARDS, MIXTURE = "data.shards", "data.mixture"
+# Named settings that go on from a model, which model.start names.
+RECIPES = ("sft",)
 LENGTH = "data.max_seq_length"
 STEPS, EPOCHS = "training.num_training_steps", "training.epochs"
 # Settings that are paths, in which ~ and $NAME mean what they mean to a shell.
@@ -83,7 +85,13 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[str] = ()) 
     for names in (names_data, names_length):
         if names(from_words):
             from_file = [entry for entry in from_file if not names([entry])]
-    return build_config(layer([*from_file, *from_words], expand_path))
+    config = build_config(layer([*from_file, *from_words], expand_path))
+    if name_or_path in RECIPES and config.model.start is None:
+        raise ValueError(
+            f"--config {name_or_path} goes on from a model; add model.start=FOLDER, a checkpoint or "
+            "a model in Hugging Face's format"
+        )
+    return config
 
 
 def build_config(tree: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -119,9 +127,9 @@ def make_plain(value: Any) -> Any:
 
 @cache
 def list_named_configs() -> list[str]:
-    """The names that --config accepts besides paths, smallest model first."""
+    """The names that --config accepts besides paths and RECIPES, smallest model first."""
     folder = resources.files("train") / "configs"
-    names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir()]
+    names = {entry.name.removesuffix(".yaml") for entry in folder.iterdir()} - {*RECIPES}
     return sorted(names, key=lambda name: load_config(name).model.num_parameters())
 
 
@@ -136,7 +144,7 @@ def read_file(name_or_path: str) -> Iterator[Entry]:
     else:
         raise ValueError(
             f"{name_or_path}: no such file; --config takes a path or one of "
-            f"{', '.join(list_named_configs())}"
+            f"{', '.join([*list_named_configs(), *RECIPES])}"
         )
     learn_words(text.splitlines())
     return read_entries(text, name_or_path, LISTS)
