@@ -185,7 +185,7 @@ def test_sets_that_do_not_have_what_is_learned_are_refused(
     words = make_overrides(pairs, tmp_path, **SETTINGS, model__max_position_embeddings=64)
     with pytest.raises(ValueError, match=r"objective is dpo, .* set model\.start to the folder"):
         train(load_config(None, words))
-    with pytest.raises(ValueError, match=r"has preferences, of whose rejected .* objective=dpo"):
+    with pytest.raises(ValueError, match=r"has preferences, of whose rejected .*objective=dpo"):
         run_from(pairs, tmp_path, start, data__max_seq_length=ROW)
     plain, chats = tmp_path / "plain", tmp_path / "chats"
     write_set(plain, TOKENIZER_JSON, make_texts(60), "<|endoftext|>", row_tokens=ROW)
