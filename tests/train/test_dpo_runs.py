@@ -95,15 +95,19 @@ def count_rows(pairs: Path) -> int:
 
 def test_a_made_up_preference_is_learned(pairs: Path, start: Path, tmp_path: Path) -> None:
     """For prompts that were not trained on."""
-    more = {"training__num_training_steps": 25, "training__eval_steps": 1}
+    more = {
+        "training__num_training_steps": 20,
+        "training__eval_steps": 1,
+        "training__global_batch_tokens": 4 * ROW,
+    }
     run_from(pairs, tmp_path, start, **SETTINGS, **more)
     accuracies = read_metrics(tmp_path, "validation_rewards/accuracies")
     losses = read_metrics(tmp_path, "validation_loss")
-    assert accuracies[25] == 1 > accuracies[1]
-    assert losses[25] < 0.1 < 0.6 < losses[1] < np.log(2)
+    assert accuracies[20] == 1 > accuracies[1]
+    assert losses[20] < 0.1 < 0.6 < losses[1] < np.log(2)
     assert read_metrics(tmp_path)[1] == pytest.approx(np.log(2), abs=1e-6)
     margins = read_metrics(tmp_path, "rewards/margins")
-    assert margins[25] > margins[5] > margins[1] == 0
+    assert margins[20] > margins[5] > margins[1] == 0
 
 
 def test_what_is_logged_is_what_the_formula_says(pairs: Path, start: Path, tmp_path: Path) -> None:
