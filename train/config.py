@@ -10,6 +10,7 @@ from typing import Literal
 
 from model.config import ModelConfig
 from shards.mixture.entries import Entry
+from shards.screen.names import quote
 from shards.screen.url import refuse_url
 from shards.where.condition import parse_condition
 from train.training_config import TrainingConfig
@@ -163,7 +164,7 @@ class Config:
             raise ValueError(
                 f"data.max_seq_length is {self.data.max_seq_length}; the model's context, "
                 f"model.max_position_embeddings={self.model.max_position_embeddings}, "
-                "must be at least as long"
+                f"must be at least as long{self._hint_convert()}"
             )
         if self.training.global_batch_tokens is not None:
             self._check_global_batch(self.training.global_batch_tokens)
@@ -182,6 +183,15 @@ class Config:
                 f"data.max_seq_length={self.data.max_seq_length:,} are more tokens a step than a "
                 f"rank can hold; expected at most {MAX_STEP_TOKENS:,}"
             )
+
+    def _hint_convert(self) -> str:
+        """How a folder's context is made longer, if the weights are a folder's."""
+        if self.model.start is None:
+            return ""
+        return (
+            f"; make it so with: velocity convert {quote(self.model.start)} NEW --context "
+            f"{self.data.max_seq_length}, and set model.start to NEW"
+        )
 
     def _check_global_batch(self, num_tokens: int) -> None:
         length = self.data.max_seq_length

@@ -63,6 +63,12 @@ def read_start(path: Path) -> str:
         raise CheckpointError(f"{path}: not UTF-8; use the model's own") from None
 
 
+def read_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens that templates name, as a checkpoint's folder has them."""
+    path = folder / TOKENIZER_CONFIG
+    return read_special_tokens(read_json(path)) if path.is_file() else {}
+
+
 def read_special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens that a tokenizer_config.json names, by their names there."""
     found = {}

@@ -139,7 +139,7 @@ def add_tokenizer(writer: Any, source: Source, tokenizer: GgufTokenizer) -> None
     # As in training: what was not put before a document is not put before a prompt.
     writer.add_add_bos_token(source.adds_begin)
     writer.add_add_eos_token(False)
-    template = read_chat_template(source.folder)
+    template = read_chat_template(source.parts.words)
     if template is not None:
         writer.add_chat_template(hide_generation(template.source))
 

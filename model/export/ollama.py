@@ -33,7 +33,7 @@ def open_runtime(source: Source, path: Path, dtype: str) -> Any:
 
 def make_modelfile(source: Source) -> str:
     """The Modelfile: what a prompt becomes, where a text ends, and how long it may be."""
-    jinja = find_template(source.folder)
+    jinja = find_template(source.parts.words)
     template = None if jinja is None else translate_template(source, jinja)
     stops = [] if template is None else [*template.stops]
     words = map(source.tokenizer.id_to_token, source.ends)
@@ -57,7 +57,7 @@ def translate_template(source: Source, jinja: ChatTemplate) -> GoTemplate | None
         return translate(jinja.render, [token.content for token in added], begin or "")
     except RendererCrash as error:
         raise CheckpointError(
-            f"{source.folder}: the process that runs its chat template crashed: {error}"
+            f"{source.parts.words}: the process that runs its chat template crashed: {error}"
         ) from None
     finally:
         jinja.close()

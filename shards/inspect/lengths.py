@@ -5,11 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.format import Int64
+from shards.reader import Shards
+from shards.sidecar import count_tokens
+from shards.where.choice import mark_documents
+from shards.where.condition import parse_condition
 
 PERCENTILES = (1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 # Lengths below this are counted in an array. Longer ones are kept one by one: 600 G tokens have
 # room for fewer than 600,000 such documents.
 LONG_TOKENS = 1 << 20
+# A condition that is true for all documents.
+EVERY = "num_tokens >= 0"
 
 
 class LengthCounter:
@@ -78,6 +84,15 @@ class Lengths:
         rank = max(int(np.ceil(ends[-1] * percent / 100)), 1)
         return int(self.values[np.searchsorted(ends, rank)])
 
+    def count_longer(self, num_tokens: int) -> tuple[int, int]:
+        """How many documents are longer than this, and how many tokens they have.
+
+        >>> Lengths(np.array([2, 5, 9]), np.array([5, 4, 1])).count_longer(4)
+        (5, 29)
+        """
+        documents = self.documents[self.values > num_tokens]
+        return int(documents.sum()), int(self.values[self.values > num_tokens] @ documents)
+
     def histogram(self) -> list[Bin]:
         """A bin from each power of two to the next, between the shortest document and the longest.
 
@@ -93,3 +108,14 @@ class Lengths:
             Bin(1 << power, (2 << power) - 1, documents[power], tokens[power])
             for power in range(int(powers[0]), int(powers[-1]) + 1)
         ]
+
+
+def count_lengths(shards: Shards, where: str | None, counter: LengthCounter) -> None:
+    """Count the documents of a set's train split, or those that a condition chooses, by length.
+
+    Only sidecars are read. Raises ValueError as `choose` does.
+    """
+    condition = parse_condition(EVERY if where is None else where)
+    for shard in shards.manifest.split("train"):
+        for rows, marks in mark_documents(shards, shard, condition):
+            counter.add(count_tokens(rows)[marks])

@@ -45,7 +45,7 @@ SPECIALS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_
 def render_jinja(source: str, messages: Sequence[dict[str, str]]) -> str:
     variables = {"bos_token": "<s>", "add_generation_prompt": True}
     try:
-        return render(source, [*messages], variables)
+        return render(source, [*messages], variables, ["", ""], has_clock=False)
     except TemplateError as error:
         raise RenderError(str(error)) from None
 

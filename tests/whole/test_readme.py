@@ -199,7 +199,7 @@ class World:
         """Two ranks for as many as there may be."""
         small = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         process = subprocess.run(
-            [sys.executable, *small, *options, *SMALL_RUN],
+            [sys.executable, *small, *options, *shrink(options)],
             cwd=folder,
             env=os.environ | self.environment,
             capture_output=True,
@@ -216,7 +216,10 @@ def run_velocity(words: list[str], folder: Path) -> None:
         "sample": ["--max-new-tokens", "3"],
         "tokenizer": ["--vocab-size", "270"],
     }
-    rows = ["--pack-tokens", str(SMALL["data.max_seq_length"])] if "--pack" in words else []
+    length = str(SMALL["data.max_seq_length"])
+    rows = ["--pack-tokens", length] if "--pack" in words else []
+    if words[0] == "plan" and "--shards" in words:
+        rows = [f"data.max_seq_length={length}"]
     code, said = run_cli([*words, *small.get(words[0], []), *rows], folder)
     assert code == 0, f"{words}\n{said}"
 
@@ -234,9 +237,15 @@ def run_train(options: list[str], folder: Path) -> None:
     from train.loop import train
 
     with contextlib.chdir(folder):
-        config = read_settings([*options, *SMALL_RUN])
+        config = read_settings([*options, *shrink(options)])
         assert config is not None
         train(config)
+
+
+def shrink(options: list[str]) -> list[str]:
+    """The settings of a small run; one that begins with a folder has its shape."""
+    has_shape = any(option.startswith("model.start=") for option in options)
+    return [word for word in SMALL_RUN if not (has_shape and word.startswith("model."))]
 
 
 def run_script(script: str, options: list[str], folder: Path) -> None:

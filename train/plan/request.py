@@ -31,6 +31,14 @@ class Request:
         float, typer.Option(help="Share of the GPUs' peak that the run reaches, up to 1.")
     ] = DEFAULT_MFU
     price: Annotated[float | None, typer.Option(help="Price of a GPU for an hour.")] = None
+    contexts: Annotated[
+        bool,
+        typer.Option(
+            "--contexts",
+            help="Also compare contexts of 2,048 to 32,768 tokens; with --shards, by documents "
+            "that are longer.",
+        ),
+    ] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False
 
     def __post_init__(self) -> None:

@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING
 from shards.mixture.entries import Entry
 from train.config import Config
 from train.gpus import GIGABYTE, find_gpu
+from train.plan.contexts import (
+    Context,
+    compare_contexts,
+    contexts_as_json,
+    tabulate_contexts,
+)
 from train.plan.plan import Machines, Wishes, make_plan
 from train.plan.request import Request
 from train.plan.show import describe_plan, describe_sizes, plan_as_json
@@ -15,6 +21,8 @@ from train.start.choose import list_configs
 from train.start.ids import fit_model
 
 if TYPE_CHECKING:
+    from shards.inspect.lengths import Lengths
+    from shards.mixture.sets import MixedOrder
     from shards.reader import Shards
 
 
@@ -36,12 +44,29 @@ def run_plan(request: Request, overrides: Sequence[str]) -> list[str]:
         config = fit_model(config, sets.first.folder, sets.first.manifest)
     else:
         config = take_start(config, None)
-    machines = find_machines(request)
+    machines, wishes = find_machines(request), Wishes(request.mfu, request.price, order)
+    contexts: list[Context] = []
+    if request.contexts:
+        lengths = count_all_lengths(order, entries) if order and entries else None
+        contexts = compare_contexts(config, machines, wishes, lengths)
+    table = ["", *tabulate_contexts(config, machines, contexts)] if contexts else []
     if machines is None:
-        return describe_sizes(config)
-    wishes = Wishes(request.mfu, request.price, order)
+        return [*describe_sizes(config), *table]
     made = make_plan(config, machines, wishes)
-    return [json.dumps(plan_as_json(made))] if request.as_json else describe_plan(made)
+    if not request.as_json:
+        return [*describe_plan(made), *table]
+    more = {"contexts": contexts_as_json(contexts)} if contexts else {}
+    return [json.dumps(plan_as_json(made) | more)]
+
+
+def count_all_lengths(order: "MixedOrder", entries: Sequence[Entry]) -> "Lengths":
+    """The lengths of the documents of all sets that a run reads."""
+    from shards.inspect.lengths import LengthCounter, count_lengths
+
+    counter = LengthCounter()
+    for entry, source in zip(entries, order.sets.sources, strict=True):
+        count_lengths(source.shards, entry.where, counter)
+    return counter.finish()
 
 
 def take_start(config: Config, shards: "Shards | None") -> Config:
