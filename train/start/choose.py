@@ -74,7 +74,10 @@ def tabulate_configs() -> list[list[str]]:
 def list_configs() -> list[str]:
     """The same as lines for the terminal, in columns."""
     names = ", ".join(RECIPES)
-    return [*align(tabulate_configs()), f"{names}: fine-tuning, of the model that model.start names"]
+    return [
+        *align(tabulate_configs()),
+        f"{names}: fine-tuning, of the model that model.start names",
+    ]
 
 
 def suggest_command(
