@@ -88,8 +88,8 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[str] = ()) 
     config = build_config(layer([*from_file, *from_words], expand_path))
     if name_or_path in RECIPES and config.model.start is None:
         raise ValueError(
-            f"--config {name_or_path} goes on from a model; add model.start=FOLDER, a checkpoint or "
-            "a model in Hugging Face's format"
+            f"--config {name_or_path} goes on from a model; add model.start=FOLDER, a checkpoint "
+            "or a model in Hugging Face's format"
         )
     return config
 
