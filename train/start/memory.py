@@ -69,7 +69,8 @@ def estimate_memory(config: Config, device_type: str, num_ranks: int = 1) -> Mem
     is_half = training.precision != "fp32"
     return Memory(
         base=BASE_BYTES.get(device_type, BASE_BYTES["cpu"]),
-        weights=4 * own,
+        # With those of DPO's reference.
+        weights=4 * own * (2 if training.objective == "dpo" else 1),
         gradients=4 * own,
         optimizer=-(-config.optimizer_bytes // num_ranks) if is_sharded else config.optimizer_bytes,
         exchange=exchange_bytes(model, num_ranks, is_sharded),
