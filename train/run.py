@@ -24,6 +24,8 @@ from train.batches import Batches, Dealing
 from train.begin.adapter import describe_run_adapter, find_adapted, put_adapter
 from train.begin.shape import Beginning
 from train.begin.weights import ORIGIN, find_origin, load_weights
+from train.chat.files import add_chat_files
+from train.chat.labels import open_markings
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.load import restore
 from train.checkpoints.position import OPTIMIZER, Position
@@ -48,6 +50,7 @@ from train.ranks.strategy import (
 from train.samples import Sampler, make_sampler
 from train.start.blocks import set_up_blocks
 from train.start.documents import separate_documents
+from train.start.ids import find_length
 from train.start.report import check_start
 from train.start.settle import settle_config
 from train.start.trial import try_on_gpu
@@ -135,6 +138,7 @@ class Run:
         boundaries = Boundaries(first.manifest.end_of_text, first.manifest.begin_of_text)
         tokenizer_json = read_tokenizer_json(first.folder / TOKENIZER)
         files = describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
+        files = add_chat_files(files, self.order.sets)
         if self.config.training.adapter is None:
             return files
         origin = self.parts[ORIGIN].state_dict()
@@ -231,8 +235,7 @@ def find_sampler(
 
 def open_checked_sets(config: Config) -> Sets:
     """The run's sets; ValueError if they, or their tokenizers, are not what they were."""
-    data = config.data
-    sets = open_sets(data.entries, data.max_seq_length, config.infrastructure.seed)
+    sets = open_sets(config.data.entries, find_length(config), config.infrastructure.seed)
     for source in sets.sources:
         load_checked_tokenizer(source.shards.folder, source.shards.manifest)
     return sets
@@ -271,9 +274,9 @@ def build_model(config: Config, rank: Rank, beginning: Beginning | None = None) 
 def make_batches(config: Config, rank: Rank, order: MixedOrder, position: Position) -> Batches:
     """This rank's share of the samples after those already consumed."""
     stream = order.sets.stream(config.data.checks_first_reads)
-    padding = find_padding(order.sets.first.manifest)
-    dealing = find_dealing(config, rank, position.step)
-    return Batches(stream, order, dealing, rank.device, position.samples_consumed, padding)
+    dealing, consumed = find_dealing(config, rank, position.step), position.samples_consumed
+    padding, marking = find_padding(order.sets.first.manifest), open_markings(order.sets)
+    return Batches(stream, order, dealing, rank.device, consumed, padding, marking)
 
 
 def find_dealing(config: Config, rank: Rank, step: int) -> Dealing:

@@ -48,7 +48,16 @@ TRAIN = {
     "train",
     *(
         f"train.{room}"
-        for room in ("start", "begin", "checkpoints", "tracing", "reports", "proof", "tuning")
+        for room in (
+            "start",
+            "begin",
+            "chat",
+            "checkpoints",
+            "tracing",
+            "reports",
+            "proof",
+            "tuning",
+        )
     ),
     "train.plan",
     "train.inspect",
@@ -108,12 +117,14 @@ MAY_IMPORT = {
     "train.ranks": BASE,
     "train.step": {"train.ranks", "model", *BASE},
     "train.checkpoints": STEPPING | SHARDS | MODEL,
+    "train.chat": SHARDS | MODEL,
     "train.begin": {"train.checkpoints", "train.ranks"} | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.publish": {"train.page", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.evaluation": {
-        f"train.{room}" for room in ("evaluation.code", "start", "words", "checkpoints", "ranks")
+        f"train.{room}"
+        for room in ("evaluation.code", "start", "chat", "words", "checkpoints", "ranks")
     }
     | (SHARDS | MODEL),
     "train.evaluation.code": {"train.evaluation"} | SHARDS | MODEL,
@@ -132,7 +143,8 @@ MAY_IMPORT = {
     }
     | (SHARDS | MODEL),
     "train": {
-        f"train.{r}" for r in ("start", "begin", "words", "checkpoints", "reports", "evaluation")
+        f"train.{room}"
+        for room in ("start", "begin", "chat", "words", "checkpoints", "reports", "evaluation")
     }
     | STEPPING
     | (SHARDS | MODEL),
