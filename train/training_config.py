@@ -169,7 +169,7 @@ class TrainingConfig:
         """The adapter that is trained, if one is; with rows of its own for these tokens."""
         if self.adapter is None:
             return None
-        targets = self.adapter_targets or TARGETS
+        targets = tuple(t for t in TARGETS if t in (self.adapter_targets or TARGETS))
         shape = self.adapter, self.adapter_rank, self.adapter_alpha, targets
         return AdapterConfig(*shape, token_ids=token_ids)
 
