@@ -169,9 +169,7 @@ def build_run(
     position = continue_sets(sets, start.position) if start else begin_sets(sets)
     check_start(config, rank, order_samples(sets, position), position.step, say)
     evaluations = open_evaluations(config, sets.first, say)
-    adapted = find_adapted(config, rank, sets.first, beginning, start)
-    model = build_model(config, rank, adapted)
-    put_adapter(model, config, sets.first, adapted, say)
+    model = build_adapted(config, rank, sets.first, beginning, start, say)
     separate_documents(model, config.data, sets.first.manifest)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
@@ -250,6 +248,21 @@ def check_all_shards(data: DataConfig, sets: Sets, rank: Rank) -> None:
         manifest = source.shards.manifest
         own = manifest.shards[rank.rank :: rank.world_size]
         check_shards(source.shards.folder, manifest, own)
+
+
+def build_adapted(
+    config: Config,
+    rank: Rank,
+    shards: Shards,
+    beginning: Beginning | None,
+    start: Start | None,
+    say: Say,
+) -> Transformer:
+    """The run's model; where an adapter is trained, that of the folder with the adapter on it."""
+    folder = find_adapted(config, rank, shards, beginning, start)
+    model = build_model(config, rank, folder)
+    put_adapter(model, config, shards, folder, say)
+    return model
 
 
 def build_model(config: Config, rank: Rank, beginning: Beginning | None = None) -> Transformer:
