@@ -98,6 +98,8 @@ def test_a_run_trains_and_saves_its_adapter_alone(
     verify(folder)
     config = AdapterConfig("dora" if kind == "dora" else "lora", 4, 16, ("q_proj", "down_proj"))
     assert read_adapter_config(folder) == config
+    # Ollama refuses 16.0.
+    assert '"lora_alpha": 16,' in (folder / "adapter_config.json").read_text()
     run = read_run_config(folder)
     shapes = {name: t.shape for name, t in load_file(folder / "adapter_model.safetensors").items()}
     assert sum(shape.numel() for shape in shapes.values()) == run.trained_parameters
