@@ -34,14 +34,16 @@ class DataConfig:
     # {web/: 0.7, code/: 0.3}, or a list of {shards: web/, weight: 0.7}, each of which may have a
     # where of its own; null = the set in shards.
     mixture: tuple[Entry, ...] | None = None
-    # Tokens that one sample feeds to the model; a window is one token longer.
+    # Tokens that one sample feeds to the model; a window is one token longer. auto = the rows
+    # of a packed set.
     max_seq_length: int = 2048
     # Train only on the documents that meet this condition on their columns, such as
     # "num_tokens >= 100 and 'wikipedia.org' in url", as if the train split had no others; null = on
     # all. The validation split is read whole.
     where: str | None = None
     # What a token sees: "window" = all tokens before it in its window; "document" = those of its
-    # own document alone, and positions begin anew with each document.
+    # own document alone, and positions begin anew with each document. A run that reads a set of
+    # chats always has "document".
     attention: DataAttention = "window"
     # Damage in the shards ends the run: "first-read" compares each MiB with its checksum the first
     # time it is read, beside training; "open" hashes all shards before the first step; "off" = only
@@ -57,9 +59,9 @@ class DataConfig:
                     "data.where is for the one set of data.shards; with data.mixture, give the "
                     "entries that it is for a where of their own"
                 )
-        if self.max_seq_length < 1:
+        if self.max_seq_length < 0:
             raise ValueError(
-                f"data.max_seq_length is {self.max_seq_length}; expected at least 1 token"
+                f"data.max_seq_length is {self.max_seq_length}; expected at least 1 token, or auto"
             )
 
     @property
@@ -166,6 +168,7 @@ class Config:
                 f"model.max_position_embeddings={self.model.max_position_embeddings}, "
                 f"must be at least as long{self._hint_convert()}"
             )
+        self._check_adapter()
         if self.training.global_batch_tokens is not None:
             self._check_global_batch(self.training.global_batch_tokens)
             return
@@ -193,8 +196,21 @@ class Config:
             f"{self.data.max_seq_length}, and set model.start to NEW"
         )
 
+    def _check_adapter(self) -> None:
+        kind = self.training.adapter
+        if kind is not None and self.model.start is None:
+            raise ValueError(
+                f"training.adapter is {kind}, and model.start names no model that it is for; set "
+                "model.start to a checkpoint or to another model's folder"
+            )
+        if kind is not None and self.distributed.strategy == "fsdp":
+            raise ValueError(
+                f"training.adapter is {kind}, which needs distributed.strategy=ddp: what is cut up "
+                "under fsdp, gradients and moments, is small for an adapter"
+            )
+
     def _check_global_batch(self, num_tokens: int) -> None:
-        length = self.data.max_seq_length
+        length = self.data.max_seq_length or 1  # 1 where that is not known yet.
         if 0 < num_tokens <= MAX_STEP_TOKENS and num_tokens % length == 0:
             return
         nearest = max(round(min(num_tokens, MAX_STEP_TOKENS) / length), 1) * length
@@ -245,15 +261,24 @@ class Config:
         return samples * self.data.max_seq_length
 
     @property
+    def trained_parameters(self) -> int:
+        """How many parameters are trained, and saved: an adapter's, or all of the model's.
+
+        Without the rows of new tokens, which are few.
+        """
+        adapter = self.training.make_adapter()
+        return self.model.num_parameters() if adapter is None else adapter.count(self.model)
+
+    @property
     def optimizer_bytes(self) -> int:
-        """Bytes of the optimizer's state: AdamW's two means of each parameter, Muon's one."""
+        """Bytes of the optimizer's state: AdamW's two means of what is trained, Muon's one."""
         has_one = self.model.block_matrix_parameters if self.training.optimizer == "muon" else 0
-        return NUMBER_BYTES * (2 * self.model.num_parameters() - has_one)
+        return NUMBER_BYTES * (2 * self.trained_parameters - has_one)
 
     @property
     def checkpoint_bytes(self) -> int:
         """Bytes of a checkpoint."""
-        return NUMBER_BYTES * self.model.num_parameters() + self.optimizer_bytes
+        return NUMBER_BYTES * self.trained_parameters + self.optimizer_bytes
 
     @property
     def disk_bytes(self) -> int:

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from model.checkpoints.folder import describe_model, name_weights
+from model.adapters.files import deal_saved
+from model.checkpoints.folder import describe_model
 from model.checkpoints.hugging_face import Boundaries
-from model.checkpoints.weights import deal_weights, make_index
+from model.checkpoints.weights import make_index
 from model.transformer import FORWARD_METHODS, Transformer
 from shards.disk.layout import TOKENIZER
 from shards.inspect.verify import check_shards
@@ -20,8 +21,11 @@ from shards.reader import Shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
 from train.batches import Batches, Dealing
+from train.begin.adapter import describe_run_adapter, find_adapted, put_adapter
 from train.begin.shape import Beginning
-from train.begin.weights import find_origin, load_weights
+from train.begin.weights import ORIGIN, find_origin, load_weights
+from train.chat.files import add_chat_files
+from train.chat.labels import open_markings
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.load import restore
 from train.checkpoints.position import OPTIMIZER, Position
@@ -46,6 +50,7 @@ from train.ranks.strategy import (
 from train.samples import Sampler, make_sampler
 from train.start.blocks import set_up_blocks
 from train.start.documents import separate_documents
+from train.start.ids import find_length
 from train.start.report import check_start
 from train.start.settle import settle_config
 from train.start.trial import try_on_gpu
@@ -108,7 +113,7 @@ class Run:
 
     def take_snapshot(self) -> Snapshot | None:
         """What a checkpoint holds now, on the first rank; all ranks call it together."""
-        files = deal_weights(name_weights(self.model))
+        files = deal_saved(self.model)
         contents: dict[str, bytes] = {}
         if self.rank.is_first:
             state = describe_state(self.config, self.position, self.parts)
@@ -132,7 +137,12 @@ class Run:
         first = self.order.sets.first
         boundaries = Boundaries(first.manifest.end_of_text, first.manifest.begin_of_text)
         tokenizer_json = read_tokenizer_json(first.folder / TOKENIZER)
-        return describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
+        files = describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
+        files = add_chat_files(files, self.order.sets)
+        if self.config.training.adapter is None:
+            return files
+        origin = self.parts[ORIGIN].state_dict()
+        return files | describe_run_adapter(self.config, self.model, origin)
 
     def save(self) -> None:
         """Begin to save a checkpoint of this step; all ranks call it together."""
@@ -159,7 +169,7 @@ def build_run(
     position = continue_sets(sets, start.position) if start else begin_sets(sets)
     check_start(config, rank, order_samples(sets, position), position.step, say)
     evaluations = open_evaluations(config, sets.first, say)
-    model = build_model(config, rank, beginning)
+    model = build_adapted(config, rank, sets.first, beginning, start, say)
     separate_documents(model, config.data, sets.first.manifest)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
@@ -223,8 +233,7 @@ def find_sampler(
 
 def open_checked_sets(config: Config) -> Sets:
     """The run's sets; ValueError if they, or their tokenizers, are not what they were."""
-    data = config.data
-    sets = open_sets(data.entries, data.max_seq_length, config.infrastructure.seed)
+    sets = open_sets(config.data.entries, find_length(config), config.infrastructure.seed)
     for source in sets.sources:
         load_checked_tokenizer(source.shards.folder, source.shards.manifest)
     return sets
@@ -239,6 +248,21 @@ def check_all_shards(data: DataConfig, sets: Sets, rank: Rank) -> None:
         manifest = source.shards.manifest
         own = manifest.shards[rank.rank :: rank.world_size]
         check_shards(source.shards.folder, manifest, own)
+
+
+def build_adapted(
+    config: Config,
+    rank: Rank,
+    shards: Shards,
+    beginning: Beginning | None,
+    start: Start | None,
+    say: Say,
+) -> Transformer:
+    """The run's model; where an adapter is trained, that of the folder with the adapter on it."""
+    folder = find_adapted(config, rank, shards, beginning, start)
+    model = build_model(config, rank, folder)
+    put_adapter(model, config, shards, folder, say)
+    return model
 
 
 def build_model(config: Config, rank: Rank, beginning: Beginning | None = None) -> Transformer:
@@ -263,9 +287,9 @@ def build_model(config: Config, rank: Rank, beginning: Beginning | None = None) 
 def make_batches(config: Config, rank: Rank, order: MixedOrder, position: Position) -> Batches:
     """This rank's share of the samples after those already consumed."""
     stream = order.sets.stream(config.data.checks_first_reads)
-    padding = find_padding(order.sets.first.manifest)
-    dealing = find_dealing(config, rank, position.step)
-    return Batches(stream, order, dealing, rank.device, position.samples_consumed, padding)
+    dealing, consumed = find_dealing(config, rank, position.step), position.samples_consumed
+    padding, marking = find_padding(order.sets.first.manifest), open_markings(order.sets)
+    return Batches(stream, order, dealing, rank.device, consumed, padding, marking)
 
 
 def find_dealing(config: Config, rank: Rank, step: int) -> Dealing:

@@ -19,6 +19,8 @@ from model.chat.template import ChatTemplate, RenderError, find_template, start
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import CheckpointError
 from model.decode.settings import Settings
+from tests.model.test_chat import END
+from tests.model.test_chat import write_folder as write_chat_folder
 from tests.servers.model_server import RunningServer, run_server
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model
 
@@ -178,6 +180,29 @@ def test_a_response_is_the_same_text(client: OpenAI) -> None:
     ]
     short = client.responses.create(model=MODEL, input="one", max_output_tokens=1)
     assert short.output[0].type == "message"
+
+
+def test_a_folder_as_training_on_chats_saves_it_ends_an_answer_with_the_turn(
+    tmp_path: Path,
+) -> None:
+    folder = write_chat_folder(tmp_path / MODEL)
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        MESSAGES, add_generation_prompt=True
+    )["input_ids"]
+    with run_server(folder) as server:
+        assert server.client.get("/v1/models").json()["data"][0]["chat"] is True
+        # The end of a turn is as good as certain, at once.
+        fields = {"model": MODEL, "logit_bias": {str(END): 100}}
+        answer = server.post(
+            "/v1/chat/completions", **fields, messages=MESSAGES, return_token_ids=True
+        ).json()
+        [choice] = answer["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("", "stop")
+        assert choice["token_ids"] == [END]
+        assert choice["prompt_token_ids"] == expected
+        response = server.post("/v1/responses", **fields, input=MESSAGES).json()
+        assert (response["status"], response["ended_by"]) == ("completed", "end_of_text")
+        assert response["usage"]["input_tokens"] == len(expected)
 
 
 def test_messages_that_the_template_refuses_are_a_400_with_its_words(client: OpenAI) -> None:
