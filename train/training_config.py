@@ -6,7 +6,7 @@ from typing import Literal
 from model.adapters.config import TARGETS, AdapterConfig, Kind, check_targets
 from model.config import AttentionKernel
 from train.words.bounds import FIRST_LOSS_SCALE as FIRST_LOSS_SCALE  # For the loss scale.
-from train.words.bounds import check_training
+from train.words.bounds import check_dpo, check_training
 
 Precision = Literal["fp16", "bf16", "fp32"]
 OnBadStep = Literal["warn", "skip", "rollback"]
@@ -171,6 +171,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_training(self)
+        check_dpo(self)
         check_targets(self.adapter_targets or TARGETS, "training.adapter_targets")
 
     def make_adapter(self, token_ids: tuple[int, ...] = ()) -> AdapterConfig | None:

@@ -69,7 +69,6 @@ def check_training(training: Any) -> None:
             "number from 0 to 1"
         )
     check_bad_steps(training)
-    check_dpo(training)
     for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
         if not 0 <= getattr(training, name) < 1:
             raise ValueError(
