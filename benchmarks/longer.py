@@ -4,8 +4,9 @@ A small model is trained with a context of 128 tokens on long documents. `veloci
 its context 512, in each way, and each is trained on (`model.start`) for a tenth of the tokens, in
 windows of 512. All are then asked the same: the loss at each position of held-out windows of 512.
 
-Beside them stands the model whose config says 512 and nothing else, before and after the same
-training. What is in WORK is not made again.
+Beside them stand the model whose config says 512 and nothing else, before and after the same
+training, and the model as it was, which reads each token with up to 127 before it: how hard the
+tokens are at each position. What is in WORK is not made again.
 """
 
 import argparse
@@ -73,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--further-steps", type=int, default=50, help="with the long one")
     parser.add_argument("--rate", type=float, default=8e-3, help="the learning rate at first")
     parser.add_argument("--further-rate", type=float, default=2e-3, help="and with the long one")
-    parser.add_argument("--windows", type=int, default=1024, help="held-out ones, of 512 tokens")
+    parser.add_argument("--windows", type=int, default=512, help="held-out ones, of 512 tokens")
     return parser.parse_args()
 
 
@@ -91,6 +92,7 @@ def main() -> None:
         further = train(options, name, LONG, steps, options.further_rate, start)
         found[way] = {"before": measure(start, windows), "after": measure(further, windows)}
         say(f"{way}: {json.dumps(found[way])}")
+    found = {"short": measure_short(base, windows), "ways": found}
     work = {
         "parameters": load_model(base).config.num_parameters(),
         "tokens": {
@@ -101,7 +103,7 @@ def main() -> None:
         "positions_per_bucket": BUCKET,
         "documents": describe_documents(options.work / "shards"),
     }
-    print_line("longer", options, {"work": work, "ways": found}, ("torch",))
+    print_line("longer", options, {"work": work, **found}, ("torch",))
 
 
 def run(*words: object) -> None:
@@ -184,8 +186,25 @@ def read_windows(shards: Path, count: int) -> Tensor:
 
 def measure(folder: Path, windows: Tensor) -> Json:
     """The loss of a checkpoint by position, in nats a token, and its standard error by window."""
-    parts = find_losses(load_model(folder).eval(), windows).view(len(windows), -1, BUCKET).mean(2)
-    errors = parts.std(0) / len(windows) ** 0.5
+    return summarize(find_losses(load_model(folder).eval(), windows))
+
+
+def measure_short(folder: Path, windows: Tensor) -> Json:
+    """The same for a model that reads 128 tokens: with the last 96 to 127 before each at least.
+
+    It tells how hard the tokens at each position are.
+    """
+    model, losses = load_model(folder).eval(), []
+    for stop in range(BUCKET, LONG + 1, BUCKET):
+        part = windows[:, max(stop - SHORT, 0) : stop + 1]
+        losses.append(find_losses(model, part)[:, -BUCKET:])
+    return summarize(torch.cat(losses, 1))
+
+
+def summarize(losses: Tensor) -> Json:
+    """The losses (B, T) of windows by position."""
+    parts = losses.view(len(losses), -1, BUCKET).mean(2)
+    errors = parts.std(0) / len(losses) ** 0.5
     return {
         "loss_by_position": [round(loss, 4) for loss in parts.mean(0).tolist()],
         "standard_error": round(float(errors.mean()), 4),

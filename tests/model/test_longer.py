@@ -24,6 +24,8 @@ from model.convert.longer import lengthen
 from model.convert.options import Longer, Stretch
 from model.convert.stretch import stretch_context
 from model.decode.settings import Settings
+from model.export import int8
+from model.export.source import open_source
 from model.generate import load_generator
 from model.rotation import find_frequencies, find_length_factor
 from model.serve.batcher import Batcher
@@ -301,6 +303,17 @@ def test_a_folder_from_elsewhere_stays_one(tmp_path: Path) -> None:
     lengthen(out, tmp_path / "more", Longer(240, "yarn"))
     scaling = read_json(tmp_path / "more" / "config.json")["rope_scaling"]
     assert (scaling["factor"], scaling["original_max_position_embeddings"]) == (5.0, 48)
+
+
+def test_an_int8_folder_gets_longer_too(short: Path, tmp_path: Path) -> None:
+    """Its weights are what they were, as numbers and as a file."""
+    folder = int8.write(open_source(short), tmp_path, "int8", "int8")
+    lengthen(folder, tmp_path / "out", Longer(NEW, "yarn"))
+    before, after = load_model(folder), load_model(tmp_path / "out")
+    assert (before.config.context, after.config.context) == (OLD, NEW)
+    assert after.state_dict().keys() == before.state_dict().keys()
+    for name, weight in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], weight)
 
 
 @pytest.mark.parametrize("way", WAYS)
