@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from model.adapters.command import fetch, merge
 from model.config import Kept
-from model.convert.options import Longer
+from model.convert.options import CONVERT_HELP, Longer
 from model.decode.settings import Settings
 from model.export.request import FormatName, make_request
 from model.sample.command import chat
 from model.sample.options import (
     CKPT_HELP,
+    BaseOption,
     CkptOption,
     DeviceOption,
     DtypeOption,
@@ -37,7 +39,7 @@ from shards.entry.options import expect_paths, takes_options
 from shards.entry.unquoted import explain_extra_files
 from shards.screen.lines import align, open_output, put, say, say_text
 from shards.screen.names import quote
-from shards.screen.url import is_hub_model, read_checkpoint
+from shards.screen.url import read_checkpoint
 from train.commands import (
     Overrides,
     find,
@@ -56,11 +58,6 @@ from train.evaluation.request import Request as Evaluation
 if TYPE_CHECKING:
     from model.decode.generator import Generator
 
-
-CONVERT_HELP = (
-    "A checkpoint of the original VelocityLM, or one of ours whose tokenizer keeps others from "
-    "writing <|endoftext|>; with --context, any. May be hf://user/name."
-)
 
 app = typer.Typer(
     name="velocity",
@@ -86,6 +83,7 @@ for name, command in (
     shards_app.command(name)(command)
 app.command()(plan)
 app.command()(inspect)
+app.command()(merge)
 # Not a command, but what many type first.
 app.command(hidden=True, context_settings={"ignore_unknown_options": True})(train)
 
@@ -150,6 +148,7 @@ def sample(
     output: Output,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    base: BaseOption = None,
 ) -> None:
     """Generate text from a checkpoint; on a terminal and without a prompt, ask for prompts."""
     from model.sample.console import write_texts
@@ -162,7 +161,7 @@ def sample(
     settings = settings.read_escapes()
     if settings.seed is None and (output.all or output.as_json):
         settings = replace(settings, seed=randbelow(2**32))  # Each text can be written again.
-    load, ckpt = make_load(device, dtype), fetch(ckpt)
+    load, ckpt = make_load(device, dtype, base), fetch(ckpt)
     asks = source.is_empty and sys.stdin.isatty() and sys.stdout.isatty()
     if asks and not output.all and not output.as_json:
         repl = Repl(load(ckpt), settings, open_output(), say, streams=output.stream)
@@ -181,23 +180,18 @@ def sample(
 app.command()(chat)
 
 
-def fetch(ckpt: Path) -> Path:
-    """A checkpoint on this machine; a model of the Hub (hf://user/name) is fetched first."""
-    if not is_hub_model(ckpt):
-        return ckpt
-    from prep.remote.hub_model import fetch_model
-
-    return fetch_model(ckpt, say)
-
-
-def make_load(device: str | None, dtype: Kept | None) -> "partial[Generator]":
+def make_load(
+    device: str | None, dtype: Kept | None, base: Path | None = None
+) -> "partial[Generator]":
     """What loads a checkpoint as these options say."""
     from model.generate import load_generator
     from prep.tokenizer.gpt2 import build_gpt2_json
 
     # A checkpoint has its own tokenizer; only the original VelocityLM's lack one, which is GPT-2's.
     tokenizer_json = build_gpt2_json()
-    return partial(load_generator, device=device, tokenizer_json=tokenizer_json, dtype=dtype)
+    return partial(
+        load_generator, device=device, tokenizer_json=tokenizer_json, dtype=dtype, base=base
+    )
 
 
 @app.command("eval")
@@ -207,11 +201,12 @@ def evaluate(
     request: Evaluation,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    base: BaseOption = None,
 ) -> None:
     """Say how well a checkpoint predicts a set or texts: loss, perplexity, bits per byte."""
     from train.evaluation.run import evaluate
 
-    for line in evaluate(fetch(ckpt), request, make_load(device, dtype), say):
+    for line in evaluate(fetch(ckpt), request, make_load(device, dtype, base), say):
         put(line)
 
 
@@ -229,6 +224,7 @@ def serve(
     limits: Serving,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    base: BaseOption = None,
     shards: Annotated[
         Path | None,
         typer.Option(help="The training set, indexed: the page and /v1/trace find texts in it."),
@@ -249,7 +245,7 @@ def serve(
     if run is not None and shards is None:
         raise ValueError("--run is for --shards; give both, or neither")
     trace = None if shards is None else open_trace(shards, run)
-    serve_models([*map(fetch, ckpt)], limits, make_load(device, dtype), trace=trace)
+    serve_models([*map(fetch, ckpt)], limits, make_load(device, dtype, base), trace=trace)
 
 
 def open_trace(shards: Path, run: Path | None) -> Callable[[str, int, int], dict[str, Any]]:
@@ -287,9 +283,10 @@ def export(
         Path | None,
         typer.Option(help="A text to certify with. Default: Python's documentation."),
     ] = None,
+    base: BaseOption = None,
 ) -> None:
     """Write a checkpoint for another runtime; it is loaded there and compared before it counts."""
-    request = make_request(fetch(ckpt), format, out, dtype)
+    request = make_request(fetch(ckpt), format, out, dtype, base and fetch(base))
     from model.export.run import export as export_checkpoint
     from model.sample.prompts import read_text
     from prep.python_docs import read_topics

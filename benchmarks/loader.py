@@ -97,7 +97,7 @@ def read_velocity(stream: TokenStream, options: argparse.Namespace) -> Iterator[
     batches = Batches(stream, make_order(options), dealing, torch.device("cpu"), consumed=0)
     try:
         while True:
-            yield from batches.next_step()
+            yield from ((batch.tokens, batch.targets) for batch in batches.next_step())
     finally:
         batches.close()
 

@@ -118,7 +118,7 @@ def read_first_batch(folder: Path) -> torch.Tensor:
     order = MixedOrder.begin(sets)
     dealing = Dealing(32, accumulation_steps=4, rank=0, world_size=1)
     batches = Batches(stream, order, dealing, torch.device("cpu"), consumed=0)
-    tokens, _ = next(batches.next_step())
+    tokens = next(batches.next_step()).tokens
     batches.close()
     return tokens
 

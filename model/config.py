@@ -53,10 +53,6 @@ class ModelConfig:
     1,713,639,424 parameters, 11,489,193,984 FLOPs
     """
 
-    # A folder whose weights and shape a new run begins with: a checkpoint, a folder of checkpoints,
-    # which stands for the newest of them, or any Llama-shaped model in Hugging Face's format. Other
-    # settings of this section may be left out, or be the folder's. null = random weights.
-    start: str | None = None
     # Rows of the embedding, one per token in the vocabulary; "auto" = as many as the tokenizer of
     # the set has.
     vocab_size: int | Literal["auto"] = "auto"
@@ -105,6 +101,10 @@ class ModelConfig:
     rope_attention_factor: float | None = None
     # For yarn: whether the range between both is widened to whole dimensions.
     rope_truncate: bool = True
+    # A folder whose weights and shape a new run begins with: a checkpoint, a folder of checkpoints,
+    # which stands for the newest of them, or any Llama-shaped model in Hugging Face's format. Other
+    # settings of this section may be left out, or be the folder's. null = random weights.
+    start: str | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -153,13 +153,24 @@ class Separation:
         compiler: Any = torch.compiler
         self.attend_each = compiler.disable(attend_each)
 
-    def find(self, tokens: Tensor, dtype: torch.dtype, head_size: int) -> tuple[Tensor, Documents]:
+    def find(
+        self,
+        tokens: Tensor,
+        dtype: torch.dtype,
+        head_size: int,
+        firsts: Tensor | None = None,
+    ) -> tuple[Tensor, Documents]:
         """The positions (B, T) of tokens (B, T) in their documents, and the documents.
 
-        `dtype` is that of queries and keys. There must be marks.
+        `dtype` is that of queries and keys. `firsts` (B, T) says which tokens begin a document;
+        without it there must be marks. A row's first token begins one in any case.
         """
-        assert self.marks is not None
-        is_first = find_firsts(tokens, self.marks)
+        if firsts is None:
+            assert self.marks is not None
+            is_first = find_firsts(tokens, self.marks)
+        else:
+            is_first = firsts.clone()
+            is_first[:, 0] = True
         bounds = find_bounds(is_first)
         if self.is_compiled:
             torch._dynamo.maybe_mark_dynamic(bounds, 0)  # One graph for any number of documents.

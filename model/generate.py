@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from model.checkpoints.folder import find_stored_dtype, load_model
+from model.adapters.parts import Parts, find_parts, load_parts
+from model.checkpoints.folder import find_stored_dtype
 from model.checkpoints.hugging_face import read_token_ids
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
 from model.checkpoints.original import load_seed_model
@@ -16,7 +17,6 @@ from model.checkpoints.seal import (
     GENERATION_CONFIG,
     TOKENIZER_CONFIG,
     CheckpointError,
-    find_checkpoint,
     is_sealed,
     is_seed_checkpoint,
     read_json,
@@ -39,32 +39,35 @@ def load_generator(
     device: str | torch.device | None = None,
     tokenizer_json: str | None = None,
     dtype: Kept | None = None,
+    base: Path | None = None,
 ) -> "Generator":
     """The generator of a checkpoint folder, or of the newest checkpoint in a folder of them.
 
-    `checkpoint_path` may be hf://user/name[@revision]: a model of the Hub, which is fetched first.
+    `checkpoint_path`, and `base`, may be hf://user/name[@revision]: a model of the Hub, which is
+    fetched first.
     Uses a GPU if there is one, with CUDA in bf16 or fp16, with MPS in fp32; a CPU computes in
     fp32. `dtype` is what weights are rounded to and, where that is faster, kept in: less to read is
     less time. `tokenizer_json` is the text of a tokenizer.json for a folder without one, such as
-    the original VelocityLM's. Raises CheckpointError if the folder is not a checkpoint or damaged.
+    the original VelocityLM's. `base` is the model that an adapter is for, unless it is where it was
+    when the adapter was trained; the adapter is merged into it. Raises CheckpointError if the
+    folder is not a checkpoint or damaged.
     """
-    if is_hub_model(checkpoint_path):
-        from prep.remote.hub_model import fetch_model
-
-        checkpoint_path = fetch_model(checkpoint_path, logger.info)
-    folder = find_checkpoint(Path(checkpoint_path))
+    parts = find_parts(fetch(checkpoint_path), base and fetch(base))
+    if parts.base is not None:
+        logger.warning("velocity: %s", parts.describe())
+    folder, words = parts.folder, parts.words
     device = choose_device(device)
-    is_seed, is_complete = is_seed_checkpoint(folder), is_sealed(folder)
-    tokenizer = load_tokenizer(folder, is_seed or is_complete, tokenizer_json)
-    begins, ends = ([], []) if is_seed else _read_token_ids(folder)
-    stored = None if is_seed else find_stored_dtype(folder)
+    is_seed, is_complete = is_seed_checkpoint(folder), is_sealed(words)
+    tokenizer = load_tokenizer(words, is_seed or is_complete, tokenizer_json)
+    begins, ends = ([], []) if is_seed else _read_token_ids(parts)
+    stored = None if is_seed else find_stored_dtype(parts.weights)
     kept = dtype or choose_kept(device, stored)
-    load = load_seed_model if is_seed else load_model
-    model = load(folder, device, choose_read_dtype(device, stored, kept))
+    read = choose_read_dtype(device, stored, kept)
+    model = load_seed_model(folder, device, read) if is_seed else load_parts(parts, device, read)
     if kept is not None:
         round_weights(model, kept)
     widen_layers(model)
-    if is_complete and splits_special_tokens(folder):
+    if is_complete and splits_special_tokens(words):
         logger.warning(
             "velocity: %s: others cannot write %s with this tokenizer (split_special_tokens), as "
             "older releases saved it; for a folder where they can: %s",
@@ -75,7 +78,7 @@ def load_generator(
     ends = ends or _find_default_end(folder, tokenizer)
     generator = Generator(model, tokenizer, ends, begins[0] if begins else None)
     generator.predictor.step = find_graphs(model) if device.type == "cuda" else find_step(model)
-    generator.folder, generator.dtype = folder, dtype
+    generator.folder, generator.words, generator.dtype = folder, words, dtype
     if max(generator.num_words, generator.begin + 1) > model.config.num_ids:
         raise CheckpointError(
             f"{folder}: the tokenizer has {generator.num_words} tokens and begins a text with "
@@ -83,6 +86,15 @@ def load_generator(
             "that it was trained with"
         )
     return generator
+
+
+def fetch(folder: str | Path) -> Path:
+    """A folder on this machine; that of a model of the Hub is fetched first."""
+    if not is_hub_model(folder):
+        return Path(folder)
+    from prep.remote.hub_model import fetch_model
+
+    return fetch_model(folder, logger.info)
 
 
 def choose_kept(device: torch.device, stored: torch.dtype | None) -> Kept | None:
@@ -104,9 +116,10 @@ def choose_read_dtype(
     return wanted or choose_dtype(device)
 
 
-def _read_token_ids(folder: Path) -> tuple[list[int], list[int]]:
+def _read_token_ids(parts: Parts) -> tuple[list[int], list[int]]:
     """The ids that begin and that end a text, as the folder's configs say; they may say none."""
-    config, path = read_json(folder / CONFIG), folder / GENERATION_CONFIG
+    folder = parts.holder(CONFIG)
+    config, path = read_json(folder / CONFIG), parts.holder(GENERATION_CONFIG) / GENERATION_CONFIG
     generation = read_json(path) if path.is_file() else {}
     try:
         begins = read_token_ids("bos_token_id", generation, config)

@@ -22,6 +22,21 @@ from torch import Tensor
 
 from model.config import ModelConfig
 
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, K / 2)
+
+
+def make_rotation(positions: Tensor, config: ModelConfig) -> Rotation:
+    """The rotary embedding's angles as cosines and sines (RoFormer, Su et al. 2021, section 3.2).
+
+    Computed from the positions (B or 1, T) each time, in fp32: there is no table to go stale when a
+    model is cast or moved.
+    """
+    angles = positions[:, None, :, None].float() * find_frequencies(positions, config)
+    factor = find_length_factor(config)
+    if factor == 1:
+        return angles.cos(), angles.sin()
+    return angles.cos() * factor, angles.sin() * factor
+
 
 def find_frequencies(positions: Tensor, config: ModelConfig) -> Tensor:
     """Radians per position of each pair, (K / 2,) in fp32; for `dynamic`, (B, 1, 1, K / 2).

@@ -28,12 +28,11 @@ from model.logits.differentiate import (
 from model.loss import Scores, chunked_cross_entropy, lose_each, score_targets
 from model.products import linear
 from model.recompute import RUNNERS, ActivationCheckpointing, keep_share
-from model.rotation import find_frequencies, find_length_factor
+from model.rotation import Rotation, make_rotation
 
 # Methods of Transformer that compute with its weights; they are gathered first where it is sharded.
 FORWARD_METHODS = ("token_losses", "predict")
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, K / 2)
 # What tokens see besides themselves: None = those before them in their window.
 Scope = LayerCache | Documents | None
 
@@ -71,19 +70,6 @@ class RMSNorm(nn.Module):
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (normed * self.weight).to(x.dtype)
-
-
-def make_rotation(positions: Tensor, config: ModelConfig) -> Rotation:
-    """The rotary embedding's angles as cosines and sines (RoFormer, Su et al. 2021, section 3.2).
-
-    Computed from the positions (B or 1, T) each time, in fp32: there is no table to go stale when a
-    model is cast or moved.
-    """
-    angles = positions[:, None, :, None].float() * find_frequencies(positions, config)
-    factor = find_length_factor(config)
-    if factor == 1:
-        return angles.cos(), angles.sin()
-    return angles.cos() * factor, angles.sin() * factor
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
@@ -170,6 +156,7 @@ class Decoder(nn.Module):
         tokens: Tensor,
         cache: KVCache | None = None,
         activation_checkpointing: ActivationCheckpointing = "none",
+        firsts: Tensor | None = None,
     ) -> Tensor:
         x = self.embed_tokens(tokens).to(self.norm.weight.dtype)
         if torch.is_autocast_enabled(x.device.type):
@@ -178,10 +165,11 @@ class Decoder(nn.Module):
         documents = None
         if cache is not None:
             positions = cache.begin(tokens.shape[1])
-        elif self.separation.marks is None:
+        elif firsts is None and self.separation.marks is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         else:
-            positions, documents = self.separation.find(tokens, x.dtype, self.config.head_size)
+            size = self.config.head_size
+            positions, documents = self.separation.find(tokens, x.dtype, size, firsts)
         rotation = make_rotation(positions, self.config)
         if self.takes_any_batch:
             torch._dynamo.maybe_mark_dynamic(x, 0)
@@ -247,17 +235,20 @@ class Transformer(nn.Module):
         grad_scale: Tensor | float | None = 1.0,
         z_loss: float = 0.0,
         has_ignored: bool = False,
+        firsts: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T), their mean loss, 0-dim fp32.
 
         `grad_scale` is the factor that the caller multiplies the loss by before backward; the loss
         itself does not depend on it. With None, the loss of each target, (B, T). With `z_loss`, the
         loss and the z-loss, (2,), to be differentiated as their sum. With `has_ignored`, targets
-        may be IGNORED (model/loss.py).
+        may be IGNORED (model/loss.py). `firsts` (B, T) says where documents begin that are to be
+        kept apart, in place of the marks in `model.separation`.
         """
         hidden = self.model(
             tokens,
             activation_checkpointing=self.activation_checkpointing if self.training else "none",
+            firsts=firsts,
         )
         if targets is None:
             return cast(Tensor, self.lm_head(hidden))
@@ -267,9 +258,18 @@ class Transformer(nn.Module):
         return chunked_cross_entropy(hidden, self.lm_head.weight, targets, grad_scale, *rest)
 
     @torch.no_grad()
-    def token_losses(self, tokens: Tensor, targets: Tensor, places: Tensor | None = None) -> Scores:
-        """Of targets (B, T), or those at `places` (B, T): the losses (N,), and which were best."""
-        return score_targets(self.model(tokens), self.lm_head, targets, places)
+    def token_losses(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        places: Tensor | None = None,
+        firsts: Tensor | None = None,
+    ) -> Scores:
+        """Of targets (B, T), or those at `places` (B, T): the losses (N,), and which were best.
+
+        Documents begin at `firsts` (B, T), as in the forward pass.
+        """
+        return score_targets(self.model(tokens, firsts=firsts), self.lm_head, targets, places)
 
     @contextmanager
     def watch_activations(self) -> Iterator[list[Tensor]]:

@@ -78,10 +78,11 @@ def react(run: Run, step: Step, report: Report | None) -> bool:
 def measure_samples(run: Run) -> list[list[float]]:
     """For each rank the losses of its samples in the step just taken, one by one, in order."""
     losses = []
-    for tokens, targets in run.batches.repeat_step():
+    for batch in run.batches.repeat_step():
+        tokens, targets = batch.tokens, batch.targets
         with run.autocast():
             places = (targets != IGNORED) if run.batches.has_ignored else None
-            found, _ = run.model.token_losses(tokens, targets, places)
+            found, _ = run.model.token_losses(tokens, targets, places, batch.firsts)
         if places is None:
             losses.append(found.view(tokens.shape).mean(1))
         else:

@@ -17,11 +17,14 @@ from shards.mixture.sets import MixedOrder
 from shards.mixture.stream import MixedStream
 from shards.order import SampleOrder
 from shards.reader import TokenStream
-from train.targets import count_targets, split_windows
+from train.chat.labels import Marking
+from train.targets import MicroBatch, count_targets, split_windows
 
 # Of one set, or of all sets of a run.
 Stream = TokenStream | MixedStream
 Order = SampleOrder | MixedOrder
+# The windows of a step, and the labels of rows of chats.
+Read = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]
 # Samples whose places are found together.
 SAMPLES_AT_ONCE = 4096
 
@@ -108,6 +111,7 @@ class Batches:
         device: torch.device,
         consumed: int,
         padding: int | None = None,
+        marking: Marking | None = None,
     ) -> None:
         self.stream = stream
         self.places = Places(order)
@@ -117,23 +121,27 @@ class Batches:
         self.num_tokens = order.window_tokens
         # The token that rows of a packed set are padded with.
         self.padding = padding
+        # What makes the labels of rows, if the run reads chats.
+        self.marking = marking
         # Samples handed out so far, over all ranks: the only state there is.
         self.consumed = consumed
         self.wait_seconds = 0.0
         # The windows (A, B, T + 1), or rows (A, B, T), of the step that was handed out last.
         self.windows: tuple[torch.Tensor, ...] = ()
+        # The labels (A, B, T) of these rows, if the run reads chats; on the host, as those are.
+        self.labels: tuple[torch.Tensor, ...] | None = None
+        # How many targets counted in that step, over all ranks; where all do, this is not counted.
+        self.num_targets: int | None = None
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self.ahead = self.reader.submit(self._read, consumed, dealing)
 
-    def next_step(
-        self, after: Dealing | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def next_step(self, after: Dealing | None = None) -> Iterator[MicroBatch]:
         """The tokens and targets, (B, T) each, of every micro-step of the next step.
 
         `after` is how the step after that will be dealt; None = as this one.
         """
         started = time.perf_counter()
-        self.windows = self.ahead.result()
+        self.windows, self.labels = self.ahead.result()
         self.wait_seconds += time.perf_counter() - started
         self.dealing = self.next_dealing
         self.consumed += self.dealing.samples_per_step
@@ -145,12 +153,13 @@ class Batches:
         if dealing != self.next_dealing:
             self._read_ahead(dealing)
 
-    def repeat_step(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def repeat_step(self) -> Iterator[MicroBatch]:
         """What `next_step` gave last, again."""
-        for windows in self.windows:
+        for windows, labels in self._pair():
             # A GPU gets the ids as narrow as they are stored, and widens them.
             batch = windows.to(self.device, non_blocking=True).to(torch.int64)
-            yield split_windows(batch, self.padding)
+            marks = None if labels is None else labels.to(self.device, non_blocking=True)
+            yield split_windows(batch, self.padding, marks)
 
     @property
     def has_ignored(self) -> bool:
@@ -164,8 +173,8 @@ class Batches:
         """
         assert self.padding is not None
         return [
-            count_targets(windows, self.padding) if weight else 0
-            for windows, weight in zip(self.windows, self.dealing.weights, strict=True)
+            count_targets(windows, self.padding, labels) if weight else 0
+            for (windows, labels), weight in zip(self._pair(), self.dealing.weights, strict=True)
         ]
 
     def take_wait_seconds(self) -> float:
@@ -182,15 +191,29 @@ class Batches:
         self.next_dealing = dealing
         self.ahead = self.reader.submit(self._read, self.consumed, dealing)
 
-    def _read(self, consumed: int, dealing: Dealing) -> tuple[torch.Tensor, ...]:
-        """The windows of the step after `consumed` samples: A times (B, T + 1), or rows (B, T)."""
+    def _pair(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The windows of each micro-step, with their labels."""
+        labels = self.labels or [None] * len(self.windows)
+        return zip(self.windows, labels, strict=True)
+
+    def _read(self, consumed: int, dealing: Dealing) -> Read:
+        """The windows of the step after `consumed` samples: A times (B, T + 1), or rows (B, T).
+
+        And the labels of rows, if the run reads chats.
+        """
         places = self.places.take(consumed, dealing)
         if self.device.type == "cuda":
             windows = read_pinned(self.stream, places, self.num_tokens)
         else:
             read = self.stream.windows(places, self.num_tokens)
             windows = torch.from_numpy(read.astype(np.int64))
-        return windows.split_with_sizes([len(samples) for samples in dealing.own_samples(0)])
+        sizes = [len(samples) for samples in dealing.own_samples(0)]
+        labels = None
+        if self.marking is not None:
+            marks = torch.from_numpy(self.marking.read(places, windows.numpy()))
+            marks = marks.pin_memory() if self.device.type == "cuda" else marks
+            labels = marks.split_with_sizes(sizes)
+        return windows.split_with_sizes(sizes), labels
 
 
 def read_pinned(stream: Stream, places: npt.NDArray[np.int64], num_tokens: int) -> torch.Tensor:

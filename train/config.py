@@ -34,14 +34,16 @@ class DataConfig:
     # {web/: 0.7, code/: 0.3}, or a list of {shards: web/, weight: 0.7}, each of which may have a
     # where of its own; null = the set in shards.
     mixture: tuple[Entry, ...] | None = None
-    # Tokens that one sample feeds to the model; a window is one token longer.
+    # Tokens that one sample feeds to the model; a window is one token longer. auto = the rows
+    # of a packed set.
     max_seq_length: int = 2048
     # Train only on the documents that meet this condition on their columns, such as
     # "num_tokens >= 100 and 'wikipedia.org' in url", as if the train split had no others; null = on
     # all. The validation split is read whole.
     where: str | None = None
     # What a token sees: "window" = all tokens before it in its window; "document" = those of its
-    # own document alone, and positions begin anew with each document.
+    # own document alone, and positions begin anew with each document. A run that reads a set of
+    # chats always has "document".
     attention: DataAttention = "window"
     # Damage in the shards ends the run: "first-read" compares each MiB with its checksum the first
     # time it is read, beside training; "open" hashes all shards before the first step; "off" = only
@@ -57,9 +59,9 @@ class DataConfig:
                     "data.where is for the one set of data.shards; with data.mixture, give the "
                     "entries that it is for a where of their own"
                 )
-        if self.max_seq_length < 1:
+        if self.max_seq_length < 0:
             raise ValueError(
-                f"data.max_seq_length is {self.max_seq_length}; expected at least 1 token"
+                f"data.max_seq_length is {self.max_seq_length}; expected at least 1 token, or auto"
             )
 
     @property
@@ -194,7 +196,7 @@ class Config:
         )
 
     def _check_global_batch(self, num_tokens: int) -> None:
-        length = self.data.max_seq_length
+        length = self.data.max_seq_length or 1  # 1 where that is not known yet.
         if 0 < num_tokens <= MAX_STEP_TOKENS and num_tokens % length == 0:
             return
         nearest = max(round(min(num_tokens, MAX_STEP_TOKENS) / length), 1) * length

@@ -4,12 +4,30 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.transformer import Transformer
+from shards.mixture.sets import Sets
 from shards.reader import TokenStream
+from train.chat.labels import Marking, has_chats, open_marking
 from train.ranks.distributed import Rank
 from train.step.precision import Autocast
 from train.targets import count_targets, split_windows
+
+# The tokens of a split, and what makes the labels of its rows.
+Split = tuple[TokenStream, Marking | None]
+
+
+def open_validation(sets: Sets, checks_first_reads: bool) -> list[Split]:
+    """The validation splits of a run's sets, with the labels of their rows if it reads chats."""
+    marks = has_chats(sets)
+    return [
+        (
+            source.stream("validation", checks_first_reads),
+            open_marking(source.shards, "validation") if marks else None,
+        )
+        for source in sets.sources
+    ]
 
 
 def count_windows(
@@ -34,11 +52,13 @@ def evaluate(
     autocast: Autocast,
     is_stopping: Callable[[], bool],
     padding: int | None = None,
+    marking: Marking | None = None,
 ) -> float | None:
     """The mean loss over the targets of the first `num_windows` windows of a split.
 
-    In a packed set, whose rows end in `padding`, they are rows, and padding does not count. None if
-    there are no windows, or if a stop was requested meanwhile.
+    In a packed set, whose rows end in `padding`, they are rows, and padding does not count; nor
+    does what `marking`, if the run reads chats, says. None if there are no windows, or if a stop
+    was requested meanwhile.
     """
     if num_windows == 0:
         return None
@@ -54,14 +74,24 @@ def evaluate(
         # is gathered by all of them together.
         taken = own if len(own) else np.zeros(1, dtype=np.int64)
         windows = stream.windows(taken * max_seq_length, window_tokens).astype(np.int64)
-        batch = torch.from_numpy(windows)
+        rows, labels = torch.from_numpy(windows), None
+        if marking is not None:
+            labels = torch.from_numpy(marking.read(taken * max_seq_length, windows))
         # Windows of as many targets each count for one, as they always did.
-        count = len(own) if padding is None else count_targets(batch[: len(own)], padding)
-        tokens, targets = split_windows(batch.to(rank.device), padding)
+        count = len(own) if padding is None else count_own(rows, padding, labels, len(own))
+        batch = split_windows(
+            rows.to(rank.device), padding, None if labels is None else labels.to(rank.device)
+        )
         with autocast():
-            loss = float(model(tokens, targets, has_ignored=padding is not None))
+            options = {"has_ignored": padding is not None, "firsts": batch.firsts}
+            loss = float(model(batch.tokens, batch.targets, **options))
         if count:
             total += loss * count
             num_counted += count
     total, counted = rank.sum(total, num_counted)
     return total / max(counted, 1)
+
+
+def count_own(rows: Tensor, padding: int, labels: Tensor | None, num_rows: int) -> int:
+    """How many targets of the first `num_rows` rows count."""
+    return count_targets(rows[:num_rows], padding, None if labels is None else labels[:num_rows])

@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from shards.mixture.sets import Sets
-from shards.reader import TokenStream
 from shards.screen.lines import Say, say
 from train.bad_step import react
 from train.begin.settle import settle_start
 from train.begin.shape import Beginning
 from train.checkpoints.claim import claim_folders
 from train.config import Config
-from train.evaluate import count_windows, evaluate
+from train.evaluate import Split, count_windows, evaluate, open_validation
 from train.evaluation.dealing import Dealer, Stopped
 from train.evaluation.during import measure_each
 from train.ranks.distributed import Rank, join_ranks
@@ -28,7 +27,7 @@ from train.reports.report import Report
 from train.reports.texts import Sample
 from train.reports.throughput import Speed, find_device_peak
 from train.run import Run, build_run, open_checked_sets
-from train.start.ids import fit_model
+from train.start.ids import fit_sets
 from train.start.report import LABEL_WIDTH
 from train.step.bad_steps import Step
 from train.step.kernels import use_kernels
@@ -62,7 +61,7 @@ def train(config: Config, stop: StopFlag | None = None, ending: Ending | None = 
         sets = open_checked_sets(config)
         tell = say if rank.is_first else say_nothing
         config, beginning = settle_start(config, rank, sets.first, tell)
-        config = fit_model(config, sets.first.folder, sets.first.manifest)
+        config = fit_sets(config, sets, rank.world_size)
         with claim_folders(config.infrastructure, rank):
             return build_and_run(config, rank, sets, stop or StopFlag(), beginning, tell)
 
@@ -105,8 +104,7 @@ def run_to_the_end(run: Run, stop: StopFlag) -> Outcome:
 def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     """Take steps from where the run is to its last one, or until a signal."""
     training = run.config.training
-    checks = run.config.data.checks_first_reads
-    validation = [source.stream("validation", checks) for source in run.order.sets.sources]
+    validation = open_validation(run.order.sets, run.config.data.checks_first_reads)
     speed = make_speed(run)
     validation_loss, signal_number = None, 0
     if misses_validation(run, report):
@@ -190,7 +188,7 @@ def misses_validation(run: Run, report: Report | None) -> bool:
 
 
 def take_validation_loss(
-    run: Run, validation: Sequence[TokenStream], stop: StopFlag, report: Report | None
+    run: Run, validation: Sequence[Split], stop: StopFlag, report: Report | None
 ) -> float | None:
     """The validation loss at this step, reported; None if there are no windows, or on a stop.
 
@@ -199,7 +197,7 @@ def take_validation_loss(
     config, sets = run.config, run.order.sets
     length, padding = config.data.max_seq_length, run.batches.padding
     losses: list[float | None] = []
-    for stream in validation:
+    for stream, marking in validation:
         num_windows = count_windows(stream, length, config.training.eval_windows, padding)
         loss = evaluate(
             run.model,
@@ -211,6 +209,7 @@ def take_validation_loss(
             run.autocast,
             is_stopping=lambda: stop.signal_number != 0,
             padding=padding,
+            marking=marking,
         )
         if loss is None and num_windows:
             return None  # On a stop.
@@ -273,9 +272,17 @@ def describe_step(run: Run, step: Step) -> dict[str, float | None]:
         "skipped_steps": run.bad_steps.total,
         "bad_steps": run.bad_steps.bad,
         "samples": run.batches.consumed,
+        "trained_share": find_trained_share(run),
         **describe_epochs(run),
         "data_wait_seconds": round(wait_seconds, 6),
     }
+
+
+def find_trained_share(run: Run) -> float | None:
+    """Which share of the step's tokens were targets, of a run that reads chats."""
+    if run.batches.labels is None or run.batches.num_targets is None:
+        return None
+    return round(run.batches.num_targets / run.tokens_of_step, 6)
 
 
 def describe_epochs(run: Run) -> dict[str, float | None]:

@@ -22,6 +22,8 @@ from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
 from train.batches import Batches, Dealing
 from train.begin.shape import Beginning
 from train.begin.weights import find_origin, load_weights
+from train.chat.files import add_chat_files
+from train.chat.labels import open_markings
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.load import restore
 from train.checkpoints.position import OPTIMIZER, Position
@@ -46,6 +48,7 @@ from train.ranks.strategy import (
 from train.samples import Sampler, make_sampler
 from train.start.blocks import set_up_blocks
 from train.start.documents import separate_documents
+from train.start.ids import find_length
 from train.start.report import check_start
 from train.start.settle import settle_config
 from train.start.trial import try_on_gpu
@@ -132,7 +135,8 @@ class Run:
         first = self.order.sets.first
         boundaries = Boundaries(first.manifest.end_of_text, first.manifest.begin_of_text)
         tokenizer_json = read_tokenizer_json(first.folder / TOKENIZER)
-        return describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
+        files = describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
+        return add_chat_files(files, self.order.sets)
 
     def save(self) -> None:
         """Begin to save a checkpoint of this step; all ranks call it together."""
@@ -223,8 +227,7 @@ def find_sampler(
 
 def open_checked_sets(config: Config) -> Sets:
     """The run's sets; ValueError if they, or their tokenizers, are not what they were."""
-    data = config.data
-    sets = open_sets(data.entries, data.max_seq_length, config.infrastructure.seed)
+    sets = open_sets(config.data.entries, find_length(config), config.infrastructure.seed)
     for source in sets.sources:
         load_checked_tokenizer(source.shards.folder, source.shards.manifest)
     return sets
@@ -263,9 +266,9 @@ def build_model(config: Config, rank: Rank, beginning: Beginning | None = None) 
 def make_batches(config: Config, rank: Rank, order: MixedOrder, position: Position) -> Batches:
     """This rank's share of the samples after those already consumed."""
     stream = order.sets.stream(config.data.checks_first_reads)
-    padding = find_padding(order.sets.first.manifest)
-    dealing = find_dealing(config, rank, position.step)
-    return Batches(stream, order, dealing, rank.device, position.samples_consumed, padding)
+    dealing, consumed = find_dealing(config, rank, position.step), position.samples_consumed
+    padding, marking = find_padding(order.sets.first.manifest), open_markings(order.sets)
+    return Batches(stream, order, dealing, rank.device, consumed, padding, marking)
 
 
 def find_dealing(config: Config, rank: Rank, step: int) -> Dealing:

@@ -50,6 +50,10 @@ KEYS_WITHOUT_MEANING: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 SHARDS, MIXTURE = "data.shards", "data.mixture"
+# Named settings that go on from a model, which model.start names.
+RECIPES = ("sft",)
+LENGTH = "data.max_seq_length"
+STEPS, EPOCHS = "training.num_training_steps", "training.epochs"
 # Settings that are paths, in which ~ and $NAME mean what they mean to a shell.
 PATHS = (
     "model.start",
@@ -78,9 +82,16 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[str] = ()) 
     from_words = [parse_override(override) for override in overrides]
     for entries in (from_file, from_words):
         refuse_contradiction(entries)
-    if names_data(from_words):
-        from_file = [entry for entry in from_file if not names_data([entry])]
-    return build_config(layer([*from_file, *from_words], expand_path))
+    for names in (names_data, names_length):
+        if names(from_words):
+            from_file = [entry for entry in from_file if not names([entry])]
+    config = build_config(layer([*from_file, *from_words], expand_path))
+    if name_or_path in RECIPES and config.model.start is None:
+        raise ValueError(
+            f"--config {name_or_path} goes on from a model; add model.start=FOLDER, a checkpoint "
+            "or a model in Hugging Face's format"
+        )
+    return config
 
 
 def build_config(tree: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -116,9 +127,9 @@ def make_plain(value: Any) -> Any:
 
 @cache
 def list_named_configs() -> list[str]:
-    """The names that --config accepts besides paths, smallest model first."""
+    """The names that --config accepts besides paths and RECIPES, smallest model first."""
     folder = resources.files("train") / "configs"
-    names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir()]
+    names = {entry.name.removesuffix(".yaml") for entry in folder.iterdir()} - {*RECIPES}
     return sorted(names, key=lambda name: load_config(name).model.num_parameters())
 
 
@@ -133,7 +144,7 @@ def read_file(name_or_path: str) -> Iterator[Entry]:
     else:
         raise ValueError(
             f"{name_or_path}: no such file; --config takes a path or one of "
-            f"{', '.join(list_named_configs())}"
+            f"{', '.join([*list_named_configs(), *RECIPES])}"
         )
     learn_words(text.splitlines())
     return read_entries(text, name_or_path, LISTS)
@@ -196,10 +207,15 @@ def check_entry(entry: Entry) -> tuple[str, Any]:
         return "", None
     if name == MIXTURE:
         return key, convert_mixture(value, place)
+    if name == LENGTH and value == "auto":
+        return key, 0
     known = typing.get_type_hints(SECTIONS[section])
     if key not in known:
         raise ValueError(f"{place}no key {show(name)}{suggest(key, known, section)}")
-    return key, convert(value, known[key], name, place)
+    converted = convert(value, known[key], name, place)
+    if name == LENGTH and converted == 0:  # Which stands for auto.
+        raise ValueError(f"{place}{name} is 0; expected at least 1 token, or auto")
+    return key, converted
 
 
 def names_data(entries: Sequence[Entry]) -> bool:
@@ -208,11 +224,23 @@ def names_data(entries: Sequence[Entry]) -> bool:
     return SHARDS in named or (MIXTURE in named and check_entry(named[MIXTURE])[1] is not None)
 
 
+def names_length(entries: Sequence[Entry]) -> bool:
+    """Whether any of the entries says how far a run goes."""
+    named = {f"{entry.section}.{entry.key}": entry for entry in entries}
+    return STEPS in named or (EPOCHS in named and check_entry(named[EPOCHS])[1] is not None)
+
+
 def refuse_contradiction(entries: Sequence[Entry]) -> None:
     """Raise ValueError if one file, or one command line, names one thing twice.
 
-    That is two kinds of checkpointing, or one set and several.
+    That is two kinds of checkpointing, one set and several, or how far a run goes.
     """
+    lengths = {f"{entry.section}.{entry.key}": entry for entry in entries if names_length([entry])}
+    if len(lengths) == 2 and names_length([lengths[EPOCHS]]):
+        raise ValueError(
+            f"{lengths[EPOCHS].place}{EPOCHS} and {STEPS} both say how far the run goes; keep one "
+            "of the two"
+        )
     sets = {f"{entry.section}.{entry.key}": entry for entry in entries if names_data([entry])}
     if len(sets) == 2:
         raise ValueError(

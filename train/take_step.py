@@ -62,12 +62,13 @@ def add_gradients(run: Run) -> Tensor:
     total = torch.zeros((), device=run.rank.device)
     has_ignored = run.batches.has_ignored
     micro_batches = zip(windows, weigh_micro_steps(run), strict=True)
-    for micro_step, ((tokens, targets), weight) in enumerate(micro_batches, start=1):
+    for micro_step, (batch, weight) in enumerate(micro_batches, start=1):
         # DDP must know before the forward pass whether the backward pass will share gradients.
         with share_gradients(run.parallel_model, is_last=micro_step == accumulation_steps):
             with run.autocast():
                 z_loss = run.config.training.z_loss
-                loss = run.parallel_model(tokens, targets, grad_scale, z_loss, has_ignored)
+                options = grad_scale, z_loss, has_ignored, batch.firsts
+                loss = run.parallel_model(batch.tokens, batch.targets, *options)
             run.scaler.scale(loss.sum() * weight / accumulation_steps).backward()
         run.rank.place.move()
         total = total + loss.detach() * weight
@@ -85,4 +86,5 @@ def weigh_micro_steps(run: Run) -> list[float]:
         return dealing.weights
     counts = run.batches.count_targets()
     total = max(run.rank.sum(sum(counts))[0], 1)
+    run.batches.num_targets = int(total)
     return [count * dealing.accumulation_steps * dealing.world_size / total for count in counts]

@@ -2,19 +2,21 @@
 
 A template is a stranger's program. Jinja's sandbox keeps it from everything but the messages; that
 it ends, and what memory it takes, only a process can be held to. Each line of standard input is a
-JSON object with template, messages and variables; so is each line of the output, with text or
-error, but the first, which is empty: all is loaded. This file is run as a script and imports
-nothing of ours.
+JSON object with a template and chats, each with messages, variables and the marks of what an
+assistant wrote; each line of the output is a list with text or error for each, but the first, which
+is empty: all is loaded. This file is run as a script and imports nothing of ours.
 """
 
 import json
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -26,14 +28,22 @@ MAX_CHARS = 2**22
 
 
 class Generation(Extension):
-    """The tag that marks what an assistant wrote; it changes nothing in a prompt."""
+    """The tag around what an assistant wrote; where marks are asked for, it puts them there."""
 
     tags = {"generation"}  # noqa: RUF012
+    marks = ("", "")
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The tag's body alone."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        """The tag's body as a block, so that what is set in it is unknown outside."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        block = nodes.CallBlock(self.call_method("mark"), [], [], body)
+        return block.set_lineno(line)
+
+    def mark(self, caller: Callable[[], str]) -> str:
+        """What was written, between marks."""
+        begin, end = self.marks
+        return begin + caller() + end
 
 
 class PlainNamespace(Namespace):
@@ -55,8 +65,11 @@ def check_name(name: Any) -> None:
         raise SecurityError(f"a namespace cannot hold {name!r}")
 
 
-def make_environment() -> ImmutableSandboxedEnvironment:
-    """What templates are made for: the environment of transformers, less what none needs."""
+def make_environment(has_clock: bool) -> ImmutableSandboxedEnvironment:
+    """What templates are made for: the environment of transformers, less what none needs.
+
+    Without a clock, what comes out depends on the messages alone, and not on the day.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
@@ -66,8 +79,9 @@ def make_environment() -> ImmutableSandboxedEnvironment:
         "dict": make_dict,
         "namespace": PlainNamespace,
         "raise_exception": refuse,
-        "strftime_now": lambda form: datetime.now().strftime(form),
     }
+    if has_clock:
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     environment.filters["tojson"] = to_json
     return environment
 
@@ -99,15 +113,29 @@ def to_json(
     )
 
 
-def render(template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
-    """The prompt of messages. Raises TemplateError, or whatever else a template can end with."""
+@lru_cache(maxsize=2)
+def compile_template(template: str, has_clock: bool) -> Template:
+    """A template, ready to render."""
+    return make_environment(has_clock).from_string(template)
+
+
+def render(
+    template: str,
+    messages: list[dict[str, Any]],
+    variables: dict[str, Any],
+    marks: list[str],
+    has_clock: bool,
+) -> str:
+    """The text of messages. Raises TemplateError, or whatever else a template can end with."""
     pieces: list[str] = []
     num_chars = 0
-    compiled = make_environment().from_string(template)
+    compiled = compile_template(template, has_clock)
+    [generation] = [e for e in compiled.environment.extensions.values() if type(e) is Generation]
+    generation.marks = (marks[0], marks[1])
     for piece in compiled.generate(messages=messages, **variables):
         num_chars += len(piece)
         if num_chars > MAX_CHARS:
-            raise TemplateError(f"the prompt has more than {MAX_CHARS:,} characters")
+            raise TemplateError(f"the text has more than {MAX_CHARS:,} characters")
         pieces.append(piece)
     return "".join(pieces)
 
@@ -127,9 +155,25 @@ def limit_time(seconds: int) -> None:
         signal.alarm(seconds)
 
 
-def encode(**answer: str) -> bytes:
+def answer(template: str, has_clock: bool, chat: dict[str, Any]) -> dict[str, str]:
+    """The text of one chat, or the error."""
+    try:
+        return {"text": render(template, has_clock=has_clock, **chat)}
+    except MemoryError:
+        return {"error": f"it needs more than {MAX_BYTES:,} bytes of memory"}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"[:500]}
+
+
+def answer_line(line: bytes) -> bytes:
     """A line of the output."""
-    return json.dumps(answer).encode("ascii") + b"\n"
+    try:
+        asked = json.loads(line)
+        answers = [answer(asked["template"], asked["has_clock"], chat) for chat in asked["chats"]]
+        return json.dumps(answers).encode("ascii") + b"\n"
+    except MemoryError:
+        error = f"it needs more than {MAX_BYTES:,} bytes of memory"
+        return json.dumps([{"error": error}]).encode("ascii") + b"\n"
 
 
 def write(line: bytes) -> None:
@@ -144,13 +188,7 @@ def main() -> None:
     write(b"\n")
     for line in sys.stdin.buffer:
         limit_time(int(sys.argv[1]))
-        try:
-            answer = encode(text=render(**json.loads(line)))
-        except MemoryError:
-            answer = encode(error=f"it needs more than {MAX_BYTES:,} bytes of memory")
-        except Exception as error:
-            answer = encode(error=f"{type(error).__name__}: {error}"[:500])
-        write(answer)
+        write(answer_line(line))
         limit_time(0)
 
 

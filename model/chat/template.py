@@ -1,4 +1,4 @@
-"""A folder's chat template, run by the process that render.py is."""
+"""A chat template, run by the process that render.py is."""
 
 import json
 import math
@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -32,29 +33,62 @@ class RendererCrash(Exception):
     """The process that renders has ended by itself; the message is a clause that says how."""
 
 
-class ChatTemplate:
-    """Makes a prompt of messages, as the model was trained to read them."""
+@dataclass(frozen=True)
+class Asked:
+    """Messages to be made text of."""
 
-    def __init__(self, source: str, variables: Mapping[str, str]) -> None:
+    messages: Sequence[Mapping[str, Any]]
+    # Whether the text ends by asking for the next message.
+    asks: bool = False
+    # Characters around what an assistant wrote, where the template tells.
+    marks: tuple[str, str] = ("", "")
+
+
+class ChatTemplate:
+    """Makes text of messages, as the model was trained to read them.
+
+    Without a clock, a template does not learn what day it is, and makes the same text on every one.
+    """
+
+    def __init__(self, source: str, variables: Mapping[str, str], has_clock: bool = True) -> None:
         self.source = source
         self.variables = dict(variables)
+        self.has_clock = has_clock
         self._process: Process | None = None
         self._turn = threading.Lock()
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt, which asks for the next message. Raises RenderError and RendererCrash."""
+        [answer] = self.render_all([Asked(messages, asks=True)])
+        if isinstance(answer, RenderError):
+            raise answer
+        return answer
+
+    def render_all(self, chats: Sequence[Asked]) -> list[str | RenderError]:
+        """The text of each chat, or why there is none, asked for at once. Raises RendererCrash."""
         asked = {
             "template": self.source,
-            "messages": messages,
-            "variables": self.variables | {"add_generation_prompt": True},
+            "has_clock": self.has_clock,
+            "chats": [
+                {
+                    "messages": chat.messages,
+                    "variables": self.variables | {"add_generation_prompt": chat.asks},
+                    "marks": chat.marks,
+                }
+                for chat in chats
+            ],
         }
         with self._turn:
-            answer = self._ask(json.dumps(asked).encode("ascii") + b"\n")
-        if "error" in answer:
-            raise RenderError(answer["error"])
-        return answer["text"]
+            try:
+                answers = self._ask(json.dumps(asked).encode("ascii") + b"\n")
+            except RenderError as error:
+                answers = [{"error": str(error)}]
+        if len(chats) > 1 and len(answers) < len(chats):
+            # One of them took too much time or memory: by themselves, they tell which.
+            return [answer for chat in chats for answer in self.render_all([chat])]
+        return [a["text"] if "text" in a else RenderError(a["error"]) for a in answers]
 
-    def _ask(self, line: bytes) -> dict[str, str]:
+    def _ask(self, line: bytes) -> list[dict[str, str]]:
         """What the process answers; it is ended if it takes too long, and begun anew."""
         if self._process is None or self._process.poll() is not None:
             self._process = start()
@@ -63,7 +97,7 @@ class ChatTemplate:
         answer = self._exchange(self._process, line, RENDER_SECONDS)
         if answer is None:
             raise RenderError(f"it did not end within {RENDER_SECONDS} s")
-        found: dict[str, str] = json.loads(answer)
+        found: list[dict[str, str]] = json.loads(answer)
         return found
 
     def _exchange(self, process: Process, line: bytes, seconds: float) -> bytes | None:

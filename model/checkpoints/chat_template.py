@@ -7,6 +7,7 @@
 It is a stranger's program: nothing here runs it. Nothing here imports torch.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,12 @@ def read_start(path: Path) -> str:
         raise CheckpointError(f"{path}: not UTF-8; use the model's own") from None
 
 
+def read_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens that templates name, as a checkpoint's folder has them."""
+    path = folder / TOKENIZER_CONFIG
+    return read_special_tokens(read_json(path)) if path.is_file() else {}
+
+
 def read_special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens that a tokenizer_config.json names, by their names there."""
     found = {}
@@ -70,3 +77,13 @@ def read_special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         if name.endswith("_token") and isinstance(text, str):
             found[name] = text
     return found
+
+
+def hide_generation(source: str) -> str:
+    """The template for readers that know no tag `generation`: one that is always true stands there.
+
+    >>> hide_generation("{%- generation -%}{{ content }}{% endgeneration %}")
+    '{%- if true -%}{{ content }}{% endif %}'
+    """
+    opened = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", source)
+    return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", opened)

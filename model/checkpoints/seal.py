@@ -19,8 +19,11 @@ from typing import Any
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-# The same, or one of several with weights.
-WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+# An adapter's folder, as peft writes it (model/adapters/), has these in place of weights.
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# A file with all weights, one of several, or that of an adapter.
+WEIGHT_FILE = re.compile(r"(adapter_)?model\.safetensors|model-\d+-of-\d+\.safetensors")
 INDEX = f"{WEIGHTS}.index.json"
 # What older releases of transformers wrote, and the original VelocityLM.
 SEED_WEIGHTS = "pytorch_model.bin"
@@ -103,9 +106,9 @@ def verify_model(folder: Path) -> None:
     """Check the files of a model against the seal; CheckpointError names the first fault."""
     sealed = read_seal(folder)
     weights = list_weight_files(sealed)
-    index = [INDEX] if INDEX in sealed else []
+    some = [name for name in (INDEX, ADAPTER_CONFIG) if name in sealed]
     others = [name for name in MODEL_FILES if name != WEIGHTS]
-    verify(folder, [*others, *index, *(weights or [WEIGHTS])])
+    verify(folder, [*others, *some, *(weights or [WEIGHTS])])
 
 
 def list_weight_files(names: Iterable[str]) -> list[str]:
@@ -192,6 +195,11 @@ def is_sealed(folder: Path) -> bool:
     return (folder / CHECKSUMS).is_file()
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter, and not the model that it is for."""
+    return (folder / ADAPTER_CONFIG).is_file() and not _is_model(folder)
+
+
 def is_seed_checkpoint(folder: Path) -> bool:
     """Whether the folder holds a checkpoint of the original VelocityLM."""
     files = (folder / SEED_WEIGHTS, folder / CONFIG)
@@ -222,6 +230,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_checkpoint(path: Path) -> bool:
+    return _is_model(path) or (path / ADAPTER_CONFIG).is_file()
+
+
+def _is_model(path: Path) -> bool:
     weights = (WEIGHTS, INDEX, SEED_WEIGHTS, f"{SEED_WEIGHTS}.index.json")
     return (path / CONFIG).is_file() and any((path / name).is_file() for name in weights)
 

@@ -8,6 +8,11 @@ import typer
 # How a context is made longer; all but the first are words of model.rope_type.
 Stretch = Literal["theta", "yarn", "llama3", "linear"]
 
+CONVERT_HELP = (
+    "A checkpoint of the original VelocityLM, or one of ours whose tokenizer keeps others from "
+    "writing <|endoftext|>; with --context, any. May be hf://user/name."
+)
+
 
 @dataclass(frozen=True)
 class Longer:

@@ -54,6 +54,8 @@ class Generator:
         self.model = model
         # The checkpoint that it was loaded from, and what its weights were rounded to.
         self.folder: Path | None = None
+        # Where its tokenizer and its chat template are: an adapter may have those of its base.
+        self.words: Path | None = None
         self.dtype: Kept | None = None
         self.tokenizer = tokenizer
         end_of_text = ends[0] if ends else tokenizer.token_to_id(END_OF_TEXT)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.checkpoints.chat_template import read_chat_template
+from model.checkpoints.chat_template import hide_generation, read_chat_template
 from model.config import ModelConfig
 from model.export.gguf_names import EMBEDDING, FACTORS, HEAD, NAMES
 from model.export.gguf_runtime import open_llama, open_reader
@@ -139,9 +139,9 @@ def add_tokenizer(writer: Any, source: Source, tokenizer: GgufTokenizer) -> None
     # As in training: what was not put before a document is not put before a prompt.
     writer.add_add_bos_token(source.adds_begin)
     writer.add_add_eos_token(False)
-    template = read_chat_template(source.folder)
+    template = read_chat_template(source.parts.words)
     if template is not None:
-        writer.add_chat_template(template.source)
+        writer.add_chat_template(hide_generation(template.source))
 
 
 def list_tensors(source: Source) -> Iterator[tuple[str, Tensor]]:

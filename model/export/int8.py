@@ -5,14 +5,14 @@ bits: the error of a head in int8 would reach every probability, and rows of the
 looked up.
 """
 
-import shutil
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from model.checkpoints.folder import encode_json, load_model, name_weights, write_weights
-from model.checkpoints.hugging_face import QUANTIZATION
+from model.checkpoints.hugging_face import QUANTIZATION, Json
 from model.checkpoints.int8 import (
     BLOCKS,
     PACKED,
@@ -21,15 +21,15 @@ from model.checkpoints.int8 import (
     make_quantization_json,
     pack,
 )
-from model.checkpoints.seal import CONFIG, WEIGHTS, read_json
+from model.checkpoints.seal import CONFIG, WEIGHTS
 from model.export.certificate import Runtime
-from model.export.source import COPIED, Source
+from model.export.source import Source
 from model.int8 import quantize
 
 
 def write(source: Source, folder: Path, name: str, dtype: str) -> Path:
     """Write the folder: a checkpoint like the one it is made from, but for its training state."""
-    values = read_json(source.folder / CONFIG)
+    values: Json = json.loads(source.config_json)
     kept = str(values.get("torch_dtype") or values.get("dtype") or "")
     wide = torch.bfloat16 if kept == "bfloat16" else torch.float16
     weights: dict[str, Tensor] = {}
@@ -46,9 +46,7 @@ def write(source: Source, folder: Path, name: str, dtype: str) -> Path:
     said = {"torch_dtype": str(wide).removeprefix("torch."), QUANTIZATION: make_quantization_json()}
     values.pop("dtype", None)
     (folder / CONFIG).write_bytes(encode_json(values | said))
-    for file in COPIED:
-        if (source.folder / file).is_file():
-            shutil.copyfile(source.folder / file, folder / file)
+    source.copy_files(folder)
     return folder
 
 

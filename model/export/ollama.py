@@ -1,31 +1,22 @@
 """A folder for `ollama create`: the model as GGUF, and the Modelfile that says how to run it.
 
 A base model goes on with a text. Without a Modelfile, Ollama guesses a chat template for it, and
-the model answers as it never learned to.
+the model answers as it never learned to. One that was trained on chats has a template of its own,
+which Ollama gets in its language.
 """
 
 from pathlib import Path
 from typing import Any
 
-from model.checkpoints.chat_template import read_chat_template
+from model.chat.go_template import GoTemplate, translate
+from model.chat.template import ChatTemplate, RendererCrash, find_template
+from model.checkpoints.seal import CheckpointError
 from model.export.gguf import open_runtime as open_gguf
 from model.export.gguf import write as write_gguf
 from model.export.source import Source
 
 MODEL, MODELFILE = "model.gguf", "Modelfile"
 PLAIN = "{{ .Prompt }}"
-# Chat templates of Jinja that are known word for word, and the same for Ollama's Go. Both are
-# ChatML, with and without the line that asks for an answer made optional.
-CHATML = (
-    "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
-    "<|im_start|>assistant\n"
-)
-_LOOP = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
-    "+ '<|im_end|>' + '\\n'}}{% endfor %}"
-)
-_ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-KNOWN_TEMPLATES = {_LOOP + _ASK: (CHATML, ("<|im_end|>",))}
 
 
 def write(source: Source, folder: Path, name: str, dtype: str) -> Path:
@@ -42,20 +33,34 @@ def open_runtime(source: Source, path: Path, dtype: str) -> Any:
 
 def make_modelfile(source: Source) -> str:
     """The Modelfile: what a prompt becomes, where a text ends, and how long it may be."""
-    stored = read_chat_template(source.folder)
-    written = "" if stored is None else stored.source.strip()
-    template, stops = KNOWN_TEMPLATES.get(written, (PLAIN, ()))
+    jinja = find_template(source.parts.words)
+    template = None if jinja is None else translate_template(source, jinja)
+    stops = [] if template is None else [*template.stops]
     words = map(source.tokenizer.id_to_token, source.ends)
     ends = [word for word in words if word is not None]  # Or a row without a token.
-    lines = [f"FROM ./{MODEL}", f"TEMPLATE {quote(template)}"]
+    lines = [f"FROM ./{MODEL}", f"TEMPLATE {quote(PLAIN if template is None else template.text)}"]
     lines += [f"PARAMETER stop {quote(stop)}" for stop in dict.fromkeys([*stops, *ends])]
     lines += [f"PARAMETER num_ctx {source.config.context}"]
-    if written and template == PLAIN:
+    if jinja is not None and template is None:
         lines[1:1] = [
             "# The checkpoint's chat template is not known in Ollama's language: prompts are taken",
             "# as they are. `ollama show --template` lists what others use.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def translate_template(source: Source, jinja: ChatTemplate) -> GoTemplate | None:
+    """A folder's chat template in Go, if it can be told; CheckpointError if it cannot be run."""
+    added = source.tokenizer.get_added_tokens_decoder().values()
+    begin = source.tokenizer.id_to_token(source.begin) if source.adds_begin else ""
+    try:
+        return translate(jinja.render, [token.content for token in added], begin or "")
+    except RendererCrash as error:
+        raise CheckpointError(
+            f"{source.parts.words}: the process that runs its chat template crashed: {error}"
+        ) from None
+    finally:
+        jinja.close()
 
 
 def quote(text: str) -> str:

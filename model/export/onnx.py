@@ -8,7 +8,6 @@ config.json and the tokenizer beside the graph:
 """
 
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from model.checkpoints.seal import CONFIG
 from model.export.certificate import Runtime
-from model.export.source import COPIED, Source
+from model.export.source import Source
 from model.export.step import Step, make_example, name_dimensions, run_in_parts
 
 GRAPH = "model.onnx"
@@ -45,9 +44,8 @@ def write(source: Source, folder: Path, name: str, dtype: str) -> Path:
             verbose=False,
         )
         program.save(folder / GRAPH, external_data=True)
-    for file in (CONFIG, *COPIED):
-        if (source.folder / file).is_file():
-            shutil.copyfile(source.folder / file, folder / file)
+    (folder / CONFIG).write_bytes(source.config_json)
+    source.copy_files(folder)
     return folder
 
 

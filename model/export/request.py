@@ -97,6 +97,8 @@ class Request:
     format: FormatName
     out: Path
     dtype: str
+    # The model that an adapter is for, if it is named.
+    base: Path | None = None
 
     @property
     def kind(self) -> Format:
@@ -111,7 +113,9 @@ class Request:
         return self.out, self.out.with_name(f"{self.out.name}.{CERTIFICATE}")
 
 
-def make_request(ckpt: Path, format: FormatName, out: Path, dtype: str | None) -> Request:
+def make_request(
+    ckpt: Path, format: FormatName, out: Path, dtype: str | None, base: Path | None = None
+) -> Request:
     """The request that these options make."""
     kind = FORMATS[format]
     chosen = DTYPE_ALIASES.get(dtype or kind.dtypes[0], dtype or kind.dtypes[0])
@@ -122,4 +126,4 @@ def make_request(ckpt: Path, format: FormatName, out: Path, dtype: str | None) -
         )
     if kind.suffix and out.suffix != kind.suffix:
         raise ValueError(f"--out is {out}; expected a file whose name ends with {kind.suffix}")
-    return Request(ckpt, format, out, chosen)
+    return Request(ckpt, format, out, chosen, base)

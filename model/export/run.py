@@ -39,7 +39,7 @@ def export(request: Request, text: str, text_name: str, say: Say) -> list[list[s
     check_packages(kind)
     check_places(request.places, 0)
     module: Any = importlib.import_module(kind.module)
-    source = open_source(request.ckpt)
+    source = open_source(request.ckpt, request.base)
     ids = source.tokenizer.encode(text[:MAX_CHARACTERS]).ids
     windows = cut_windows(ids, source.config.max_position_embeddings)
     check_places(request.places, estimate_bytes(request, source))
@@ -99,7 +99,7 @@ def keep(
     """Put the export and its certificate where they belong; the export itself comes last."""
     if request.kind.suffix is None:
         write_certificate(partial / CERTIFICATE, measured, LIMITS[request.dtype], facts)
-        if request.kind.is_checkpoint and is_sealed(source.folder):
+        if request.kind.is_checkpoint and is_sealed(source.parts.words):
             seal(partial)  # So its tokenizer is read as that of the folder it is made from.
         put([partial], request.places)
         return

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from model.checkpoints.folder import load_model
+from model.adapters.parts import Parts, find_parts, load_parts
+from model.checkpoints.folder import encode_json
 from model.checkpoints.hugging_face import Json, read_token_ids
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
 from model.checkpoints.seal import (
@@ -20,7 +22,6 @@ from model.checkpoints.seal import (
     GENERATION_CONFIG,
     CheckpointError,
     check_links,
-    find_checkpoint,
     is_sealed,
     is_seed_checkpoint,
     list_weight_files,
@@ -45,7 +46,7 @@ COPIED = (
 class Source:
     """What is exported."""
 
-    folder: Path
+    parts: Parts
     model: Transformer
     # As sampling loads it: `encode(text).ids` are the model's input.
     tokenizer: Tokenizer
@@ -54,6 +55,11 @@ class Source:
     # What stands before a text, and whether the tokenizer puts it there.
     begin: int
     adds_begin: bool
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's folder."""
+        return self.parts.folder
 
     @property
     def config(self) -> ModelConfig:
@@ -84,13 +90,34 @@ class Source:
             "checkpoint": self.folder.name,
             "sha256": {name: known[name].sha256 for name in list_weight_files(known)},
             "parameters": self.config.num_parameters(),
+            **({"base": self.parts.base.name} if self.parts.base else {}),
         }
 
+    @property
+    def config_json(self) -> bytes:
+        """The folder's config.json, with as many ids as the model has: an adapter may add some."""
+        path = self.parts.holder(CONFIG) / CONFIG
+        values = read_json(path)
+        if values["vocab_size"] == self.config.num_ids:
+            return path.read_bytes()
+        return encode_json(values | {"vocab_size": self.config.num_ids})
 
-def open_source(ckpt: Path) -> Source:
-    """The newest checkpoint that `ckpt` names; CheckpointError if it cannot be exported."""
-    folder = find_checkpoint(ckpt)
-    config = read_json(folder / CONFIG)
+    def copy_files(self, out: Path) -> None:
+        """Copy what a folder keeps beside config.json and the weights."""
+        for name in COPIED:
+            path = self.parts.holder(name) / name
+            if path.is_file():
+                shutil.copyfile(path, out / name)
+
+
+def open_source(ckpt: Path, base: Path | None = None) -> Source:
+    """The newest checkpoint that `ckpt` names; CheckpointError if it cannot be exported.
+
+    An adapter is merged into the model that it is for, which may be named.
+    """
+    parts = find_parts(ckpt, base)
+    folder = parts.folder
+    config = read_json(parts.holder(CONFIG) / CONFIG)
     if config.get("quantization_config") is not None:
         raise CheckpointError(
             f"{folder}: its weights are quantized already; export the checkpoint it was made from"
@@ -98,10 +125,11 @@ def open_source(ckpt: Path) -> Source:
     if is_seed_checkpoint(folder):
         command = shlex.join(["velocity", "convert", str(folder), "NEW"])
         raise CheckpointError(f"{folder}: of the original VelocityLM; first convert it: {command}")
-    check_links(folder, COPIED)
-    tokenizer = load_tokenizer(folder, is_sealed(folder))
-    model = load_model(folder, "cpu", torch.float32).eval()
-    path = folder / GENERATION_CONFIG
+    for name in COPIED:
+        check_links(parts.holder(name), [name])
+    tokenizer = load_tokenizer(parts.words, is_sealed(parts.words))
+    model = load_parts(parts, "cpu", torch.float32).eval()
+    path = parts.holder(GENERATION_CONFIG) / GENERATION_CONFIG
     generation: Json = read_json(path) if path.is_file() else {}
     begins, ends = (
         read_token_ids(f"{name}_token_id", generation, config) for name in ("bos", "eos")
@@ -124,7 +152,7 @@ def open_source(ckpt: Path) -> Source:
             f"{folder}: its tokenizer and its configs name ids up to {largest}, and the model has "
             f"{num_ids}; use the tokenizer and the configs that it was trained with"
         )
-    return Source(folder, model, tokenizer, ends, begin, bool(added))
+    return Source(parts, model, tokenizer, ends, begin, bool(added))
 
 
 def find_added(tokenizer: Tokenizer) -> list[int]:

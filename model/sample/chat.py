@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
-from model.chat.template import ChatTemplate, RendererCrash, RenderError, find_template
+from model.chat.builtin import BUILT_IN
+from model.chat.encode import ChatEncoder
+from model.chat.template import Asked, ChatTemplate, RendererCrash, RenderError
+from model.checkpoints.chat_template import read_chat_template, read_tokens
 from model.checkpoints.seal import CheckpointError
 from model.decode.generator import Generator
 from model.decode.settings import Settings
@@ -41,37 +43,70 @@ def open_conversation(generator: Generator, opening: Chat, say: Show) -> Iterato
     system = opening.system
     if opening.system_file is not None:
         system = read_text(opening.system_file).strip()
-    template = choose_template(generator.folder, opening.template)
-    tokenizer = Tokenizer.from_str(generator.tokenizer.to_str())
-    tokenizer.encode_special_tokens = False
-
-    def encode(messages: Sequence[Message]) -> list[int]:
-        try:
-            text = template.render(messages)
-        except RenderError as error:
-            raise ValueError(f"the chat template does not take these messages: {error}") from None
-        except RendererCrash as error:
-            raise ValueError(f"the chat template's process crashed: {error}") from None
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
+    template = choose_template(generator, opening.template)
+    encoder = ChatEncoder(template, generator.tokenizer.to_str())
     try:
-        yield Conversation(generator, encode, system, say)
+        with naming_faults():
+            end = find_end_of_turn(encoder)
+        if end is not None:
+            generator.ends |= {end}
+        yield Conversation(generator, partial(encode_prompt, encoder), system, say)
     finally:
         template.close()
 
 
-def choose_template(folder: Path | None, given: str | None) -> ChatTemplate:
-    """The template of a folder, or the one that is given; CheckpointError if there is none."""
-    own = None if folder is None else find_template(folder)
-    if given is not None:
-        return ChatTemplate(read_text(given), {} if own is None else own.variables)
-    if own is None:
+def choose_template(generator: Generator, given: str | None) -> ChatTemplate:
+    """The template of a model, or the one that is given; CheckpointError if there is none."""
+    folder = generator.words or generator.folder
+    assert folder is not None
+    stored = read_chat_template(folder)
+    if given is None:
+        if stored is not None:
+            return ChatTemplate(stored.source, stored.tokens)
         raise CheckpointError(
             f"{folder}: has no chat template, so it was not trained on chats; name the template "
             "that it was trained with by --template, or write texts with velocity sample"
         )
-    return own
+    lacking = [
+        token
+        for token in (BUILT_IN[given].specials if given in BUILT_IN else ())
+        if generator.tokenizer.token_to_id(token) is None
+    ]
+    if lacking:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has no {' and no '.join(lacking)}, which the template "
+            f"{given} writes; name the template that it was trained with"
+        )
+    source = BUILT_IN[given].source if given in BUILT_IN else read_text(given)
+    return ChatTemplate(source, read_tokens(folder))
+
+
+def find_end_of_turn(encoder: ChatEncoder) -> int | None:
+    """The special token that the template ends an answer with; None if it is none."""
+    chat = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+    [text] = encoder.template.render_all([Asked(chat)])
+    token = None if isinstance(text, RenderError) else encoder.find_last(text)
+    if token is None:
+        return None
+    found: int | None = encoder.tokenizer.token_to_id(encoder.guard.names[token])
+    return found
+
+
+def encode_prompt(encoder: ChatEncoder, messages: Sequence[Message]) -> list[int]:
+    """The ids of the prompt; ValueError for messages that the template does not take."""
+    with naming_faults():
+        return encoder.encode_prompt(messages)
+
+
+@contextmanager
+def naming_faults() -> Iterator[None]:
+    """What a template does not take, and how its process ends, as a ValueError of one line."""
+    try:
+        yield
+    except RenderError as error:
+        raise ValueError(f"the chat template does not take these messages: {error}") from None
+    except RendererCrash as error:
+        raise ValueError(f"the process that runs the chat template crashed: {error}") from None
 
 
 class ChatRepl(Repl):

@@ -3,7 +3,7 @@
 import sys
 
 from model.decode.settings import Settings
-from model.sample.options import Chat, CkptOption, DeviceOption, DtypeOption
+from model.sample.options import BaseOption, Chat, CkptOption, DeviceOption, DtypeOption
 from shards.entry.options import takes_options
 from shards.screen.lines import open_output, say
 
@@ -15,6 +15,7 @@ def chat(
     settings: Settings,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    base: BaseOption = None,
 ) -> None:
     """Chat with a model that was trained on chats; a pipe gives a message on each line."""
     opening.check(settings)
@@ -23,7 +24,7 @@ def chat(
     from model.sample.repl import run_repl
 
     settings, show = settings.read_escapes(), open_output()
-    generator = load_generator(ckpt, device, dtype=dtype)
+    generator = load_generator(ckpt, device, dtype=dtype, base=base)
     with open_conversation(generator, opening, say) as conversation:
         if sys.stdin.isatty() and sys.stdout.isatty() and not opening.as_json:
             repl = ChatRepl(conversation, settings, show, say, streams=opening.stream)

@@ -24,6 +24,15 @@ DtypeOption = Annotated[
         help="What weights are rounded to: less to read is less time. Default: as they are."
     ),
 ]
+BaseOption = Annotated[
+    Path | None,
+    typer.Option(
+        parser=read_checkpoint,
+        metavar="PATH",
+        help="The model that --ckpt, an adapter, is for: a checkpoint, or hf://user/name. Default: "
+        "the one that it was trained on, if it is still there.",
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from tokenizers import Tokenizer
-
+from model.chat.encode import ChatEncoder
 from model.chat.template import ChatTemplate
 from model.decode.generator import Generator
 from model.serve.batcher import Batcher
@@ -27,22 +26,22 @@ class Served:
         self.speller = Speller(self.generator.tokenizer)
 
     @cached_property
-    def chat_tokenizer(self) -> Tokenizer:
-        """The tokenizer for templates: what spells a special token there means it."""
-        tokenizer = Tokenizer.from_str(self.generator.tokenizer.to_str())
-        tokenizer.encode_special_tokens = False
-        return tokenizer
-
-    def expect_template(self) -> ChatTemplate:
-        """The chat template; a 400 if there is none."""
+    def chats(self) -> ChatEncoder | None:
+        """What makes a prompt of a chat; None without a template."""
         if self.template is None:
+            return None
+        return ChatEncoder(self.template, self.generator.tokenizer.to_str())
+
+    def expect_chats(self) -> ChatEncoder:
+        """What makes a prompt of a chat; a 400 if there is no template."""
+        if self.chats is None:
             raise refuse(
                 f"{self.id} has no chat template, so it was not trained on chats; ask "
                 "/v1/completions instead",
                 "model",
                 "no_chat_template",
             )
-        return self.template
+        return self.chats
 
     def describe(self) -> Object:
         """The model as /v1/models lists it."""

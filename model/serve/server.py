@@ -65,7 +65,7 @@ def take_in(name: str, folder: Path, limits: Serving, generator: Generator) -> S
         batcher.num_bytes / 1e6,
     )
     created = int(folder.stat().st_mtime)
-    return Served(name, generator, batcher, created, find_template(folder))
+    return Served(name, generator, batcher, created, find_template(generator.words or folder))
 
 
 def name_models(folders: Sequence[Path]) -> list[str]:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from model.cache import KVCache
 from model.int8 import Int8Rows
-from model.transformer import Rotation, Transformer, make_rotation
+from model.rotation import Rotation, make_rotation
+from model.transformer import Transformer
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 # Angles are computed for so many positions more, once a text is longer.

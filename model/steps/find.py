@@ -11,9 +11,10 @@ from model.cache import allocate_cache
 from model.compiled import find_library, note_fault
 from model.config import KEPT, ModelConfig
 from model.narrow import round_weights
+from model.rotation import make_rotation
 from model.steps.choice import find_choice
 from model.steps.cpu import Step
-from model.transformer import Transformer, make_rotation
+from model.transformer import Transformer
 
 # How many tokens at a time are tried, most first; and on how much of a model.
 TOKENS_TRIED = (16, 8, 4, 2, 1)

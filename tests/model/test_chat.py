@@ -275,6 +275,36 @@ def test_a_folder_without_a_template_says_what_to_do(tmp_path: Path) -> None:
         assert conversation.encode([SYSTEM])[0] == START
 
 
+def test_a_template_of_ours_is_known_by_its_name_and_says_where_a_turn_ends(
+    tmp_path: Path,
+) -> None:
+    folder = write_folder(tmp_path / "plain", template=None)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": 0}))
+    generator = load_generator(folder, "cpu")
+    assert END not in generator.ends
+    with open_conversation(generator, Chat(template="chatml"), print) as conversation:
+        assert conversation.encode([SYSTEM])[0] == START
+        assert END in generator.ends
+    save_model(tmp_path / "base", make_model(), TOKENIZER_JSON)
+    base = load_generator(tmp_path / "base", "cpu")
+    with (
+        pytest.raises(CheckpointError, match=r"tokenizer has no <\|im_start\|> and no <\|im_end"),
+        open_conversation(base, Chat(template="chatml"), print),
+    ):
+        pass
+    with open_conversation(base, Chat(template="plain"), print) as conversation:
+        prompt = conversation.encode([{"role": "user", "content": "one"}])
+        assert base.tokenizer.decode(prompt).startswith("User: one\n")
+
+
+def test_a_message_that_spells_the_end_of_a_turn_does_not_end_it(
+    conversation: Conversation,
+) -> None:
+    ids = conversation.encode([{"role": "user", "content": "one<|im_end|>two"}])
+    assert (ids.count(END), ids.count(START)) == (1, 2)
+
+
 def test_a_terminal_chats(folder: Path, tmp_path: Path) -> None:
     words = ("chat", "--ckpt", str(folder), "--seed", "3", "--system", "Be short.")
     with closing(Terminal(*words, state=tmp_path)) as terminal:

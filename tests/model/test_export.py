@@ -29,13 +29,14 @@ from model.decode.settings import Settings
 from model.export import gguf as gguf_format
 from model.export.certificate import Measured, cut_windows, find_faults, measure
 from model.export.gguf_runtime import read_model
-from model.export.ollama import KNOWN_TEMPLATES, make_modelfile
+from model.export.ollama import make_modelfile
 from model.export.onnx import open_session
 from model.export.request import LIMITS, make_request
 from model.export.run import export
 from model.export.source import open_source
 from model.generate import load_generator
 from model.int8 import Int8Linear
+from tests.model.test_go_template import CHATML
 from tests.tiny import SENTENCES, TOKENIZER_JSON, make_model
 
 # Of every shape that formats have to say in their own way: shared keys, heads of their own width,
@@ -290,15 +291,11 @@ def test_a_chat_template_is_translated_or_said_not_to_be(checkpoint: Path, tmp_p
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint, folder)
     (folder / "checksums.json").unlink()
-    chatml = (
-        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
-        "message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-    )
-    (folder / "chat_template.jinja").write_text(chatml)
+    (folder / "chat_template.jinja").write_text(CHATML)
     made = make_modelfile(open_source(folder))
-    assert "<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>" in made
-    assert 'PARAMETER stop "<|im_end|>"' in made
+    user = "<|im_start|>user\n{{ .Content }}<|im_end|>\n<|im_start|>assistant\n"
+    assert f'{{{{ if eq .Role "user" }}}}{user}' in made
+    assert 'PARAMETER stop """<|im_end|>\n<|im_start|>user"""' in made  # No token of this model.
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     made = make_modelfile(open_source(folder))
     assert 'TEMPLATE "{{ .Prompt }}"' in made
@@ -312,14 +309,16 @@ def test_a_chat_template_is_exported_wherever_serving_finds_it(
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint, folder)
     (folder / "checksums.json").unlink()
-    [chatml] = KNOWN_TEMPLATES
     path = folder / "tokenizer_config.json"
-    named = [{"name": "tool", "template": "no"}, {"name": "default", "template": chatml}]
+    named = [{"name": "tool", "template": "no"}, {"name": "default", "template": CHATML}]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
     run(folder, "gguf", tmp_path / "model.gguf", "fp32")
     found: Any = gguf.GGUFReader(tmp_path / "model.gguf").get_field("tokenizer.chat_template")
-    assert found.contents() == chatml
-    assert "<|im_start|>{{ .Role }}" in make_modelfile(open_source(folder))
+    # llama.cpp knows no tag `generation`.
+    assert found.contents() == CHATML.replace("endgeneration", "endif").replace(
+        "generation %", "if true %"
+    )
+    assert "{{ range .Messages }}" in make_modelfile(open_source(folder))
     (folder / "chat_template.jinja").write_bytes(b"{{ '\xe9' }}")  # Which comes first.
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8"):
         run(folder, "ollama", tmp_path / "ollama")

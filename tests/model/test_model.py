@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from model.cache import allocate_cache
 from model.config import ModelConfig
 from model.recompute import ActivationCheckpointing
-from model.transformer import Transformer, make_rotation, rotate
+from model.rotation import make_rotation
+from model.transformer import Transformer, rotate
 from tests.tiny import CONFIG, make_model
 
 

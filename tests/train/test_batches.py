@@ -77,14 +77,17 @@ def test_each_sample_is_dealt_once_micro_step_by_micro_step_and_rank_by_rank(
 def read_step(ranks: Sequence[Batches]) -> npt.NDArray[np.int64]:
     """A step's windows in the order of their samples: (samples, T + 1)."""
     micro_steps = [
-        np.stack([join(*batch) for batch in micro_step])
+        np.stack([join(batch.tokens, batch.targets) for batch in micro_step])
         for micro_step in zip(*(rank.next_step() for rank in ranks), strict=True)
     ]
     return np.concatenate(micro_steps).reshape(-1, LENGTH + 1)
 
 
-def join(tokens: torch.Tensor, targets: torch.Tensor) -> npt.NDArray[np.int64]:
+def join(
+    tokens: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor | None
+) -> npt.NDArray[np.int64]:
     """The windows that tokens and targets came from."""
+    assert labels is None
     assert tokens.dtype == targets.dtype == torch.int64
     assert torch.equal(tokens[:, 1:], targets[:, :-1])
     return torch.cat([tokens, targets[:, -1:]], dim=1).numpy()
@@ -180,7 +183,7 @@ def test_a_gpu_gets_the_batches_of_a_cpu(folder: Path) -> None:
     on_gpu = Batches(open_stream(folder), order, dealing, torch.device("cuda", 0), consumed=0)
     on_cpu = Batches(stream, order, dealing, CPU, consumed=0)
     for _ in range(50):
-        for (tokens, targets), (others, their_targets) in zip(
+        for (tokens, targets, _), (others, their_targets, _) in zip(
             on_gpu.next_step(), on_cpu.next_step(), strict=True
         ):
             assert torch.equal(tokens.cpu(), others)

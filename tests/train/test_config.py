@@ -245,7 +245,7 @@ def test_mistakes_name_the_key(override: str, message: str) -> None:
         ("training: 3\n", "training is a section; expected keys below it"),
         ("- a\n", "expected sections such as `training:`"),
         ("training: {\n", "not valid YAML"),
-        ("training:\n  epochs: 3\n", "a.yaml, line 2: no key 'training.epochs'"),
+        ("training:\n  steps: 3\n", "a.yaml, line 2: no key 'training.steps'"),
         ("# nothing\n", "has no settings; expected sections such as `training:`"),
         ("training:\n", "a.yaml, line 1: training is a section; expected keys below it"),
         (

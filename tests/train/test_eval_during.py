@@ -260,8 +260,8 @@ def test_losses_that_are_no_numbers_end_no_run(
 ) -> None:
     token_losses = Transformer.token_losses
 
-    def spoil(self: Transformer, *arguments: Any) -> Any:
-        losses, is_best = token_losses(self, *arguments)
+    def spoil(self: Transformer, *arguments: Any, **options: Any) -> Any:
+        losses, is_best = token_losses(self, *arguments, **options)
         return losses * math.nan, is_best
 
     monkeypatch.setattr(Transformer, "token_losses", spoil)

@@ -80,7 +80,7 @@ def test_targets_are_those_of_the_sidecar(packed: Path) -> None:
     for split in ("train", "validation"):
         starts = [*range(0, shards.manifest.num_tokens(split), ROW)]
         rows, expected = read_rows(shards, split, starts)
-        tokens, targets = split_windows(rows, END)
+        tokens, targets, _ = split_windows(rows, END)
         assert torch.equal(tokens, rows)
         assert torch.equal(targets, expected)
         assert count_targets(rows, END) == int((expected != IGNORED).sum())

@@ -129,7 +129,7 @@ def test_the_trainer_reads_the_ids_that_prep_wrote(trained: Trained) -> None:
     batches = Batches(stream, order, Dealing(6, 2, 0, 1), torch.device("cpu"), 0)
     try:
         starts = iter(order.starts(np.arange(6)))
-        for tokens, targets in batches.next_step():
+        for tokens, targets, _ in batches.next_step():
             assert tokens.dtype == targets.dtype == torch.int64
             for row, next_row, start in zip(tokens, targets, starts, strict=False):
                 assert row.tolist() == ids[start : start + 16].tolist()

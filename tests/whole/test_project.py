@@ -33,6 +33,7 @@ MODEL = {
     "model.chat",
     "model.logits",
     "model.checkpoints",
+    "model.adapters",
     "model.convert",
     "model.decode",
     "model.sample",
@@ -47,7 +48,16 @@ TRAIN = {
     "train",
     *(
         f"train.{room}"
-        for room in ("start", "begin", "checkpoints", "tracing", "reports", "proof", "tuning")
+        for room in (
+            "start",
+            "begin",
+            "chat",
+            "checkpoints",
+            "tracing",
+            "reports",
+            "proof",
+            "tuning",
+        )
     ),
     "train.plan",
     "train.inspect",
@@ -77,10 +87,11 @@ MAY_IMPORT = {
     "model": {"model.logits"},
     "model.logits": {"model"},
     "model.checkpoints": {"model"},
+    "model.adapters": {"model", "model.checkpoints"},
     "model.convert": {"model", "model.checkpoints"},
     "model.steps": {"model"},
     "model.decode": {"model", "model.steps", "model.checkpoints"},
-    "model.export": {"model", "model.chat", "model.checkpoints"},
+    "model.export": {"model", "model.adapters", "model.chat", "model.checkpoints"},
     "model.sample": {"model", "model.chat", "model.checkpoints", "model.decode"},
     "model.chat": {"model.checkpoints"},
     "model.serve.wire": set(),
@@ -106,12 +117,14 @@ MAY_IMPORT = {
     "train.ranks": BASE,
     "train.step": {"train.ranks", "model", *BASE},
     "train.checkpoints": STEPPING | SHARDS | MODEL,
+    "train.chat": SHARDS | MODEL,
     "train.begin": {"train.checkpoints", "train.ranks"} | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.publish": {"train.page", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.evaluation": {
-        f"train.{room}" for room in ("evaluation.code", "start", "words", "checkpoints", "ranks")
+        f"train.{room}"
+        for room in ("evaluation.code", "start", "chat", "words", "checkpoints", "ranks")
     }
     | (SHARDS | MODEL),
     "train.evaluation.code": {"train.evaluation"} | SHARDS | MODEL,
@@ -130,7 +143,8 @@ MAY_IMPORT = {
     }
     | (SHARDS | MODEL),
     "train": {
-        f"train.{r}" for r in ("start", "begin", "words", "checkpoints", "reports", "evaluation")
+        f"train.{room}"
+        for room in ("start", "begin", "chat", "words", "checkpoints", "reports", "evaluation")
     }
     | STEPPING
     | (SHARDS | MODEL),
@@ -151,6 +165,7 @@ FACES = {
     "model.generate": MODEL | {"prep.remote", "shards.screen"},
     "model.sample.options": {"model", "model.decode", "shards.screen", "shards.entry"},
     "model.sample.command": MODEL | {"shards.screen", "shards.entry"},
+    "model.adapters.command": MODEL | {"prep.remote", "shards.screen"},
     "train.commands": SHARDS | TRAIN | {"prep.remote"},
     # They say with which command to train.
     "prep.command": PREP | SHARDS | {"train.start"},

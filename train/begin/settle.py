@@ -14,6 +14,7 @@ from shards.disk.json_files import Json
 from shards.reader import Shards
 from shards.screen.lines import Say
 from train.begin.shape import SETTING, Beginning, find_beginning, grow, take_shape
+from train.begin.weights import describe_origin
 from train.checkpoints.position import read_run_config
 from train.checkpoints.resume import is_same_folder
 from train.checkpoints.sets import KEEP
@@ -79,6 +80,27 @@ def find_shape(config: Config, shards: Shards, say: Say) -> Json:
         "own": asdict(found.shape),
         "known_ids": found.known_ids,
     }
+
+
+def find_again(config: Config, rank: Rank, shards: Shards, origin: Json) -> Beginning:
+    """The folder that a run began with, for what needs its weights again.
+
+    `origin` is what a checkpoint says of it. All ranks call this together. ValueError if other
+    weights are there now.
+    """
+
+    def find() -> Json:
+        found = find_beginning(str(config.model.start), shards)
+        now = describe_origin(found.folder)
+        if now["weights_sha256"] != origin["weights_sha256"]:
+            raise ValueError(
+                f"{found.folder}: its weights are not those that the run began with (sha256 "
+                f"{now['weights_sha256'][:12]}, then {origin['weights_sha256'][:12]}); restore them"
+            )
+        return {"folder": now["folder"], "own": asdict(found.shape), "known_ids": found.known_ids}
+
+    again: Json = share_json(rank, rank.do_first(find))
+    return Beginning(Path(again["folder"]), ModelConfig(**again["own"]), again["known_ids"])
 
 
 def find_own(checkpoints: Sequence[Path]) -> tuple[Path, ModelConfig] | None:

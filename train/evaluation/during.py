@@ -23,6 +23,7 @@ from shards.reader import Shards, TokenStream, open_shards
 from shards.screen.lines import Say, format_plural
 from shards.screen.url import refuse_url
 from shards.tokenizer import Spelling, read_set_spelling, read_tokenizer_json
+from train.chat.labels import Marking, open_chat_marking
 from train.config import Config
 from train.evaluation.dealing import Dealer
 from train.evaluation.items import read_task
@@ -66,6 +67,8 @@ class EvalSet:
     windows: Sequence[Window]
     # What the rows of a packed set end in.
     padding: int | None
+    # What makes the labels of rows, of a set of chats.
+    marking: Marking | None
 
     @property
     def key(self) -> str:
@@ -83,9 +86,8 @@ class EvalSet:
         groups = group_windows(iter(self.windows), size)
         read = partial(read_windows, self.stream)
         with separated(model, self.marks):
-            found = predict_together(
-                dealer, self.key, model, self.spelling, groups, read, self.padding
-            )
+            rows = groups, read, self.padding, self.marking
+            found = predict_together(dealer, self.key, model, self.spelling, *rows)
         described = found.describe()
         return {name: described[name] for name in OF_SETS}
 
@@ -254,4 +256,5 @@ def cut_set(name: str, shards: Shards, config: Config) -> EvalSet:
         find_marks(config.data, shards.manifest),
         [*islice(windows, count)],
         find_padding(shards.manifest),
+        open_chat_marking(shards, split),
     )

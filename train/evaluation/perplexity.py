@@ -8,14 +8,16 @@ import numpy.typing as npt
 import torch
 
 from model.transformer import Transformer
+from shards.chat.labels import BEGIN, LOSS
 from shards.disk.json_files import Json
 from shards.format import Int64
 from shards.inspect.stats import PADDING
 from shards.screen.lines import ReadProgress
 from shards.tokenizer import Spelling
+from train.chat.labels import Bits, Marking
 from train.evaluation.dealing import Dealer, Float64
 from train.evaluation.estimates import Estimate, Sums
-from train.evaluation.windows import Batch, Window
+from train.evaluation.windows import Batch, Window, find_starts
 
 # Ranges of positions, each but the first as wide as all before it.
 MAX_RANGES = 8
@@ -89,7 +91,8 @@ def predict(
     prediction, progress = Prediction(), ReadProgress("windows", total)
     edges = find_edges(length)
     for batch in batches:
-        scored = score_windows(model, spelling, batch.tokens, batch.num_old, padding)
+        rows = batch.tokens, batch.num_old, padding, batch.labels
+        scored = score_windows(model, spelling, *rows)
         if not np.isfinite(scored.nats).all():
             raise NotFiniteError
         for window in range(len(batch)):
@@ -115,15 +118,19 @@ def predict_together(
     groups: Iterable[Sequence[Window]],
     read: Callable[[Sequence[Window]], Int64],
     padding: int | None = None,
+    marking: Marking | None = None,
 ) -> Estimate:
     """The same for all ranks of a run together: groups of windows, which `read` makes tokens of.
 
-    Parts are not told apart. Raises as `predict` does, or Stopped, on all ranks.
+    And `marking`, of a set of chats, labels. Parts are not told apart. Raises as `predict` does, or
+    Stopped, on all ranks.
     """
 
     def compute(group: Sequence[Window]) -> Float64:
         num_old = np.array([window.num_old for window in group])
-        scored = score_windows(model, spelling, read(group), num_old, padding)
+        tokens = read(group)
+        labels = None if marking is None else marking.read(find_starts(group), tokens)
+        scored = score_windows(model, spelling, tokens, num_old, padding, labels)
         sums = [astuple(scored.add_up(window, slice(None))) for window in range(len(group))]
         return np.array(sums, np.float64)
 
@@ -142,16 +149,22 @@ def score_windows(
     tokens: Int64,
     num_old: Int64,
     padding: int | None = None,
+    labels: Bits | None = None,
 ) -> Scored:
     """What the model makes of windows (B, T + 1), with the bytes each predicted token stands for.
 
-    The first `num_old` (B,) predictions of each do not count, nor does `padding` after itself.
+    The first `num_old` (B,) predictions of each do not count, nor does `padding` after itself. Of
+    chats, whose windows have `labels` (B, T + 1), those count that a run would be trained on.
     """
-    rows = torch.from_numpy(tokens).to(model.lm_head.weight.device)
-    losses, best = model.token_losses(rows[:, :-1], rows[:, 1:])
+    device = model.lm_head.weight.device
+    rows = torch.from_numpy(tokens).to(device)
+    firsts = None if labels is None else torch.from_numpy((labels[:, :-1] & BEGIN) != 0).to(device)
+    losses, best = model.token_losses(rows[:, :-1], rows[:, 1:], firsts=firsts)
     counts = (np.arange(tokens.shape[1] - 1) >= num_old[:, None]).astype(np.int64)
     if padding is not None:
         counts[(tokens[:, :-1] == padding) & (tokens[:, 1:] == padding)] = 0
+    if labels is not None:
+        counts[(labels[:, 1:] & LOSS) == 0] = 0
     nats: Float64 = losses.cpu().double().numpy().reshape(counts.shape) * counts
     is_text, num_bytes = measure_text(spelling, tokens)
     return Scored(

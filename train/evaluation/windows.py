@@ -19,6 +19,7 @@ from shards.format import Int64, Manifest
 from shards.inspect.stats import PADDING, REMOVED
 from shards.reader import Shards, TokenStream
 from shards.tokenizer import encode_plainly
+from train.chat.labels import Bits, open_chat_marking
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Batch:
     # (B, T): which of the sources each predicted token is from.
     sources: npt.NDArray[np.intp]
     names: list[str]
+    # (B, T + 1): the bits of shards/chat/labels.py, of a set of chats.
+    labels: Bits | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -110,6 +113,7 @@ def read_set_batches(
 ) -> Iterator[Batch]:
     """The batches of a split, each token with the source of its document."""
     stream, sidecars = shards.stream(split, checks_first_reads=True), Sidecars(shards, split)
+    marking = open_chat_marking(shards, split)
     for group in group_windows(windows, batch_size):
         size, starts = group[0].size, find_starts(group)
         tokens = read_windows(stream, group)
@@ -120,7 +124,9 @@ def read_set_batches(
         stops = np.array([document.stop for document in documents])
         places = starts[:, None] + np.arange(1, size + 1)
         sources = codes[np.searchsorted(stops, places, side="right")]
-        yield Batch(tokens, np.array([window.num_old for window in group]), sources, names)
+        old = np.array([window.num_old for window in group])
+        labels = None if marking is None else marking.read(starts, tokens)
+        yield Batch(tokens, old, sources, names, labels)
 
 
 def name_origin(document: Document) -> str:

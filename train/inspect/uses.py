@@ -10,7 +10,7 @@ from shards.mixture.entries import Entry, spell_entries
 from shards.screen.names import quote
 from train.checkpoints.position import read_position, read_run_config
 from train.config import SECTIONS, Config
-from train.settings import list_named_configs, load_config
+from train.settings import RECIPES, list_named_configs, load_config
 
 
 def list_model_uses(folder: Path, *more: str, exports: bool = True) -> list[str]:
@@ -54,6 +54,9 @@ def find_resume_command(run: Path, newest: Path) -> str | None:
     if isinstance(per_rank[0], int) and isinstance(per_rank[1], int):
         num_ranks = max(position.history[-1].samples_per_step // (per_rank[0] * per_rank[1]), 1)
     bases = {"": load_config()} | {f" --config {n}": load_config(n) for n in list_named_configs()}
+    if config.model.start is not None:
+        start = f"model.start={config.model.start}"
+        bases |= {f" --config {n} {quote(start)}": load_config(n, [start]) for n in RECIPES}
     options = {option: [*list_differences(config, base)] for option, base in bases.items()}
     option = min(options, key=lambda option: len(options[option]))
     words = "".join(f" {quote(word)}" for word in options[option])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shards.mixture.entries import Entry
@@ -18,7 +19,7 @@ from train.plan.request import Request
 from train.plan.show import describe_plan, describe_sizes, plan_as_json
 from train.settings import load_config
 from train.start.choose import list_configs
-from train.start.ids import fit_model
+from train.start.ids import find_length, fit_sets
 
 if TYPE_CHECKING:
     from shards.inspect.lengths import Lengths
@@ -37,11 +38,12 @@ def run_plan(request: Request, overrides: Sequence[str]) -> list[str]:
     if entries is not None:
         from shards.mixture.sets import MixedOrder, open_sets
 
+        length = find_length(replace(config, data=replace(config.data, mixture=entries)))
         # Refuses a set without a window, as the run would.
-        sets = open_sets(entries, config.data.max_seq_length, config.infrastructure.seed)
+        sets = open_sets(entries, length, config.infrastructure.seed)
         order = MixedOrder.begin(sets)
         config = take_start(config, sets.first)
-        config = fit_model(config, sets.first.folder, sets.first.manifest)
+        config = fit_sets(config, sets, request.gpus)
     else:
         config = take_start(config, None)
     machines, wishes = find_machines(request), Wishes(request.mfu, request.price, order)

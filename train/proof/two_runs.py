@@ -19,7 +19,7 @@ from train.config import Config
 from train.proof.differences import find_differences, find_first_unlike, read_losses
 from train.proof.processes import describe_failure, kill, run_to_end, started, train_command
 from train.settings import load_config
-from train.start.ids import fit_model
+from train.start.ids import find_length, fit_sets
 from train.step.schedule import default_cycle_steps
 
 LOOK_SECONDS = 0.002
@@ -48,6 +48,7 @@ class Proof:
         cycle = config.training.cycle_steps or default_cycle_steps(config.training)
         own = {
             "training.num_training_steps": self.steps,
+            "training.epochs": "null",
             "training.cycle_steps": cycle,
             "training.save_steps": self.middle,
             "training.save_total_limit": 2,
@@ -70,9 +71,9 @@ def verify_resume(proof: Proof, say: Say) -> list[str]:
         raise ValueError(f"--ranks is {proof.ranks}; expected at least 1")
     config = load_config(proof.name, proof.overrides)
     # Before anything is written.
-    sets = open_sets(config.data.entries, config.data.max_seq_length, config.infrastructure.seed)
+    sets = open_sets(config.data.entries, find_length(config), config.infrastructure.seed)
     config = begin_shape(config, sets.first)
-    config = fit_model(config, sets.first.folder, sets.first.manifest)
+    config = fit_sets(config, sets, proof.ranks)
     if proof.folder.exists() and any(proof.folder.iterdir()):
         raise ValueError(f"{proof.folder}: is not empty; choose another --out")
     make_folder(proof.folder)

@@ -5,7 +5,7 @@ import difflib
 import shlex
 from typing import NoReturn
 
-from train.settings import list_named_configs
+from train.settings import RECIPES, list_named_configs
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,7 +26,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",
-        help=f"settings: a YAML file, or one of {', '.join(list_named_configs())}; "
+        help=f"settings: a YAML file, or one of {', '.join([*list_named_configs(), *RECIPES])}; "
         "the default is the 1.7 B model; `list` shows what each needs",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

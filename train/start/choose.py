@@ -8,7 +8,7 @@ from model.config import DEFAULT_VOCAB_SIZE
 from shards.screen.lines import align, format_bytes, format_count
 from shards.screen.names import quote
 from train.config import Config
-from train.settings import list_named_configs, load_config
+from train.settings import RECIPES, list_named_configs, load_config
 from train.start.fit import find_least
 from train.start.machine import find_gpus
 from train.start.memory import Memory, estimate_memory
@@ -73,7 +73,11 @@ def tabulate_configs() -> list[list[str]]:
 
 def list_configs() -> list[str]:
     """The same as lines for the terminal, in columns."""
-    return align(tabulate_configs())
+    names = ", ".join(RECIPES)
+    return [
+        *align(tabulate_configs()),
+        f"{names}: fine-tuning, of the model that model.start names",
+    ]
 
 
 def suggest_command(

@@ -23,7 +23,7 @@ from train.config import Config
 from train.evaluate import count_windows
 from train.proof.processes import run_to_end, train_command
 from train.settings import load_config
-from train.start.ids import fit_model
+from train.start.ids import find_length, fit_sets
 from train.tuning.grid import widen
 from train.tuning.picture import write_picture
 from train.tuning.record import Record, describe_asked, open_record
@@ -74,9 +74,9 @@ def tune(tuning: Tuning, say: Say) -> Iterator[str]:
     """Run all trials that are not there yet; what was found, line by line."""
     config = load_config(tuning.name, tuning.overrides)
     # Before anything is written.
-    sets = open_sets(config.data.entries, config.data.max_seq_length, config.infrastructure.seed)
+    sets = open_sets(config.data.entries, find_length(config), config.infrastructure.seed)
     config = begin_shape(config, sets.first)
-    config = fit_model(config, sets.first.folder, sets.first.manifest)
+    config = fit_sets(config, sets, tuning.ranks)
     steps = choose_steps(tuning, config)
     check_tuning(tuning, config, sets)
     rates = tuning.rates or start_grid(config, tuning.parameter)

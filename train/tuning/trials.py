@@ -37,6 +37,7 @@ def shorten(config: Config, steps: int) -> dict[str, object]:
     }
     own: dict[str, object] = {
         "num_training_steps": steps,
+        "epochs": "null",
         **scaled,
         "eval_steps": steps,
         # Only at the end, from where nothing goes on.

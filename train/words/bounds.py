@@ -42,6 +42,8 @@ def check_training(training: Any) -> None:
             raise ValueError(
                 f"training.{name} is {getattr(training, name)}; expected at most {most:,}"
             )
+    if training.epochs is not None and not 0 < training.epochs <= MAX_STEPS:
+        raise ValueError(f"training.epochs is {training.epochs}; expected a number above 0")
     check_saving(training)
     check_schedule(training)
     for name in (

@@ -73,7 +73,7 @@ def show_token(choice: Choice, token: int, logprob: float) -> Object:
 
 def read_chat(served: Served, fields: Fields) -> AskedChat:
     """A request, checked, with its drafts."""
-    served.expect_template()
+    served.expect_chats()
     wants_logprobs = fields.flag("logprobs")
     num_alternatives = fields.whole("top_logprobs", 0, MAX_ALTERNATIVES)
     if num_alternatives is not None and not wants_logprobs:

@@ -47,16 +47,15 @@ def make_drafts(
 
 
 def encode_chat(served: Served, messages: Sequence[Message], name: str) -> list[int]:
-    """The ids of the prompt of a chat in the field `name`; its special tokens are read as such."""
+    """The ids of the prompt of a chat in the field `name`: the same that prep makes of it."""
     try:
-        text = served.expect_template().render(messages)
+        tokens = served.expect_chats().encode_prompt(messages)
     except RenderError as error:
         told = f"the model's chat template does not take these messages: {error}"
         raise refuse(told, name, "chat_template_error") from None
     except RendererCrash as error:
         told = f"the process that runs the model's chat template crashed: {error}"
         raise ApiError(500, told, "chat_template_crash") from None
-    tokens: list[int] = served.chat_tokenizer.encode(text, add_special_tokens=False).ids
     if not tokens:
         raise refuse("the chat template makes an empty prompt of these messages", name)
     return tokens

@@ -141,7 +141,7 @@ class Events:
 
 def read_response(served: Served, fields: Fields) -> AskedResponse:
     """A request, checked, with its draft."""
-    served.expect_template()
+    served.expect_chats()
     most = MaxTokens.read(fields, "max_output_tokens")
     settings = read_settings(fields, served.generator, most, None)
     if settings.num_return_sequences > 1:

@@ -1,0 +1,70 @@
+"""An adapter's files, as peft writes and reads them.
+
+adapter_config.json          what it is (model/adapters/peft_config.py)
+adapter_model.safetensors    its tensors, named `base_model.model.<layer>.lora_A.weight`, ...
+adapter_base.json            ours alone: which weights it was trained on (model/adapters/base.py)
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.adapters.config import AdapterConfig
+from model.adapters.layers import add_adapter
+from model.adapters.peft_config import read_peft_config
+from model.checkpoints.compare import describe
+from model.checkpoints.differences import explaining, make_error
+from model.checkpoints.seal import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CheckpointError, read_json
+from model.checkpoints.weights import list_weights, read_weights
+from model.transformer import Transformer
+
+PREFIX = "base_model.model."
+OTHER_BASE = "use the base that the adapter was trained on"
+UNKNOWN = "a part that velocity's adapters do not have; merge it with peft"
+
+
+def name_adapter(model: Transformer) -> dict[str, Tensor]:
+    """A model's adapter as its file holds it."""
+    return {
+        PREFIX + name: weight for name, weight in model.named_parameters() if weight.requires_grad
+    }
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """What an adapter's folder says of it; CheckpointError if it is none that is known here."""
+    path = folder / ADAPTER_CONFIG
+    with explaining(path):
+        return read_peft_config(read_json(path))
+
+
+def load_adapter(model: Transformer, folder: Path) -> None:
+    """Put the adapter of a folder on a model; CheckpointError, with all differences, if it is not
+    one for this model.
+    """
+    config, path = read_adapter_config(folder), folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: has {ADAPTER_CONFIG}, and no {ADAPTER_WEIGHTS}")
+    with torch.random.fork_rng(devices=[]), explaining(path):
+        add_adapter(model, config)
+    targets = name_adapter(model)
+    check_tensors(path, targets)
+    with torch.no_grad():
+        for name, tensor in read_weights([path], targets.keys(), "cpu", torch.float32):
+            targets[name].copy_(tensor)
+
+
+def check_tensors(path: Path, targets: Mapping[str, Tensor]) -> None:
+    """CheckpointError unless a file has tensors of these names and shapes, and no others."""
+    found = {name: entry.shape for name, entry in list_weights([path]).items()}
+    shapes = {name: tuple(target.shape) for name, target in targets.items()}
+    wrong = [name for name in shapes if name in found and found[name] != shapes[name]]
+    missing, unknown = (sorted(a.keys() - b.keys()) for a, b in ((shapes, found), (found, shapes)))
+    rows = [
+        *describe(wrong, lambda name: (found[name], shapes[name], OTHER_BASE)),
+        *describe(missing, lambda name: ("missing", shapes[name], OTHER_BASE)),
+        *describe(unknown, lambda name: (found[name], "no such tensor", UNKNOWN)),
+    ]
+    if rows:
+        raise make_error(path, rows)

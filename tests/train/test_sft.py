@@ -1,0 +1,133 @@
+"""`--config sft`: chats to a model that answers, as TRL trains it and as transformers asks it."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from model.chat.encode import Chat as Messages
+from model.chat.encode import ChatEncoder, EncodedChat
+from model.chat.template import ChatTemplate
+from model.generate import load_generator
+from shards.reader import open_shards
+from tests.chats import CHAT_TOKENIZER_JSON, TEMPLATE, Chat, write_chats
+from tests.runs import read_metrics
+from tests.train.test_model_start import save_theirs
+from train.loop import train
+from train.settings import load_config
+
+ROW = 128
+CHATS = [
+    [
+        {"role": "user", "content": "The quick brown fox?"},
+        {"role": "assistant", "content": "It jumps over the lazy dog."},
+        {"role": "user", "content": "And then"},
+        {"role": "assistant", "content": "text comes in shards"},
+    ],
+    [
+        {"role": "system", "content": "we'd rather not"},
+        {"role": "user", "content": "naïve café"},
+        {"role": "assistant", "content": "A model learns from text."},
+    ],
+    [
+        {"role": "user", "content": "shards"},
+        {"role": "assistant", "content": "2026"},
+    ],
+]
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chats as a set."""
+    folder = tmp_path_factory.mktemp("chats") / "chat"
+    with closing(ChatTemplate(TEMPLATE, {})) as template:
+        encoded = ChatEncoder(template, CHAT_TOKENIZER_JSON).encode([*map(Messages, CHATS)])
+    found = [one for one in encoded if isinstance(one, EncodedChat)]
+    assert len(found) == len(CHATS)
+    documents = [
+        Chat((*one.ids.tolist(), 0), tuple(map(tuple, one.spans.tolist()))) for one in found
+    ]
+    # As many again, so that an epoch has some rows.
+    write_chats(folder, documents * 3, ROW)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows no tokens of chats."""
+    return save_theirs(tmp_path_factory.mktemp("start") / "theirs", max_position_embeddings=ROW)
+
+
+@pytest.fixture(scope="module")
+def tuned(chats: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with nothing said but its size."""
+    out = tmp_path_factory.mktemp("tuned")
+    words = [f"data.shards={chats}", f"model.start={start}", "training.precision=fp32"]
+    words += [f"infrastructure.output_dir={out}", f"training.global_batch_tokens={2 * ROW}"]
+    words += ["training.logging_steps=1", f"infrastructure.logging_dir={out / 'logs'}"]
+    train(load_config("sft", words))
+    return out
+
+
+def test_a_run_needs_a_set_and_a_model_alone(tuned: Path, chats: Path) -> None:
+    """Rows, steps and shape come from these two."""
+    rows = open_shards(chats).manifest.num_tokens("train") // ROW
+    assert len(read_metrics(tuned)) == -(-3 * rows // 2)
+    shares = read_metrics(tuned, "trained_share")
+    assert all(0 < share < 0.5 for share in shares.values())
+
+
+def test_named_settings_say_what_they_need() -> None:
+    with pytest.raises(ValueError, match=r"--config sft goes on from a model; add model\.start="):
+        load_config("sft", [])
+
+
+def test_others_write_chats_as_the_set_has_them(tuned: Path, chats: Path) -> None:
+    """transformers' apply_chat_template gives the ids and the mask of the set."""
+    [checkpoint] = tuned.glob("checkpoint-*")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    stream = open_shards(chats).stream("train")
+    tokens = stream.windows(np.arange(0, stream.num_tokens, ROW), ROW).ravel().tolist()
+    for messages in CHATS:
+        ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        text = [*ids, 0]
+        assert any(tokens[i : i + len(text)] == text for i in range(len(tokens)))
+    generator = load_generator(checkpoint)
+    assert generator.model.config.num_ids == 302
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    assert model.config.vocab_size == 302
+    assert (checkpoint / "chat_template.jinja").read_text() == TEMPLATE
+
+
+@pytest.mark.filterwarnings("ignore")  # Theirs.
+def test_the_loss_is_that_of_trl(chats: Path, start: Path, tmp_path: Path) -> None:
+    """SFTTrainer's, with assistant_only_loss, of the same conversations, padded and not packed."""
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    words = [f"data.shards={chats}", f"model.start={start}", "training.precision=fp32"]
+    words += [f"infrastructure.output_dir={tmp_path}", "training.learning_rate=0"]
+    rows = open_shards(chats).manifest.num_tokens("train") // ROW
+    words += [f"training.global_batch_tokens={rows * ROW}", "training.epochs=1"]
+    train(load_config("sft", [*words, "training.logging_steps=1"]))
+    lines = (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()
+    loss = next(json.loads(line)["loss"] for line in lines if "loss" in line)
+
+    [checkpoint] = tmp_path.glob("checkpoint-*")  # Nothing was learned: the start, with its rows.
+    options: dict[str, Any] = {"per_device_train_batch_size": len(CHATS), "bf16": False}
+    settings = trl.SFTConfig(
+        str(tmp_path / "trl"), assistant_only_loss=True, use_cpu=True, report_to=[], **options
+    )
+    trainer = trl.SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(checkpoint),
+        args=settings,
+        train_dataset=datasets.Dataset.from_list([{"messages": chat} for chat in CHATS]),
+        processing_class=AutoTokenizer.from_pretrained(checkpoint),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        theirs = float(trainer.compute_loss(trainer.model, batch))
+    assert loss == pytest.approx(theirs, rel=1e-5)

@@ -1,0 +1,1 @@
+"""Training on sets of chats: which tokens are targets, where chats begin, what checkpoints keep."""
