@@ -112,22 +112,24 @@ def draw_learning(results: Path, path: Path) -> None:
 def draw_longer(results: Path, path: Path) -> None:
     """The loss by position in a context four times as long, before training on and after it."""
     result = json.loads(results.read_text(encoding="utf-8"))
-    old, _ = result["work"]["contexts"]
-    bucket = result["work"]["positions_per_bucket"]
+    old, new = result["work"]["contexts"]
     with drawing(path) as figure:
         for axes, when in zip(figure.subplots(1, 2, sharey=True), ("before", "after"), strict=True):
-            for way, found in result["ways"].items():
-                losses = found[when]["loss_by_position"]
-                places = [(number + 0.5) * bucket for number in range(len(losses))]
-                look = {"color": INK, "ls": "--"} if way == "unchanged" else {}
-                axes.plot(places, losses, lw=1.3, label=way, **look)
-            axes.axvline(old, color=INK, lw=0.8, ls=":")
+            curves = {way: found[when] for way, found in result["ways"].items()}
+            for way, found in (curves | {f"as before, {old} at a time": result["short"]}).items():
+                losses = found["loss_by_position"]
+                places = [(n + 0.5) * new / len(losses) for n in range(len(losses))]
+                look = {"unchanged": {"color": INK, "ls": "--"}}
+                look |= {} if way in curves else {way: {"color": INK, "ls": ":"}}
+                axes.plot(places, losses, lw=1.3, label=way, **look.get(way, {}))
+            axes.axvline(old, color=INK, lw=0.8, alpha=0.5)
             axes.set_xlabel(f"position in the window, {when} training on")
-            axes.set_xlim(0)
+            axes.set_xlim(0, new)
             axes.grid()
             if when == "before":
                 axes.set_ylabel("loss held out, nats a token")
-                axes.legend(frameon=False, fontsize="small")
+            else:
+                axes.legend(frameon=False, fontsize="small", loc="upper right")
 
 
 def draw_stats(shards: Path, path: Path) -> None:

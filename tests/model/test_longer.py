@@ -355,7 +355,7 @@ YARN = replace(SHORT, rope_type="yarn", rope_factor=2.0)
         ),
         (
             YARN,
-            (256,),
+            (256, "theta"),
             "--rope is theta, and the model's context is stretched by rope_type yarn already; "
             "give --rope yarn, or convert the model from before it was",
         ),
@@ -383,7 +383,7 @@ YARN = replace(SHORT, rope_type="yarn", rope_factor=2.0)
         ),
         (
             replace(SHORT, head_dim=2),
-            (128,),
+            (128, "theta"),
             "--rope is theta, which needs heads wider than 2; give another, or --theta",
         ),
     ],
@@ -395,6 +395,14 @@ def test_contexts_that_cannot_be_are_refused(
     assert wanted.context is not None
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         stretch_context(config, wanted.context, wanted.way, wanted.theta)
+
+
+def test_yarn_is_meant_unless_theta_is_given() -> None:
+    assert [Longer(128).way, Longer(128, theta=5e5).way, Longer(128, "linear").way] == [
+        "yarn",
+        "theta",
+        "linear",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -442,4 +450,4 @@ def test_the_command_says_what_it_did(short: Path, tmp_path: Path) -> None:
     assert config == replace(SHORT, max_position_embeddings=4096, rope_theta=5e6)
     wrong = CliRunner().invoke(cli.app, [*words[:-2], "--rope", "longrope"])
     assert wrong.exit_code == 2
-    assert "'longrope' is not one of 'theta', 'yarn', 'llama3', 'linear'" in wrong.output
+    assert "'longrope' is not one of 'yarn', 'theta', 'llama3', 'linear'" in wrong.output
