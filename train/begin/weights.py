@@ -12,27 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.adapters.base import hash_base
 from model.checkpoints.compare import EMBEDDING, HEAD
 from model.checkpoints.folder import name_origin, name_weights
 from model.checkpoints.seal import (
     CONFIG,
     CheckpointError,
-    hash_file,
-    is_sealed,
-    join_hashes,
-    read_seal,
 )
 from model.checkpoints.weight_files import find_weight_files
 from model.checkpoints.weights import list_weights, read_weights
 from model.transformer import Transformer
 from shards.disk.json_files import Json
 from train.begin.shape import Beginning
+from train.checkpoints.position import BEGAN_WITH
 from train.config import Config
 from train.ranks.distributed import Rank
 from train.ranks.exchange import share_json, spread_tensor
-
-# The key of that in training_state.json.
-ORIGIN = "began_with"
 
 
 class Origin:
@@ -55,9 +50,9 @@ def find_origin(config: Config, rank: Rank, beginning: Beginning | None) -> dict
     if config.model.start is None:
         return {}
     if beginning is None:  # Its checkpoint knows.
-        return {ORIGIN: Origin()}
+        return {BEGAN_WITH: Origin()}
     found = rank.do_first(lambda: describe_origin(beginning.folder))
-    return {ORIGIN: Origin(share_json(rank, found))}
+    return {BEGAN_WITH: Origin(share_json(rank, found))}
 
 
 def describe_origin(folder: Path) -> Json:
@@ -65,13 +60,7 @@ def describe_origin(folder: Path) -> Json:
 
     Of weights in several files, the sha256 is that of what `sha256sum` prints of them.
     """
-    files = find_weight_files(folder)
-    sealed = read_seal(folder) if is_sealed(folder) else {}
-    hashes = {
-        path.name: sealed[path.name].sha256 if path.name in sealed else hash_file(path)
-        for path in files
-    }
-    return {"folder": str(folder.absolute()), "weights_sha256": join_hashes(hashes)}
+    return {"folder": str(folder.absolute()), "weights_sha256": hash_base(folder)}
 
 
 def load_weights(beginning: Beginning, rank: Rank, model: Transformer) -> None:

@@ -74,6 +74,14 @@ class Solved:
     delimiter: Annotated[
         str, typer.Option(help="With --task: what stands between a context and a choice.")
     ] = " "
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="With --task: put each as a message, by the checkpoint's chat template; the end "
+            "of the answer counts, too.",
+        ),
+    ] = False
     shots: Annotated[
         int,
         typer.Option(
@@ -108,6 +116,8 @@ class Solved:
     def __post_init__(self) -> None:
         if self.contamination is not None and not self.task:
             raise ValueError("--contamination is for --task; give both, or neither")
+        if self.chat and (not self.task or self.shots):
+            raise ValueError("--chat is for --task, without --shots; leave out one of them")
         if self.shots and not self.task:
             raise ValueError("--shots is for --task; give both, or neither")
         if not self.shots and (self.shots_from is not None or self.shots_seed is not None):

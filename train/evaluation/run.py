@@ -18,6 +18,7 @@ from shards.reader import Shards, open_shards
 from shards.screen.lines import Say
 from shards.tokenizer import encode_plainly, read_set_spelling, read_spelling
 from train.checkpoints.position import RUN_CONFIG, read_run_config
+from train.evaluation.chats import encode_chats
 from train.evaluation.code.exam import Exam, prepare_exam
 from train.evaluation.contamination import Contamination
 from train.evaluation.dealing import make_lone_dealer
@@ -26,7 +27,7 @@ from train.evaluation.perplexity import Prediction, predict
 from train.evaluation.request import Measured, Request, Solved
 from train.evaluation.shots import Shots, add_shots
 from train.evaluation.show import describe_report, describe_reports
-from train.evaluation.tasks import Encoding, Limits, encode_task, score_task
+from train.evaluation.tasks import EncodedTask, Encoding, Limits, encode_task, score_task
 from train.evaluation.windows import (
     check_tokenizer,
     cut_split,
@@ -82,17 +83,24 @@ def evaluate_one(
         report |= measure(generator, request.measured)
     if tasks:
         model, limits = generator.model, Limits(request.measured.batch_size)
-        encoding = Encoding(generator.tokenizer, generator.begin, generator.context)
         dealer = make_lone_dealer(model.lm_head.weight.device)
         report["tasks"] = [
-            score_task(
-                dealer, model, encode_task(encoding, task, request.solved.delimiter), limits, clean
-            )
+            score_task(dealer, model, encode(generator, task, request.solved), limits, clean)
             for task, clean in tasks
         ]
     if exam is not None:
         report["programs"] = exam.put_to(generator)
     return report
+
+
+def encode(generator: Generator, task: Task, solved: Solved) -> EncodedTask:
+    """A task in the tokens of a checkpoint: as texts, or as chats."""
+    if solved.chat:
+        folder = generator.words or generator.folder
+        assert folder is not None
+        return encode_chats(folder, generator.tokenizer, generator.context, task)
+    encoding = Encoding(generator.tokenizer, generator.begin, generator.context)
+    return encode_task(encoding, task, solved.delimiter)
 
 
 def measure(generator: Generator, measured: Measured) -> Json:

@@ -118,7 +118,7 @@ def describe_model(config: Config, rank: Rank) -> str:
     """How large the model is, and whether each rank has all of it."""
     is_part = is_sharding(config.distributed, rank)
     part = f", 1/{rank.world_size} of each weight a rank (fsdp)" if is_part else ""
-    return f"{config.model.num_parameters():,} parameters{part}"
+    return f"{config.describe_size()}{part}"
 
 
 def describe_compression(config: Config, rank: Rank) -> str:
