@@ -82,6 +82,20 @@ def test_a_run_needs_a_set_and_a_model_alone(tuned: Path, chats: Path) -> None:
     assert all(0 < share < 0.5 for share in shares.values())
 
 
+def test_a_plan_and_a_trace_know_chats(tuned: Path, chats: Path, start: Path) -> None:
+    """The plan has the run's steps; a step leads to chats."""
+    words = ("--shards", chats, "--gpu", "H100", "--json", f"model.start={start}")
+    batch = f"training.global_batch_tokens={2 * ROW}"
+    code, out, errors = velocity("plan", "--config", "sft", *words, batch)
+    assert code == 0, errors
+    rows = open_shards(chats).manifest.num_tokens("train") // ROW
+    assert json.loads(out)["step_tokens"] == 2 * ROW
+    assert json.loads(out)["tokens"] == -(-3 * rows // 2) * 2 * ROW
+    code, out, errors = velocity("shards", "trace", chats, "--run", tuned, "--step", 1)
+    assert code == 0, errors
+    assert "chats.jsonl" in out
+
+
 def test_what_it_began_with_is_told(tuned: Path, start: Path, chats: Path) -> None:
     """By inspect, and by the card, which names no path of this machine."""
     [checkpoint] = tuned.glob("checkpoint-*")
