@@ -67,6 +67,7 @@ configs:
   data_files: data/*.parquet
 ---
 """
+CONTEXT = SMALL["model.max_position_embeddings"]
 SMALL_RUN = [f"{key}={value}" for key, value in SMALL.items()]
 
 
@@ -218,6 +219,8 @@ def run_velocity(words: list[str], folder: Path) -> None:
     }
     length = str(SMALL["data.max_seq_length"])
     rows = ["--pack-tokens", length] if "--pack" in words else []
+    if words[0] == "prep" and "--chat" in words:
+        rows = ["--pack-tokens", str(CONTEXT)]
     if words[0] == "plan" and "--shards" in words:
         rows = [f"data.max_seq_length={length}"]
     code, said = run_cli([*words, *small.get(words[0], []), *rows], folder)
@@ -245,7 +248,13 @@ def run_train(options: list[str], folder: Path) -> None:
 def shrink(options: list[str]) -> list[str]:
     """The settings of a small run; one that begins with a folder has its shape."""
     has_shape = any(option.startswith("model.start=") for option in options)
-    return [word for word in SMALL_RUN if not (has_shape and word.startswith("model."))]
+    words = [word for word in SMALL_RUN if not (has_shape and word.startswith("model."))]
+    if "sft" not in options:
+        return words
+    # Its rows are the set's, and epochs say how far it goes.
+    own = ("data.max_seq_length", "training.num_training_steps", "training.gradient_accumulation")
+    words = [word for word in words if not word.startswith(own)]
+    return [*words, "training.epochs=1", f"training.global_batch_tokens={4 * CONTEXT}"]
 
 
 def run_script(script: str, options: list[str], folder: Path) -> None:
@@ -331,6 +340,16 @@ def write_inputs(folder: Path) -> None:
     (folder / "completions.jsonl").write_text(json.dumps(completion) + "\n")
     questions = [question, *({**question, "question": text} for text in ("Which?", "And which?"))]
     (folder / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {number} and {number}?"},
+                {"role": "assistant", "content": f"That is {2 * number}."},
+            ]
+        }
+        for number in range(60)
+    ]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     problem = {"task_id": "Mine/0", "prompt": "def one():\n", "entry_point": "one", "test": ""}
     (folder / "problems.jsonl").write_text(json.dumps(problem) + "\n")
     last = make_texts(60)[-1]
