@@ -13,9 +13,10 @@ from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
 
 from prep.checks import parse_number
-from prep.manifest import check_conservation, describe_bad
+from prep.manifest import check_conservation, describe_bad, find_kind
 from prep.planning.plan import Plan, read_plan
 from prep.planning.settle import settle_plan
+from prep.policy import Policy
 from prep.request import Request
 from prep.run import prepare
 from prep.text.contained import pin_contained
@@ -63,6 +64,7 @@ def append_sources(request: Request, say: Say) -> Manifest:
         if finish_version(out):
             say(f"{out}: finished a version whose command was stopped")
         manifest = read_manifest(out)
+        request = replace(request, policy=take_template(request.policy, manifest))
         check_policy(manifest, request)
         read_audit(out, manifest)  # Refused before anything is made.
         folder = append_folder(out)
@@ -103,6 +105,15 @@ def make_addition(request: Request, manifest: Manifest, say: Say) -> Manifest | 
         )
         return None
     return addition
+
+
+def take_template(policy: Policy, manifest: Manifest) -> Policy:
+    """The policy with the template of the set: appended chats are made with the same."""
+    before = manifest.content["policy"]
+    if not (policy.chat and before.get("chat")):
+        return policy
+    tokens = tuple(before.get("template_tokens", ()))
+    return replace(policy, template_sha256=before.get("template_sha256"), template_tokens=tokens)
 
 
 def check_policy(manifest: Manifest, request: Request) -> None:
@@ -232,6 +243,7 @@ def join(out: Path, manifest: Manifest, addition: Manifest, plan_id: str) -> str
     added.copies = {name_copies(out, manifest): sha for sha in added.copies.values()}
     audit.add(added)
     check_conservation(audit)
+    find_kind(audit)
     hashes = {new.sidecar: addition.sidecar_sha256(old) for old, new in renamed.items()}
     return manifest.next_version(
         parent,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from prep.chat.template import describe_chat
 from prep.copies.cut import drop_copies
 from prep.copies.exact import ExactCopies, PlacedShard
 from prep.copies.near import NearCopies
@@ -21,7 +22,9 @@ from shards.disk.durable import write_file
 from shards.disk.json_files import Json, hash_canonical
 from shards.disk.layout import MANIFEST, TOKENIZER, temporary_folder
 from shards.format import SPLITS, Manifest, Shard, make_manifest, read_manifest
+from shards.inspect.chats import describe_loss
 from shards.inspect.packed import describe_packing, estimate_cut
+from shards.schema import CONVERSATIONS
 from shards.screen.lines import format_bytes, format_count, format_seconds
 from shards.tokenizer import load_tokenizer, make_self_test
 from shards.widths import describe_format
@@ -69,14 +72,26 @@ def write_manifest(
     ]
     sources = [s for s in plan.sources if s.name in audit.rows_by_source]
     check_packing(shards, plan.policy.row_tokens)
+    chat = describe_chat(out, plan.policy, find_kind(audit)) if plan.policy.chat else None
     hub, row_tokens = plan.content["hub"], plan.policy.row_tokens
     content = describe_content(
-        out, sources, audit, plan.policy.content, plan.tokenizer, hub, row_tokens
+        out, sources, audit, plan.policy.content, plan.tokenizer, hub, row_tokens, chat
     )
     hashes = {name: h for receipt in receipts for name, h in receipt.sidecar_sha256.items()}
     environment = describe_environment(hashes, workers, seconds)
     write_file(out / MANIFEST, make_manifest(content, shards, audit.content, environment))
     return read_manifest(out)
+
+
+def find_kind(audit: Audit) -> str:
+    """What the documents of a set of chats are; ValueError if they are of both kinds."""
+    if len(audit.kinds) > 1:
+        counts = " and ".join(f"{kind} in {n:,} units" for kind, n in sorted(audit.kinds.items()))
+        raise ValueError(
+            f"the sources hold {counts}; expected one kind a set, so make two sets: remove this "
+            "--out, and give each its own --input"
+        )
+    return next(iter(audit.kinds), CONVERSATIONS)
 
 
 def choose_copies(
@@ -204,6 +219,20 @@ def describe_rows(manifest: Manifest, out: Path) -> list[str]:
     return [f"packed: {packing} (one after another, about {cut:,.0f} would be)"]
 
 
+def describe_chats(manifest: Manifest, audit: Audit) -> list[str]:
+    """How much is trained on, and which chats are too long; nothing for a set without chats."""
+    if manifest.chat is None:
+        return []
+    lines = [f"chats: {describe_loss(manifest)}"]
+    if audit.longest:
+        lines.append(
+            f"{audit.dropped.get('too long', 0):,} chats have more than {manifest.row_tokens:,} "
+            f"tokens and were dropped, as none is cut; the longest has {audit.longest:,}: to keep "
+            "them, raise --pack-tokens, and data.max_seq_length with it"
+        )
+    return lines
+
+
 def summarize(manifest: Manifest, out: Path) -> list[str]:
     """What was made, the audit, and what to type next."""
     audit, environment = Audit(**manifest.audit), manifest.environment
@@ -223,6 +252,7 @@ def summarize(manifest: Manifest, out: Path) -> list[str]:
         f"dataset_id {manifest.dataset_id}",
     ]
     lines += describe_rows(manifest, out)
+    lines += describe_chats(manifest, audit)
     lines += describe_bad(audit)
     if audit.texts_repaired:
         lines.append(

@@ -22,6 +22,12 @@ DEDUPS = ("exact", NEAR)
 BEST_FIT = "best-fit"
 MAX_PACK_TOKENS = 1 << 20
 MAX_WORDS = 100
+# Which answers of a chat are trained on.
+TRAIN_ON = ("all", "last")
+# What is said of texts alone.
+FOR_TEXTS = ("text_column", "blank_line_documents")
+# In place of a text column's name, for rows as a whole: no column that can be typed is called so.
+WHOLE_ROW = "\0row"
 # The field of a policy that says what the files of --drop-contained held.
 PINNED = "contained_sha256"
 # What each setting of --dedup near may be, up to here.
@@ -58,6 +64,17 @@ class Policy:
         str, typer.Option(help="Fraction of documents that goes to validation.")
     ] = "0.001"
     shard_tokens: ShardTokens = 1 << 28
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="Rows are chats: messages, conversations, prompt and completion, instruction and "
+            "output, or chosen and rejected. Only answers are trained on. They are packed.",
+        ),
+    ] = False
+    train_on: Annotated[
+        str, typer.Option(help="With --chat: all answers of a chat, or only the last.")
+    ] = "all"
     pack: Annotated[
         str | None,
         typer.Option(
@@ -67,7 +84,10 @@ class Policy:
     ] = None
     pack_tokens: Annotated[
         int,
-        typer.Option(help="With --pack: tokens in a row, which is data.max_seq_length of a run."),
+        typer.Option(
+            help="With --pack or --chat: tokens in a row, which is data.max_seq_length of a run. "
+            "Longer chats are dropped."
+        ),
     ] = 2048
     # Both count in plan order, the tokens around documents included.
     max_documents: Annotated[int | None, typer.Option(help="Stop after this many documents.")] = (
@@ -162,8 +182,14 @@ class Policy:
     ] = None
     # The sha256s of those files, once they were read: they decide, and not where the files are.
     contained_sha256: tuple[str, ...] = ()
+    # Of --chat: the sha256 of the template, and the special tokens that it knows by name, such as
+    # eos_token=</s>.
+    template_sha256: str | None = None
+    template_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.chat and self.pack is None:
+            object.__setattr__(self, "pack", BEST_FIT)
         limits = ("shard_tokens", "max_documents", "max_tokens", "unit_bytes")
         for name in (*limits, "min_chars", "max_chars"):
             check_number(name, getattr(self, name), MAX_NUMBER)
@@ -172,6 +198,7 @@ class Policy:
                 f"--dedup is {self.dedup}; expected {' or '.join(DEDUPS)}, or leave the option out"
             )
         self._check_copies()
+        self._check_chat()
         self._check_packing()
         if self.on_bad_document not in ("error", "skip"):
             raise ValueError(f"--on-bad-document is {self.on_bad_document}; expected error or skip")
@@ -185,6 +212,7 @@ class Policy:
         if not self.skips_bad:
             del content["on_bad_document"]
         unused = {"drop_contained"}
+        unused.update(FOR_TEXTS if self.chat else ("chat", "train_on"))
         if self.dedup != NEAR:
             unused.update(NEAR_SETTINGS)
         if not self.drop_contained and not self.contained_sha256:
@@ -204,6 +232,22 @@ class Policy:
         check_number("contained_words", self.contained_words, MAX_WORDS)
         if not (self.drop_contained or self.contained_sha256):
             refuse_unused(self, ("contained_words", "contained_column"), "--drop-contained")
+
+    def _check_chat(self) -> None:
+        """Refuse what has no meaning for chats, or only for them."""
+        if not self.chat:
+            refuse_unused(self, ("train_on",), "--chat")
+            return
+        if self.train_on not in TRAIN_ON:
+            raise ValueError(
+                f"--train-on is {self.train_on!s:.60}; expected {' or '.join(TRAIN_ON)}"
+            )
+        refuse_unused(self, FOR_TEXTS, "texts, not for --chat")
+
+    @property
+    def reads(self) -> str:
+        """The column or key that is read of each row; WHOLE_ROW for chats."""
+        return WHOLE_ROW if self.chat else self.text_column
 
     def _check_packing(self) -> None:
         """Refuse packing that is not known, or rows that no document or no shard could lie in."""

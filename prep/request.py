@@ -93,6 +93,13 @@ class Request:
             "--append the set's own."
         ),
     ] = None
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="With --chat: the template that makes text of messages, as a file in Jinja, a "
+            "model's folder, chatml or plain; default: that of --tokenizer's folder, else chatml."
+        ),
+    ] = None
     end_of_document: EndOfDocument = None
     begin_of_document: BeginOfDocument = None
     encoder: Annotated[
@@ -159,10 +166,29 @@ class Request:
         if self.encoder not in (None, *ENCODERS):
             expected = " or ".join(ENCODERS)
             raise ValueError(f"--encoder is {self.encoder}; expected {expected}")
+        self._check_chat()
         if self.part is not None:
             self._check_part()
         if self.task == "finish":
             self._check_finish()
+
+    def _check_chat(self) -> None:
+        """Refuse what has no meaning for chats, or only for them."""
+        if not self.policy.chat:
+            refuse_unused(self, ["template"], "--chat")
+            return
+        if self.template is not None:
+            refuse_empty("--template", [self.template])
+        if self.begin_of_document is not None:
+            raise ValueError(
+                "--begin-of-document is for texts; with --chat, the template says what a chat "
+                "begins with, so leave it out"
+            )
+        if self.encoder not in (None, "tokenizers"):
+            raise ValueError(
+                f"--encoder is {self.encoder}; chats are encoded with tokenizers, which says where "
+                "each token lies in the text, so leave it out"
+            )
 
     def _check_inputs(self) -> None:
         """Refuse what only a dataset of the Hub has."""
@@ -190,7 +216,7 @@ class Request:
     def _check_finish(self) -> None:
         """Refuse options that the parts have already settled."""
         sources = ("inputs", "dataset", "dataset_config", "data_files", "split", "revision")
-        how = (*TOKENIZER_OPTIONS, "encoder", "engine", "ray_address")
+        how = (*TOKENIZER_OPTIONS, "template", "encoder", "engine", "ray_address")
         usual = {entry.name: entry.default for entry in fields(self)}
         chosen = [name for name in (*sources, *how) if getattr(self, name) != usual[name]]
         policy, default = vars(self.policy), vars(Policy())

@@ -77,7 +77,9 @@ def do_units(request: Request, plan: Plan, ledger: Ledger, say: Say) -> int:
     num_earlier = sum(shard.num_documents for shard in before)
     forecast = forecast_run(plan, undone, engine.workers, num_parts, num_earlier)
     announce(request, plan, undone, forecast, say)
-    encoder, reason = choose_encoder(request.encoder, read_tokenizer_json(request.out / TOKENIZER))
+    # Chats need the places of tokens in the text, which only the reference tells.
+    wanted = "tokenizers" if plan.policy.chat else request.encoder
+    encoder, reason = choose_encoder(wanted, read_tokenizer_json(request.out / TOKENIZER))
     if reason is not None:
         say(f"{reason}; {encoder} encodes instead: the same ids, but slower")
     run_units(request, plan, ledger, encoder, engine)

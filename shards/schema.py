@@ -83,6 +83,8 @@ MANIFEST_SHAPE = {
         "rows_by_source?": COUNTS,
         "clusters?": COUNTS,
         "copies?": Each(HASH),
+        "kinds?": COUNTS,
+        "longest?": int,
     },
     "environment": {"seconds?": OrNull(NUMBER), "sidecar_sha256?": Each(HASH)},
 }

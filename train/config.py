@@ -168,6 +168,7 @@ class Config:
                 f"model.max_position_embeddings={self.model.max_position_embeddings}, "
                 f"must be at least as long{self._hint_convert()}"
             )
+        self._check_adapter()
         if self.training.global_batch_tokens is not None:
             self._check_global_batch(self.training.global_batch_tokens)
             return
@@ -194,6 +195,19 @@ class Config:
             f"; make it so with: velocity convert {quote(self.model.start)} NEW --context "
             f"{self.data.max_seq_length}, and set model.start to NEW"
         )
+
+    def _check_adapter(self) -> None:
+        kind = self.training.adapter
+        if kind is not None and self.model.start is None:
+            raise ValueError(
+                f"training.adapter is {kind}, and model.start names no model that it is for; set "
+                "model.start to a checkpoint or to another model's folder"
+            )
+        if kind is not None and self.distributed.strategy == "fsdp":
+            raise ValueError(
+                f"training.adapter is {kind}, which needs distributed.strategy=ddp: what is cut up "
+                "under fsdp, gradients and moments, is small for an adapter"
+            )
 
     def _check_global_batch(self, num_tokens: int) -> None:
         length = self.data.max_seq_length or 1  # 1 where that is not known yet.
@@ -247,15 +261,24 @@ class Config:
         return samples * self.data.max_seq_length
 
     @property
+    def trained_parameters(self) -> int:
+        """How many parameters are trained, and saved: an adapter's, or all of the model's.
+
+        Without the rows of new tokens, which are few.
+        """
+        adapter = self.training.make_adapter()
+        return self.model.num_parameters() if adapter is None else adapter.count(self.model)
+
+    @property
     def optimizer_bytes(self) -> int:
-        """Bytes of the optimizer's state: AdamW's two means of each parameter, Muon's one."""
+        """Bytes of the optimizer's state: AdamW's two means of what is trained, Muon's one."""
         has_one = self.model.block_matrix_parameters if self.training.optimizer == "muon" else 0
-        return NUMBER_BYTES * (2 * self.model.num_parameters() - has_one)
+        return NUMBER_BYTES * (2 * self.trained_parameters - has_one)
 
     @property
     def checkpoint_bytes(self) -> int:
         """Bytes of a checkpoint."""
-        return NUMBER_BYTES * self.model.num_parameters() + self.optimizer_bytes
+        return NUMBER_BYTES * self.trained_parameters + self.optimizer_bytes
 
     @property
     def disk_bytes(self) -> int:

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from model.checkpoints.folder import describe_model, name_weights
+from model.adapters.files import deal_saved
+from model.checkpoints.folder import describe_model
 from model.checkpoints.hugging_face import Boundaries
-from model.checkpoints.weights import deal_weights, make_index
+from model.checkpoints.weights import make_index
 from model.transformer import FORWARD_METHODS, Transformer
 from shards.disk.layout import TOKENIZER
 from shards.inspect.verify import check_shards
@@ -20,8 +21,9 @@ from shards.reader import Shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
 from train.batches import Batches, Dealing
+from train.begin.adapter import describe_run_adapter, find_adapted, put_adapter
 from train.begin.shape import Beginning
-from train.begin.weights import find_origin, load_weights
+from train.begin.weights import ORIGIN, find_origin, load_weights
 from train.chat.files import add_chat_files
 from train.chat.labels import open_markings
 from train.checkpoints.history import History, extend_history
@@ -111,7 +113,7 @@ class Run:
 
     def take_snapshot(self) -> Snapshot | None:
         """What a checkpoint holds now, on the first rank; all ranks call it together."""
-        files = deal_weights(name_weights(self.model))
+        files = deal_saved(self.model)
         contents: dict[str, bytes] = {}
         if self.rank.is_first:
             state = describe_state(self.config, self.position, self.parts)
@@ -136,7 +138,11 @@ class Run:
         boundaries = Boundaries(first.manifest.end_of_text, first.manifest.begin_of_text)
         tokenizer_json = read_tokenizer_json(first.folder / TOKENIZER)
         files = describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
-        return add_chat_files(files, self.order.sets)
+        files = add_chat_files(files, self.order.sets)
+        if self.config.training.adapter is None:
+            return files
+        origin = self.parts[ORIGIN].state_dict()
+        return files | describe_run_adapter(self.config, self.model, origin)
 
     def save(self) -> None:
         """Begin to save a checkpoint of this step; all ranks call it together."""
@@ -163,7 +169,7 @@ def build_run(
     position = continue_sets(sets, start.position) if start else begin_sets(sets)
     check_start(config, rank, order_samples(sets, position), position.step, say)
     evaluations = open_evaluations(config, sets.first, say)
-    model = build_model(config, rank, beginning)
+    model = build_adapted(config, rank, sets.first, beginning, start, say)
     separate_documents(model, config.data, sets.first.manifest)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
@@ -242,6 +248,21 @@ def check_all_shards(data: DataConfig, sets: Sets, rank: Rank) -> None:
         manifest = source.shards.manifest
         own = manifest.shards[rank.rank :: rank.world_size]
         check_shards(source.shards.folder, manifest, own)
+
+
+def build_adapted(
+    config: Config,
+    rank: Rank,
+    shards: Shards,
+    beginning: Beginning | None,
+    start: Start | None,
+    say: Say,
+) -> Transformer:
+    """The run's model; where an adapter is trained, that of the folder with the adapter on it."""
+    folder = find_adapted(config, rank, shards, beginning, start)
+    model = build_model(config, rank, folder)
+    put_adapter(model, config, shards, folder, say)
+    return model
 
 
 def build_model(config: Config, rank: Rank, beginning: Beginning | None = None) -> Transformer:

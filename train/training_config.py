@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from model.adapters.config import TARGETS, AdapterConfig, Kind, check_targets
 from model.config import AttentionKernel
 from train.words.bounds import FIRST_LOSS_SCALE as FIRST_LOSS_SCALE  # For the loss scale.
 from train.words.bounds import check_training
@@ -65,6 +66,17 @@ class TrainingConfig:
     # Peak learning rate of the matrices that Muon updates; null = learning_rate, as Muon's updates
     # are made as large as AdamW's.
     muon_learning_rate: float | None = None
+    # Train an adapter on the model of model.start, which stays as it is: "lora", or "dora", which
+    # also learns how long the rows of each matrix are; null = train the model itself. Checkpoints
+    # hold the adapter alone.
+    adapter: Kind | None = None
+    # The rank of the adapter's matrices: how much it can learn, and how large it is.
+    adapter_rank: int = 8
+    # What the adapter's product is multiplied by, times its rank.
+    adapter_alpha: float = 16.0
+    # The linear layers of a block that have an adapter, such as q_proj,v_proj; none = all: q_proj,
+    # k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
+    adapter_targets: tuple[str, ...] = ()
     # Muon's decay rate for the mean gradient.
     muon_momentum: float = 0.95
     # Weight decay of matrices and embeddings; norms have none.
@@ -151,6 +163,15 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_training(self)
+        check_targets(self.adapter_targets or TARGETS, "training.adapter_targets")
+
+    def make_adapter(self, token_ids: tuple[int, ...] = ()) -> AdapterConfig | None:
+        """The adapter that is trained, if one is; with rows of its own for these tokens."""
+        if self.adapter is None:
+            return None
+        targets = tuple(t for t in TARGETS if t in (self.adapter_targets or TARGETS))
+        shape = self.adapter, self.adapter_rank, self.adapter_alpha, targets
+        return AdapterConfig(*shape, token_ids=token_ids)
 
     @property
     def micro_batch(self) -> int:

@@ -4,22 +4,22 @@ adapter_config.json names a base, in the words of whoever trained the adapter: a
 or a model of the Hub. Our runs write adapter_base.json beside it, with one sha256 for the base's
 weights ({"path": ..., "sha256": ...}). A base with other weights is refused. A path is followed
 only with that hash beside it: what is at the path counts only if it is what the adapter was trained
-on. So an adapter from elsewhere reads nothing here that the user did not name with --base.
+on. So an adapter from elsewhere reads nothing here that the user did not name with --base. Nothing
+here imports torch.
 """
 
-import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from model.checkpoints.folder import encode_json
 from model.checkpoints.seal import (
     ADAPTER_CONFIG,
     CheckpointError,
     find_checkpoint,
     hash_file,
-    hash_weights,
     is_adapter,
     is_sealed,
+    join_hashes,
     read_json,
     read_seal,
 )
@@ -41,19 +41,20 @@ class Base:
 
     def describe(self) -> bytes:
         """What adapter_base.json holds."""
-        return encode_json(asdict(self))
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
 
 def hash_base(folder: Path) -> str:
-    """One sha256 for all weights of a model's folder: its seal's, or that of its files."""
-    if is_sealed(folder):
-        found = hash_weights(read_seal(folder))
-        assert found, "a sealed model has weights"
-        return found
-    files = [(path.name, hash_file(path)) for path in find_weight_files(folder)]
-    if len(files) == 1:
-        return files[0][1]
-    return hashlib.sha256("".join(f"{own}  {name}\n" for name, own in files).encode()).hexdigest()
+    """One sha256 for all weights of a model's folder: by its seal, or by reading them.
+
+    Of weights in several files, it is that of what `sha256sum` prints of them.
+    """
+    sealed = read_seal(folder) if is_sealed(folder) else {}
+    hashes = {
+        path.name: sealed[path.name].sha256 if path.name in sealed else hash_file(path)
+        for path in find_weight_files(folder)
+    }
+    return join_hashes(hashes)
 
 
 def read_base(folder: Path) -> Base | None:

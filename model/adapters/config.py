@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from model.config import ModelConfig
+
 Kind = Literal["lora", "dora"]
 # The linear layers of a block, in its order.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -41,6 +43,39 @@ class AdapterConfig:
         2.0
         """
         return self.alpha / (math.sqrt(self.rank) if self.is_rank_stabilized else self.rank)
+
+    def describe(self) -> str:
+        """What it is, in words.
+
+        >>> AdapterConfig("dora", 4, targets=("q_proj", "v_proj")).describe()
+        'DoRA of rank 4 on q_proj and v_proj'
+        """
+        kind = {"lora": "LoRA", "dora": "DoRA"}[self.kind]
+        *most, last = self.targets
+        named = f"{', '.join(most)} and {last}" if most else last
+        where = "all linear layers" if {*self.targets} == {*TARGETS} else named
+        rows = f", with rows for {len(self.token_ids)} tokens" if self.token_ids else ""
+        return f"{kind} of rank {self.rank} on {where}{rows}"
+
+    def count(self, model: ModelConfig) -> int:
+        """How many parameters it has on a model.
+
+        >>> AdapterConfig(rank=8, targets=("q_proj",)).count(ModelConfig())
+        786432
+        """
+        sizes = [list_sizes(model)[name] for name in self.targets]
+        of_layer = sum(self.rank * (ins + outs) for ins, outs in sizes)
+        of_layer += sum(outs for _, outs in sizes) if self.kind == "dora" else 0
+        rows = len(self.token_ids) * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+        return model.num_hidden_layers * of_layer + rows
+
+
+def list_sizes(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Of each linear layer of a block, how many numbers go in and come out."""
+    width, inner = model.hidden_size, model.intermediate_size
+    heads, shared = (n * model.head_size for n in (model.num_attention_heads, model.num_kv_heads))
+    sizes = (width, heads), (width, shared), (width, shared), (heads, width)
+    return dict(zip(TARGETS, (*sizes, (width, inner), (width, inner), (inner, width)), strict=True))
 
 
 def check_targets(targets: tuple[str, ...], setting: str) -> None:

@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.adapters.base import ADAPTER_BASE, Base
 from model.adapters.config import AdapterConfig
-from model.adapters.layers import add_adapter
-from model.adapters.peft_config import read_peft_config
+from model.adapters.layers import add_adapter, has_adapter
+from model.adapters.peft_config import make_peft_config, read_peft_config
 from model.checkpoints.compare import describe
 from model.checkpoints.differences import explaining, make_error
+from model.checkpoints.folder import encode_json, name_weights
 from model.checkpoints.seal import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CheckpointError, read_json
-from model.checkpoints.weights import list_weights, read_weights
+from model.checkpoints.weights import deal_weights, list_weights, read_weights
 from model.transformer import Transformer
 
 PREFIX = "base_model.model."
@@ -30,6 +32,28 @@ def name_adapter(model: Transformer) -> dict[str, Tensor]:
     return {
         PREFIX + name: weight for name, weight in model.named_parameters() if weight.requires_grad
     }
+
+
+def name_saved(model: Transformer) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model, by its names there: an adapter, or all weights."""
+    return name_adapter(model) if has_adapter(model) else name_weights(model)
+
+
+def deal_saved(model: Transformer) -> dict[str, dict[str, Tensor]]:
+    """The same by the files that hold it."""
+    saved = name_saved(model)
+    return {ADAPTER_WEIGHTS: saved} if has_adapter(model) else deal_weights(saved)
+
+
+def describe_adapter(
+    config: AdapterConfig, base: Base, named: str, is_tied: bool
+) -> dict[str, bytes]:
+    """An adapter's files beside its tensors, by name.
+
+    `named` is the base as others are to find it.
+    """
+    values = make_peft_config(config, named, is_tied)
+    return {ADAPTER_CONFIG: encode_json(values), ADAPTER_BASE: base.describe()}
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:

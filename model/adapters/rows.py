@@ -93,6 +93,14 @@ def train_rows(model: Transformer, token_ids: tuple[int, ...]) -> None:
     setattr(model, "lm_head", AdaptedHead(head, head_rows))  # noqa: B010
 
 
+def list_rows(model: Transformer) -> tuple[int, ...]:
+    """The tokens whose rows are trained; none where the adapter is on layers only."""
+    embedding: nn.Module = model.model.embed_tokens
+    if not isinstance(embedding, AdaptedEmbedding):
+        return ()
+    return tuple(embedding.token_adapter.ids.tolist())
+
+
 @torch.no_grad()
 def grow(model: Transformer, num_ids: int) -> None:
     """Give a model rows of zeros for more tokens, in place."""

@@ -44,7 +44,8 @@ def go_through(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Chunk by chunk, the losses (N,) or (2, N), and the gradients (N, D) and (V, D).
 
-    `scales` are what each chunk's logits' gradient is multiplied by; None = there are none.
+    `scales` are what each chunk's logits' gradient is multiplied by; None = there are none. A
+    weight that is frozen has none either, which saves a third of the products.
     """
     num_tokens, num_words = len(targets), len(weight)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
@@ -71,9 +72,11 @@ def go_through(
             if dlogits is not None:
                 dlogits = as_factor(dlogits, dtype)
                 drows.copy_(multiply(dlogits, head))
-                summand = multiply(rows.T, dlogits)
-                dhead = dhead.add_(summand) if number else summand
-                del dlogits, summand
+                if weight.requires_grad:
+                    summand = multiply(rows.T, dlogits)
+                    dhead = dhead.add_(summand) if number else summand
+                    del summand
+                del dlogits
         dweight = dhead.narrow(1, 0, num_words).T if dhead.numel() else dhead
         return losses, dhidden, dweight.contiguous()
 

@@ -130,7 +130,7 @@ def plan_inputs(
     about the local files that are left out.
     """
     paths, urls = part_inputs(inputs)
-    found = find_sources(paths, policy.text_column, say, split) if paths else []
+    found = find_sources(paths, policy.reads, say, split) if paths else []
     local = choose_sample(found, policy.sample) if found else []
     remote = [Source(file.name, file.num_bytes, file.sha256, file.git_sha1) for file in at_urls]
     sources = (*local, *remote)
@@ -159,7 +159,7 @@ def examine_source(source: Source, policy: Policy, unit_bytes: int) -> tuple[lis
     try:
         if source.num_bytes > SPLIT_FROM_UNITS * unit_bytes:
             pieces = split_file(path, source.name, unit_bytes)
-        return pieces, estimate_text_bytes(path, policy.text_column)
+        return pieces, estimate_text_bytes(path, policy.reads)
     except BadDocument:
         if not policy.skips_bad:
             raise
@@ -217,7 +217,8 @@ def restore_plan(content: Json) -> Plan:
     if not all(map(is_source, content["sources"])):
         raise ValueError("sources")
     several = {
-        name: tuple(content["policy"].get(name, ())) for name in ("where", "keep_column", PINNED)
+        name: tuple(content["policy"].get(name, ()))
+        for name in ("where", "keep_column", PINNED, "template_tokens")
     }
     policy = Policy(**content["policy"] | several)
     units = tuple(

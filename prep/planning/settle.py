@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from prep.chat.template import choose_template, pin_template
 from prep.planning.plan import (
     Plan,
     plan_hub_dataset,
@@ -14,7 +15,7 @@ from prep.planning.plan import (
     stored_hub_dataset,
 )
 from prep.planning.subset import choose_sample, sample_dataset
-from prep.planning.tokenizer import choose_tokenizer, describe_tokenizers, write_tokenizer
+from prep.planning.tokenizer import choose_tokenizer, describe_tokenizers, write_beside
 from prep.remote.hub import resolve
 from prep.remote.hub_files import HubDataset
 from prep.remote.pinned import RemoteFile
@@ -27,7 +28,9 @@ from prep.units.workspace import hold_plan, write_first
 from shards.disk.durable import write_file
 from shards.disk.json_files import Json, hash_canonical
 from shards.disk.layout import (
+    CHAT_TEMPLATE,
     MANIFEST,
+    TOKENIZER,
     VERSIONS,
     plan_path,
     receipts_folder,
@@ -58,13 +61,20 @@ def settle_plan(request: Request, say: Say) -> Plan:
     # But a part's plan may also be that of another part, which is about to start.
     binds = request.part is not None or has_begun(request.out)
     stored = read_plan(path)[0] if path.exists() and binds else None
-    text, tokenizer = choose_tokenizer(request, stored, say)
+    template = choose_template(request) if request.policy.chat else None
+    specials = template.specials if template else ()
+    text, tokenizer = choose_tokenizer(request, stored, say, specials)
+    if template is not None:
+        policy = pin_template(request.policy, template, text, tokenizer)
+        request = replace(request, policy=policy)
     plan = make_plan(request, tokenizer, stored, say)
     if stored is not None and plan.plan_id != hash_canonical(stored):
         refuse_other_plan(request.out, stored, plan)
     if stored is None:
         refuse_foreign_files(request.out)
-    write_tokenizer(request.out, text)
+    write_beside(request.out, TOKENIZER, text)
+    if template is not None:
+        write_beside(request.out, CHAT_TEMPLATE, template.source)
     if stored is None:
         content = json.dumps({"plan_id": plan.plan_id, "content": plan.content}) + "\n"
         if request.part is None:

@@ -1,9 +1,11 @@
 """The tokenizer of a folder: the one that the options name, or that of the set to append to."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from prep.request import TOKENIZER_OPTIONS, Request
+from prep.tokenizer.added import add_specials
 from prep.tokenizer.choose import (
     GPT2,
     TokenizerFile,
@@ -26,14 +28,21 @@ from shards.tokenizer import read_tokenizer_json
 Chosen = tuple[str, SetTokenizer]
 
 
-def choose_tokenizer(request: Request, stored: Json | None, say: Say) -> Chosen:
-    """The tokenizer that the request means; one of the Hub stays as the stored plan pinned it."""
+def choose_tokenizer(
+    request: Request, stored: Json | None, say: Say, specials: Sequence[str] = ()
+) -> Chosen:
+    """The tokenizer that the request means; one of the Hub stays as the stored plan pinned it.
+
+    It gets the `specials` that it lacks.
+    """
     if request.after is not None:
-        return choose_same(request, request.after, say)
+        return choose_same(request, request.after, say, specials)
     words = [getattr(request, name) for name in TOKENIZER_OPTIONS]
-    if words in ([None, None, None], [GPT2, None, None]):  # Known without loading it.
+    # Known without loading it.
+    if words in ([None, None, None], [GPT2, None, None]) and not specials:
         return build_gpt2_json(), identify_gpt2()
     file = find_pinned(request, stored, say) or find_tokenizer(request.tokenizer or GPT2, say)
+    file = add_specials(file, specials)
     return file.text, identify(file, request.end_of_document, request.begin_of_document)
 
 
@@ -56,13 +65,13 @@ def find_pinned(request: Request, stored: Json | None, say: Say) -> TokenizerFil
     return TokenizerFile(f"{hub.repo}: {TOKENIZER}", text, hub.repo, hub.end_token, hub)
 
 
-def choose_same(request: Request, folder: Path, say: Say) -> Chosen:
+def choose_same(request: Request, folder: Path, say: Say, specials: Sequence[str] = ()) -> Chosen:
     """The tokenizer of the finished set in `folder`; ValueError if the options mean another."""
     tokenizer = read_set_tokenizer(folder)
     text = read_tokenizer_json(folder / TOKENIZER)
     file = TokenizerFile(str(folder / TOKENIZER), text)
     if request.tokenizer is not None:
-        file = find_tokenizer(request.tokenizer, say)
+        file = add_specials(find_tokenizer(request.tokenizer, say), specials)
     differences = []
     if file.text != text:
         differences = [f"tokenizer was {tokenizer.name}, is now {request.tokenizer}"]
@@ -125,18 +134,18 @@ def describe_marks(before: SetTokenizer, now: SetTokenizer) -> list[str]:
     ]
 
 
-def write_tokenizer(out: Path, text: str) -> None:
-    """Put tokenizer.json into the set.
+def write_beside(out: Path, name: str, text: str) -> None:
+    """Put a file that decides the tokens into the set: tokenizer.json, or a chat template.
 
     What an earlier command put there is replaced if it has a plan, which binds nobody yet. Without
-    one, another tokenizer.json may be anyone's.
+    one, another file of that name may be anyone's.
     """
-    path = out / TOKENIZER
+    path = out / name
     if path.exists() and hash_file(path) != hashlib.sha256(text.encode("utf-8")).hexdigest():
         if not plan_path(out).exists():
             raise ValueError(
-                f"{path}: is not the tokenizer that this set is to be made with; remove it, or "
-                "choose another --out"
+                f"{path}: is not the {'tokenizer' if name == TOKENIZER else 'template'} that this "
+                "set is to be made with; remove it, or choose another --out"
             )
         write_file(path, text)
     elif not path.exists():

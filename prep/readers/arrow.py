@@ -24,6 +24,7 @@ from prep.readers.columns import (
     unify,
 )
 from prep.readers.documents import BadDocument
+from prep.readers.whole import list_names, refuse_no_chats, write_batches
 
 MAX_BATCH_BYTES = 2 << 30  # read of one record batch, as it is in the file
 _FILE_MARK = b"ARROW1"
@@ -31,6 +32,8 @@ _FEATHER_1_MARK = b"FEA1"
 # Text from which that of a whole file is estimated.
 _SAMPLED_BYTES = 8 << 20
 _ALL = range(1 << 62)
+# Rows of chats at a time.
+_CHAT_ROWS = 256
 
 
 def read_arrow_columns(
@@ -55,6 +58,25 @@ def read_arrow_columns(
             texts, *rest = batch.columns
             urls = rest.pop(0) if url else pa.nulls(len(texts), pa.large_string())
             yield texts, urls, dict(zip(columns, rest, strict=True))
+
+
+def read_arrow_rows(
+    path: Path, columns: Sequence[str], batches: range
+) -> Iterator[tuple[pa.Array, pa.Array, dict[str, pa.Array]]]:
+    """What `whole.read_parquet_rows` does for parquet."""
+    with _open(path) as source:
+        schema = source.open_arrow().schema
+        refuse_no_chats(path, schema.names)
+        fields = [schema.names.index(name) for name in list_names(schema, path, columns)]
+        yield from write_batches(_check_all(_read_batches(source, fields, batches)), path, columns)
+
+
+def _check_all(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Record batches, a part of each at a time; ArrowInvalid for what is out of bounds."""
+    for batch in batches:
+        batch.validate(full=True)
+        for start in range(0, len(batch), _CHAT_ROWS):
+            yield batch.slice(start, _CHAT_ROWS)
 
 
 def split_batches(path: Path, max_bytes: int) -> list[tuple[int, int, int]]:

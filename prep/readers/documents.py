@@ -64,6 +64,8 @@ class BadDocument(ValueError):
         return BadDocument(str(self).replace(piece.path, piece.name, 1), self.reason)
 
 
+# The column of a batch that says why a document is dropped, where that was known when it was read.
+DROPPED = "\0dropped"
 # What a document has under a key that it does not have.
 MISSING = object()
 

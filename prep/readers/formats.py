@@ -16,7 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prep.files.door import check_readable
-from prep.readers.arrow import measure_arrow_column, read_arrow_columns, split_batches
+from prep.policy import WHOLE_ROW
+from prep.readers.arrow import (
+    measure_arrow_column,
+    read_arrow_columns,
+    read_arrow_rows,
+    split_batches,
+)
 from prep.readers.batches import MAX_BATCH_BYTES, MAX_BATCH_DOCUMENTS, collect, find_excess
 from prep.readers.columns import make_valid
 from prep.readers.documents import BadDocument, Documents, Piece, ReadOptions
@@ -26,6 +32,7 @@ from prep.readers.parquet import measure_column, read_columns, split_row_groups
 from prep.readers.tables import DELIMITERS, read_table
 from prep.readers.text import read_text
 from prep.readers.warc import read_warc
+from prep.readers.whole import estimate_bytes, read_parquet_rows
 from prep.request import COLUMN_FILES, COMPRESSIONS, KINDS, TEXT_FILES
 
 MAX_ROW_GROUPS = 1 << 31
@@ -73,6 +80,8 @@ def read_documents(
     """
     path = Path(piece.path)
     form, codec = find_format(path)
+    if text_column == WHOLE_ROW:
+        refuse_texts(path)
     options = ReadOptions(text_column, tuple(columns), blank_line_documents, skips_bad, codec)
     with _naming_errors(path):
         yield from form.read(piece, options)
@@ -96,6 +105,9 @@ def split_file(path: Path, name: str, max_bytes: int) -> list[Piece]:
 def estimate_text_bytes(path: Path, text_column: str) -> int:
     """Estimate the bytes of text in a file, from its size or, for parquet, from its footer."""
     form, codec = find_format(path)
+    if text_column == WHOLE_ROW:
+        refuse_texts(path)
+        return estimate_bytes(path) * (COMPRESSION_RATIO if codec else 1)
     with _naming_errors(path):
         return form.estimate(path, text_column) * (COMPRESSION_RATIO if codec else 1)
 
@@ -109,6 +121,16 @@ def find_format(path: Path) -> tuple[Format, str | None]:
         if name.removesuffix(packing).endswith(suffix) and not (codec and suffix in COLUMN_FILES):
             return form, codec
     raise ValueError(f"{path}: unknown kind of file; expected {KINDS}")
+
+
+def refuse_texts(path: Path) -> None:
+    """BadDocument for a file of plain text, which holds no chats."""
+    if find_format(path)[0] in (FORMATS[".txt"], FORMATS[".warc"], FORMATS[".wet"]):
+        raise BadDocument(
+            f"{path}: holds texts, and --chat takes rows with messages: JSON, JSON lines, CSV or "
+            "parquet; leave it out",
+            "no chats",
+        )
 
 
 @contextmanager
@@ -139,15 +161,15 @@ def _first_line(error: Exception) -> str:
 
 
 def _read_columns(piece: Piece, options: ReadOptions, read: ReadColumns) -> Iterator[Documents]:
-    row = piece.first_row
-    for texts, urls, others in read(
-        Path(piece.path),
-        options.text_column,
-        options.columns,
-        range(piece.start, MAX_ROW_GROUPS if piece.stop is None else piece.stop),
-        MAX_BATCH_DOCUMENTS,
-        MAX_BATCH_BYTES,
-    ):
+    row, path = piece.first_row, Path(piece.path)
+    wanted = range(piece.start, MAX_ROW_GROUPS if piece.stop is None else piece.stop)
+    if options.text_column == WHOLE_ROW:
+        whole = read_parquet_rows if read is read_columns else read_arrow_rows
+        batches = whole(path, options.columns, wanted)
+    else:
+        limits = (MAX_BATCH_DOCUMENTS, MAX_BATCH_BYTES)
+        batches = read(path, options.text_column, options.columns, wanted, *limits)
+    for texts, urls, others in batches:
         rows = np.arange(row, row + len(texts))
         row += len(rows)
         valid_texts, repaired = make_valid(texts)

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json
 
+from prep.policy import WHOLE_ROW
 from prep.readers.batches import Document, expect_keys, mark_bad
 from prep.readers.documents import (
     MISSING,
@@ -22,6 +23,7 @@ from prep.readers.documents import (
 )
 from prep.readers.encodings import HEAD_BYTES, decode, refuse_wide, repair
 from prep.readers.items import Item, cut_lines, cut_list, is_list
+from prep.readers.whole import has_chats, write_row
 
 _LONG_BYTES = 16 << 20
 # A .json that describes a data set is smaller.
@@ -77,7 +79,12 @@ def begins_with_document(path: Path, key: str) -> bool:
         return False
     except (ValueError, OSError):
         return not _is_description(path, key)
-    return find_value(found, key) is not MISSING
+    return _has(found, key)
+
+
+def _has(found: dict[str, Any], key: str) -> bool:
+    """Whether an object has a key or, if it is wanted as a whole, those of a chat."""
+    return has_chats(found) if key == WHOLE_ROW else find_value(found, key) is not MISSING
 
 
 def _is_description(path: Path, key: str) -> bool:
@@ -90,7 +97,7 @@ def _is_description(path: Path, key: str) -> bool:
         found = json.loads(content)
     except (ValueError, OSError, RecursionError):
         return False
-    return not isinstance(found, dict) or find_value(found, key) is MISSING
+    return not isinstance(found, dict) or not _has(found, key)
 
 
 def list_keys(piece: Piece, options: ReadOptions, row_name: str) -> str:
@@ -117,12 +124,14 @@ def _parse_item(item: Item, options: ReadOptions, row_name: str, path: str) -> D
 def _parse_document(item: Item, options: ReadOptions, row_name: str, path: str) -> Document:
     """Take the text and the url out of an object."""
     row, data, key, keys = item.row, item.source, options.text_column, options.columns
-    if len(data) > _LONG_BYTES and not keys and (long := _parse_long(data, row, key)):
+    is_whole = key == WHOLE_ROW
+    may_be_long = len(data) > _LONG_BYTES and not keys and not is_whole
+    if may_be_long and (long := _parse_long(data, row, key)):
         return long
     place = name_row(path, row_name, row)
     source, source_repaired = decode(data)
     found = _parse_object(source, place, row_name)
-    text, url = find_value(found, key), found.get("url")
+    text, url = None if is_whole else find_value(found, key), found.get("url")
     if text is MISSING:
         raise BadDocument(
             f"{place}: no key {key!r}; the keys are {_name_keys(found)}; "
@@ -131,6 +140,9 @@ def _parse_document(item: Item, options: ReadOptions, row_name: str, path: str) 
         )
     url = repair(url)[0] if isinstance(url, str) else None
     values = tuple(find_value(found, name) for name in keys)
+    if is_whole:
+        text, is_repaired = write_row(found)
+        return Document(text, url, row, is_repaired or source_repaired, values)
     if text is None:
         return Document(None, url, row, False, values)
     if not isinstance(text, str):

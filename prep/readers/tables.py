@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prep.files.streams import open_stream, peek
+from prep.policy import WHOLE_ROW
 from prep.readers.batches import Document, mark_bad
 from prep.readers.documents import BadDocument, Piece, ReadOptions
 from prep.readers.encodings import HEAD_BYTES, decode, refuse_wide
+from prep.readers.whole import has_chats, refuse_no_chats, write_row
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # The module holds four bytes for each character of a field.
@@ -35,7 +37,12 @@ def read_table(piece: Piece, options: ReadOptions, delimiter: str) -> Iterator[D
         with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as lines:
             rows = _read_rows(lines, path, delimiter)
             names = _read_names(rows, path)
-            text_place = _find_text_column(names, path, options.text_column)
+            is_whole = options.text_column == WHOLE_ROW
+            if is_whole:
+                refuse_no_chats(path, names)
+                text_place = 0
+            else:
+                text_place = _find_text_column(names, path, options.text_column)
             other_places = [_find_column(names, path, name) for name in options.columns]
             url_place = names.index("url") if "url" in names else None
             for row, (place, fields) in enumerate(rows):
@@ -47,6 +54,10 @@ def read_table(piece: Piece, options: ReadOptions, delimiter: str) -> Iterator[D
                     yield mark_bad(fields, row, options.columns)
                     continue
                 text, repaired = _restore(fields[text_place])
+                if is_whole:
+                    found = [_restore(entry) for entry in fields]
+                    text = write_row(dict(zip(names, (t for t, _ in found), strict=True)))[0]
+                    repaired = any(is_repaired for _, is_repaired in found)
                 url = None if url_place is None else _restore(fields[url_place])[0]
                 values = tuple(_restore(fields[place])[0] for place in other_places)
                 document = Document(text, url, row, repaired, values)
@@ -61,7 +72,8 @@ def has_column(path: Path, delimiter: str, name: str) -> bool:
         with open(path, "rb") as file:
             refuse_wide(file.read(HEAD_BYTES), path)
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-            return name in _read_names(_read_rows(lines, path, delimiter), path)
+            names = _read_names(_read_rows(lines, path, delimiter), path)
+            return has_chats(names) if name == WHOLE_ROW else name in names
     except (BadDocument, OSError):
         return True
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prep.files.door import check_name, check_readable
 from prep.files.stamp import Stamp, take_stamp
+from prep.policy import WHOLE_ROW
 from prep.readers.objects import begins_with_document
 from prep.readers.tables import DELIMITERS, has_column
 from prep.sources.walk import WITHOUT, Walk, describe_left_out, describe_none, is_pattern
@@ -90,12 +91,28 @@ def make_source(path: Path, name: str) -> Source:
     return Source(name, stamp.num_bytes, path=str(path), stamp=stamp)
 
 
+def doubt_chats(path: Path) -> str | None:
+    """Why a file is left out of a folder of chats: it is text, or begins otherwise."""
+    suffix = path.suffix.lower()
+    has_none = suffix == ".txt"
+    if suffix == ".json" or suffix in DELIMITERS:
+        check_readable(path)
+        has_none = not (
+            begins_with_document(path, WHOLE_ROW)
+            if suffix == ".json"
+            else has_column(path, DELIMITERS[suffix], WHOLE_ROW)
+        )
+    return f"{suffix}{WITHOUT}chats" if has_none else None
+
+
 def doubt_file(path: Path, text_column: str) -> str | None:
     """Why a .json, .csv or .tsv is left out of a folder: it does not begin as documents do.
 
     Such files lie beside many data sets, and describe them.
     """
     suffix = path.suffix.lower()
+    if text_column == WHOLE_ROW:
+        return doubt_chats(path)
     if suffix == ".json" or suffix in DELIMITERS:
         check_readable(path)
     if suffix == ".json" and not begins_with_document(path, text_column):

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prep.readers.documents import Documents, find_offsets
 from prep.tokenizer.encoder import Encoder
@@ -92,6 +93,27 @@ def encode_batch(
         join_documents(ids, ends, tokenizer),
         make_rows(sizes, source_files, documents.rows, documents.urls, hashes, kept),
         ends,
+        choose_validation(hashes, validation_threshold),
+        documents.num_bytes,
+    )
+
+
+def take_chats(
+    documents: Documents,
+    source_files: pa.Array,
+    validation_threshold: int,
+    token_bytes: int,
+    ids: pa.Array,
+    columns: Mapping[str, pa.Array],
+) -> EncodedBatch:
+    """A batch of chats, which have their tokens; `columns` stay beside them."""
+    hashes = hash_texts(documents.texts)
+    sizes = pc.list_value_length(ids).to_numpy(zero_copy_only=False).astype(np.int64)
+    tokens = ids.flatten().to_numpy().astype(token_dtype(token_bytes))
+    return EncodedBatch(
+        tokens,
+        make_rows(sizes, source_files, documents.rows, documents.urls, hashes, columns),
+        np.cumsum(sizes),
         choose_validation(hashes, validation_threshold),
         documents.num_bytes,
     )

@@ -1,6 +1,7 @@
 """Filters: which documents of a source are dropped before they are encoded, and why.
 
 null, empty                no text
+no answer, too long        --chat: nothing that is trained on, more tokens than a row has
 min_chars, max_chars       --min-chars, --max-chars: too few or too many characters
 keep_url, drop_url         --keep-url, --drop-url: regular expressions in RE2's syntax
 where language=en          --where: any other column of the source (prep/text/conditions.py)
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prep.policy import Policy
-from prep.readers.documents import BAD, BadDocument, Documents
+from prep.readers.documents import BAD, DROPPED, BadDocument, Documents
 from prep.text.conditions import parse_condition
 from prep.text.contained import Passages, load_passages, place_passages
 from prep.text.kept import Kept, parse_kept
@@ -83,6 +84,11 @@ class Filter:
         choice = Choice(np.ones(len(documents.rows), np.bool_), {}, {})
         for place, error in documents.bad.items():
             drop_bad(choice, place, error)
+        if DROPPED in documents.columns:
+            reasons = documents.columns[DROPPED]
+            for reason in sorted(reasons.drop_null().unique().to_pylist()):
+                found = pc.equal(reasons, reason).fill_null(False).to_numpy(zero_copy_only=False)
+                drop(choice, reason, found)
         for reason, mark in self.marks.items():
             found = mark(documents).fill_null(False).to_numpy(zero_copy_only=False)
             drop(choice, reason, found)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from prep.readers.columns import make_valid
 from prep.readers.documents import is_text
-from shards.sidecar import SIDECAR_SCHEMA
+from shards.sidecar import CHAT_COLUMNS, SIDECAR_SCHEMA
 
 KINDS = {
     "number": pa.float64(),
@@ -143,7 +143,7 @@ def parse_kept(texts: tuple[str, ...]) -> tuple[Kept, ...]:
                 f"--keep-column is {text!r:.60}; expected a column and what it holds, one of "
                 f"{', '.join(KINDS)}, such as score:number"
             )
-        if name in SIDECAR_SCHEMA.names:
+        if name in SIDECAR_SCHEMA.names or name in CHAT_COLUMNS:
             raise ValueError(f"--keep-column {text}: the sidecar has a column {name} of its own")
         if name in (entry.name for entry in kept):
             raise ValueError(f"--keep-column names {name!r:.60} twice; name it once")

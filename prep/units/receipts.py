@@ -37,6 +37,8 @@ AUDIT_SHAPE = {
     "rows_by_source": dict,
     "clusters?": dict,
     "copies?": dict,
+    "kinds?": dict,
+    "longest?": int,
 }
 RECEIPT_SHAPE: dict[str, Any] = {
     "plan_id": str,
@@ -74,6 +76,9 @@ class Audit:
     clusters: dict[str, int] = field(default_factory=dict)
     # The files that list near copies, and their sha256s.
     copies: dict[str, str] = field(default_factory=dict)
+    # --chat: how many units had rows of each kind, and the most tokens of a chat that is too long.
+    kinds: dict[str, int] = field(default_factory=dict)
+    longest: int = 0
 
     @property
     def content(self) -> Json:
@@ -81,7 +86,7 @@ class Audit:
         return {
             key: value
             for key, value in asdict(self).items()
-            if value or key not in ("left_out", "bad", "clusters", "copies")
+            if value or key not in ("left_out", "bad", "clusters", "copies", "kinds", "longest")
         }
 
     def leave_out(self, error: BadDocument) -> None:
@@ -95,11 +100,13 @@ class Audit:
         self.validation += other.validation
         self.texts_repaired += other.texts_repaired
         self.text_bytes += other.text_bytes
+        self.longest = max(self.longest, other.longest)
         for mine, theirs in (
             (self.dropped, other.dropped),
             (self.rows_by_source, other.rows_by_source),
             (self.left_out, other.left_out),
             (self.clusters, other.clusters),
+            (self.kinds, other.kinds),
         ):
             for key, count in theirs.items():
                 mine[key] = mine.get(key, 0) + count

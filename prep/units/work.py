@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from prep.chat.reader import ChatReader
 from prep.files.stamp import expect_unchanged
 from prep.policy import NEAR, Policy
 from prep.readers.documents import BadDocument, Documents, Piece
@@ -132,6 +133,9 @@ class UnitWork:
         self.remote = {file.name: file for file in job.remote}
         self.waiting = Waiting()
         self.temporary = temporary
+        self.chats = None
+        if job.policy.chat:
+            self.chats = ChatReader(job.folder, job.policy, job.tokenizer)
         self.signatures = None
         if job.policy.dedup == NEAR:
             self.signatures = Signatures(near_settings(job.policy))
@@ -143,6 +147,9 @@ class UnitWork:
             if self.truncated:
                 break
         self._encode()
+        if self.chats:
+            kinds = {} if self.chats.kind is None else {self.chats.kind: 1}
+            self.audit.add(Audit(kinds=kinds, longest=self.chats.longest))
         written = [entry for split in SPLITS for entry in self.writers[split].finish()]
         signed, near_sha256 = self.temporary / "signatures", None
         if self.signatures:
@@ -165,7 +172,9 @@ class UnitWork:
         return receipt
 
     def close(self) -> None:
-        """Close files that are still open because the work failed."""
+        """Close files that are still open because the work failed, and what reads chats."""
+        if self.chats:
+            self.chats.close()
         for writer in self.writers.values():
             writer.close()
 
@@ -199,12 +208,14 @@ class UnitWork:
         with expect_unchanged(piece.path, piece.stamp):
             for documents in read_documents(
                 piece,
-                policy.text_column,
+                policy.reads,
                 policy.blank_line_documents,
                 self.filter.columns,
                 policy.skips_bad,
             ):
                 self.num_read += len(documents.rows)
+                if self.chats and not self.truncated:
+                    documents = self.chats.read(documents)
                 if not self.truncated:
                     self._add(documents, piece)
                 # Whether a piece is left out must not depend on where the budget ends.
@@ -229,7 +240,7 @@ class UnitWork:
         if not self.waiting.has_room_for(documents):
             self._encode()
         self.waiting.add(documents, piece)
-        is_plain = self.budget == Budget() and not self.filter.columns
+        is_plain = self.budget == Budget() and not documents.columns
         if not is_plain or not self.waiting.has_room_for(documents):
             self._encode()
 
@@ -244,16 +255,20 @@ class UnitWork:
         wanted, files = documents, joined.files
         if not kept.all():
             wanted, files = documents.filter(kept), files.filter(pa.array(kept))
-        batch = encode_batch(
-            self.encoder,
-            wanted,
-            files,
-            self.threshold,
-            self.job.tokenizer,
-            lambda index: joined.name(int(np.flatnonzero(kept)[index])),
-            self.filter.keep_columns(wanted),
-        )
-        self._check(wanted, batch)
+        columns = self.filter.keep_columns(wanted)
+        if self.chats:
+            batch = self.chats.take(wanted, files, self.threshold, columns)
+        else:
+            batch = encode_batch(
+                self.encoder,
+                wanted,
+                files,
+                self.threshold,
+                self.job.tokenizer,
+                lambda index: joined.name(int(np.flatnonzero(kept)[index])),
+                columns,
+            )
+            self._check(wanted, batch)
         fitting = self.budget.count_fitting(batch.ends)
         if fitting < len(batch.rows):
             self.truncated = True

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from shards.disk.json_files import load_json, parse_json
-from shards.disk.layout import MANIFEST, TOKENIZER, plan_path
+from shards.disk.layout import CHAT_TEMPLATE, MANIFEST, TOKENIZER, plan_path
 from shards.edit.lineage import is_later, is_replaceable, list_replaced, read_earlier
 from shards.exchange.packing import PACKED
 from shards.exchange.storage import Storage, read_temporary
@@ -92,7 +92,7 @@ def clear_temporaries(storage: Storage, listed: dict[str, int]) -> None:
     """Delete what killed uploads left in a plain folder: files that never got their names."""
     for name in listed:
         meant = read_temporary(name)
-        if is_replaceable(meant) or meant in (MANIFEST, TOKENIZER, UPLOAD):
+        if is_replaceable(meant) or meant in (MANIFEST, TOKENIZER, CHAT_TEMPLATE, UPLOAD):
             storage.delete(name)
 
 

@@ -28,6 +28,11 @@ def export_megatron(shards: Shards, split: str, prefix: Path) -> str:
 
     Raises ValueError if a file is in the way or a shard is damaged.
     """
+    if shards.manifest.chat is not None:
+        raise ValueError(
+            f"{shards.folder}: is a set of chats, and this format cannot say which tokens are "
+            "trained on: who reads it would train on all of them"
+        )
     if not prefix.name:
         raise ValueError(f"{prefix}: is a folder; expected what the files' names begin with")
     chosen = choose_shards(shards, split)

@@ -19,6 +19,7 @@ from shards.disk.durable import hash_file, write_file
 from shards.disk.folders import make_folder, remove
 from shards.disk.json_files import load_json
 from shards.disk.layout import (
+    CHAT_TEMPLATE,
     MANIFEST,
     TOKENIZER,
     index_folder,
@@ -154,6 +155,9 @@ def list_wanted(storage: Storage, manifest: Manifest, listed: dict[str, int]) ->
     """
     tokenizer_sha256 = manifest.content["tokenizer"]["sha256"]
     wanted = [RemoteFile(TOKENIZER, listed.get(TOKENIZER, 0), tokenizer_sha256, TOKENIZER)]
+    if manifest.chat is not None:
+        size, sha256 = listed.get(CHAT_TEMPLATE, 0), manifest.chat["template_sha256"]
+        wanted.append(RemoteFile(CHAT_TEMPLATE, size, sha256, CHAT_TEMPLATE))
     for shard in manifest.shards:
         size, packed = shard.num_bytes, shard.name + PACKED
         stored = shard.name if listed.get(shard.name) == size or packed not in listed else packed

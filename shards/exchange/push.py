@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.disk.layout import INDEX, MANIFEST, TOKENIZER, set_lock
+from shards.disk.layout import CHAT_TEMPLATE, INDEX, MANIFEST, TOKENIZER, set_lock
 from shards.disk.lock import lock_set
 from shards.exchange.arrays import clear_arrays, list_arrays, push_index
 from shards.exchange.claim import UPLOAD, claim, clear_temporaries
@@ -88,6 +88,9 @@ def push_locked(
 def list_local(folder: Path, manifest: Manifest) -> list[LocalFile]:
     """The files of a set; ValueError if one is missing or has the wrong size."""
     files = [check_file(folder / TOKENIZER, None, manifest.content["tokenizer"]["sha256"])]
+    if manifest.chat is not None:
+        sha256 = manifest.chat["template_sha256"]
+        files.append(check_file(folder / CHAT_TEMPLATE, None, sha256))
     for shard in manifest.shards:
         files += list_shard(folder, shard, manifest.sidecar_sha256(shard))
     for name, sha256 in list_copies(manifest.audit).items():

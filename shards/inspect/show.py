@@ -6,6 +6,7 @@ from pathlib import Path
 from shards.documents import Document, Sidecars, find_documents, match_hash, match_url
 from shards.format import SPLITS, Manifest, check_split
 from shards.index.state import describe_index
+from shards.inspect.chats import describe_loss
 from shards.inspect.packed import describe_packing
 from shards.reader import Shards
 from shards.tokenizer import read_set_spelling
@@ -38,6 +39,8 @@ def describe_set(folder: Path, manifest: Manifest) -> Iterator[str]:
         )
     if packing := describe_packing(manifest):
         yield f"packing     {packing}"
+    if loss := describe_loss(manifest):
+        yield f"chats       {loss}"
     dropped = ", ".join(f"{n:,} {reason}" for reason, n in manifest.audit["dropped"].items())
     yield f"dropped     {dropped}"
     policy = manifest.content["policy"]

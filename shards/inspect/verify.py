@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from shards.disk.durable import hash_file
-from shards.disk.layout import TOKENIZER
+from shards.disk.layout import CHAT_TEMPLATE, TOKENIZER
 from shards.files import ShardFile
 from shards.format import Int64, Manifest, Shard, read_manifest
 from shards.index.state import verify_index
+from shards.inspect.chats import find_wrong_loss
 from shards.inspect.packed import find_wrong_packing
 from shards.rows import SidecarError, read_block_checksums, read_rows
 from shards.schema import list_copies
@@ -21,16 +22,22 @@ from shards.sidecar import BLOCK_BYTES, count_tokens
 from shards.tokenizer import load_checked_tokenizer
 from shards.widths import Tokens
 
+LOST = "is missing, or its sha256 is not the manifest's"
+
 
 def verify_shards(folder: Path) -> Iterator[tuple[str, str | None]]:
     """Re-read everything; yields each file's name with None, or with what is wrong with it."""
     manifest = read_manifest(folder)
     yield TOKENIZER, verify_tokenizer(folder, manifest)
+    if manifest.chat is not None:
+        path, sha256 = folder / CHAT_TEMPLATE, manifest.chat["template_sha256"]
+        is_whole = path.is_file() and hash_file(path) == sha256
+        yield CHAT_TEMPLATE, None if is_whole else LOST
     for shard in manifest.shards:
         yield from verify_shard(folder, shard, manifest)
     for name, sha256 in list_copies(manifest.audit).items():
         is_whole = (folder / name).is_file() and hash_file(folder / name) == sha256
-        yield name, None if is_whole else "is missing, or its sha256 is not the manifest's"
+        yield name, None if is_whole else LOST
     yield from verify_index(folder, manifest)
 
 
@@ -78,7 +85,7 @@ def verify_sidecar(
         return f"its sha256 is not the manifest's{unsure}", None
     try:
         sizes = [count_tokens(rows) for rows in read_rows(folder, shard, ["start", "num_tokens"])]
-        fault = find_wrong_packing(folder, shard)
+        fault = find_wrong_packing(folder, shard) or find_wrong_loss(folder, shard, manifest)
     except SidecarError as error:
         fault = error.fault
     if fault is not None:

@@ -119,9 +119,7 @@ def test_text_that_spells_special_tokens_is_text(client: OpenAI, server: Running
     ids = (answer.choices[0].model_extra or {})["prompt_token_ids"]
     tokenizer = server.served.generator.tokenizer
     assert [i for i in ids if i >= 300] == [300, 301, 300]
-    assert tokenizer.decode(ids, skip_special_tokens=False) == (
-        f"<|im_start|>user\n{spelled}<|im_end|><|im_start|>assistant"
-    )
+    assert f"<|im_start|>user\n{spelled}<|im_end|>" in tokenizer.decode(ids, False)
 
 
 def test_a_streamed_chat_is_the_same_in_pieces(client: OpenAI) -> None:

@@ -41,7 +41,7 @@ MODEL = {
 }
 READING = {"prep.remote", "prep.sources", "prep.readers", "prep.files"}
 ENCODING = {"prep.text", "prep.tokenizer"}
-WORKING = {f"prep.{room}" for room in ("units", "copies", "planning", "engines", "foreign")}
+WORKING = {f"prep.{room}" for room in ("chat", "units", "copies", "planning", "engines", "foreign")}
 PREP = WORKING | READING | ENCODING
 STEPPING = {"train.ranks", "train.step"}
 TRAIN = {
@@ -105,9 +105,10 @@ MAY_IMPORT = {
     "prep.remote": {"prep.sources", "prep.files", "prep.readers", *SHARDS},
     "prep.tokenizer": READING | SHARDS,
     "prep.text": {"prep.tokenizer"} | READING | SHARDS,
-    "prep.units": ENCODING | READING | SHARDS,
+    "prep.chat": {"model.chat"} | ENCODING | READING | SHARDS,
+    "prep.units": {"prep.chat"} | ENCODING | READING | SHARDS,
     "prep.copies": {"prep.units", "prep.tokenizer"} | READING | SHARDS,
-    "prep.planning": {"prep.units"} | ENCODING | READING | SHARDS,
+    "prep.planning": {"prep.chat", "prep.units"} | ENCODING | READING | SHARDS,
     "prep.engines": {"prep.planning", "prep.units"} | READING | SHARDS,
     "prep.foreign": {"prep.planning", "prep.units"} | ENCODING | READING | SHARDS,
     "prep.vocabulary": {"prep.engines"} | ENCODING | READING | SHARDS,
@@ -173,10 +174,11 @@ FACES = {
 }
 # What rooms that come before the package's own files may import of these.
 SHARED = {
-    "prep.readers": {"prep.request"},
-    "prep.sources": {"prep.request"},
+    "prep.readers": {"prep.policy", "prep.request"},
+    "prep.sources": {"prep.policy", "prep.request"},
     "prep.remote": {"prep.request"},
     "prep.text": {"prep.policy"},
+    "prep.chat": {"prep.policy", "prep.request"},
     "prep.units": {"prep.checks", "prep.policy"},
     "prep.planning": {"prep.checks", "prep.policy", "prep.request"},
     "prep.engines": {"prep.request"},

@@ -12,15 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.adapters.base import hash_base
 from model.checkpoints.compare import EMBEDDING, HEAD
 from model.checkpoints.folder import name_origin, name_weights
 from model.checkpoints.seal import (
     CONFIG,
     CheckpointError,
-    hash_file,
-    is_sealed,
-    join_hashes,
-    read_seal,
 )
 from model.checkpoints.weight_files import find_weight_files
 from model.checkpoints.weights import list_weights, read_weights
@@ -65,13 +62,7 @@ def describe_origin(folder: Path) -> Json:
 
     Of weights in several files, the sha256 is that of what `sha256sum` prints of them.
     """
-    files = find_weight_files(folder)
-    sealed = read_seal(folder) if is_sealed(folder) else {}
-    hashes = {
-        path.name: sealed[path.name].sha256 if path.name in sealed else hash_file(path)
-        for path in files
-    }
-    return {"folder": str(folder.absolute()), "weights_sha256": join_hashes(hashes)}
+    return {"folder": str(folder.absolute()), "weights_sha256": hash_base(folder)}
 
 
 def load_weights(beginning: Beginning, rank: Rank, model: Transformer) -> None:

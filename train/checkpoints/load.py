@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.checkpoints.folder import name_weights
+from model.adapters.files import name_saved
 from model.checkpoints.seal import CheckpointError, list_weight_files, read_seal
 from model.checkpoints.tensor_file import TensorReader, check_entries
 from model.transformer import Transformer
@@ -74,7 +74,7 @@ def load_tensors(
     folder: Path, rank: Rank, model: Transformer, optimizer: torch.optim.Optimizer
 ) -> str | None:
     """Load weights, moments and the generator's state; what is wrong with them, if anything is."""
-    fault = load_files(folder, list_weight_files, rank, name_weights(model))
+    fault = load_files(folder, list_weight_files, rank, name_saved(model))
     if fault is None:
         make_moments(optimizer)
         moments = collect_moments(model, optimizer)

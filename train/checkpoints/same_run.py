@@ -11,6 +11,9 @@ from train.checkpoints.sets import KEEP, check_sets
 from train.config import Config
 from train.step.schedule import describe_change, refuse_extension
 
+# Of section training: what decides which tensors a checkpoint has, and what they mean.
+FIXED = ("optimizer", "adapter", "adapter_rank", "adapter_alpha", "adapter_targets")
+
 
 def check_same_run(config: Config, sets: Sets, start: Start, say: Say) -> None:
     """Raise ValueError if a fixed setting differs from the checkpoint's; report other changes."""
@@ -18,7 +21,10 @@ def check_same_run(config: Config, sets: Sets, start: Start, say: Say) -> None:
     fixed = [
         ("data.max_seq_length", before.data.max_seq_length, config.data.max_seq_length),
         ("infrastructure.seed", before.infrastructure.seed, config.infrastructure.seed),
-        ("training.optimizer", before.training.optimizer, config.training.optimizer),
+        *(
+            (f"training.{name}", getattr(before.training, name), getattr(config.training, name))
+            for name in FIXED
+        ),
     ]
     refuse_changes(folder, fixed)
     # Before the model: with another tokenizer, it is the set that is wrong.

@@ -62,6 +62,8 @@ def collect_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
         make_moments(optimizer)
     tensors = {GENERATOR: torch.get_rng_state()}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # An adapter's base.
+            continue
         for key, value in optimizer.state[parameter].items():
             tensors[f"{name}.{key}"] = value
     return tensors

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model.checkpoints.seal import (
+    ADAPTER_CONFIG,
     BEST,
     CHECKPOINT_NAME,
     CONFIG,
@@ -63,7 +64,9 @@ def recognize(folder: Path) -> Report | None:
     if (folder / CERTIFICATE).is_file() and not (folder / WEIGHTS).is_file():
         return inspect_export(folder)
     is_original = (folder / SEED_WEIGHTS).is_file()
-    if is_original or any((folder / name).is_file() for name in (CONFIG, WEIGHTS, *TRAINING_FILES)):
+    if is_original or any(
+        (folder / name).is_file() for name in (CONFIG, WEIGHTS, ADAPTER_CONFIG, *TRAINING_FILES)
+    ):
         return inspect_model(folder)
     if any(find_checkpoint_folders(folder)):
         return inspect_run(folder)

@@ -4,9 +4,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from model.checkpoints.differences import DifferentError
+from model.adapters.base import read_base
+from model.adapters.peft_config import read_peft_config
+from model.checkpoints.differences import DifferentError, explaining
 from model.checkpoints.hugging_face import QUANTIZATION, read_config_json
 from model.checkpoints.seal import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     CHECKSUMS,
     CONFIG,
     SEED_WEIGHTS,
@@ -14,6 +18,7 @@ from model.checkpoints.seal import (
     TRAINING_FILES,
     WEIGHTS,
     CheckpointError,
+    is_adapter,
     is_sealed,
     list_checkpoints,
     read_json,
@@ -38,7 +43,8 @@ INT8_FORMAT = "pack-quantized"
 def inspect_model(folder: Path) -> Report:
     """Report on a folder with a config.json, or with what a run puts beside it."""
     report = Report(folder, "model folder from elsewhere")
-    values = _read(folder / CONFIG, report)
+    has_config = (folder / CONFIG).is_file() or not is_adapter(folder)
+    values = _read(folder / CONFIG, report) if has_config else {}
     is_original = (folder / SEED_WEIGHTS).is_file() and "model" in values
     if is_original:
         report.kind = "checkpoint of the original VelocityLM"
@@ -52,13 +58,16 @@ def inspect_model(folder: Path) -> Report:
         )
     _describe_training(folder, report)
     config = _describe_model(values.get("model", {}) if is_original else values, report)
-    _describe_weights(find_weights(folder), config, report)
+    if is_adapter(folder):
+        _describe_adapter(folder, report)
+    else:
+        _describe_weights(find_weights(folder), config, report)
     if (folder / TOKENIZER).is_file():
         describe_tokenizer(folder / TOKENIZER, report)
         _compare_ids(config, report)
     elif is_original:
         report.facts["tokenizer"] = "none of its own: GPT-2's"
-    else:
+    elif not is_adapter(folder):  # Which may have its base's.
         report.problems.append(f"no {TOKENIZER}: texts cannot be read or written")
     report.use = list_uses(folder, report, is_original)
     return report
@@ -72,6 +81,12 @@ def list_uses(folder: Path, report: Report, is_original: bool) -> list[str]:
     if report.problems:
         return []
     is_wide = "kept as" not in report.facts
+    if is_adapter(folder):
+        named = "" if "base" in report.facts else " --base MODEL"
+        commands = list_model_uses(folder)
+        return [
+            f"{command}{named}" for command in (*commands, f"velocity merge {quote(folder)} NEW")
+        ]
     uses = list_model_uses(folder, exports=is_wide and not is_original)
     if is_original:
         return [*uses, f"velocity convert {quote(folder)} NEW"]
@@ -166,6 +181,22 @@ def _describe_model(values: Json, report: Report) -> ModelConfig | None:
     )
     report.facts["parameters"] = f"{config.num_parameters():,}"
     return config
+
+
+def _describe_adapter(folder: Path, report: Report) -> None:
+    """What kind of adapter it is, and where the model that it is for is or is said to be."""
+    report.kind = report.kind.replace("checkpoint", "adapter").replace("model folder", "adapter")
+    try:
+        with explaining(folder / ADAPTER_CONFIG):
+            adapter = read_peft_config(read_json(folder / ADAPTER_CONFIG))
+        report.facts["adapter"] = adapter.describe()
+        base = read_base(folder)
+        if base is not None:
+            report.facts["base"] = f"{base.path}, whose weights have the sha256 {base.sha256}"
+    except CheckpointError as error:
+        report.problems.append(str(error).removeprefix(f"{folder}/"))
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        report.problems.append(f"no {ADAPTER_WEIGHTS}: there is an adapter's description only")
 
 
 def _describe_weights(

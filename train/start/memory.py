@@ -64,15 +64,17 @@ def estimate_memory(config: Config, device_type: str, num_ranks: int = 1) -> Mem
     is_sharded = config.distributed.strategy == "fsdp" and num_ranks > 1
     num_parameters = model.num_parameters()
     own = -(-num_parameters // num_ranks) if is_sharded else num_parameters
+    # An adapter's parameters are beside the model's, and alone have gradients.
+    added = 0 if training.adapter is None else config.trained_parameters
     tokens = training.micro_batch * config.data.max_seq_length
     compiles = training.compile if training.compile is not None else device_type == "cuda"
     is_half = training.precision != "fp32"
     return Memory(
         base=BASE_BYTES.get(device_type, BASE_BYTES["cpu"]),
-        weights=4 * own,
-        gradients=4 * own,
+        weights=4 * (own + added),
+        gradients=4 * (added or own),
         optimizer=-(-config.optimizer_bytes // num_ranks) if is_sharded else config.optimizer_bytes,
-        exchange=exchange_bytes(model, num_ranks, is_sharded),
+        exchange=exchange_bytes(config, num_ranks, is_sharded),
         activations=activation_bytes(config, tokens, is_half, compiles),
         working=max(
             loss_bytes(model, tokens, is_half, compiles, device_type),
@@ -81,13 +83,13 @@ def estimate_memory(config: Config, device_type: str, num_ranks: int = 1) -> Mem
     )
 
 
-def exchange_bytes(model: ModelConfig, num_ranks: int, is_sharded: bool) -> int:
+def exchange_bytes(config: Config, num_ranks: int, is_sharded: bool) -> int:
     """DDP's buckets, of the size of all gradients; or what fsdp has whole at the same time."""
     if num_ranks == 1:
         return 0
     if not is_sharded:
-        return 4 * model.num_parameters()
-    return gathered_bytes(model)
+        return 4 * config.trained_parameters
+    return gathered_bytes(config.model)
 
 
 def gathered_bytes(model: ModelConfig) -> int:
@@ -132,7 +134,8 @@ def backward_bytes(config: Config, tokens: int, is_half: bool, compiles: bool) -
     block, inputs = bytes_per_token(config, is_half, compiles), input_bytes(model, is_half)
     is_kept = config.training.activation_checkpointing == "none"
     at_work = inputs + block // 2 + (0 if is_kept else block)
-    return 4 * model.head_parameters + tokens * at_work
+    head = 0 if config.training.adapter else 4 * model.head_parameters
+    return head + tokens * at_work
 
 
 def input_bytes(model: ModelConfig, is_half: bool) -> int:

@@ -11,7 +11,7 @@ from train.training_config import TrainingConfig
 
 # In the names of the blocks' weights.
 BLOCKS = "model.layers."
-EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING = "model.embed_tokens."
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig, rank: Rank) -> torch.optim.Optimizer:
@@ -20,7 +20,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig, rank: Rank) -> torc
     Matrices decay, norms do not, and embeddings do unless the settings say otherwise. A group's
     learning rate is `relative_rate` times that of the schedule.
     """
-    named = dict(model.named_parameters())
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     taken: dict[str, Tensor] = {}
     if config.optimizer == "muon":
         taken = {name: p for name, p in named.items() if name.startswith(BLOCKS) and p.dim() == 2}
@@ -28,7 +28,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig, rank: Rank) -> torc
     decaying = {
         name: p
         for name, p in rest.items()
-        if p.dim() >= 2 and (config.decay_embeddings or name != EMBEDDING)
+        if p.dim() >= 2 and (config.decay_embeddings or not name.startswith(EMBEDDING))
     }
     others = [p for name, p in rest.items() if name not in decaying]
     groups = [

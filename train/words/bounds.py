@@ -1,5 +1,6 @@
 """What section `training` of the settings refuses: numbers out of bounds, and contradictions."""
 
+import math
 from typing import Any
 
 # Where torch's GradScaler begins.
@@ -45,6 +46,7 @@ def check_training(training: Any) -> None:
     if training.epochs is not None and not 0 < training.epochs <= MAX_STEPS:
         raise ValueError(f"training.epochs is {training.epochs}; expected a number above 0")
     check_saving(training)
+    check_adapter(training)
     check_schedule(training)
     for name in (
         "warmup_steps",
@@ -72,6 +74,21 @@ def check_training(training: Any) -> None:
             raise ValueError(
                 f"training.{name} is {getattr(training, name)}; expected a number from 0 to below 1"
             )
+
+
+def check_adapter(training: Any) -> None:
+    """Raise ValueError for the size of an adapter, and for what it cannot be trained with."""
+    if training.adapter_rank < 1:
+        raise ValueError(f"training.adapter_rank is {training.adapter_rank}; expected at least 1")
+    if not 0 < training.adapter_alpha < math.inf:
+        raise ValueError(
+            f"training.adapter_alpha is {training.adapter_alpha}; expected a number above 0"
+        )
+    if training.adapter is not None and training.optimizer == "muon":
+        raise ValueError(
+            f"training.optimizer is muon, which is for whole matrices; with training.adapter="
+            f"{training.adapter}, set training.optimizer=adamw"
+        )
 
 
 def check_saving(training: Any) -> None:
