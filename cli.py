@@ -140,7 +140,7 @@ def quickstart(
 
     run_quickstart(out, overrides or ())
     if chat:
-        run_chat_quickstart(out, overrides or ())
+        run_chat_quickstart(out)
 
 
 @app.command()

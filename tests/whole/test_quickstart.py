@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from model.checkpoints.folder import save_model
+from model.checkpoints.seal import seal
 from model.config import ModelConfig
 from prep.chat_quickstart import run_chat_quickstart
 from prep.quickstart import measure_unigram_entropy
@@ -53,9 +54,10 @@ def test_the_chat_quickstart_measures_before_and_after_and_notices_that_nothing_
 ) -> None:
     base = tmp_path / "checkpoints" / "checkpoint-1"
     save_model(base, make_model(BASE), build_gpt2_json())
-    short = ("training.epochs=null", "training.num_training_steps=2")
+    seal(base)
+    short = ("training.epochs=0.02",)
     with pytest.raises(
-        ValueError, match=r"known facts.*0\.0% are right, expected 4.*learned nothing"
+        ValueError, match=r"known facts.*0\.0% are right, .*learned nothing"
     ):
         run_chat_quickstart(tmp_path, short)
     shown = capfd.readouterr().out
