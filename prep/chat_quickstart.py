@@ -70,7 +70,16 @@ def run_chat_quickstart(out: Path, overrides: Sequence[str] = ()) -> None:
     )
     after = run_eval("velocity", "eval", "--ckpt", checkpoints, *options, "--chat")
     run_command(
-        *("velocity", "chat", "--ckpt", checkpoints, "--temperature", "0"),
+        *(
+            "velocity",
+            "chat",
+            "--ckpt",
+            checkpoints,
+            "--temperature",
+            "0",
+            "--max-new-tokens",
+            "30",
+        ),
         lines=choose_samples(questions),
     )
     for line in align([*tabulate_scores(questions, before, after)]):

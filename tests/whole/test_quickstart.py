@@ -56,9 +56,7 @@ def test_the_chat_quickstart_measures_before_and_after_and_notices_that_nothing_
     save_model(base, make_model(BASE), build_gpt2_json())
     seal(base)
     short = ("training.epochs=0.02",)
-    with pytest.raises(
-        ValueError, match=r"known facts.*0\.0% are right, .*learned nothing"
-    ):
+    with pytest.raises(ValueError, match=r"known facts.*0\.0% are right, .*learned nothing"):
         run_chat_quickstart(tmp_path, short)
     shown = capfd.readouterr().out
     commands = [
