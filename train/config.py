@@ -269,6 +269,15 @@ class Config:
         adapter = self.training.make_adapter()
         return self.model.num_parameters() if adapter is None else adapter.count(self.model)
 
+    def describe_size(self) -> str:
+        """How many parameters there are, and which are trained if not all."""
+        text = f"{self.model.num_parameters():,} parameters"
+        adapter = self.training.make_adapter()
+        if adapter is None:
+            return text
+        trained = f"{self.trained_parameters:,} more of an adapter ({adapter.describe()})"
+        return f"{text}, as they are, and {trained}, which are trained"
+
     @property
     def optimizer_bytes(self) -> int:
         """Bytes of the optimizer's state: AdamW's two means of what is trained, Muon's one."""

@@ -23,12 +23,12 @@ from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
 from train.batches import Batches, Dealing
 from train.begin.adapter import describe_run_adapter, find_adapted, put_adapter
 from train.begin.shape import Beginning
-from train.begin.weights import ORIGIN, find_origin, load_weights
+from train.begin.weights import find_origin, load_weights
 from train.chat.files import add_chat_files
 from train.chat.labels import open_markings
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.load import restore
-from train.checkpoints.position import OPTIMIZER, Position
+from train.checkpoints.position import BEGAN_WITH, OPTIMIZER, Position
 from train.checkpoints.resume import Start, agree_on_start
 from train.checkpoints.retention import Retention
 from train.checkpoints.same_run import check_same_run, describe_samples
@@ -141,7 +141,7 @@ class Run:
         files = add_chat_files(files, self.order.sets)
         if self.config.training.adapter is None:
             return files
-        origin = self.parts[ORIGIN].state_dict()
+        origin = self.parts[BEGAN_WITH].state_dict()
         return files | describe_run_adapter(self.config, self.model, origin)
 
     def save(self) -> None:

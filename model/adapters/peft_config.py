@@ -56,7 +56,8 @@ def make_peft_config(config: AdapterConfig, base: str, is_tied: bool) -> Json:
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "lora_alpha": config.alpha,
+        # Ollama takes whole numbers only, written as such.
+        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "lora_dropout": 0.0,
         "modules_to_save": None,
         "peft_type": "LORA",

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.checkpoints.seal import TOKENIZER_CONFIG, CheckpointError, read_json
+from model.checkpoints.seal import CHAT_TEMPLATE, TOKENIZER_CONFIG, CheckpointError, read_json
 
-TEMPLATE = "chat_template.jinja"
+TEMPLATE = CHAT_TEMPLATE
 MAX_TEMPLATE_CHARS = 2**18
 
 

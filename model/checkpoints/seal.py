@@ -30,6 +30,8 @@ SEED_WEIGHTS = "pytorch_model.bin"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
+# Of a model that writes chats.
+CHAT_TEMPLATE = "chat_template.jinja"
 MODEL_FILES = (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG)
 CHECKSUMS = "checksums.json"
 # In the folder of checkpoints: which of them has the lowest validation loss.

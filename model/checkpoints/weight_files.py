@@ -7,9 +7,11 @@ The first of these that is there counts. An index is {"weight_map": {"<weight>":
 ...}}. Nothing here imports torch.
 """
 
+import shlex
 from pathlib import Path
 
 from model.checkpoints.seal import (
+    ADAPTER_CONFIG,
     SEED_WEIGHTS,
     WEIGHTS,
     CheckpointError,
@@ -26,6 +28,11 @@ def find_weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if index.is_file():
             return [folder / part for part in read_index(index)]
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(
+            f"{folder}: an adapter, without the weights of the model that it is for; make a plain "
+            f"folder of both: velocity merge {shlex.quote(str(folder))} NEW"
+        )
     raise CheckpointError(
         f"{folder}: no {WEIGHTS}; expected that file, {WEIGHTS}.index.json and what it names, or "
         f"{SEED_WEIGHTS}"

@@ -46,6 +46,8 @@ def export(request: Request, text: str, text_name: str, say: Say) -> list[list[s
     started = time.monotonic()
     with making(request.out) as partial:
         name = request.out.name
+        if source.parts.base is not None:
+            say(source.parts.describe())
         say(f"{source.folder}: written as {request.format}, {request.dtype}")
         made = module.write(source, partial, name, request.dtype)
         num_tokens = sum(window.numel() for window in windows)

@@ -98,6 +98,8 @@ def test_a_run_trains_and_saves_its_adapter_alone(
     verify(folder)
     config = AdapterConfig("dora" if kind == "dora" else "lora", 4, 16, ("q_proj", "down_proj"))
     assert read_adapter_config(folder) == config
+    # Ollama refuses 16.0.
+    assert '"lora_alpha": 16,' in (folder / "adapter_config.json").read_text()
     run = read_run_config(folder)
     shapes = {name: t.shape for name, t in load_file(folder / "adapter_model.safetensors").items()}
     assert sum(shape.numel() for shape in shapes.values()) == run.trained_parameters
@@ -257,3 +259,43 @@ def test_what_no_adapter_can_be_trained_with_is_refused(
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         load_config(None, words)
     assert "\n" not in str(caught.value)
+
+
+def test_a_plan_counts_what_is_trained(tiny_shards: Path, tmp_path: Path) -> None:
+    base = save_ours(tmp_path / "base")
+    words = [f"model.start={base}", "data.max_seq_length=16", "training.adapter=lora"]
+    words += ["training.adapter_rank=2", "training.batch_size_per_device=2"]
+    asked = "plan", "--shards", tiny_shards, "--gpu", "L4", "--json"
+    code, said, errors = velocity(*asked, *words)
+    assert code == 0, errors
+    lora = json.loads(said)
+    full = json.loads(velocity(*asked, *words, "training.adapter=null")[1])
+    # Of 3 blocks: q, k, v and o of 64 x 64, and three of 64 x 96.
+    assert lora["trained_parameters"] == 3 * 2 * (4 * 128 + 3 * 160)
+    assert full["trained_parameters"] == full["parameters"] == lora["parameters"]
+    assert lora["checkpoint_bytes"] == 12 * lora["trained_parameters"]
+    assert lora["memory"]["gradients"] == 4 * lora["trained_parameters"]
+    assert lora["memory"]["optimizer"] == 8 * lora["trained_parameters"]
+    assert lora["memory"]["weights"] == full["memory"]["weights"] + lora["memory"]["gradients"]
+    assert "LoRA of rank 2 on all linear layers" in velocity(*asked[:-1], *words)[1]
+
+
+def test_what_takes_models_only_says_how_an_adapter_becomes_one(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    base = save_ours(tmp_path / "base")
+    run_from(tiny_shards, tmp_path, base, training__adapter="lora", **STILL)
+    folder = last_of(tmp_path, 1)
+    message = f"make a plain folder of both: velocity merge {folder} NEW"
+    expect_refusal(make_words(tiny_shards, tmp_path / "new", folder), message)
+    code, _, errors = velocity(
+        "publish", "--ckpt", folder, "--repo", "u/n", "--license", "mit", "--dry-run",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert (code, message in errors) == (1, True), errors
+    code, _, errors = velocity(
+        "export", "--ckpt", folder, "--format", "gguf", "--dtype", "fp32",
+        "--out", tmp_path / "model.gguf",
+    )  # fmt: skip
+    assert code == 0, errors
+    assert f"an adapter, merged in memory into {base}" in errors

@@ -199,7 +199,7 @@ def test_chats_and_text_may_be_mixed(chats: Path, start: Path, tmp_path: Path) -
     train(load_config(None, make_words(texts, tmp_path / "alone", start, **alone)))
     mixed = make_words(chats, tmp_path / "mixed", start, data__max_seq_length="auto", **STILL)
     mixed = [word for word in mixed if not word.startswith("data.shards")]
-    mixed.append(f"data.mixture={{{chats}: 1, {texts}: 1}}")
+    mixed.append(f"data.mixture={{{texts}: 1, {chats}: 1}}")
     with built(mixed) as run:
         places = run.order.starts(np.arange(8))
         owners = places >= run.order.sets.sources[0].order.num_tokens
@@ -207,7 +207,7 @@ def test_chats_and_text_may_be_mixed(chats: Path, start: Path, tmp_path: Path) -
         rows = run.batches.stream.windows(places, ROW)
         assert run.batches.marking is not None
         labels = run.batches.marking.read(places, rows)
-        both = [open_marking(open_shards(folder), "train") for folder in (chats, texts)]
+        both = [open_marking(open_shards(folder), "train") for folder in (texts, chats)]
         sizes = [0, run.order.sets.sources[0].order.num_tokens]
         for place, row, label, owner in zip(places, rows, labels, owners.astype(int), strict=True):
             expected = both[owner].read(np.array([place - sizes[owner]]), row[None])
@@ -215,7 +215,7 @@ def test_chats_and_text_may_be_mixed(chats: Path, start: Path, tmp_path: Path) -
     with built(make_words(texts, tmp_path / "plain", start, **alone)) as run:
         batch = next(run.batches.next_step())
         rows = batch.tokens.numpy()
-        found = both[1].read(np.zeros(len(rows), np.int64), rows)
+        found = both[0].read(np.zeros(len(rows), np.int64), rows)
         counted = torch.from_numpy((np.roll(found, -1, 1) & 1) != 0)
         counted[:, -1] = False
         assert torch.equal(counted, batch.targets != -100)

@@ -16,9 +16,12 @@ from model.chat.template import ChatTemplate
 from model.generate import load_generator
 from shards.reader import open_shards
 from tests.chats import CHAT_TOKENIZER_JSON, TEMPLATE, Chat, write_chats
+from tests.commands import velocity
 from tests.runs import read_metrics
 from tests.train.test_model_start import save_theirs
 from train.loop import train
+from train.publish.card import make_card
+from train.publish.facts import gather
 from train.settings import load_config
 
 ROW = 128
@@ -80,6 +83,20 @@ def test_a_run_needs_a_set_and_a_model_alone(tuned: Path, chats: Path) -> None:
     assert len(read_metrics(tuned)) == -(-3 * rows // 2)
     shares = read_metrics(tuned, "trained_share")
     assert all(0 < share < 0.5 for share in shares.values())
+
+
+def test_what_it_began_with_is_told(tuned: Path, start: Path, chats: Path) -> None:
+    """By inspect, and by the card, which names no path of this machine."""
+    [checkpoint] = tuned.glob("checkpoint-*")
+    state = json.loads((checkpoint / "training_state.json").read_text())["began_with"]
+    code, said, errors = velocity("inspect", checkpoint)
+    assert code == 0, errors
+    assert f"{start} (weights: sha256 {state['weights_sha256'][:12]})" in said
+    card = make_card(gather(checkpoint), "user/name", "mit", None, False)
+    assert "fine-tuned on chats with Velocity" in card
+    assert f"the weights of theirs, sha256 {state['weights_sha256']}" in card
+    assert str(start) not in card.replace("\\", "")
+    assert str(chats) not in card.replace("\\", "")
 
 
 def test_named_settings_say_what_they_need() -> None:

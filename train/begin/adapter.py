@@ -12,7 +12,7 @@ from shards.reader import Shards
 from shards.screen.lines import Say, format_plural
 from train.begin.settle import find_again
 from train.begin.shape import Beginning
-from train.begin.weights import ORIGIN
+from train.checkpoints.position import BEGAN_WITH
 from train.checkpoints.resume import Start, is_same_folder
 from train.config import Config
 from train.ranks.distributed import Rank
@@ -29,7 +29,7 @@ def find_adapted(
     if config.training.adapter is None or beginning is not None:
         return beginning
     assert start is not None, "a run without a beginning goes on from a checkpoint"
-    return find_again(config, rank, shards, start.state[ORIGIN])
+    return find_again(config, rank, shards, start.state[BEGAN_WITH])
 
 
 def put_adapter(

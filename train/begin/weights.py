@@ -24,12 +24,10 @@ from model.checkpoints.weights import list_weights, read_weights
 from model.transformer import Transformer
 from shards.disk.json_files import Json
 from train.begin.shape import Beginning
+from train.checkpoints.position import BEGAN_WITH
 from train.config import Config
 from train.ranks.distributed import Rank
 from train.ranks.exchange import share_json, spread_tensor
-
-# The key of that in training_state.json.
-ORIGIN = "began_with"
 
 
 class Origin:
@@ -52,9 +50,9 @@ def find_origin(config: Config, rank: Rank, beginning: Beginning | None) -> dict
     if config.model.start is None:
         return {}
     if beginning is None:  # Its checkpoint knows.
-        return {ORIGIN: Origin()}
+        return {BEGAN_WITH: Origin()}
     found = rank.do_first(lambda: describe_origin(beginning.folder))
-    return {ORIGIN: Origin(share_json(rank, found))}
+    return {BEGAN_WITH: Origin(share_json(rank, found))}
 
 
 def describe_origin(folder: Path) -> Json:

@@ -13,6 +13,8 @@ from train.settings import config_from_dict
 TRAINING_STATE = "training_state.json"
 RUN_CONFIG = "run_config.json"
 OPTIMIZER = "optimizer.safetensors"
+# The key of what a run with model.start began with: a folder, and the sha256 of its weights.
+BEGAN_WITH = "began_with"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ class Position:
 def read_position(folder: Path) -> Position:
     """How far the run had come at a checkpoint."""
     return parse_position(load_json(folder / TRAINING_STATE))
+
+
+def read_beginning(folder: Path) -> Json | None:
+    """What the run of a checkpoint began with; None for random weights."""
+    found: Json | None = load_json(folder / TRAINING_STATE).get(BEGAN_WITH)
+    return found
 
 
 def parse_position(state: Json) -> Position:

@@ -30,7 +30,13 @@ from model.config import ModelConfig
 from shards.disk.json_files import Json
 from shards.screen.lines import format_bytes, format_plural
 from shards.screen.names import quote
-from train.checkpoints.position import RUN_CONFIG, TRAINING_STATE, Position, parse_position
+from train.checkpoints.position import (
+    BEGAN_WITH,
+    RUN_CONFIG,
+    TRAINING_STATE,
+    Position,
+    parse_position,
+)
 from train.inspect.report import Report
 from train.inspect.tokenizer_file import describe_tokenizer
 from train.inspect.uses import list_model_uses, load_in_python
@@ -135,6 +141,10 @@ def _describe_training(folder: Path, report: Report) -> None:
             return
         report.facts["step"] = f"{position.step:,}, after {position.samples_consumed:,} samples"
         report.facts["set"] = describe_sets(position)
+        if began := state.get(BEGAN_WITH):
+            report.facts["began with"] = (
+                f"{began['folder']} (weights: sha256 {began['weights_sha256'][:12]})"
+            )
     elif step is not None:
         report.facts["step"] = f"{step:,}, by its name"
     if (folder / RUN_CONFIG).is_file():

@@ -147,7 +147,12 @@ def list_sizes(chosen: int, largest: int, share: int) -> list[int]:
 
 
 def find_fewest_ranks(config: Config, num_bytes: int) -> int | None:
-    """The fewest ranks on which the model fits if it is sharded; None if it never does."""
+    """The fewest ranks on which the model fits if it is sharded; None if it never does, or may not.
+
+    An adapter's model is whole on every rank.
+    """
+    if config.training.adapter is not None:
+        return None
     sharded = replace(config, distributed=replace(config.distributed, strategy="fsdp"))
     for num_ranks in range(1, MAX_RANKS + 1):
         if need(sharded, "full", 1, num_ranks) <= num_bytes:

@@ -35,9 +35,8 @@ PARTS = {
 def describe_plan(plan: Plan) -> list[str]:
     """The plan as lines: what it is for, then the memory as a table."""
     config, machines = plan.config, plan.machines
-    parameters = config.model.num_parameters()
     lines = {
-        "model": f"{parameters:,} parameters",
+        "model": config.describe_size(),
         "GPUs": describe_machines(config, machines),
         "a step": f"{describe_step(config, machines.num_gpus)}; "
         f"activation_checkpointing={config.training.activation_checkpointing}",
@@ -115,6 +114,8 @@ def describe_fit(plan: Plan) -> str:
             f": with distributed.strategy=ddp never, as weights, gradients and optimizer take "
             f"{format_bytes(state)} on every GPU"
         )
+    if plan.config.training.adapter is not None:
+        return f"{text}; an adapter's model is whole on every GPU"
     if plan.fewest_ranks is None:
         return f"{text}; nor, with distributed.strategy=fsdp, any number of such GPUs"
     return (
@@ -156,6 +157,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
     samples = plan.config.samples_per_step(machines.num_gpus)
     return {
         "parameters": plan.config.model.num_parameters(),
+        "trained_parameters": plan.config.trained_parameters,
         "gpus": machines.num_gpus,
         "gpu": machines.gpu.short if machines.gpu else None,
         "gpu_bytes": machines.num_bytes,

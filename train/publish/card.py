@@ -22,6 +22,10 @@ PRETRAINED = (
     "A language model pretrained with Velocity: a decoder of Llama's architecture. It was trained "
     "to go on with text, not to follow instructions."
 )
+TUNED = (
+    "A language model fine-tuned on chats with Velocity: a decoder of Llama's architecture. Its "
+    "chat template is chat_template.jinja."
+)
 # Nothing is known of how it was trained.
 FOREIGN = "A language model: a decoder of Llama's architecture."
 # What Markdown or HTML would take for more than text.
@@ -29,6 +33,7 @@ MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&:@.-])")
 # Settings that are about a machine, and the original's name for its tokenizer: it is the set's.
 LEFT_OUT = ("infrastructure", "distributed", "tokenizer")
 PATHS = (
+    "model.start",
     "data.shards",
     "data.mixture",
     "training.eval_sets",
@@ -52,7 +57,8 @@ SHAPE = (
 def make_card(facts: Facts, repo: str, license: str, space: str | None, has_curves: bool) -> str:
     """The text of README.md for the repository `repo`."""
     lines = [*make_header(facts, license), f"# {show(repo.partition('/')[2])}", ""]
-    lines += [PRETRAINED if facts.run is not None else FOREIGN, ""]
+    known = TUNED if facts.writes_chats else PRETRAINED
+    lines += [known if facts.run is not None else FOREIGN, ""]
     if space:
         lines += [f"Try it: [{show(space)}](https://huggingface.co/spaces/{space})", ""]
     lines += [*describe_use(repo), *describe_shape(facts), *describe_run(facts, has_curves)]
@@ -68,7 +74,7 @@ def make_header(facts: Facts, license: str) -> list[str]:
         "pipeline_tag": "text-generation",
     }
     if facts.run is not None:
-        values["tags"] = ["velocity", "pretraining"]
+        values["tags"] = ["velocity", "fine-tuning" if facts.began_with else "pretraining"]
     hubs = [found.content["sources"]["hub"] for found in facts.manifests if found]
     if named := list(dict.fromkeys(hub["repo"] for hub in hubs if hub)):
         values["datasets"] = named
@@ -115,6 +121,9 @@ def describe_run(facts: Facts, has_curves: bool) -> Iterator[str]:
     yield from ("## The run", "")
     rows: list[list[object]] = [["steps", facts.position.step]]
     rows += [["samples", facts.position.samples_consumed], ["tokens", facts.tokens_seen]]
+    if facts.began_with is not None:
+        name, sha256 = Path(facts.began_with["folder"]).name, facts.began_with["weights_sha256"]
+        rows.insert(0, ["began with", f"the weights of {name}, sha256 {sha256}"])
     curves = facts.log.curves if facts.log is not None else {}
     for name, label in (("loss", "training loss"), ("validation_loss", "validation loss")):
         if name in curves:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from model.checkpoints.chat_template import TEMPLATE
 from model.checkpoints.differences import explaining
 from model.checkpoints.hugging_face import QUANTIZATION, read_config_json
 from model.checkpoints.seal import (
@@ -26,6 +27,7 @@ from train.checkpoints.position import (
     RUN_CONFIG,
     TRAINING_STATE,
     Position,
+    read_beginning,
     read_position,
     read_run_config,
 )
@@ -46,6 +48,13 @@ class Facts:
     manifests: tuple[Manifest | None, ...]
     # Until the checkpoint's step.
     log: RunLog | None
+    # The folder whose weights its run began with, and their sha256; None if there was none.
+    began_with: Json | None = None
+
+    @property
+    def writes_chats(self) -> bool:
+        """Whether it has a template of chats."""
+        return (self.folder / TEMPLATE).is_file()
 
     @property
     def tokens_seen(self) -> int | None:
@@ -73,7 +82,8 @@ def gather(ckpt: Path) -> Facts:
         return Facts(folder, shape, model, None, None, (), None)
     run, position = read_run_config(folder), read_position(folder)
     log = find_log(folder, position.step)
-    return Facts(folder, shape, model, run, position, find_manifests(run, position), log)
+    manifests, began_with = find_manifests(run, position), read_beginning(folder)
+    return Facts(folder, shape, model, run, position, manifests, log, began_with)
 
 
 def find_manifests(run: Config, position: Position) -> tuple[Manifest | None, ...]:

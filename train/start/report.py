@@ -118,11 +118,7 @@ def describe_model(config: Config, rank: Rank) -> str:
     """How large the model is, and whether each rank has all of it."""
     is_part = is_sharding(config.distributed, rank)
     part = f", 1/{rank.world_size} of each weight a rank (fsdp)" if is_part else ""
-    adapter = config.training.make_adapter()
-    if adapter is not None:
-        trained = f"{config.trained_parameters:,} more of an adapter ({adapter.describe()})"
-        part = f", as they are, and {trained}, which are trained"
-    return f"{config.model.num_parameters():,} parameters{part}"
+    return f"{config.describe_size()}{part}"
 
 
 def describe_compression(config: Config, rank: Rank) -> str:
