@@ -346,6 +346,16 @@ def write_inputs(folder: Path) -> None:
     (folder / "completions.jsonl").write_text(json.dumps(completion) + "\n")
     questions = [question, *({**question, "question": text} for text in ("Which?", "And which?"))]
     (folder / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {number} and {number}?"},
+                {"role": "assistant", "content": f"That is {2 * number}."},
+            ]
+        }
+        for number in range(60)
+    ]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     problem = {"task_id": "Mine/0", "prompt": "def one():\n", "entry_point": "one", "test": ""}
     (folder / "problems.jsonl").write_text(json.dumps(problem) + "\n")
     last = make_texts(60)[-1]
