@@ -430,6 +430,22 @@ def test_what_is_refused_leaves_nothing(short: Path, tmp_path: Path) -> None:
         file.write(b"\xff\xff")
     with pytest.raises(CheckpointError, match="its sha256 is not the one in checksums"):
         lengthen(damaged, out, Longer(128))
+    original = tmp_path / "original"
+    original.mkdir()
+    (original / "pytorch_model.bin").write_bytes(b"")
+    (original / "config.json").write_text('{"model": {}}')
+    with pytest.raises(
+        CheckpointError, match="original VelocityLM; convert it without --context f"
+    ):
+        lengthen(original, out, Longer(128))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    shutil.copy(short / "config.json", adapter)
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match="adapter: an adapter, without the weights of the mod"
+    ):
+        lengthen(adapter, out, Longer(128))
     assert not out.exists()
     out.mkdir()
     (out / "mine").write_text("")

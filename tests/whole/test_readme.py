@@ -152,7 +152,7 @@ class World:
     def run(self, words: list[str], folder: Path) -> None:
         """Run one command, at a small size."""
         match words:
-            case ["velocity", "quickstart"]:
+            case ["velocity", "quickstart"] | ["velocity", "quickstart", "--chat"]:
                 assert list((ROOT / "tests").rglob("test_quickstart.py")), "it has its own test"
             case ["velocity", "verify-resume", *_]:
                 # Two whole runs, which its own test makes; here only that its options are read.
@@ -331,6 +331,12 @@ def write_inputs(folder: Path) -> None:
     (folder / "my-tokenizer/tokenizer.json").write_text(build("bpe_32k"))
     (folder / "essay.txt").write_text(make_texts(9)[-1])
     (folder / "urls.txt").write_text("https://example.com/c\nhttps://example.com/nowhere\n")
+    chats = [
+        [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"{n}."}]
+        for n in range(100)
+    ]
+    lines = [json.dumps({"messages": messages}) + "\n" for messages in chats]
+    (folder / "my-chats.jsonl").write_text("".join(lines))
     question = {
         "question": "Which of these seven rivers is the longest one of all?",
         "choices": ["the Rhine", "the Nile"],
@@ -461,7 +467,8 @@ def test_the_three_commands_and_python_work_as_written(world: World) -> None:
         "torchrun --nproc_per_node 4 -m train",
         "velocity sample --ckpt checkpoints/",
     ]
-    assert [line for line in lines if line in commands] == commands
+    # The first block has the first two, before what makes a model answer.
+    assert [line for line in lines if line in commands] == [*commands[:2], *commands]
     [block] = read_blocks("README.md", "python")
     code = block.replace("max_length=150", "max_length=20")
     printed = world.worker.submit(run_python, code, world.folder).result()
