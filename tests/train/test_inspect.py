@@ -173,7 +173,10 @@ def test_what_is_missing_or_damaged_is_said(
 
 
 def test_int8_and_other_exports(checkpoint_files: Path, tmp_path: Path) -> None:
-    source: Any = SimpleNamespace(folder=checkpoint_files, model=make_model())
+    config_json = (checkpoint_files / "config.json").read_bytes()
+    source: Any = SimpleNamespace(
+        folder=checkpoint_files, model=make_model(), config_json=config_json
+    )
     (tmp_path / "int8").mkdir()
     write_int8(source, tmp_path / "int8", "", "int8")
     found = inspect(tmp_path / "int8")
