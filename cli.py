@@ -131,12 +131,16 @@ def describe_options(
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("quickstart"),
+    chat: Annotated[bool, typer.Option("--chat", help="Then teach it to answer.")] = False,
     overrides: Overrides = None,
 ) -> None:
     """Prep, train and sample in minutes, on text that is already on this machine."""
+    from prep.chat_quickstart import run_chat_quickstart
     from prep.quickstart import run_quickstart
 
     run_quickstart(out, overrides or ())
+    if chat:
+        run_chat_quickstart(out)
 
 
 @app.command()

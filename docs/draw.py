@@ -25,6 +25,7 @@ from shards.reader import open_shards
 
 ROOT = Path(__file__).parent.parent
 LOSS, STATS, LEARNING = "quickstart-loss.svg", "quickstart-stats.png", "learning.svg"
+LONGER = "long_context.svg"
 STATS_WIDTH = 1200
 # The names of the metrics in metrics.jsonl, and how their curves look.
 CURVES: dict[str, dict[str, Any]] = {
@@ -108,6 +109,29 @@ def draw_learning(results: Path, path: Path) -> None:
             axes.grid()
 
 
+def draw_longer(results: Path, path: Path) -> None:
+    """The loss by position in a context four times as long, before training on and after it."""
+    result = json.loads(results.read_text(encoding="utf-8"))
+    old, new = result["work"]["contexts"]
+    with drawing(path) as figure:
+        for axes, when in zip(figure.subplots(1, 2, sharey=True), ("before", "after"), strict=True):
+            curves = {way: found[when] for way, found in result["ways"].items()}
+            for way, found in (curves | {f"as before, {old} at a time": result["short"]}).items():
+                losses = found["loss_by_position"]
+                places = [(n + 0.5) * new / len(losses) for n in range(len(losses))]
+                look = {"unchanged": {"color": INK, "ls": "--"}}
+                look |= {} if way in curves else {way: {"color": INK, "ls": ":"}}
+                axes.plot(places, losses, lw=1.3, label=way, **look.get(way, {}))
+            axes.axvline(old, color=INK, lw=0.8, alpha=0.5)
+            axes.set_xlabel(f"position in the window, {when} training on")
+            axes.set_xlim(0, new)
+            axes.grid()
+            if when == "before":
+                axes.set_ylabel("loss held out, nats a token")
+            else:
+                axes.legend(frameon=False, fontsize="small", loc="upper right")
+
+
 def draw_stats(shards: Path, path: Path) -> None:
     """The picture of `velocity shards stats --plot`, smaller and in few colours."""
     plot_stats(measure_set(open_shards(shards)), path)
@@ -125,7 +149,9 @@ def main() -> None:
     entropy = measure_unigram_entropy(open_shards(run / "shards"))
     draw_loss(run / "logs" / "metrics.jsonl", entropy, out / LOSS)
     draw_stats(run / "shards", out / STATS)
-    draw_learning(ROOT / "benchmarks" / "results" / "learn.json", out / LEARNING)
+    results = ROOT / "benchmarks" / "results"
+    draw_learning(results / "learn.json", out / LEARNING)
+    draw_longer(results / "longer.json", out / LONGER)
 
 
 if __name__ == "__main__":

@@ -131,6 +131,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_scale: Tensor | float,
         *options: Any,
     ) -> Tensor:
+        options = *options, not ctx.needs_input_grad[1]
         loss, *gradients = _compute(hidden, weight, targets, grad_scale, *options)
         ctx.grad_scale = grad_scale
         ctx.save_for_backward(*gradients)
@@ -143,7 +144,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # saved tensors have changed.
         missing = (dloss[0] if dloss.dim() else dloss) / ctx.grad_scale
         dhidden, dweight = ctx.saved_tensors
-        return dhidden.mul_(missing), dweight.mul_(missing), *(6 * [None])
+        dweight = dweight.mul_(missing) if ctx.needs_input_grad[1] else None
+        return dhidden.mul_(missing), dweight, *(6 * [None])
 
 
 class _EachLoss(torch.autograd.Function):
@@ -168,9 +170,9 @@ class _EachLoss(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         dtype, chunk_tokens, differentiate = ctx.options
         scales = torch.split(dlosses.unsqueeze(1), chunk_tokens)
-        options = dtype, chunk_tokens, differentiate
-        _, *gradients = go_through(hidden, weight, targets, scales, *options)
-        return *gradients, None, None, None
+        options = dtype, chunk_tokens, differentiate, 0.0, not ctx.needs_input_grad[1]
+        _, dhidden, dweight = go_through(hidden, weight, targets, scales, *options)
+        return dhidden, dweight if ctx.needs_input_grad[1] else None, None, None, None
 
 
 def _compute(
@@ -182,6 +184,7 @@ def _compute(
     differentiate: Differentiate,
     z_loss: float = 0.0,
     has_ignored: bool = False,
+    is_frozen: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, or both, and the gradients (N, D) and (V, D) times grad_scale; with None, none."""
     num_tokens = len(targets)
@@ -198,7 +201,7 @@ def _compute(
             targets = targets.where(counted, 0)
             if scales is not None:
                 scales = [*torch.split((counted * scale).unsqueeze(1), chunk_tokens)]
-        rest = choose_dtype(hidden), chunk_tokens, differentiate, z_loss
+        rest = choose_dtype(hidden), chunk_tokens, differentiate, z_loss, is_frozen
         losses, dhidden, dweight = go_through(hidden, weight, targets, scales, *rest)
         if counted is None:
             mean = losses.mean(1) if z_loss else losses.mean()

@@ -10,6 +10,7 @@ from prep.request import Request
 from shards.disk.part import parse_part
 from shards.entry.options import takes_options
 from shards.screen.lines import say
+from shards.screen.names import quote
 
 if TYPE_CHECKING:
     from shards.format import Manifest
@@ -64,8 +65,22 @@ def prep(
     if manifest and (num_tokens := manifest.num_tokens("train")):
         from train.start.choose import suggest_command
 
+        if manifest.chat is not None:
+            say(f"next: {suggest_tuning(out, manifest.chat['kind'])}")
+            return
         command = suggest_command(out, num_tokens, manifest.vocab_size, manifest.row_tokens)
         say(f"next: {command}")
+
+
+def suggest_tuning(out: Path, kind: str) -> str:
+    """The command that trains a model on chats."""
+    from shards.schema import PREFERENCES
+
+    objective = " training.objective=dpo" if kind == PREFERENCES else ""
+    return (
+        "torchrun --nproc_per_node 1 -m train --config sft "
+        f"data.shards={quote(out)} model.start=CKPT{objective}"
+    )
 
 
 def choose_task(request: Request, part: str | None, finish: bool, append: bool) -> Request:

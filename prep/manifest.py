@@ -22,8 +22,7 @@ from shards.disk.durable import write_file
 from shards.disk.json_files import Json, hash_canonical
 from shards.disk.layout import MANIFEST, TOKENIZER, temporary_folder
 from shards.format import SPLITS, Manifest, Shard, make_manifest, read_manifest
-from shards.inspect.chats import describe_loss
-from shards.inspect.packed import describe_packing, estimate_cut
+from shards.inspect.packed import describe_loss, describe_packing, estimate_cut
 from shards.schema import CONVERSATIONS
 from shards.screen.lines import format_bytes, format_count, format_seconds
 from shards.tokenizer import load_tokenizer, make_self_test

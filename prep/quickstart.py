@@ -66,17 +66,42 @@ def run_quickstart(out: Path, overrides: Sequence[str] = ()) -> None:
         )
 
 
-def run_command(*words: str | Path) -> None:
-    """Print a command and run it with this Python; ValueError if it fails."""
+def run_command(*words: str | Path, lines: Sequence[str] = ()) -> None:
+    """Print a command and run it with this Python; ValueError if it fails.
+
+    `lines` are its standard input, if there are any.
+    """
+    start_command(words, lines)
+    put("")
+
+
+def read_command(*words: str | Path) -> str:
+    """The same, but its output is returned and not shown."""
+    return start_command(words, captures=True)
+
+
+def start_command(
+    words: Sequence[str | Path], lines: Sequence[str] = (), captures: bool = False
+) -> str:
+    """Print a command and run it; its output, if that is captured."""
     command = [str(word) for word in words]
-    put(f"$ {hide(shlex.join(command))}", bold=True)
+    typed = shlex.join(["printf", "%s\\n", *lines]) + " | " if lines else ""
+    put(f"$ {typed}{hide(shlex.join(command))}", bold=True)
     module = {"velocity": "cli", "torchrun": "torch.distributed.run"}[command[0]]
     # The working folder is the user's: no module of theirs may stand in for one of ours.
     environment = os.environ | {"PYTHONSAFEPATH": "1"}
-    process = subprocess.run([sys.executable, "-m", module, *command[1:]], env=environment)
-    put("")
+    process = subprocess.run(
+        [sys.executable, "-m", module, *command[1:]],
+        env=environment,
+        text=True,
+        encoding="utf-8",
+        input="".join(f"{line}\n" for line in lines) if lines else None,
+        stdout=subprocess.PIPE if captures else None,
+    )
     if process.returncode:
+        put("")
         raise ValueError(f"this command failed with exit code {process.returncode}")
+    return process.stdout if captures else ""
 
 
 def measure_unigram_entropy(shards: Shards) -> float:

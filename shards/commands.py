@@ -1,12 +1,15 @@
 """`velocity shards ...`: the commands that inspect a set or move it, parsed and called."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shards.screen.lines import put, put_text, say
+from shards.screen.lines import put, put_marked, put_text, say
 from shards.screen.names import quote
+
+if TYPE_CHECKING:
+    from shards.reader import Shards
 
 app = typer.Typer(
     help="Inspect a set, change it, move it.", no_args_is_help=True, rich_markup_mode=None
@@ -72,30 +75,56 @@ def show(
         ),
     ] = False,
     count: Annotated[int, typer.Option(help="With --copies: how many at most.")] = 20,
+    loss: Annotated[
+        bool,
+        typer.Option(
+            "--loss", help="Of a set of chats: mark what is trained on, in color or in brackets."
+        ),
+    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --copies: print JSON, a line for each.")
+        bool,
+        typer.Option("--json", help="With --copies or --loss: print JSON, a line for each."),
     ] = False,
 ) -> None:
     """Print a document, or a window of tokens, as text; or what was dropped as a copy."""
     if copies:
-        if document is not None or start is not None:
+        if document is not None or start is not None or loss:
             raise ValueError(
-                "--copies goes with --url or --doc-hash, not with --document or --start"
+                "--copies goes with --url or --doc-hash, not with --document, --start or --loss"
             )
         show_copies(folder, url, doc_hash, count, as_json)
         return
-    if as_json:
-        raise ValueError("--json is for --copies; give both or neither")
+    if as_json and not loss:
+        raise ValueError("--json is for --copies and --loss; give it with one of them")
     from shards.inspect.show import choose_documents, decode_document, show_window
     from shards.reader import open_shards
 
     shards = open_shards(folder)
     if start is not None:
-        put_text(show_window(shards, split, start, tokens))
+        if loss:
+            show_loss(shards, split, start, tokens, as_json)
+        else:
+            put_text(show_window(shards, split, start, tokens))
         return
     for found_split, found in choose_documents(shards, split, document, url, doc_hash):
         say(f"{found_split}, {found}")
-        put_text(decode_document(shards, found_split, found))
+        if loss:
+            show_loss(shards, found_split, found.start, found.num_tokens, as_json)
+        else:
+            put_text(decode_document(shards, found_split, found))
+
+
+def show_loss(shards: "Shards", split: str, start: int, count: int, as_json: bool) -> None:
+    """Print tokens of a set of chats, with what is trained on marked."""
+    import json
+
+    from shards.inspect.chats import mark_tokens
+
+    found = mark_tokens(shards, split, start, count)
+    if as_json:
+        put(json.dumps(found.json))
+    else:
+        put_marked((part.text, part.is_trained, part.is_rejected) for part in found.parts)
 
 
 def show_copies(

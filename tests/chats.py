@@ -62,10 +62,12 @@ def write_chats(
     row_tokens: int,
     shard_tokens: int = 4000,
     split: str = "train",
+    validation: Sequence[Chat] = (),
 ) -> Manifest:
     """A finished set of the chats, in rows, with the tokenizer CHAT_TOKENIZER_JSON.
 
-    Chat n has the URL https://example.com/n. They are pairs if the first one is.
+    Chat n has the URL https://example.com/n; those for validation come after the others. They are
+    pairs if the first one is.
     """
     folder.mkdir()
     (folder / "tokenizer.json").write_text(CHAT_TOKENIZER_JSON, encoding="utf-8")
@@ -74,10 +76,13 @@ def write_chats(
     sha256 = hashlib.sha256(CHAT_TOKENIZER_JSON.encode()).hexdigest()
     identity = SetTokenizer("test", sha256, tokenizer.get_vocab_size(), 0)
     is_pairs = chats[0].rejected_start is not None
-    writer = make_writer(
-        folder, split, f"{split}-00000", shard_tokens, 2, Packing(row_tokens, identity.end_of_text)
-    )
-    for number, chat in enumerate(chats):
+    packing = Packing(row_tokens, identity.end_of_text)
+    writers = {
+        each: make_writer(folder, each, f"{each}-00000", shard_tokens, 2, packing)
+        for each in (split, *(["validation"] if validation else []))
+    }
+    splits = [*([split] * len(chats)), *(["validation"] * len(validation))]
+    for number, chat in enumerate([*chats, *validation]):
         kept = {
             LOSS_SPANS: pa.array([[e for s in chat.spans for e in s]], CHAT_COLUMNS[LOSS_SPANS])
         }
@@ -91,11 +96,11 @@ def write_chats(
             hashlib.sha256(str(chat.ids).encode()).digest()[:16],
             kept,
         )
-        writer.append(np.array(chat.ids, token_dtype(2)), rows)
-    written = writer.finish()
+        writers[splits[number]].append(np.array(chat.ids, token_dtype(2)), rows)
+    written = [entry for writer in writers.values() for entry in writer.finish()]
     commit_shards(written, folder)
-    counts = {split: len(chats)}
-    audit = Audit(len(chats), **counts, rows_by_source={"chats": len(chats)})
+    counts = {each: splits.count(each) for each in writers}
+    audit = Audit(len(splits), **counts, rows_by_source={"chats": len(splits)})
     chat_facts = {
         "kind": PREFERENCES if is_pairs else CONVERSATIONS,
         "template_sha256": hashlib.sha256(TEMPLATE.encode()).hexdigest(),

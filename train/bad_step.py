@@ -81,6 +81,9 @@ def measure_samples(run: Run) -> list[list[float]]:
     for batch in run.batches.repeat_step():
         tokens, targets = batch.tokens, batch.targets
         with run.autocast():
+            if run.preferences:
+                losses.append(run.preferences.lose_rows(run.model, batch))
+                continue
             places = (targets != IGNORED) if run.batches.has_ignored else None
             found, _ = run.model.token_losses(tokens, targets, places, batch.firsts)
         if places is None:

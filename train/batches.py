@@ -18,6 +18,7 @@ from shards.mixture.stream import MixedStream
 from shards.order import SampleOrder
 from shards.reader import TokenStream
 from train.chat.labels import Marking
+from train.preferences.pairs import count_pairs
 from train.targets import MicroBatch, count_targets, split_windows
 
 # Of one set, or of all sets of a run.
@@ -175,6 +176,14 @@ class Batches:
         return [
             count_targets(windows, self.padding, labels) if weight else 0
             for (windows, labels), weight in zip(self._pair(), self.dealing.weights, strict=True)
+        ]
+
+    def count_pairs(self) -> list[int]:
+        """How many pairs of answers there are in each micro-step, likewise, of preferences."""
+        assert self.labels is not None
+        return [
+            count_pairs(labels) if weight else 0
+            for labels, weight in zip(self.labels, self.dealing.weights, strict=True)
         ]
 
     def take_wait_seconds(self) -> float:

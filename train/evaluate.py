@@ -1,6 +1,6 @@
 """The validation loss: the same consecutive windows for every run, split over the ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ from model.transformer import Transformer
 from shards.mixture.sets import Sets
 from shards.reader import TokenStream
 from train.chat.labels import Marking, has_chats, open_marking
+from train.preferences.learn import Preferences
+from train.preferences.pairs import count_pairs
 from train.ranks.distributed import Rank
 from train.step.precision import Autocast
 from train.targets import count_targets, split_windows
@@ -53,16 +55,17 @@ def evaluate(
     is_stopping: Callable[[], bool],
     padding: int | None = None,
     marking: Marking | None = None,
-) -> float | None:
-    """The mean loss over the targets of the first `num_windows` windows of a split.
+    preferences: Preferences | None = None,
+) -> list[float] | None:
+    """The mean loss over the targets of the first `num_windows` windows of a split, in a list.
 
     In a packed set, whose rows end in `padding`, they are rows, and padding does not count; nor
-    does what `marking`, if the run reads chats, says. None if there are no windows, or if a stop
-    was requested meanwhile.
+    does what `marking`, if the run reads chats, says. Of `preferences`, the mean over pairs, and
+    behind it their metrics. None if there are no windows, or if a stop was requested meanwhile.
     """
     if num_windows == 0:
         return None
-    total, num_counted = 0.0, 0
+    totals, num_counted = np.zeros(1 + (len(preferences.metrics) if preferences else 0)), 0
     window_tokens = max_seq_length + (padding is None)
     for first in range(0, num_windows, batch_size * rank.world_size):
         rank.place.enter("the validation loss", is_long=first == 0)  # The first one may compile.
@@ -78,20 +81,36 @@ def evaluate(
         if marking is not None:
             labels = torch.from_numpy(marking.read(taken * max_seq_length, windows))
         # Windows of as many targets each count for one, as they always did.
-        count = len(own) if padding is None else count_own(rows, padding, labels, len(own))
+        count = len(own)
+        if padding is not None:
+            count = count_own(rows, padding, labels, len(own), preferences is not None)
         batch = split_windows(
             rows.to(rank.device), padding, None if labels is None else labels.to(rank.device)
         )
         with autocast():
-            options = {"has_ignored": padding is not None, "firsts": batch.firsts}
-            loss = float(model(batch.tokens, batch.targets, **options))
+            if preferences:
+                losses = preferences.lose(model, batch)
+            else:
+                options = {"has_ignored": padding is not None, "firsts": batch.firsts}
+                losses = model(batch.tokens, batch.targets, **options)
+        found = losses.reshape(-1).tolist()
         if count:
-            total += loss * count
+            totals += np.array(found) * count
             num_counted += count
-    total, counted = rank.sum(total, num_counted)
-    return total / max(counted, 1)
+    *sums, counted = rank.sum(*totals.tolist(), num_counted)
+    return [total / max(counted, 1) for total in sums]
 
 
-def count_own(rows: Tensor, padding: int, labels: Tensor | None, num_rows: int) -> int:
-    """How many targets of the first `num_rows` rows count."""
+def count_own(
+    rows: Tensor, padding: int, labels: Tensor | None, num_rows: int, has_pairs: bool
+) -> int:
+    """How many targets of the first `num_rows` rows count; of preferences, how many pairs."""
+    if has_pairs:
+        assert labels is not None
+        return count_pairs(labels[:num_rows])
     return count_targets(rows[:num_rows], padding, None if labels is None else labels[:num_rows])
+
+
+def pick(found: Sequence[list[float] | None], place: int) -> list[float | None]:
+    """Of what was found of several sets, what is at this place of each."""
+    return [each[place] if each else None for each in found]

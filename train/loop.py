@@ -16,7 +16,7 @@ from train.begin.settle import settle_start
 from train.begin.shape import Beginning
 from train.checkpoints.claim import claim_folders
 from train.config import Config
-from train.evaluate import Split, count_windows, evaluate, open_validation
+from train.evaluate import Split, count_windows, evaluate, open_validation, pick
 from train.evaluation.dealing import Dealer, Stopped
 from train.evaluation.during import measure_each
 from train.ranks.distributed import Rank, join_ranks
@@ -196,10 +196,10 @@ def take_validation_loss(
     """
     config, sets = run.config, run.order.sets
     length, padding = config.data.max_seq_length, run.batches.padding
-    losses: list[float | None] = []
+    found: list[list[float] | None] = []
     for stream, marking in validation:
         num_windows = count_windows(stream, length, config.training.eval_windows, padding)
-        loss = evaluate(
+        one = evaluate(
             run.model,
             stream,
             num_windows,
@@ -210,13 +210,17 @@ def take_validation_loss(
             is_stopping=lambda: stop.signal_number != 0,
             padding=padding,
             marking=marking,
+            preferences=run.preferences,
         )
-        if loss is None and num_windows:
+        if one is None and num_windows:
             return None  # On a stop.
-        losses.append(loss)
+        found.append(one)
+    losses = pick(found, 0)
     mean = sets.average(losses)
     if report and mean is not None:
-        report.log_validation(run.step, mean, sets.by_name(losses))
+        names = enumerate(run.preferences.metrics if run.preferences else (), start=1)
+        more = {f"validation_{name}": sets.average(pick(found, place)) for place, name in names}
+        report.log_validation(run.step, mean, sets.by_name(losses), more)
     if mean is not None:
         run.saver.note_loss(run.step, mean)
     return mean
@@ -266,7 +270,7 @@ def describe_step(run: Run, step: Step) -> dict[str, float | None]:
     return {
         "learning_rate": learning_rate(run.step - 1, run.config.training),
         "grad_norm": step.norm if math.isfinite(step.norm) else None,
-        "z_loss": step.z_loss if step.z_loss and math.isfinite(step.z_loss) else None,
+        **step.details,
         "largest_activation": step.largest_activation,
         "loss_scale": run.scaler.get_scale() if run.scaler.is_enabled() else None,
         "skipped_steps": run.bad_steps.total,

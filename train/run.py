@@ -1,7 +1,7 @@
 """Puts a run together: from scratch, or from where a checkpoint left it."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -39,6 +39,8 @@ from train.checkpoints.state import Parts, collect_moments, describe_state
 from train.checkpoints.warm_up import warm_up
 from train.config import Config, DataConfig
 from train.evaluation.during import Evaluations, open_evaluations
+from train.preferences.learn import Preferences, learn_preferences
+from train.preferences.reference import open_reference
 from train.ranks.distributed import Rank
 from train.ranks.strategy import (
     check_compression,
@@ -86,6 +88,8 @@ class Run:
     evaluations: Evaluations
     # The checkpoint of its own that it goes on from; None = a new run begins.
     start: Path | None = None
+    # What it learns, if that is preferences; None = to predict the next token.
+    preferences: Preferences | None = None
     # Writes texts on the way; None = none are wanted, or the first rank writes them.
     sampler: Sampler | None = None
 
@@ -156,9 +160,7 @@ def build_run(
 
     `beginning` is the folder whose weights a new one begins with, where `model.start` names one.
     """
-    check_precision(rank.device, config.training.precision)
-    check_compression(config.distributed, rank)
-    check_all_shards(config.data, sets, rank)
+    check_settings(config, sets, rank)
     start = agree_on_start(config.infrastructure, rank, say)
     asked, before = config, start.config if start else None
     config = settle_config(config, before, rank, say)
@@ -171,6 +173,7 @@ def build_run(
     evaluations = open_evaluations(config, sets.first, say)
     model = build_adapted(config, rank, sets.first, beginning, start, say)
     separate_documents(model, config.data, sets.first.manifest)
+    preferences = find_preferences(config, rank, sets.first, model, beginning, start)
     autocast = make_autocast(rank.device, config.training.precision)
     config = try_on_gpu(asked, config, before, model, rank, autocast, say)
     optimizer = make_optimizer(model, config.training, rank)
@@ -209,8 +212,26 @@ def build_run(
         Saver(rank, retention, position.step, own_start, say),
         evaluations,
         own_start,
+        preferences,
         find_sampler(config, rank, sets.first, model, say),
     )
+
+
+def find_preferences(
+    config: Config,
+    rank: Rank,
+    shards: Shards,
+    model: Transformer,
+    beginning: Beginning | None,
+    start: Start | None,
+) -> Preferences | None:
+    """What a run learns that learns preferences, with its reference; None for any other."""
+    if config.training.objective != "dpo":
+        return None
+    origin = start.state.get(BEGAN_WITH) if start else None
+    build = partial(build_model, config, rank)
+    reference = open_reference(config, rank, model, shards, beginning, origin, build)
+    return learn_preferences(config, reference)
 
 
 def check_going_on(config: Config, rank: Rank, sets: Sets, start: Start, say: Say) -> None:
@@ -237,6 +258,13 @@ def open_checked_sets(config: Config) -> Sets:
     for source in sets.sources:
         load_checked_tokenizer(source.shards.folder, source.shards.manifest)
     return sets
+
+
+def check_settings(config: Config, sets: Sets, rank: Rank) -> None:
+    """Raise ValueError for what the device cannot do, and for damage, if that is looked for."""
+    check_precision(rank.device, config.training.precision)
+    check_compression(config.distributed, rank)
+    check_all_shards(config.data, sets, rank)
 
 
 def check_all_shards(data: DataConfig, sets: Sets, rank: Rank) -> None:

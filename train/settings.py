@@ -51,7 +51,7 @@ KEYS_WITHOUT_MEANING: dict[str, tuple[tuple[object, ...], str]] = {
 
 SHARDS, MIXTURE = "data.shards", "data.mixture"
 # Named settings that go on from a model, which model.start names.
-RECIPES = ("sft",)
+RECIPES = ("sft", "dpo")
 LENGTH = "data.max_seq_length"
 STEPS, EPOCHS = "training.num_training_steps", "training.epochs"
 # Settings that are paths, in which ~ and $NAME mean what they mean to a shell.

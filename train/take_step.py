@@ -3,6 +3,7 @@
 import math
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from train.step.bad_steps import Step
 from train.step.loss_scale import get_scale
 from train.step.optimizer import apply_gradients, clip_gradients
 from train.step.schedule import learning_rate
+from train.targets import MicroBatch
 
 
 def take_step(run: Run) -> Step:
@@ -39,8 +41,18 @@ def take_step(run: Run) -> Step:
     activations = chain(*(row[1 + len(totals) :] for row in rows))
     largest = max(activations, key=lambda x: (math.isnan(x), x), default=None)
     norm_before = rows[0][0] if is_finite else math.nan
-    z_loss = sum(row[2] for row in rows) / steps / len(rows) if len(totals) > 1 else None
-    return Step(loss, norm_before, bad, is_applied, losses, largest, z_loss)
+    details = {
+        name: sum(row[place] for row in rows) / steps / len(rows)
+        for place, name in enumerate(name_details(run), start=2)
+    }
+    return Step(loss, norm_before, bad, is_applied, losses, largest, details)
+
+
+def name_details(run: Run) -> tuple[str, ...]:
+    """What a step's losses are followed by in `add_gradients`."""
+    if run.preferences:
+        return run.preferences.metrics
+    return ("z_loss",) if run.config.training.z_loss else ()
 
 
 def watch_activations(run: Run) -> AbstractContextManager[list[Tensor]]:
@@ -54,37 +66,43 @@ def watch_activations(run: Run) -> AbstractContextManager[list[Tensor]]:
 def add_gradients(run: Run) -> Tensor:
     """The gradients of a step's A micro-steps, added up; returns the sum of their losses, 0-dim.
 
-    With training.z_loss, the sums of losses and z-losses (2,).
+    Where there are details (`name_details`), the sums of losses and of those (1 + details,).
     """
     windows = run.batches.next_step(after=run.find_dealing(run.step + 1))
     accumulation_steps = run.batches.dealing.accumulation_steps
     grad_scale = get_scale(run.scaler, run.rank.device) / accumulation_steps
     total = torch.zeros((), device=run.rank.device)
-    has_ignored = run.batches.has_ignored
     micro_batches = zip(windows, weigh_micro_steps(run), strict=True)
     for micro_step, (batch, weight) in enumerate(micro_batches, start=1):
         # DDP must know before the forward pass whether the backward pass will share gradients.
         with share_gradients(run.parallel_model, is_last=micro_step == accumulation_steps):
             with run.autocast():
-                z_loss = run.config.training.z_loss
-                options = grad_scale, z_loss, has_ignored, batch.firsts
-                loss = run.parallel_model(batch.tokens, batch.targets, *options)
+                loss = lose(run, batch, grad_scale)
             run.scaler.scale(loss.sum() * weight / accumulation_steps).backward()
         run.rank.place.move()
         total = total + loss.detach() * weight
     return total
 
 
+def lose(run: Run, batch: MicroBatch, grad_scale: Tensor | float) -> Any:
+    """What a micro-step's loss is, 0-dim, or it and the details; their sum is differentiated."""
+    if run.preferences:
+        return run.preferences.lose(run.parallel_model, batch)
+    options = grad_scale, run.config.training.z_loss, run.batches.has_ignored, batch.firsts
+    return run.parallel_model(batch.tokens, batch.targets, *options)
+
+
 def weigh_micro_steps(run: Run) -> list[float]:
     """The factor of each micro-step's loss, so that the step's is the mean over all that counts.
 
     1, unless samples do not divide evenly (train/batches.py: Dealing), or targets are ignored: then
-    it is its share of the targets that count, of all ranks, by the share that all would have alike.
+    it is its share of the targets that count, of all ranks, by the share that all would have alike;
+    of pairs, where preferences are learned.
     """
     dealing = run.batches.dealing
     if not run.batches.has_ignored:
         return dealing.weights
-    counts = run.batches.count_targets()
+    counts = run.batches.count_pairs() if run.preferences else run.batches.count_targets()
     total = max(run.rank.sum(sum(counts))[0], 1)
     run.batches.num_targets = int(total)
     return [count * dealing.accumulation_steps * dealing.world_size / total for count in counts]

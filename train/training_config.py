@@ -6,12 +6,13 @@ from typing import Literal
 from model.adapters.config import TARGETS, AdapterConfig, Kind, check_targets
 from model.config import AttentionKernel
 from train.words.bounds import FIRST_LOSS_SCALE as FIRST_LOSS_SCALE  # For the loss scale.
-from train.words.bounds import check_training
+from train.words.bounds import check_dpo, check_training
 
 Precision = Literal["fp16", "bf16", "fp32"]
 OnBadStep = Literal["warn", "skip", "rollback"]
 OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["cosine_restarts", "cosine", "linear_to_zero", "wsd", "constant"]
+Objective = Literal["likelihood", "dpo"]
 ActivationCheckpointing = Literal["none", "selective", "full", "auto"]
 
 # Micro-steps of a step whose settings name neither them nor its tokens, as in the original.
@@ -86,6 +87,13 @@ class TrainingConfig:
     # z_loss times the mean square of log(sum(exp(logits))) is added to what is minimized, which
     # keeps logits from drifting; it is logged apart from the loss. 0 = none; 1e-4 or 1e-5 is usual.
     z_loss: float = 0.0
+    # What is learned: "likelihood" = to predict the next token; "dpo" = which of two answers is
+    # preferred, by direct preference optimization, of a set of preferences.
+    objective: Objective = "likelihood"
+    # For dpo: beta. The larger it is, the closer the model stays to the one that it began with.
+    dpo_beta: float = 0.1
+    # For dpo: the share of pairs whose preference is taken to be wrong.
+    dpo_label_smoothing: float = 0.0
     # AdamW's decay rate for the mean gradient.
     adam_beta1: float = 0.9
     # AdamW's decay rate for the mean squared gradient.
@@ -163,6 +171,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_training(self)
+        check_dpo(self)
         check_targets(self.adapter_targets or TARGETS, "training.adapter_targets")
 
     def make_adapter(self, token_ids: tuple[int, ...] = ()) -> AdapterConfig | None:

@@ -125,7 +125,7 @@ def measure_held_out(form: Form, run: Run, work: Path) -> float:
     )
     if loss is None:
         raise ValueError(f"{work / HELD_OUT}: has no window of {form.max_seq_length} tokens")
-    return loss
+    return loss[0]
 
 
 def count_block_parameters(run: Run) -> int:

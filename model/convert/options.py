@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-# How a context is made longer; all but the first are words of model.rope_type.
-Stretch = Literal["theta", "yarn", "llama3", "linear"]
+# How a context is made longer; all but theta are words of model.rope_type.
+Stretch = Literal["yarn", "theta", "llama3", "linear"]
 
 CONVERT_HELP = (
     "A checkpoint of the original VelocityLM, or one of ours whose tokenizer keeps others from "
@@ -25,8 +25,8 @@ class Longer:
     rope: Annotated[
         Stretch | None,
         typer.Option(
-            help="With --context: how positions are fitted in. theta, the default, makes "
-            "rope_theta larger; the others are rope types.",
+            help="With --context: how positions are fitted in. theta makes rope_theta larger, the "
+            "others are rope types. Default: yarn, or theta if --theta is given.",
         ),
     ] = None
     theta: Annotated[
@@ -46,5 +46,5 @@ class Longer:
 
     @property
     def way(self) -> Stretch:
-        """--rope as a word."""
-        return self.rope or "theta"
+        """--rope, or what stands for it."""
+        return self.rope or ("yarn" if self.theta is None else "theta")

@@ -41,11 +41,12 @@ def go_through(
     chunk_tokens: int,
     differentiate: Differentiate,
     z_loss: float = 0.0,
+    is_frozen: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Chunk by chunk, the losses (N,) or (2, N), and the gradients (N, D) and (V, D).
 
-    `scales` are what each chunk's logits' gradient is multiplied by; None = there are none. A
-    weight that is frozen has none either, which saves a third of the products.
+    `scales` are what each chunk's logits' gradient is multiplied by; None = there are none. Where
+    weight `is_frozen`, it has none, (0, 0).
     """
     num_tokens, num_words = len(targets), len(weight)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
@@ -72,7 +73,7 @@ def go_through(
             if dlogits is not None:
                 dlogits = as_factor(dlogits, dtype)
                 drows.copy_(multiply(dlogits, head))
-                if weight.requires_grad:
+                if not is_frozen:
                     summand = multiply(rows.T, dlogits)
                     dhead = dhead.add_(summand) if number else summand
                     del summand

@@ -1,4 +1,4 @@
-"""A packed set: its padding, how many documents are cut, and whether its rows are sound."""
+"""A packed set: its padding, what is cut or trained on, and whether its rows are sound."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +23,19 @@ def describe_packing(manifest: Manifest) -> str | None:
         f"{total // manifest.row_tokens:,} rows of {manifest.row_tokens:,} tokens, "
         f"{padding:,} tokens of padding ({padding / max(total, 1):.2%}); {num_cut:,} of "
         f"{documents:,} documents cut, as they are longer than a row"
+    )
+
+
+def describe_loss(manifest: Manifest) -> str | None:
+    """How many tokens are trained on, and all others, in words; None for a set without chats."""
+    if manifest.chat is None:
+        return None
+    loss, others = manifest.chat["loss_tokens"], manifest.chat["other_tokens"]
+    padding = sum(shard.padding_tokens for shard in manifest.shards)
+    return (
+        f"{manifest.chat['kind']}, {loss:,} tokens with loss + {others:,} without + "
+        f"{padding:,} of padding = {loss + others + padding:,} "
+        f"({loss / max(loss + others, 1):.2%} of the chats' tokens are trained on)"
     )
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from shards.documents import Document, Sidecars, find_documents, match_hash, match_url
 from shards.format import SPLITS, Manifest, check_split
 from shards.index.state import describe_index
-from shards.inspect.chats import describe_loss
-from shards.inspect.packed import describe_packing
+from shards.inspect.packed import describe_loss, describe_packing
 from shards.reader import Shards
 from shards.tokenizer import read_set_spelling
 
@@ -53,6 +52,16 @@ def show_window(shards: Shards, split: str, start: int, count: int) -> str:
 
     Raises ValueError for a place outside the split, or for more than is decoded at a time.
     """
+    count = fit_window(shards, split, start, count)
+    spelling = read_set_spelling(shards.folder, shards.manifest)
+    stream = shards.stream(split)
+    marks = (spelling.end_of_text, spelling.begin_of_text)
+    is_first = start == 0 or stream.read(start - 1, 1)[0] in marks
+    return spelling.spell(stream.read(start, count).tolist(), is_first)
+
+
+def fit_window(shards: Shards, split: str, start: int, count: int) -> int:
+    """How many of `count` tokens from `start` on there are; ValueError as `show_window` raises."""
     check_split(split)
     num_tokens = shards.manifest.num_tokens(split)
     if not 0 <= start < num_tokens:
@@ -68,11 +77,7 @@ def show_window(shards: Shards, split: str, start: int, count: int) -> str:
             f"--tokens is {count:,}; expected at most {MAX_SHOWN_TOKENS:,} at a time: "
             "go on from there with --start"
         )
-    spelling = read_set_spelling(shards.folder, shards.manifest)
-    stream = shards.stream(split)
-    marks = (spelling.end_of_text, spelling.begin_of_text)
-    is_first = start == 0 or stream.read(start - 1, 1)[0] in marks
-    return spelling.spell(stream.read(start, count).tolist(), is_first)
+    return count
 
 
 def decode_document(shards: Shards, split: str, document: Document) -> str:

@@ -9,7 +9,7 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import TextIO
@@ -24,6 +24,9 @@ Say = Callable[[str], None]
 TERMINAL_SECONDS = 0.5
 LOG_SECONDS = 15.0
 BOLD, PLAIN = "\033[1m", "\033[0m"
+GREEN, RED = "\033[32m", "\033[31m"
+# Around what is marked, and what is bad, where there are no colors.
+BRACKETS = ("\u27e6", "\u27e7"), ("\u27ea", "\u27eb")
 
 
 def say(text: str) -> None:
@@ -45,6 +48,20 @@ def put(line: str, bold: bool = False) -> None:
 def put_text(text: str) -> None:
     """Print a text of the data: as it is, but escaped on a terminal."""
     write_out((escape(text) if sys.stdout.isatty() else text) + "\n")
+
+
+def put_marked(parts: Iterable[tuple[str, bool, bool]]) -> None:
+    """Print a text of the data, some parts of which are marked, or marked and bad.
+
+    On a terminal they are green or red, elsewhere in brackets of two kinds.
+    """
+    on_terminal = sys.stdout.isatty()
+    written = []
+    for text, is_marked, is_bad in parts:
+        shown = escape(text) if on_terminal else text
+        before, after = ((RED if is_bad else GREEN), PLAIN) if on_terminal else BRACKETS[is_bad]
+        written.append(f"{before}{shown}{after}" if is_marked else shown)
+    write_out("".join(written) + "\n")
 
 
 def open_output() -> Callable[[str], None]:

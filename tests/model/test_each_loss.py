@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.logits.chunks import VOCABULARY_MULTIPLE
 from model.logits.differentiate import (
@@ -11,7 +12,7 @@ from model.logits.differentiate import (
     differentiate_for_compiler,
     differentiate_in_place,
 )
-from model.loss import IGNORED, lose_each
+from model.loss import IGNORED, chunked_cross_entropy, lose_each
 from tests.live import LiveBytes
 from tests.model.test_loss import LOSS_SCALE, make_inputs, relative_error
 
@@ -100,6 +101,22 @@ def test_a_chunks_logits_are_in_memory_once() -> None:
         run_ours(inputs, 1.0, 128)
     logits, head = 4 * 128 * 4001, 4 * 16 * 4001
     assert logits < live.peak < 1.1 * logits + 4 * head
+
+
+@pytest.mark.parametrize("is_each", [False, True])
+def test_a_frozen_head_has_no_gradient_and_costs_no_product(is_each: bool) -> None:
+    hidden, weight, targets = make_inputs(300, 32, 1001)
+    gradients = []
+    for is_frozen in (False, True):
+        inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_(not is_frozen)
+        with FlopCounterMode(display=False) as counted:
+            lose = lose_each if is_each else chunked_cross_entropy
+            lose(*inputs, targets, chunk_tokens=77).mean().backward()
+        products = counted.get_total_flops() / (2 * 300 * 32 * 1001)
+        assert products == (3 if is_each else 2) + (not is_frozen)
+        assert (inputs[1].grad is None) == is_frozen
+        gradients.append(inputs[0].grad)
+    assert torch.equal(*gradients)
 
 
 def test_without_gradients_losses_are_the_same_bit_for_bit() -> None:

@@ -24,6 +24,8 @@ from model.convert.longer import lengthen
 from model.convert.options import Longer, Stretch
 from model.convert.stretch import stretch_context
 from model.decode.settings import Settings
+from model.export import int8
+from model.export.source import open_source
 from model.generate import load_generator
 from model.rotation import find_frequencies, find_length_factor
 from model.serve.batcher import Batcher
@@ -303,6 +305,17 @@ def test_a_folder_from_elsewhere_stays_one(tmp_path: Path) -> None:
     assert (scaling["factor"], scaling["original_max_position_embeddings"]) == (5.0, 48)
 
 
+def test_an_int8_folder_gets_longer_too(short: Path, tmp_path: Path) -> None:
+    """Its weights are what they were, as numbers and as a file."""
+    folder = int8.write(open_source(short), tmp_path, "int8", "int8")
+    lengthen(folder, tmp_path / "out", Longer(NEW, "yarn"))
+    before, after = load_model(folder), load_model(tmp_path / "out")
+    assert (before.config.context, after.config.context) == (OLD, NEW)
+    assert after.state_dict().keys() == before.state_dict().keys()
+    for name, weight in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], weight)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_in_two_goes_it_is_what_it_is_in_one(way: Stretch) -> None:
     once = stretch_context(SHORT, 480, way)
@@ -342,7 +355,7 @@ YARN = replace(SHORT, rope_type="yarn", rope_factor=2.0)
         ),
         (
             YARN,
-            (256,),
+            (256, "theta"),
             "--rope is theta, and the model's context is stretched by rope_type yarn already; "
             "give --rope yarn, or convert the model from before it was",
         ),
@@ -370,7 +383,7 @@ YARN = replace(SHORT, rope_type="yarn", rope_factor=2.0)
         ),
         (
             replace(SHORT, head_dim=2),
-            (128,),
+            (128, "theta"),
             "--rope is theta, which needs heads wider than 2; give another, or --theta",
         ),
     ],
@@ -382,6 +395,14 @@ def test_contexts_that_cannot_be_are_refused(
     assert wanted.context is not None
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         stretch_context(config, wanted.context, wanted.way, wanted.theta)
+
+
+def test_yarn_is_meant_unless_theta_is_given() -> None:
+    assert [Longer(128).way, Longer(128, theta=5e5).way, Longer(128, "linear").way] == [
+        "yarn",
+        "theta",
+        "linear",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -409,6 +430,22 @@ def test_what_is_refused_leaves_nothing(short: Path, tmp_path: Path) -> None:
         file.write(b"\xff\xff")
     with pytest.raises(CheckpointError, match="its sha256 is not the one in checksums"):
         lengthen(damaged, out, Longer(128))
+    original = tmp_path / "original"
+    original.mkdir()
+    (original / "pytorch_model.bin").write_bytes(b"")
+    (original / "config.json").write_text('{"model": {}}')
+    with pytest.raises(
+        CheckpointError, match="original VelocityLM; convert it without --context f"
+    ):
+        lengthen(original, out, Longer(128))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    shutil.copy(short / "config.json", adapter)
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match="adapter: an adapter, without the weights of the mod"
+    ):
+        lengthen(adapter, out, Longer(128))
     assert not out.exists()
     out.mkdir()
     (out / "mine").write_text("")
@@ -429,4 +466,4 @@ def test_the_command_says_what_it_did(short: Path, tmp_path: Path) -> None:
     assert config == replace(SHORT, max_position_embeddings=4096, rope_theta=5e6)
     wrong = CliRunner().invoke(cli.app, [*words[:-2], "--rope", "longrope"])
     assert wrong.exit_code == 2
-    assert "'longrope' is not one of 'theta', 'yarn', 'llama3', 'linear'" in wrong.output
+    assert "'longrope' is not one of 'yarn', 'theta', 'llama3', 'linear'" in wrong.output

@@ -135,7 +135,7 @@ def test_loss_and_gradients_are_those_of_chats_one_by_one(
         stream = open_shards(chats).stream("train")
         marking = open_marking(open_shards(chats), "train")
         options: list[Any] = [2, ROW, run.rank, run.autocast, lambda: False, 0, marking]
-        validated = evaluate(run.model, stream, count_rows(chats), *options)
+        [validated] = evaluate(run.model, stream, count_rows(chats), *options)
         assert validated == pytest.approx(float(expected.detach()), rel=1e-5)
 
 

@@ -204,6 +204,10 @@ def test_without_a_gpu_the_common_sizes_are_shown() -> None:
         (["--gpu", "T4", "--mfu", "nan"], "--mfu is nan; expected a share"),
         (["--gpu", "T4", "--price", "-1"], "--price is -1; expected what a GPU costs for an hour"),
         (["--gpu-memory", "0"], "--gpu-memory is 0; expected gigabytes: 80"),
+        (
+            ["data.max_seq_length=auto"],
+            "data.max_seq_length is auto, which is the rows of a packed",
+        ),
         (["--json"], "--json needs a kind of GPU, or its memory: --gpu H200"),
         (["--gpus", "8"], "--gpus needs a kind of GPU, or its memory: --gpu H200"),
         (["--mfu", "0.2"], "--mfu needs a kind of GPU: --gpu H200"),

@@ -459,7 +459,7 @@ def test_a_checkpoint_that_finds_no_disk_is_tried_again(
     evaluate = train.loop.evaluate
     with small_files() as set_full:
 
-        def free_and_evaluate(*arguments: Any, **options: Any) -> float | None:
+        def free_and_evaluate(*arguments: Any, **options: Any) -> list[float] | None:
             set_full(False)
             return evaluate(*arguments, **options)
 

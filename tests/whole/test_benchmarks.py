@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks.longer import find_losses
 from benchmarks.measure import (
     OURS,
     Engine,
@@ -23,6 +25,7 @@ from benchmarks.prep import compare_tokens
 from benchmarks.tokenizers import Ids, count_different
 from benchmarks.train import compare_losses
 from tests.texts import make_texts, write_jsonl
+from tests.tiny import make_model
 
 ROOT = Path(__file__).parents[2]
 ONE_ROUND = ("--rounds", "1", "--warmup-rounds", "0")
@@ -332,3 +335,16 @@ def test_other_losses_are_an_error() -> None:
     for wrong in (1.01, float("nan")):
         with pytest.raises(ValueError, match=r"step 2: Trainer's loss is .*, ours 1.0"):
             compare_losses([2.0, wrong], [2.0, 1.0], "fp32")
+
+
+def test_longer_finds_the_loss_at_each_position() -> None:
+    model = make_model().eval()
+    windows = torch.arange(40 * 65).view(40, 65) * 7 % 300  # More than are computed at a time.
+    with torch.no_grad():
+        found = find_losses(model, windows)
+        mean = model(windows[:, :-1], windows[:, 1:])
+        (logits,) = model(windows[35:36, :21])[:, -1]
+    assert found.shape == (40, 64)
+    assert float(found.mean()) == pytest.approx(float(mean), rel=1e-4)
+    expected = -float(logits.log_softmax(0)[windows[35, 21]])
+    assert float(found[35, 20]) == pytest.approx(expected, rel=1e-4)

@@ -52,6 +52,7 @@ TRAIN = {
             "start",
             "begin",
             "chat",
+            "preferences",
             "checkpoints",
             "tracing",
             "reports",
@@ -120,6 +121,7 @@ MAY_IMPORT = {
     "train.checkpoints": STEPPING | SHARDS | MODEL,
     "train.chat": SHARDS | MODEL,
     "train.begin": {"train.checkpoints", "train.ranks"} | SHARDS | MODEL,
+    "train.preferences": {"train.begin", "train.ranks"} | SHARDS | MODEL,
     "train.tracing": {"train.checkpoints"} | SHARDS | MODEL,
     "train.page": {"train.tracing", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
     "train.publish": {"train.page", "train.checkpoints", "train.reports"} | SHARDS | MODEL,
@@ -147,6 +149,7 @@ MAY_IMPORT = {
         f"train.{room}"
         for room in ("start", "begin", "chat", "words", "checkpoints", "reports", "evaluation")
     }
+    | {"train.preferences"}
     | STEPPING
     | (SHARDS | MODEL),
     "cli": {
@@ -190,6 +193,7 @@ SHARED = {
     "train.start": {"train.config", "train.training_config", "train.settings"},
     "train.plan": {"train.config", "train.training_config", "train.settings", "train.gpus"},
     "train.begin": {"train.config"},
+    "train.preferences": {"train.config", "train.targets"},
     "train.tracing": {"train.config"},
     "train.proof": {"train.config", "train.settings"},
     "train.tuning": {"train.config", "train.settings", "train.evaluate"},

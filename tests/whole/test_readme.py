@@ -67,6 +67,7 @@ configs:
   data_files: data/*.parquet
 ---
 """
+CONTEXT = SMALL["model.max_position_embeddings"]
 SMALL_RUN = [f"{key}={value}" for key, value in SMALL.items()]
 
 
@@ -151,7 +152,7 @@ class World:
     def run(self, words: list[str], folder: Path) -> None:
         """Run one command, at a small size."""
         match words:
-            case ["velocity", "quickstart"]:
+            case ["velocity", "quickstart"] | ["velocity", "quickstart", "--chat"]:
                 assert list((ROOT / "tests").rglob("test_quickstart.py")), "it has its own test"
             case ["velocity", "verify-resume", *_]:
                 # Two whole runs, which its own test makes; here only that its options are read.
@@ -218,6 +219,8 @@ def run_velocity(words: list[str], folder: Path) -> None:
     }
     length = str(SMALL["data.max_seq_length"])
     rows = ["--pack-tokens", length] if "--pack" in words else []
+    if words[0] == "prep" and "--chat" in words:
+        rows = ["--pack-tokens", str(CONTEXT)]
     if words[0] == "plan" and "--shards" in words:
         rows = [f"data.max_seq_length={length}"]
     code, said = run_cli([*words, *small.get(words[0], []), *rows], folder)
@@ -245,7 +248,13 @@ def run_train(options: list[str], folder: Path) -> None:
 def shrink(options: list[str]) -> list[str]:
     """The settings of a small run; one that begins with a folder has its shape."""
     has_shape = any(option.startswith("model.start=") for option in options)
-    return [word for word in SMALL_RUN if not (has_shape and word.startswith("model."))]
+    words = [word for word in SMALL_RUN if not (has_shape and word.startswith("model."))]
+    if "sft" not in options:
+        return words
+    # Its rows are the set's, and epochs say how far it goes.
+    own = ("data.max_seq_length", "training.num_training_steps", "training.gradient_accumulation")
+    words = [word for word in words if not word.startswith(own)]
+    return [*words, "training.epochs=1", f"training.global_batch_tokens={4 * CONTEXT}"]
 
 
 def run_script(script: str, options: list[str], folder: Path) -> None:
@@ -322,6 +331,12 @@ def write_inputs(folder: Path) -> None:
     (folder / "my-tokenizer/tokenizer.json").write_text(build("bpe_32k"))
     (folder / "essay.txt").write_text(make_texts(9)[-1])
     (folder / "urls.txt").write_text("https://example.com/c\nhttps://example.com/nowhere\n")
+    chats = [
+        [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"{n}."}]
+        for n in range(100)
+    ]
+    lines = [json.dumps({"messages": messages}) + "\n" for messages in chats]
+    (folder / "my-chats.jsonl").write_text("".join(lines))
     question = {
         "question": "Which of these seven rivers is the longest one of all?",
         "choices": ["the Rhine", "the Nile"],
@@ -331,6 +346,16 @@ def write_inputs(folder: Path) -> None:
     (folder / "completions.jsonl").write_text(json.dumps(completion) + "\n")
     questions = [question, *({**question, "question": text} for text in ("Which?", "And which?"))]
     (folder / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {number} and {number}?"},
+                {"role": "assistant", "content": f"That is {2 * number}."},
+            ]
+        }
+        for number in range(60)
+    ]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     problem = {"task_id": "Mine/0", "prompt": "def one():\n", "entry_point": "one", "test": ""}
     (folder / "problems.jsonl").write_text(json.dumps(problem) + "\n")
     last = make_texts(60)[-1]
@@ -442,7 +467,8 @@ def test_the_three_commands_and_python_work_as_written(world: World) -> None:
         "torchrun --nproc_per_node 4 -m train",
         "velocity sample --ckpt checkpoints/",
     ]
-    assert [line for line in lines if line in commands] == commands
+    # The first block has the first two, before what makes a model answer.
+    assert [line for line in lines if line in commands] == [*commands[:2], *commands]
     [block] = read_blocks("README.md", "python")
     code = block.replace("max_length=150", "max_length=20")
     printed = world.worker.submit(run_python, code, world.folder).result()

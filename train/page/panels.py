@@ -27,6 +27,38 @@ class Panel:
 PANELS = (
     Panel("loss", "Loss", {"loss": "training", "validation_loss": "validation"}, "nats a token"),
     Panel("sets", "Validation loss by set", {"validation_loss/*": "*"}, "nats a token"),
+    Panel(
+        "accuracies",
+        "Pairs whose chosen answer has the higher reward",
+        {"rewards/accuracies": "training", "validation_rewards/accuracies": "validation"},
+        "%",
+        0.01,
+    ),
+    Panel(
+        "margins",
+        "Reward of the chosen answer over the rejected one's",
+        {"rewards/margins": "training", "validation_rewards/margins": "validation"},
+    ),
+    Panel(
+        "rewards",
+        "Rewards of answers",
+        {
+            "rewards/chosen": "chosen",
+            "rewards/rejected": "rejected",
+            "validation_rewards/chosen": "chosen, validation",
+            "validation_rewards/rejected": "rejected, validation",
+        },
+    ),
+    Panel(
+        "logps",
+        "Log-probabilities of answers",
+        {
+            "logps/chosen": "chosen",
+            "logps/rejected": "rejected",
+            "validation_logps/chosen": "chosen, validation",
+            "validation_logps/rejected": "rejected, validation",
+        },
+    ),
     Panel("z-loss", "z-loss", {"z_loss": "of the log entry's step"}, "beside the loss"),
     Panel("learning-rate", "Learning rate", {"learning_rate": "learning rate"}),
     Panel("norm", "Norm of the gradients", {"grad_norm": "before clipping"}, is_log=True),

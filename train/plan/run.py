@@ -38,14 +38,20 @@ def run_plan(request: Request, overrides: Sequence[str]) -> list[str]:
     if entries is not None:
         from shards.mixture.sets import MixedOrder, open_sets
 
-        length = find_length(replace(config, data=replace(config.data, mixture=entries)))
+        read = replace(config.data, mixture=entries, where=None)  # Entries have their own.
+        length = find_length(replace(config, data=read))
         # Refuses a set without a window, as the run would.
         sets = open_sets(entries, length, config.infrastructure.seed)
         order = MixedOrder.begin(sets)
         config = take_start(config, sets.first)
         config = fit_sets(config, sets, request.gpus)
-    else:
+    elif config.data.max_seq_length:
         config = take_start(config, None)
+    else:
+        raise ValueError(
+            "data.max_seq_length is auto, which is the rows of a packed set; give it with "
+            "--shards, or say how many tokens a sample has"
+        )
     machines, wishes = find_machines(request), Wishes(request.mfu, request.price, order)
     contexts: list[Context] = []
     if request.contexts:

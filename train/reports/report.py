@@ -47,6 +47,11 @@ CHARTS = {
     "loss": "loss/train",
     "validation_loss": "loss/validation",
     "z_loss": "loss/z_loss",
+    # Of pairs of answers, each with a name of its own: rewards/chosen, and so on.
+    "rewards": "rewards",
+    "validation_rewards": "rewards/validation",
+    "logps": "rewards/logps",
+    "validation_logps": "rewards/logps/validation",
     "learning_rate": "optimizer/learning_rate",
     "grad_norm": "optimizer/grad_norm",
     "loss_scale": "optimizer/loss_scale",
@@ -95,10 +100,15 @@ class Report:
         self._record(step, metrics)
         self.progress.draw(step, metrics)
 
-    def log_validation(self, step: int, loss: float, by_set: Mapping[str, float]) -> None:
-        """Record the validation loss after `step` steps, and print it: of several sets, each's."""
+    def log_validation(
+        self, step: int, loss: float, by_set: Mapping[str, float], more: Metrics
+    ) -> None:
+        """Record the validation loss after `step` steps, and print it: of several sets, each's.
+
+        `more` is recorded beside it.
+        """
         own = {f"validation_loss/{name}": value for name, value in by_set.items()}
-        self._record(step, {"validation_loss": loss} | own)
+        self._record(step, {"validation_loss": loss} | own | dict(more))
         named = ", ".join(f"{name} {value:.4f}" for name, value in by_set.items())
         told = f" ({named})" if named else ""
         self.progress.say(f"step {step:,}: validation loss {loss:.4f}{told}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from shards.format import Manifest, read_manifest
 from shards.order import check_row_tokens
 from train.config import Config
+from train.start.objective import check_objective
 
 if TYPE_CHECKING:
     from shards.mixture.sets import Sets
@@ -59,6 +60,7 @@ def fit_model(
 
 def fit_sets(config: Config, sets: "Sets", num_ranks: int) -> Config:
     """The same for all sets of a run, and as many steps as training.epochs are on so many ranks."""
+    check_objective(config, sets)
     manifests = [source.shards.manifest for source in sets.sources]
     config = fit_model(config, sets.first.folder, manifests[0], manifests[1:])
     windows = [source.order.windows_per_epoch for source in sets.sources]

@@ -66,12 +66,14 @@ def estimate_memory(config: Config, device_type: str, num_ranks: int = 1) -> Mem
     own = -(-num_parameters // num_ranks) if is_sharded else num_parameters
     # An adapter's parameters are beside the model's, and alone have gradients.
     added = 0 if training.adapter is None else config.trained_parameters
+    # DPO's reference is a copy of it, or with an adapter the model itself.
+    num_models = 2 if training.objective == "dpo" and training.adapter is None else 1
     tokens = training.micro_batch * config.data.max_seq_length
     compiles = training.compile if training.compile is not None else device_type == "cuda"
     is_half = training.precision != "fp32"
     return Memory(
         base=BASE_BYTES.get(device_type, BASE_BYTES["cpu"]),
-        weights=4 * (own + added),
+        weights=4 * (own * num_models + added),
         gradients=4 * (added or own),
         optimizer=-(-config.optimizer_bytes // num_ranks) if is_sharded else config.optimizer_bytes,
         exchange=exchange_bytes(config, num_ranks, is_sharded),

@@ -21,6 +21,7 @@ from train.ranks.strategy import is_sharding
 from train.start.choose import largest_config
 from train.start.length import describe_all_epochs, describe_step
 from train.start.memory import Memory, estimate_memory
+from train.start.objective import describe_objective
 from train.step.muon import choose_dtype
 from train.step.schedule import describe_schedule
 
@@ -43,6 +44,7 @@ def check_start(config: Config, rank: Rank, order: MixedOrder, first_step: int, 
         "run": describe_length(config, rank, order, first_step),
         "optimizer": describe_optimizer(config, rank),
         "rate": describe_schedule(config.training),
+        **describe_objective(config),
         "validation": describe_validation(config, order.sets),
         "activations": batch["activations"],
         "memory": describe_memory(need, available),

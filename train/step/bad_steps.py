@@ -28,8 +28,8 @@ class Step(NamedTuple):
     rank_losses: list[float]
     # The largest |x| of the residual stream; None if nobody looked.
     largest_activation: float | None
-    # The mean over all ranks; None if there is none.
-    z_loss: float | None
+    # What is logged beside the loss, by name, such as the z-loss: means over all ranks.
+    details: Mapping[str, float]
 
 
 @dataclass

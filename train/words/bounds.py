@@ -58,7 +58,7 @@ def check_training(training: Any) -> None:
     ):
         if getattr(training, name) < 0:
             raise ValueError(f"training.{name} is {getattr(training, name)}; expected at least 0")
-    for name in ("max_grad_norm", "adam_epsilon"):
+    for name in ("max_grad_norm", "adam_epsilon", "dpo_beta"):
         if not getattr(training, name) > 0:
             raise ValueError(
                 f"training.{name} is {getattr(training, name)}; expected a number above 0"
@@ -158,4 +158,17 @@ def check_bad_steps(training: Any) -> None:
             f"{training.spike_window} steps of training.spike_window; of training.save_steps="
             f"{training.save_steps} x training.save_total_limit={training.save_total_limit} the "
             f"oldest is {oldest} steps old just after a save; set more of one of the two"
+        )
+
+
+def check_dpo(training: Any) -> None:
+    """Raise ValueError for a loss of pairs that is none."""
+    if not 0 <= training.dpo_label_smoothing < 0.5:
+        raise ValueError(
+            f"training.dpo_label_smoothing is {training.dpo_label_smoothing}; expected a number "
+            "from 0 to below 0.5, with which preferences would mean nothing"
+        )
+    if training.objective == "dpo" and training.z_loss:
+        raise ValueError(
+            f"training.z_loss={training.z_loss} is for training.objective=likelihood; leave it at 0"
         )
