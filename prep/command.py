@@ -76,10 +76,10 @@ def suggest_tuning(out: Path, kind: str) -> str:
     """The command that trains a model on chats."""
     from shards.schema import PREFERENCES
 
-    objective = " training.objective=dpo" if kind == PREFERENCES else ""
+    name = "dpo" if kind == PREFERENCES else "sft"
     return (
-        "torchrun --nproc_per_node 1 -m train --config sft "
-        f"data.shards={quote(out)} model.start=CKPT{objective}"
+        f"torchrun --nproc_per_node 1 -m train --config {name} data.shards={quote(out)} "
+        "model.start=CKPT"
     )
 
 

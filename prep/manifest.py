@@ -214,6 +214,8 @@ def describe_rows(manifest: Manifest, out: Path) -> list[str]:
     packing = describe_packing(manifest)
     if packing is None:
         return []
+    if manifest.chat is not None:
+        return [f"packed: {packing}"]  # None is cut.
     cut = estimate_cut(out, manifest)
     return [f"packed: {packing} (one after another, about {cut:,.0f} would be)"]
 
@@ -259,10 +261,10 @@ def summarize(manifest: Manifest, out: Path) -> list[str]:
             "replaced by U+FFFD"
         )
     if not train + validation:
-        lines.append(
-            "no document was kept, so there is nothing to train on; "
-            "look at the sources, the filters and --text-column"
-        )
+        what = "the sources, the filters and --text-column"
+        if manifest.chat is not None:
+            what = "why chats were dropped, the sources, the filters and --pack-tokens"
+        lines.append(f"no document was kept, so there is nothing to train on; look at {what}")
     elif not validation:
         lines.append("no document went to validation; raise --validation-fraction to get some")
     return lines

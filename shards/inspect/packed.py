@@ -19,11 +19,14 @@ def describe_packing(manifest: Manifest) -> str | None:
     num_cut = sum(shard.num_cut for shard in shards)
     padding = sum(shard.padding_tokens for shard in shards)
     total = sum(shard.num_tokens for shard in shards)
-    return (
+    rows = (
         f"{total // manifest.row_tokens:,} rows of {manifest.row_tokens:,} tokens, "
-        f"{padding:,} tokens of padding ({padding / max(total, 1):.2%}); {num_cut:,} of "
-        f"{documents:,} documents cut, as they are longer than a row"
+        f"{padding:,} tokens of padding ({padding / max(total, 1):.2%})"
     )
+    if manifest.chat is not None:
+        return rows  # No chat is cut.
+    cut = f"{num_cut:,} of {documents:,} documents cut, as they are longer than a row"
+    return f"{rows}; {cut}"
 
 
 def describe_loss(manifest: Manifest) -> str | None:

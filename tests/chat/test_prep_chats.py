@@ -24,6 +24,7 @@ from shards.documents import Sidecars
 from shards.format import Manifest, read_manifest
 from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
+from tests.commands import velocity
 from tests.tiny import TOKENIZER_JSON
 
 Row = dict[str, Any]
@@ -435,3 +436,24 @@ def test_options_that_mean_nothing_for_chats_are_refused(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="holds texts, and --chat takes rows with messages"):
         prep(tmp_path / "set", [text], None)
     assert os.listdir(tmp_path / "set")
+
+
+def test_the_last_line_is_the_command_that_trains_on_chats(tmp_path: Path, tokenizer: Path) -> None:
+    rows: dict[str, Row] = {
+        "sft": ROWS["messages"],
+        "dpo": {"prompt": "x", "chosen": "a", "rejected": "b"},
+    }
+    for name, row in rows.items():
+        path = write_lines(tmp_path / f"{name}.jsonl", [row])
+        words = ["prep", "--chat", "--input", path, "--out", name, "--tokenizer", tokenizer]
+        code, _, said = velocity(*words, "--validation-fraction", "0", cwd=tmp_path)
+        assert code == 0
+        assert said.splitlines()[-1] == (
+            f"next: torchrun --nproc_per_node 1 -m train --config {name} data.shards={name} "
+            "model.start=CKPT"
+        )
+        assert "one after another" not in said
+    words = ["prep", "--chat", "--input", path, "--out", "none", "--tokenizer", tokenizer]
+    code, _, said = velocity(*words, "--pack-tokens", "8", cwd=tmp_path)
+    assert code == 0
+    assert "look at why chats were dropped, the sources, the filters and --pack-tokens" in said
