@@ -331,12 +331,6 @@ def write_inputs(folder: Path) -> None:
     (folder / "my-tokenizer/tokenizer.json").write_text(build("bpe_32k"))
     (folder / "essay.txt").write_text(make_texts(9)[-1])
     (folder / "urls.txt").write_text("https://example.com/c\nhttps://example.com/nowhere\n")
-    chats = [
-        [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"{n}."}]
-        for n in range(100)
-    ]
-    lines = [json.dumps({"messages": messages}) + "\n" for messages in chats]
-    (folder / "my-chats.jsonl").write_text("".join(lines))
     question = {
         "question": "Which of these seven rivers is the longest one of all?",
         "choices": ["the Rhine", "the Nile"],
