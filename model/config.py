@@ -103,7 +103,8 @@ class ModelConfig:
     rope_truncate: bool = True
     # A folder whose weights and shape a new run begins with: a checkpoint, a folder of checkpoints,
     # which stands for the newest of them, or any Llama-shaped model in Hugging Face's format. Other
-    # settings of this section may be left out, or be the folder's. null = random weights.
+    # settings of this section may be left out, or be the folder's; those of a settings file do not
+    # count where the command line says this one. null = random weights.
     start: str | None = None
 
     def __post_init__(self) -> None:

@@ -35,6 +35,8 @@ SLOW_FILES = (
     "test_verify_resume.py",
     "test_tune_lr.py",
     "test_strategy.py",
+    "test_model_start.py",
+    "test_chat_runs.py",
     "test_export.py",
     "test_train.py",
     "test_saving.py",

@@ -27,6 +27,7 @@ if "--debug" not in sys.argv:
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from model.checkpoints.seal import CHAT_TEMPLATE
 from shards.entry.failure import describe_error, prepare_screen, shorten
 from shards.screen.lines import put, say
 from shards.screen.names import quote
@@ -78,17 +79,19 @@ def main() -> None:
         with listen_for_stop(ending) as stop:
             outcome = train(config, stop, ending)
     if os.environ.get("RANK", "0") == "0":
-        say(describe_outcome(config, outcome.step, outcome.signal_number))
+        writes_chats = outcome.checkpoint and (outcome.checkpoint / CHAT_TEMPLATE).is_file()
+        command = "chat" if writes_chats else "sample"
+        say(describe_outcome(config, outcome.step, outcome.signal_number, command))
     if outcome.signal_number:
         sys.exit(128 + outcome.signal_number)
 
 
-def describe_outcome(config: Config, step: int, signal_number: int) -> str:
-    """How the run ended, and what to run next."""
+def describe_outcome(config: Config, step: int, signal_number: int, command: str) -> str:
+    """How the run ended, and what to run next: a command of velocity for its model."""
     folder = config.infrastructure.output_dir
     if signal_number:
         return f"stopped at step {step:,}; the same command resumes from {folder}"
-    return f"done: step {step:,}; try it with: velocity sample --ckpt {quote(folder)}"
+    return f"done: step {step:,}; try it with: velocity {command} --ckpt {quote(folder)}"
 
 
 if __name__ == "__main__":

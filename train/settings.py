@@ -85,6 +85,9 @@ def load_config(name_or_path: str | None = None, overrides: Sequence[str] = ()) 
     for names in (names_data, names_length):
         if names(from_words):
             from_file = [entry for entry in from_file if not names([entry])]
+    if any((entry.section, entry.key) == ("model", "start") for entry in from_words):
+        # The file says how to train; the folder has a shape of its own.
+        from_file = [entry for entry in from_file if entry.section != "model"]
     config = build_config(layer([*from_file, *from_words], expand_path))
     if name_or_path in RECIPES and config.model.start is None:
         raise ValueError(

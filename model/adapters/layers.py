@@ -49,7 +49,7 @@ class AdaptedLinear(Linear):
         y = y + self.scale * cast(Tensor, self.lora_B(self.lora_A(x)))
         if self.lora_magnitude_vector is None:
             return y
-        # Near 1, what a factor changes would be lost where it is rounded to half precision itself.
+        # In bf16 a factor near 1 would be off by up to 0.4 %, for all of a row alike.
         change = self.lora_magnitude_vector / self.find_norms() - 1
         return y + change.to(y.dtype) * y
 

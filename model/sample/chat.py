@@ -131,8 +131,8 @@ class ChatRepl(Repl):
 
     def _take(self, text: str) -> None:
         if text.strip():
-            self._ask(text)
             self.num_retries = 0
+            self._ask(text)
 
     def _ask(self, text: str, retry: int = 0) -> None:
         """Put a question; a retry of it, counted from 1, has another seed."""
@@ -142,11 +142,7 @@ class ChatRepl(Repl):
         show = self.show if self.streams else lambda _: None
         turn = self.conversation.ask(text, settings, show, again=retry > 0)
         self.show("\n" if self.streams else turn.answer + "\n")
-        if turn.ended_by == "context":
-            self.say(
-                f"velocity: the answer ends here because the model's context, "
-                f"{self.generator.context:,} tokens, is full"
-            )
+        self.conversation.say_end(turn)
 
     def _run(self, command: str, value: str) -> bool:
         conversation = self.conversation
@@ -207,6 +203,7 @@ def chat_over_lines(
     lines: Iterable[bytes],
     show: Show,
     as_json: bool = False,
+    streams: bool = True,
 ) -> None:
     """Answer each line, which is a message; blank ones are passed over.
 
@@ -219,10 +216,15 @@ def chat_over_lines(
         if not question.strip():
             continue
         try:
-            turn = conversation.ask(question, settings, (lambda _: None) if as_json else show)
+            is_shown = streams and not as_json
+            turn = conversation.ask(question, settings, show if is_shown else lambda _: None)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
-        show(describe_turn(turn, conversation) if as_json else "\n")
+        if as_json:  # Which says why an answer ended.
+            show(describe_turn(turn, conversation))
+        else:
+            show("\n" if is_shown else turn.answer + "\n")
+            conversation.say_end(turn)
 
 
 def describe_turn(turn: Turn, conversation: Conversation) -> str:

@@ -30,4 +30,5 @@ def chat(
             repl = ChatRepl(conversation, settings, show, say, streams=opening.stream)
             run_repl(repl, "chat")
         else:
-            chat_over_lines(conversation, settings, sys.stdin.buffer, show, opening.as_json)
+            lines, streams = sys.stdin.buffer, opening.stream
+            chat_over_lines(conversation, settings, lines, show, opening.as_json, streams)

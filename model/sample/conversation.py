@@ -70,6 +70,14 @@ class Conversation:
                 self.first, self.turns = first, (*earlier, turn)
         return turn
 
+    def say_end(self, turn: Turn) -> None:
+        """Say why an answer ended, if it was because there was no more room."""
+        if turn.ended_by == "context":
+            self.say(
+                f"velocity: the answer ends here because the model's context, "
+                f"{self.generator.context:,} tokens, is full"
+            )
+
     def list_messages(self) -> list[Message]:
         """The whole conversation as messages, the system prompt first."""
         return list(list_messages(self.system, self.turns))

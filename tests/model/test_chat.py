@@ -19,7 +19,7 @@ from model.checkpoints.seal import CheckpointError
 from model.decode.generator import Generator
 from model.decode.settings import Settings
 from model.generate import load_generator
-from model.sample.chat import ChatRepl, open_conversation
+from model.sample.chat import ChatRepl, chat_over_lines, open_conversation
 from model.sample.conversation import Conversation
 from model.sample.options import Chat
 from tests.model.test_repl import ROOT, SECONDS, Terminal
@@ -219,6 +219,20 @@ def test_the_oldest_turns_are_left_out_where_the_context_is_full(
         assert len(conversation.turns) == 6
 
 
+def test_a_full_context_ends_an_answer_which_is_said(tmp_path: Path, told: list[str]) -> None:
+    generator = load_generator(write_folder(tmp_path / "short", context=48), "cpu")
+    lines, shown = [b"one\n"], list[str]()
+    with open_conversation(generator, Chat(), told.append) as conversation:
+        settings = Settings(seed=1, min_new_tokens=48)
+        chat_over_lines(conversation, settings, lines, shown.append, streams=False)
+        [turn] = conversation.turns
+    assert turn.ended_by == "context"
+    assert shown == [turn.answer + "\n"]
+    assert told == [
+        "velocity: the answer ends here because the model's context, 48 tokens, is full"
+    ]
+
+
 def test_save_writes_messages_line_by_line(conversation: Conversation, tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     _, said, _ = converse(
@@ -295,7 +309,7 @@ def test_a_template_of_ours_is_known_by_its_name_and_says_where_a_turn_ends(
         pass
     with open_conversation(base, Chat(template="plain"), print) as conversation:
         prompt = conversation.encode([{"role": "user", "content": "one"}])
-        assert base.tokenizer.decode(prompt).startswith("User: one\n")
+        assert base.tokenizer.decode(prompt).startswith("User:\none\n")
 
 
 def test_a_message_that_spells_the_end_of_a_turn_does_not_end_it(
@@ -318,7 +332,7 @@ def test_a_terminal_chats(folder: Path, tmp_path: Path) -> None:
         terminal.type("\x03")
         terminal.await_text("velocity: stopped\r\n> ")
         terminal.type(f"/save {tmp_path}/chat.jsonl\n")
-        terminal.await_text("added a conversation of 5 messages")
+        terminal.await_text("added a conversation of 5 messages.*> ")
         terminal.type("\x04")
         assert terminal.process.wait(SECONDS) == 0
     history = (tmp_path / "velocity" / "chat-history").read_text()

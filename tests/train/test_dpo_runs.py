@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from model.adapters.files import load_adapter
 from model.checkpoints.folder import load_model
+from model.checkpoints.seal import ADAPTER_WEIGHTS
 from model.transformer import Transformer
 from shards.reader import open_shards
 from tests.chats import Chat, write_chats
@@ -121,6 +123,9 @@ def test_what_is_logged_is_what_the_formula_says(pairs: Path, start: Path, tmp_p
         "training__batch_size_per_device": 7,
     }
     run_from(pairs, tmp_path, start, **SETTINGS, **more)
+    answers = sum(len(chosen + rejected) for _, chosen, rejected in TRAIN)
+    share = answers / (count_rows(pairs) * ROW)
+    assert read_metrics(tmp_path, "trained_share")[1] == pytest.approx(share, abs=1e-6)
     reference = load(start)
     for step, validated in ((1, 2), (2, None)):
         model = load(find_weights(tmp_path, step))
@@ -212,3 +217,60 @@ def test_sets_that_do_not_have_what_is_learned_are_refused(
 def test_settings_that_mean_nothing_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_config(None, [f"training.{key}={value}" for key, value in changes.items()])
+
+
+def test_an_adapter_learns_with_the_model_below_it_as_reference(
+    pairs: Path, start: Path, tmp_path: Path
+) -> None:
+    """Bit for bit when it goes on, and what is logged is what the formula says."""
+    settings = SETTINGS | {
+        "training__adapter": "lora",
+        "training__adapter_rank": 2,
+        "training__save_steps": 1,
+        "training__eval_windows": 10**6,
+        "training__num_training_steps": 3,
+        "training__learning_rate": 0.02,
+    }
+    run_from(pairs, tmp_path / "straight", start, **settings)
+    model, reference = load(start), load(start)
+    load_adapter(model, find_weights(tmp_path / "straight", 3))
+    with torch.no_grad():
+        expected = compute_naively(model, reference, VALIDATION).tolist()
+    assert expected[0] < 0.68
+    for metric, value in zip(("loss", *METRICS), expected, strict=True):
+        found = read_metrics(tmp_path / "straight", f"validation_{metric}")[3]
+        assert found == pytest.approx(value, abs=2e-5), metric
+    shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
+    for step in (2, 3):
+        shutil.rmtree(find_weights(tmp_path / "resumed", step))
+    run_from(pairs, tmp_path / "resumed", start, **settings)
+    own = [find_weights(tmp_path / name, 3) / ADAPTER_WEIGHTS for name in ("straight", "resumed")]
+    assert own[0].read_bytes() == own[1].read_bytes()
+
+
+def test_the_named_settings_learn_in_fp16_and_say_by_what(
+    pairs: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All pairs once; the loss scale is in the gradients of both products of the head."""
+    words = {
+        "data.shards": pairs,
+        "model.start": start,
+        "infrastructure.output_dir": tmp_path / "checkpoints",
+        "infrastructure.logging_dir": tmp_path / "logs",
+        "training.global_batch_tokens": 4 * ROW,
+        "training.batch_size_per_device": 2,
+        "training.activation_checkpointing": "none",
+        "training.learning_rate": 3e-3,
+        "training.logging_steps": 1,
+    }
+    outcome = train(load_config("dpo", [f"{key}={value}" for key, value in words.items()]))
+    assert outcome.step == -(-count_rows(pairs) // 4)
+    said = capsys.readouterr().err
+    assert f"objective    DPO, beta 0.1; the reference is {start}" in said
+    assert "fp16" in said
+    assert read_metrics(tmp_path, "skipped_steps")[outcome.step] == 0
+    assert read_metrics(tmp_path, "validation_rewards/accuracies")[outcome.step] > 0.9
+    assert outcome.validation_loss is not None
+    assert outcome.validation_loss < 0.6
+    with pytest.raises(ValueError, match=r"--config dpo goes on from a model; add model\.start="):
+        load_config("dpo")

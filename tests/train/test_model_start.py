@@ -238,6 +238,17 @@ def test_settings_that_contradict_the_folder_are_refused(tiny_shards: Path, tmp_
     )
 
 
+def test_a_named_configuration_lends_its_recipe_to_another_shape(tmp_path: Path) -> None:
+    words = ["model.start=folder", "model.hidden_size=64"]
+    config = load_config("tiny", words)
+    assert config.model == ModelConfig(start="folder", hidden_size=64)
+    assert config.training == load_config("tiny").training
+    file = tmp_path / "own.yaml"
+    file.write_text("model:\n  start: folder\n  hidden_size: 64\n")
+    assert load_config(str(file)).model == config.model
+    assert load_config(str(file), ["model.start=other"]).model == ModelConfig(start="other")
+
+
 def test_a_run_keeps_its_beginning(tiny_shards: Path, tmp_path: Path) -> None:
     """Another folder, or a checkpoint to go on from, is not mixed in."""
     folder, other = save_ours(tmp_path / "ours"), save_ours(tmp_path / "other")

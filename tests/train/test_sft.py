@@ -10,14 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model.chat.encode import Chat as Messages
-from model.chat.encode import ChatEncoder, EncodedChat
-from model.chat.template import ChatTemplate
+from model.chat.template import find_template
 from model.generate import load_generator
 from shards.reader import open_shards
-from tests.chats import CHAT_TOKENIZER_JSON, TEMPLATE, Chat, write_chats
 from tests.commands import velocity
 from tests.runs import read_metrics
+from tests.tiny import TOKENIZER_JSON
 from tests.train.test_model_start import save_theirs
 from train.loop import train
 from train.publish.card import make_card
@@ -47,17 +45,16 @@ CHATS = [
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The chats as a set."""
-    folder = tmp_path_factory.mktemp("chats") / "chat"
-    with closing(ChatTemplate(TEMPLATE, {})) as template:
-        encoded = ChatEncoder(template, CHAT_TOKENIZER_JSON).encode([*map(Messages, CHATS)])
-    found = [one for one in encoded if isinstance(one, EncodedChat)]
-    assert len(found) == len(CHATS)
-    documents = [
-        Chat((*one.ids.tolist(), 0), tuple(map(tuple, one.spans.tolist()))) for one in found
-    ]
+    folder = tmp_path_factory.mktemp("chats")
+    (folder / "tokenizer.json").write_text(TOKENIZER_JSON)
     # As many again, so that an epoch has some rows.
-    write_chats(folder, documents * 3, ROW)
-    return folder
+    lines = [json.dumps({"messages": chat}) + "\n" for chat in CHATS * 3]
+    (folder / "chats.jsonl").write_text("".join(lines))
+    options = ("--tokenizer", "tokenizer.json", "--pack-tokens", ROW, "--validation-fraction", 0)
+    words = ("prep", "--chat", "--input", "chats.jsonl", "--out", "chat/", *options)
+    code, _, errors = velocity(*words, cwd=folder)
+    assert code == 0, errors
+    return folder / "chat"
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +82,27 @@ def test_a_run_needs_a_set_and_a_model_alone(tuned: Path, chats: Path) -> None:
     assert all(0 < share < 0.5 for share in shares.values())
 
 
+def test_a_plan_and_a_trace_know_chats(tuned: Path, chats: Path, start: Path) -> None:
+    """The plan has the run's steps; a step leads to chats."""
+    words = ("--shards", chats, "--gpu", "H100", "--json", f"model.start={start}")
+    batch = f"training.global_batch_tokens={2 * ROW}"
+    code, out, errors = velocity("plan", "--config", "sft", *words, batch)
+    assert code == 0, errors
+    rows = open_shards(chats).manifest.num_tokens("train") // ROW
+    assert json.loads(out)["step_tokens"] == 2 * ROW
+    assert json.loads(out)["tokens"] == -(-3 * rows // 2) * 2 * ROW
+    code, out, errors = velocity("shards", "trace", chats, "--run", tuned, "--step", 1)
+    assert code == 0, errors
+    assert "chats.jsonl" in out
+
+
 def test_what_it_began_with_is_told(tuned: Path, start: Path, chats: Path) -> None:
     """By inspect, and by the card, which names no path of this machine."""
     [checkpoint] = tuned.glob("checkpoint-*")
     state = json.loads((checkpoint / "training_state.json").read_text())["began_with"]
     code, said, errors = velocity("inspect", checkpoint)
     assert code == 0, errors
+    assert f"velocity chat --ckpt {checkpoint}" in said
     assert f"{start} (weights: sha256 {state['weights_sha256'][:12]})" in said
     card = make_card(gather(checkpoint), "user/name", "mit", None, False)
     assert "fine-tuned on chats with Velocity" in card
@@ -118,7 +130,13 @@ def test_others_write_chats_as_the_set_has_them(tuned: Path, chats: Path) -> Non
     assert generator.model.config.num_ids == 302
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     assert model.config.vocab_size == 302
-    assert (checkpoint / "chat_template.jinja").read_text() == TEMPLATE
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert model.generation_config.eos_token_id == [0, end_of_turn]
+    asked = tokenizer.apply_chat_template(CHATS[2][:1], tokenize=False, add_generation_prompt=True)
+    template = find_template(checkpoint)
+    assert template is not None
+    with closing(template):
+        assert template.render(CHATS[2][:1]) == asked
 
 
 @pytest.mark.filterwarnings("ignore")  # Theirs.

@@ -170,10 +170,12 @@ def inspect_set(folder: Path) -> Report:
     if report.problems:
         report.use = [f"velocity shards verify {name}"]
     else:
+        sizes = manifest.num_tokens("train"), manifest.vocab_size, manifest.row_tokens
+        tune = "torchrun --nproc_per_node 1 -m train --config sft"
         report.use = [
-            suggest_command(
-                folder, manifest.num_tokens("train"), manifest.vocab_size, manifest.row_tokens
-            ),
+            f"{tune} {quote(f'data.shards={folder}')} model.start=CKPT"
+            if manifest.chat
+            else suggest_command(folder, *sizes),
             f"velocity shards verify {name}",
             f"velocity shards stats {name}",
         ]

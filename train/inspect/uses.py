@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from model.checkpoints.seal import CHAT_TEMPLATE
 from shards.mixture.entries import Entry, spell_entries
 from shards.screen.names import quote
 from train.checkpoints.position import read_position, read_run_config
@@ -19,7 +20,8 @@ def list_model_uses(folder: Path, *more: str, exports: bool = True) -> list[str]
     `more` are words for `velocity sample` with which it does something else.
     """
     name = quote(folder)
-    uses = [f"velocity sample --ckpt {name}"]
+    uses = [f"velocity chat --ckpt {name}"] if (folder / CHAT_TEMPLATE).is_file() else []
+    uses.append(f"velocity sample --ckpt {name}")
     uses += [f"velocity sample --ckpt {name} {words}" for words in more]
     uses.append(f"velocity serve --ckpt {name}")
     if exports:

@@ -23,13 +23,17 @@ def find_length(config: Config) -> int:
     if config.data.max_seq_length:
         return config.data.max_seq_length
     folder = Path(config.data.entries[0].shards)
-    row_tokens = read_manifest(folder).row_tokens
-    if row_tokens is None:
+    return find_row_length(folder, read_manifest(folder))
+
+
+def find_row_length(folder: Path, manifest: Manifest) -> int:
+    """Tokens of a set's rows; ValueError for a set that is not packed."""
+    if manifest.row_tokens is None:
         raise ValueError(
             f"data.max_seq_length is auto, but {folder} is not packed in rows of some length; say "
             "how many tokens a sample has"
         )
-    return row_tokens
+    return manifest.row_tokens
 
 
 def fit_model(
@@ -43,7 +47,7 @@ def fit_model(
     """
     data = config.data
     if not data.max_seq_length:
-        data = replace(data, max_seq_length=find_length(config))
+        data = replace(data, max_seq_length=find_row_length(folder, manifest))
     if any(each.chat for each in (manifest, *others)):
         data = replace(data, attention="document")
     check_row_tokens(manifest, data.max_seq_length)

@@ -1,13 +1,17 @@
 """What a run is to learn, and whether its sets and its beginning are such that it can."""
 
-from shards.mixture.sets import Sets
+from typing import TYPE_CHECKING
+
 from shards.schema import PREFERENCES
 from train.config import Config
+
+if TYPE_CHECKING:
+    from shards.mixture.sets import Sets  # Which loads pyarrow, and `velocity plan` does not.
 
 OBJECTIVE = "training.objective"
 
 
-def check_objective(config: Config, sets: Sets) -> None:
+def check_objective(config: Config, sets: "Sets") -> None:
     """Raise ValueError unless each of a run's sets has what training.objective learns from."""
     learns_pairs = config.training.objective == "dpo"
     for source in sets.sources:

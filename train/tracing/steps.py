@@ -136,8 +136,8 @@ def open_part(
     shards: Shards, config: Config, where: str | None, num_tokens: int | None = None
 ) -> Source:
     """What a run reads of a set: all, or of its first `num_tokens` if it had no more."""
-    length, seed = config.data.max_seq_length, config.infrastructure.seed
-    return open_source(shards, where, length, seed, num_tokens)
+    length = config.data.max_seq_length or shards.manifest.row_tokens or 1  # 0 is auto.
+    return open_source(shards, where, length, config.infrastructure.seed, num_tokens)
 
 
 def order_parts(found: Mapping[int, Source], mixture: Mixture) -> MixedOrder:
