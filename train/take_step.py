@@ -102,7 +102,9 @@ def weigh_micro_steps(run: Run) -> list[float]:
     dealing = run.batches.dealing
     if not run.batches.has_ignored:
         return dealing.weights
-    counts = run.batches.count_pairs() if run.preferences else run.batches.count_targets()
-    total = max(run.rank.sum(sum(counts))[0], 1)
-    run.batches.num_targets = int(total)
+    targets = run.batches.count_targets()
+    counts = run.batches.count_pairs() if run.preferences else targets
+    total, num_targets = run.rank.sum(sum(counts), sum(targets))
+    run.batches.num_targets = int(num_targets)
+    total = max(total, 1)
     return [count * dealing.accumulation_steps * dealing.world_size / total for count in counts]

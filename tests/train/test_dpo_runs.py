@@ -123,6 +123,9 @@ def test_what_is_logged_is_what_the_formula_says(pairs: Path, start: Path, tmp_p
         "training__batch_size_per_device": 7,
     }
     run_from(pairs, tmp_path, start, **SETTINGS, **more)
+    answers = sum(len(chosen + rejected) for _, chosen, rejected in TRAIN)
+    share = answers / (count_rows(pairs) * ROW)
+    assert read_metrics(tmp_path, "trained_share")[1] == pytest.approx(share, abs=1e-6)
     reference = load(start)
     for step, validated in ((1, 2), (2, None)):
         model = load(find_weights(tmp_path, step))

@@ -249,7 +249,7 @@ def shrink(options: list[str]) -> list[str]:
     """The settings of a small run; one that begins with a folder has its shape."""
     has_shape = any(option.startswith("model.start=") for option in options)
     words = [word for word in SMALL_RUN if not (has_shape and word.startswith("model."))]
-    if "sft" not in options:
+    if not {"sft", "dpo"} & {*options}:
         return words
     # Its rows are the set's, and epochs say how far it goes.
     own = ("data.max_seq_length", "training.num_training_steps", "training.gradient_accumulation")
@@ -350,6 +350,8 @@ def write_inputs(folder: Path) -> None:
         for number in range(60)
     ]
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    pairs = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(60)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     problem = {"task_id": "Mine/0", "prompt": "def one():\n", "entry_point": "one", "test": ""}
     (folder / "problems.jsonl").write_text(json.dumps(problem) + "\n")
     last = make_texts(60)[-1]
