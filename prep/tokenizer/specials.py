@@ -7,6 +7,7 @@ BPE if it takes whole words before it merges. To those, special tokens are unkno
 
 import secrets
 
+from model.chat.guard import rename_tokens
 from shards.disk.json_files import Json
 
 # What hidden tokens are called: no text spells it, as it is drawn when the process begins.
@@ -18,24 +19,13 @@ def hide_specials(raw: Json) -> Json:
     names that no text spells.
 
     It gives the ids of the original for all other text; `raw` itself comes back if there is nothing
-    to hide. No token is left out: `tokenizers` numbers the added ones by what was there before.
+    to hide.
     """
     found = find_spelled(raw)
     if not found:
         return raw
     names = {token: f"{HIDDEN}{number}" for number, token in enumerate(sorted(found))}
-    vocab = raw["model"]["vocab"]
-    if isinstance(vocab, list):
-        vocab = [[names.get(piece, piece), score] for piece, score in vocab]
-    else:
-        vocab = {names.get(token, token): i for token, i in vocab.items()}
-    added = [t | {"content": names.get(t["content"], t["content"])} for t in raw["added_tokens"]]
-    changes = {"vocab": vocab}
-    return raw | {
-        "model": raw["model"] | changes,
-        "added_tokens": added,
-        "post_processor": None,
-    }
+    return rename_tokens(raw, names)
 
 
 def find_spelled(raw: Json) -> set[str]:

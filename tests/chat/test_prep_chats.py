@@ -16,10 +16,13 @@ from transformers import PreTrainedTokenizerFast
 
 from model.chat.builtin import BUILT_IN
 from prep.append import append_sources
+from prep.gather import finish_parts
 from prep.policy import Policy
 from prep.request import Request
 from prep.run import prepare
+from prep.run_part import prepare_part
 from shards.chat.labels import BEGIN, LOSS, REJECTED, open_labels
+from shards.disk.part import Part
 from shards.documents import Sidecars
 from shards.format import Manifest, read_manifest
 from shards.inspect.verify import verify_shards
@@ -457,3 +460,28 @@ def test_the_last_line_is_the_command_that_trains_on_chats(tmp_path: Path, token
     code, _, said = velocity(*words, "--pack-tokens", "8", cwd=tmp_path)
     assert code == 0
     assert "look at why chats were dropped, the sources, the filters and --pack-tokens" in said
+
+
+def test_parts_of_the_work_make_the_same_set(tmp_path: Path, tokenizer: Path) -> None:
+    rows = [{"messages": [user(f"{i}+{i}?"), assistant(f"{2 * i}.")]} for i in range(60)]
+    paths = [write_lines(tmp_path / f"{n}.jsonl", rows[n::3]) for n in range(3)]
+    whole = prep(tmp_path / "whole", paths, tokenizer, unit_bytes=1000)
+    policy = Policy(chat=True, validation_fraction="0", pack_tokens=256, unit_bytes=1000)
+    out = tmp_path / "parts"
+    for number in (1, 0):
+        prepare_part(
+            Request(
+                out=out,
+                inputs=tuple(map(str, paths)),
+                policy=policy,
+                tokenizer=str(tokenizer),
+                workers=1,
+                task=Part(number, 2),
+            ),
+            LINES.append,
+        )
+    gathered = finish_parts(Request(out=out, workers=1, task="finish"), LINES.append)
+    assert gathered.dataset_id == whole.dataset_id
+    near = prep(tmp_path / "near", paths, tokenizer, dedup="near", unit_bytes=1000)
+    assert near.audit["train"] <= 60
+    assert [fault for _, fault in verify_shards(tmp_path / "near") if fault] == []

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import seal
 from model.export.int8 import write as write_int8
+from model.export.source import open_source
 from tests.commands import velocity
 from tests.model.test_checkpoint_folder import write_seed_checkpoint
 from tests.texts import make_texts, prepare_quietly, write_parquet
@@ -173,12 +173,8 @@ def test_what_is_missing_or_damaged_is_said(
 
 
 def test_int8_and_other_exports(checkpoint_files: Path, tmp_path: Path) -> None:
-    config_json = (checkpoint_files / "config.json").read_bytes()
-    source: Any = SimpleNamespace(
-        folder=checkpoint_files, model=make_model(), config_json=config_json
-    )
     (tmp_path / "int8").mkdir()
-    write_int8(source, tmp_path / "int8", "", "int8")
+    write_int8(open_source(checkpoint_files), tmp_path / "int8", "", "int8")
     found = inspect(tmp_path / "int8")
     assert found["problems"] == []
     assert found["facts"]["kept as"] == "int8 (compressed-tensors, pack-quantized)"

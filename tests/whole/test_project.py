@@ -104,7 +104,7 @@ MAY_IMPORT = {
     "prep.readers": {"prep.files", *SHARDS},
     "prep.sources": {"prep.files", "prep.readers", *SHARDS},
     "prep.remote": {"prep.sources", "prep.files", "prep.readers", *SHARDS},
-    "prep.tokenizer": READING | SHARDS,
+    "prep.tokenizer": {"model.chat"} | READING | SHARDS,
     "prep.text": {"prep.tokenizer"} | READING | SHARDS,
     "prep.chat": {"model.chat"} | ENCODING | READING | SHARDS,
     "prep.units": {"prep.chat"} | ENCODING | READING | SHARDS,
