@@ -70,6 +70,12 @@ def load_adapter(model: Transformer, folder: Path) -> None:
     config, path = read_adapter_config(folder), folder / ADAPTER_WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"{folder}: has {ADAPTER_CONFIG}, and no {ADAPTER_WEIGHTS}")
+    ranks = [s.shape[0] for name, s in list_weights([path]).items() if "lora_A" in name and s.shape]
+    if config.rank != max(ranks, default=0):  # Before as much memory is taken as the config says.
+        raise CheckpointError(
+            f"{path}: holds matrices of rank {max(ranks, default=0)}, but r in {ADAPTER_CONFIG} is "
+            f"{config.rank}; download the folder again"
+        )
     with torch.random.fork_rng(devices=[]), explaining(path):
         add_adapter(model, config)
     targets = name_adapter(model)

@@ -77,8 +77,8 @@ def train_rows(model: Transformer, token_ids: tuple[int, ...]) -> None:
     The model gets as many rows more as they need. ValueError if one of those is not among them.
     """
     num_ids = model.config.num_ids
-    added = {*range(num_ids, max(token_ids) + 1)}
-    if not added <= {*token_ids}:
+    added = range(num_ids, max(token_ids) + 1)
+    if len(added) > len(token_ids) or not {*added} <= {*token_ids}:
         raise ValueError(
             f"the adapter has a row for token {max(token_ids):,}, and the model has rows for "
             f"{num_ids:,} tokens only; use the base that it was trained on"
