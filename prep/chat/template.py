@@ -16,7 +16,7 @@ from shards.disk.durable import hash_file
 from shards.disk.json_files import Json
 from shards.disk.layout import CHAT_TEMPLATE, TOKENIZER
 from shards.format import read_manifest
-from shards.tokenizer import read_tokenizer_json
+from shards.tokenizer import load_tokenizer, parse_tokenizer, read_tokenizer_json
 
 # A template of Hugging Face has some kilobytes.
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -134,8 +134,6 @@ def pin_template(
 
 def name_token(tokenizer_json: str, token: int) -> str:
     """The text of a special token."""
-    from shards.tokenizer import parse_tokenizer
-
     return str(parse_tokenizer(tokenizer_json).id_to_token(token))
 
 
@@ -180,8 +178,6 @@ def describe_chat(folder: Path, policy: Policy, kind: str) -> Json:
 
 def find_end(chat: EncodedChat, folder: Path) -> int:
     """The special token that ends what an assistant writes."""
-    from shards.tokenizer import load_tokenizer
-
     added = load_tokenizer(folder / TOKENIZER).get_added_tokens_decoder()
     begin, end = chat.spans[-1].tolist()
     specials = [i for i in chat.ids[begin:end].tolist() if i in added and added[i].special]

@@ -1,5 +1,6 @@
 """Runs that learn preferences: exactly, and alike however they are dealt and resumed."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,29 @@ def test_sets_that_do_not_have_what_is_learned_are_refused(
 def test_settings_that_mean_nothing_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_config(None, [f"training.{key}={value}" for key, value in changes.items()])
+
+
+def test_the_samples_of_a_bad_step_are_told(pairs: Path, start: Path, tmp_path: Path) -> None:
+    """Each row with the mean loss of its own pairs; the weights stay as they were."""
+    settings = SETTINGS | {
+        "training__on_bad_step": "skip",
+        "training__spike_window": 2,
+        "training__spike_threshold": 1e-3,
+        "training__learning_rate": 1e-4,
+        "training__save_steps": 1,
+        "training__num_training_steps": 9,
+        "training__save_total_limit": 9,
+        "training__global_batch_tokens": 3 * ROW,
+    }
+    run_from(pairs, tmp_path, start, **settings)
+    record = json.loads((tmp_path / "logs" / "bad-steps.jsonl").read_text().splitlines()[-1])
+    model, reference = load(find_weights(tmp_path, record["step"])), load(start)
+    assert len(record["samples"]) == 3
+    for sample in record["samples"]:
+        places = [int(document["source_row"]) for document in sample["documents"]]
+        with torch.no_grad():
+            expected = compute_naively(model, reference, [TRAIN[place] for place in places])
+        assert sample["loss"] == pytest.approx(float(expected[0]), rel=1e-4)
 
 
 def test_an_adapter_learns_with_the_model_below_it_as_reference(
