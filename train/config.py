@@ -193,7 +193,8 @@ class Config:
             return ""
         return (
             f"; make it so with: velocity convert {quote(self.model.start)} NEW --context "
-            f"{self.data.max_seq_length}, and set model.start to NEW"
+            f"{self.data.max_seq_length}, and set model.start to NEW; or, for chats, prepare rows "
+            f"that the model can read: velocity prep --chat --pack-tokens {self.model.context}"
         )
 
     def _check_adapter(self) -> None:

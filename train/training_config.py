@@ -59,7 +59,8 @@ class TrainingConfig:
     # Steps in the whole run.
     num_training_steps: int = 100_000
     # How often the run reads its set, in place of num_training_steps: 1 = each token once, with a
-    # last step that reads on into the next epoch; null = by num_training_steps.
+    # last step that reads on into the next epoch, and a warmup of at most a tenth of the steps;
+    # null = by num_training_steps.
     epochs: float | None = None
     # What makes updates of gradients: "adamw", or "muon" for the matrices of the blocks and AdamW
     # for embeddings, head and norms.

@@ -240,10 +240,12 @@ def test_epochs_are_counted_exactly(chats: Path, start: Path, tmp_path: Path) ->
             data__max_seq_length="auto",
             training__batch_size_per_device=samples,
             training__gradient_accumulation_steps=1,
+            training__warmup_steps=2,
         )
         words = [word for word in words if "num_training_steps" not in word]
         with built([*words, f"training.epochs={epochs}"]) as run:
             assert run.config.training.num_training_steps == expected
+            assert run.config.training.warmup_steps == min(2, expected // 10)
             assert run.config.data.max_seq_length == ROW
 
 

@@ -58,4 +58,6 @@ def test_windows_past_the_context_are_refused_with_what_makes_it_longer(
         run_from(tiny_shards, tmp_path, folder, **LONG)
     assert str(error.value).endswith(
         f"; make it so with: velocity convert {folder} NEW --context 48, and set model.start to NEW"
+        "; or, for chats, prepare rows that the model can read: velocity prep --chat --pack-tokens "
+        f"{OLD}"
     )

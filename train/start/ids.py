@@ -96,6 +96,12 @@ def fit_steps(config: Config, windows_per_epoch: Sequence[int], num_ranks: int) 
 
 
 def set_steps(config: Config, num_steps: int) -> Config:
-    """The settings with so many steps in place of epochs."""
-    training = replace(config.training, num_training_steps=num_steps, epochs=None)
+    """The settings with so many steps in place of epochs.
+
+    A run on a small set has few, whose rate is to reach its peak all the same.
+    """
+    warmup = min(config.training.warmup_steps, num_steps // 10)
+    training = replace(
+        config.training, num_training_steps=num_steps, warmup_steps=warmup, epochs=None
+    )
     return replace(config, training=training)
