@@ -73,8 +73,10 @@ class GPT2(nn.Module):
         grad_scale: Tensor | float = 1.0,
         z_loss: float = 0.0,
         has_ignored: bool = False,
+        firsts: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T), their mean loss, 0-dim fp32."""
+        assert firsts is None, "windows are read whole here"
         x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.h:
             x = block(x)

@@ -139,11 +139,12 @@ def test_a_chat_is_shown_with_what_is_trained_on(tmp_path: Path) -> None:
     code, out, _ = velocity("shards", "show", "set1", "--document", "0", "--loss", cwd=tmp_path)
     assert "\u27e62<|im_end|>\u27e7" in out
     assert "\u27ea3<|im_end|>\u27eb" in out
-    words = ["shards", "show", "set0", "--start", "0", "--tokens", "12", "--loss", "--json"]
+    words = ["shards", "show", "set0", "--start", "0", "--tokens", "22", "--loss", "--json"]
     code, out, _ = velocity(*words, cwd=tmp_path)
     shown = json.loads(out)
-    assert shown["begin"] == [1] + [0] * 11
-    assert sum(shown["loss"]) == 12 - shown["loss"].index(1)
+    assert shown["begin"] == [1] + [0] * 21
+    assert shown["loss"] == [0] * 20 + [1] * 2
+    assert shown["text"].endswith("assistant\nYe")
     for words, message in (
         (["show", "set0", "--document", "0", "--json"], "--json is for --copies and --loss"),
         (["export", "set0", "there/x"], "is a set of chats, and this format cannot say which"),

@@ -116,7 +116,7 @@ def test_a_form_with_a_target_needs_no_baseline() -> None:
         return 3.2 + abs(math.log2(trial.rate / 2.4e-3)) * 0.01 - 0.1 * math.log2(share)
 
     losses = play(gpu, near)
-    assert {trial.arm for trial in losses} == {"muon"}
+    assert {trial.arm for trial in losses} == {"init"}
     factor = summarize(gpu, describe(losses))["factors"]["target"]
     assert factor["loss"] == 3.28
     assert factor["mean"] == pytest.approx(2**0.8, rel=0.01)

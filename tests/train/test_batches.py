@@ -77,7 +77,7 @@ def test_each_sample_is_dealt_once_micro_step_by_micro_step_and_rank_by_rank(
 def read_step(ranks: Sequence[Batches]) -> npt.NDArray[np.int64]:
     """A step's windows in the order of their samples: (samples, T + 1)."""
     micro_steps = [
-        np.stack([join(batch.tokens, batch.targets) for batch in micro_step])
+        np.stack([join(*batch) for batch in micro_step])
         for micro_step in zip(*(rank.next_step() for rank in ranks), strict=True)
     ]
     return np.concatenate(micro_steps).reshape(-1, LENGTH + 1)

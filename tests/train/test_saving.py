@@ -184,7 +184,7 @@ def test_every_so_manieth_checkpoint_stays(small_shards: Shards, tmp_path: Path)
 def give_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     """Let evaluations give these losses, one after the other."""
     left = iter(losses)
-    monkeypatch.setattr(train.loop, "evaluate", lambda *arguments, **options: next(left))
+    monkeypatch.setattr(train.loop, "evaluate", lambda *arguments, **options: [next(left)])
 
 
 def test_the_best_checkpoint_stays_and_is_found_by_its_name(
