@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from model.adapters.command import fetch, merge
+from model.adapters.command import merge
+from model.checkpoints.hub import fetch
 from model.config import Kept
 from model.convert.options import CONVERT_HELP, Longer
 from model.decode.settings import Settings
@@ -165,7 +166,7 @@ def sample(
     settings = settings.read_escapes()
     if settings.seed is None and (output.all or output.as_json):
         settings = replace(settings, seed=randbelow(2**32))  # Each text can be written again.
-    load, ckpt = make_load(device, dtype, base), fetch(ckpt)
+    load, ckpt = make_load(device, dtype, base), fetch(ckpt, say)
     asks = source.is_empty and sys.stdin.isatty() and sys.stdout.isatty()
     if asks and not output.all and not output.as_json:
         repl = Repl(load(ckpt), settings, open_output(), say, streams=output.stream)
@@ -210,7 +211,7 @@ def evaluate(
     """Say how well a checkpoint predicts a set or texts: loss, perplexity, bits per byte."""
     from train.evaluation.run import evaluate
 
-    for line in evaluate(fetch(ckpt), request, make_load(device, dtype, base), say):
+    for line in evaluate(fetch(ckpt, say), request, make_load(device, dtype, base), say):
         put(line)
 
 
@@ -249,7 +250,12 @@ def serve(
     if run is not None and shards is None:
         raise ValueError("--run is for --shards; give both, or neither")
     trace = None if shards is None else open_trace(shards, run)
-    serve_models([*map(fetch, ckpt)], limits, make_load(device, dtype, base), trace=trace)
+    serve_models(
+        [fetch(place, say) for place in ckpt],
+        limits,
+        make_load(device, dtype, base),
+        trace=trace,
+    )
 
 
 def open_trace(shards: Path, run: Path | None) -> Callable[[str, int, int], dict[str, Any]]:
@@ -290,7 +296,7 @@ def export(
     base: BaseOption = None,
 ) -> None:
     """Write a checkpoint for another runtime; it is loaded there and compared before it counts."""
-    request = make_request(fetch(ckpt), format, out, dtype, base and fetch(base))
+    request = make_request(fetch(ckpt, say), format, out, dtype, base and fetch(base, say))
     from model.export.run import export as export_checkpoint
     from model.sample.prompts import read_text
     from prep.python_docs import read_topics
@@ -316,7 +322,7 @@ def convert(
     from model.convert.run import run_convert
     from prep.tokenizer.gpt2 import build_gpt2_json
 
-    done = run_convert(fetch(ckpt), out, longer, build_gpt2_json())
+    done = run_convert(fetch(ckpt, say), out, longer, build_gpt2_json())
     say(f"{out}: {done}; try it with: velocity sample --ckpt {quote(out)}")
 
 

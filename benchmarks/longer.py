@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,9 +32,9 @@ from shards.disk.layout import MANIFEST, TOKENIZER
 from shards.reader import open_shards
 
 SHORT, LONG = 128, 512
-WAYS: tuple[Stretch, ...] = ("theta", "yarn", "llama3", "linear")
-# Positions as they were, and a config that says 512.
-UNCHANGED = "unchanged"
+# Unchanged: positions as they were, and a config that says 512.
+Way = Literal["unchanged"] | Stretch
+WAYS: tuple[Way, ...] = ("unchanged", "theta", "yarn", "llama3", "linear")
 # Positions that one number stands for.
 BUCKET = 32
 # Of a document, in characters: longer than four windows of 512.
@@ -86,7 +87,7 @@ def main() -> None:
     base = train(options, "short", SHORT, options.steps, options.rate)
     found: Json = {}
     windows = read_windows(options.work / "shards", options.windows)
-    for way in (UNCHANGED, *WAYS):
+    for way in WAYS:
         start = convert(base, options.work / way, way)
         name, steps = f"{way}-further", options.further_steps
         further = train(options, name, LONG, steps, options.further_rate, start)
@@ -158,12 +159,12 @@ def train(
     return last
 
 
-def convert(base: Path, out: Path, way: str) -> Path:
+def convert(base: Path, out: Path, way: Way) -> Path:
     """The checkpoint with a context of 512, in one way."""
     if is_sealed(out):
         return out
-    if way != UNCHANGED:
-        lengthen(base, out, Longer(LONG, way))  # type: ignore[arg-type]
+    if way != "unchanged":
+        lengthen(base, out, Longer(LONG, way))
         return out
     # What `velocity convert` does not make, as it does not work: the config alone.
     lengthen(base, out, Longer(LONG))

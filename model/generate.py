@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from model.adapters.parts import Parts, find_parts, load_parts
 from model.checkpoints.folder import find_stored_dtype
+from model.checkpoints.hub import fetch
 from model.checkpoints.hugging_face import read_token_ids
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
 from model.checkpoints.original import load_seed_model
@@ -29,7 +30,6 @@ from model.device import choose_device, choose_dtype
 from model.narrow import DTYPES, round_weights, widen_layers
 from model.steps.cuda import find_graphs
 from model.steps.find import find_step
-from shards.screen.url import is_hub_model
 
 logger = logging.getLogger("velocity")
 
@@ -52,7 +52,7 @@ def load_generator(
     when the adapter was trained; the adapter is merged into it. Raises CheckpointError if the
     folder is not a checkpoint or damaged.
     """
-    parts = find_parts(fetch(checkpoint_path), base and fetch(base))
+    parts = find_parts(fetch(checkpoint_path, logger.info), base and fetch(base, logger.info))
     if parts.base is not None:
         logger.warning("velocity: %s", parts.describe())
     folder, words = parts.folder, parts.words
@@ -86,15 +86,6 @@ def load_generator(
             "that it was trained with"
         )
     return generator
-
-
-def fetch(folder: str | Path) -> Path:
-    """A folder on this machine; that of a model of the Hub is fetched first."""
-    if not is_hub_model(folder):
-        return Path(folder)
-    from prep.remote.hub_model import fetch_model
-
-    return fetch_model(folder, logger.info)
 
 
 def choose_kept(device: torch.device, stored: torch.dtype | None) -> Kept | None:

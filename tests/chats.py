@@ -13,13 +13,14 @@ from prep.manifest import describe_content
 from prep.sources.local import Source
 from prep.tokenizer.identity import SetTokenizer
 from prep.units.receipts import Audit
-from shards.format import Manifest, make_manifest, read_manifest
+from shards.format import Manifest
 from shards.packing.writer import Packing, make_writer
 from shards.schema import CONVERSATIONS, PREFERENCES
 from shards.sidecar import CHAT_COLUMNS, LOSS_SPANS, REJECTED_START, make_rows
 from shards.widths import token_dtype
 from shards.writer import commit_shards
 from tests.tiny import TOKENIZER_JSON
+from tests.tokenized import write_manifest
 
 MARKS = ("<|im_start|>", "<|im_end|>")
 # ChatML, in which what an assistant writes is marked.
@@ -115,9 +116,4 @@ def write_chats(
         row_tokens,
         chat_facts,
     )
-    hashes = {entry.shard.sidecar: entry.sidecar_sha256 for entry in written}
-    text = make_manifest(
-        content, [entry.shard for entry in written], audit.content, {"sidecar_sha256": hashes}
-    )
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
-    return read_manifest(folder)
+    return write_manifest(folder, content, written, audit)

@@ -13,11 +13,12 @@ from prep.manifest import describe_content
 from prep.sources.local import Source
 from prep.tokenizer.identity import SetTokenizer
 from prep.units.receipts import Audit
+from shards.disk.json_files import Json
 from shards.format import Manifest, make_manifest, read_manifest
 from shards.packing.writer import Packing, make_writer
 from shards.sidecar import make_rows
 from shards.widths import token_dtype
-from shards.writer import commit_shards
+from shards.writer import WrittenShard, commit_shards
 
 # Documents with these numbers modulo 10 are for validation.
 VALIDATION = 7
@@ -101,6 +102,13 @@ def write_set(
         None,
         row_tokens,
     )
+    return write_manifest(folder, content, written, audit)
+
+
+def write_manifest(
+    folder: Path, content: Json, written: Sequence[WrittenShard], audit: Audit
+) -> Manifest:
+    """The manifest of a set that was written by hand, which makes it one."""
     hashes = {entry.shard.sidecar: entry.sidecar_sha256 for entry in written}
     text = make_manifest(
         content, [entry.shard for entry in written], audit.content, {"sidecar_sha256": hashes}

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from model.checkpoints.hub import fetch
 from shards.entry.options import takes_options
 from shards.screen.lines import format_plural, put, say
-from shards.screen.url import is_hub_model, read_checkpoint
+from shards.screen.url import read_checkpoint
 from train.plan.request import Request
 from train.tuning.trials import Parameter
 
@@ -242,11 +243,7 @@ def inspect(
 
     from train.inspect.folders import inspect_folder
 
-    if is_hub_model(folder):
-        from prep.remote.hub_model import fetch_model
-
-        folder = fetch_model(folder, say)
-    report = inspect_folder(folder)
+    report = inspect_folder(fetch(folder, say))
     for line in [json.dumps(report.json())] if as_json else report.lines():
         put(line)
     if report.problems:

@@ -1,13 +1,14 @@
-"""The `velocity merge` command, and how commands fetch models of the Hub."""
+"""The `velocity merge` command."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from model.checkpoints.hub import fetch
 from shards.screen.lines import say
 from shards.screen.names import quote
-from shards.screen.url import is_hub_model, read_checkpoint
+from shards.screen.url import read_checkpoint
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
@@ -38,15 +39,6 @@ def merge(
     """Merge an adapter (LoRA, DoRA) into its model: a plain folder, compared before it counts."""
     from model.export.merge import merge as merge_folder
 
-    merged = merge_folder(fetch(adapter), out, base and fetch(base), dtype, say)
+    merged = merge_folder(fetch(adapter, say), out, base and fetch(base, say), dtype, say)
     say(merged)
     say(f"{out}: merged; try it with: velocity sample --ckpt {quote(out)}")
-
-
-def fetch(folder: Path) -> Path:
-    """A folder on this machine; that of a model of the Hub is fetched first."""
-    if not is_hub_model(folder):
-        return folder
-    from prep.remote.hub_model import fetch_model
-
-    return fetch_model(folder, say)

@@ -166,11 +166,12 @@ MAY_IMPORT = {
 FACES = {
     "shards.commands": SHARDS,
     # They take models of the Hub by their names.
-    "model.generate": MODEL | {"prep.remote", "shards.screen"},
+    "model.checkpoints.hub": {"prep.remote", "shards.screen"},
+    "model.generate": MODEL | {"shards.screen"},
     "model.sample.options": {"model", "model.decode", "shards.screen", "shards.entry"},
     "model.sample.command": MODEL | {"shards.screen", "shards.entry"},
-    "model.adapters.command": MODEL | {"prep.remote", "shards.screen"},
-    "train.commands": SHARDS | TRAIN | {"prep.remote"},
+    "model.adapters.command": MODEL | {"shards.screen"},
+    "train.commands": SHARDS | TRAIN | {"model.checkpoints"},
     # They say with which command to train.
     "prep.command": PREP | SHARDS | {"train.start"},
     "prep.quickstart": PREP | SHARDS | {"train.start"},
