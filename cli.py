@@ -246,16 +246,10 @@ def serve(
         raise ValueError(
             f"velocity serve needs {error.name}; install it with: pip install 'velocitylm[serve]'"
         ) from None
-
     if run is not None and shards is None:
         raise ValueError("--run is for --shards; give both, or neither")
     trace = None if shards is None else open_trace(shards, run)
-    serve_models(
-        [fetch(place, say) for place in ckpt],
-        limits,
-        make_load(device, dtype, base),
-        trace=trace,
-    )
+    serve_models([fetch(p, say) for p in ckpt], limits, make_load(device, dtype, base), trace)
 
 
 def open_trace(shards: Path, run: Path | None) -> Callable[[str, int, int], dict[str, Any]]:
