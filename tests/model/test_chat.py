@@ -398,7 +398,9 @@ def test_a_file_that_is_not_there_is_named(generator: Generator, option: str) ->
 
 
 def test_what_is_wrong_is_told_in_a_line(folder: Path) -> None:
-    done = run_chat("--ckpt", str(folder), text="one\n" + "!" * 2000 + "\n")
+    # A few tokens: an answer that fills the context says so in a line of its own.
+    settings = ("--max-new-tokens", "6")
+    done = run_chat("--ckpt", str(folder), *settings, text="one\n" + "!" * 2000 + "\n")
     [line] = done.stderr.splitlines()
     assert done.returncode == 1
     assert "standard input: line 2: this message and the system prompt have" in line
