@@ -184,7 +184,6 @@ def build_run(
         position = continue_sets(sets, start.position)
         say(f"resuming from {start.path}: step {position.step:,}")
     own_start = start.path if start and start.is_own else None
-    origin = start.path if start else beginning.folder if beginning else None
     rank.do_first(lambda: retention.tidy(own_start))
     order = order_samples(sets, position)
     batches = make_batches(config, rank, order, position)
@@ -210,7 +209,7 @@ def build_run(
         own_start,
         preferences,
         find_sampler(config, rank, sets.first, model, say),
-        rank.do_first(lambda: find_chat_format(sets, origin, say)),
+        find_chats(rank, sets, beginning, start, say),
     )
 
 
@@ -229,6 +228,14 @@ def find_preferences(
     build = partial(build_model, config, rank)
     reference = open_reference(config, rank, model, shards, beginning, origin, build)
     return learn_preferences(config, reference)
+
+
+def find_chats(
+    rank: Rank, sets: Sets, beginning: Beginning | None, start: Start | None, say: Say
+) -> ChatFormat | None:
+    """How the model of a run writes chats, on the first rank; None if nothing says so."""
+    before = start.path if start else beginning.folder if beginning else None
+    return rank.do_first(lambda: find_chat_format(sets, before, say))
 
 
 def check_going_on(config: Config, rank: Rank, sets: Sets, start: Start, say: Say) -> None:
