@@ -17,7 +17,7 @@ from shards.order import find_padding
 from shards.reader import Shards
 from shards.screen.lines import Say
 from shards.tokenizer import load_checked_tokenizer
-from train.batches import Batches, Dealing
+from train.batches import Batches, Dealing, find_dealing
 from train.begin.adapter import describe_run_adapter, find_adapted, put_adapter
 from train.begin.shape import Beginning
 from train.begin.weights import find_origin, load_weights
@@ -322,10 +322,3 @@ def make_batches(config: Config, rank: Rank, order: MixedOrder, position: Positi
     dealing, consumed = find_dealing(config, rank, position.step), position.samples_consumed
     padding, marking = find_padding(order.sets.first.manifest), open_markings(order.sets)
     return Batches(stream, order, dealing, rank.device, consumed, padding, marking)
-
-
-def find_dealing(config: Config, rank: Rank, step: int) -> Dealing:
-    """How step number `step` of a run, counted from 0, is dealt; the settings are settled."""
-    num_samples = config.samples_of_step(step, rank.world_size)
-    micro_steps = config.micro_steps_of(num_samples, rank.world_size)
-    return Dealing(num_samples, micro_steps, rank.rank, rank.world_size)
