@@ -131,7 +131,7 @@ def pool(
     environment = server.environment(tmp_path_factory.mktemp("home"))
     with changed_environment(environment):
         pool = ProcessPoolExecutor(1, get_context("spawn"))
-        pool.submit(limit_silence, 1.0).result()
+        pool.submit(limit_silence, 3.0).result()
     with pool:
         yield pool
 
