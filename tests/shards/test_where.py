@@ -111,6 +111,7 @@ def test_a_condition_is_true_for_these_rows(text: str, expected: list[int]) -> N
         ("(" * 500 + "clean" + ")" * 500, "too many nested parentheses"),
         ("not " * 2000 + "clean", "it is nested too deep"),
         ("a" + ".a" * 4000 + " == 1", "it is nested too deep"),
+        ("language == '\udc80'", "it is not valid UTF-8"),
     ],
 )
 def test_what_is_no_condition_is_refused_in_a_line(text: str, reason: str) -> None:
