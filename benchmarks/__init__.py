@@ -1,1 +1,4 @@
-"""Scripts that measure this project against its peers; each prints one line of JSON."""
+"""Scripts that measure this project against its peers; each prints one line of JSON.
+
+A room for each thing that is measured: what all share is here.
+"""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,12 @@ def measure_alone(measure: Callable[[], Figures], options: argparse.Namespace) -
     """Measure ours alone, where there is no peer."""
     engine = Engine(OURS, (), lambda: lambda: Measured(measure()))
     return take_turns([engine], options, lambda outputs: None)
+
+
+def count_equal(mine: Sequence[int], other: Sequence[int]) -> int:
+    """With how many equal tokens both begin."""
+    pairs = zip(mine, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def find_missing(packages: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""A small trained model for `quality` and `lookup`, made from your own text.
+"""A small trained model for `quality` and `sample.lookup`, made from your own text.
 
     TEXT, and source code -> velocity tokenizer train -> velocity prep
         -> torchrun -m train

@@ -9,6 +9,8 @@ import pytest
 # Tiny models gain nothing from threads, and test processes run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
+
 from tests.texts import make_texts, prepare_quietly, write_jsonl
 from tests.tiny import TOKENIZER_JSON
 from tests.tokenized import write_set
@@ -75,6 +77,7 @@ SLOW_FILES = (
     "test_quickstart.py",
     "test_buckets.py",
     "test_page.py",
+    "test_serve_page_trained.py",
     "test_serve_page.py",
     "test_cli.py",
     "test_trace.py",
@@ -112,6 +115,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.name not in SLOW_FILES:
             item.add_marker(pytest.mark.fast)
     items.sort(key=place)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """What a test draws without a seed of its own does not hang on the tests before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,9 @@ from shards.mixture.stream import MixedStream
 from shards.order import SampleOrder
 from shards.reader import TokenStream
 from train.chat.labels import Marking
+from train.config import Config
 from train.preferences.pairs import count_pairs
+from train.ranks.distributed import Rank
 from train.targets import MicroBatch, count_targets, split_windows
 
 # Of one set, or of all sets of a run.
@@ -74,6 +76,13 @@ class Dealing:
         bounds = [run * self.samples_per_step // runs for run in range(runs + 1)]
         starts = range(self.rank, runs, self.world_size)
         return [(bounds[run], bounds[run + 1]) for run in starts]
+
+
+def find_dealing(config: Config, rank: Rank, step: int) -> Dealing:
+    """How step number `step` of a run, counted from 0, is dealt; the settings are settled."""
+    num_samples = config.samples_of_step(step, rank.world_size)
+    micro_steps = config.micro_steps_of(num_samples, rank.world_size)
+    return Dealing(num_samples, micro_steps, rank.rank, rank.world_size)
 
 
 class Places:

@@ -104,7 +104,7 @@ def run_to_the_end(run: Run, stop: StopFlag) -> Outcome:
 def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:
     """Take steps from where the run is to its last one, or until a signal."""
     training = run.config.training
-    validation = open_validation(run.order.sets, run.config.data.checks_first_reads)
+    validation = open_validation(run.order.sets.validation, run.config.data.checks_first_reads)
     speed = make_speed(run)
     validation_loss, signal_number = None, 0
     if misses_validation(run, report):
@@ -194,7 +194,7 @@ def take_validation_loss(
 
     It is the mean of the sets' losses by their shares.
     """
-    config, sets = run.config, run.order.sets
+    config, sets = run.config, run.order.sets.validation
     length, padding = config.data.max_seq_length, run.batches.padding
     found: list[list[float] | None] = []
     for stream, marking in validation:

@@ -9,22 +9,19 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from model.adapters.files import deal_saved
-from model.checkpoints.folder import describe_model
-from model.checkpoints.hugging_face import Boundaries
 from model.checkpoints.weights import make_index
 from model.transformer import FORWARD_METHODS, Transformer
-from shards.disk.layout import TOKENIZER
 from shards.inspect.verify import check_shards
 from shards.mixture.sets import MixedOrder, Sets, open_sets
 from shards.order import find_padding
 from shards.reader import Shards
 from shards.screen.lines import Say
-from shards.tokenizer import load_checked_tokenizer, read_tokenizer_json
-from train.batches import Batches, Dealing
+from shards.tokenizer import load_checked_tokenizer
+from train.batches import Batches, Dealing, find_dealing
 from train.begin.adapter import describe_run_adapter, find_adapted, put_adapter
 from train.begin.shape import Beginning
 from train.begin.weights import find_origin, load_weights
-from train.chat.files import add_chat_files
+from train.chat.files import ChatFormat, describe_run_model, find_chat_format
 from train.chat.labels import open_markings
 from train.checkpoints.history import History, extend_history
 from train.checkpoints.load import restore
@@ -92,6 +89,8 @@ class Run:
     preferences: Preferences | None = None
     # Writes texts on the way; None = none are wanted, or the first rank writes them.
     sampler: Sampler | None = None
+    # How checkpoints say that chats are written, on the first rank; None = they do not say.
+    chat_format: ChatFormat | None = None
 
     @property
     def tokens_of_step(self) -> int:
@@ -138,11 +137,7 @@ class Run:
     @cached_property
     def model_files(self) -> dict[str, bytes]:
         """The files beside the weights: made once, as they never change."""
-        first = self.order.sets.first
-        boundaries = Boundaries(first.manifest.end_of_text, first.manifest.begin_of_text)
-        tokenizer_json = read_tokenizer_json(first.folder / TOKENIZER)
-        files = describe_model(self.config.model, torch.float32, tokenizer_json, boundaries)
-        files = add_chat_files(files, self.order.sets)
+        files = describe_run_model(self.config.model, self.order.sets.first, self.chat_format)
         if self.config.training.adapter is None:
             return files
         origin = self.parts[BEGAN_WITH].state_dict()
@@ -214,6 +209,7 @@ def build_run(
         own_start,
         preferences,
         find_sampler(config, rank, sets.first, model, say),
+        find_chats(rank, sets, beginning, start, say),
     )
 
 
@@ -232,6 +228,14 @@ def find_preferences(
     build = partial(build_model, config, rank)
     reference = open_reference(config, rank, model, shards, beginning, origin, build)
     return learn_preferences(config, reference)
+
+
+def find_chats(
+    rank: Rank, sets: Sets, beginning: Beginning | None, start: Start | None, say: Say
+) -> ChatFormat | None:
+    """How the model of a run writes chats, on the first rank; None if nothing says so."""
+    before = start.path if start else beginning.folder if beginning else None
+    return rank.do_first(lambda: find_chat_format(sets, before, say))
 
 
 def check_going_on(config: Config, rank: Rank, sets: Sets, start: Start, say: Say) -> None:
@@ -318,10 +322,3 @@ def make_batches(config: Config, rank: Rank, order: MixedOrder, position: Positi
     dealing, consumed = find_dealing(config, rank, position.step), position.samples_consumed
     padding, marking = find_padding(order.sets.first.manifest), open_markings(order.sets)
     return Batches(stream, order, dealing, rank.device, consumed, padding, marking)
-
-
-def find_dealing(config: Config, rank: Rank, step: int) -> Dealing:
-    """How step number `step` of a run, counted from 0, is dealt; the settings are settled."""
-    num_samples = config.samples_of_step(step, rank.world_size)
-    micro_steps = config.micro_steps_of(num_samples, rank.world_size)
-    return Dealing(num_samples, micro_steps, rank.rank, rank.world_size)

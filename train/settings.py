@@ -30,7 +30,13 @@ from train.words.words import (
     read_word,
     show,
 )
-from train.words.yaml_file import Entry, read_entries, read_nested, read_settings_text
+from train.words.yaml_file import (
+    Entry,
+    read_entries,
+    read_list,
+    read_nested,
+    read_settings_text,
+)
 
 # Keys of the original VelocityLM that have no effect here: which values are harmless, and what to
 # tell a user who sets another one. An empty tuple: any value is harmless.
@@ -274,6 +280,8 @@ def convert_mixture(value: Any, place: str) -> tuple[SetEntry, ...] | None:
 
 def convert(value: Any, wanted: Any, name: str, place: str) -> Any:
     """The value as the field's type; text such as 6e-4 is a number where one is expected."""
+    if is_list(wanted) and isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        value = read_list(value, f"{place}{name}")
     converted = read_word(value, wanted)
     if not fits(converted, wanted):
         expected = describe(wanted)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,18 @@ class Sets:
     def dataset_ids(self) -> tuple[str, ...]:
         """The ids of all."""
         return tuple(source.dataset_id for source in self.sources)
+
+    @cached_property
+    def validation(self) -> "Sets":
+        """The sets by their validation splits: of those that are one version, the first has all.
+
+        That is a set which is named several times, as conditions leave its validation split whole.
+        """
+        shares: dict[str, int] = {}
+        for dataset_id, share in zip(self.dataset_ids, self.shares, strict=True):
+            shares[dataset_id] = shares.get(dataset_id, 0) + share
+        firsts = tuple(self.sources[self.dataset_ids.index(found)] for found in shares)
+        return Sets(firsts, tuple(shares.values()))
 
     def stream(self, checks_first_reads: bool = False) -> MixedStream:
         """The tokens of all train splits, one after another."""
@@ -158,6 +171,8 @@ def open_sets(entries: Sequence[Entry], max_seq_length: int, seed: int) -> Sets:
         open_source(shards, entry.where, max_seq_length, seed, name=name)
         for name, entry, shards in zip(names, entries, opened, strict=True)
     ]
+    for one, two in combinations(sources, 2):
+        refuse_same_documents(one, two)
     return Sets(tuple(sources), compute_shares([entry.weight for entry in entries]))
 
 
@@ -188,6 +203,19 @@ def refuse_same_set(one: Shards, other: Shards) -> None:
         raise ValueError(
             f"{other.folder}: holds the same set as {one.folder}, or a version of it (dataset_id "
             f"{other.manifest.dataset_id[:12]}); name one of them"
+        )
+
+
+def refuse_same_documents(one: Source, other: Source) -> None:
+    """ValueError if two conditions choose the same documents of one set.
+
+    They would be read in the same order, and a run that goes on could not tell them apart.
+    """
+    conditions = [source.choice.where or "all documents" for source in (one, other)]
+    if one.dataset_id == other.dataset_id and one.choice.is_same(other.choice):
+        raise ValueError(
+            f"{other.shards.folder}: {' and '.join(conditions)} choose the same documents; give "
+            "them one weight"
         )
 
 

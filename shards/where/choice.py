@@ -58,6 +58,12 @@ class Choice:
         counts = {"documents": self.num_documents, "tokens": self.num_tokens}
         return counts | {"sha256": places.hexdigest()}
 
+    def is_same(self, other: "Choice") -> bool:
+        """Whether the same tokens of the split are chosen."""
+        return np.array_equal(self.starts, other.starts) and np.array_equal(
+            self.bounds, other.bounds
+        )
+
     def cut(self, starts: Int64, count: int) -> tuple[Int64, Int64, Int64, Int64]:
         """The pieces of windows of `count` tokens that begin at these positions of the choice.
 

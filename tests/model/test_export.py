@@ -209,7 +209,7 @@ def test_a_killed_export_leaves_nothing_at_its_place(checkpoint: Path, tmp_path:
         target=die_while_writing, args=(checkpoint, out)
     )
     process.start()
-    process.join(60)
+    process.join(400)
     assert process.exitcode == -signal.SIGKILL
     assert not out.exists()
     assert len([*tmp_path.iterdir()]) == 1  # What it had begun, which the next one removes.

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 from tokenizers import Tokenizer
 
-from benchmarks.exports import make_tokenizers
+from benchmarks.quality.export_tokenizers import make_tokenizers
 from model.export.gguf_tokenizer import (
     BYTE,
     CONTROL,

@@ -39,13 +39,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refuse(folder: Path, message: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(CheckpointError, match=message) as caught:
         load_generator(folder, "cpu")
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,7 @@ def test_a_template_that_does_not_end_is_ended(
     begun = time.monotonic()
     with pytest.raises(RenderError, match=r"it did not end within 0\.7 s"):
         render(template, POWER, str(10**9))
-    assert 0.7 <= time.monotonic() - begun < 3
+    assert 0.7 <= time.monotonic() - begun < 60
     monkeypatch.undo()
     assert render(template, POWER, "2") == "done"
 
@@ -368,7 +368,7 @@ def test_a_template_ends_without_its_server_too(monkeypatch: pytest.MonkeyPatch)
         assert process.stdin is not None
         process.stdin.write(json.dumps(asked).encode() + b"\n")
         process.stdin.flush()
-        assert process.wait(timeout=20) == -signal.SIGALRM
+        assert process.wait(timeout=120) == -signal.SIGALRM
 
 
 def test_where_a_template_may_be(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_what_is_not_a_request_of_the_api_is_refused(server: RunningServer) -> N
 def test_a_body_that_does_not_end_is_refused_once_it_is_too_large(server: RunningServer) -> None:
     """It does not say how long it will be."""
     chunk = b"100000\r\n" + b"a" * 0x100000 + b"\r\n"
-    with socket.create_connection(find_address(server), timeout=10) as connection:
+    with socket.create_connection(find_address(server), timeout=120) as connection:
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk)
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
 
@@ -296,14 +296,14 @@ def test_bytes_that_are_no_http_do_not_disturb_it(server: RunningServer) -> None
 def test_a_client_that_goes_away_unanswered_frees_its_place(
     server: RunningServer, slow: None
 ) -> None:
-    body = b'{"prompt": "one", "max_tokens": 120}'
+    body = b'{"prompt": "one", "max_tokens": 120, "min_tokens": 120}'
     batcher = server.served.batcher
     with socket.create_connection(find_address(server)) as connection:
         connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         wait_until(lambda: batcher.num_running == 1)
         before = batcher.num_written_tokens
     wait_until(lambda: batcher.num_running == 0)
-    assert batcher.num_written_tokens - before < 60
+    assert batcher.num_written_tokens - before < 100
 
 
 def test_bodies_that_do_not_arrive_leave_room_for_no_more(
@@ -321,7 +321,7 @@ def test_bodies_that_do_not_arrive_leave_room_for_no_more(
 
 def wait_until(is_so: Callable[[], bool]) -> None:
     """Wait for what another thread does soon."""
-    for _ in range(1000):
+    for _ in range(12_000):
         if is_so():
             return
         time.sleep(0.01)

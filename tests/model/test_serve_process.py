@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -12,13 +13,15 @@ import pytest
 from model.checkpoints.folder import save_model
 from tests.commands import velocity
 from tests.servers.model_server import start_process
-from tests.tiny import TOKENIZER_JSON, make_model
+from tests.tiny import CONFIG, TOKENIZER_JSON, make_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has room for texts that take minutes."""
     folder = tmp_path_factory.mktemp("run") / "checkpoint-7"
-    save_model(folder, make_model(), TOKENIZER_JSON)
+    config = replace(CONFIG, max_position_embeddings=20_000)
+    save_model(folder, make_model(config), TOKENIZER_JSON)
     return folder
 
 
@@ -28,7 +31,7 @@ def test_the_command_serves_until_a_signal_ends_it(folder: Path) -> None:
     headers = {"Authorization": f"Bearer {key}"}
     with (
         start_process(folder, "--stop-seconds", "0", api_key=key) as (process, url),
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=120) as client,
     ):
         assert client.get("/health").json()["status"] == "ok"
         for wrong in ({}, {"Authorization": "Bearer wrong"}):
@@ -37,11 +40,12 @@ def test_the_command_serves_until_a_signal_ends_it(folder: Path) -> None:
             assert answer.json()["error"]["code"] == "invalid_api_key"
         assert client.get("/metrics").status_code == 401
         asked = {"prompt": "a secret prompt", "max_tokens": 5}
+        asked["logit_bias"] = {"0": -100}  # No text ends early.
         answer = client.post("/v1/completions?q=query", json=asked, headers=headers)
         assert answer.status_code == 200
         counted = client.get("/metrics", headers=headers).text
         assert 'velocity_written_tokens_total{model="checkpoint-7"} 5.0' in counted
-        asked |= {"max_tokens": 100, "stream": True, "n": 100}
+        asked |= {"max_tokens": 15_000, "stream": True, "n": 16}
         with client.stream("POST", "/v1/completions", json=asked, headers=headers) as stream:
             lines = stream.iter_lines()
             next(lines)
@@ -50,7 +54,7 @@ def test_the_command_serves_until_a_signal_ends_it(folder: Path) -> None:
         assert {part["choices"][0]["ended_by"] for part in rest} >= {None, "shutdown"}
         assert process.stderr is not None
         log = process.stderr.read()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert log.count("POST /v1/completions 200") == 2
     assert "ending; texts have 0 s left" in log
     for hidden in (key, "secret", "query", "Traceback"):

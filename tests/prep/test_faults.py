@@ -7,7 +7,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from shards.tokenizer import load_tokenizer
 from tests.commands import velocity
 from tests.servers.forked import Forked
 from tests.servers.forks import assert_kept, list_committed
+from tests.servers.held import hold_after
 from tests.servers.kill_prep import find_children
 from tests.servers.killed import hash_files
 from tests.texts import make_texts, prepare_quietly, write_jsonl, write_parquet
@@ -463,19 +463,18 @@ def test_of_two_commands_on_one_output_the_second_is_refused(tmp_path: Path, rar
     out = tmp_path / "shards"
     command = ["prep", "--out", str(out), "--input", str(rare), *as_arguments(**OPTIONS)]
 
-    def begin() -> Forked:
-        return Forked(["velocity", *command, "--workers", 1])
+    def begin(setup: Callable[[], None] | None = None) -> Forked:
+        return Forked(["velocity", *command, "--workers", 1], setup=setup)
 
     def assert_refused(process: Forked, error: str) -> None:
         found = r": another velocity prep is running there \(.*, process \d+, since .*\); wait"
         assert process.returncode == 1
         assert re.search(found, error.splitlines()[-1])
 
-    first = begin()
+    first = begin(hold_after("prep.engines.local", "process_unit", 0))
     while not (out / ".prep/plan.json").exists():
         assert first.poll() is None
         time.sleep(0.002)
-    first.send_signal(signal.SIGSTOP)
     second = begin()
     assert_refused(second, second.communicate()[1])
     first.kill()
@@ -513,7 +512,7 @@ def test_workers_whose_command_was_killed_end_by_themselves(tmp_path: Path) -> N
     source = write_jsonl(tmp_path / "a.jsonl", [*make_texts(20_000)])
     command = ["prep", "--out", tmp_path / "shards", "--input", source, "--unit-bytes", 2_000_000]
     process = Forked(["velocity", *command, "--workers", 2])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 200
     while len(workers := find_children(process.pid)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -131,7 +131,7 @@ def pool(
     environment = server.environment(tmp_path_factory.mktemp("home"))
     with changed_environment(environment):
         pool = ProcessPoolExecutor(1, get_context("spawn"))
-        pool.submit(limit_silence, 1.0).result()
+        pool.submit(limit_silence, 3.0).result()
     with pool:
         yield pool
 
@@ -475,10 +475,9 @@ def test_a_killed_download_leaves_no_file_and_the_next_one_cleans_up(
     environment = {**os.environ, **hub.environment(tmp_path / "home"), "PYTHONPATH": os.getcwd()}
     environment["HF_HUB_DOWNLOAD_TIMEOUT"] = "60"
     process = subprocess.Popen([sys.executable, "-c", program], env=environment)
-    deadline = time.monotonic() + 20
-    while hub.count("a.parquet") == 0 and time.monotonic() < deadline:
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob(".*.part/*")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(list(tmp_path.glob(".*.part"))) == 1
@@ -509,7 +508,7 @@ def test_a_process_of_its_own_prints_nothing_but_one_line_a_retry(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=400,
     )
     assert done.stdout == "True\n"
     assert done.returncode == 0

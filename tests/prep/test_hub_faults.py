@@ -219,7 +219,7 @@ def test_ctrl_c_ends_a_run_whose_downloads_hang(
     patient = hub.environment(tmp_path / "home") | {"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
     process = Forked(prep_command("--workers", workers), tmp_path, patient, wait_little)
     units = tmp_path / "shards/.prep/units"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while len([*units.glob("*.json")] if units.exists() else []) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -287,5 +287,5 @@ def test_a_dataset_of_5534_files_starts_quickly_and_asks_little(
     assert "5,534 files" in done.stderr
     assert "in 5,534 units" in done.stderr
     assert "documents: 250 read" in done.stderr
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 300
     assert sum("/api/" in request.path for request in hub.requests) < 50

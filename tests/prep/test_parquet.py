@@ -50,7 +50,7 @@ def read_apart(path: Path, column: str = "content", limit: int = 10**9) -> list[
         [sys.executable, "-c", READ, str(path), column, str(limit)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     return [int(word) for word in done.stdout.split()]

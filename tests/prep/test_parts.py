@@ -30,6 +30,7 @@ from shards.disk.part import Part, parse_part
 from shards.format import Manifest, read_manifest
 from tests.prep.test_hub_prep import NAMES, hub, run_prep
 from tests.servers.forked import Forked
+from tests.servers.held import hold_after
 from tests.servers.hub_server import HubServer
 from tests.texts import (
     make_texts,
@@ -82,15 +83,15 @@ def assert_same_set(out: Path, reference: Path) -> None:
     assert set_bytes(out) == set_bytes(reference)
 
 
-def start(out: Path, source: Path, part: str) -> Forked:
+def start(out: Path, source: Path, part: str, setup: Callable[[], None] | None = None) -> Forked:
     command = ["velocity", "prep", "--out", str(out), "--input", str(source)]
     for name, value in OPTIONS.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     command += ["--part", part, "--workers", "1"]
-    return Forked(command)
+    return Forked(command, setup=setup)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came to that"
@@ -106,8 +107,12 @@ def test_parts_at_once_some_killed_make_the_set_of_one_process(
     source: Path, reference: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "shards"
-    processes = [start(out, source, f"{number}/3") for number in range(3)]
-    for number, num_done in ((1, 2), (2, 1)):
+    killed_after = {1: 2, 2: 1}
+    processes = [start(out, source, "0/3")]
+    for number, num_done in killed_after.items():
+        setup = hold_after("prep.engines.local", "process_unit", num_done)
+        processes.append(start(out, source, f"{number}/3", setup))
+    for number, num_done in killed_after.items():
         wait_until(lambda n=number, m=num_done: count_units(out, Part(n, 3)) >= m)
         os.killpg(processes[number].pid, signal.SIGKILL)
     _, errors = processes[0].communicate()

@@ -70,7 +70,7 @@ def cluster() -> Iterator[dict[str, Any]]:
     )
     assert process.stdout
     yield {**json.loads(process.stdout.readline()), "environment": environment}
-    process.communicate("", timeout=60)
+    process.communicate("", timeout=300)
 
 
 def start(out: Path, source: Path, cluster: dict[str, Any], *options: str) -> subprocess.Popen[str]:
@@ -88,7 +88,7 @@ def start(out: Path, source: Path, cluster: dict[str, Any], *options: str) -> su
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "it never came to that"
@@ -129,7 +129,7 @@ def test_a_set_that_ends_while_units_are_in_work_is_the_same(
     process = start(
         tmp_path / "shards", source, cluster, "--max-tokens", "100000", "--workers", "5"
     )
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     ids = [read_manifest(tmp_path / name).dataset_id for name in ("local", "shards")]
     assert ids[0] == ids[1]
@@ -154,7 +154,7 @@ def test_a_command_and_a_machine_are_killed_and_the_set_is_the_same(
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
     at_kill = count_units(out)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     manifest = read_manifest(out)
     assert at_kill < len(json.loads((out / ".prep/plan.json").read_text())["content"]["units"])
@@ -182,7 +182,7 @@ def test_files_of_the_hub_arrive_while_others_are_in_work_each_once(tmp_path: Pa
         if len(asked) >= 3:
             others_asked.set()
         if names[0] in request.path:
-            held.append(others_asked.wait(20))
+            held.append(others_asked.wait(120))
 
     with HubServer() as hub:
         hub.commit("owner/corpus", {n: p.read_bytes() for n, p in zip(names, paths, strict=True)})
@@ -225,7 +225,7 @@ def test_a_bad_file_is_the_same_line_as_on_one_machine(
     with pytest.raises(ValueError, match=r"in.jsonl, line 201: ") as error:
         prepare_quietly(tmp_path / "local", good, **OPTIONS)
     process = start(tmp_path / "shards", good, cluster)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert errors.splitlines()[-1] == f"velocity: {error.value}"
     assert "Traceback" not in errors

@@ -35,7 +35,7 @@ Prep = Callable[..., tuple[int, str, str]]
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = PATIENT.first_delay_seconds, PATIENT.max_delay_seconds
     wait_little()
-    monkeypatch.setattr(https, "MAX_SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(https, "MAX_SILENCE_SECONDS", 3.0)
     yield
     for retry in (BRIEF, PATIENT):
         object.__setattr__(retry, "first_delay_seconds", before[0])

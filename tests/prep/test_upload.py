@@ -3,15 +3,14 @@
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from prep.units.receipts import Receipt
 from shards.exchange.pull import pull_shards
 from shards.exchange.push import push_shards
 from shards.exchange.storage import open_storage
 from tests.servers.forked import Forked
+from tests.servers.held import hold
 from tests.servers.s3_server import S3Server
 from tests.stored import (
     environment,
@@ -50,7 +49,7 @@ def test_prep_sends_what_it_commits_and_goes_on_after_a_kill(
 ) -> None:
     staging = tmp_path / "staging"
     command = prep_to(url, source, staging, "--compress")
-    process = Forked(["velocity", *command], setup=work_slowly)
+    process = Forked(["velocity", *command], setup=hold_fourth_unit)
     storage = open_storage(url)
     while process.poll() is None and len(storage.list_files()) < 5:
         time.sleep(0.01)
@@ -78,18 +77,11 @@ def test_prep_sends_what_it_commits_and_goes_on_after_a_kill(
     assert files_of(tmp_path / "pulled") == files_of(staging)
 
 
-def work_slowly() -> None:
-    """Let units take a while, so that shards are sent before the set is finished."""
-    import prep.engines.local
+def hold_fourth_unit() -> None:
+    """Never end it, so that shards are sent before the set is finished."""
     import prep.upload
 
-    process_unit = prep.engines.local.process_unit
-
-    def process_slowly(*arguments: Any) -> Receipt:
-        time.sleep(0.7)
-        return process_unit(*arguments)
-
-    prep.engines.local.process_unit = process_slowly
+    hold("prep.engines.local", "process_unit", 3)
     prep.upload.LOOK_SECONDS = 0.1
 
 

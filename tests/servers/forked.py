@@ -6,7 +6,6 @@ only where they are what a test is about.
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
+
+from tests.servers.ports import find_port
 
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.servers.warm"])
@@ -54,7 +55,7 @@ class Forked:
         assert code is not None
         return code
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = 200) -> int:
         """Wait for its end; subprocess.TimeoutExpired, and its end, if that takes too long."""
         self.process.join(timeout)
         if self.poll() is None:
@@ -62,7 +63,7 @@ class Forked:
             raise subprocess.TimeoutExpired(self.words, timeout)
         return self.returncode
 
-    def communicate(self, timeout: float = 60) -> tuple[str, str]:
+    def communicate(self, timeout: float = 200) -> tuple[str, str]:
         """Wait for its end; what it wrote to standard output and error."""
         self.wait(timeout)
         out, errors = (path.read_text(errors="replace") for path in self.files)
@@ -76,7 +77,7 @@ class Forked:
 
     def kill_after(self, path: Path) -> None:
         """Kill it, and what it started, once there is a file at `path`."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while not path.exists():
             assert time.monotonic() < deadline
             assert self.poll() is None, self.communicate()
@@ -132,14 +133,6 @@ def run_words(
     main()
 
 
-def find_port() -> int:
-    """A port that is free."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    return port
-
-
 def start_ranks(
     num_ranks: int, overrides: Sequence[str], setup: Callable[[], None] | None = None
 ) -> list[Forked]:
@@ -179,7 +172,7 @@ def call_ranks(num_ranks: int, function: Callable[..., None], *arguments: object
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(300)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()

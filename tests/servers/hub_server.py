@@ -110,7 +110,7 @@ class HubServer:
 
     def environment(self, home: Path) -> dict[str, str]:
         """What a process needs in its environment to meet this Hub, and no files of the user."""
-        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DOWNLOAD_TIMEOUT": "3"}
 
     def commit(self, name: str, files: dict[str, bytes], gated: bool = False) -> str:
         """Make these files the newest commit of a dataset; returns the commit's sha.

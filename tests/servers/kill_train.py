@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tests.servers.forked import find_port
+from tests.servers.ports import find_port
 
 # A moment is just before or behind a call of one of these.
 CALLS = (

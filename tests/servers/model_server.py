@@ -32,7 +32,7 @@ class RunningServer:
         self.house = house
         self.url = url
         self.folder = folder
-        self.client = httpx.Client(base_url=url, timeout=30)
+        self.client = httpx.Client(base_url=url, timeout=120)
 
     def post(self, path: str, **fields: object) -> httpx.Response:
         """The answer to a JSON object."""

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from tests.servers.ports import find_port
+
 
 @dataclass(frozen=True)
 class S3Server:
@@ -40,9 +42,7 @@ class S3Server:
 @contextmanager
 def run_s3_server(folder: Path, bucket: str) -> Iterator[S3Server]:
     """Start a server with one bucket; its log lies in `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = find_port()
     log = folder / "s3.log"
     with open(log, "wb") as stream:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
@@ -61,7 +61,7 @@ def run_s3_server(folder: Path, bucket: str) -> Iterator[S3Server]:
 
 def wait_until_it_listens(process: subprocess.Popen[bytes], port: int) -> None:
     """Return when a connection to the server can be made."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 200
     while True:
         assert process.poll() is None, "the S3 server did not start"
         try:

@@ -198,7 +198,7 @@ def test_a_text_that_many_rows_share_is_not_decoded_for_each(
 
     path = edit_sidecar(shards_copy, share, store_schema=False)
     assert path.stat().st_size < 20_000
-    started = time.monotonic()
+    started = time.process_time()
     # One that knows what is taken from now on, and not what earlier tests took.
     whole, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
     pa.set_memory_pool(pool)
@@ -208,7 +208,7 @@ def test_a_text_that_many_rows_share_is_not_decoded_for_each(
     finally:
         pa.set_memory_pool(whole)
     assert 1 << 20 < pool.max_memory() < 500 << 20
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     assert velocity("shards", "show", shards_copy, "--document", 0)[0] == 1
 
 

@@ -23,6 +23,7 @@ from shards.reader import open_shards
 from shards.screen.url import restore_url, show_url
 from tests.manifests import edit_manifest
 from tests.servers.forked import Forked
+from tests.servers.held import hold_after
 from tests.servers.s3_server import S3Server
 from tests.stored import (
     BUCKET,
@@ -84,7 +85,7 @@ def test_a_killed_pull_goes_on_and_fetches_no_whole_file_again(
     push_shards(finished_set, url, ignore, compress)
     folder = tmp_path / "pulled"
     command = ["velocity", "shards", "pull", url, str(folder), "--workers", "1"]
-    process = Forked(command)
+    process = Forked(command, setup=hold_after("shards.exchange.fetch", "fetch_file", 30))
     while process.poll() is None and len(list(folder.glob("*.bin"))) < 8:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -109,7 +110,7 @@ def test_a_killed_push_goes_on_and_sends_no_whole_file_again(
 ) -> None:
     command = ["velocity", "shards", "push", str(finished_set), url]
     command += ["--compress", "--workers", "1"]
-    process = Forked(command)
+    process = Forked(command, setup=hold_after("shards.exchange.send", "send_file", 30))
     storage = open_storage(url)
     while process.poll() is None and len(storage.list_files()) < 10:
         time.sleep(0.001)

@@ -20,6 +20,7 @@ from shards.inspect.verify import verify_shards
 from shards.reader import open_shards
 from tests.commands import velocity
 from tests.servers.forked import Forked
+from tests.servers.held import hold_after
 from tests.servers.s3_server import S3Server
 from tests.stored import environment, flip_byte, ignore, server, url
 from tests.texts import make_texts
@@ -108,8 +109,15 @@ def test_a_part_gets_the_arrays_of_its_shards(indexed: Path, tmp_path: Path, sha
     assert manifest.dataset_id in index_path(folder).read_text()
 
 
+def count_files(folder: Path) -> int:
+    """How many files a set has beside its manifest."""
+    return sum(path.is_file() for path in folder.iterdir()) - 1
+
+
 def test_a_killed_push_of_an_index_goes_on(indexed: Path, url: str, server: S3Server) -> None:
-    process = Forked(["velocity", "shards", "push", indexed, url, "--index", "--workers", "1"])
+    hold = hold_after("shards.exchange.send", "send_file", count_files(indexed) + 7)
+    command = ["velocity", "shards", "push", indexed, url, "--index", "--workers", "1"]
+    process = Forked(command, setup=hold)
     inner = open_storage(url).inside(INDEX)
     while process.poll() is None and len(inner.list_files()) < 5:
         time.sleep(0.001)
@@ -130,7 +138,9 @@ def test_a_killed_pull_of_an_index_goes_on(
 ) -> None:
     push_shards(indexed, url, ignore, with_index=True)
     folder = tmp_path / "pulled"
-    process = Forked(["velocity", "shards", "pull", url, folder, "--index", "--workers", "1"])
+    hold = hold_after("shards.exchange.fetch", "fetch_file", count_files(indexed) + 6)
+    command = ["velocity", "shards", "pull", url, folder, "--index", "--workers", "1"]
+    process = Forked(command, setup=hold)
     while process.poll() is None and len(list_arrays(folder)) < 5:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)

@@ -201,6 +201,22 @@ def test_a_run_goes_on_with_the_base_that_it_began_with_and_no_other(
         find_parts(tmp_path / "part" / "checkpoints")
 
 
+def test_a_run_that_began_with_the_newest_of_a_folder_goes_on_with_that_one(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    more = {"training__cycle_steps": 6, "training__adapter": "lora"}
+    folder = tmp_path / "checkpoints"
+    save_ours(folder / "checkpoint-1")
+    run_from(tiny_shards, tmp_path / "run", folder, **more, training__num_training_steps=3)
+    save_model(folder / "checkpoint-2", make_model(CONFIG, seed=1), TOKENIZER_JSON)
+    seal(folder / "checkpoint-2")
+    run_from(tiny_shards, tmp_path / "run", folder, **more)
+    assert find_parts(last_of(tmp_path / "run")).base == folder / "checkpoint-1"
+    shutil.rmtree(folder / "checkpoint-1")
+    words = make_words(tiny_shards, tmp_path / "run", folder, **more)
+    expect_refusal(words, f"restore {folder / 'checkpoint-1'}")
+
+
 def test_ranks_train_one_adapter(chat_like: Path, tmp_path: Path) -> None:
     base = save_ours(tmp_path / "base")
     kind = {"training__adapter": "dora"}

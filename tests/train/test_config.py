@@ -310,10 +310,10 @@ def test_a_file_with_a_mark_of_its_encoding_is_read(tmp_path: Path, encoding: st
 def test_aliases_of_aliases_are_refused_at_once(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 99))]
     (tmp_path / "a.yaml").write_text("\n".join(lines))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ValueError, match="a0 is a section; expected keys below it"):
         load_config(str(tmp_path / "a.yaml"))
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("in_file", [False, True])
@@ -413,9 +413,9 @@ def test_cycles_of_one_length() -> None:
 
 def test_a_cycle_of_one_step_is_no_work_however_late() -> None:
     config = TrainingConfig(warmup_steps=0, cycle_steps=1, cycle_multiplier=1)
-    started = time.monotonic()
+    started = time.process_time()
     assert learning_rate(10**9, config) == 6e-4
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_changed_schedule_is_told_and_an_unchanged_one_is_not() -> None:

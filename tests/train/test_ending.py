@@ -26,7 +26,7 @@ from train.run import Run
 
 HOST = platform.node()
 # How long after a fault all processes may still be there, on a busy machine.
-SECONDS = 25.0
+SECONDS = 90.0
 
 
 def at_step(step: int, do: Callable[[], None], rank: int = 1) -> None:
@@ -103,13 +103,22 @@ def set_hanging_first_step() -> None:
     at_step(1, hang)
 
 
-def end_all(ranks: list[Forked], within: float = SECONDS) -> list[list[str]]:
+def wait_for(is_so: Callable[[], bool], ranks: list[Forked]) -> None:
+    """Wait until a run has come to something."""
+    deadline = time.monotonic() + 200
+    while not is_so():
+        assert all(rank.poll() is None for rank in ranks), [rank.communicate() for rank in ranks]
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.01)
+
+
+def end_all(ranks: list[Forked]) -> list[list[str]]:
     """Wait for the end of all ranks; what each said of it."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 200
     while all(rank.poll() is None for rank in ranks):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + SECONDS
     said = [rank.communicate(deadline - time.monotonic())[1] for rank in ranks]
     return [[line for line in text.splitlines() if "velocity: " in line] for text in said]
 
@@ -156,7 +165,7 @@ def test_a_rank_that_is_killed_on_another_machine_is_named(
 def test_a_machine_that_is_lost_is_noticed(tiny_shards: Path, tmp_path: Path) -> None:
     ranks = start_ranks(2, make_overrides(tiny_shards, tmp_path), set_lost)
     try:
-        _, errors = ranks[0].communicate(timeout=60)
+        _, errors = ranks[0].communicate()
     finally:
         ranks[1].kill()
     assert ranks[0].returncode == 1
@@ -191,11 +200,10 @@ def test_a_stop_while_a_rank_is_gone_waits_for_nothing(tiny_shards: Path, tmp_pa
     overrides = make_overrides(tiny_shards, tmp_path, training__num_training_steps=10**6)
     ranks = start_ranks(2, overrides)
     log = tmp_path / "logs" / "metrics.jsonl"
-    while not (log.exists() and log.read_text().count("\n") > 3):
-        time.sleep(0.01)
+    wait_for(lambda: log.exists() and log.read_text().count("\n") > 3, ranks)
     ranks[1].kill()
     ranks[0].send_signal(signal.SIGTERM)
-    [line], _ = end_all(ranks, within=10)
+    [line], _ = end_all(ranks)
     assert ranks[0].returncode == 1
     assert (
         line
@@ -208,10 +216,9 @@ def test_a_stop_while_a_rank_is_gone_waits_for_nothing(tiny_shards: Path, tmp_pa
 def test_a_stop_before_the_first_step_ends_all(
     tiny_shards: Path, tmp_path: Path, stopped: tuple[int, ...]
 ) -> None:
-    settings = {"training__gradient_accumulation_steps": 50_000}
+    settings = {"training__gradient_accumulation_steps": 500_000}
     ranks = start_ranks(2, make_overrides(tiny_shards, tmp_path, **settings), set_patient)
-    while not (tmp_path / "logs" / "run-folder").exists():
-        time.sleep(0.01)
+    wait_for((tmp_path / "logs" / "run-folder").exists, ranks)
     for rank in stopped:
         ranks[rank].send_signal(signal.SIGTERM)
     said = [rank.communicate(SECONDS)[1] for rank in ranks]
@@ -260,13 +267,13 @@ def test_ranks_meet_anew_in_a_store_that_earlier_ones_have_used(
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(120)
         assert found == {0: word, 1: word, 2: word}
 
 
 def test_the_first_rank_says_who_did_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train.ranks.meeting, "MEETING_SECONDS", 1.0)
-    server = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=9))
+    server = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=60))
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(server.port))

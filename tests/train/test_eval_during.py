@@ -411,3 +411,31 @@ def test_lists_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             load_config(str(tmp_path / "a.yaml"))
     with pytest.raises(ValueError, match="NOT_SET is not set"):
         load_config(None, ["training.eval_sets=a,b=$NOT_SET/c"])
+
+
+def test_lists_on_the_command_line(tmp_path: Path) -> None:
+    """Written as in a file, they mean the same, and are refused in the same words."""
+    for text in (
+        "[a, b: shards/b]",
+        "{wiki: shards/wiki, code: 'shards/a, b'}",
+        " [{a: x}, c=y]",
+        "[]",
+    ):
+        (tmp_path / "a.yaml").write_text(f"training:\n  eval_sets: {text}\n")
+        there = load_config(str(tmp_path / "a.yaml")).training.eval_sets
+        assert load_config(None, [f"training.eval_sets={text}"]).training.eval_sets == there
+    assert load_config(None, ["training.eval_sets={a: x/y, b: 'c, d'}"]).training.eval_sets == (
+        "a=x/y",
+        "b=c, d",
+    )
+    for text, expected in {
+        "{wiki:shards/wiki}": "no text \\(in a mapping, a space comes after the colon\\)",
+        "{a: x, a: y}": "key training.eval_sets.a stands here twice",
+        "{a: [x]}": "holds an entry that is no text",
+        "{a: x": "not valid YAML",
+        "{a: x}\n--- b": "a second document begins",
+        "[*a]": "is an alias",
+    }.items():
+        with pytest.raises(ValueError, match=f"^training.eval_sets.*{expected}") as caught:
+            load_config(None, [f"training.eval_sets={text}"])
+        assert "\n" not in str(caught.value)

@@ -5,6 +5,7 @@ What is in the training set is found, and the score is told without it.
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.texts import WORDS, make_texts
 from tests.tiny import TOKENIZER_JSON, make_model, make_tokenizer
 from tests.tokenized import split_of, write_set
 from train.evaluation.contamination import Contamination
-from train.evaluation.items import Item, read_task
+from train.evaluation.items import Item, Task, read_task
 from train.evaluation.shots import Shots, add_shots
 
 END = 0
@@ -181,6 +182,16 @@ def test_shots_are_the_first_other_items_with_their_answers(folder: Path, tmp_pa
     assert pools[1] != pools[2]
     assert len({*map(tuple, pools[1])}) > 5
     check(("--shots", 2, "--shots-seed", 1), [make_shots(questions, c) for c in pools[1]])
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_shots_of_many_items_are_found_in_seconds(seed: int | None) -> None:
+    items = [Item(line, f"{line}?", ("yes", "no"), 0) for line in range(4000)]
+    started = time.process_time()
+    found = add_shots(Task("many", "choices", items), Shots(1, None, seed), " ").items
+    assert time.process_time() - started < 10  # Comparing each with each took 40.
+    assert not any(item.context.startswith(f"{line}?") for line, item in enumerate(found))
+    assert all(item.context.endswith(f"? yes\n\n{line}?") for line, item in enumerate(found))
 
 
 def draw(path: Path, number: int, seed: int) -> list[int]:

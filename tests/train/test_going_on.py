@@ -14,7 +14,8 @@ import train.run
 from model.checkpoints import seal, tensor_file
 from model.checkpoints.seal import list_checkpoints
 from tests.runs import make_overrides, read_metrics, run_small
-from tests.servers.forked import Forked, find_port
+from tests.servers.forked import Forked
+from tests.servers.ports import find_port
 from tests.train.test_saving import assert_same_state
 from tests.train.test_train import flip_byte
 from train.checkpoints.resume import refuse_newer_elsewhere

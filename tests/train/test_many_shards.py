@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.shards import make_large, read_first_batch
+from benchmarks.shards.large import make_large, read_first_batch
 from shards.format import read_manifest
 from tests.runs import make_overrides, read_metrics
 from tests.servers.forked import Forked

@@ -16,7 +16,7 @@ from shards.documents import Sidecars
 from shards.edit.remove import Wanted
 from shards.mixture.mixture import Mixture, Stage
 from shards.order import SampleOrder
-from shards.reader import open_shards
+from shards.reader import TokenStream, open_shards
 from tests.commands import velocity
 from tests.runs import make_overrides, read_metrics
 from tests.servers.forked import Forked, run_ranks
@@ -28,6 +28,7 @@ from tests.train.test_rollback import BAD, spoil
 from tests.train.test_rollback import SETTINGS as ROLLBACK
 from tests.train.test_saving import assert_same_state
 from train.checkpoints.position import read_position
+from train.evaluate import evaluate
 from train.inspect.folders import inspect_folder
 from train.loop import Outcome
 from train.page.write import write_page
@@ -282,6 +283,67 @@ def test_each_entry_may_choose_its_documents(sets: Path, tmp_path: Path) -> None
 def read_last_line(folder: Path) -> str:
     """The last line of a run's log."""
     return (folder / "logs" / "metrics.jsonl").read_text().splitlines()[-2]
+
+
+def test_a_set_named_twice_is_validated_once(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Conditions leave its validation split whole; its loss counts with the weights of both."""
+    evaluated = []
+
+    def count(model: object, stream: TokenStream, *args: object, **options: object) -> object:
+        evaluated.append(stream.folder.name)
+        return evaluate(model, stream, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train.loop, "evaluate", count)
+    long, short = "num_tokens >= 20", "num_tokens < 20"
+    mixture = [
+        {"shards": f"{sets}/web", "weight": 1, "where": long},
+        {"shards": f"{sets}/code", "weight": 1},
+        {"shards": f"{sets}/web", "weight": 2, "where": short},
+    ]
+    words = make_words(sets, tmp_path, {"web": 1}, training__num_training_steps=2)
+    words += [f"data.mixture={json.dumps(mixture)}"]
+    outcome = train.loop.train(load_config(None, words))
+    assert evaluated == ["web", "code"]
+    web, code = (read_metrics(tmp_path, f"validation_loss/{name}")[2] for name in ("web", "code"))
+    assert web != code
+    assert read_metrics(tmp_path, "validation_loss/web-2") == {}
+    assert outcome.validation_loss == pytest.approx((3 * web + code) / 4, abs=1e-9)
+    assert (read_metrics(tmp_path, "epoch/web"), read_metrics(tmp_path, "epoch/web-2")) != ({}, {})
+    said = capsys.readouterr().err
+    assert "windows of 16: 8 of web, 8 of code\n" in said
+    assert f"of web, where {long}\n" in said
+    assert f"of web-2, where {short}\n" in said
+    assert f"(web {web:.4f}, code {code:.4f})\n" in said
+    # What is known of it later says which documents each had.
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-2"
+    web_id = open_shards(sets / "web").manifest.dataset_id
+    told = inspect_folder(checkpoint).facts["set"]
+    assert f"2 samples of dataset_id {web_id} where {long}, " in told
+    assert told.endswith(f"4 samples of dataset_id {web_id} where {short}")
+    card = make_card(gather(checkpoint), "me/model", "mit", None, False).replace("\\", "")
+    assert f"Of its documents it read those where {short}." in card
+    # With no other set there is one loss, and no names for it.
+    alone = [*words, f"data.mixture={json.dumps([mixture[0], mixture[2]])}"]
+    alone += [f"infrastructure.{name}={tmp_path / name}" for name in ("output_dir", "logging_dir")]
+    evaluated.clear()
+    train.loop.train(load_config(None, alone))
+    assert evaluated == ["web"]
+    record = json.loads((tmp_path / "logging_dir" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert [name for name in record if name.startswith("validation_loss")] == ["validation_loss"]
+
+
+def test_conditions_that_choose_the_same_are_refused(sets: Path, tmp_path: Path) -> None:
+    """A run that goes on could not tell them apart."""
+    for wheres in (("num_tokens > 0", "source_row >= 0"), (None, "num_tokens > 0")):
+        entries = [{"shards": f"{sets}/web", "weight": 1, "where": where} for where in wheres]
+        words = make_words(sets, tmp_path, {"web": 1})
+        with pytest.raises(
+            ValueError,
+            match=f"/web: {wheres[0] or 'all documents'} and {wheres[1]} choose the same documents",
+        ):
+            train.loop.train(load_config(None, [*words, f"data.mixture={json.dumps(entries)}"]))
 
 
 @pytest.fixture(scope="module")

@@ -6,45 +6,51 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import train.checkpoints.folder
 from model.checkpoints.seal import list_checkpoints, verify
 from tests.runs import make_overrides, read_metrics, run_small
 from tests.servers.forked import Forked, run_ranks
+from train.__main__ import main
 from train.checkpoints.folder import UNFINISHED
 
 Process = Forked | subprocess.Popen[str]
 
 
-def start(overrides: list[str], ranks: int = 1) -> Process:
-    """A run of one rank, or of several under torchrun."""
+def start(overrides: list[str], ranks: int = 1, dies: bool = False) -> Process:
+    """A run of one rank, or of several under torchrun; with `dies`, one that dies in a save."""
     if ranks == 1:
-        return Forked(["train", *overrides])
+        return Forked(["train", *overrides], setup=die_in_save if dies else None)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(ranks), "-m", "train", *overrides]
+    program = [__file__] if dies else ["-m", "train"]
+    command += ["--nproc_per_node", str(ranks), *program, *overrides]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def wait_for(condition: object, process: Process, seconds: float = 60) -> None:
+def die_in_save() -> None:
+    """Have the rank that writes kill itself where a checkpoint's files are there, but no seal."""
+    seal = train.checkpoints.folder.seal
+
+    def seal_or_die(folder: Path, sealed: Any) -> Any:
+        if folder.name.endswith("checkpoint-9"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return seal(folder, sealed)
+
+    train.checkpoints.folder.seal = seal_or_die
+
+
+def wait_for(condition: object, process: Process, seconds: float = 200) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "it never came to that"
         time.sleep(0.002)
-
-
-def find_rank(parent: int, rank: int) -> int:
-    """The process of a rank that torchrun started."""
-    for children in Path(f"/proc/{parent}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
-            environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-            if f"RANK={rank}".encode() in environment:
-                return child
-    raise AssertionError(f"no rank {rank}")
 
 
 def same_model(one: Path, other: Path) -> bool:
@@ -60,13 +66,11 @@ def test_killed_while_it_saves_it_goes_on_from_the_checkpoint_before(
     settings = {"training__num_training_steps": 12, "training__save_steps": 3}
     overrides = make_overrides(small_shards, tmp_path / "killed", **settings)
     folder = tmp_path / "killed" / "checkpoints"
-    process = start(overrides, ranks)
-    wait_for(lambda: (folder / f"{UNFINISHED}checkpoint-9/model.safetensors").exists(), process)
-    os.kill(process.pid if ranks == 1 else find_rank(process.pid, 0), signal.SIGKILL)
+    process = start(overrides, ranks, dies=True)
     process.communicate()
     assert process.returncode != 0
     assert step_of(folder) == 6
-    assert (folder / f"{UNFINISHED}checkpoint-9").exists()
+    assert (folder / f"{UNFINISHED}checkpoint-9/model.safetensors").exists()
 
     process = start(overrides, ranks)
     _, errors = process.communicate()
@@ -115,7 +119,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_next_start_goes_on(
     process = start(overrides)
     wait_for(lambda: log.exists() and log.read_text().count("\n") > 3, process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
     [checkpoint] = list_checkpoints(tmp_path / "checkpoints")
@@ -136,7 +140,7 @@ def test_a_signal_to_torchrun_stops_all_ranks_at_one_step(
     process = start(overrides, ranks=2)
     wait_for(lambda: log.exists() and log.read_text().count("\n") > 3, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=40)
+    process.communicate(timeout=120)
     assert process.returncode != 0
     [checkpoint] = list_checkpoints(tmp_path / "checkpoints")
     verify(checkpoint)
@@ -152,7 +156,7 @@ def test_a_stop_during_an_evaluation_is_not_lost(small_shards: Path, tmp_path: P
     process = start(overrides)
     wait_for(lambda: log.exists() and log.read_text().count("\n") > 3, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == 143
     assert len(list_checkpoints(tmp_path / "checkpoints")) == 1
 
@@ -174,3 +178,8 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: st
     assert "Traceback" not in process.stderr
     assert process.stderr.splitlines()[-1].startswith("velocity: ")
     assert message in process.stderr.splitlines()[-1]
+
+
+if __name__ == "__main__":  # As torchrun starts it.
+    die_in_save()
+    main()

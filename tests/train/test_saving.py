@@ -45,7 +45,7 @@ def hold_writes(monkeypatch: pytest.MonkeyPatch, gate: Event) -> list[int]:
 
     def wait_and_write(folder: Path, snapshot: Snapshot) -> Any:
         begun.append(snapshot.step)
-        assert gate.wait(60)
+        assert gate.wait(300)
         return write_files(folder, snapshot)
 
     monkeypatch.setattr(train.checkpoints.saver, "write_files", wait_and_write)

@@ -1,6 +1,7 @@
 """`--config sft`: chats to a model that answers, as TRL trains it and as transformers asks it."""
 
 import json
+import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from shards.reader import open_shards
 from tests.commands import velocity
 from tests.runs import read_metrics
 from tests.tiny import TOKENIZER_JSON
-from tests.train.test_model_start import save_theirs
+from tests.train.test_model_start import run_from, save_theirs
 from train.loop import train
 from train.publish.card import make_card
 from train.publish.facts import gather
@@ -137,6 +138,82 @@ def test_others_write_chats_as_the_set_has_them(tuned: Path, chats: Path) -> Non
     assert template is not None
     with closing(template):
         assert template.render(CHATS[2][:1]) == asked
+
+
+def read_chat_files(folder: Path) -> dict[str, Any]:
+    """What a folder's newest checkpoint says of chats, and the ids of one."""
+    checkpoint = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    return {
+        "template": (checkpoint / "chat_template.jinja").read_bytes(),
+        "tokens": json.loads((checkpoint / "tokenizer_config.json").read_text())["eos_token"],
+        "ends": json.loads((checkpoint / "generation_config.json").read_text())["eos_token_id"],
+        "ids": tokenizer.apply_chat_template(CHATS[0], tokenize=True, return_dict=False),
+    }
+
+
+@pytest.mark.parametrize("adapter", ["null", "lora"])
+def test_plain_text_after_chats_keeps_their_format(
+    tuned: Path, tiny_shards: Path, tmp_path: Path, adapter: str
+) -> None:
+    """The template, the ends of turns and the tokens, which the text's tokenizer lacks."""
+    [checkpoint] = tuned.glob("checkpoint-*")
+    start, expected = shutil.copytree(checkpoint, tmp_path / "start"), read_chat_files(tuned)
+    assert b"<|im_end|>" not in (tiny_shards / "tokenizer.json").read_bytes()
+    short: dict[str, object] = {"training__adapter": adapter, "training__num_training_steps": 1}
+    run_from(tiny_shards, tmp_path, start, **short)
+    assert read_chat_files(tmp_path / "checkpoints") == expected
+    if adapter == "null":  # Of its own checkpoint, when the start is gone.
+        shutil.rmtree(start)
+    run_from(tiny_shards, tmp_path, start, **short | {"training__num_training_steps": 2})
+    assert (tmp_path / "checkpoints" / "checkpoint-2").is_dir()
+    assert read_chat_files(tmp_path / "checkpoints") == expected
+
+
+def test_public_models_keep_their_format(tiny_shards: Path, tmp_path: Path) -> None:
+    """One whose template is in tokenizer_config.json, and that ends turns by an id of its own."""
+    start = save_theirs(tmp_path / "theirs", eos_token_id=[7, 9])
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    template = "{% for one in messages %}{{ one.content + eos_token }}{% endfor %}"
+    text = json.dumps(config | {"chat_template": template})
+    (start / "tokenizer_config.json").write_text(text)
+    run_from(tiny_shards, tmp_path, start, training__num_training_steps=1)
+    found = read_chat_files(tmp_path / "checkpoints")
+    assert found["template"] == template.encode()
+    assert found["ends"] == [0, 7, 9]
+    assert found["ids"].count(0) == len(CHATS[0])
+    tokenizer = (tmp_path / "checkpoints" / "checkpoint-1" / "tokenizer.json").read_bytes()
+    assert tokenizer == (tiny_shards / "tokenizer.json").read_bytes()
+
+
+def test_a_model_without_a_template_gets_none(tiny_shards: Path, tmp_path: Path) -> None:
+    run_from(
+        tiny_shards,
+        tmp_path,
+        save_theirs(tmp_path / "theirs"),
+        **{"training__num_training_steps": 1},
+    )
+    assert not (tmp_path / "checkpoints" / "checkpoint-1" / "chat_template.jinja").exists()
+
+
+def test_the_template_of_chats_comes_before_that_of_the_start(
+    tuned: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line says so where they differ, and none is there where they do not."""
+    [checkpoint] = tuned.glob("checkpoint-*")
+    told = "its chat template is not that of"
+    one_step = {"data__max_seq_length": ROW, "training__num_training_steps": 1}
+    run_from(chats, tmp_path / "same", checkpoint, **one_step)
+    assert told not in capsys.readouterr().err
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": CHATS[0]}) + "\n")
+    options = ("--tokenizer", checkpoint / "tokenizer.json", "--validation-fraction", 0)
+    other = ("--template", "plain", "--pack-tokens", ROW, "--out", "other/", *options)
+    code, _, errors = velocity("prep", "--chat", "--input", "chats.jsonl", *other, cwd=tmp_path)
+    assert code == 0, errors
+    run_from(tmp_path / "other", tmp_path, checkpoint, **one_step)
+    assert f"{tmp_path / 'other'}: {told} {checkpoint}; " in capsys.readouterr().err
+    found = read_chat_files(tmp_path / "checkpoints")["template"]
+    assert found == (tmp_path / "other" / "chat_template.jinja").read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore")  # Theirs.

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.longer import find_losses
 from benchmarks.measure import (
     OURS,
     Engine,
@@ -21,9 +20,10 @@ from benchmarks.measure import (
     summarize,
     take_turns,
 )
-from benchmarks.prep import compare_tokens
-from benchmarks.tokenizers import Ids, count_different
-from benchmarks.train import compare_losses
+from benchmarks.prep.__main__ import compare_tokens
+from benchmarks.prep.tokenizers import Ids, count_different
+from benchmarks.quality.longer import find_losses
+from benchmarks.train.__main__ import compare_losses
 from tests.texts import make_texts, write_jsonl
 from tests.tiny import make_model
 
@@ -100,7 +100,7 @@ def test_prep_reads_other_text_as_often_as_it_needs(tmp_path: Path) -> None:
 
 def test_prep_parts_account_for_the_whole_time(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [*make_texts(300)])
-    result = run_benchmark("prep_parts", "--input", str(tmp_path))
+    result = run_benchmark("prep.parts", "--input", str(tmp_path))
     parts = {name: found["median"] for name, found in result["engines"][OURS].items()}
     whole = parts.pop("whole")
     assert sum(parts.values()) == pytest.approx(whole, rel=1e-3)
@@ -110,7 +110,7 @@ def test_prep_parts_account_for_the_whole_time(tmp_path: Path) -> None:
 def test_prep_long_tells_rate_and_memory_by_tenths(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [*make_texts(100)])
     options = ("--input", str(tmp_path / "a.jsonl"), "--passes", "20")
-    result = run_benchmark("prep_long", *options)
+    result = run_benchmark("prep.long_run", *options)
     figures = {name: found["median"] for name, found in result["engines"][OURS].items()}
     assert len([name for name in figures if name.startswith("tokens_per_second_")]) == 10
     assert min(figures.values()) > 0
@@ -120,7 +120,7 @@ def test_prep_long_tells_rate_and_memory_by_tenths(tmp_path: Path) -> None:
 def test_prep_workers_make_the_same_set(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [*make_texts(300)])
     options = ("--input", str(tmp_path / "a.jsonl"), "--passes", "2")
-    result = run_benchmark("prep_workers", *options)
+    result = run_benchmark("prep.workers", *options)
     assert result["work"]["text_bytes"] == 2 * sum(len(text.encode()) for text in make_texts(300))
     check_result(result, ["one_worker"], {"megabytes_per_second"})
     assert result["checks"]["sets_equal"]
@@ -128,7 +128,9 @@ def test_prep_workers_make_the_same_set(tmp_path: Path) -> None:
 
 def test_tokenizers_tells_rate_and_exactness_of_each_encoder() -> None:
     options = ("--megabytes", "0.05", "--vocab-size", "600")
-    result = run_benchmark("tokenizers", *options, "--tokenizer", "gpt2", "--tokenizer", "unigram")
+    result = run_benchmark(
+        "prep.tokenizers", *options, "--tokenizer", "gpt2", "--tokenizer", "unigram"
+    )
     rows = {(row["tokenizer"], row["encoder"]): row for row in result["table"]}
     for name in ("gpt2", "unigram", "own"):
         for encoder in ("fastokens", "tokenizers"):
@@ -165,7 +167,7 @@ def test_shards_measures_verify_info_and_trace(tmp_path: Path) -> None:
 
 
 def test_near_finds_the_copies_that_were_planted() -> None:
-    result = run_benchmark("near", "--megabytes", "0.3")
+    result = run_benchmark("prep.near", "--megabytes", "0.3")
     figures = {"signatures_megabytes_per_second", "megabytes_per_second"}
     check_result(result, ["datatrove"], figures)
     assert result["checks"][OURS]["recall"] >= 0.95
@@ -173,7 +175,7 @@ def test_near_finds_the_copies_that_were_planted() -> None:
 
 
 def test_loader_reads_the_windows_of_its_peers() -> None:
-    result = run_benchmark("loader", "--tokens", "100000", "--seconds", "0.05")
+    result = run_benchmark("shards.loader", "--tokens", "100000", "--seconds", "0.05")
     check_result(result, ["nanogpt", "dataloader"], {"windows_per_second", "tokens_per_second"})
     assert result["checks"]["windows_equal"]
 
@@ -202,7 +204,7 @@ def test_save_measures_the_stall_of_a_save() -> None:
     sizes = ("hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2")
     settings = [f"model.{size}" for size in sizes] + ["data.max_seq_length=16"]
     steps = ("--steps", "2", "--warmup-steps", "2", "--save-steps", "2")
-    result = run_benchmark("save", *steps, *settings, "training.batch_size_per_device=1")
+    result = run_benchmark("train.save", *steps, *settings, "training.batch_size_per_device=1")
     for engine in (OURS, "never"):
         found = result["engines"][engine]
         assert found.keys() == {"step_seconds", "mean_step_seconds", "stall_steps"}
@@ -265,7 +267,7 @@ def test_quality_tells_what_each_dtype_costs(trained: tuple[str, ...]) -> None:
 
 def test_lookup_writes_the_same_tokens_in_fewer_steps(trained: tuple[str, ...]) -> None:
     sizes = ("--prompt-tokens", "40", "--quoted-tokens", "8", "--new-tokens", "24")
-    result = run_benchmark("lookup", *trained, *SMALL_MODEL, *sizes, "--texts", "1")
+    result = run_benchmark("sample.lookup", *trained, *SMALL_MODEL, *sizes, "--texts", "1")
     assert result["checks"]["tokens_equal"]
     steps = {}
     for model in ("written", "dictated"):
@@ -281,7 +283,7 @@ def test_lookup_writes_the_same_tokens_in_fewer_steps(trained: tuple[str, ...]) 
 
 def test_serve_answers_many_clients() -> None:
     options = ("--clients", "3", "--seconds", "1", "--prompt-tokens", "4", "--new-tokens", "4")
-    result = run_benchmark("serve", *SMALL_MODEL, *options)
+    result = run_benchmark("sample.serve", *SMALL_MODEL, *options)
     figures = {"tokens_per_second", "texts_per_second", "first_token_seconds", "peak_memory_bytes"}
     check_result(result, ["one_client"], figures)
     assert result["checks"].keys() == {"max_memory_growth_share"}

@@ -155,7 +155,7 @@ def test_the_installed_command_says_mistakes_in_one_line(tmp_path: Path) -> None
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=400,
     )
     assert (process.returncode, process.stdout) == (1, "")
     assert process.stderr.startswith("velocity: nowhere: no such folder; make ")

@@ -216,6 +216,8 @@ def name_module(path: Path) -> str:
 
 
 MODULES = {name_module(path): path for path in python_files()}
+# What is not in the wheel is held to the same order in its folders and files.
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 
 
 def name_room(module: str) -> str:
@@ -264,6 +266,7 @@ def test_rooms_import_only_what_they_may(module: str) -> None:
         assert "torch" not in packages
     if root in {"train", "model"}:
         assert not packages & {"datasets", "zstandard"}
+    assert not packages & {"benchmarks", "tests"}
     assert "pickle" not in packages or module == "model.checkpoints.pickle_file"
 
 
@@ -308,21 +311,22 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_the_first_line_of_a_docstring_is_whole() -> None:
     """docs/map.md shows it alone."""
-    for path in python_files():
+    for path in [*python_files(), *BENCHMARKS]:
         docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
         if path.name != "__init__.py":
             assert docstring.partition("\n")[0].endswith("."), path
 
 
 def test_every_room_says_what_it_is_for_and_is_seen_by_git() -> None:
-    rooms = {path.parent for path in python_files() if path.parent != ROOT}
+    paths = [*python_files(), *BENCHMARKS]
+    rooms = {path.parent for path in paths if path.parent != ROOT}
     for room in rooms:
         docstring = ast.get_docstring(ast.parse((room / "__init__.py").read_text("utf-8")))
         assert docstring, f"{room}: its __init__.py has no sentence"
         files = [path for path in room.glob("*.py") if path.name != "__init__.py"]
         assert 2 <= len(files) <= 15, f"{room} has {len(files)} files"
     ignored = subprocess.run(
-        ["git", "check-ignore", "--no-index", *(str(path) for path in python_files())],
+        ["git", "check-ignore", "--no-index", *map(str, paths)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -435,7 +439,7 @@ def test_data_in_the_current_folder_does_not_shadow_the_package(tmp_path: Path) 
 def test_no_function_or_file_outgrows_its_idea() -> None:
     """60 lines a function's body, 330 a file."""
     too_long = []
-    for path in python_files():
+    for path in [*python_files(), *BENCHMARKS]:
         source = path.read_text(encoding="utf-8")
         if len(source.splitlines()) > 330:
             too_long.append(str(path))

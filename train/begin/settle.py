@@ -90,12 +90,16 @@ def find_again(config: Config, rank: Rank, shards: Shards, origin: Json) -> Begi
     """
 
     def find() -> Json:
-        found = find_beginning(str(config.model.start), shards)
+        # model.start may name a run that has newer checkpoints by now.
+        before = Path(origin["folder"])
+        start = before if before.is_dir() else config.model.start
+        found = find_beginning(str(start), shards)
         now = describe_origin(found.folder)
         if now["weights_sha256"] != origin["weights_sha256"]:
             raise ValueError(
                 f"{found.folder}: its weights are not those that the run began with (sha256 "
-                f"{now['weights_sha256'][:12]}, then {origin['weights_sha256'][:12]}); restore them"
+                f"{now['weights_sha256'][:12]}, then {origin['weights_sha256'][:12]}); restore "
+                f"{before}"
             )
         return {"folder": now["folder"], "own": asdict(found.shape), "known_ids": found.known_ids}
 

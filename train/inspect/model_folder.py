@@ -154,14 +154,15 @@ def _describe_training(folder: Path, report: Report) -> None:
 
 
 def describe_sets(position: Position) -> str:
-    """The ids of the sets that a run has read; of several, how many samples of each."""
-    if len(position.dataset_ids) == 1:
-        return f"dataset_id {position.dataset_ids[0]}"
+    """What a run has read: the sets' ids and conditions; of several, how many samples of each."""
+    names = [
+        f"dataset_id {found.dataset_id}" + ("" if found.where is None else f" where {found.where}")
+        for found in position.sets
+    ]
+    if len(names) == 1:
+        return names[0]
     counts = position.mixture.count(position.samples_consumed).tolist()
-    return ", ".join(
-        f"{count:,} samples of dataset_id {dataset_id}"
-        for count, dataset_id in zip(counts, position.dataset_ids, strict=True)
-    )
+    return ", ".join(f"{n:,} samples of {name}" for n, name in zip(counts, names, strict=True))
 
 
 def _describe_model(values: Json, report: Report) -> ModelConfig | None:

@@ -149,13 +149,13 @@ def describe_data(facts: Facts) -> Iterator[str]:
         yield f"It is a mixture of {len(facts.manifests)} sets."
         yield ""
     counts = position.mixture.count(position.samples_consumed).tolist()
-    for dataset_id, manifest, count in zip(
-        position.dataset_ids, facts.manifests, counts, strict=True
-    ):
-        yield f"The set of token ids has dataset_id {show(dataset_id)}: the same sources and"
+    for found, manifest, count in zip(position.sets, facts.manifests, counts, strict=True):
+        yield f"The set of token ids has dataset_id {show(found.dataset_id)}: the same sources and"
         yield "options give it again, byte for byte."
         if len(facts.manifests) > 1:
             yield f"The run took {count:,} of its samples from it."
+        if found.where is not None:
+            yield f"Of its documents it read those where {show(found.where)}."
         yield ""
         if manifest is not None:
             yield from describe_set(manifest)

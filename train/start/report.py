@@ -45,7 +45,7 @@ def check_start(config: Config, rank: Rank, order: MixedOrder, first_step: int, 
         "optimizer": describe_optimizer(config, rank),
         "rate": describe_schedule(config.training),
         **describe_objective(config),
-        "validation": describe_validation(config, order.sets),
+        "validation": describe_validation(config, order.sets.validation),
         "activations": batch["activations"],
         "memory": describe_memory(need, available),
         "checkpoints": describe_checkpoints(config, rank, first_step),
@@ -53,7 +53,8 @@ def check_start(config: Config, rank: Rank, order: MixedOrder, first_step: int, 
     }
     for source in order.sets.sources:
         if source.choice.where is not None:
-            of = f" of {source.name}" if len(order.sets.sources) > 1 else ""
+            is_alone = len(order.sets.sources) == 1
+            of = "" if is_alone else f" of {source.name}, where {source.choice.where}"
             say(f"{'data.where':<{LABEL_WIDTH}} {describe_choice(source.choice)}{of}")
     for label, text in lines.items():
         say(f"{label:<{LABEL_WIDTH}} {text}")

@@ -6,10 +6,10 @@ nothing in a file can grow or be built. What may nest is named here.
 """
 
 import codecs
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -19,6 +19,7 @@ NULLS = ("", "~", "null", "Null", "NULL")
 # Settings that are lists or mappings, and how deep these may go.
 NESTED = ("data.mixture",)
 MAX_DEPTH = 3
+Value = TypeVar("Value")
 SECTIONS_EXPECTED = "expected sections such as `training:` with keys below"
 
 
@@ -111,10 +112,27 @@ def read_nested(text: str, name: str) -> Any:
     >>> read_nested("{web/: 0.7, code/: 0.3}", "data.mixture")
     {'web/': '0.7', 'code/': '0.3'}
     """
+    return _read_value(text, name, lambda start, events: _read_nested(start, events, f"{name}: "))
+
+
+def read_list(text: str, name: str) -> list[str]:
+    """The same for a setting that is a list of texts, those of a mapping as `name=text`.
+
+    >>> read_list("{wiki: shards/wiki}", "training.eval_sets"), read_list("[a, b: c]", "x.y")
+    (['wiki=shards/wiki'], ['a', 'b=c'])
+    """
+    found = _read_value(text, name, lambda start, events: [*_read_list(events, name, name, start)])
+    return found or []
+
+
+def _read_value(
+    text: str, name: str, read: Callable[[yaml.Event, Iterator[yaml.Event]], Value]
+) -> Value | None:
+    """What `read` makes of the only value in a text; None where there is none."""
     events = _read_events(text, name)
     if isinstance(next(events), yaml.StreamEndEvent):
         return None
-    value = _read_nested(next(events), events, f"{name}: ")
+    value = read(next(events), events)
     next(events)  # The document's end.
     if not isinstance(next(events), yaml.StreamEndEvent):
         raise ValueError(f"{name}: a second document begins; expected one value")
@@ -183,7 +201,10 @@ def _read_list(
 def _read_text(event: yaml.Event, origin: str, name: str) -> str:
     if isinstance(event, yaml.ScalarEvent) and event.value:
         return str(event.value)
-    raise ValueError(f"{_place(origin, event)}{name} holds an entry that is no text")
+    raise ValueError(
+        f"{_place(origin, event)}{name} holds an entry that is no text (in a mapping, a space "
+        "comes after the colon)"
+    )
 
 
 def _read_events(text: str, origin: str) -> Iterator[yaml.Event]:

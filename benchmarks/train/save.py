@@ -20,7 +20,7 @@ import torch
 
 import train.loop
 from benchmarks.measure import Engine, Measured, make_parser, print_result, run_script, take_turns
-from benchmarks.train import make_shards
+from benchmarks.train.inputs import make_shards
 from train.config import Config
 from train.run import Run
 from train.settings import load_config
@@ -61,7 +61,9 @@ def main() -> None:
         config = make_config(options, scratch, EVERY)
         work = {"num_parameters": config.model.num_parameters()}
         stalls = [figures["stall_steps"] for figures in results.rounds[EVERY]]
-        print_result("save", options, work, results, {"max_stall_steps": max(stalls)}, PACKAGES)
+        print_result(
+            "train.save", options, work, results, {"max_stall_steps": max(stalls)}, PACKAGES
+        )
 
 
 def make_config(options: argparse.Namespace, scratch: Path, kind: str) -> Config:

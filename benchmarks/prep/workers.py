@@ -19,8 +19,8 @@ from benchmarks.measure import (
     run_script,
     take_turns,
 )
-from benchmarks.prep import forget_encoders
-from benchmarks.prep_long import copy_files
+from benchmarks.prep.engines import forget_encoders
+from benchmarks.prep.texts import copy_files
 from prep.policy import Policy
 from prep.request import Request
 from prep.run import prepare
@@ -51,7 +51,7 @@ def main() -> None:
         results = take_turns(engines, options, check)
     checks = {"sets_equal": True}  # A difference would have ended the run.
     packages = ("fastokens", "pyarrow", "numpy")
-    print_result("prep_workers", options, {"text_bytes": sizes[0]}, results, checks, packages)
+    print_result("prep.workers", options, {"text_bytes": sizes[0]}, results, checks, packages)
 
 
 def start(folder: Path, workers: int) -> Callable[[], Measured]:

@@ -21,7 +21,7 @@ import prep.readers.documents
 import prep.text.batch
 import prep.units.work
 from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
-from benchmarks.prep import forget_encoders
+from benchmarks.prep.engines import forget_encoders
 from prep.policy import Policy
 from prep.request import Request
 from prep.run import prepare
@@ -97,7 +97,7 @@ def main() -> None:
 
     results = measure_alone(measure, options)
     work = {"text_bytes": sizes[0], "unit": "milliseconds per 100 MB of text"}
-    print_result("prep_parts", options, work, results, {}, ("fastokens", "pyarrow", "numpy"))
+    print_result("prep.parts", options, work, results, {}, ("fastokens", "pyarrow", "numpy"))
 
 
 def measure_parts(inputs: tuple[str, ...]) -> tuple[dict[str, float], int]:

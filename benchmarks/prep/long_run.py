@@ -4,7 +4,6 @@ The input is copied into a folder --passes times. One worker, in this process; m
 process holds at the end of each tenth.
 """
 
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 
 import prep.engines.local
 from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
-from benchmarks.prep import forget_encoders
+from benchmarks.prep.engines import forget_encoders
+from benchmarks.prep.texts import copy_files
 from prep.policy import Policy
 from prep.request import Request
 from prep.run import prepare
@@ -40,7 +40,7 @@ def main() -> None:
         return figures
 
     results = measure_alone(measure, options)
-    print_result("prep_long", options, work, results, {}, ("fastokens", "pyarrow", "numpy"))
+    print_result("prep.long_run", options, work, results, {}, ("fastokens", "pyarrow", "numpy"))
 
 
 def run_long(inputs: list[Path], passes: int) -> tuple[dict[str, float], dict[str, int]]:
@@ -78,14 +78,6 @@ def run_long(inputs: list[Path], passes: int) -> tuple[dict[str, float], dict[st
     figures["last_over_first"] = float(rates[-1] / rates[0])
     figures["last_over_second"] = float(rates[-1] / rates[1])
     return figures, {"text_bytes": int(manifest.audit["text_bytes"]), "units": len(done)}
-
-
-def copy_files(inputs: list[Path], folder: Path, passes: int) -> None:
-    """Copy the input's files for each pass: prep reads a file once, whatever leads to it."""
-    folder.mkdir()
-    for number in range(passes):
-        for path in find_files([str(entry) for entry in inputs])[0]:
-            shutil.copyfile(path, folder / f"{number:04d}-{path.name}")
 
 
 def read_resident_bytes() -> int:

@@ -34,7 +34,7 @@ from benchmarks.measure import (
     say,
     take_turns,
 )
-from benchmarks.prep import COLUMN, add_text_options, read_batches
+from benchmarks.prep.texts import COLUMN, add_text_options, read_batches
 from prep.python_docs import write_python_docs
 from prep.sources.local import find_files
 from shards.near.clusters import ClusterFinder
@@ -68,7 +68,7 @@ def main() -> None:
         results = take_turns(engines, options, found.append)
         checks = judge(texts, found[-1])
     work = {"documents": len(texts), "text_bytes": num_bytes}
-    print_result("near", options, work, results, checks, PACKAGES)
+    print_result("prep.near", options, work, results, checks, PACKAGES)
 
 
 def read_texts(scratch: Path, options: argparse.Namespace) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """llama.cpp as an engine of `sample`: a process of any Python that has llama-cpp-python.
 
-    PYTHON -P benchmarks/llama.py MODEL.gguf THREADS
+    PYTHON -P benchmarks/sample/llama.py MODEL.gguf THREADS
 
 It is built from C++ for half an hour, so it is often in an environment of its own, and its threads
 should not meet torch's. A request is a line of JSON, [ids of a prompt, how many new ones]; so is

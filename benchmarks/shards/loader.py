@@ -72,7 +72,7 @@ def main() -> None:
         ]
         results = take_turns(engines, options, check_shapes)
     work = {"windows_of_tokens": options.max_seq_length + 1, "file_bytes": 2 * options.tokens}
-    print_result("loader", options, work, results, {"windows_equal": True}, PACKAGES)
+    print_result("shards.loader", options, work, results, {"windows_equal": True}, PACKAGES)
 
 
 def write_tokens(folder: Path, options: argparse.Namespace) -> TokenStream:

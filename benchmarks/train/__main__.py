@@ -39,18 +39,9 @@ from benchmarks.measure import (
     run_script,
     take_turns,
 )
-from benchmarks.train_round import (
-    find_device,
-    make_config,
-    measure_bare,
-    measure_matrix,
-    measure_transformers,
-    measure_velocity,
-)
-from model.checkpoints.folder import save_model
-from model.transformer import Transformer
-from shards.disk.layout import TOKENIZER
-from train.config import Config
+from benchmarks.train.engines import measure_bare, measure_matrix, measure_velocity
+from benchmarks.train.inputs import find_device, make_config, make_shards, make_weights
+from benchmarks.train.trainer import measure_transformers
 from train.settings import load_config
 from train.start.memory import estimate_memory
 
@@ -167,28 +158,6 @@ def compare_engines(options: argparse.Namespace, scratch: Path) -> None:
     }
     checks = {"max_loss_difference": max(differences, default=None)}
     print_result("train", options, work, results, checks, PACKAGES)
-
-
-def make_shards(scratch: Path) -> None:
-    """Make shards of Python's documentation, all of it in train."""
-    from prep.policy import Policy
-    from prep.python_docs import write_python_docs
-    from prep.run import Request, prepare
-
-    text = scratch / "python-docs.jsonl"
-    write_python_docs(text)
-    policy = Policy(validation_fraction="0")
-    prepare(
-        Request(scratch / "shards", policy=policy, inputs=(str(text),), workers=1),
-        say=lambda line: None,
-    )
-
-
-def make_weights(config: Config, scratch: Path) -> None:
-    """Save the random weights that both start with, as a checkpoint folder."""
-    torch.manual_seed(config.infrastructure.seed)
-    tokenizer_json = (scratch / "shards" / TOKENIZER).read_text(encoding="utf-8")
-    save_model(scratch / "weights", Transformer(config.model), tokenizer_json)
 
 
 def run_process(engine: str, scratch: Path) -> Measured:

@@ -1,42 +1,20 @@
-"""Greedy text with a KV cache: our Generator against transformers' generate and llama.cpp.
-
-All load one checkpoint folder with random weights, get the same prompts, of equal length unless
-`--unequal`, and in fp32 must write the same tokens. The time runs from the prompts to the last
-token, so it includes reading the prompts; ours also includes tokenizing them and decoding the
-tokens, while transformers and llama.cpp go from ids to ids. llama.cpp writes one text, from the
-checkpoint as a GGUF file, and may round otherwise: with how many of our tokens it begins is told.
-`read` measures how fast memory is read meanwhile.
-"""
+"""What takes turns in `benchmarks.sample`: ours, transformers, llama.cpp, and memory alone."""
 
 import argparse
-import os
 import random
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.llama import Llama, find_llama
-from benchmarks.measure import (
-    OURS,
-    Engine,
-    Figures,
-    Measured,
-    make_parser,
-    print_result,
-    run_script,
-    say,
-    take_turns,
-)
-from model.checkpoints.folder import save_model
-from model.checkpoints.seal import seal
-from model.config import Kept, ModelConfig
+from benchmarks.measure import OURS, Engine, Figures, Measured
+from benchmarks.models import count_bytes, count_gguf_bytes
+from benchmarks.sample.llama import Llama
+from model.config import Kept
 from model.decode.generator import Generator
 from model.decode.settings import Settings
 from model.export import gguf
@@ -44,98 +22,18 @@ from model.export.source import open_source
 from model.generate import load_generator
 from model.pages import Pages
 from model.products import linear
-from model.transformer import Transformer
-from prep.tokenizer.gpt2 import END_OF_TEXT, VOCAB_SIZE, build_gpt2_json
-from tests.tiny import make_model
+from prep.tokenizer.gpt2 import END_OF_TEXT
 
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "gguf")
 # Each is one token with the space before it.
 WORDS = ("the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was", "with", "be")
-# Weights large enough that a random model does not repeat one token; the same gain as in the tests.
-WEIGHT_GAIN = 1.6
 # transformers' two kinds of cache that hold all tokens.
 CACHES = {"transformers": None, "transformers_static": "static"}
 # llama.cpp's engines, and what its file holds.
 LLAMA = {"llama_cpp": "fp32", "llama_cpp_q8_0": "q8_0"}
 READ_BYTES = 2**28
 READ = "gigabytes_read_per_second"
-
 # A row of ids for each prompt, starting with the prompt's own.
 Rows = list[list[int]]
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser("Greedy text with a KV cache, beside transformers' generate.")
-    parser.add_argument("--hidden-size", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--intermediate-size", type=int, default=2048)
-    parser.add_argument("--prompt-tokens", type=int, default=32, help="of each prompt")
-    parser.add_argument("--new-tokens", type=int, default=64, help="after each prompt")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16], help="prompts")
-    parser.add_argument("--unequal", action="store_true", help="prompts: from a quarter to all")
-    parser.add_argument("--dtypes", nargs="*", default=["bf16", "int8"], help="of ours, too")
-    parser.add_argument("--threads", type=int, help="of torch; else as many as it takes")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda in half precision")
-    parser.add_argument(
-        "--llama-python", type=Path, help="that has llama-cpp-python, if not this one"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of weights and prompts")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Measure at every batch size, compare the tokens, print the line."""
-    options = parse_arguments()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    config = make_model_config(options)
-    with tempfile.TemporaryDirectory(prefix="benchmark-sample-") as name:
-        folder = Path(name) / "checkpoint-0"
-        save_model(folder, make_model(config, options.seed), build_gpt2_json())
-        seal(folder)
-        generator = load_generator(folder, options.device)
-        dtype = generator.model.lm_head.weight.dtype
-        step = generator.predictor.step
-        say(f"{config.num_parameters():,} parameters in {dtype}")
-        equal: list[bool] = []
-        alike: list[int] = []
-
-        def check(outputs: Mapping[str, Rows]) -> None:
-            equal.extend(outputs[name] == outputs[OURS] for name in outputs.keys() & CACHES.keys())
-            if "llama_cpp" in outputs:
-                alike.append(count_equal(outputs[OURS][0], outputs["llama_cpp"][0]))
-            if not all(equal) and dtype == torch.float32:
-                raise ValueError("transformers wrote other tokens, so no figures are given")
-
-        results = take_turns([*list_engines(folder, generator, options)], options, check)
-    work = {
-        "num_parameters": config.num_parameters(),
-        "dtype": str(dtype).removeprefix("torch."),
-        "tokens_in_a_step_of_c": 0 if step is None else step.max_tokens,
-        "tokens_counted": "generated ones; the prompts' are read, not counted",
-        "llama_cpp_python": find_llama(options.llama_python or Path(sys.executable)),
-    }
-    checks = {
-        "tokens_equal": all(equal) if equal else None,
-        "first_tokens_equal_to_llama_cpp": min(alike) if alike else None,
-    }
-    print_result("sample", options, work, results, checks, PACKAGES)
-
-
-def make_model_config(options: argparse.Namespace) -> ModelConfig:
-    """The model that the options describe."""
-    return ModelConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.heads,
-        intermediate_size=options.intermediate_size,
-        max_position_embeddings=options.prompt_tokens + options.new_tokens,
-        initializer_range=WEIGHT_GAIN / options.hidden_size**0.5,
-    )
 
 
 def list_engines(
@@ -178,12 +76,6 @@ def start_velocity(generator: Generator, options: argparse.Namespace) -> Callabl
 
     sizes, num_bytes = options.batch_sizes, count_bytes(generator.model)
     return partial(time_writing, write, sizes, options.new_tokens, num_bytes)
-
-
-def count_bytes(model: Transformer) -> int:
-    """The bytes of a model's weights; a head that is the embedding counts once."""
-    tensors = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
-    return sum(tensors.values())
 
 
 def start_transformers(
@@ -231,13 +123,6 @@ def start_llama(
     return partial(time_writing, write, [1], options.new_tokens, count_gguf_bytes(path))
 
 
-def count_gguf_bytes(path: Path) -> int:
-    """The bytes of a GGUF file's weights."""
-    from gguf import GGUFReader
-
-    return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
-
-
 def end_row(row: list[int]) -> list[int]:
     """New tokens without the padding after <|endoftext|>."""
     return row[: row.index(END_OF_TEXT) + 1] if END_OF_TEXT in row else row
@@ -266,12 +151,6 @@ def time_writing(
     return Measured(figures, written)
 
 
-def count_equal(mine: Sequence[int], other: Sequence[int]) -> int:
-    """With how many equal tokens both begin."""
-    pairs = zip(mine, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
 def since(started: float) -> float:
     """Seconds from then to now."""
     return time.perf_counter() - started
@@ -290,7 +169,3 @@ def time_reading() -> Measured:
             read()
             seconds.append(since(started))
     return Measured({READ: READ_BYTES / min(seconds) / 1e9}, None)
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -33,11 +33,7 @@ from benchmarks.measure import (
     run_script,
     take_turns,
 )
-from model.checkpoints.folder import save_model
-from model.checkpoints.seal import seal
-from model.config import ModelConfig
-from prep.tokenizer.gpt2 import VOCAB_SIZE, build_gpt2_json
-from tests.tiny import make_model
+from benchmarks.models import add_size_options, make_model_config, write_checkpoint
 
 PACKAGES = ("torch", "starlette", "uvicorn", "h11", "httpx")
 WRITTEN = re.compile(r"^velocity_written_tokens_total\{.*\} (\S+)$", re.MULTILINE)
@@ -48,10 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = make_parser("velocity serve under load: many clients against one.")
     parser.set_defaults(rounds=1)
-    parser.add_argument("--hidden-size", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--intermediate-size", type=int, default=2048)
+    add_size_options(parser)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60, help="of load, many clients and one")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="at most")
@@ -67,17 +60,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure many clients and one in turn, and print the line."""
     options = parse_arguments()
-    config = ModelConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.heads,
-        intermediate_size=options.intermediate_size,
-    )
+    config = make_model_config(options)
     with tempfile.TemporaryDirectory(prefix="benchmark-serve-") as name:
-        folder = Path(name) / "checkpoint-0"
-        save_model(folder, make_model(config, options.seed), build_gpt2_json())
-        seal(folder)
+        folder = write_checkpoint(Path(name) / "checkpoint-0", config, options.seed)
         with start_server(folder, options) as (process, url):
             growth: list[float] = []
 
@@ -92,7 +77,7 @@ def main() -> None:
     # Too short a time, or another system than Linux, tells nothing of it.
     checks = {"max_memory_growth_share": max(growth)} if growth else {}
     work = {"parameters": config.num_parameters()}
-    print_result("serve", options, work, results, checks, PACKAGES)
+    print_result("sample.serve", options, work, results, checks, PACKAGES)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.learn.sets import truncate_gpt2
-from benchmarks.measure import Json, print_line, say
+from benchmarks.measure import Json, print_line, run_script, say
 from model.checkpoints.folder import load_model
 from model.checkpoints.seal import CONFIG, is_sealed, seal
 from model.convert.longer import lengthen
@@ -104,7 +104,7 @@ def main() -> None:
         "positions_per_bucket": BUCKET,
         "documents": describe_documents(options.work / "shards"),
     }
-    print_line("longer", options, {"work": work, **found}, ("torch",))
+    print_line("quality.longer", options, {"work": work, **found}, ("torch",))
 
 
 def run(*words: object) -> None:
@@ -230,4 +230,4 @@ def describe_documents(shards: Path) -> Json:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -32,21 +32,17 @@ from benchmarks.measure import (
     summarize,
     take_turns,
 )
+from benchmarks.models import add_size_options, make_model_config, write_checkpoint
 from benchmarks.trained import CODE_FILE
 from model.cache import KVCache
-from model.checkpoints.folder import save_model
-from model.checkpoints.seal import seal
-from model.config import ModelConfig
 from model.decode.batch import Batch
 from model.decode.generator import Generator
 from model.decode.predictor import Predictor
 from model.decode.settings import Settings
 from model.generate import load_generator
-from prep.tokenizer.gpt2 import VOCAB_SIZE, build_gpt2_json
 from shards.documents import Sidecars
 from shards.reader import open_shards
 from shards.tokenizer import load_tokenizer
-from tests.tiny import make_model
 
 PACKAGES = ("torch", "tokenizers", "numpy")
 KINDS = ("code", "quotes", "prose")
@@ -54,7 +50,7 @@ WITHOUT = "without_lookup"
 # A logit above all others.
 CERTAIN = 1e6
 # Ours, which no run has read.
-CODE = Path(__file__).parents[1] / "model"
+CODE = Path(__file__).parents[2] / "model"
 
 
 @dataclass(frozen=True)
@@ -92,10 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quoted-tokens", type=int, default=24, help="that begin a quote")
     parser.add_argument("--new-tokens", type=int, default=96, help="of each text, at most")
     parser.add_argument("--guesses", type=int, default=5, help="tokens guessed at a time")
-    parser.add_argument("--hidden-size", type=int, default=512, help="of the larger model")
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--intermediate-size", type=int, default=2048)
+    add_size_options(parser)
     parser.add_argument("--dtype", default="fp32", help="of both models")
     parser.add_argument("--threads", type=int, help="of torch; else as many as it takes")
     return parser.parse_args()
@@ -110,15 +103,16 @@ def main() -> None:
     texts = read_texts(options.shards)
     found: Json = {"written": measure(trained, texts, options)}
     with tempfile.TemporaryDirectory(prefix="benchmark-lookup-") as name:
-        found["dictated"] = measure(load_dictated(Path(name), options), texts, options)
+        dictated = load_dictated(Path(name), options)
+        found["dictated"] = measure(dictated, texts, options)
     work = {
         "trained_parameters": trained.model.config.num_parameters(),
-        "dictated_parameters": make_model_config(options).num_parameters(),
+        "dictated_parameters": dictated.model.config.num_parameters(),
         "texts": options.texts,
         "tokens_counted": "all but the first of each text, whose time is that of the prompt",
     }
     checks = {"tokens_equal": True}  # Otherwise there are no figures.
-    print_line("lookup", options, {"work": work, **found, "checks": checks}, PACKAGES)
+    print_line("sample.lookup", options, {"work": work, **found, "checks": checks}, PACKAGES)
 
 
 def read_texts(shards: Path) -> dict[str, list[str]]:
@@ -163,24 +157,12 @@ def make_cases(
 
 def load_dictated(folder: Path, options: argparse.Namespace) -> Generator:
     """A generator of random weights that is told what to write."""
-    save_model(folder, make_model(make_model_config(options)), build_gpt2_json())
-    seal(folder)
+    context = 2 * (options.prompt_tokens + options.new_tokens)
+    write_checkpoint(folder, make_model_config(options, max_position_embeddings=context))
     loaded = load_generator(folder, "cpu", dtype=options.dtype)
     dictated = Generator(loaded.model, loaded.tokenizer, predictor=Dictated)
     dictated.predictor.step = loaded.predictor.step
     return dictated
-
-
-def make_model_config(options: argparse.Namespace) -> ModelConfig:
-    """The larger model."""
-    return ModelConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.heads,
-        intermediate_size=options.intermediate_size,
-        max_position_embeddings=2 * (options.prompt_tokens + options.new_tokens),
-    )
 
 
 def measure(

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Json, find_missing, print_line, run_script, say, shorten
-from benchmarks.sample import count_bytes, count_equal, count_gguf_bytes
+from benchmarks.measure import Json, count_equal, find_missing, print_line, run_script, say, shorten
+from benchmarks.models import count_bytes, count_gguf_bytes
 from model.checkpoints.seal import seal
 from model.config import KEPT, Kept
 from model.decode.generator import Generator

@@ -33,7 +33,7 @@ from benchmarks.measure import (
     say,
     take_turns,
 )
-from benchmarks.prep import COLUMN, Text, add_text_options, read_batches, write_text
+from benchmarks.prep.texts import COLUMN, Text, add_text_options, read_batches, write_text
 from prep.request import ENCODERS
 from prep.tokenizer.encoder import Encoder
 from prep.vocabulary.request import TrainRequest
@@ -113,7 +113,7 @@ def main() -> None:
         "own": report["held_out"],
     }
     figures = {"work": work, "table": table, "left_out": left_out}
-    print_line("tokenizers", options, figures, PACKAGES)
+    print_line("prep.tokenizers", options, figures, PACKAGES)
 
 
 def train_own(text: Text, scratch: Path, vocab_size: int) -> tuple[str, Json]:

@@ -1,6 +1,6 @@
 """How close exports are to their checkpoints in the runtimes that are there to run them.
 
-    python -m benchmarks.exports
+    python -m benchmarks.quality.exports
 
 Models are small and random, their tokenizers trained on Python's documentation; no time is
 measured. llama.cpp is run where llama-cpp-python is installed, onnxruntime and onnxruntime-genai
@@ -12,22 +12,22 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import islice, takewhile
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
-from benchmarks.measure import Json, find_version, print_line, run_script, say
+from benchmarks.measure import Json, count_equal, find_version, print_line, run_script, say
+from benchmarks.quality.export_tokenizers import TEXTS, make_tokenizers
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import seal
 from model.config import ModelConfig
 from model.decode.generator import Generator
 from model.decode.settings import Settings
-from model.export.gguf_tokenizer import GPT2, GPT4O, LLAMA3, QWEN2, SPACE
 from model.export.request import FormatName, make_request
 from model.export.run import export
 from model.export.source import open_source
@@ -39,7 +39,6 @@ RUNTIMES = ("llama-cpp-python", "onnxruntime", "onnxruntime-genai")
 PACKAGES = (*RUNTIMES, "gguf", "onnx", "onnxscript", "torch", "tokenizers", "transformers")
 NUM_GREEDY = 30
 PROMPT = "The quick brown"
-END = "<|endoftext|>"
 STRETCHED = {"rope_factor": 4.0, "rope_original_max_position_embeddings": 64}
 # Shared keys, heads of their own width, and rows of the embedding that no token has.
 SHAPE: dict[str, Any] = {
@@ -60,49 +59,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "yarn, attention_factor": {"rope_type": "yarn", "rope_attention_factor": 0.9, **STRETCHED},
     "llama3": {"rope_type": "llama3", **STRETCHED},
 }
-# What a byte-level tokenizer splits text by, and whether it takes words whole.
-PATTERNS: dict[str, tuple[str | None, bool]] = {
-    "GPT-2": (GPT2, False),
-    "Llama 3": (LLAMA3, True),
-    "Llama 3, merging": (LLAMA3, False),
-    "Qwen 2": (QWEN2, False),
-    "GPT-4o": (GPT4O, False),
-    "SmolLM": (None, False),
-}
-SENTENCEPIECE = "SentencePiece"
-# What tokenizers disagree on: spaces, line ends, digits, contractions, scripts, marks, code.
-TEXTS = (
-    "Hello, world!",
-    "a",
-    " ",
-    "  ",
-    " leading",
-    "trailing ",
-    "two  spaces   three",
-    "\n",
-    "\n\n\n",
-    "line\nline\r\nline\r",
-    "\ttab\t\ttabs",
-    "  indented:\n    deeper\n\n  back",
-    "1 12 123 1234 12345 1,234.56",
-    "3.14159e-10 0xdeadbeef",
-    "it's we'll I'M THEY'RE don't 'tis",
-    "CamelCase snake_case SHOUTING mixedUP",
-    "naïve café Ünïcödé",
-    "e\u0301 and é",
-    "北京 東京 서울",
-    "Привет, мир! Γειά σου",  # noqa: RUF001
-    "שלום עולם مرحبا بالعالم",
-    "नमस्ते दुनिया",
-    "🙂 👩‍👩‍👧 🏳️‍🌈",
-    "\u00a0\u2003\u200b\ufeff",
-    "…—“quoted”‘’«»",  # noqa: RUF001
-    "!!!???...,,,;;;",
-    "def f(x):\n\treturn x**2  # comment\n",
-    "https://example.org/a?b=c&d=%20#e",
-    "<|endoftext|> <s> </s> [INST]",
-    "²½Ⅷ①٣",
-)
 
 
 def main() -> None:
@@ -134,81 +90,7 @@ def main() -> None:
             checks["genai"] = check_genai(folder / "model unscaled", folder / "genai")
     checks["texts"], checks["greedy_tokens"] = len(TEXTS), NUM_GREEDY
     left_out = dict.fromkeys((p for p in PACKAGES if find_version(p) is None), "not installed")
-    print_line("exports", options, {"checks": checks, "left_out": left_out}, PACKAGES)
-
-
-def make_tokenizers(text: str) -> Iterator[tuple[str, str]]:
-    """A small tokenizer.json of each kind, by its name."""
-    for kind, (pattern, takes_whole) in PATTERNS.items():
-        tokenizer = Tokenizer(models.BPE(ignore_merges=takes_whole))
-        split: Any = (
-            pre_tokenizers.Digits(individual_digits=True)
-            if pattern is None
-            else pre_tokenizers.Split(Regex(pattern), "isolated")
-        )
-        whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
-        steps: Any = pre_tokenizers.Sequence([split, whole])
-        tokenizer.pre_tokenizer, tokenizer.decoder = steps, decoders.ByteLevel()
-        train(tokenizer, text, [END], pre_tokenizers.ByteLevel.alphabet())
-        yield kind, tokenizer.to_str()
-    yield SENTENCEPIECE, make_sentencepiece(text)
-
-
-def train(tokenizer: Tokenizer, text: str, special: list[str], alphabet: list[str]) -> None:
-    """Train a small vocabulary."""
-    trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(text.splitlines(), trainer)
-
-
-def make_sentencepiece(text: str) -> str:
-    """A tokenizer.json as converters make it of a SentencePiece model: every pair is a merge."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always")
-    train(tokenizer, text, [], [])
-    learned = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    tokens = ["<unk>", "<s>", END, *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokens += [token for token, _ in learned]
-    vocab = {token: number for number, token in enumerate(tokens)}
-    merges = [
-        pair
-        for token, _ in learned
-        for pair in sorted(
-            ((token[:cut], token[cut:]) for cut in range(1, len(token))),
-            key=lambda pair: [vocab.get(part, -1) for part in pair],
-        )
-        if all(part in vocab for part in pair)
-    ]
-    space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    prepend = {"type": "Prepend", "prepend": SPACE}
-    decoding = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-    ]
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    content = {
-        "version": "1.0",
-        "added_tokens": [
-            {"id": number, "content": token, "special": True, **flags}
-            for number, token in enumerate(tokens[:3])
-        ],
-        "normalizer": {"type": "Sequence", "normalizers": [prepend, space]},
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": decoding},
-        "model": {
-            "type": "BPE",
-            "unk_token": "<unk>",
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "vocab": vocab,
-            "merges": merges,
-        },
-    }
-    return json.dumps(content)
+    print_line("quality.exports", options, {"checks": checks, "left_out": left_out}, PACKAGES)
 
 
 def write_checkpoint(folder: Path, tokenizer_json: str, changes: dict[str, Any]) -> Path:
@@ -242,15 +124,14 @@ def check_gguf(ckpt: Path, text: str) -> Json:
     generator = load_generator(ckpt, "cpu")
     prompt = generator.tokenizer.encode(PROMPT).ids
     found = [*prompt, *islice(llama.generate(prompt, temp=0.0), NUM_GREEDY)]
-    return told | {"greedy_equal": count_equal(found, generator)}
+    return told | {"greedy_equal": count_greedy(found, generator)}
 
 
-def count_equal(found: Sequence[int], generator: Generator) -> int:
+def count_greedy(found: Sequence[int], generator: Generator) -> int:
     """How many of a runtime's greedy tokens after the prompt are ours, until one is not."""
     settings = Settings(temperature=0, max_new_tokens=NUM_GREEDY)
     [completion] = generator.complete([PROMPT], settings)
-    pairs = zip(found, completion.tokens, strict=False)
-    return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)]) - completion.num_prompt_tokens
+    return count_equal(found, completion.tokens) - completion.num_prompt_tokens
 
 
 def check_tokenizer(ckpt: Path, text: str) -> Json:
@@ -295,7 +176,7 @@ def check_genai(ckpt: Path, out: Path) -> Json:
         writer.generate_next_token()
     return {
         "ids_equal": [*map(int, tokenizer.encode(PROMPT))] == prompt,
-        "greedy_equal": count_equal([*map(int, writer.get_sequence(0))], generator),
+        "greedy_equal": count_greedy([*map(int, writer.get_sequence(0))], generator),
     }
 
 

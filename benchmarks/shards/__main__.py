@@ -8,29 +8,20 @@ start     what a rank does between its imports and its first batch, in this proc
 The large set is synthetic: the files of the small one, linked under many names.
 """
 
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from benchmarks.measure import Figures, make_parser, measure_alone, print_result, run_script
-from benchmarks.prep_long import copy_files
+from benchmarks.prep.texts import copy_files
+from benchmarks.shards.large import make_large, read_first_batch
 from prep.policy import Policy
 from prep.request import Request
 from prep.run import prepare
-from shards.disk.layout import MANIFEST, TOKENIZER
-from shards.format import SPLITS, Manifest, make_manifest
+from shards.format import SPLITS
 from shards.inspect.verify import verify_shards
-from shards.mixture.sets import MixedOrder
-from train.batches import Batches, Dealing
-from train.run import open_checked_sets
-from train.settings import load_config
 
 
 def main() -> None:
@@ -64,23 +55,6 @@ def main() -> None:
     print_result("shards", options, work, results, {}, ("pyarrow", "numpy"))
 
 
-def make_large(manifest: Manifest, small: Path, large: Path, num_units: int) -> None:
-    """Make a set of many shards: those of a small one, linked under other names."""
-    large.mkdir()
-    shutil.copy(small / TOKENIZER, large)
-    shards = []
-    for split in SPLITS:
-        originals = manifest.split(split)
-        for unit in range(num_units):
-            original = originals[unit % len(originals)]
-            shard = replace(original, name=f"{split}-{unit:05d}.bin")
-            for old, new in ((original.name, shard.name), (original.sidecar, shard.sidecar)):
-                os.link(small / old, large / new)
-            shards.append(shard)
-    text = make_manifest(manifest.content, shards, manifest.audit, manifest.environment)
-    (large / MANIFEST).write_text(text, encoding="utf-8")
-
-
 def time_verify(folder: Path) -> float:
     """Seconds to read a set again; ValueError if anything is damaged."""
     started = time.perf_counter()
@@ -107,20 +81,6 @@ def time_start(folder: Path) -> float:
     started = time.perf_counter()
     read_first_batch(folder)
     return time.perf_counter() - started
-
-
-def read_first_batch(folder: Path) -> torch.Tensor:
-    """A rank's start on a set, to its first batch: (8, 16) tokens."""
-    words = [f"data.shards={folder}", "data.max_seq_length=16"]
-    sets = open_checked_sets(load_config(None, words))
-    stream = sets.stream(checks_first_reads=True)
-    sets.first.stream("validation", checks_first_reads=True)
-    order = MixedOrder.begin(sets)
-    dealing = Dealing(32, accumulation_steps=4, rank=0, world_size=1)
-    batches = Batches(stream, order, dealing, torch.device("cpu"), consumed=0)
-    tokens = next(batches.next_step()).tokens
-    batches.close()
-    return tokens
 
 
 if __name__ == "__main__":

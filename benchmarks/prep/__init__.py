@@ -1,0 +1,1 @@
+"""Text to shards: how fast prep is beside its peers, and where its time goes."""

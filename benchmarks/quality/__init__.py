@@ -1,0 +1,1 @@
+"""No time, but what a change costs a model: rounding, export, a longer context."""

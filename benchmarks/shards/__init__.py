@@ -1,0 +1,1 @@
+"""Reading a set: batches for training, and commands on thousands of shards."""

@@ -1,0 +1,1 @@
+"""Training steps: time and memory beside peers, and what a save costs."""
