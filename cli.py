@@ -160,7 +160,7 @@ def sample(
     from model.sample.json_lines import write_json
     from model.sample.over_run import write_over_run
     from model.sample.prompts import read_prompts
-    from model.sample.repl import Repl, run_repl
+    from model.sample.repl import Console, Repl, run_repl
 
     output.check(settings)
     settings = settings.read_escapes()
@@ -169,8 +169,8 @@ def sample(
     load, ckpt = make_load(device, dtype, base), fetch(ckpt, say)
     asks = source.is_empty and sys.stdin.isatty() and sys.stdout.isatty()
     if asks and not output.all and not output.as_json:
-        repl = Repl(load(ckpt), settings, open_output(), say, streams=output.stream)
-        run_repl(repl, "sample")
+        console = Console(open_output(), say, streams=output.stream)
+        run_repl(Repl(load(ckpt), settings, console), "sample")
         return
     prompts, show = read_prompts(source, say), open_output()
     if output.all:

@@ -21,13 +21,13 @@ def chat(
     opening.check(settings)
     from model.generate import load_generator
     from model.sample.chat import ChatRepl, chat_over_lines, open_conversation
-    from model.sample.repl import run_repl
+    from model.sample.repl import Console, run_repl
 
     settings, show = settings.read_escapes(), open_output()
     generator = load_generator(ckpt, device, dtype=dtype, base=base)
     with open_conversation(generator, opening, say) as conversation:
         if sys.stdin.isatty() and sys.stdout.isatty() and not opening.as_json:
-            repl = ChatRepl(conversation, settings, show, say, streams=opening.stream)
+            repl = ChatRepl(conversation, settings, Console(show, say, streams=opening.stream))
             run_repl(repl, "chat")
         else:
             lines, streams = sys.stdin.buffer, opening.stream
