@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.chat.encode import ASSISTANT, ROLES, Chat, Message
+from shards.disk.json_files import MAX_DEPTH, check_depth
 from shards.schema import CONVERSATIONS, PREFERENCES
 
 Row = dict[str, Any]
@@ -67,6 +68,12 @@ def find_kind(form: str) -> str:
 
 def parse_row(row: Row) -> ChatRow:
     """A row as chats; BadRow if it is none."""
+    try:
+        check_depth(row)  # Before anything recursive walks it.
+    except RecursionError:
+        raise BadRow(
+            f"is nested more than {MAX_DEPTH} deep; expected messages", "nested too deeply"
+        ) from None
     form = find_format(row)
     return ChatRow(form, tuple(PARSERS[form](row)))
 
