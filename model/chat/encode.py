@@ -123,11 +123,15 @@ class ChatEncoder:
 
     def _mark_tagged(self, chats: Sequence[Chat]) -> list[Marked | RenderError | TemplateFault]:
         """The texts of chats, by the tags of the template."""
-        protected = [self.guard.protect([*map(dict, chat.messages)]) for chat in chats]
-        asked = [Asked(messages, marks=s.marks) for messages, s in protected]
+        protected = [self._protect(chat) for chat in chats]
+        asked = [Asked(p[0], marks=p[1].marks) for p in protected if not isinstance(p, RenderError)]
         results: list[Marked | RenderError | TemplateFault] = []
-        answers = self.template.render_all(asked)
-        for chat, (messages, stand_ins), answer in zip(chats, protected, answers, strict=True):
+        answers = iter(self.template.render_all(asked))
+        for chat, guarded in zip(chats, protected, strict=True):
+            if isinstance(guarded, RenderError):
+                results.append(guarded)
+                continue
+            answer, (messages, stand_ins) = next(answers), guarded
             if isinstance(answer, RenderError):
                 results.append(answer)
                 continue
@@ -149,9 +153,13 @@ class ChatEncoder:
     def _mark_answers(self, chats: Sequence[Chat]) -> list[Marked | RenderError | TemplateFault]:
         """The texts of chats, by what each answer adds to the text that asks for it."""
         asked: list[Asked] = []
-        plans: list[tuple[StandIns, int]] = []
+        plans: list[tuple[StandIns, int] | RenderError] = []
         for chat in chats:
-            messages, stand_ins = self.guard.protect([*map(dict, chat.messages)])
+            guarded = self._protect(chat)
+            if isinstance(guarded, RenderError):
+                plans.append(guarded)
+                continue
+            messages, stand_ins = guarded
             before = len(asked)
             for i in range(chat.first_trained, len(messages)):
                 if messages[i]["role"] == ASSISTANT:
@@ -162,9 +170,18 @@ class ChatEncoder:
             plans.append((stand_ins, len(asked) - before))
         answers = iter(self.template.render_all(asked))
         return [
-            self._mark_one([next(answers) for _ in range(count)], stand_ins)
-            for stand_ins, count in plans
+            plan
+            if isinstance(plan, RenderError)
+            else self._mark_one([next(answers) for _ in range(plan[1])], plan[0])
+            for plan in plans
         ]
+
+    def _protect(self, chat: Chat) -> tuple[list[Json], StandIns] | RenderError:
+        """A chat's messages with stand-ins, or why there are none."""
+        try:
+            return self.guard.protect([*map(dict, chat.messages)])
+        except RenderError as error:
+            return error
 
     def _mark_one(
         self, answers: list[str | RenderError], stand_ins: StandIns
@@ -179,8 +196,8 @@ class ChatEncoder:
             begin, end = len(asking), len(answered.rstrip())
             if answered[:begin] != asking or whole[:end] != answered[:end]:
                 return TemplateFault(
-                    "what it makes of an answer does not go on from the text that asks for it; put "
-                    "{% generation %} and {% endgeneration %} around what an assistant writes"
+                    "the text with an answer does not continue the text that asks for it; put "
+                    "{% generation %} and {% endgeneration %} around what the assistant writes"
                 )
             spans.append((begin, end))
         fault = self._find_open_turn(whole, spans)

@@ -50,7 +50,7 @@ class Chunk:
     name: str
     start: int
     stop: int
-    num_rows: int
+    num_rows: int  # or of what is in lists: the number of values
     num_bytes: int  # before compression, with headers
     codec: str  # as pyarrow calls it
     stores_differences: bool  # from the text before it, in some pages at least
@@ -85,18 +85,18 @@ class Pages:
 def find_chunks(
     file: pq.ParquetFile, path: Path, groups: range, columns: Sequence[tuple[str, ...]]
 ) -> list[list[Chunk]]:
-    """The chunks of the columns that hold text or bytes, in each row group.
+    """The chunks of the columns, and of what is in them, that hold text or bytes, by row group.
 
     PageError if they cannot be where the footer says.
     """
-    names = {".".join(column) for column in columns}
-    leaves = [file.schema.column(place) for place in range(len(file.schema))]
-    places = [
-        place
-        for place, leaf in enumerate(leaves)
-        if leaf.path in names and leaf.physical_type == "BYTE_ARRAY"
+    names = tuple(".".join((*column, "")) for column in columns)
+    leaves = [(place, file.schema.column(place)) for place in range(len(file.schema))]
+    chosen = [
+        (place, leaf.max_repetition_level > 0)
+        for place, leaf in leaves
+        if f"{leaf.path}.".startswith(names) and leaf.physical_type == "BYTE_ARRAY"
     ]
-    found = [[_find_chunk(file.metadata.row_group(i), place) for place in places] for i in groups]
+    found = [[_find_chunk(file.metadata.row_group(i), *leaf) for leaf in chosen] for i in groups]
     num_bytes = path.stat().st_size
     # Without rows a chunk need not be anywhere.
     chunks = [chunk for group in found for chunk in group if chunk.num_rows]
@@ -110,9 +110,9 @@ def find_chunks(
     return found
 
 
-def _find_chunk(group: Any, place: int) -> Chunk:
+def _find_chunk(group: Any, place: int, is_in_list: bool) -> Chunk:
     column = group.column(place)
-    if column.num_values != group.num_rows:
+    if column.num_values != group.num_rows and not is_in_list:
         raise PageError(f"the footer states two numbers of rows for {column.path_in_schema!r}")
     start = column.data_page_offset
     if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
@@ -121,7 +121,7 @@ def _find_chunk(group: Any, place: int) -> Chunk:
         column.path_in_schema,
         start,
         start + column.total_compressed_size,
-        group.num_rows,
+        column.num_values,
         column.total_uncompressed_size,
         column.compression,
         "DELTA_BYTE_ARRAY" in column.encodings,

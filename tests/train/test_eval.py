@@ -303,7 +303,7 @@ def test_what_cannot_be_evaluated_is_told(folder: Path, tmp_path: Path) -> None:
         (*ours, "--text", tmp_path / "a.txt"): "--shards and --text: give one of them",
         (*ours, "--split", "test"): "--split is 'test'; expected one of train, validation",
         (*ours, "--length", 129): "--length is 129; the model's context is 128 tokens",
-        (*ours, "--length", 8, "--stride", 9): "--stride is 9 and a window's length 8",
+        (*ours, "--length", 8, "--stride", 9): "--stride is 9, more than the 8 tokens of a window",
         ("--text", tmp_path / "empty.txt"): "is empty; expected text",
         ("--text", tmp_path / "a.txt", "--windows", 3): "--windows is for --shards",
         ("--shards", tmp_path / "other"): "was made with another tokenizer",

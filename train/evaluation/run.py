@@ -116,8 +116,8 @@ def measure(generator: Generator, measured: Measured, seen: Sequence[Seen] | Non
         )
     if stride > length:
         raise ValueError(
-            f"--stride is {stride:,} and a window's length {length:,}: tokens between windows "
-            "would be predicted by none; expected at most the length"
+            f"--stride is {stride:,}, more than the {length:,} tokens of a window, so that some "
+            "tokens would not be predicted; expected at most the length"
         )
     if measured.split not in SPLITS:
         raise ValueError(f"--split is {measured.split!r}; expected one of {', '.join(SPLITS)}")
