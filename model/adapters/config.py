@@ -35,7 +35,9 @@ class AdapterConfig:
         if self.rank < 1:
             raise ValueError(f"an adapter's rank is {self.rank}; expected at least 1")
         if not 0 < self.alpha <= sys.float_info.max:  # Neither NaN nor too large to divide.
-            raise ValueError(f"an adapter's alpha is {reprlib.repr(self.alpha)}; expected a number above 0")
+            raise ValueError(
+                f"an adapter's alpha is {reprlib.repr(self.alpha)}; expected a number above 0"
+            )
 
     @property
     def scale(self) -> float:
