@@ -14,9 +14,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from cli import open_trace
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import seal
+from model.serve.command import open_trace
 from shards.index import passages as index_passages
 from shards.index.build import build_index
 from shards.index.passages import Finder, Wish
