@@ -7,15 +7,11 @@ from typing import Annotated
 import typer
 
 from model.checkpoints.hub import fetch
-from shards.entry.options import takes_options
+from shards.entry.options import Overrides, takes_options
 from shards.screen.lines import format_plural, put, say
 from shards.screen.url import read_checkpoint
 from train.plan.request import Request
 from train.tuning.trials import Parameter
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Settings of the run.")
-]
 
 
 def train(

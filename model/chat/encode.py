@@ -214,8 +214,8 @@ class ChatEncoder:
             begin, end = len(asking), len(answered.rstrip())
             if answered[:begin] != asking or whole[:end] != answered[:end]:
                 return TemplateFault(
-                    "what it makes of an answer does not go on from the text that asks for it; put "
-                    "{% generation %} and {% endgeneration %} around what an assistant writes"
+                    "the text with an answer does not continue the text that asks for it; put "
+                    "{% generation %} and {% endgeneration %} around what the assistant writes"
                 )
             spans.append((begin, end))
         fault = self._find_open_turn(whole, spans)

@@ -287,12 +287,12 @@ def test_texts_that_only_together_spell_a_special_token_are_text() -> None:
         (
             "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
             "{% if add_generation_prompt %}<think>{% endif %}",
-            "does not go on from the text that asks for it; put {% generation %}",
+            "does not continue the text that asks for it; put {% generation %}",
         ),
         (
             "{% for m in messages %}{{ loop.length - loop.index }}{{ m.content + eos_token }}"
             "{% endfor %}",
-            "does not go on from the text",
+            "does not continue the text",
         ),
         ("{% generation %}{{ eos_token }}{% endgeneration %}", "has 1 parts in {% generation %}"),
     ],

@@ -10,10 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.commands import velocity
-from tests.model.test_serve_page import needs_browser
+from tests.model.test_serve_page import get_origin, needs_browser
 from tests.model.test_serve_page_chat import buttons, turns
 from tests.model.test_serve_page_chat import say as say_to
 from tests.servers.browser import Tab, open_browser
+from tests.servers.contrast import find_faint
 from tests.servers.model_server import start_process
 from tests.tiny import TOKENIZER_JSON
 from tests.train.test_model_start import save_theirs
@@ -80,6 +81,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 def tab(browser: Tab, url: str) -> Iterator[Tab]:
     """The chat, just opened; it notes what the server answers, and takes the likeliest tokens."""
     browser.errors.clear()
+    browser.requested.clear()
     browser.show_as(1100, 900)
     browser.open(url)
     browser.wait("!document.querySelector('#views').hidden")
@@ -92,6 +94,7 @@ def tab(browser: Tab, url: str) -> Iterator[Tab]:
     change(browser, temperature=0, max_tokens=20)
     yield browser
     assert browser.errors == []
+    assert {*map(get_origin, browser.requested)} == {url}
 
 
 def change(tab: Tab, **settings: object) -> None:
@@ -229,6 +232,8 @@ def test_a_full_context_leaves_out_the_oldest_turns_and_says_so(tab: Tab, folder
     # No more than that is left out: with the turn before, there is no room for as many new tokens.
     tokenizer = AutoTokenizer.from_pretrained(folder / FULL / FULL)
     assert len(tokenizer(show(*said[first - 2 : -1])).input_ids) + 20 > ROW
+    tab.show_as(360, 800, "dark")
+    assert find_faint(tab) == []
     # Another chat begins with nothing left out.
     tab.click("#clear")
     assert say(tab, "The fox?") == "It jumps."

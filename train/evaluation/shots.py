@@ -32,7 +32,7 @@ def add_shots(task: Task, shots: Shots, delimiter: str) -> Task:
     pool = task if shots.origin is None else read_task(shots.origin)
     if pool.kind != task.kind:
         raise ValueError(
-            f"{pool.name}: is of {pool.kind}, and {task.name} of {task.kind}; expected one kind"
+            f"{pool.name}: has {pool.kind}, but {task.name} has {task.kind}; expected the same kind"
         )
     places: dict[object, list[int]] = {}
     for place, other in enumerate(pool.items):
@@ -42,8 +42,8 @@ def add_shots(task: Task, shots: Shots, delimiter: str) -> Task:
         others = leave_out(pool.items, places.get(ask(item), []))
         if len(others) < shots.number:
             raise ValueError(
-                f"{pool.name}: has {len(others):,} items besides that of line {item.line:,} of "
-                f"{task.name}; {shots.number:,} shots need as many"
+                f"{pool.name}: has only {len(others):,} items besides that of line {item.line:,} "
+                f"of {task.name}; {shots.number:,} shots need as many"
             )
         chosen = choose(others, shots, item)
         before = "".join(f"{o.context}{delimiter}{o.right}{BETWEEN}" for o in chosen)
