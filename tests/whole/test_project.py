@@ -98,7 +98,9 @@ MAY_IMPORT = {
     "model.sample": {"model", "model.chat", "model.checkpoints", "model.decode"},
     "model.chat": {"model.checkpoints"},
     "model.serve.wire": set(),
-    "model.serve.texts": {"model.serve", "model.serve.wire", "model.chat", "model.decode"},
+    "model.serve.texts": {
+        *("model.serve", "model.serve.wire", "model.chat", "model.decode", "model.checkpoints"),
+    },
     "model.serve": {f"model.serve.{room}" for room in ("page", "texts", "wire")}
     | {"model.chat", "model.decode", "model.checkpoints", "model"},
     "model.serve.page": {"model.serve", "model.serve.wire"},
