@@ -20,11 +20,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from model.chat.guard import Guard, Json, StandIns, rename_tokens
 from model.chat.template import Asked, ChatTemplate, RenderError
-from model.checkpoints.tokenizer import count_least, find_longest_token
+from model.checkpoints.tokenizer import (
+    TokenizerPanic,
+    count_least,
+    find_longest_token,
+    naming_panics,
+)
 
 # The roles that messages may have; a developer's messages are what system messages were.
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -96,9 +101,10 @@ class ChatEncoder:
         return find_longest_token(self.tokenizer)
 
     def encode_prompt(self, messages: Sequence[Message], most: int | None = None) -> list[int]:
-        """The ids of the text that asks for the next message. Raises as `render` does.
+        """The ids of the text that asks for the next message.
 
-        And TooLong, before it is encoded, for a text that is too large for `most` tokens.
+        Raises as `render` does, TokenizerPanic for a text that it makes which has none, and TooLong,
+        before it is encoded, for one that is too large for `most` tokens.
         """
         protected, stand_ins = self.guard.protect([dict(message) for message in messages])
         text = self.template.render(protected)
@@ -106,7 +112,8 @@ class ChatEncoder:
         whole = stand_ins.restore(named)
         if most is not None and (least := count_least(whole, self.longest_token)) > most:
             raise TooLong(least)
-        encoding = self.tokenizer.encode(whole, add_special_tokens=False)
+        with naming_panics():
+            encoding = self.tokenizer.encode(whole, add_special_tokens=False)
         ids: list[int] = encoding.ids
         return ids
 
@@ -129,18 +136,31 @@ class ChatEncoder:
                 named, places = self.guard.name_tokens(found.text, places)
                 texts.append(found.stand_ins.restore(named))
                 edges.append(np.array(places, np.int64).reshape(-1, 2))
-        encodings = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
+        encodings = iter(self._encode_texts(texts))
         spans = iter(edges)
         results: list[EncodedChat | RenderError | TemplateFault] = []
         for found in marked:
             if isinstance(found, Marked):
-                encoding = next(encodings)
+                encoding, chosen = next(encodings), next(spans)
+                if isinstance(encoding, RenderError):
+                    results.append(encoding)
+                    continue
                 ids = np.array(encoding.ids, np.int64)
                 text = found.stand_ins.restore(found.text)
-                results.append(EncodedChat(text, ids, find_tokens(encoding.offsets, next(spans))))
+                results.append(EncodedChat(text, ids, find_tokens(encoding.offsets, chosen)))
             else:
                 results.append(found)
         return results
+
+    def _encode_texts(self, texts: Sequence[str]) -> list[Encoding | RenderError]:
+        """Each text encoded, or why it cannot be, which costs no other."""
+        try:
+            with naming_panics():
+                return [*self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        except TokenizerPanic as error:
+            if len(texts) == 1:
+                return [RenderError(str(error))]
+        return [encoded for text in texts for encoded in self._encode_texts([text])]
 
     def _mark_tagged(self, chats: Sequence[Chat]) -> list[Marked | RenderError | TemplateFault]:
         """The texts of chats, by the tags of the template."""

@@ -10,6 +10,7 @@ tokenizer_config.json says split_special_tokens, and its post-processor may add 
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ SPACE = "▁"
 # What cuts a text before byte-level BPE and drops nothing of it.
 CUTTING = ("ByteLevel", "Digits", "Punctuation", "Split")
 DROPPING = "Removed"
+# The class of what a panic in Rust becomes; no package exports it.
+PANIC = "PanicException"
 SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -68,6 +71,22 @@ def load_tokenizer(folder: Path, is_ours: bool, tokenizer_json: str | None = Non
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     return tokenizer
+
+
+class TokenizerPanic(ValueError):
+    """A text that a tokenizer.json cannot encode: its regular expression gave up, for one."""
+
+
+@contextmanager
+def naming_panics() -> Iterator[None]:
+    """A panic of `tokenizers`, which Python does not count as an Exception, as TokenizerPanic."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != PANIC:
+            raise
+        reason = " ".join(str(error).split())
+        raise TokenizerPanic(f"the tokenizer cannot encode this text ({reason:.200})") from None
 
 
 def splits_special_tokens(folder: Path) -> bool:

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
-from model.checkpoints.tokenizer import count_least, find_longest_token
+from model.checkpoints.tokenizer import count_least, find_longest_token, naming_panics
 from model.config import Kept
 from model.decode.batch import Batch
 from model.decode.beam import search_beams
@@ -195,7 +195,8 @@ class Generator:
             text = LONE_SURROGATES.sub(REPLACEMENT, prompt)
             if most is not None and (least := count_least(text, self.longest_token)) > most:
                 raise ContextExceeded(least, most, is_least=True)
-            tokens: list[int] = self.tokenizer.encode(text).ids
+            with naming_panics():
+                tokens: list[int] = self.tokenizer.encode(text).ids
             return text, tokens or [self.begin]
         if any(not 0 <= token < self.num_words for token in prompt):
             raise ValueError(
@@ -212,7 +213,8 @@ class Generator:
         """
         spelled = [*settings.words]  # Also of blanks alone, such as the end of a line.
         spelled += [" " + word.lstrip() for word in settings.words if word.strip()]
-        rows = {tuple(self.tokenizer.encode(text).ids) for text in spelled}
+        with naming_panics():
+            rows = {tuple(self.tokenizer.encode(text).ids) for text in spelled}
         return rows - {(token,) for token in self.ends} - {()}
 
     def _find_limit(
