@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from model.chat.guard import Guard, Json, StandIns, rename_tokens
 from model.chat.template import Asked, ChatTemplate, RenderError
+from model.checkpoints.tokenizer import TokenizerPanic, naming_panics
 
 # The roles that messages may have; a developer's messages are what system messages were.
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -81,11 +82,15 @@ class ChatEncoder:
         self.has_tags = TAG.search(template.source) is not None
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of the text that asks for the next message. Raises as `render` does."""
+        """The ids of the text that asks for the next message.
+
+        Raises as `render` does, and TokenizerPanic for a text that it makes which has none.
+        """
         protected, stand_ins = self.guard.protect([dict(message) for message in messages])
         text = self.template.render(protected)
         named, _ = self.guard.name_tokens(text, [])
-        encoding = self.tokenizer.encode(stand_ins.restore(named), add_special_tokens=False)
+        with naming_panics():
+            encoding = self.tokenizer.encode(stand_ins.restore(named), add_special_tokens=False)
         ids: list[int] = encoding.ids
         return ids
 
@@ -108,18 +113,31 @@ class ChatEncoder:
                 named, places = self.guard.name_tokens(found.text, places)
                 texts.append(found.stand_ins.restore(named))
                 edges.append(np.array(places, np.int64).reshape(-1, 2))
-        encodings = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
+        encodings = iter(self._encode_texts(texts))
         spans = iter(edges)
         results: list[EncodedChat | RenderError | TemplateFault] = []
         for found in marked:
             if isinstance(found, Marked):
-                encoding = next(encodings)
+                encoding, chosen = next(encodings), next(spans)
+                if isinstance(encoding, RenderError):
+                    results.append(encoding)
+                    continue
                 ids = np.array(encoding.ids, np.int64)
                 text = found.stand_ins.restore(found.text)
-                results.append(EncodedChat(text, ids, find_tokens(encoding.offsets, next(spans))))
+                results.append(EncodedChat(text, ids, find_tokens(encoding.offsets, chosen)))
             else:
                 results.append(found)
         return results
+
+    def _encode_texts(self, texts: Sequence[str]) -> list[Encoding | RenderError]:
+        """Each text encoded, or why it cannot be, which costs no other."""
+        try:
+            with naming_panics():
+                return [*self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        except TokenizerPanic as error:
+            if len(texts) == 1:
+                return [RenderError(str(error))]
+        return [encoded for text in texts for encoded in self._encode_texts([text])]
 
     def _mark_tagged(self, chats: Sequence[Chat]) -> list[Marked | RenderError | TemplateFault]:
         """The texts of chats, by the tags of the template."""

@@ -286,7 +286,7 @@ def test_what_is_no_item_is_told_with_its_line(folder: Path, tmp_path: Path) -> 
         '{"question": "a", "choices": ["b", "c"], "answer": true}': 'line 1: "answer" is True',
         '{"question": "a", "choices": ["b", "b"], "answer": "b"}': "line 1: \"answer\" is 'b'",
         '{"prompt": "a", "expected": ""}': 'line 1: expected {"question"',
-        f'{good}\n{{"prompt": "a", "expected": "b"}}': "line 2: has completions, but the lines before",
+        f'{good}\n{{"prompt": "a", "expected": "b"}}': "line 2: has completions, but the lines",
         json.dumps({"prompt": "a", "expected": "quick " * 200}): "line 1: a choice has",
     }
     path = tmp_path / "task.jsonl"
