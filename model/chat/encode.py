@@ -103,8 +103,8 @@ class ChatEncoder:
     def encode_prompt(self, messages: Sequence[Message], most: int | None = None) -> list[int]:
         """The ids of the text that asks for the next message.
 
-        Raises as `render` does, TokenizerPanic for a text that it makes which has none, and TooLong,
-        before it is encoded, for one that is too large for `most` tokens.
+        Raises as `render` does, TokenizerPanic for a text that it makes which has none, and
+        TooLong, before it is encoded, for one that is too large for `most` tokens.
         """
         protected, stand_ins = self.guard.protect([dict(message) for message in messages])
         text = self.template.render(protected)
