@@ -16,6 +16,9 @@ from tests.texts import make_texts, prepare_quietly, write_jsonl
 from tests.tiny import TOKENIZER_JSON
 from tests.tokenized import write_set
 
+# What is imported and collected is no garbage; see pytest_collection_finish.
+gc.disable()
+
 # A shell's background job ignores Ctrl-C, and what nohup starts a hangup; so would the commands
 # that tests stop with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -121,6 +124,7 @@ def pytest_collection_finish() -> None:
     """Look no more for garbage among what is there to stay: a million objects, at each look."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
