@@ -120,6 +120,6 @@ def check_scores(questions: Sequence[Question], before: Scores, after: Scores) -
         needed = max(before[kind], score_constant(questions, kind)) + REQUIRED_SHARE
         if after[kind] < needed:
             raise ValueError(
-                f"{name}: {after[kind]:.1%} are right, expected {needed:.1%}: the model learned "
-                "nothing; please report this with what is above"
+                f"{name}: {after[kind]:.1%} are right, expected at least {needed:.1%}: the model "
+                "did not learn; please report this with the output above"
             )

@@ -1,4 +1,4 @@
-"""The `velocity prep` command: chooses what its options ask for, and runs it."""
+"""The `velocity prep` and `velocity quickstart` commands."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from prep.request import Request
 from shards.disk.part import parse_part
-from shards.entry.options import takes_options
+from shards.entry.options import Overrides, takes_options
 from shards.screen.lines import say
 from shards.screen.names import quote
 
@@ -115,3 +115,17 @@ def work(request: Request, url: str | None, compress: bool) -> "Manifest | None"
             case _:
                 prepare_part(request, say)
                 return None
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("quickstart"),
+    chat: Annotated[bool, typer.Option("--chat", help="Then teach it to answer.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Prep, train and sample in minutes, on text that is already on this machine."""
+    from prep.chat_quickstart import run_chat_quickstart
+    from prep.quickstart import run_quickstart
+
+    run_quickstart(out, overrides or ())
+    if chat:
+        run_chat_quickstart(out)

@@ -10,6 +10,7 @@ Only what the manifest names is opened, when it is read.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 
@@ -72,9 +73,8 @@ class TokenStream:
         """
         self._check_places(starts, out.shape[1])
         if out.size:
-            pieces, places = self._cut(out, starts)
             with self.lock:
-                self._fill(pieces, places)
+                self._read_windows(out, starts)
         if out.max(initial=0) >= self.vocab_size:
             raise self._make_id_error(out, starts)
 
@@ -83,17 +83,18 @@ class TokenStream:
         with self.lock:
             self.files.close()
 
-    def _cut(self, out: Tokens, starts: Int64) -> tuple[list[memoryview], Int64]:
-        """The bytes of `out`, in pieces that are each read from one place of the shards' tokens."""
-        space = out.view(np.uint8).data.cast("B")
-        row_bytes = out.shape[1] * out.itemsize
-        return [space[at : at + row_bytes] for at in range(0, len(space), row_bytes)], starts
+    def _read_windows(self, out: Tokens, starts: Int64) -> None:
+        self._read_pieces(out, np.arange(len(starts) + 1) * out.shape[1], starts)
 
     def _locate(self, position: int) -> int:
         """Where in the shards' tokens a position is."""
         return position
 
-    def _fill(self, pieces: list[memoryview], places: Int64) -> None:
+    def _read_pieces(self, out: Tokens, bounds: Int64, places: Int64) -> None:
+        """Fill `out`, from each of `bounds` to the next, with the shards' tokens from its place."""
+        space = out.view(np.uint8).data.cast("B")
+        edges = (bounds * out.itemsize).tolist()
+        pieces = [space[begin:end] for begin, end in pairwise(edges)]
         order = np.argsort(places, kind="stable")
         places = places[order]
         indices = np.searchsorted(self.shard_starts, places, side="right") - 1

@@ -81,6 +81,7 @@ SLOW_FILES = (
     "test_quickstart.py",
     "test_buckets.py",
     "test_page.py",
+    "test_serve_page_trained.py",
     "test_serve_page.py",
     "test_cli.py",
     "test_trace.py",

@@ -25,9 +25,10 @@ from model.checkpoints.seal import seal
 from model.config import KEPT, Kept
 from model.decode.generator import Generator
 from model.decode.settings import Settings
-from model.export import gguf, int8
+from model.export import int8
 from model.export.certificate import Measured, measure
-from model.export.gguf_runtime import read_model
+from model.export.gguf.runtime import read_model
+from model.export.gguf.writer import write as write_gguf
 from model.export.source import Source, open_source
 from model.generate import load_generator
 from shards.reader import open_shards
@@ -150,7 +151,7 @@ def export_int8(source: Source, scratch: Path) -> Loaded:
 
 def export_gguf(source: Source, scratch: Path, dtype: str) -> Loaded:
     """The file of `velocity export --format gguf`, widened by `gguf` into our forward pass."""
-    path = gguf.write(source, scratch, f"{dtype}.gguf", dtype)
+    path = write_gguf(source, scratch, f"{dtype}.gguf", dtype)
     model = read_model(path).model
     generator = Generator(model, source.tokenizer, source.ends, source.begin)
     return Loaded(generator, count_gguf_bytes(path))

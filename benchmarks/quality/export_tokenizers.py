@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from model.export.gguf_tokenizer import GPT2, GPT4O, LLAMA3, QWEN2, SPACE
+from model.export.gguf.tokenizer import GPT2, GPT4O, LLAMA3, QWEN2, SPACE
 
 END = "<|endoftext|>"
 # What a byte-level tokenizer splits text by, and whether it takes words whole.

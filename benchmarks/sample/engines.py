@@ -17,7 +17,7 @@ from benchmarks.sample.llama import Llama
 from model.config import Kept
 from model.decode.generator import Generator
 from model.decode.settings import Settings
-from model.export import gguf
+from model.export.gguf.writer import write as write_gguf
 from model.export.source import open_source
 from model.generate import load_generator
 from model.pages import Pages
@@ -113,7 +113,7 @@ def start_llama(
     folder: Path, generator: Generator, options: argparse.Namespace, dtype: str
 ) -> Callable[[], Measured]:
     """llama.cpp on a file of the checkpoint's, with as many threads as torch."""
-    path = gguf.write(open_source(folder), folder.parent, f"{dtype}.gguf", dtype)
+    path = write_gguf(open_source(folder), folder.parent, f"{dtype}.gguf", dtype)
     llama = Llama(options.llama_python or Path(sys.executable), path, torch.get_num_threads())
 
     def write(batch_size: int, num_new: int) -> Rows:

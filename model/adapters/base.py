@@ -73,15 +73,15 @@ def find_recorded(folder: Path, known: Base | None) -> Path:
     name = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))[:MAX_NAME]
     if known is None:
         raise CheckpointError(
-            f"{folder}: an adapter for {name!r}, which is not looked for on its word; name the "
-            "model with --base, a folder or hf://user/name"
+            f"{folder}: an adapter for {name!r}, which is only loaded if you name it: give --base, "
+            "a folder or hf://user/name"
         )
     for place in (Path(known.path), Path(name)):
         if place.is_dir():
             return place
     raise CheckpointError(
-        f"{folder}: an adapter for the model in {known.path[:MAX_NAME]}, which is not there; say "
-        "where it is with --base"
+        f"{folder}: an adapter for the model in {known.path[:MAX_NAME]}, which is no longer there; "
+        "say where it is with --base"
     )
 
 
@@ -95,7 +95,9 @@ def find_base(folder: Path, named: Path | None) -> Path:
     where = named or find_recorded(folder, known)
     base = find_checkpoint(where)
     if is_adapter(base):
-        raise CheckpointError(f"{base}: an adapter itself; name the model that it is for as --base")
+        raise CheckpointError(
+            f"{base}: is an adapter; name the model that it was trained on as --base"
+        )
     if known and (found := hash_base(base)) != known.sha256:
         raise CheckpointError(
             f"{base}: not the model that {folder} was trained on: the sha256 of its weights is "

@@ -69,7 +69,7 @@ def load_adapter(model: Transformer, folder: Path) -> None:
     """
     config, path = read_adapter_config(folder), folder / ADAPTER_WEIGHTS
     if not path.is_file():
-        raise CheckpointError(f"{folder}: has {ADAPTER_CONFIG}, and no {ADAPTER_WEIGHTS}")
+        raise CheckpointError(f"{folder}: has {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}")
     ranks = [s.shape[0] for name, s in list_weights([path]).items() if "lora_A" in name and s.shape]
     if config.rank != max(ranks, default=0):  # Before as much memory is taken as the config says.
         raise CheckpointError(

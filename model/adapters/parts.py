@@ -58,8 +58,8 @@ def find_parts(path: Path, base: Path | None = None) -> Parts:
     found = find_base(folder, base)
     if is_seed_checkpoint(found) or read_json(found / CONFIG).get("quantization_config"):
         raise CheckpointError(
-            f"{found}: adapters are for models in fp32, bf16 or fp16 of today's format; name such "
-            "a one with --base"
+            f"{found}: adapters need a model in fp32, bf16 or fp16, in the current format; name "
+            "one with --base"
         )
     return Parts(folder, found)
 

@@ -99,7 +99,8 @@ def read_peft_config(values: Json) -> AdapterConfig:
         expect(key, values.get(key) in (True, False, None), "true or false")
     known = WITHOUT_MEANING | READ | FIXED.keys() | {"init_lora_weights"}
     for key in sorted(values.keys() - known):
-        expect(key, not values[key], "nothing")
+        # A number 0 may be one of several, such as the one layer that an adapter is on.
+        expect(key, not values[key] and type(values[key]) is not int, "nothing")
     ids = _read_token_ids(values.get("trainable_token_indices"), found)
     if found:
         raise DifferentError(found)

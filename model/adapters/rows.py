@@ -80,8 +80,8 @@ def train_rows(model: Transformer, token_ids: tuple[int, ...]) -> None:
     added = range(num_ids, max(token_ids) + 1)
     if len(added) > len(token_ids) or not {*added} <= {*token_ids}:
         raise ValueError(
-            f"the adapter has a row for token {max(token_ids):,}, and the model has rows for "
-            f"{num_ids:,} tokens only; use the base that it was trained on"
+            f"the adapter has a row for token {max(token_ids):,}, but the model has only "
+            f"{num_ids:,} rows; use the base that it was trained on"
         )
     if added:
         grow(model, num_ids + len(added))

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from model.chat.guard import Guard, Json, StandIns, rename_tokens
 from model.chat.template import Asked, ChatTemplate, RenderError
+from model.checkpoints.tokenizer import TokenizerPanic, naming_panics
 
 # The roles that messages may have; a developer's messages are what system messages were.
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -81,11 +82,15 @@ class ChatEncoder:
         self.has_tags = TAG.search(template.source) is not None
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of the text that asks for the next message. Raises as `render` does."""
+        """The ids of the text that asks for the next message.
+
+        Raises as `render` does, and TokenizerPanic for a text that it makes which has none.
+        """
         protected, stand_ins = self.guard.protect([dict(message) for message in messages])
         text = self.template.render(protected)
         named, _ = self.guard.name_tokens(text, [])
-        encoding = self.tokenizer.encode(stand_ins.restore(named), add_special_tokens=False)
+        with naming_panics():
+            encoding = self.tokenizer.encode(stand_ins.restore(named), add_special_tokens=False)
         ids: list[int] = encoding.ids
         return ids
 
@@ -108,26 +113,43 @@ class ChatEncoder:
                 named, places = self.guard.name_tokens(found.text, places)
                 texts.append(found.stand_ins.restore(named))
                 edges.append(np.array(places, np.int64).reshape(-1, 2))
-        encodings = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
+        encodings = iter(self._encode_texts(texts))
         spans = iter(edges)
         results: list[EncodedChat | RenderError | TemplateFault] = []
         for found in marked:
             if isinstance(found, Marked):
-                encoding = next(encodings)
+                encoding, chosen = next(encodings), next(spans)
+                if isinstance(encoding, RenderError):
+                    results.append(encoding)
+                    continue
                 ids = np.array(encoding.ids, np.int64)
                 text = found.stand_ins.restore(found.text)
-                results.append(EncodedChat(text, ids, find_tokens(encoding.offsets, next(spans))))
+                results.append(EncodedChat(text, ids, find_tokens(encoding.offsets, chosen)))
             else:
                 results.append(found)
         return results
 
+    def _encode_texts(self, texts: Sequence[str]) -> list[Encoding | RenderError]:
+        """Each text encoded, or why it cannot be, which costs no other."""
+        try:
+            with naming_panics():
+                return [*self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        except TokenizerPanic as error:
+            if len(texts) == 1:
+                return [RenderError(str(error))]
+        return [encoded for text in texts for encoded in self._encode_texts([text])]
+
     def _mark_tagged(self, chats: Sequence[Chat]) -> list[Marked | RenderError | TemplateFault]:
         """The texts of chats, by the tags of the template."""
-        protected = [self.guard.protect([*map(dict, chat.messages)]) for chat in chats]
-        asked = [Asked(messages, marks=s.marks) for messages, s in protected]
+        protected = [self._protect(chat) for chat in chats]
+        asked = [Asked(p[0], marks=p[1].marks) for p in protected if not isinstance(p, RenderError)]
         results: list[Marked | RenderError | TemplateFault] = []
-        answers = self.template.render_all(asked)
-        for chat, (messages, stand_ins), answer in zip(chats, protected, answers, strict=True):
+        answers = iter(self.template.render_all(asked))
+        for chat, guarded in zip(chats, protected, strict=True):
+            if isinstance(guarded, RenderError):
+                results.append(guarded)
+                continue
+            answer, (messages, stand_ins) = next(answers), guarded
             if isinstance(answer, RenderError):
                 results.append(answer)
                 continue
@@ -149,9 +171,13 @@ class ChatEncoder:
     def _mark_answers(self, chats: Sequence[Chat]) -> list[Marked | RenderError | TemplateFault]:
         """The texts of chats, by what each answer adds to the text that asks for it."""
         asked: list[Asked] = []
-        plans: list[tuple[StandIns, int]] = []
+        plans: list[tuple[StandIns, int] | RenderError] = []
         for chat in chats:
-            messages, stand_ins = self.guard.protect([*map(dict, chat.messages)])
+            guarded = self._protect(chat)
+            if isinstance(guarded, RenderError):
+                plans.append(guarded)
+                continue
+            messages, stand_ins = guarded
             before = len(asked)
             for i in range(chat.first_trained, len(messages)):
                 if messages[i]["role"] == ASSISTANT:
@@ -162,9 +188,18 @@ class ChatEncoder:
             plans.append((stand_ins, len(asked) - before))
         answers = iter(self.template.render_all(asked))
         return [
-            self._mark_one([next(answers) for _ in range(count)], stand_ins)
-            for stand_ins, count in plans
+            plan
+            if isinstance(plan, RenderError)
+            else self._mark_one([next(answers) for _ in range(plan[1])], plan[0])
+            for plan in plans
         ]
+
+    def _protect(self, chat: Chat) -> tuple[list[Json], StandIns] | RenderError:
+        """A chat's messages with stand-ins, or why there are none."""
+        try:
+            return self.guard.protect([*map(dict, chat.messages)])
+        except RenderError as error:
+            return error
 
     def _mark_one(
         self, answers: list[str | RenderError], stand_ins: StandIns
@@ -179,8 +214,8 @@ class ChatEncoder:
             begin, end = len(asking), len(answered.rstrip())
             if answered[:begin] != asking or whole[:end] != answered[:end]:
                 return TemplateFault(
-                    "what it makes of an answer does not go on from the text that asks for it; put "
-                    "{% generation %} and {% endgeneration %} around what an assistant writes"
+                    "the text with an answer does not continue the text that asks for it; put "
+                    "{% generation %} and {% endgeneration %} around what the assistant writes"
                 )
             spans.append((begin, end))
         fault = self._find_open_turn(whole, spans)

@@ -14,8 +14,12 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from model.chat.template import RenderError
+
 # Characters that stand for others: of a plane for private use, which hardly any text has.
 FIRST_STAND_IN, LAST_STAND_IN = 0xF0000, 0x10FFFD
+# So many of them may be in the texts of a chat: the others are enough for any tokenizer.
+MAX_PRIVATE = 2**16
 PRIVATE = re.compile(f"[{chr(FIRST_STAND_IN)}-{chr(LAST_STAND_IN)}]")
 # What tells a role: templates make special tokens of it, so it is no text (model/chat/encode.py
 # says which roles there are).
@@ -45,9 +49,17 @@ class Guard:
         self._longest = max((len(token) for token in tokens), default=1)
 
     def protect(self, messages: list[Json]) -> tuple[list[Json], "StandIns"]:
-        """The messages with stand-ins for what could spell a special token, but in their roles."""
+        """The messages with stand-ins for what could spell a special token, but in their roles.
+
+        RenderError where their own characters leave none to stand in.
+        """
         texts = [*find_texts(messages)]
         used = self._reserved.union(*(PRIVATE.findall(text) for text in texts))
+        if len(used) > MAX_PRIVATE:
+            raise RenderError(
+                f"they have {len(used):,} different characters of the planes for private use; "
+                f"expected at most {MAX_PRIVATE:,}"
+            )
         stand_ins = StandIns(used)
         protected = [
             {k: v if k == ROLE else self._protect(v, stand_ins) for k, v in message.items()}

@@ -9,6 +9,7 @@ tokenizer_config.json says split_special_tokens, and its post-processor may add 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 # SentencePiece's own format.
 SENTENCEPIECE = "tokenizer.model"
 SPACE = "▁"
+# The class of what a panic in Rust becomes; no package exports it.
+PANIC = "PanicException"
 SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -64,6 +67,22 @@ def load_tokenizer(folder: Path, is_ours: bool, tokenizer_json: str | None = Non
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     return tokenizer
+
+
+class TokenizerPanic(ValueError):
+    """A text that a tokenizer.json cannot encode: its regular expression gave up, for one."""
+
+
+@contextmanager
+def naming_panics() -> Iterator[None]:
+    """A panic of `tokenizers`, which Python does not count as an Exception, as TokenizerPanic."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != PANIC:
+            raise
+        reason = " ".join(str(error).split())
+        raise TokenizerPanic(f"the tokenizer cannot encode this text ({reason:.200})") from None
 
 
 def splits_special_tokens(folder: Path) -> bool:

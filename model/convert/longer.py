@@ -58,7 +58,7 @@ def lengthen(path: Path, out: Path, longer: Longer) -> tuple[ModelConfig, ModelC
     if is_seed_checkpoint(folder):
         raise CheckpointError(
             f"{folder}: a checkpoint of the original VelocityLM; convert it without --context "
-            "first, and then what comes out"
+            "first, then convert the result"
         )
     values = read_json(folder / CONFIG)
     with explaining(folder / CONFIG):

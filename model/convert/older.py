@@ -33,11 +33,11 @@ def convert(path: Path, out: Path, tokenizer_json: str) -> None:
         save_model(out, load_seed_model(folder), tokenizer_json)
     elif not is_sealed(folder):
         raise CheckpointError(
-            f"{folder}: neither a checkpoint of ours, which has {CHECKSUMS}, nor one of the "
-            "original VelocityLM; a folder from elsewhere is sampled as it is"
+            f"{folder}: neither one of Velocity's checkpoints, which have {CHECKSUMS}, nor one of "
+            "the original VelocityLM; models from elsewhere need no conversion"
         )
     elif not splits_special_tokens(folder):
-        raise ValueError(f"{folder}: in today's format already; nothing to convert")
+        raise ValueError(f"{folder}: already in the current format; there is nothing to convert")
     else:
         verify(folder)
         _copy(folder, out)

@@ -56,25 +56,24 @@ def check(config: ModelConfig, context: int, way: Stretch) -> None:
     """ValueError unless the context gets longer, in a way that goes with how it was stretched."""
     if context <= config.context:
         raise ValueError(
-            f"--context is {context:,}; expected more than {config.context:,}, the context that "
-            "the model has"
+            f"--context is {context:,}; expected more than {config.context:,}, the model's context"
         )
     kind = config.rope_type
     if kind not in ("default", way):
         advice = (
-            "convert the model from before it was"
+            "convert the original model instead"
             if kind == "dynamic"
-            else f"give --rope {kind}, or convert the model from before it was"
+            else f"give --rope {kind}, or convert the original model instead"
         )
         raise ValueError(
-            f"--rope is {way}, and the model's context is stretched by rope_type {kind} already; "
+            f"--rope is {way}, but the model's context was already extended with rope_type {kind}; "
             f"{advice}"
         )
     if config.rope_attention_factor is not None:
         raise ValueError(
-            f"the model's yarn has an attention_factor of its own, "
-            f"{config.rope_attention_factor:g}, which is for rope_factor {config.rope_factor:g} "
-            "alone; convert the model from before it was stretched"
+            f"the model's yarn has its own attention_factor, {config.rope_attention_factor:g}, "
+            f"which only suits rope_factor {config.rope_factor:g}; convert the original model "
+            "instead"
         )
 
 
@@ -87,7 +86,7 @@ def find_theta(config: ModelConfig, context: int) -> float:
     size = config.head_size
     if size == 2:
         raise ValueError(
-            "--rope is theta, which needs heads wider than 2; give another, or --theta"
+            "--rope theta needs heads of a size above 2; choose another --rope, or give --theta"
         )
     return float(config.rope_theta * (context / config.context) ** (size / (size - 2)))
 

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
+from model.checkpoints.tokenizer import naming_panics
 from model.config import Kept
 from model.decode.batch import Batch
 from model.decode.beam import search_beams
@@ -182,7 +183,8 @@ class Generator:
         """The prompt's text and tokens; without any, it is the beginning of a document."""
         if isinstance(prompt, str):
             text = LONE_SURROGATES.sub(REPLACEMENT, prompt)
-            tokens: list[int] = self.tokenizer.encode(text).ids
+            with naming_panics():
+                tokens: list[int] = self.tokenizer.encode(text).ids
             return text, tokens or [self.begin]
         if any(not 0 <= token < self.num_words for token in prompt):
             raise ValueError(
@@ -199,7 +201,8 @@ class Generator:
         """
         spelled = [*settings.words]  # Also of blanks alone, such as the end of a line.
         spelled += [" " + word.lstrip() for word in settings.words if word.strip()]
-        rows = {tuple(self.tokenizer.encode(text).ids) for text in spelled}
+        with naming_panics():
+            rows = {tuple(self.tokenizer.encode(text).ids) for text in spelled}
         return rows - {(token,) for token in self.ends} - {()}
 
     def _find_limit(

@@ -54,7 +54,7 @@ def merge(
     check_places([out], 0)
     parts = find_parts(adapter, base)
     if parts.base is None:
-        raise CheckpointError(f"{parts.folder}: a model, and no adapter; there is nothing to merge")
+        raise CheckpointError(f"{parts.folder}: a model, not an adapter; there is nothing to merge")
     kept = DTYPES[dtype] if dtype else find_stored_dtype(parts.base) or torch.float32
     model = load_model(parts.base).eval()
     load_adapter(model, parts.folder)
@@ -69,9 +69,9 @@ def merge(
         distance = compare(made, tokens, expected)
         if not distance <= LIMITS[kept]:
             raise ValueError(
-                f"{out}: not kept, as its logits differ by {distance:.3g} of their deviation from "
-                f"those of the adapter on its base, expected at most {LIMITS[kept]:g}; the weights "
-                "are damaged, or too large for the dtype: try --dtype fp32"
+                f"{out}: not kept, because its logits differ from those of base and adapter by "
+                f"{distance:.3g} standard deviations, expected at most {LIMITS[kept]:g}; the "
+                "weights are damaged, or too large for the dtype: try --dtype fp32"
             )
         if is_sealed(parts.words):
             seal(made)
@@ -79,7 +79,7 @@ def merge(
     name = str(kept).removeprefix("torch.")
     return (
         f"{parts.folder} and {parts.base}: merged as {name}; the logits of {TOKENS} tokens differ "
-        f"by {distance:.1e} of their deviation"
+        f"by at most {distance:.1e} standard deviations"
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from model.chat.go_template import GoTemplate, translate
 from model.chat.template import ChatTemplate, RendererCrash, find_template
 from model.checkpoints.seal import CheckpointError
-from model.export.gguf import open_runtime as open_gguf
-from model.export.gguf import write as write_gguf
+from model.export.gguf.writer import open_runtime as open_gguf
+from model.export.gguf.writer import write as write_gguf
 from model.export.source import Source
 
 MODEL, MODELFILE = "model.gguf", "Modelfile"

@@ -76,7 +76,7 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "gguf": Format("model.export.gguf", GGUF_DTYPES, ".gguf", ("gguf",), "gguf"),
+    "gguf": Format("model.export.gguf.writer", GGUF_DTYPES, ".gguf", ("gguf",), "gguf"),
     "ollama": Format(
         "model.export.ollama", ("q8_0", *(d for d in GGUF_DTYPES if d != "q8_0")), None, ("gguf",),
         "gguf",

@@ -32,7 +32,8 @@ def differentiate_in_place(
         return losses, None
     if z_loss:
         probs.mul_((1 + 2 * z_loss * log_sums).unsqueeze(1))
-    probs.scatter_add_(1, targets.unsqueeze(1), probs.new_full((len(probs), 1), -1.0))
+    places = targets.unsqueeze(1)
+    probs.scatter_(1, places, probs.gather(1, places) - 1)
     if dtype == torch.float32:
         return losses, probs.mul_(scale)
     return losses, torch.mul(probs, scale, out=torch.empty_like(probs, dtype=dtype))

@@ -1,8 +1,9 @@
 """Options of the commands that take a checkpoint, and those of `velocity sample` and `chat`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,19 +12,13 @@ from model.decode.settings import Settings
 from shards.entry.options import PATH
 from shards.screen.url import read_checkpoint
 
+if TYPE_CHECKING:
+    from model.decode.generator import Generator
+
 CKPT_HELP = (
     "A checkpoint, a folder of them (uses the newest complete one), or hf://user/name[@revision]."
 )
 CkptOption = Annotated[Path, typer.Option(parser=read_checkpoint, metavar="PATH", help=CKPT_HELP)]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one.")
-]
-DtypeOption = Annotated[
-    Kept | None,
-    typer.Option(
-        help="What weights are rounded to: less to read is less time. Default: as they are."
-    ),
-]
 BaseOption = Annotated[
     Path | None,
     typer.Option(
@@ -33,6 +28,37 @@ BaseOption = Annotated[
         "the one that it was trained on, if it is still there.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Where a model computes, how its weights are rounded, and what its adapter is for."""
+
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: a GPU if there is one.")
+    ] = None
+    dtype: Annotated[
+        Kept | None,
+        typer.Option(
+            help="What weights are rounded to: less to read is less time. Default: as they are."
+        ),
+    ] = None
+    base: BaseOption = None
+
+    def make_load(self) -> "partial[Generator]":
+        """What loads a checkpoint as these options say."""
+        from model.generate import load_generator
+        from prep.tokenizer.gpt2 import build_gpt2_json
+
+        # Only the original VelocityLM's checkpoints lack a tokenizer, which is GPT-2's.
+        tokenizer_json = build_gpt2_json()
+        return partial(
+            load_generator,
+            device=self.device,
+            tokenizer_json=tokenizer_json,
+            dtype=self.dtype,
+            base=self.base,
+        )
 
 
 @dataclass(frozen=True)

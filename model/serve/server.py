@@ -49,6 +49,7 @@ def serve(
         house = House(served, limits, Metrics({one.id: one.batcher for one in served}), trace=trace)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+        listener.listen()  # Whoever connects as soon as the line is there is not refused.
         logger.info("velocity: listening at http://%s:%d; Ctrl-C ends it", shown, port)
         Server(house).run(sockets=[listener])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.chat.encode import ASSISTANT, Chat, ChatEncoder, EncodedChat, TemplateFault
-from model.chat.template import ChatTemplate, RenderError
+from model.chat.template import ChatTemplate, RendererCrash, RenderError
 from prep.chat.rows import BadRow, ChatRow, find_reason, parse_row
 from prep.policy import Policy
 from prep.readers.documents import DROPPED, BadDocument, Documents
@@ -143,7 +143,12 @@ class ChatReader:
     ) -> dict[int, Encoded]:
         """The chats of rows that have any, by their places in the batch."""
         chats = [self._choose(chat) for row in rows.values() for chat in row.chats]
-        results = iter(self.encoder.encode(chats))
+        try:
+            results = iter(self.encoder.encode(chats))
+        except RendererCrash as error:
+            raise ValueError(
+                f"{documents.path}: the process that runs the chat template crashed: {error}"
+            ) from None
         found: dict[int, Encoded] = {}
         for place, row in rows.items():
             halves = []

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.chat.encode import ASSISTANT, ROLES, Chat, Message
+from shards.disk.json_files import MAX_DEPTH, check_depth
 from shards.schema import CONVERSATIONS, PREFERENCES
 
 Row = dict[str, Any]
@@ -67,6 +68,12 @@ def find_kind(form: str) -> str:
 
 def parse_row(row: Row) -> ChatRow:
     """A row as chats; BadRow if it is none."""
+    try:
+        check_depth(row)  # Before anything recursive walks it.
+    except RecursionError:
+        raise BadRow(
+            f"is nested more than {MAX_DEPTH} deep; expected messages", "nested too deeply"
+        ) from None
     form = find_format(row)
     return ChatRow(form, tuple(PARSERS[form](row)))
 
@@ -78,7 +85,7 @@ def find_format(row: Row) -> str:
         if present.issuperset(keys):
             return form
     found = ", ".join(map(repr, sorted(present)))[:MAX_SHOWN]
-    raise BadRow(f"has the keys {found or 'of nothing'}; expected {EXPECTED}", "no chat")
+    raise BadRow(f"has the keys {found or 'of an empty row'}; expected {EXPECTED}", "no chat")
 
 
 def parse_messages(row: Row) -> list[Chat]:
@@ -140,7 +147,7 @@ def parse_preference(row: Row) -> list[Chat]:
             shared += 1
         prompt, sides = sides[0][:shared], [side[shared:] for side in sides]
     if not prompt:
-        raise BadRow("chosen and rejected begin with no prompt, and there is none beside", "prompt")
+        raise BadRow("chosen and rejected share no prompt, and there is no key prompt", "prompt")
     if not all(sides) or sides[0] == sides[1]:
         raise BadRow("chosen and rejected are the same; expected two answers", "same answers")
     return [Chat([*prompt, *side], len(prompt)) for side in sides]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model.chat.builtin import BUILT_IN, CHATML
 from model.chat.encode import ASSISTANT, Chat, ChatEncoder, EncodedChat
-from model.chat.template import ChatTemplate, find_template
+from model.chat.template import ChatTemplate, RendererCrash, find_template
 from prep.chat.rows import SYSTEM, USER, make_message
 from prep.policy import Policy
 from prep.request import Request
@@ -141,17 +141,19 @@ def try_template(
     template: ChatTemplate, tokenizer_json: str, named: SetTemplate | None = None
 ) -> EncodedChat:
     """A short chat, made by the template; ValueError if it cannot be trained with."""
+    place = named.place if named else CHAT_TEMPLATE
     asked = [make_message(USER, "Hi"), make_message(ASSISTANT, "Hello.")]
     before = [make_message(SYSTEM, "Be short.")]
     try:
         encoder = ChatEncoder(template, tokenizer_json)
         found = encoder.encode([Chat(asked), Chat([*before, *asked])])
+    except RendererCrash as error:
+        raise ValueError(f"{place}: the process that runs it crashed: {error}") from None
     finally:
         template.close()
     for result in found:
         if isinstance(result, EncodedChat):
             return result
-    place = named.place if named else CHAT_TEMPLATE
     raise ValueError(f"{place}: cannot be trained with: {found[0]}")
 
 

@@ -1,5 +1,6 @@
 """Text columns of parquet files, read with pyarrow alone."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -18,13 +19,13 @@ from prep.readers.columns import (
     pick,
 )
 from prep.readers.pages import (
-    PageError,
     Pages,
     choose_rows,
     find_chunks,
     find_doubtful,
     read_pages,
 )
+from prep.readers.thrift import PageError
 
 # A column is read through a window of this size; without one, Arrow holds the compressed column of
 # a whole row group. (A memory map would spare the copy, but end the process if the file shrinks.)
@@ -54,7 +55,7 @@ def read_columns(
         text, url, others = find_columns(file.schema_arrow, path, text_column, columns)
         groups = groups[: file.num_row_groups - groups.start]
         found = [text, *([url] if url else []), *others]
-        batches = _read_batches(file, path, groups, found, max_rows)
+        batches = read_batches(file, path, groups, found, max_rows)
         for batch in join_small(batches, max_rows, max_bytes):
             for values in cut_rows([pick(batch, column) for column in found], max_rows, max_bytes):
                 texts, *rest = values
@@ -130,7 +131,7 @@ def _measure(path: Path, source: BinaryIO, group: int, column: Column, pages: Pa
 
 def _sample(file: pq.ParquetFile, path: Path, group: int, column: Column) -> int:
     """Estimate a column's text in a row group from its first rows."""
-    batches = _read_batches(file, path, range(group, group + 1), [column], _SAMPLED_ROWS)
+    batches = read_batches(file, path, range(group, group + 1), [column], _SAMPLED_ROWS)
     batch = next(batches, None)
     if batch is None:
         return 0
@@ -138,7 +139,7 @@ def _sample(file: pq.ParquetFile, path: Path, group: int, column: Column) -> int
     return int(pick(batch, column).nbytes * num_rows / len(batch))
 
 
-def _read_batches(
+def read_batches(
     file: pq.ParquetFile, path: Path, groups: range, columns: Sequence[Column], max_rows: int
 ) -> Iterator[pa.RecordBatch]:
     """Read the row groups, as many rows at a time as memory allows."""
@@ -148,7 +149,11 @@ def _read_batches(
         for group, chunks in zip(groups, find_chunks(file, path, groups, columns), strict=True):
             limit, budget = max_rows, _DECODED_BYTES // max(len(chunks), 1)
             for chunk in chunks:
-                limit = choose_rows(source, read_pages(source, path, chunk), limit, budget)
+                pages = read_pages(source, path, chunk)
+                # How many values a list has is known on average alone.
+                per_row = max(chunk.num_rows / max(file.metadata.row_group(group).num_rows, 1), 1)
+                most = choose_rows(source, pages, math.ceil(limit * per_row), budget)
+                limit = max(min(limit, int(most / per_row)), 1)
             limits.append((group, limit))
     for num_rows, run in groupby(limits, key=lambda entry: entry[1]):
         together = [group for group, _ in run]

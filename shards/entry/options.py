@@ -22,6 +22,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
 from typer.models import ArgumentInfo, ParameterInfo
 
 from shards.screen.url import refuse_url
@@ -39,6 +40,10 @@ PATHS_AS_TEXT = {
 
 # What the help calls a path.
 PATH = "<path>"
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Settings of the run.")
+]
 
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -138,6 +138,8 @@ def parse_condition(text: str, name: str = "data.where") -> Condition:
         reason = error.msg
     except (MemoryError, RecursionError):
         reason = "it is nested too deep"
+    except UnicodeEncodeError:
+        reason = "it is not valid UTF-8"
     raise ValueError(
         f"{name} is {text!r:.{SHOWN_CHARACTERS}}: {reason}; expected a condition such as {EXAMPLE}"
     )

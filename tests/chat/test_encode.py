@@ -287,12 +287,12 @@ def test_texts_that_only_together_spell_a_special_token_are_text() -> None:
         (
             "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
             "{% if add_generation_prompt %}<think>{% endif %}",
-            "does not go on from the text that asks for it; put {% generation %}",
+            "does not continue the text that asks for it; put {% generation %}",
         ),
         (
             "{% for m in messages %}{{ loop.length - loop.index }}{{ m.content + eos_token }}"
             "{% endfor %}",
-            "does not go on from the text",
+            "does not continue the text",
         ),
         ("{% generation %}{{ eos_token }}{% endgeneration %}", "has 1 parts in {% generation %}"),
     ],
@@ -334,6 +334,14 @@ def test_one_bad_chat_costs_no_other() -> None:
         found = encoder.encode([Chat(good), Chat(slow), Chat(good)])
     assert [type(one) for one in found] == [EncodedChat, RenderError, EncodedChat]
     assert "it did not end within" in str(found[1])
+
+
+def test_a_template_that_spells_half_a_character_is_refused() -> None:
+    encoder = make_encoder("{{ '\\ud800' }}" + BUILT_IN["chatml"].source)
+    [found] = encoder.encode([Chat([{"role": USER, "content": "Hi"}])])
+    assert "surrogates not allowed" in str(found)
+    with pytest.raises(RenderError, match="surrogates not allowed"):
+        encoder.encode_prompt([{"role": USER, "content": "Hi"}])
 
 
 def test_a_template_of_prep_has_no_clock() -> None:

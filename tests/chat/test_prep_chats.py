@@ -261,7 +261,7 @@ def test_preferences_are_pairs_in_one_piece(tmp_path: Path, tokenizer: Path) -> 
             "is from 'dog'; expected one of hum",
         ),
         ([{"conversations": [{"human": "x"}]}], "expected an object with from and value"),
-        ([{"chosen": "a", "rejected": "b"}], "begin with no prompt"),
+        ([{"chosen": "a", "rejected": "b"}], "share no prompt"),
         ([{"prompt": "x", "chosen": "a", "rejected": "a"}], "are the same; expected two answers"),
         ([{"instruction": "x", "output": ["y", 1]}], "output is .*; expected text"),
     ],

@@ -283,7 +283,7 @@ def test_new_tokens_of_an_adapter_are_rows_that_the_base_lacks(base: Path, tmp_p
     (tmp_path / ADAPTER_CONFIG).write_text(
         (tmp_path / ADAPTER_CONFIG).read_text().replace("300,", "299,")
     )
-    with pytest.raises(CheckpointError, match="rows for 300 tokens only"):
+    with pytest.raises(CheckpointError, match="has only 300 rows"):
         load_parts(find_parts(tmp_path, base))
 
 
@@ -309,7 +309,7 @@ def test_a_folder_is_merged_sampled_and_exported(base: Path, tmp_path: Path) -> 
     # Nothing is overwritten, and a merged folder is no adapter.
     again = CliRunner().invoke(app, ["merge", str(folder), str(out)])
     assert "is there already" in str(again.exception)
-    with pytest.raises(CheckpointError, match="no adapter; there is nothing to merge"):
+    with pytest.raises(CheckpointError, match="not an adapter; there is nothing to merge"):
         merge_folder(out, tmp_path / "twice", None, None, print)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
 
@@ -327,7 +327,7 @@ def test_a_merge_that_computes_something_else_is_not_kept(
         merge_adapter(model)
 
     monkeypatch.setattr("model.export.merge.merge_adapter", merge_twice_as_much)
-    with pytest.raises(ValueError, match="not kept, as its logits differ"):
+    with pytest.raises(ValueError, match="not kept, because its logits differ"):
         merge_folder(folder, tmp_path / "merged", None, None, print)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
@@ -342,15 +342,17 @@ def test_another_base_is_refused_and_a_stranger_leads_nowhere(
         find_parts(ours, untied)
     assert find_parts(ours, base).base == base
     theirs = save_adapter(tmp_path / "theirs", model, config, base, is_ours=False)
-    with pytest.raises(CheckpointError, match="not looked for on its word; name the model with"):
+    with pytest.raises(CheckpointError, match="which is only loaded if you name it: give --base"):
         find_parts(theirs)
     assert find_parts(theirs, base).base == base
-    with pytest.raises(CheckpointError, match="an adapter itself"):
+    with pytest.raises(CheckpointError, match="is an adapter; name the model"):
         find_parts(theirs, ours)
     (ours / ADAPTER_BASE).write_bytes(Base(str(tmp_path / "gone"), hash_base(base)).describe())
     path = ours / ADAPTER_CONFIG
     path.write_text(path.read_text().replace(str(base), "gone"))
-    with pytest.raises(CheckpointError, match="which is not there; say where it is with --base"):
+    with pytest.raises(
+        CheckpointError, match="which is no longer there; say where it is with --base"
+    ):
         find_parts(ours)
 
 
@@ -376,8 +378,11 @@ def test_weights_in_several_files_have_one_hash(tmp_path: Path) -> None:
         ("use_dora", True, "7 differences, the first: .*lora_magnitude.* is missing"),
         ("r", 5, "holds matrices of rank 4, but r in adapter_config.json is 5"),
         ("r", 10**12, "holds matrices of rank 4, but r in adapter_config.json is 10{12}"),
-        ("trainable_token_indices", [10**15], "rows for 300 tokens only"),
+        ("trainable_token_indices", [10**15], "has only 300 rows"),
         ("a_new_key_of_peft", 3, "a_new_key_of_peft is 3, expected nothing"),
+        ("layers_to_transform", 0, "layers_to_transform is 0, expected nothing"),
+        ("lora_alpha", 10**400, "alpha is 10{15}.*; expected a number above 0"),
+        ("lora_alpha", float("nan"), "alpha is nan; expected a number above 0"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(

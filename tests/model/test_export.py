@@ -26,9 +26,9 @@ from model.checkpoints.kept_tokenizer import make_template
 from model.checkpoints.seal import CheckpointError, is_sealed, seal, verify
 from model.config import ModelConfig
 from model.decode.settings import Settings
-from model.export import gguf as gguf_format
 from model.export.certificate import Measured, cut_windows, find_faults, measure
-from model.export.gguf_runtime import read_model
+from model.export.gguf import writer as gguf_format
+from model.export.gguf.runtime import read_model
 from model.export.ollama import make_modelfile
 from model.export.onnx import open_session
 from model.export.request import LIMITS, make_request

@@ -342,10 +342,10 @@ def test_an_old_checkpoint_is_sampled_with_a_word_and_converted(
 
 
 def test_what_cannot_be_converted_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="a folder from elsewhere is sampled as it is"):
+    with pytest.raises(CheckpointError, match="models from elsewhere need no conversion"):
         convert(folder, tmp_path / "new", TOKENIZER_JSON)
     seal(folder)
-    with pytest.raises(ValueError, match="in today's format already"):
+    with pytest.raises(ValueError, match="already in the current format"):
         convert(folder, tmp_path / "new", TOKENIZER_JSON)
     old = tmp_path / "old"
     make_old_checkpoint(old)

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from benchmarks.quality.export_tokenizers import make_tokenizers
-from model.export.gguf_tokenizer import (
+from model.export.gguf.tokenizer import (
     BYTE,
     CONTROL,
     GPT2,

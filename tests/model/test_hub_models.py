@@ -85,7 +85,7 @@ def test_python_and_the_other_commands_take_a_model_of_the_hub(
     assert report["facts"]["weights"].startswith("3 files")
     convert = ["velocity", "convert", f"hf://{REPO}", tmp_path / "new"]
     done = run_forked(convert, None, environment, wait_little)
-    assert "a folder from elsewhere is sampled as it is" in done.stderr  # It has been looked at.
+    assert "models from elsewhere need no conversion" in done.stderr  # It has been looked at.
     publish = ["velocity", "publish", "--ckpt", f"hf://{REPO}", "--repo", "a/b", "--license", "mit"]
     done = run_forked(publish, None, environment, wait_little)
     assert f"hf://{REPO}: is a URL, and --ckpt takes a path on this machine" in done.stderr

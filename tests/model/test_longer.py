@@ -343,33 +343,33 @@ YARN = replace(SHORT, rope_type="yarn", rope_factor=2.0)
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        (SHORT, (32,), "--context is 32; expected more than 64, the context that the model has"),
-        (SHORT, (64, "yarn"), "--context is 64; expected more than 64, the context that the model"),
-        (YARN, (128, "yarn"), "--context is 128; expected more than 128, the context that the mod"),
-        (SHORT, (-1,), "--context is -1; expected more than 64, the context that the model has"),
+        (SHORT, (32,), "--context is 32; expected more than 64, the model's context"),
+        (SHORT, (64, "yarn"), "--context is 64; expected more than 64, the model's context"),
+        (YARN, (128, "yarn"), "--context is 128; expected more than 128, the model's context"),
+        (SHORT, (-1,), "--context is -1; expected more than 64, the model's context"),
         (
             YARN,
             (256, "linear"),
-            "--rope is linear, and the model's context is stretched by rope_type yarn already; "
-            "give --rope yarn, or convert the model from before it was",
+            "--rope is linear, but the model's context was already extended with rope_type yarn; "
+            "give --rope yarn, or convert the original model instead",
         ),
         (
             YARN,
             (256, "theta"),
-            "--rope is theta, and the model's context is stretched by rope_type yarn already; "
-            "give --rope yarn, or convert the model from before it was",
+            "--rope is theta, but the model's context was already extended with rope_type yarn; "
+            "give --rope yarn, or convert the original model instead",
         ),
         (
             replace(YARN, rope_type="dynamic"),
             (256, "yarn"),
-            "--rope is yarn, and the model's context is stretched by rope_type dynamic already; "
-            "convert the model from before it was",
+            "--rope is yarn, but the model's context was already extended with rope_type dynamic; "
+            "convert the original model instead",
         ),
         (
             replace(YARN, rope_attention_factor=1.5),
             (256, "yarn"),
-            "the model's yarn has an attention_factor of its own, 1.5, which is for rope_factor 2 "
-            "alone; convert the model from before it was stretched",
+            "the model's yarn has its own attention_factor, 1.5, which only suits rope_factor 2; "
+            "convert the original model instead",
         ),
         (
             SHORT,
@@ -384,7 +384,7 @@ YARN = replace(SHORT, rope_type="yarn", rope_factor=2.0)
         (
             replace(SHORT, head_dim=2),
             (128, "theta"),
-            "--rope is theta, which needs heads wider than 2; give another, or --theta",
+            "--rope theta needs heads of a size above 2; choose another --rope, or give --theta",
         ),
     ],
 )

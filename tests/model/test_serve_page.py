@@ -14,9 +14,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from cli import open_trace
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import seal
+from model.serve.command import open_trace
 from shards.index import passages as index_passages
 from shards.index.build import build_index
 from shards.index.passages import Finder, Wish
@@ -24,11 +24,12 @@ from shards.reader import open_shards
 from tests.commands import velocity
 from tests.runs import make_config
 from tests.servers.browser import SHIFT, Tab, find_browser, open_browser
+from tests.servers.contrast import find_faint
 from tests.servers.model_server import RunningServer, run_house, start_process
 from tests.tiny import TOKENIZER_JSON, make_model
 from tests.tokenized import write_set
 from train.tracing.passages import Passages
-from train.tracing.steps import trace_settings
+from train.tracing.runs import trace_settings
 
 MODELS = ["checkpoint-7", "checkpoint-8"]
 PROMPT = "The quick <b>fox</b>"
@@ -73,10 +74,18 @@ def tab(browser: Tab, server: RunningServer) -> Iterator[Tab]:
     open_page(browser, server.url)
     yield browser
     assert browser.errors == []
+    assert {*map(get_origin, browser.requested)} == {server.url}
+
+
+def get_origin(url: str) -> str:
+    """Where an address leads, without its path."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def open_page(tab: Tab, url: str) -> None:
     tab.errors.clear()
+    tab.requested.clear()
     tab.show_as(1100, 900)
     tab.open(url)
     tab.wait(f"document.querySelector('#served').textContent === '{', '.join(MODELS)}'")
@@ -348,11 +357,15 @@ def test_what_a_stranger_wrote_runs_nothing(
         assert "hacked" not in tab.run("Object.keys(window)"), attack
         assert re.search("Content Security Policy|Trusted|EvalError", str(tab.errors)), attack
     tab.errors.clear()
+    tab.requested.remove("https://example.com/x.png")  # Asked for, and blocked.
 
 
 @needs_browser
 def test_it_is_seen_in_light_and_dark_and_fits_a_phone(tab: Tab, tmp_path: Path) -> None:
+    tab.show_as(1100, 800, "dark")
+    assert find_faint(tab) == []  # With nothing filled in.
     write(tab, max_tokens=50)
+    tab.click(".token")
     for width, scheme, lightness in (
         (1100, "light", range(245, 256)),
         (1100, "dark", range(0, 60)),
@@ -360,13 +373,13 @@ def test_it_is_seen_in_light_and_dark_and_fits_a_phone(tab: Tab, tmp_path: Path)
     ):
         tab.show_as(width, 800, scheme)
         tab.run("new Promise(requestAnimationFrame)")
+        assert find_faint(tab) == []
         assert tab.run("document.documentElement.scrollWidth") <= width
         tab.draw(tmp_path / "seen.png")
         with Image.open(tmp_path / "seen.png") as image:
             assert image.convert("L").getpixel((2, 2)) in lightness
             assert len(image.convert("RGB").getcolors(1 << 20) or []) > 40
     # Large enough for a finger.
-    tab.click(".token")
     heights = tab.run(
         "[...document.querySelectorAll('button')].map(b => b.offsetHeight).filter(Boolean)"
     )

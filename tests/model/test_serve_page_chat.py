@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from model.checkpoints.seal import seal
 from tests.model.test_serve_chat import write_folder
 from tests.model.test_serve_page import complete, needs_browser, texts
 from tests.servers.browser import SHIFT, Tab, open_browser
+from tests.servers.contrast import find_faint
 from tests.servers.model_server import RunningServer, run_house
 from tests.tiny import TOKENIZER_JSON, make_model
 
@@ -312,13 +314,41 @@ def test_what_the_server_refuses_is_told_and_can_be_mended(tab: Tab, server: Run
     tab.errors.clear()
 
 
+def test_tab_goes_through_the_chat_as_it_is_read(tab: Tab) -> None:
+    tab.click("#to-chat")
+    say(tab, "one")
+    tab.run("document.querySelector('#settings').open = true")
+    tab.click("h1")
+    names, boxes = [], []
+    tab.press("Tab")
+    while tab.run("document.activeElement !== document.body"):
+        name, *box = tab.run(
+            "(() => { const e = document.activeElement; const b = e.getBoundingClientRect();"
+            " return [e.id || e.name || e.textContent, b.left, b.top + scrollY, b.bottom + scrollY]"
+            " })()"
+        )
+        assert name not in names
+        names.append(name)
+        boxes.append(box)
+        tab.press("Tab")
+    fields = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed"]
+    turn = ["Edit", "Answer again"]
+    form = ["message", "write", "clear", "model", "Settings", *fields, "stops", "system"]
+    assert names == ["to-text", "to-chat", *turn, *form]
+    for (left, top, _), (next_left, next_top, next_bottom) in pairwise(boxes):
+        assert next_bottom > top
+        assert next_top > top or next_left > left
+
+
 def test_the_chat_fits_a_phone_and_everything_in_it_has_a_name(tab: Tab, tmp_path: Path) -> None:
     tab.click("#to-chat")
     say(tab, "wide" * 30)
     tab.click(".turn.user button")
-    tab.show_as(360, 800, "dark")
-    tab.run("new Promise(requestAnimationFrame)")
-    assert tab.run("document.documentElement.scrollWidth") <= 360
+    for scheme in ("light", "dark"):
+        tab.show_as(360, 800, scheme)
+        tab.run("new Promise(requestAnimationFrame)")
+        assert tab.run("document.documentElement.scrollWidth") <= 360
+        assert find_faint(tab) == []
     heights = tab.run(
         "[...document.querySelectorAll('button')].map(b => b.offsetHeight).filter(Boolean)"
     )

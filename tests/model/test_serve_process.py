@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,8 +12,10 @@ import httpx
 import pytest
 
 from model.checkpoints.folder import save_model
+from model.generate import load_generator
+from model.serve.server import Server, serve
 from tests.commands import velocity
-from tests.servers.model_server import start_process
+from tests.servers.model_server import LIMITS, start_process
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model
 
 
@@ -59,6 +62,21 @@ def test_the_command_serves_until_a_signal_ends_it(folder: Path) -> None:
     assert "ending; texts have 0 s left" in log
     for hidden in (key, "secret", "query", "Traceback"):
         assert hidden not in log
+
+
+def test_a_client_that_connects_as_soon_as_the_line_is_there_is_not_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before the first request can be answered: uvicorn has not begun."""
+
+    def run(server: Server, sockets: list[socket.socket]) -> None:
+        assert "listening at http://127.0.0.1:" in caplog.messages[-1]
+        socket.create_connection(sockets[0].getsockname(), timeout=5).close()
+        server.house.served[0].batcher.stop(0)
+        server.house.close()
+
+    monkeypatch.setattr(Server, "run", run)
+    serve([folder], LIMITS, load_generator)
 
 
 def test_what_keeps_it_from_starting_is_one_line(folder: Path, tmp_path: Path) -> None:

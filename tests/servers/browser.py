@@ -43,6 +43,8 @@ class Tab:
         self.session: str | None = None
         # What the page complained of: errors in its console, exceptions, what was not loaded.
         self.errors: list[str] = []
+        # The addresses of what was asked for, whether or not it came.
+        self.requested: list[str] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
         self.session = attached["sessionId"]
@@ -75,7 +77,7 @@ class Tab:
         return found
 
     def note(self, event: dict[str, Any]) -> None:
-        """Keep what an event complains of."""
+        """Keep what an event complains of, or what it asks for."""
         kind, params = event.get("method"), event.get("params", {})
         if kind == "Runtime.exceptionThrown":
             self.errors.append(json.dumps(params["exceptionDetails"]))
@@ -83,6 +85,8 @@ class Tab:
             self.errors.append(json.dumps(params["args"]))
         elif kind == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.errors.append(params["entry"]["text"])
+        elif kind == "Network.requestWillBeSent":
+            self.requested.append(params["request"]["url"])
 
     def run(self, code: str) -> Any:
         """What an expression of JavaScript gives, once it has given it."""
@@ -107,7 +111,8 @@ class Tab:
     def open(self, url: str) -> None:
         """Go to a page, and wait until it is there."""
         self.send("Page.navigate", url="about:blank")
-        self.send("Page.navigate", url=url)
+        failed = self.send("Page.navigate", url=url).get("errorText")
+        assert not failed, f"{url}: {failed}"
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def find(self, selector: str) -> tuple[float, float]:

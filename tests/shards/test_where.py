@@ -9,6 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import shards.files as shards_files
+import shards.where.view as view
+from shards.files import read_at
 from shards.reader import open_shards
 from shards.where.choice import Choice, choose, choose_windows
 from shards.where.condition import parse_condition
@@ -108,6 +111,7 @@ def test_a_condition_is_true_for_these_rows(text: str, expected: list[int]) -> N
         ("(" * 500 + "clean" + ")" * 500, "too many nested parentheses"),
         ("not " * 2000 + "clean", "it is nested too deep"),
         ("a" + ".a" * 4000 + " == 1", "it is nested too deep"),
+        ("language == '\udc80'", "it is not valid UTF-8"),
     ],
 )
 def test_what_is_no_condition_is_refused_in_a_line(text: str, reason: str) -> None:
@@ -153,10 +157,19 @@ def test_a_column_that_is_not_there_is_told_with_those_that_are(folder: Path) ->
         ("num_tokens > 0", lambda n, size: True),
     ],
 )
+@pytest.mark.parametrize("max_gap", [0, 90, 1024])
 def test_the_stream_is_that_of_a_set_of_these_documents(
-    folder: Path, where: str, is_chosen: Callable[[int, int], bool]
+    folder: Path,
+    where: str,
+    is_chosen: Callable[[int, int], bool],
+    max_gap: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every token, and every window of every length, as in a set that was made of them alone."""
+    """Every token, and every window of every length, as in a set that was made of them alone.
+
+    Whether its pieces are read one by one, all together, or some of them.
+    """
+    monkeypatch.setattr(view, "MAX_GAP_BYTES", max_gap)
     shards = open_shards(folder)
     whole = shards.stream("train")
     choice = choose(shards, "train", where)
@@ -181,6 +194,42 @@ def test_the_stream_is_that_of_a_set_of_these_documents(
     for wrong in (-1, len(tokens)):
         with pytest.raises(ValueError, match=f"asked for tokens {wrong} to {wrong + 1}; the split"):
             stream.read(wrong, 1)
+
+
+def test_pieces_with_small_gaps_are_one_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many documents a window is made of; and no gap is read that is wider."""
+    shards = open_shards(folder)
+    choice = choose(shards, "train", "source_file == 'code'")
+    stream = open_view(shards, "train", choice)
+    starts = np.arange(0, choice.num_tokens - 150, 40)
+    reads: list[int] = []
+
+    def count(handle: int, out: memoryview, start: int) -> int:
+        reads.append(len(out))
+        return read_at(handle, out, start)
+
+    monkeypatch.setattr(shards_files, "read_at", count)
+    edges = stream.shard_starts[1:-1]
+    found = {}
+    for max_gap in (0, 300, 1024):
+        monkeypatch.setattr(view, "MAX_GAP_BYTES", max_gap)
+        reads.clear()
+        windows = stream.windows(starts, 150)
+        expected: list[tuple[int, int]] = []
+        for window in starts.tolist():
+            merged: list[tuple[int, int]] = []
+            for start, stop in choice.spans(window, window + 150):
+                if merged and 2 * (start - merged[-1][1]) <= max_gap:
+                    start = merged.pop()[0]
+                merged.append((start, stop))
+            expected += merged
+        assert sum(reads) == sum(2 * (stop - start) for start, stop in expected)
+        # Where one reaches into the next file, it goes on there.
+        more = sum(int(((edges > start) & (edges < stop)).sum()) for start, stop in expected)
+        assert len(reads) == len(expected) + more
+        found[max_gap] = len(expected), windows.tolist()
+    assert found[0][0] > 2.4 * len(starts) > found[300][0] > found[1024][0] == len(starts)
+    assert found[0][1] == found[300][1] == found[1024][1]
 
 
 def test_places_of_the_choice_lead_to_the_split_and_back(folder: Path) -> None:

@@ -139,7 +139,7 @@ def test_new_tokens_are_trained_with_the_adapter(
 ) -> None:
     base = save_theirs(tmp_path / "base", tie_word_embeddings=kind == "lora")
     run_from(chat_like, tmp_path, base, training__adapter=kind, **SEVERAL)
-    assert f"2 tokens that {base} does not know: trained with" in capsys.readouterr().err
+    assert f"2 tokens new to {base}: trained with" in capsys.readouterr().err
     folder = last_of(tmp_path)
     assert read_adapter_config(folder).token_ids == (300, 301)
     tensors = load_file(folder / "adapter_model.safetensors")

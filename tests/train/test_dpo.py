@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.transformer import Transformer
-from shards.chat.labels import BEGIN
+from shards.chat.labels import BEGIN, REJECTED
 from tests.model.test_loss import relative_error
 from tests.preferences import Pair, lay_out, make_pairs, pack
 from tests.tiny import make_model
@@ -106,6 +106,32 @@ def test_a_batch_without_pairs_is_nothing() -> None:
     found[0].backward()  # type: ignore[no-untyped-call]
     assert losses.grad is not None
     assert not losses.grad.any()
+
+
+def test_sums_are_those_of_their_half_alone() -> None:
+    """Whatever the values beside it: as long as two rows of one half each, and as short as one."""
+    labels = torch.zeros(3, 37, dtype=torch.uint8)
+    labels[0, 0] = labels[1, 0] = labels[2, 0] = BEGIN
+    for row, column in ((0, 5), (0, 30), (1, 1), (2, 36)):  # A rejected half, behind a chosen one.
+        labels[row, column] = BEGIN | REJECTED
+        labels[row, column + 1 : 30] = REJECTED
+    labels[0, 12] = BEGIN  # A pair more in the first row.
+    values = torch.rand(labels.shape, dtype=torch.float64).requires_grad_()
+    pairs = find_pairs(labels)
+    chosen, rejected = (sums[pairs.is_pair] for sums in pairs.add_up(values))
+    bounds = [(0, 0, 5, 12), (0, 12, 30, 37), (1, 0, 1, 37), (2, 0, 36, 37)]
+    rows = values.detach().unbind()
+    expected = [[rows[row][a:b].sum(), rows[row][b:c].sum()] for row, a, b, c in bounds]
+    found = torch.stack([chosen, rejected], 1)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    weights = torch.rand(found.shape, dtype=torch.float64)
+    [gradient] = torch.autograd.grad((found * weights).sum(), values)
+    for (row, a, b, c), (one, two) in zip(bounds, weights.tolist(), strict=True):
+        assert gradient[row, a:b].eq(one).all()
+        assert gradient[row, b:c].eq(two).all()
+    values.detach()[0, 2] = torch.nan  # Of one half.
+    counts = [int(sums[pairs.is_pair].isnan().sum()) for sums in pairs.add_up(values)]
+    assert counts == [1, 0]
 
 
 def test_rows_have_losses_of_their_own() -> None:

@@ -193,15 +193,15 @@ def test_sets_that_do_not_have_what_is_learned_are_refused(
     pairs: Path, start: Path, tmp_path: Path
 ) -> None:
     words = make_overrides(pairs, tmp_path, **SETTINGS, model__max_position_embeddings=64)
-    with pytest.raises(ValueError, match=r"objective is dpo, .* set model\.start to the folder"):
+    with pytest.raises(ValueError, match=r"objective=dpo compares .* set model\.start to a model"):
         train(load_config(None, words))
-    with pytest.raises(ValueError, match=r"has preferences, of whose rejected .*objective=dpo"):
+    with pytest.raises(ValueError, match=r"has preferences, and .*learn the rejected answers too"):
         run_from(pairs, tmp_path, start, data__max_seq_length=ROW)
     plain, chats = tmp_path / "plain", tmp_path / "chats"
     write_set(plain, TOKENIZER_JSON, make_texts(60), "<|endoftext|>", row_tokens=ROW)
     write_chats(chats, [Chat((5, 6, 7, 0), ((2, 4),))] * 20, ROW)
     for folder, kind in ((plain, "plain text"), (chats, "conversations")):
-        with pytest.raises(ValueError, match=f"has {kind}, and .* learns from pairs of answers"):
+        with pytest.raises(ValueError, match=f"has {kind}, but .* needs pairs of a chosen"):
             run_from(folder, tmp_path, start, **SETTINGS)
     assert not (tmp_path / "checkpoints").exists()
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import cli
 from model.checkpoints.seal import seal
 from model.decode.settings import Settings
 from model.export.request import Request
+from model.sample.options import Loading
 from tests.commands import velocity
 from tests.runs import read_metrics, run_small
 from tests.texts import make_texts
@@ -82,7 +82,7 @@ def run_line(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     code, output, errors = velocity(*words, cwd=folder)
     assert code == 0, errors
     for checkpoint in (*served, *(request.ckpt for request in exported)):
-        assert cli.make_load("cpu", None)(checkpoint).complete(["A"], Settings(max_new_tokens=1))
+        assert Loading("cpu").make_load()(checkpoint).complete(["A"], Settings(max_new_tokens=1))
     assert (words[0] == "serve", words[0] == "export") == (bool(served), bool(exported))
     return output
 

@@ -171,8 +171,8 @@ def test_rows_are_added_for_more_ids(
     run_from(chat_like, tmp_path, folder, **STILL)
     said = capsys.readouterr().err
     assert (
-        "its embedding has 300 rows, and the set 302 ids; 2 rows are added, each the mean of those "
-        "of its tokens" in said
+        "its embedding has 300 rows, but the set has 302 ids; 2 rows are added, each the mean of "
+        "its tokens' rows" in said
     )
     before = read_weights(folder)
     for name, weight in read_weights(tmp_path / "checkpoints" / "checkpoint-1").items():
@@ -222,13 +222,14 @@ def test_settings_that_contradict_the_folder_are_refused(tiny_shards: Path, tmp_
     wrong = {"model__hidden_size": 32, "model__num_key_value_heads": 4}
     expect_refusal(
         make_words(tiny_shards, tmp_path / "a", folder, **wrong),
-        f"{folder}: model.hidden_size is 32, there it is 64; model.num_key_value_heads is 4, there "
-        "it is 2; leave out what model.start decides, or change the folder with velocity convert",
+        f"{folder}: model.hidden_size is 32, but 64 there; model.num_key_value_heads is 4, but 2 "
+        "there; leave these settings out, as model.start decides them, or change the folder with "
+        "velocity convert",
     )
     assert not (tmp_path / "a").exists()
     expect_refusal(
         make_words(tiny_shards, tmp_path / "a", folder, model__vocab_size=301),
-        f"{folder}: model.vocab_size is 301, there it is 300; leave out what model.start decides",
+        f"{folder}: model.vocab_size is 301, but 300 there; leave these settings out",
     )
     right = {"model__hidden_size": 64, "model__num_key_value_heads": 2, "model__vocab_size": 300}
     run_from(tiny_shards, tmp_path / "b", folder, **right, **STILL)
@@ -260,7 +261,7 @@ def test_a_run_keeps_its_beginning(tiny_shards: Path, tmp_path: Path) -> None:
     named = {"infrastructure__resume_from_checkpoint": tmp_path / "run/checkpoints/checkpoint-1"}
     expect_refusal(
         make_words(tiny_shards, tmp_path / "new", other, **named),
-        f"model.start={other} begins a new run, and infrastructure.resume_from_checkpoint=",
+        f"model.start={other} starts a new run, but infrastructure.resume_from_checkpoint=",
     )
 
 
@@ -273,7 +274,7 @@ def test_a_set_of_another_tokenizer_is_refused(tiny_shards: Path, tmp_path: Path
     folder = save_ours(tmp_path / "ours", json.dumps(content))
     expect_refusal(
         make_words(tiny_shards, tmp_path / "run", folder),
-        f"{tiny_shards}: its tokenizer is not that of {folder}: id 40 is {one!r}, and {two!r} "
+        f"{tiny_shards}: its tokenizer is not that of {folder}: id 40 is {one!r}, but {two!r} "
         "there; prepare the set with the model's own: velocity prep ... --tokenizer "
         f"{folder}/tokenizer.json",
     )

@@ -18,6 +18,8 @@ from PIL import Image
 
 from tests.commands import velocity
 from tests.runs import read_metrics, run_small
+from tests.servers.browser import find_browser, open_browser
+from tests.servers.contrast import find_faint
 from train.page import pictures, spikes
 from train.page.axes import make_value_axis
 from train.page.curves import Curve
@@ -443,44 +445,32 @@ def test_bad_steps_are_shown_with_the_documents_of_their_samples(tmp_path: Path)
 # As a browser shows it
 
 
-def find_browser() -> str | None:
-    return next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
-
-
-def browse(page: Path, *options: str, width: int = 390) -> str:
-    """What a browser makes of a page."""
-    done = subprocess.run(
-        [
-            *(str(find_browser()), "--headless", "--no-sandbox", "--disable-gpu"),
-            *(f"--window-size={width},900", f"--user-data-dir={page.parent / 'profile'}"),
-            *(*options, page.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.skipif(not find_browser(), reason="no Chromium here")
 def test_a_browser_shows_it_on_a_phone_and_in_the_dark(run: Path, tmp_path: Path) -> None:
-    page = report(run, out=tmp_path)
-    measured = page.replace("script-src 'none'", "")
-    measured = re.sub(r"<meta http-equiv[^>]*>", "", measured).replace(
-        "</body>", "<script>document.title = document.documentElement.scrollWidth</script></body>"
-    )
-    (tmp_path / "measured.html").write_text(measured)
-    found = re.search(r"<title>(\d+)</title>", browse(tmp_path / "measured.html", "--dump-dom"))
-    assert found
-    assert int(found[1]) <= 500  # Chromium's windows are no narrower.
-    for options, lightness in (((), (250, 256)), (("--force-dark-mode",), (0, 60))):
-        picture = tmp_path / "seen.png"
-        browse(tmp_path / "report.html", *options, f"--screenshot={picture}")
-        with Image.open(picture) as image:
-            corner = image.convert("L").getpixel((3, 3))
-            assert len(image.convert("RGB").getcolors(1 << 20)) > 20
-        assert corner in range(*lightness)
+    report(run, out=tmp_path)
+    address = (tmp_path / "report.html").as_uri()
+    with open_browser(tmp_path / "profile") as tab:
+        tab.open(address)
+        for details in ("false", "true"):
+            tab.run(f"document.querySelectorAll('details').forEach(e => e.open = {details})")
+            for width, scheme, lightness in ((360, "light", (250, 256)), (1280, "dark", (0, 60))):
+                tab.show_as(width, 800, scheme)
+                tab.run("new Promise(requestAnimationFrame)")
+                assert tab.run("document.documentElement.scrollWidth") <= width
+                assert find_faint(tab) == []
+                tab.draw(tmp_path / "seen.png")
+                with Image.open(tmp_path / "seen.png") as image:
+                    assert image.convert("L").getpixel((3, 3)) in range(*lightness)
+                    assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20
+        assert {*tab.requested} == {address}
+        # A script that somebody got into the page all the same.
+        tab.run(
+            "document.body.append(Object.assign(document.createElement('script'),"
+            " {textContent: 'hacked = 1'}))"
+        )
+        assert "hacked" not in tab.run("Object.keys(window)")
+        [error] = tab.errors
+        assert "Content Security Policy" in error
 
 
 def test_it_needs_no_torch(run: Path, tmp_path: Path) -> None:

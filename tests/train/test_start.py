@@ -108,7 +108,7 @@ def open_order(shards: Path, config: Config) -> MixedOrder:
         ({"training__eval_windows": 0}, "none: training.eval_windows is 0"),
         (
             {"data__max_seq_length": 8192, "model__max_position_embeddings": 8192},
-            "none: a window has 8,193 tokens (data.max_seq_length and one), and the validation ",
+            "none: a window has 8,193 tokens (data.max_seq_length plus one), and the validation ",
         ),
     ],
 )

@@ -222,7 +222,7 @@ def test_the_commands_take_the_set_and_its_run(trained: Trained, tmp_path: Path)
 
 
 def test_a_checkpoint_of_today_has_nothing_to_convert(trained: Trained, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="in today's format already"):
+    with pytest.raises(ValueError, match="already in the current format"):
         convert(trained.checkpoint, tmp_path / "new", "")
     verify(trained.checkpoint)
 

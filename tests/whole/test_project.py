@@ -92,11 +92,15 @@ MAY_IMPORT = {
     "model.convert": {"model", "model.checkpoints"},
     "model.steps": {"model"},
     "model.decode": {"model", "model.steps", "model.checkpoints"},
-    "model.export": {"model", "model.adapters", "model.chat", "model.checkpoints"},
+    "model.export": {"model", "model.adapters", "model.chat", "model.checkpoints"}
+    | {"model.export.gguf"},
+    "model.export.gguf": {"model", "model.checkpoints", "model.export"},
     "model.sample": {"model", "model.chat", "model.checkpoints", "model.decode"},
     "model.chat": {"model.checkpoints"},
     "model.serve.wire": set(),
-    "model.serve.texts": {"model.serve", "model.serve.wire", "model.chat", "model.decode"},
+    "model.serve.texts": {
+        *("model.serve", "model.serve.wire", "model.chat", "model.decode", "model.checkpoints"),
+    },
     "model.serve": {f"model.serve.{room}" for room in ("page", "texts", "wire")}
     | {"model.chat", "model.decode", "model.checkpoints", "model"},
     "model.serve.page": {"model.serve", "model.serve.wire"},
@@ -153,14 +157,10 @@ MAY_IMPORT = {
     | STEPPING
     | (SHARDS | MODEL),
     "cli": {
-        "prep",
-        "prep.remote",
-        "prep.tokenizer",
-        "prep.foreign",
-        "prep.vocabulary",
-        "model.serve",
-    }
-    | (SHARDS | MODEL | TRAIN),
+        *("prep", "prep.foreign", "prep.vocabulary", "train", "train.evaluation"),
+        *(f"model.{room}" for room in ("adapters", "convert", "export", "sample", "serve")),
+        *("shards", "shards.entry", "shards.screen"),
+    },
 }
 # The faces of a package: each may import all rooms of it.
 FACES = {
@@ -168,9 +168,15 @@ FACES = {
     # They take models of the Hub by their names.
     "model.checkpoints.hub": {"prep.remote", "shards.screen"},
     "model.generate": MODEL | {"shards.screen"},
-    "model.sample.options": {"model", "model.decode", "shards.screen", "shards.entry"},
+    # The original VelocityLM's checkpoints have GPT-2's tokenizer, which prep makes.
+    "model.sample.options": MODEL | {"shards.screen", "shards.entry", "prep.tokenizer"},
     "model.sample.command": MODEL | {"shards.screen", "shards.entry"},
     "model.adapters.command": MODEL | {"shards.screen"},
+    "model.convert.command": MODEL | {"shards.screen", "shards.entry", "prep.tokenizer"},
+    # It certifies with Python's documentation.
+    "model.export.command": MODEL | {"shards.screen", "shards.entry", "prep"},
+    # Its page shows where a text is in the set, and when a run read it.
+    "model.serve.command": MODEL | SHARDS | {"model.serve", "train.tracing"},
     "train.commands": SHARDS | TRAIN | {"model.checkpoints"},
     # They say with which command to train.
     "prep.command": PREP | SHARDS | {"train.start"},
@@ -352,7 +358,7 @@ def modules_loaded_by(statement: str) -> set[str]:
         ("import model.sample.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
         ("import train.settings, model.config", {"torch"}),
         ("import train.start.choose", {"torch", "numpy", "pyarrow"}),
-        ("import train.tracing.steps, train.inspect.folders, train.commands", {"torch"}),
+        ("import train.tracing.runs, train.inspect.folders, train.commands", {"torch"}),
         ("import train.publish.publish", {"torch"}),
     ],
 )

@@ -46,7 +46,7 @@ def test_quickstart_runs_its_commands_and_notices_that_nothing_was_learned(tmp_p
     assert "documents from Python's own documentation" in lines[0]
     assert any(line.startswith("unigram entropy        6.") for line in lines)
     assert process.returncode == 1
-    assert "the model learned nothing" in process.stderr.splitlines()[-1]
+    assert "the model did not learn" in process.stderr.splitlines()[-1]
 
 
 def test_the_chat_quickstart_measures_before_and_after_and_notices_that_nothing_was_learned(
@@ -56,7 +56,7 @@ def test_the_chat_quickstart_measures_before_and_after_and_notices_that_nothing_
     save_model(base, make_model(BASE), build_gpt2_json())
     seal(base)
     short = ("training.epochs=0.02",)
-    with pytest.raises(ValueError, match=r"known facts.*0\.0% are right, .*learned nothing"):
+    with pytest.raises(ValueError, match=r"known facts.*0\.0% are right, .*did not learn"):
         run_chat_quickstart(tmp_path, short)
     shown = capfd.readouterr().out
     commands = [

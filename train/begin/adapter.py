@@ -51,8 +51,7 @@ def put_adapter(
     if new:
         count = format_plural(len(new), "token")
         say(
-            f"{count} that {beginning.folder} does not know: trained with the adapter, as rows of "
-            "the embedding"
+            f"{count} new to {beginning.folder}: trained with the adapter, as rows of the embedding"
         )
 
 

@@ -37,11 +37,11 @@ def find_difference(theirs: Tokenizer, ours: Tokenizer, shards: Shards) -> str |
     unlike = [i for i in words.keys() & tokens.keys() if words[i] != tokens[i]]
     if unlike:
         first = min(unlike)
-        return f"id {first} is {words[first]!r}, and {tokens[first]!r} there"
+        return f"id {first} is {words[first]!r}, but {tokens[first]!r} there"
     # Else special tokens would be cut out of a text that spells them.
     theirs.encode_special_tokens = True
     for case in shards.manifest.content["tokenizer"]["self_test"]:
         found = encode_plainly(theirs, case["text"])
         if found != case["ids"]:
-            return f"{case['text']!r} becomes {case['ids']}, and {found} there"
+            return f"{case['text']!r} becomes {case['ids']}, but {found} there"
     return None

@@ -50,8 +50,8 @@ def find_shape(config: Config, shards: Shards, say: Say) -> Json:
     named = infrastructure.resume_from_checkpoint
     if named not in (None, "auto"):
         raise ValueError(
-            f"{SETTING}={start} begins a new run, and infrastructure.resume_from_checkpoint="
-            f"{named} goes on with another; keep one of the two"
+            f"{SETTING}={start} starts a new run, but infrastructure.resume_from_checkpoint="
+            f"{named} resumes another one; set only one of the two"
         )
     before = find_own(list_checkpoints(Path(infrastructure.output_dir)))
     if before is not None:
@@ -69,9 +69,9 @@ def find_shape(config: Config, shards: Shards, say: Say) -> Json:
     say(f"the run begins with {found.folder}")
     if shape.num_ids > found.shape.num_ids:
         say(
-            f"{found.folder}: its embedding has {found.shape.num_ids:,} rows, and the set "
+            f"{found.folder}: its embedding has {found.shape.num_ids:,} rows, but the set has "
             f"{shape.num_ids:,} ids; {shape.num_ids - found.shape.num_ids:,} rows are added, each "
-            "the mean of those of its tokens"
+            "the mean of its tokens' rows"
         )
     return {
         "is_new": True,

@@ -44,20 +44,20 @@ def find_beginning(start: str, shards: Shards | None = None) -> Beginning:
     if is_hub_model(start):
         name = start.partition("://")[2].partition("@")[0]
         raise ValueError(
-            f"{SETTING} is {start}; expected a folder on this machine, as all that start again "
-            f"find it: first download it with: hf download {name} --local-dir {name}"
+            f"{SETTING} is {start}; expected a folder on this machine, which every restart can "
+            f"find; download it first: hf download {name} --local-dir {name}"
         )
     folder = find_checkpoint(Path(start))
     if is_seed_checkpoint(folder):
         raise CheckpointError(
-            f"{folder}: of the original VelocityLM; first convert it: velocity convert "
-            f"{quote(str(folder))} NEW"
+            f"{folder}: a checkpoint of the original VelocityLM; convert it first: velocity "
+            f"convert {quote(str(folder))} NEW"
         )
     values = read_json(folder / CONFIG)
     if values.get(QUANTIZATION) is not None:
         raise CheckpointError(
-            f"{folder}: its weights are quantized, and cannot be trained; set {SETTING} to the "
-            "checkpoint that it was made from"
+            f"{folder}: its weights are quantized and cannot be trained; set {SETTING} to the "
+            "checkpoint that they were made from"
         )
     with explaining(folder / CONFIG):
         shape = read_config_json(values)
@@ -97,11 +97,11 @@ def take_shape(config: Config, shape: ModelConfig, origin: str) -> Config:
         wanted, found = getattr(asked, entry.name), getattr(shape, entry.name)
         found = has.get(entry.name, found)
         if entry.name not in FREE and wanted not in (entry.default, found):
-            differences.append(f"model.{entry.name} is {wanted}, there it is {found}")
+            differences.append(f"model.{entry.name} is {wanted}, but {found} there")
     if differences:
         raise ValueError(
-            f"{origin}: {'; '.join(differences)}; leave out what {SETTING} decides, or change the "
-            "folder with velocity convert"
+            f"{origin}: {'; '.join(differences)}; leave these settings out, as {SETTING} decides "
+            "them, or change the folder with velocity convert"
         )
     model = replace(shape, start=asked.start, init=asked.init)
     return replace(config, model=model)

@@ -246,7 +246,7 @@ def cut_set(name: str, shards: Shards, config: Config) -> EvalSet:
     if not count:
         raise ValueError(
             f"{shards.folder}: its {split} split has {shards.manifest.num_tokens(split):,} tokens, "
-            f"fewer than a window of {length + 1:,} (data.max_seq_length and one)"
+            f"fewer than a window of {length + 1:,} (data.max_seq_length plus one)"
         )
     return EvalSet(
         name,

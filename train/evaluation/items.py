@@ -49,7 +49,7 @@ def read_task(name: str) -> Task:
             items.append(item)
             kinds.append(kind)
             if kind != kinds[0]:
-                raise ValueError(f"{place}: is of {kind}, those before it are of {kinds[0]}")
+                raise ValueError(f"{place}: has {kind}, but the lines before it have {kinds[0]}")
     if not items:
         raise ValueError(f"{name}: no items in it; {EXPECTED} on each line")
     return Task(str(Path(name)), kinds[0], items)

@@ -64,6 +64,7 @@ PANELS = (
     Panel("norm", "Norm of the gradients", {"grad_norm": "before clipping"}, is_log=True),
     Panel("scale", "Loss scale", {"loss_scale": "FP16's scale"}, is_log=True),
     Panel("skips", "Skipped steps", {"skipped_steps": "skipped", "bad_steps": "bad"}, "so far"),
+    Panel("trained", "Tokens trained on", {"trained_share": "of the log entry's step"}, "%", 0.01),
     Panel("activation", "Largest activation", {"largest_activation": "of the log entry's step"}),
     Panel("speed", "Speed", {"tokens_per_second": "all ranks"}, "tokens a second"),
     Panel("mfu", "MFU", {"mfu": "of the peak", "mfu_causal": "causal"}, "%", 0.01),

@@ -19,19 +19,19 @@ def check_objective(config: Config, sets: "Sets") -> None:
         kind = chat["kind"] if chat else "plain text"
         if learns_pairs and kind != PREFERENCES:
             raise ValueError(
-                f"{folder}: has {kind}, and {OBJECTIVE}=dpo learns from pairs of answers of which "
-                f"one is preferred; prepare such a set with velocity prep --chat, or set "
+                f"{folder}: has {kind}, but {OBJECTIVE}=dpo needs pairs of a chosen and a rejected "
+                f"answer; prepare such a set with velocity prep --chat, or set "
                 f"{OBJECTIVE}=likelihood"
             )
         if not learns_pairs and kind == PREFERENCES:
             raise ValueError(
-                f"{folder}: has {kind}, of whose rejected answers {OBJECTIVE}="
-                f"{config.training.objective} would learn as well; set {OBJECTIVE}=dpo"
+                f"{folder}: has {kind}, and {OBJECTIVE}={config.training.objective} would learn "
+                f"the rejected answers too; set {OBJECTIVE}=dpo"
             )
     if learns_pairs and config.model.start is None:
         raise ValueError(
-            f"{OBJECTIVE} is dpo, which measures by the model that a run began with; set "
-            f"model.start to the folder of one that answers, such as a fine-tuned checkpoint"
+            f"{OBJECTIVE}=dpo compares with the model that the run starts from; set model.start to "
+            f"a model that answers, such as a fine-tuned checkpoint"
         )
 
 

@@ -170,7 +170,7 @@ def describe_validation(config: Config, sets: Sets) -> str:
         split = "no validation split" if len(sizes) == 1 else "a validation split"
         return f"none: {which} {split} (prep's --validation-fraction makes one)"
     return (
-        f"none: a window has {length + 1:,} tokens (data.max_seq_length and one), and the "
+        f"none: a window has {length + 1:,} tokens (data.max_seq_length plus one), and the "
         f"validation split {held:,}"
     )
 

@@ -166,7 +166,7 @@ def check_dpo(training: Any) -> None:
     if not 0 <= training.dpo_label_smoothing < 0.5:
         raise ValueError(
             f"training.dpo_label_smoothing is {training.dpo_label_smoothing}; expected a number "
-            "from 0 to below 0.5, with which preferences would mean nothing"
+            "from 0 to below 0.5, at which preferences would mean nothing"
         )
     if training.objective == "dpo" and training.z_loss:
         raise ValueError(

@@ -8,11 +8,12 @@ export function setKey(text) {
   key = text;
 }
 
-// What the server said instead of an answer.
+// What the server said instead of an answer: its HTTP status, words, and the code of the error.
 export class ApiError extends Error {
-  constructor(status, message) {
+  constructor(status, message, code) {
     super(message);
     this.status = status;
+    this.code = code;
   }
 }
 
@@ -25,13 +26,14 @@ async function ask(path, body, signal) {
     fetch(path, { method, headers, body: body && JSON.stringify(body), signal }),
   );
   if (answer.ok) return answer;
-  let message = `the server answered ${answer.status}`;
+  let error = { message: `the server answered ${answer.status}` };
   try {
-    message = (await answer.json()).error.message;
+    const { message, code } = (await answer.json()).error;
+    error = { message, code };
   } catch {
     // It was not the server's own error; the number says all that is known.
   }
-  throw new ApiError(answer.status, message);
+  throw new ApiError(answer.status, error.message, error.code);
 }
 
 // What the network gives; its own errors are not for people.
@@ -77,7 +79,7 @@ async function* stream(path, body, signal) {
   const asked = { ...body, stream: true, return_token_ids: true };
   const answer = await ask(path, asked, signal);
   for await (const event of readEvents(answer.body)) {
-    if (event.error) throw new ApiError(500, event.error.message);
+    if (event.error) throw new ApiError(500, event.error.message, event.error.code);
     yield* event.choices;
   }
 }

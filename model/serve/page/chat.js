@@ -11,6 +11,9 @@ const ENDINGS = {
   shutdown: "Cut: the server has ended.",
   stopped: "Stopped.",
 };
+const UNANSWERED = "Not answered, so the model is not given it.";
+// The server's word for a prompt that leaves no room for as many new tokens as are asked for.
+const FULL = "context_length_exceeded";
 // How near to the end of the page counts as being there.
 const END_PIXELS = 120;
 
@@ -25,11 +28,18 @@ export class Chat {
     this.editing = null;
     // How often the last message was answered anew.
     this.tries = 0;
+    // The model that answers, and the first turn that it is given: its context holds no more.
+    this.model = null;
+    this.first = 0;
   }
 
-  // What the template is given.
+  // What the template is given, so that the last turn can be written: the turns that fit, but no
+  // message that was not answered. Templates expect the roles by turns.
   get messages() {
-    const turns = this.turns.map(({ role, content }) => ({ role, content }));
+    const turns = this.turns
+      .slice(this.first, -1)
+      .filter(({ role }, place, all) => all[place + 1]?.role !== role)
+      .map(({ role, content }) => ({ role, content }));
     const system = find("system").value;
     return system ? [{ role: "system", content: system }, ...turns] : turns;
   }
@@ -37,6 +47,8 @@ export class Chat {
   send(text) {
     this.closeEditing();
     this.tries = 0;
+    const last = this.turns.at(-1);
+    if (last?.role === "user") note(last, UNANSWERED);
     this.add("user", "You", text);
     this.ask();
   }
@@ -81,6 +93,7 @@ export class Chat {
 
   drop(place) {
     this.turns.splice(place).forEach(({ element }) => element.remove());
+    this.first = Math.min(this.first, place);
     find("no-turns").hidden = this.turns.length > 0;
   }
 
@@ -95,14 +108,15 @@ export class Chat {
 
   // Write the next message; `count` is told of its tokens. A message of which nothing came is none.
   async write(model, settings, signal, count) {
-    const messages = this.messages;
+    this.beginAt(model === this.model ? this.first : 0);
+    this.model = model;
     const turn = this.add("assistant", model, "");
     const text = turn.element.querySelector(".said");
     text.append("");
     turn.element.classList.add("writing");
     let ended = null;
     try {
-      for await (const part of answer(model, messages, settings, signal)) {
+      for await (const part of this.fit(settings, signal)) {
         turn.content += part.text;
         keepingEnd(() => text.lastChild.appendData(part.text));
         count(part.count);
@@ -115,14 +129,35 @@ export class Chat {
     }
   }
 
+  // Parts of the answer; as long as there is no room for one, without the oldest turns.
+  async *fit(settings, signal) {
+    const first = this.first;
+    for (;;) {
+      try {
+        yield* answer(this.model, this.messages, settings, signal);
+        return;
+      } catch (error) {
+        if (error.code !== FULL || signal.aborted) throw error;
+        const next = this.turns.findIndex(({ role }, n) => n > this.first && role === "user");
+        this.beginAt(next < 0 ? first : next);
+        if (next < 0) throw error;
+      }
+    }
+  }
+
+  // Give the model the turns from this one on, which the page says.
+  beginAt(first) {
+    this.first = first;
+    this.turns.forEach(({ element }, place) => {
+      element.querySelector(".forgotten").hidden = !first || place !== first;
+    });
+  }
+
   end(turn, ended) {
     if (!turn.content && (!ended || ended === "stopped")) {
       this.drop(this.turns.length - 1);
     } else {
-      const note = turn.content ? ENDINGS[ended] : "The model ended its answer without a word.";
-      const line = turn.element.querySelector(".ending");
-      line.textContent = note ?? "";
-      line.hidden = !note;
+      note(turn, turn.content ? ENDINGS[ended] : "The model ended its answer without a word.");
       find("answered").textContent = turn.content;
     }
     this.offer(true);
@@ -162,6 +197,13 @@ export class Chat {
     this.editing?.element.classList.remove("edited");
     this.editing = null;
   }
+}
+
+// Put a line below a turn, or none.
+function note(turn, text = "") {
+  const line = turn.element.querySelector(".ending");
+  line.textContent = text;
+  line.hidden = !text;
 }
 
 // Enter sends a form, but not while it ends a word of an input method. With Shift it is a line's end,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.export.certificate import Runtime
-from model.export.gguf_names import EMBEDDING, FACTORS, HEAD, NAMES
+from model.export.gguf.names import EMBEDDING, FACTORS, HEAD, NAMES
 from model.export.source import Source
 from model.export.step import Step, run_in_parts
 from model.rotation import find_yarn_factor

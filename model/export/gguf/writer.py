@@ -18,9 +18,9 @@ from torch import Tensor
 
 from model.checkpoints.chat_template import hide_generation, read_chat_template
 from model.config import ModelConfig
-from model.export.gguf_names import EMBEDDING, FACTORS, HEAD, NAMES
-from model.export.gguf_runtime import open_llama, open_reader
-from model.export.gguf_tokenizer import GgufTokenizer, describe_tokenizer
+from model.export.gguf.names import EMBEDDING, FACTORS, HEAD, NAMES
+from model.export.gguf.runtime import open_llama, open_reader
+from model.export.gguf.tokenizer import GgufTokenizer, describe_tokenizer
 from model.export.source import Source
 from model.rotation import find_frequencies, find_yarn_factor
 
