@@ -24,6 +24,8 @@ def make_tables(path: Path = RESULTS) -> str:
         *tabulate_shares(result),
         "",
         *describe_factors(result),
+        describe_time(result),
+        describe_overlaps(result),
     ]
     return "\n".join(lines)
 
@@ -78,9 +80,9 @@ def tabulate_rates(result: Json) -> list[str]:
 def tabulate_shares(result: Json) -> list[str]:
     """Ours with its schedule shortened."""
     rows = result["shortened"]
-    [arm] = [arm for arm in result["arms"] if arm["arm"] == rows[0]["arm"]]
     lines = [
-        f'| share of the tokens, with the recipe that ends with "{arm["title"]}" | loss |',
+        f'| share of the tokens, with the recipe that ends with "{find_ours(result)["title"]}" | '
+        "loss |",
         "|---|---|",
     ]
     return lines + [f"| {row['share']:g} | {show_loss(row)} |" for row in rows]
@@ -96,6 +98,32 @@ def describe_factors(result: Json) -> list[str]:
             f"tokens by interpolation; {find_claim(result, name)}"
         )
     return lines
+
+
+def describe_time(result: Json) -> str:
+    """What the recipe that was shortened costs a token, in CPU time."""
+    first, ours = result["arms"][0], find_ours(result)
+    ratio = ours["cpu_seconds"] / first["cpu_seconds"]
+    return f"- a token of that recipe takes {ratio:.1f} times the CPU time of nanoGPT's"
+
+
+def describe_overlaps(result: Json) -> str:
+    """Which recipes are not surely better than nanoGPT's, tuned."""
+    first, *others = result["arms"]
+    names = [
+        f'"{arm["title"]}"'
+        for arm in others
+        if not (arm["interval"] and first["interval"]) or arm["interval"][1] >= first["interval"][0]
+    ]
+    return (
+        f"- recipes whose interval is not below that of nanoGPT tuned: {', '.join(names) or 'none'}"
+    )
+
+
+def find_ours(result: Json) -> Json:
+    """The recipe that was shortened."""
+    [arm] = [arm for arm in result["arms"] if arm["arm"] == result["shortened"][0]["arm"]]
+    return arm
 
 
 def show_factor(factor: Json) -> str:

@@ -167,6 +167,7 @@ def test_the_tables_say_what_the_numbers_are(tmp_path: Path) -> None:
     assert "nanoGPT tuned, 6.001: 3.9" in text or "nanoGPT tuned, 6.001: 4.0" in text
     # At 0.245 of the tokens the loss is 6.009, above the baseline's; at 0.35 it is far below.
     assert "; runs of 0.35 of the tokens have intervals below its interval" in text
+    assert "- a token of that recipe takes 1.0 times the CPU time of nanoGPT's" in text
 
 
 def test_results_that_are_there_are_not_made_again(
