@@ -78,7 +78,8 @@ def lose_each(
 
     For losses whose weights depend on the other targets' losses. The weights are only known after
     the forward pass, so a chunk's logits are computed again in the backward pass: four matrix
-    products for each chunk. The incoming gradient, in which the loss scale is, multiplies softmax - onehot in fp32.
+    products for each chunk. The incoming gradient, which includes the loss scale, multiplies
+    softmax - onehot in fp32.
     """
     ignored = targets == IGNORED
     words = targets.masked_fill(ignored, 0).flatten()
