@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -23,7 +24,12 @@ from tokenizers import Encoding, Tokenizer
 
 from model.chat.guard import Guard, Json, StandIns, rename_tokens
 from model.chat.template import Asked, ChatTemplate, RenderError
-from model.checkpoints.tokenizer import TokenizerPanic, naming_panics
+from model.checkpoints.tokenizer import (
+    TokenizerPanic,
+    count_least,
+    find_longest_token,
+    naming_panics,
+)
 
 # The roles that messages may have; a developer's messages are what system messages were.
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -34,6 +40,14 @@ BATCH_CHATS = 64
 
 Int64 = npt.NDArray[np.int64]
 Message = Mapping[str, Any]
+
+
+class TooLong(Exception):
+    """A prompt that has more tokens than are allowed, by its size alone: so many at least."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__(f"the prompt has at least {least:,} tokens")
+        self.least = least
 
 
 class TemplateFault(Exception):
@@ -81,16 +95,25 @@ class ChatEncoder:
         self.tokenizer.no_padding()
         self.has_tags = TAG.search(template.source) is not None
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+    @cached_property
+    def longest_token(self) -> int | None:
+        """The most bytes of a text that one token can stand for; None if that has no bound."""
+        return find_longest_token(self.tokenizer)
+
+    def encode_prompt(self, messages: Sequence[Message], most: int | None = None) -> list[int]:
         """The ids of the text that asks for the next message.
 
-        Raises as `render` does, and TokenizerPanic for a text that it makes which has none.
+        Raises as `render` does, TokenizerPanic for a text that it makes which has none, and
+        TooLong, before it is encoded, for one that is too large for `most` tokens.
         """
         protected, stand_ins = self.guard.protect([dict(message) for message in messages])
         text = self.template.render(protected)
         named, _ = self.guard.name_tokens(text, [])
+        whole = stand_ins.restore(named)
+        if most is not None and (least := count_least(whole, self.longest_token)) > most:
+            raise TooLong(least)
         with naming_panics():
-            encoding = self.tokenizer.encode(stand_ins.restore(named), add_special_tokens=False)
+            encoding = self.tokenizer.encode(whole, add_special_tokens=False)
         ids: list[int] = encoding.ids
         return ids
 
