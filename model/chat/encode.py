@@ -1,4 +1,4 @@
-"""Messages become tokens, and it is known which of them an assistant wrote: for prep and serving.
+"""Messages become tokens, with a record of which ones an assistant wrote: for prep and serving.
 
 What an assistant wrote is what a template has between {% generation %} and {% endgeneration %}.
 For a template without these tags it is what an answer adds to the text that asks for it:
@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -23,7 +24,12 @@ from tokenizers import Encoding, Tokenizer
 
 from model.chat.guard import Guard, Json, StandIns, rename_tokens
 from model.chat.template import Asked, ChatTemplate, RenderError
-from model.checkpoints.tokenizer import TokenizerPanic, naming_panics
+from model.checkpoints.tokenizer import (
+    TokenizerPanic,
+    count_least,
+    find_longest_token,
+    naming_panics,
+)
 
 # The roles that messages may have; a developer's messages are what system messages were.
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -36,8 +42,16 @@ Int64 = npt.NDArray[np.int64]
 Message = Mapping[str, Any]
 
 
+class TooLong(Exception):
+    """A prompt that has more tokens than are allowed, by its size alone: so many at least."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__(f"the prompt has at least {least:,} tokens")
+        self.least = least
+
+
 class TemplateFault(Exception):
-    """A template of which it cannot be told what an assistant wrote; a clause that says why."""
+    """A template that does not show what an assistant wrote; the message is a clause saying why."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ class EncodedChat:
 
 @dataclass(frozen=True)
 class Marked:
-    """A chat's text with stand-ins, and where in it is what is trained on: begin and end."""
+    """A chat's text with stand-ins, and the spans (begin, end) of it that are trained on."""
 
     text: str
     spans: list[tuple[int, int]]
@@ -81,16 +95,25 @@ class ChatEncoder:
         self.tokenizer.no_padding()
         self.has_tags = TAG.search(template.source) is not None
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+    @cached_property
+    def longest_token(self) -> int | None:
+        """The most bytes of a text that one token can stand for; None if that has no bound."""
+        return find_longest_token(self.tokenizer)
+
+    def encode_prompt(self, messages: Sequence[Message], most: int | None = None) -> list[int]:
         """The ids of the text that asks for the next message.
 
-        Raises as `render` does, and TokenizerPanic for a text that it makes which has none.
+        Raises as `render` does, TokenizerPanic for a text that it makes which has none, and
+        TooLong, before it is encoded, for one that is too large for `most` tokens.
         """
         protected, stand_ins = self.guard.protect([dict(message) for message in messages])
         text = self.template.render(protected)
         named, _ = self.guard.name_tokens(text, [])
+        whole = stand_ins.restore(named)
+        if most is not None and (least := count_least(whole, self.longest_token)) > most:
+            raise TooLong(least)
         with naming_panics():
-            encoding = self.tokenizer.encode(stand_ins.restore(named), add_special_tokens=False)
+            encoding = self.tokenizer.encode(whole, add_special_tokens=False)
         ids: list[int] = encoding.ids
         return ids
 
