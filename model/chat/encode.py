@@ -1,4 +1,4 @@
-"""Messages become tokens, and it is known which of them an assistant wrote: for prep and serving.
+"""Messages become tokens, with a record of which ones an assistant wrote: for prep and serving.
 
 What an assistant wrote is what a template has between {% generation %} and {% endgeneration %}.
 For a template without these tags it is what an answer adds to the text that asks for it:
@@ -51,7 +51,7 @@ class TooLong(Exception):
 
 
 class TemplateFault(Exception):
-    """A template of which it cannot be told what an assistant wrote; a clause that says why."""
+    """A template that does not show what an assistant wrote; the message is a clause saying why."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class EncodedChat:
 
 @dataclass(frozen=True)
 class Marked:
-    """A chat's text with stand-ins, and where in it is what is trained on: begin and end."""
+    """A chat's text with stand-ins, and the spans (begin, end) of it that are trained on."""
 
     text: str
     spans: list[tuple[int, int]]

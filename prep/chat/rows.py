@@ -69,7 +69,7 @@ def find_kind(form: str) -> str:
 
 
 def parse_row(row: Row) -> ChatRow:
-    """A row as chats; BadRow if it is none."""
+    """A row as chats; BadRow if it is in no known format."""
     try:
         check_depth(row)  # Before anything recursive walks it.
     except RecursionError:
@@ -262,7 +262,7 @@ def make_message(role: str, content: str) -> Message:
 
 
 def expect_list(value: Any, name: str) -> Sequence[Any]:
-    """The items of a list; BadRow if it is none."""
+    """The items of a list; BadRow for any other value."""
     if isinstance(value, list):
         return value
     raise BadRow(f"{name} is {show(value)}; expected a list", "not a list")
