@@ -132,6 +132,11 @@ def test_it_is_the_loss_that_training_reports(attention: str, tmp_path: Path) ->
     code, output, errors = velocity("eval", "--ckpt", tmp_path / "checkpoints", *options, "--all")
     assert code == 0, errors
     assert f"{found[-1]['loss']:.4f}" in output.splitlines()[-1]
+    # Standard input, which can be read but once, is predicted by all of them.
+    words = ("eval", "--ckpt", tmp_path / "checkpoints", "--all", "--text", "-", "--json")
+    code, output, errors = velocity(*words, stdin=make_texts(1)[0])
+    assert code == 0, errors
+    assert [json.loads(line)["step"] for line in output.splitlines()] == [2, 4]
 
 
 @pytest.mark.parametrize("stride", [None, 5])
@@ -296,6 +301,7 @@ def test_what_cannot_be_evaluated_is_told(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     write_set(tmp_path / "other", build_sentencepiece(make_texts(5)), make_texts(12), "</s>")
     (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "bad.txt").write_bytes(b"a\xff")
     build_index(tmp_path / "other", lambda line: None)
     ours, a_text = ("--shards", folder / "set"), ("--text", tmp_path / "a.txt")
     cases: dict[tuple[object, ...], str] = {
@@ -306,6 +312,9 @@ def test_what_cannot_be_evaluated_is_told(folder: Path, tmp_path: Path) -> None:
         (*ours, "--length", 8, "--stride", 9): "--stride is 9, more than the 8 tokens of a window",
         ("--text", tmp_path / "empty.txt"): "is empty; expected text",
         ("--text", tmp_path / "a.txt", "--windows", 3): "--windows is for --shards",
+        (*a_text, "--split", "train"): "--split is for --shards; leave it out",
+        (*a_text, *a_text): "/a.txt twice, which would count twice; give it once",
+        ("--text", tmp_path / "bad.txt"): "byte 1, on line 1, is 0xff, which is not UTF-8",
         ("--shards", tmp_path / "other"): "was made with another tokenizer",
         (*ours, "--all"): "no complete checkpoint to load",
         (*ours, "--contamination", folder / "set"): "--contamination is for --task and --text",

@@ -358,7 +358,7 @@ def modules_loaded_by(statement: str) -> set[str]:
         ("import model.sample.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
         ("import train.settings, model.config", {"torch"}),
         ("import train.start.choose", {"torch", "numpy", "pyarrow"}),
-        ("import train.tracing.steps, train.inspect.folders, train.commands", {"torch"}),
+        ("import train.tracing.runs, train.inspect.folders, train.commands", {"torch"}),
         ("import train.publish.publish", {"torch"}),
     ],
 )

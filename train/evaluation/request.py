@@ -52,6 +52,13 @@ class Measured:
             raise ValueError("--shards and --text: give one of them, and run eval again for both")
         if self.windows is not None and self.shards is None:
             raise ValueError("--windows is for --shards; leave it out")
+        if self.split != Measured.split and self.shards is None:
+            raise ValueError("--split is for --shards; leave it out")
+        twice = [name for name in self.text if self.text.count(name) > 1]
+        if twice:
+            raise ValueError(
+                f"--text names {twice[0]} twice, which would count twice; give it once"
+            )
 
     @property
     def is_empty(self) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -40,6 +41,16 @@ from train.start.documents import find_marks, separated
 Load = Callable[[Path], Generator]
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text that is to be predicted, read once for all checkpoints."""
+
+    name: str
+    content: str
+    # What a training set has of it, if that was asked.
+    seen: Seen | None = None
+
+
 def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str]:
     """The lines of the answer, for people or as JSON.
 
@@ -48,19 +59,19 @@ def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str
     """
     solved, reports = request.solved, []
     tasks = [read_task(name) for name in solved.task]
+    texts = [Text(name, read_text(name)) for name in request.measured.text]
     known: list[Sequence[bool] | None] = [None for _ in tasks]
-    seen: list[Seen] | None = None
     if solved.contamination is not None:
         contamination = Contamination(solved.contamination, solved.ngram, solved.delimiter)
         known = [contamination.find_clean(task.items) for task in tasks]
-        seen = [contamination.find_seen(read_text(name)) for name in request.measured.text]
+        texts = [replace(text, seen=contamination.find_seen(text.content)) for text in texts]
     shots = Shots(solved.shots, solved.shots_from, solved.shots_seed)
     tasks = [add_shots(task, shots, solved.delimiter) for task in tasks]
     exam = prepare_exam(request.programs, request.measured.batch_size, not request.all)
     each = load_each(ckpt, load, say) if request.all else map(load, [ckpt])
     for generator in each:
         items = list(zip(tasks, known, strict=True))
-        report = evaluate_one(generator, request, items, exam, seen)
+        report = evaluate_one(generator, request, items, exam, texts)
         del generator  # Never two models in memory.
         if request.as_json:
             yield json.dumps(report)
@@ -74,13 +85,13 @@ def evaluate_one(
     request: Request,
     tasks: Sequence[tuple[Task, Sequence[bool] | None]],
     exam: Exam | None,
-    seen: Sequence[Seen] | None,
+    texts: Sequence[Text],
 ) -> Json:
     """What is found out about one checkpoint, as JSON."""
     assert generator.folder is not None
     report: Json = {"checkpoint": str(generator.folder), "step": step_of(generator.folder)}
     if not request.measured.is_empty:
-        report |= measure(generator, request.measured, seen)
+        report |= measure(generator, request.measured, texts)
     if tasks:
         model, limits = generator.model, Limits(request.measured.batch_size)
         dealer = make_lone_dealer(model.lm_head.weight.device)
@@ -103,8 +114,8 @@ def encode(generator: Generator, task: Task, solved: Solved) -> EncodedTask:
     return encode_task(encoding, task, solved.delimiter)
 
 
-def measure(generator: Generator, measured: Measured, seen: Sequence[Seen] | None) -> Json:
-    """How well a checkpoint predicts the set or the texts, as JSON; `seen` is of each text."""
+def measure(generator: Generator, measured: Measured, texts: Sequence[Text]) -> Json:
+    """How well a checkpoint predicts the set or the texts, as JSON."""
     shards = None if measured.shards is None else open_shards(measured.shards)
     row_tokens = None if shards is None else shards.manifest.row_tokens
     length = choose_length(generator, measured.length, row_tokens)
@@ -130,7 +141,7 @@ def measure(generator: Generator, measured: Measured, seen: Sequence[Seen] | Non
         prediction = predict_set(generator, shards, measured, length, stride)
     else:
         what = {"text": list(measured.text)}
-        prediction = predict_texts(generator, measured, length, stride, seen)
+        prediction = predict_texts(generator, texts, length, stride, measured.batch_size)
     windows = {"length": length, "stride": stride, "windows": prediction.total.loss.num_windows}
     return {**what, **windows, **prediction.describe()}
 
@@ -184,27 +195,24 @@ def predict_set(
 
 
 def predict_texts(
-    generator: Generator,
-    measured: Measured,
-    length: int,
-    stride: int,
-    seen: Sequence[Seen] | None,
+    generator: Generator, texts: Sequence[Text], length: int, stride: int, batch_size: int
 ) -> Prediction:
     """How well a checkpoint predicts texts, each as a document of its own, token by token."""
     documents = []
-    for place, name in enumerate(measured.text):
-        ids = encode_plainly(generator.tokenizer, read_text(name))
+    for text in texts:
+        ids = encode_plainly(generator.tokenizer, text.content)
         if not ids:
-            raise ValueError(f"{name}: is empty; expected text")
-        marks = None if seen is None else seen[place].marks
-        if seen is not None and seen[place].ids.tolist() != ids:
+            raise ValueError(f"{text.name}: is empty; expected text")
+        if text.seen and text.seen.ids.tolist() != ids:
             raise ValueError(
-                f"{seen[place].folder}: has other tokens for {name} than {generator.folder}; with "
-                "--text, --contamination takes a set that was made with the checkpoint's tokenizer"
+                f"{text.seen.folder}: has other tokens for {text.name} than {generator.folder}; "
+                "with --text, --contamination takes a set that was made with the checkpoint's "
+                "tokenizer"
             )
-        documents.append((name, np.array([generator.begin, *ids], np.int64), marks))
+        marks = text.seen.marks if text.seen else None
+        documents.append((text.name, np.array([generator.begin, *ids], np.int64), marks))
     batches = chain.from_iterable(
-        read_text_batches(name, ids, length, stride, measured.batch_size, marks)
+        read_text_batches(name, ids, length, stride, batch_size, marks)
         for name, ids, marks in documents
     )
     total = sum(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from model.chat.encode import TooLong
 from model.chat.template import RendererCrash, RenderError
 from model.checkpoints.tokenizer import TokenizerPanic
 from model.decode.draft import Draft
@@ -51,8 +52,12 @@ def make_drafts(
 
 def encode_chat(served: Served, messages: Sequence[Message], name: str) -> list[int]:
     """The ids of the prompt of a chat in the field `name`: the same that prep makes of it."""
+    context = served.generator.context
     try:
-        tokens = served.expect_chats().encode_prompt(messages)
+        tokens = served.expect_chats().encode_prompt(messages, context)
+    except TooLong as error:
+        told = str(ContextExceeded(error.least, context, is_least=True))
+        raise refuse(told, name, "context_length_exceeded") from None
     except RenderError as error:
         told = f"the model's chat template does not take these messages: {error}"
         raise refuse(told, name, "chat_template_error") from None
