@@ -56,10 +56,23 @@ class TemplateFault(Exception):
 
 @dataclass(frozen=True)
 class Chat:
-    """A chat that is trained on: what the assistant wrote from message `first_trained` on."""
+    """A chat that is trained on: what the assistant wrote from message `first_trained` on.
+
+    But for the messages at the places `left_out`.
+    """
 
     messages: Sequence[Message]
     first_trained: int = 0
+    left_out: frozenset[int] = frozenset()
+
+    @property
+    def answers(self) -> list[int]:
+        """The places of the messages that are trained on."""
+        return [
+            place
+            for place in range(self.first_trained, len(self.messages))
+            if self.messages[place]["role"] == ASSISTANT and place not in self.left_out
+        ]
 
 
 @dataclass(frozen=True)
@@ -186,7 +199,8 @@ class ChatEncoder:
                     )
                 )
                 continue
-            chosen = [s for s, i in zip(spans, turns, strict=True) if i >= chat.first_trained]
+            trained = {*chat.answers}
+            chosen = [s for s, i in zip(spans, turns, strict=True) if i in trained]
             fault = self._find_open_turn(text, chosen)
             results.append(TemplateFault(fault) if fault else Marked(text, chosen, stand_ins))
         return results
@@ -202,11 +216,10 @@ class ChatEncoder:
                 continue
             messages, stand_ins = guarded
             before = len(asked)
-            for i in range(chat.first_trained, len(messages)):
-                if messages[i]["role"] == ASSISTANT:
-                    asked += [Asked(messages[:i], asks=True), Asked(messages[: i + 1])]
-            # If the last message is an answer, the text that it ends is the whole.
-            if len(asked) == before or messages[-1]["role"] != ASSISTANT:
+            for i in chat.answers:
+                asked += [Asked(messages[:i], asks=True), Asked(messages[: i + 1])]
+            # If the last message is trained on, the text that it ends is the whole.
+            if len(asked) == before or chat.answers[-1] != len(messages) - 1:
                 asked.append(Asked(messages))
             plans.append((stand_ins, len(asked) - before))
         answers = iter(self.template.render_all(asked))
