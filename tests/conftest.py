@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch
 from tests.texts import make_texts, prepare_quietly, write_jsonl
 from tests.tiny import TOKENIZER_JSON
 from tests.tokenized import write_set
+
+# What is imported and collected is no garbage; see pytest_collection_finish.
+gc.disable()
 
 # A shell's background job ignores Ctrl-C, and what nohup starts a hangup; so would the commands
 # that tests stop with them.
@@ -115,6 +119,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.name not in SLOW_FILES:
             item.add_marker(pytest.mark.fast)
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Look no more for garbage among what is there to stay: a million objects, at each look."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

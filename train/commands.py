@@ -145,7 +145,8 @@ def trace(
     overrides: Overrides = None,
 ) -> None:
     """Show which documents a step saw, or which steps saw a document."""
-    from train.tracing import steps as tracing
+    from train.tracing.describe import describe_documents, describe_steps
+    from train.tracing.runs import plan_sets, trace_sets
 
     if [step, url, doc_hash].count(None) != 2:
         raise ValueError("what should be traced? give exactly one of --step, --url and --doc-hash")
@@ -153,13 +154,13 @@ def trace(
         from train.settings import load_config
 
         settings = load_config(config, overrides or ())
-        tracers = tracing.plan_sets(folder, settings, ranks)
+        tracers = plan_sets(folder, settings, ranks)
     else:
-        tracers = tracing.trace_sets(folder, run or Path("checkpoints"))
+        tracers = trace_sets(folder, run or Path("checkpoints"))
     if step is not None:
-        lines = tracing.describe_documents(tracers, step)
+        lines = describe_documents(tracers, step)
     else:
-        lines = tracing.describe_steps(tracers, url, doc_hash)
+        lines = describe_steps(tracers, url, doc_hash)
     for line in lines:
         put(line)
 

@@ -96,9 +96,10 @@ def run_to_the_end(run: Run, stop: StopFlag) -> Outcome:
         run.batches.close()
         if report:
             report.close()
-        # DDP must go before the process group: otherwise gloo may abort when the process ends.
-        run.parallel_model = run.model
-        gc.collect()
+        if run.parallel_model is not run.model:
+            # DDP must go before the process group: otherwise gloo may abort when the process ends.
+            run.parallel_model = run.model
+            gc.collect()
 
 
 def run_steps(run: Run, stop: StopFlag, report: Report | None) -> Outcome:

@@ -4,6 +4,8 @@ The names of the matrices are those of peft's `target_modules`.
 """
 
 import math
+import reprlib
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,8 +34,10 @@ class AdapterConfig:
         check_targets(self.targets, "target_modules")
         if self.rank < 1:
             raise ValueError(f"an adapter's rank is {self.rank}; expected at least 1")
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"an adapter's alpha is {self.alpha}; expected a number above 0")
+        if not 0 < self.alpha <= sys.float_info.max:  # Neither NaN nor too large to divide.
+            raise ValueError(
+                f"an adapter's alpha is {reprlib.repr(self.alpha)}; expected a number above 0"
+            )
 
     @property
     def scale(self) -> float:

@@ -1,4 +1,4 @@
-"""Messages become tokens, and it is known which of them an assistant wrote: for prep and serving.
+"""Messages become tokens, with a record of which ones an assistant wrote: for prep and serving.
 
 What an assistant wrote is what a template has between {% generation %} and {% endgeneration %}.
 For a template without these tags it is what an answer adds to the text that asks for it:
@@ -14,15 +14,22 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from model.chat.guard import Guard, Json, StandIns, rename_tokens
 from model.chat.template import Asked, ChatTemplate, RenderError
+from model.checkpoints.tokenizer import (
+    TokenizerPanic,
+    count_least,
+    find_longest_token,
+    naming_panics,
+)
 
 # The roles that messages may have; a developer's messages are what system messages were.
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -35,16 +42,37 @@ Int64 = npt.NDArray[np.int64]
 Message = Mapping[str, Any]
 
 
+class TooLong(Exception):
+    """A prompt that has more tokens than are allowed, by its size alone: so many at least."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__(f"the prompt has at least {least:,} tokens")
+        self.least = least
+
+
 class TemplateFault(Exception):
-    """A template of which it cannot be told what an assistant wrote; a clause that says why."""
+    """A template that does not show what an assistant wrote; the message is a clause saying why."""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A chat that is trained on: what the assistant wrote from message `first_trained` on."""
+    """A chat that is trained on: what the assistant wrote from message `first_trained` on.
+
+    But for the messages at the places `left_out`.
+    """
 
     messages: Sequence[Message]
     first_trained: int = 0
+    left_out: frozenset[int] = frozenset()
+
+    @property
+    def answers(self) -> list[int]:
+        """The places of the messages that are trained on."""
+        return [
+            place
+            for place in range(self.first_trained, len(self.messages))
+            if self.messages[place]["role"] == ASSISTANT and place not in self.left_out
+        ]
 
 
 @dataclass(frozen=True)
@@ -58,7 +86,7 @@ class EncodedChat:
 
 @dataclass(frozen=True)
 class Marked:
-    """A chat's text with stand-ins, and where in it is what is trained on: begin and end."""
+    """A chat's text with stand-ins, and the spans (begin, end) of it that are trained on."""
 
     text: str
     spans: list[tuple[int, int]]
@@ -80,12 +108,25 @@ class ChatEncoder:
         self.tokenizer.no_padding()
         self.has_tags = TAG.search(template.source) is not None
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of the text that asks for the next message. Raises as `render` does."""
+    @cached_property
+    def longest_token(self) -> int | None:
+        """The most bytes of a text that one token can stand for; None if that has no bound."""
+        return find_longest_token(self.tokenizer)
+
+    def encode_prompt(self, messages: Sequence[Message], most: int | None = None) -> list[int]:
+        """The ids of the text that asks for the next message.
+
+        Raises as `render` does, TokenizerPanic for a text that it makes which has none, and
+        TooLong, before it is encoded, for one that is too large for `most` tokens.
+        """
         protected, stand_ins = self.guard.protect([dict(message) for message in messages])
         text = self.template.render(protected)
         named, _ = self.guard.name_tokens(text, [])
-        encoding = self.tokenizer.encode(stand_ins.restore(named), add_special_tokens=False)
+        whole = stand_ins.restore(named)
+        if most is not None and (least := count_least(whole, self.longest_token)) > most:
+            raise TooLong(least)
+        with naming_panics():
+            encoding = self.tokenizer.encode(whole, add_special_tokens=False)
         ids: list[int] = encoding.ids
         return ids
 
@@ -108,18 +149,31 @@ class ChatEncoder:
                 named, places = self.guard.name_tokens(found.text, places)
                 texts.append(found.stand_ins.restore(named))
                 edges.append(np.array(places, np.int64).reshape(-1, 2))
-        encodings = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
+        encodings = iter(self._encode_texts(texts))
         spans = iter(edges)
         results: list[EncodedChat | RenderError | TemplateFault] = []
         for found in marked:
             if isinstance(found, Marked):
-                encoding = next(encodings)
+                encoding, chosen = next(encodings), next(spans)
+                if isinstance(encoding, RenderError):
+                    results.append(encoding)
+                    continue
                 ids = np.array(encoding.ids, np.int64)
                 text = found.stand_ins.restore(found.text)
-                results.append(EncodedChat(text, ids, find_tokens(encoding.offsets, next(spans))))
+                results.append(EncodedChat(text, ids, find_tokens(encoding.offsets, chosen)))
             else:
                 results.append(found)
         return results
+
+    def _encode_texts(self, texts: Sequence[str]) -> list[Encoding | RenderError]:
+        """Each text encoded, or why it cannot be, which costs no other."""
+        try:
+            with naming_panics():
+                return [*self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        except TokenizerPanic as error:
+            if len(texts) == 1:
+                return [RenderError(str(error))]
+        return [encoded for text in texts for encoded in self._encode_texts([text])]
 
     def _mark_tagged(self, chats: Sequence[Chat]) -> list[Marked | RenderError | TemplateFault]:
         """The texts of chats, by the tags of the template."""
@@ -145,7 +199,8 @@ class ChatEncoder:
                     )
                 )
                 continue
-            chosen = [s for s, i in zip(spans, turns, strict=True) if i >= chat.first_trained]
+            trained = {*chat.answers}
+            chosen = [s for s, i in zip(spans, turns, strict=True) if i in trained]
             fault = self._find_open_turn(text, chosen)
             results.append(TemplateFault(fault) if fault else Marked(text, chosen, stand_ins))
         return results
@@ -161,11 +216,10 @@ class ChatEncoder:
                 continue
             messages, stand_ins = guarded
             before = len(asked)
-            for i in range(chat.first_trained, len(messages)):
-                if messages[i]["role"] == ASSISTANT:
-                    asked += [Asked(messages[:i], asks=True), Asked(messages[: i + 1])]
-            # If the last message is an answer, the text that it ends is the whole.
-            if len(asked) == before or messages[-1]["role"] != ASSISTANT:
+            for i in chat.answers:
+                asked += [Asked(messages[:i], asks=True), Asked(messages[: i + 1])]
+            # If the last message is trained on, the text that it ends is the whole.
+            if len(asked) == before or chat.answers[-1] != len(messages) - 1:
                 asked.append(Asked(messages))
             plans.append((stand_ins, len(asked) - before))
         answers = iter(self.template.render_all(asked))

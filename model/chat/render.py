@@ -137,7 +137,9 @@ def render(
         if num_chars > MAX_CHARS:
             raise TemplateError(f"the text has more than {MAX_CHARS:,} characters")
         pieces.append(piece)
-    return "".join(pieces)
+    text = "".join(pieces)
+    text.encode("utf-8")  # Half of a surrogate pair, which a template can spell, is no text.
+    return text
 
 
 def limit_resources() -> None:

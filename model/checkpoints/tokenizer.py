@@ -8,11 +8,13 @@ elsewhere is read as transformers reads it: its special tokens can be written, u
 tokenizer_config.json says split_special_tokens, and its post-processor may add some.
 """
 
+import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import Metaspace
@@ -29,6 +31,11 @@ LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 # SentencePiece's own format.
 SENTENCEPIECE = "tokenizer.model"
 SPACE = "▁"
+# What cuts a text before byte-level BPE and drops nothing of it.
+CUTTING = ("ByteLevel", "Digits", "Punctuation", "Split")
+DROPPING = "Removed"
+# The class of what a panic in Rust becomes; no package exports it.
+PANIC = "PanicException"
 SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -64,6 +71,22 @@ def load_tokenizer(folder: Path, is_ours: bool, tokenizer_json: str | None = Non
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     return tokenizer
+
+
+class TokenizerPanic(ValueError):
+    """A text that a tokenizer.json cannot encode: its regular expression gave up, for one."""
+
+
+@contextmanager
+def naming_panics() -> Iterator[None]:
+    """A panic of `tokenizers`, which Python does not count as an Exception, as TokenizerPanic."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != PANIC:
+            raise
+        reason = " ".join(str(error).split())
+        raise TokenizerPanic(f"the tokenizer cannot encode this text ({reason:.200})") from None
 
 
 def splits_special_tokens(folder: Path) -> bool:
@@ -153,3 +176,37 @@ def _read_token(value: Any, key: str, special: bool = True) -> AddedToken:
     names = ("single_word", "lstrip", "rstrip", "normalized", "special")
     given = {name: flags[name] is True for name in names if name in flags}
     return AddedToken(flags["content"], **({"special": special} | given))
+
+
+def find_longest_token(tokenizer: Tokenizer) -> int | None:
+    """The most bytes of a text that one token can stand for; None if that has no bound.
+
+    Byte-level BPE puts each byte of a text into one token. Other tokenizers may shorten a text
+    first, or drop some of it, and so may added tokens that take the spaces beside them.
+    """
+    content: Json = json.loads(tokenizer.to_str())
+    cutting = content["pre_tokenizer"] or {}
+    steps = cutting["pretokenizers"] if cutting.get("type") == "Sequence" else [cutting]
+    added, vocab = content["added_tokens"], content["model"].get("vocab")
+    keeps_all = (
+        content["model"]["type"] == "BPE"
+        and content["normalizer"] is None
+        and "ByteLevel" in [step.get("type") for step in steps]
+        and all(step.get("type") in CUTTING for step in steps)
+        and all(step.get("behavior") != DROPPING for step in steps)
+        and not any(token["lstrip"] or token["rstrip"] for token in added)
+        and all(character in vocab for character in pre_tokenizers.ByteLevel.alphabet())
+    )
+    if not keeps_all:
+        return None
+    # A character of the vocabulary is a byte.
+    return max(*map(len, vocab), *(len(token["content"].encode()) for token in added))
+
+
+def count_least(text: str, longest_token: int | None) -> int:
+    """How many tokens a text becomes at least, by its size alone; 0 if nothing is known.
+
+    >>> count_least("naïve", 5), count_least("naïve", None)
+    (2, 0)
+    """
+    return 0 if longest_token is None else -(-len(text.encode("utf-8")) // longest_token)

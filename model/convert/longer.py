@@ -87,7 +87,7 @@ def lengthen(path: Path, out: Path, longer: Longer) -> tuple[ModelConfig, ModelC
 
 
 def list_files(folder: Path) -> list[str]:
-    """The names of the files that are the model: its weights once, and what is beside them."""
+    """The names of the model's files: one copy of its weights, and what belongs with them."""
     weights = [file.name for file in find_weight_files(folder)]
     beside = [
         file.name
@@ -113,7 +113,7 @@ def replace_rope(values: Json, config: ModelConfig) -> Json:
 
 
 def describe(before: ModelConfig, after: ModelConfig) -> str:
-    """What was changed, in words."""
+    """What has changed, for people."""
     how = f"rope_theta {before.rope_theta:,.0f} -> {after.rope_theta:,.0f}"
     if after.rope_type != "default":
         how = f"rope_type {after.rope_type}, factor {after.rope_factor:g}"

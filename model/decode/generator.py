@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from model.checkpoints.kept_tokenizer import END_OF_TEXT
+from model.checkpoints.tokenizer import count_least, find_longest_token, naming_panics
 from model.config import Kept
 from model.decode.batch import Batch
 from model.decode.beam import search_beams
@@ -28,9 +30,10 @@ Prompt = str | Sequence[int]
 class ContextExceeded(ValueError):
     """A prompt that leaves too little room for new text in the model's context."""
 
-    def __init__(self, num_tokens: int, context: int) -> None:
+    def __init__(self, num_tokens: int, context: int, is_least: bool = False) -> None:
+        least = "at least " if is_least else ""
         super().__init__(
-            f"the prompt has {num_tokens:,} tokens, the model's context is {context:,}; "
+            f"the prompt has {least}{num_tokens:,} tokens, the model's context is {context:,}; "
             "shorten the prompt to leave room for new text"
         )
         self.num_tokens = num_tokens
@@ -151,7 +154,7 @@ class Generator:
         num_uses = Counter[tuple[int, str]]()
         drafts: list[Draft] = []
         for prompt, wanted in zip(prompts, spread(settings, len(prompts)), strict=True):
-            text, tokens = self._read(prompt)
+            text, tokens = self._read(prompt, self.context)
             limit, limit_reason = self._find_limit(len(tokens), wanted, min_room)
             bad_words = self._find_bad_words(wanted)
             seed = wanted.seed
@@ -178,11 +181,22 @@ class Generator:
                 drafts.append(draft)
         return drafts
 
-    def _read(self, prompt: Prompt) -> tuple[str, list[int]]:
-        """The prompt's text and tokens; without any, it is the beginning of a document."""
+    @cached_property
+    def longest_token(self) -> int | None:
+        """The most bytes of a prompt that one token can stand for; None if that has no bound."""
+        return find_longest_token(self.tokenizer)
+
+    def _read(self, prompt: Prompt, most: int | None = None) -> tuple[str, list[int]]:
+        """The prompt's text and tokens; without any, it is the beginning of a document.
+
+        ContextExceeded for a text that has more than `most` tokens by its size alone.
+        """
         if isinstance(prompt, str):
             text = LONE_SURROGATES.sub(REPLACEMENT, prompt)
-            tokens: list[int] = self.tokenizer.encode(text).ids
+            if most is not None and (least := count_least(text, self.longest_token)) > most:
+                raise ContextExceeded(least, most, is_least=True)
+            with naming_panics():
+                tokens: list[int] = self.tokenizer.encode(text).ids
             return text, tokens or [self.begin]
         if any(not 0 <= token < self.num_words for token in prompt):
             raise ValueError(
@@ -199,7 +213,8 @@ class Generator:
         """
         spelled = [*settings.words]  # Also of blanks alone, such as the end of a line.
         spelled += [" " + word.lstrip() for word in settings.words if word.strip()]
-        rows = {tuple(self.tokenizer.encode(text).ids) for text in spelled}
+        with naming_panics():
+            rows = {tuple(self.tokenizer.encode(text).ids) for text in spelled}
         return rows - {(token,) for token in self.ends} - {()}
 
     def _find_limit(

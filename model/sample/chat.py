@@ -1,7 +1,7 @@
 """`velocity chat`: a conversation typed on a terminal, or read from a pipe, a message a line."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from model.sample.console import Show
 from model.sample.conversation import Conversation, Message, Turn
 from model.sample.options import Chat
 from model.sample.prompts import decode_text, read_text
-from model.sample.repl import Repl
+from model.sample.repl import Console, Repl
 
 GREETING = "velocity: type a message; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends"
 COMMANDS = {
@@ -110,22 +110,14 @@ def naming_faults() -> Iterator[None]:
 
 
 class ChatRepl(Repl):
-    """Reads messages and commands with `read` until it raises EOFError."""
+    """Reads messages and commands from a terminal until its end."""
 
     greeting = GREETING
     commands: Mapping[str, str] = COMMANDS
     hidden: Collection[str] = HIDDEN
 
-    def __init__(
-        self,
-        conversation: Conversation,
-        settings: Settings,
-        show: Show,
-        say: Show,
-        read: Callable[[str], str] = input,
-        streams: bool = True,
-    ) -> None:
-        super().__init__(conversation.generator, settings, show, say, read, streams)
+    def __init__(self, conversation: Conversation, settings: Settings, console: Console) -> None:
+        super().__init__(conversation.generator, settings, console)
         self.conversation = conversation
         self.num_retries = 0  # Of the last turn.
 

@@ -20,7 +20,7 @@ def sample(
     from model.sample.json_lines import write_json
     from model.sample.over_run import write_over_run
     from model.sample.prompts import read_prompts
-    from model.sample.repl import Repl, run_repl
+    from model.sample.repl import Console, Repl, run_repl
 
     output.check(settings)
     settings = settings.read_escapes()
@@ -29,8 +29,8 @@ def sample(
     load, ckpt = loading.make_load(), fetch(ckpt, say)
     asks = source.is_empty and sys.stdin.isatty() and sys.stdout.isatty()
     if asks and not output.all and not output.as_json:
-        repl = Repl(load(ckpt), settings, open_output(), say, streams=output.stream)
-        run_repl(repl, "sample")
+        console = Console(open_output(), say, streams=output.stream)
+        run_repl(Repl(load(ckpt), settings, console), "sample")
         return
     prompts, show = read_prompts(source, say), open_output()
     if output.all:
@@ -48,13 +48,13 @@ def chat(ckpt: CkptOption, opening: Chat, settings: Settings, loading: Loading) 
     opening.check(settings)
     from model.generate import load_generator
     from model.sample.chat import ChatRepl, chat_over_lines, open_conversation
-    from model.sample.repl import run_repl
+    from model.sample.repl import Console, run_repl
 
     settings, show = settings.read_escapes(), open_output()
     generator = load_generator(ckpt, loading.device, dtype=loading.dtype, base=loading.base)
     with open_conversation(generator, opening, say) as conversation:
         if sys.stdin.isatty() and sys.stdout.isatty() and not opening.as_json:
-            repl = ChatRepl(conversation, settings, show, say, streams=opening.stream)
+            repl = ChatRepl(conversation, settings, Console(show, say, streams=opening.stream))
             run_repl(repl, "chat")
         else:
             lines, streams = sys.stdin.buffer, opening.stream

@@ -68,8 +68,21 @@ def list_options(hidden: Collection[str] = ()) -> dict[str, Option]:
     return options
 
 
+@dataclass(frozen=True)
+class Console:
+    """Where a person types, and reads what is written."""
+
+    # For texts, and for all else.
+    show: Show
+    say: Show
+    # A line behind the mark that it is given; EOFError at the end.
+    read: Callable[[str], str] = input
+    # Whether texts are shown as they are written, or whole.
+    streams: bool = True
+
+
 class Repl:
-    """Reads prompts and commands with `read` until it raises EOFError."""
+    """Reads prompts and commands from a terminal until its end."""
 
     greeting = GREETING
     # What its commands do, but for those that change a setting.
@@ -77,18 +90,11 @@ class Repl:
     # Fields of the settings that no command changes.
     hidden: Collection[str] = ()
 
-    def __init__(
-        self,
-        generator: Generator,
-        settings: Settings,
-        show: Show,
-        say: Show,
-        read: Callable[[str], str] = input,
-        streams: bool = True,
-    ) -> None:
+    def __init__(self, generator: Generator, settings: Settings, console: Console) -> None:
         self.generator = generator
         self.start = self.settings = settings
-        self.show, self.say, self.read, self.streams = show, say, read, streams
+        self.show, self.say, self.read = console.show, console.say, console.read
+        self.streams = console.streams
         self.options = list_options(self.hidden)
         self.last: Sequence[Draft] = ()  # What was written last, perhaps not to its end.
 

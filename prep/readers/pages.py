@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prep.readers.documents import BadDocument
+from prep.readers.thrift import PageError, Reader
 from shards.screen.lines import format_bytes
 
 # A page is decompressed whole. A larger one leaves no room in a worker's GiB, and is refused unless
@@ -36,11 +37,6 @@ _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _DICTIONARY_ENCODINGS, _DELTA_BYTE_ARRAY = (2, 8), 7
 # Most headers are shorter; those that quote the least and the greatest text may be much longer.
 _HEADER_BYTES, _MAX_HEADER_BYTES = 512, 16 << 20
-_MAX_DEPTH = 8
-
-
-class PageError(OSError):
-    """What cannot be in a parquet file that is whole."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +251,7 @@ def _read_page(file: BinaryIO, start: int, stop: int) -> Page:
     num_bytes = min(_HEADER_BYTES, limit)
     while True:
         file.seek(start)
-        reader = _Reader(file.read(num_bytes))
+        reader = Reader(file.read(num_bytes))
         try:
             header = reader.read_struct()
             break
@@ -273,58 +269,3 @@ def _read_page(file: BinaryIO, start: int, stop: int) -> Page:
     if min(size, stored, num_rows) < 0 or content + stored > stop:
         raise PageError("a page's header states an impossible size")
     return Page(num_rows, size, encoding, content, content + stored, kind == _DICTIONARY)
-
-
-class _Reader:
-    """Thrift's compact protocol, as far as a page's header needs it; IndexError at the end."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.position = 0
-
-    def read_struct(self, depth: int = 0) -> dict[int, Any]:
-        """The fields of a struct by their numbers."""
-        if depth > _MAX_DEPTH:
-            raise PageError("a page's header is nested too deeply")
-        fields: dict[int, Any] = {}
-        number = 0
-        while (head := self._read_byte()) != 0:
-            number = number + (head >> 4) if head >> 4 else self._read_number()
-            fields[number] = self._read_value(head & 15, depth)
-        return fields
-
-    def _read_value(self, kind: int, depth: int) -> Any:
-        if kind in (1, 2):
-            return kind == 1
-        if kind in (4, 5, 6):
-            return self._read_number()
-        if kind == 8:
-            return self._skip(self._read_varint())
-        if kind == 12:
-            return self.read_struct(depth + 1)
-        if kind in (3, 7):
-            return self._skip(1 if kind == 3 else 8)
-        raise PageError("a page's header is not one")  # Lists and maps: it has none.
-
-    def _read_byte(self) -> int:
-        byte = self.data[self.position]
-        self.position += 1
-        return byte
-
-    def _read_varint(self) -> int:
-        value = shift = 0
-        while (byte := self._read_byte()) & 128:
-            value |= (byte & 127) << shift
-            shift += 7
-            if shift > 63:
-                raise PageError("a page's header is not one")
-        return value | byte << shift
-
-    def _read_number(self) -> int:
-        value = self._read_varint()
-        return value >> 1 ^ -(value & 1)
-
-    def _skip(self, num_bytes: int) -> None:
-        if self.position + num_bytes > len(self.data):
-            raise IndexError
-        self.position += num_bytes

@@ -19,13 +19,13 @@ from prep.readers.columns import (
     pick,
 )
 from prep.readers.pages import (
-    PageError,
     Pages,
     choose_rows,
     find_chunks,
     find_doubtful,
     read_pages,
 )
+from prep.readers.thrift import PageError
 
 # A column is read through a window of this size; without one, Arrow holds the compressed column of
 # a whole row group. (A memory map would spare the copy, but end the process if the file shrinks.)

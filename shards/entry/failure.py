@@ -25,6 +25,8 @@ from shards.screen.secrets import forget, hide, learn_environment, learn_words
 
 # An error that quotes what it met may be as long as that.
 MAX_CHARS = 2000
+# The class of what a panic in a library written in Rust becomes, which is no Exception.
+PANIC = "PanicException"
 
 
 @contextmanager
@@ -39,7 +41,11 @@ def reporting(
     try:
         yield
         sys.stdout.flush()  # What cannot be written must not fail after the exit code is chosen.
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            if type(error).__name__ != PANIC:
+                raise
+            error = RuntimeError(f"panic of a library: {error}")
         if isinstance(error, BrokenPipeError) and has_no_reader(sys.stdout):
             leave_quietly()
         if is_told:

@@ -336,6 +336,14 @@ def test_one_bad_chat_costs_no_other() -> None:
     assert "it did not end within" in str(found[1])
 
 
+def test_a_template_that_spells_half_a_character_is_refused() -> None:
+    encoder = make_encoder("{{ '\\ud800' }}" + BUILT_IN["chatml"].source)
+    [found] = encoder.encode([Chat([{"role": USER, "content": "Hi"}])])
+    assert "surrogates not allowed" in str(found)
+    with pytest.raises(RenderError, match="surrogates not allowed"):
+        encoder.encode_prompt([{"role": USER, "content": "Hi"}])
+
+
 def test_a_template_of_prep_has_no_clock() -> None:
     source = "{{ strftime_now('%d') }}" + BUILT_IN["chatml"].source
     [fault] = make_encoder(source).encode([Chat([{"role": USER, "content": "Hi"}])])

@@ -9,7 +9,7 @@ from pathlib import Path
 from shards.format import read_manifest
 from shards.inspect.verify import verify_shards
 from tests.chat.test_prep_chats import assistant, prep, user, write_lines
-from tests.prep.test_prep import count_units, find_worker, prep_command, wait_for_units
+from tests.prep.test_prep import count_units, prep_command, wait_for_units
 from tests.servers.forked import Forked
 from tests.servers.kill_prep import find_children
 from tests.texts import set_bytes
@@ -19,7 +19,7 @@ KILLS = 2
 
 
 def test_killed_again_and_again_it_gives_the_same_chats(tmp_path: Path) -> None:
-    """SIGKILL of the command, its workers and their templates; and of a worker alone."""
+    """SIGKILL of the command, its workers and their templates, while units are made."""
     tokenizer = tmp_path / "tokenizer.json"
     tokenizer.write_text(TOKENIZER_JSON, encoding="utf-8")
     rows = [
@@ -53,9 +53,7 @@ def test_killed_again_and_again_it_gives_the_same_chats(tmp_path: Path) -> None:
         kills += any((out / ".prep/tmp").iterdir())  # In a unit, and not between two.
     assert count_units(out) > 0
 
-    process = Forked(command)
-    os.kill(find_worker(process.pid), signal.SIGKILL)
-    assert process.wait() == 0, process.communicate()
+    prep(out, paths, tokenizer, **policy)
     assert read_manifest(out).dataset_id == reference.dataset_id
     assert set_bytes(out) == set_bytes(tmp_path / "reference")
     assert [fault for _, fault in verify_shards(out) if fault] == []

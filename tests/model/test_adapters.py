@@ -380,6 +380,9 @@ def test_weights_in_several_files_have_one_hash(tmp_path: Path) -> None:
         ("r", 10**12, "holds matrices of rank 4, but r in adapter_config.json is 10{12}"),
         ("trainable_token_indices", [10**15], "has only 300 rows"),
         ("a_new_key_of_peft", 3, "a_new_key_of_peft is 3, expected nothing"),
+        ("layers_to_transform", 0, "layers_to_transform is 0, expected nothing"),
+        ("lora_alpha", 10**400, "alpha is 10{15}.*; expected a number above 0"),
+        ("lora_alpha", float("nan"), "alpha is nan; expected a number above 0"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(

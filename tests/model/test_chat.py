@@ -22,6 +22,7 @@ from model.generate import load_generator
 from model.sample.chat import ChatRepl, chat_over_lines, open_conversation
 from model.sample.conversation import Conversation
 from model.sample.options import Chat
+from model.sample.repl import Console
 from tests.model.test_repl import ROOT, SECONDS, Terminal
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model
 
@@ -110,7 +111,8 @@ def converse(
     script = Script(conversation.generator, answers)
     conversation.generator = script  # type: ignore[assignment]
     conversation.say = said.append
-    ChatRepl(conversation, Settings(seed=5), shown.append, said.append, read).run()
+    console = Console(shown.append, said.append, read)
+    ChatRepl(conversation, Settings(seed=5), console).run()
     return "".join(shown), said[1:], script
 
 

@@ -17,7 +17,7 @@ import pytest
 from model.checkpoints.folder import save_model
 from model.decode.generator import Generator
 from model.decode.settings import Settings
-from model.sample.repl import Repl, list_options
+from model.sample.repl import Console, Repl, list_options
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model, make_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -132,7 +132,8 @@ def converse(*lines: str | type[BaseException]) -> tuple[str, list[str], Repl]:
         return line
 
     generator = Generator(make_model(), make_tokenizer())
-    repl = Repl(generator, Settings(max_new_tokens=4, seed=1), shown.append, told.append, read)
+    console = Console(shown.append, told.append, read)
+    repl = Repl(generator, Settings(max_new_tokens=4, seed=1), console)
     repl.run()
     return "".join(shown), told[1:], repl
 
@@ -239,7 +240,8 @@ def test_ctrl_c_ends_the_program_at_no_moment(kind: str, moment: int) -> None:
         return whole(text)
 
     generator = Generator(make_model(), make_tokenizer())
-    repl = Repl(generator, Settings(max_new_tokens=2, temperature=0), **calls | {kind: interrupted})
+    console = Console(**calls | {kind: interrupted})
+    repl = Repl(generator, Settings(max_new_tokens=2, temperature=0), console)
     repl.run()
     assert repl.settings.seed == 9
 
@@ -274,7 +276,7 @@ def test_a_text_that_is_not_streamed_appears_at_once() -> None:
 
     generator = Generator(make_model(), make_tokenizer())
     settings = Settings(max_new_tokens=9, temperature=0)
-    Repl(generator, settings, shown.append, shown.append, read, streams=False).run()
+    Repl(generator, settings, Console(shown.append, shown.append, read, streams=False)).run()
     (whole,) = generator.generate("one", max_new_tokens=9, temperature=0)
     assert shown[1:] == [whole + "\n", "\n"]
 

@@ -29,7 +29,7 @@ from tests.servers.model_server import RunningServer, run_house, start_process
 from tests.tiny import TOKENIZER_JSON, make_model
 from tests.tokenized import write_set
 from train.tracing.passages import Passages
-from train.tracing.steps import trace_settings
+from train.tracing.runs import trace_settings
 
 MODELS = ["checkpoint-7", "checkpoint-8"]
 PROMPT = "The quick <b>fox</b>"

@@ -22,7 +22,7 @@ from tests.runs import run_small
 from tests.servers.killed import hash_files, kill_often
 from tests.shards.test_remove import remove
 from tests.texts import make_texts, prepare_quietly, set_bytes, write_jsonl, write_parquet
-from train.tracing.steps import trace_run
+from train.tracing.runs import trace_run
 
 OPTIONS = {"validation_fraction": "0.2", "unit_bytes": 8000, "shard_tokens": 3000}
 Texts = list[str | None]

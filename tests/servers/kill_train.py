@@ -5,7 +5,6 @@ chosen moment of a chosen phase. The same command follows, killed elsewhere, and
 runs to its end, and what it leaves is compared with what a run leaves that nobody killed.
 """
 
-import gc
 import json
 import os
 import random
@@ -322,7 +321,6 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     import tests.servers.warm  # noqa: F401
 
-    gc.freeze()  # A fork then collects only what is its own.
     root = Path(request["folder"])
     killer = Killer(root, request["words"], request["num_ranks"], random.Random(request["seed"]))
     expected, seen = killer.run_straight()

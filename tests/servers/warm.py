@@ -3,6 +3,8 @@
 Nothing of the Hub is here: its libraries read their settings when they are imported.
 """
 
+import gc
+
 import pandas
 import pyarrow.dataset
 import torch._dynamo
@@ -21,3 +23,7 @@ from prep.tokenizer.gpt2 import build_gpt2_json
 __all__ = ["cli", "pandas", "prep", "pyarrow", "torch", "train"]
 
 build_encoder(build_gpt2_json(), choose_encoder(None, build_gpt2_json()).encoder)
+
+# A fork looks for garbage among what is its own, and copies nothing by looking.
+gc.collect()
+gc.freeze()

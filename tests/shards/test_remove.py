@@ -21,7 +21,8 @@ from shards.reader import open_shards
 from tests.runs import make_config, run_small
 from tests.servers.killed import hash_files, kill_often
 from tests.texts import make_texts, prepare_quietly, read_texts, write_parquet
-from train.tracing.steps import describe_documents, trace_run, trace_settings
+from train.tracing.describe import describe_documents
+from train.tracing.runs import trace_run, trace_settings
 from train.tracing.takedown import Takedown, take_down
 
 SECRET = "the secret of Mrs Miller's garden 北京"
@@ -258,7 +259,7 @@ def test_a_run_on_a_node_that_has_one_split_goes_on_over_a_later_version(
 
 def test_every_step_that_is_reported_saw_it(shards_copy: Path, tmp_path: Path) -> None:
     """The backward report against the forward direction, for documents of every length."""
-    from train.tracing.steps import describe_sightings
+    from train.tracing.describe import describe_sightings
 
     shards = open_shards(shards_copy)
     tracer = trace_settings(shards, make_config(shards_copy, tmp_path), 1)

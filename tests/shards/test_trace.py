@@ -13,13 +13,8 @@ from tests.runs import make_config, run_small
 from tests.texts import make_texts, prepare_quietly, write_parquet
 from train.checkpoints.history import Stretch
 from train.settings import load_config
-from train.tracing.steps import (
-    describe_documents,
-    describe_steps,
-    make_tracer,
-    trace_run,
-    trace_settings,
-)
+from train.tracing.describe import describe_documents, describe_steps
+from train.tracing.runs import make_tracer, trace_run, trace_settings
 
 
 @pytest.fixture(scope="module")

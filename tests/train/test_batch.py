@@ -14,7 +14,7 @@ from train.checkpoints.position import read_position, read_run_config
 from train.config import Config
 from train.settings import load_config
 from train.start.batch import settle_batch
-from train.tracing.steps import trace_settings
+from train.tracing.runs import trace_settings
 
 # 7 samples of 16 tokens: no other number of ranks than 1 and 7 deals them evenly.
 UNEVEN: dict[str, object] = {

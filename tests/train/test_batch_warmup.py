@@ -17,7 +17,7 @@ from train.settings import load_config
 from train.start.batch import settle_batch
 from train.start.fit import deals_evenly
 from train.start.length import describe_step
-from train.tracing.steps import trace_run, trace_settings
+from train.tracing.runs import trace_run, trace_settings
 
 # Of 7 samples of 16 tokens: 1, 1, 3, 3, then 7; on two ranks, one has none in the first steps.
 WARMUP: dict[str, object] = {

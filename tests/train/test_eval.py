@@ -16,13 +16,14 @@ from model.checkpoints.folder import save_model
 from model.checkpoints.seal import seal
 from shards.documents import Sidecars
 from shards.format import Int64
+from shards.index.build import build_index
 from shards.reader import open_shards
 from shards.tokenizer import encode_plainly, parse_tokenizer, read_spelling
 from tests.commands import velocity
 from tests.runs import run_small
 from tests.texts import make_texts
 from tests.tiny import CONFIG, TOKENIZER_JSON, make_model, make_tokenizer
-from tests.tokenized import write_set
+from tests.tokenized import split_of, write_set
 from tests.vocabularies import build_sentencepiece
 from train.evaluation.estimates import Ratio
 from train.evaluation.perplexity import measure_text
@@ -131,6 +132,11 @@ def test_it_is_the_loss_that_training_reports(attention: str, tmp_path: Path) ->
     code, output, errors = velocity("eval", "--ckpt", tmp_path / "checkpoints", *options, "--all")
     assert code == 0, errors
     assert f"{found[-1]['loss']:.4f}" in output.splitlines()[-1]
+    # Standard input, which can be read but once, is predicted by all of them.
+    words = ("eval", "--ckpt", tmp_path / "checkpoints", "--all", "--text", "-", "--json")
+    code, output, errors = velocity(*words, stdin=make_texts(1)[0])
+    assert code == 0, errors
+    assert [json.loads(line)["step"] for line in output.splitlines()] == [2, 4]
 
 
 @pytest.mark.parametrize("stride", [None, 5])
@@ -163,6 +169,65 @@ def test_texts_are_predicted_once_each(
     assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
     by_source = {part["source"]: part["bytes"] for part in found["by_source"]}
     assert by_source == {str(p): len(t.encode()) for p, t in zip(paths, texts, strict=True)}
+
+
+def test_tokens_of_a_text_that_are_in_the_training_set(
+    folder: Path, llama: Any, tmp_path: Path
+) -> None:
+    """Those in a row of so many that the train split holds; what is left has a loss of its own."""
+    texts = make_texts(40, seed=5, mean_words=40)
+    write_set(tmp_path / "set", TOKENIZER_JSON, texts, "<|endoftext|>", shard_tokens=1500)
+    build_index(tmp_path / "set", lambda line: None)
+    held = next(text for n, text in enumerate(texts) if split_of(n) == "validation")
+    words = [text.split(" ") for text in texts if len(text.split(" ")) > 30]
+    mine = make_texts(3, seed=9, mean_words=30)
+    # The rows of the parts that were copied are not longer than the parts.
+    text = f"{mine[0]} {' '.join(words[0][3:20])}\n{mine[1]} {' '.join(words[3][5:30])}; {held}"
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt").write_text(mine[2])
+    size = 30
+    stream = open_shards(tmp_path / "set").stream("train")
+    tokens = stream.read(0, stream.num_tokens).tolist()
+    rows = {tuple(tokens[place : place + size]) for place in range(len(tokens) - size + 1)}
+    losses, is_seen = [], []
+    for part in (text, mine[2]):
+        ids = encode_plainly(make_tokenizer(), part)
+        marks = np.zeros(len(ids), np.bool_)
+        for place in range(len(ids) - size + 1):
+            if tuple(ids[place : place + size]) in rows:
+                marks[place : place + size] = True
+        is_seen.append(marks)
+        for start in range(0, len(ids), LENGTH):
+            window = np.array([END, *ids][start : start + LENGTH + 1])
+            losses.append(predict_plainly(llama, window))
+    seen, nats = np.concatenate(is_seen), np.concatenate(losses)
+    assert 40 < seen.sum() < len(seen) - 40
+    assert not is_seen[1].any()
+    options = ["--text", tmp_path / "a.txt", "--text", tmp_path / "b.txt", "--length", LENGTH]
+    options += ["--contamination", tmp_path / "set", "--ngram"]
+    [found] = run_eval("--ckpt", folder / "model", *options, size)
+    assert (found["tokens"], found["contaminated_tokens"]) == (len(seen), seen.sum())
+    assert found["loss"] == pytest.approx(nats.mean(), abs=1e-5)
+    assert found["clean"]["tokens"] == (~seen).sum()
+    assert found["clean"]["loss"] == pytest.approx(nats[~seen].mean(), abs=1e-5)
+    assert abs(nats[~seen].mean() - nats.mean()) > 1e-3
+    code, output, errors = velocity("eval", "--ckpt", folder / "model", *options, size)
+    assert code == 0, errors
+    [row] = [line for line in output.splitlines() if "in the training set" in line]
+    assert f"without {seen.sum():,} in the training set" in row
+    assert f"{found['clean']['loss']:.4f}" in row
+    # A text shorter than a row is looked for as a whole; with no token left there is no loss.
+    (tmp_path / "b.txt").write_text(" ".join(words[0][:4]))
+    [short] = run_eval("--ckpt", folder / "model", *options, 200)
+    own = [part["tokens"] for part in short["by_source"] if part["source"].endswith("b.txt")]
+    assert [short["contaminated_tokens"]] == own
+    options = ["--text", tmp_path / "b.txt", *options[4:]]
+    [none] = run_eval("--ckpt", folder / "model", *options, 200)
+    assert [none["contaminated_tokens"]] == own
+    assert (none["clean"]["tokens"], none["clean"]["loss"]) == (0, None)
+    code, output, errors = velocity("eval", "--ckpt", folder / "model", *options, 200)
+    assert code == 0, errors
+    assert f"without {own[0]} in the training set" in output
 
 
 @pytest.mark.parametrize("name", ["bytes", "sentencepiece"])
@@ -236,7 +301,9 @@ def test_what_cannot_be_evaluated_is_told(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     write_set(tmp_path / "other", build_sentencepiece(make_texts(5)), make_texts(12), "</s>")
     (tmp_path / "a.txt").write_text("a")
-    ours = ("--shards", folder / "set")
+    (tmp_path / "bad.txt").write_bytes(b"a\xff")
+    build_index(tmp_path / "other", lambda line: None)
+    ours, a_text = ("--shards", folder / "set"), ("--text", tmp_path / "a.txt")
     cases: dict[tuple[object, ...], str] = {
         (): "what should be predicted?",
         (*ours, "--text", tmp_path / "a.txt"): "--shards and --text: give one of them",
@@ -245,8 +312,14 @@ def test_what_cannot_be_evaluated_is_told(folder: Path, tmp_path: Path) -> None:
         (*ours, "--length", 8, "--stride", 9): "--stride is 9, more than the 8 tokens of a window",
         ("--text", tmp_path / "empty.txt"): "is empty; expected text",
         ("--text", tmp_path / "a.txt", "--windows", 3): "--windows is for --shards",
+        (*a_text, "--split", "train"): "--split is for --shards; leave it out",
+        (*a_text, *a_text): "/a.txt twice, which would count twice; give it once",
+        ("--text", tmp_path / "bad.txt"): "byte 1, on line 1, is 0xff, which is not UTF-8",
         ("--shards", tmp_path / "other"): "was made with another tokenizer",
         (*ours, "--all"): "no complete checkpoint to load",
+        (*ours, "--contamination", folder / "set"): "--contamination is for --task and --text",
+        (*a_text, "--contamination", folder / "set"): "velocity shards index",
+        (*a_text, "--contamination", tmp_path / "other"): "/other: has other tokens for ",
     }
     for options, words in cases.items():
         code, output, errors = velocity("eval", "--ckpt", folder / "model", *options)

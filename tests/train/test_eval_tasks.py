@@ -215,7 +215,7 @@ def draw(path: Path, number: int, seed: int) -> list[int]:
     ("options", "said"),
     [
         (("--shots", 2), "task.jsonl: has only 1 items besides that of line 1"),
-        (("--shots", 1, "--shots-from", "DIR/other.jsonl"), "is of completions, and "),
+        (("--shots", 1, "--shots-from", "DIR/other.jsonl"), "has completions, but "),
         (("--shots-seed", 1), "--shots-from and --shots-seed say which items --shots N takes"),
     ],
 )
@@ -286,7 +286,7 @@ def test_what_is_no_item_is_told_with_its_line(folder: Path, tmp_path: Path) -> 
         '{"question": "a", "choices": ["b", "c"], "answer": true}': 'line 1: "answer" is True',
         '{"question": "a", "choices": ["b", "b"], "answer": "b"}': "line 1: \"answer\" is 'b'",
         '{"prompt": "a", "expected": ""}': 'line 1: expected {"question"',
-        f'{good}\n{{"prompt": "a", "expected": "b"}}': "line 2: has completions, but the lines before",
+        f'{good}\n{{"prompt": "a", "expected": "b"}}': "line 2: has completions, but the lines",
         json.dumps({"prompt": "a", "expected": "quick " * 200}): "line 1: a choice has",
     }
     path = tmp_path / "task.jsonl"

@@ -37,7 +37,8 @@ from train.publish.facts import gather
 from train.run import Run
 from train.settings import load_config
 from train.take_step import take_step
-from train.tracing.steps import Tracer, trace_run, trace_sets
+from train.tracing.runs import trace_run, trace_sets
+from train.tracing.steps import Tracer
 from train.tracing.takedown import Takedown, take_down
 
 LENGTH, PER_STEP, SEED = 16, 4, 42

@@ -28,7 +28,7 @@ from tests.tiny import TOKENIZER_JSON
 from tests.tokenized import encode, load_plain, write_set
 from tests.train.test_train import assert_equal_bits, checkpoint_tensors
 from train.targets import count_targets, split_windows
-from train.tracing.steps import trace_run
+from train.tracing.runs import trace_run
 
 END, ROW = 0, 32
 SETTINGS: dict[str, object] = {"data__max_seq_length": ROW}

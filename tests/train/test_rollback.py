@@ -28,7 +28,7 @@ from tests.train.test_train import (
 from train.checkpoints.folder import remove_checkpoint
 from train.checkpoints.position import read_position
 from train.run import Run
-from train.tracing.steps import trace_run
+from train.tracing.runs import trace_run
 
 Tensor = torch.Tensor
 # Step 7 is bad; the newest checkpoint that is two steps older is that of step 4, and a step takes

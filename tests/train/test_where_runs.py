@@ -20,8 +20,9 @@ from tests.tokenized import split_of, write_set
 from tests.train.test_rollback import read_bad_steps, run_bad
 from train.page.log import read_log
 from train.page.spikes import Spike, look_up
+from train.tracing.describe import describe_documents, describe_steps
 from train.tracing.passages import describe_answer, open_passages
-from train.tracing.steps import describe_documents, describe_steps, trace_run, trace_settings
+from train.tracing.runs import trace_run, trace_settings
 
 END = "<|endoftext|>"
 TEXTS = [f"Text {n} is about {n * n}, {'word ' * (n * 7 % 23)}and it ends here." for n in range(60)]

@@ -98,7 +98,9 @@ MAY_IMPORT = {
     "model.sample": {"model", "model.chat", "model.checkpoints", "model.decode"},
     "model.chat": {"model.checkpoints"},
     "model.serve.wire": set(),
-    "model.serve.texts": {"model.serve", "model.serve.wire", "model.chat", "model.decode"},
+    "model.serve.texts": {
+        *("model.serve", "model.serve.wire", "model.chat", "model.decode", "model.checkpoints"),
+    },
     "model.serve": {f"model.serve.{room}" for room in ("page", "texts", "wire")}
     | {"model.chat", "model.decode", "model.checkpoints", "model"},
     "model.serve.page": {"model.serve", "model.serve.wire"},
@@ -356,7 +358,7 @@ def modules_loaded_by(statement: str) -> set[str]:
         ("import model.sample.console", {"datasets", "zstandard", "transformers", "pyarrow"}),
         ("import train.settings, model.config", {"torch"}),
         ("import train.start.choose", {"torch", "numpy", "pyarrow"}),
-        ("import train.tracing.steps, train.inspect.folders, train.commands", {"torch"}),
+        ("import train.tracing.runs, train.inspect.folders, train.commands", {"torch"}),
         ("import train.publish.publish", {"torch"}),
     ],
 )

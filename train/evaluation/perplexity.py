@@ -40,12 +40,19 @@ class Prediction:
     total: Estimate = field(default_factory=Estimate)
     sources: dict[str, Estimate] = field(default_factory=dict)
     positions: dict[int, Estimate] = field(default_factory=dict)
+    # Without the tokens that are in a training set, if that was asked.
+    clean: Estimate | None = None
 
     def describe(self) -> Json:
         """The parts as JSON, the sources with most tokens first."""
         sources = sorted(self.sources.items(), key=lambda entry: (-entry[1].tokens, entry[0]))
+        clean: Json = {}
+        if self.clean is not None:
+            clean["contaminated_tokens"] = self.total.tokens - self.clean.tokens
+            clean["clean"] = self.clean.describe()
         return {
             **self.total.describe(),
+            **clean,
             "by_source": [{"source": name, **found.describe()} for name, found in sources],
             "by_position": [
                 {"first_position": first, **found.describe()}
@@ -105,6 +112,9 @@ def predict(
             for first, stop in zip(edges, [*edges[1:], length], strict=True):
                 estimate = prediction.positions.setdefault(first, Estimate())
                 estimate.add(scored.add_up(window, slice(first, stop)))
+            if batch.seen is not None:
+                prediction.clean = prediction.clean or Estimate()
+                prediction.clean.add(scored.add_up(window, ~batch.seen[window]))
         progress.add(len(batch))
     progress.finish()
     return prediction

@@ -52,6 +52,13 @@ class Measured:
             raise ValueError("--shards and --text: give one of them, and run eval again for both")
         if self.windows is not None and self.shards is None:
             raise ValueError("--windows is for --shards; leave it out")
+        if self.split != Measured.split and self.shards is None:
+            raise ValueError("--split is for --shards; leave it out")
+        twice = [name for name in self.text if self.text.count(name) > 1]
+        if twice:
+            raise ValueError(
+                f"--text names {twice[0]} twice, which would count twice; give it once"
+            )
 
     @property
     def is_empty(self) -> bool:
@@ -102,20 +109,20 @@ class Solved:
     ] = None
     contamination: Annotated[
         Path | None,
-        typer.Option(help="With --task: the training set, indexed; which items are in it?"),
+        typer.Option(
+            help="With --task and --text: the training set, indexed; the score of the items, and "
+            "the loss of the tokens, that are not in it."
+        ),
     ] = None
     ngram: Annotated[
         int,
         typer.Option(
-            help="With --contamination: an item is in the set if so many of its tokens are in a "
-            "row.",
+            help="With --contamination: what is in the set is in it with so many tokens in a row.",
             min=1,
         ),
     ] = 13
 
     def __post_init__(self) -> None:
-        if self.contamination is not None and not self.task:
-            raise ValueError("--contamination is for --task; give both, or neither")
         if self.chat and (not self.task or self.shots):
             raise ValueError("--chat is for --task, without --shots; leave out one of them")
         if self.shots and not self.task:
@@ -203,3 +210,5 @@ class Request:
             raise ValueError(
                 "what should be predicted? give --shards, --text, --task, or --humaneval"
             )
+        if self.solved.contamination is not None and not (self.solved.task or self.measured.text):
+            raise ValueError("--contamination is for --task and --text; give one, or neither")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from shards.tokenizer import encode_plainly, read_set_spelling, read_spelling
 from train.checkpoints.position import RUN_CONFIG, read_run_config
 from train.evaluation.chats import encode_chats
 from train.evaluation.code.exam import Exam, prepare_exam
-from train.evaluation.contamination import Contamination
+from train.evaluation.contamination import Contamination, Seen
 from train.evaluation.dealing import make_lone_dealer
 from train.evaluation.items import Task, read_task
 from train.evaluation.perplexity import Prediction, predict
@@ -40,6 +41,16 @@ from train.start.documents import find_marks, separated
 Load = Callable[[Path], Generator]
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text that is to be predicted, read once for all checkpoints."""
+
+    name: str
+    content: str
+    # What a training set has of it, if that was asked.
+    seen: Seen | None = None
+
+
 def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str]:
     """The lines of the answer, for people or as JSON.
 
@@ -48,13 +59,19 @@ def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str
     """
     solved, reports = request.solved, []
     tasks = [read_task(name) for name in solved.task]
-    known = [None for _ in tasks] if solved.contamination is None else find_clean(solved, tasks)
+    texts = [Text(name, read_text(name)) for name in request.measured.text]
+    known: list[Sequence[bool] | None] = [None for _ in tasks]
+    if solved.contamination is not None:
+        contamination = Contamination(solved.contamination, solved.ngram, solved.delimiter)
+        known = [contamination.find_clean(task.items) for task in tasks]
+        texts = [replace(text, seen=contamination.find_seen(text.content)) for text in texts]
     shots = Shots(solved.shots, solved.shots_from, solved.shots_seed)
     tasks = [add_shots(task, shots, solved.delimiter) for task in tasks]
     exam = prepare_exam(request.programs, request.measured.batch_size, not request.all)
     each = load_each(ckpt, load, say) if request.all else map(load, [ckpt])
     for generator in each:
-        report = evaluate_one(generator, request, list(zip(tasks, known, strict=True)), exam)
+        items = list(zip(tasks, known, strict=True))
+        report = evaluate_one(generator, request, items, exam, texts)
         del generator  # Never two models in memory.
         if request.as_json:
             yield json.dumps(report)
@@ -63,24 +80,18 @@ def evaluate(ckpt: Path, request: Request, load: Load, say: Say) -> Iterator[str
         yield from describe_report(reports[0]) if len(reports) == 1 else describe_reports(reports)
 
 
-def find_clean(solved: Solved, tasks: Sequence[Task]) -> list[Sequence[bool]]:
-    """Of each item of each task, whether the training set does not hold it."""
-    assert solved.contamination is not None
-    contamination = Contamination(solved.contamination, solved.ngram, solved.delimiter)
-    return [contamination.find_clean(task.items) for task in tasks]
-
-
 def evaluate_one(
     generator: Generator,
     request: Request,
     tasks: Sequence[tuple[Task, Sequence[bool] | None]],
     exam: Exam | None,
+    texts: Sequence[Text],
 ) -> Json:
     """What is found out about one checkpoint, as JSON."""
     assert generator.folder is not None
     report: Json = {"checkpoint": str(generator.folder), "step": step_of(generator.folder)}
     if not request.measured.is_empty:
-        report |= measure(generator, request.measured)
+        report |= measure(generator, request.measured, texts)
     if tasks:
         model, limits = generator.model, Limits(request.measured.batch_size)
         dealer = make_lone_dealer(model.lm_head.weight.device)
@@ -103,7 +114,7 @@ def encode(generator: Generator, task: Task, solved: Solved) -> EncodedTask:
     return encode_task(encoding, task, solved.delimiter)
 
 
-def measure(generator: Generator, measured: Measured) -> Json:
+def measure(generator: Generator, measured: Measured, texts: Sequence[Text]) -> Json:
     """How well a checkpoint predicts the set or the texts, as JSON."""
     shards = None if measured.shards is None else open_shards(measured.shards)
     row_tokens = None if shards is None else shards.manifest.row_tokens
@@ -130,7 +141,7 @@ def measure(generator: Generator, measured: Measured) -> Json:
         prediction = predict_set(generator, shards, measured, length, stride)
     else:
         what = {"text": list(measured.text)}
-        prediction = predict_texts(generator, measured, length, stride)
+        prediction = predict_texts(generator, texts, length, stride, measured.batch_size)
     windows = {"length": length, "stride": stride, "windows": prediction.total.loss.num_windows}
     return {**what, **windows, **prediction.describe()}
 
@@ -183,20 +194,30 @@ def predict_set(
         return predict(generator.model, spelling, length, batches, total, padding)
 
 
-def predict_texts(generator: Generator, measured: Measured, length: int, stride: int) -> Prediction:
+def predict_texts(
+    generator: Generator, texts: Sequence[Text], length: int, stride: int, batch_size: int
+) -> Prediction:
     """How well a checkpoint predicts texts, each as a document of its own, token by token."""
     documents = []
-    for name in measured.text:
-        ids = encode_plainly(generator.tokenizer, read_text(name))
+    for text in texts:
+        ids = encode_plainly(generator.tokenizer, text.content)
         if not ids:
-            raise ValueError(f"{name}: is empty; expected text")
-        documents.append((name, np.array([generator.begin, *ids], np.int64)))
+            raise ValueError(f"{text.name}: is empty; expected text")
+        if text.seen and text.seen.ids.tolist() != ids:
+            raise ValueError(
+                f"{text.seen.folder}: has other tokens for {text.name} than {generator.folder}; "
+                "with --text, --contamination takes a set that was made with the checkpoint's "
+                "tokenizer"
+            )
+        marks = text.seen.marks if text.seen else None
+        documents.append((text.name, np.array([generator.begin, *ids], np.int64), marks))
     batches = chain.from_iterable(
-        read_text_batches(name, ids, length, stride, measured.batch_size) for name, ids in documents
+        read_text_batches(name, ids, length, stride, batch_size, marks)
+        for name, ids, marks in documents
     )
     total = sum(
         sum(1 for _ in cut_windows(len(ids) - 1, length, stride, keeps_rest=True))
-        for _, ids in documents
+        for _, ids, _ in documents
     )
     begin = generator.begin if generator.begin != generator.end_of_text else None
     spelling = read_spelling(generator.tokenizer, generator.end_of_text, begin)

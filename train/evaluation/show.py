@@ -32,7 +32,9 @@ def describe_reports(reports: Sequence[Json]) -> Iterator[str]:
         yield describe_texts(reports[0])
         yield ""
         rows: list[tuple[str, ...]] = [("step", *HEADER)]
-        rows += [(f"{report['step']:,}", *make_cells(report)) for report in reports]
+        for report in reports:
+            rows.append((f"{report['step']:,}", *make_cells(report)))
+            rows += list_clean(report)
         yield from align_numbers(rows)
     if "tasks" in reports[0]:
         yield ""
@@ -75,6 +77,7 @@ def describe_programs(reports: Sequence[Json]) -> Iterator[str]:
 def describe_parts(report: Json) -> Iterator[str]:
     """How well a set or texts were predicted: all of it, and its parts."""
     rows: list[tuple[str, ...]] = [("", *HEADER), ("all", *make_cells(report))]
+    rows += list_clean(report)
     sources = report["by_source"]
     if len(sources) > 1:
         rows += [(f"source {p['source']}", *make_cells(p)) for p in sources[:SHOWN_SOURCES]]
@@ -86,6 +89,13 @@ def describe_parts(report: Json) -> Iterator[str]:
     yield from align_numbers(rows)
     if len(sources) > SHOWN_SOURCES:
         yield f"and {len(sources) - SHOWN_SOURCES:,} sources more, which --json lists"
+
+
+def list_clean(report: Json) -> Iterator[tuple[str, ...]]:
+    """The row of the tokens that are in no training set, where that is known."""
+    if "clean" in report:
+        name = f"  without {report['contaminated_tokens']:,} in the training set"
+        yield (name, *make_cells(report["clean"]))
 
 
 def list_results(report: Json) -> Iterator[tuple[str, ...]]:

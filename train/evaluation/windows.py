@@ -45,6 +45,8 @@ class Batch:
     names: list[str]
     # (B, T + 1): the bits of shards/chat/labels.py, of a set of chats.
     labels: Bits | None = None
+    # (B, T): which of the predicted tokens are in a training set, if that was asked.
+    seen: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -97,15 +99,27 @@ def group_windows(windows: Iterator[Window], batch_size: int) -> Iterator[list[W
 
 
 def read_text_batches(
-    name: str, ids: Int64, length: int, stride: int, batch_size: int
+    name: str,
+    ids: Int64,
+    length: int,
+    stride: int,
+    batch_size: int,
+    seen: npt.NDArray[np.bool_] | None = None,
 ) -> Iterator[Batch]:
-    """The batches of one document, of which all ids but the first are predicted, once each."""
+    """The batches of one document, of which all ids but the first are predicted, once each.
+
+    `seen` says of each of these whether it is in a training set.
+    """
     windows = cut_windows(len(ids) - 1, length, stride, keeps_rest=True)
     for group in group_windows(windows, batch_size):
         size = group[0].size
         tokens = np.stack([ids[window.start : window.start + size + 1] for window in group])
         old = np.array([window.num_old for window in group])
-        yield Batch(tokens, old, np.zeros((len(group), size), np.intp), [name])
+        sources = np.zeros((len(group), size), np.intp)
+        found = None
+        if seen is not None:
+            found = np.stack([seen[window.start : window.start + size] for window in group])
+        yield Batch(tokens, old, sources, [name], seen=found)
 
 
 def read_set_batches(

@@ -112,7 +112,7 @@ def trace_spikes(log: RunLog, shards: Path | None) -> Iterator[Traced]:
 
 def open_tracers(log: RunLog, shards: Path | None) -> "list[Tracer]":
     """Where a run's steps are looked up, by set; ValueError or OSError if they cannot be."""
-    from train.tracing.steps import trace_sets
+    from train.tracing.runs import trace_sets
 
     if log.output_dir is None or log.config is None:
         raise ValueError("the run has no checkpoint, which would say what its steps saw")

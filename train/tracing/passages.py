@@ -13,7 +13,9 @@ from shards.disk.json_files import Json
 from shards.index.passages import Finder, Passage, Place, Wish
 from shards.reader import Shards
 from shards.screen.lines import Say, format_plural
-from train.tracing.steps import LEFT_OUT, MAX_LISTED_STEPS, Tracer, find_run, list_steps
+from train.tracing.describe import LEFT_OUT, MAX_LISTED_STEPS, list_steps
+from train.tracing.runs import find_run
+from train.tracing.steps import Tracer
 
 MAX_SHOWN_CHARACTERS = 200
 

@@ -13,7 +13,8 @@ from shards.edit.remove import Found, Wanted, find_missing, find_wanted, remove_
 from shards.edit.versions import finish_version, has_begun_append
 from shards.reader import open_shards
 from shards.screen.lines import Say
-from train.tracing.steps import describe_sightings, find_run
+from train.tracing.describe import describe_sightings
+from train.tracing.runs import find_run
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+from model.chat.encode import TooLong
 from model.chat.template import RendererCrash, RenderError
+from model.checkpoints.tokenizer import TokenizerPanic
 from model.decode.draft import Draft
 from model.decode.generator import ContextExceeded, Generator
 from model.decode.settings import Settings
@@ -29,6 +31,8 @@ def make_drafts(
     num_new = 1 if most.value is None else most.value
     try:
         drafts = generator.start(prompts, settings, min_room=num_new)
+    except TokenizerPanic as error:
+        raise refuse(str(error), name, "tokenizer_error") from None
     except ContextExceeded as error:
         if error.num_tokens >= generator.context:
             raise refuse(str(error), name, "context_length_exceeded") from None
@@ -48,11 +52,17 @@ def make_drafts(
 
 def encode_chat(served: Served, messages: Sequence[Message], name: str) -> list[int]:
     """The ids of the prompt of a chat in the field `name`: the same that prep makes of it."""
+    context = served.generator.context
     try:
-        tokens = served.expect_chats().encode_prompt(messages)
+        tokens = served.expect_chats().encode_prompt(messages, context)
+    except TooLong as error:
+        told = str(ContextExceeded(error.least, context, is_least=True))
+        raise refuse(told, name, "context_length_exceeded") from None
     except RenderError as error:
         told = f"the model's chat template does not take these messages: {error}"
         raise refuse(told, name, "chat_template_error") from None
+    except TokenizerPanic as error:
+        raise refuse(str(error), name, "tokenizer_error") from None
     except RendererCrash as error:
         told = f"the process that runs the model's chat template crashed: {error}"
         raise ApiError(500, told, "chat_template_crash") from None
