@@ -75,14 +75,19 @@ def lengthen(path: Path, out: Path, longer: Longer) -> tuple[ModelConfig, ModelC
         if limits.get(key) == before.context:
             changed[name] = limits | {key: after.context}
     out.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if name not in changed:
-            shutil.copyfile(folder / name, out / name)
-    # config.json comes last: without it the folder is no checkpoint.
-    for name, content in reversed(changed.items()):
-        (out / name).write_bytes(encode_json(content))
-    if is_ours:
-        seal(out)
+    try:
+        for name in names:
+            if name not in changed:
+                shutil.copyfile(folder / name, out / name)
+        # config.json comes last: without it the folder is no checkpoint.
+        for name, content in reversed(changed.items()):
+            (out / name).write_bytes(encode_json(content))
+        if is_ours:
+            seal(out)
+    except OSError:  # A full disk: the same command can be run again, in a folder that is empty.
+        for path in out.iterdir():
+            path.unlink()
+        raise
     return before, after
 
 
