@@ -280,12 +280,12 @@ def test_stop_keeps_what_was_written(
 ) -> None:
     whole = answer(server, "one", max_tokens=100)
     # The server writes no further than this until it is told to stop.
-    told, steps = Event(), count(1)
+    told, steps, in_time = Event(), count(1), list[bool]()
     real_step, real_cancel = Batch.step, Batcher.cancel
 
     def step(batch: Batch) -> Any:
         if next(steps) == 40:
-            told.wait(SECONDS)
+            in_time.append(told.wait(SECONDS))
         return real_step(batch)
 
     def cancel(batcher: Batcher, job: Job) -> None:
@@ -309,6 +309,7 @@ def test_stop_keeps_what_was_written(
     assert buttons(tab) == ["Edit", "Answer again"]
     while server.client.get("/health").json()["running"]:
         pass
+    assert False not in in_time
     assert next(steps) < 50
 
 
