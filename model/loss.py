@@ -54,7 +54,7 @@ def chunked_cross_entropy(
     differentiated together, by the same factor: as their sum.
 
     With `has_ignored`, targets may be IGNORED: the means are over the others, and 0 if there are
-    none. Who says so in vain gets the same numbers, up to rounding.
+    none. Without any IGNORED target, the result is the same up to rounding.
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     chunk_tokens = chunk_tokens or choose_chunk_tokens(len(targets), weight)
@@ -76,9 +76,10 @@ def lose_each(
 ) -> Tensor:
     """-log softmax(hidden @ weight.T)[target] of each of targets (...): fp32, 0 where IGNORED.
 
-    For losses that weigh targets by what others came to. Weights are known after the forward pass
-    only, so a chunk's logits are computed again in the backward pass: four matrix products for each
-    chunk. The incoming gradient, in which the loss scale is, multiplies softmax - onehot in fp32.
+    For losses whose weights depend on the other targets' losses. The weights are only known after
+    the forward pass, so a chunk's logits are computed again in the backward pass: four matrix
+    products for each chunk. The incoming gradient, which includes the loss scale, multiplies
+    softmax - onehot in fp32.
     """
     ignored = targets == IGNORED
     words = targets.masked_fill(ignored, 0).flatten()

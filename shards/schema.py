@@ -24,7 +24,14 @@ PACKING_COUNTS = ("num_paddings", "padding_tokens", "num_cut")
 LOSS_TOKENS = "loss_tokens"
 # What the documents of a set of chats are.
 CONVERSATIONS, PREFERENCES = "conversations", "preferences"
-CHAT_SHAPE = {"kind": str, "template_sha256": HASH, LOSS_TOKENS: int, "other_tokens": int}
+CHAT_SHAPE = {
+    "kind": str,
+    "template_sha256": HASH,
+    "tokens?": Each(str),
+    "end_of_turn?": int,
+    LOSS_TOKENS: int,
+    "other_tokens": int,
+}
 
 MANIFEST_SHAPE = {
     "content": {
@@ -133,6 +140,9 @@ def find_wrong_chat(content: Json) -> str | None:
         return f"{named} has {LOSS_TOKENS}, and the set is not one of chats" if counted else None
     if chat["kind"] not in (CONVERSATIONS, PREFERENCES):
         return f"content.chat.kind is {chat['kind']:.60}; expected {CONVERSATIONS} or {PREFERENCES}"
+    turn, vocab_size = chat.get("end_of_turn", 0), content["tokenizer"]["vocab_size"]
+    if not 0 <= turn < vocab_size:
+        return f"content.chat.end_of_turn is {turn}, and the tokenizer has {vocab_size:,} ids"
     if "row_tokens" not in content["format"] or len(counted) < len(shards):
         return "content.chat is there, and a shard is not packed, or has no " + LOSS_TOKENS
     for shard in shards:

@@ -1,5 +1,9 @@
 """A tokenizer and models small enough for tests: made here, random, and quick."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -60,3 +64,26 @@ def make_model(config: ModelConfig = CONFIG, seed: int = 0) -> Transformer:
             if weight.dim() == 1:
                 weight.uniform_(0.5, 1.5)
     return model
+
+
+@contextmanager
+def staying_compiled(model: Transformer) -> Iterator[None]:
+    """What happens here may compile no block, and must leave code, modes and random numbers be."""
+    compiled = []
+    torch._dynamo.reset()  # Code is compiled a few times only in a process.
+
+    def compile_nothing(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    model.compile_blocks(backend=compile_nothing)  # type: ignore[arg-type]
+    calls = [block._compiled_call_impl for block in model.model.layers]
+    state = torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+    assert [block._compiled_call_impl for block in model.model.layers] == calls
+    assert not compiled
+    with torch.no_grad():
+        model(torch.zeros(1, 4, dtype=torch.int64))
+    assert compiled

@@ -1,4 +1,4 @@
-"""Which model an adapter is for: found where the adapter's folder says, and known by its weights.
+"""Which model an adapter is for: found where its folder says, and recognized by its weights.
 
 adapter_config.json names a base, in the words of whoever trained the adapter: a folder of theirs,
 or a model of the Hub. Our runs write adapter_base.json beside it, with one sha256 for the base's
@@ -58,7 +58,7 @@ def hash_base(folder: Path) -> str:
 
 
 def read_base(folder: Path) -> Base | None:
-    """The base that an adapter of ours was trained on; None for an adapter from elsewhere."""
+    """The base that one of our adapters was trained on; None for an adapter from elsewhere."""
     path = folder / ADAPTER_BASE
     if not path.is_file():
         return None
@@ -69,7 +69,7 @@ def read_base(folder: Path) -> Base | None:
 
 
 def find_recorded(folder: Path, known: Base | None) -> Path:
-    """Where the base of an adapter of ours is, or is said to be; CheckpointError if nowhere."""
+    """Where the recorded base of one of our adapters is; CheckpointError if it is not there."""
     name = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))[:MAX_NAME]
     if known is None:
         raise CheckpointError(

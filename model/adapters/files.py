@@ -40,7 +40,7 @@ def name_saved(model: Transformer) -> dict[str, Tensor]:
 
 
 def deal_saved(model: Transformer) -> dict[str, dict[str, Tensor]]:
-    """The same by the files that hold it."""
+    """The same, grouped by the files that hold it."""
     saved = name_saved(model)
     return {ADAPTER_WEIGHTS: saved} if has_adapter(model) else deal_weights(saved)
 
@@ -57,7 +57,7 @@ def describe_adapter(
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
-    """What an adapter's folder says of it; CheckpointError if it is none that is known here."""
+    """An adapter's config from its folder; CheckpointError for a kind that is not supported."""
     path = folder / ADAPTER_CONFIG
     with explaining(path):
         return read_peft_config(read_json(path))

@@ -1,4 +1,4 @@
-"""A checkpoint as what it consists of: one folder, or an adapter's and that of its base."""
+"""What a checkpoint consists of: one folder, or an adapter's folder and its base's."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ class Parts:
         return self.base or self.folder
 
     def holder(self, name: str) -> Path:
-        """The folder whose file of this name counts: the adapter's own before its base's."""
+        """The folder whose file of this name is used: the adapter's, else the base's."""
         return self.weights if self.base and not (self.folder / name).is_file() else self.folder
 
     @property

@@ -1,4 +1,4 @@
-"""adapter_config.json as peft writes it, and as it is read: what is not known here is refused.
+"""adapter_config.json as peft writes it, and as it is read: unknown keys are refused.
 
 Keys that would change what the adapter computes and are not supported are refused, never ignored.
 Nothing here imports torch.
@@ -12,7 +12,7 @@ from model.checkpoints.differences import Difference, DifferentError
 from model.checkpoints.hugging_face import Json
 
 FOREIGN = "merge it with peft (merge_and_unload), and use the folder that comes out"
-# Keys of peft's that change no number once an adapter is trained, or that are read below.
+# peft's keys that do not affect what a trained adapter computes, or that are read below.
 WITHOUT_MEANING = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -34,7 +34,7 @@ READ = {
     "use_dora",
     "use_rslora",
 }
-# Keys that have one value here.
+# Keys for which only one value is supported.
 FIXED: Json = {"bias": "none", "fan_in_fan_out": False, "task_type": "CAUSAL_LM"}
 # Ways to draw an adapter that leave the base's weights as they are; others change them.
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
@@ -117,7 +117,7 @@ def read_peft_config(values: Json) -> AdapterConfig:
 
 
 def _read_token_ids(value: Any, found: list[Difference]) -> tuple[int, ...]:
-    """The tokens whose rows an adapter holds: the same ones of the embedding and of the head."""
+    """The tokens whose rows an adapter holds; they must be the same for embedding and head."""
     if not value:
         return ()
     places = value if isinstance(value, dict) else {EMBEDDING: value}

@@ -74,7 +74,7 @@ class AdaptedHead(nn.Module):
 def train_rows(model: Transformer, token_ids: tuple[int, ...]) -> None:
     """Put rows for these tokens into a model whose weights are frozen.
 
-    The model gets as many rows more as they need. ValueError if one of those is not among them.
+    The model gets as many rows more as they need. ValueError if the ids leave a gap.
     """
     num_ids = model.config.num_ids
     added = range(num_ids, max(token_ids) + 1)
@@ -94,7 +94,7 @@ def train_rows(model: Transformer, token_ids: tuple[int, ...]) -> None:
 
 
 def list_rows(model: Transformer) -> tuple[int, ...]:
-    """The tokens whose rows are trained; none where the adapter is on layers only."""
+    """The tokens whose rows are trained; () if the adapter is on linear layers only."""
     embedding: nn.Module = model.model.embed_tokens
     if not isinstance(embedding, AdaptedEmbedding):
         return ()

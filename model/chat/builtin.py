@@ -10,7 +10,7 @@ CHATML = "chatml"
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A template of ours."""
+    """A built-in template."""
 
     name: str
     # The special tokens that it writes, besides those that every tokenizer has.
@@ -18,7 +18,7 @@ class BuiltIn:
 
     @property
     def source(self) -> str:
-        """It, in Jinja."""
+        """The template's text, in Jinja."""
         return (FOLDER / f"{self.name}.jinja").read_text(encoding="utf-8")
 
 

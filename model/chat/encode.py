@@ -1,4 +1,4 @@
-"""Messages become tokens, and it is known which of them an assistant wrote: for prep and serving.
+"""Messages become tokens, with a record of which ones an assistant wrote: for prep and serving.
 
 What an assistant wrote is what a template has between {% generation %} and {% endgeneration %}.
 For a template without these tags it is what an answer adds to the text that asks for it:
@@ -51,15 +51,28 @@ class TooLong(Exception):
 
 
 class TemplateFault(Exception):
-    """A template of which it cannot be told what an assistant wrote; a clause that says why."""
+    """A template that does not show what an assistant wrote; the message is a clause saying why."""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A chat that is trained on: what the assistant wrote from message `first_trained` on."""
+    """A chat that is trained on: what the assistant wrote from message `first_trained` on.
+
+    But for the messages at the places `left_out`.
+    """
 
     messages: Sequence[Message]
     first_trained: int = 0
+    left_out: frozenset[int] = frozenset()
+
+    @property
+    def answers(self) -> list[int]:
+        """The places of the messages that are trained on."""
+        return [
+            place
+            for place in range(self.first_trained, len(self.messages))
+            if self.messages[place]["role"] == ASSISTANT and place not in self.left_out
+        ]
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ class EncodedChat:
 
 @dataclass(frozen=True)
 class Marked:
-    """A chat's text with stand-ins, and where in it is what is trained on: begin and end."""
+    """A chat's text with stand-ins, and the spans (begin, end) of it that are trained on."""
 
     text: str
     spans: list[tuple[int, int]]
@@ -186,7 +199,8 @@ class ChatEncoder:
                     )
                 )
                 continue
-            chosen = [s for s, i in zip(spans, turns, strict=True) if i >= chat.first_trained]
+            trained = {*chat.answers}
+            chosen = [s for s, i in zip(spans, turns, strict=True) if i in trained]
             fault = self._find_open_turn(text, chosen)
             results.append(TemplateFault(fault) if fault else Marked(text, chosen, stand_ins))
         return results
@@ -202,11 +216,10 @@ class ChatEncoder:
                 continue
             messages, stand_ins = guarded
             before = len(asked)
-            for i in range(chat.first_trained, len(messages)):
-                if messages[i]["role"] == ASSISTANT:
-                    asked += [Asked(messages[:i], asks=True), Asked(messages[: i + 1])]
-            # If the last message is an answer, the text that it ends is the whole.
-            if len(asked) == before or messages[-1]["role"] != ASSISTANT:
+            for i in chat.answers:
+                asked += [Asked(messages[:i], asks=True), Asked(messages[: i + 1])]
+            # If the last message is trained on, the text that it ends is the whole.
+            if len(asked) == before or chat.answers[-1] != len(messages) - 1:
                 asked.append(Asked(messages))
             plans.append((stand_ins, len(asked) - before))
         answers = iter(self.template.render_all(asked))

@@ -94,7 +94,7 @@ class Guard:
         return value
 
     def _replace(self, text: str, stand_ins: "StandIns") -> str:
-        """A text that is no special token, none of it, and no end of one."""
+        """The text with stand-ins, so that neither it nor a part of it can form a special token."""
         if self._begins is None or not text:
             return text
         wrong = {match.start() for match in self._begins.finditer(text)}
@@ -111,7 +111,7 @@ class Guard:
 
 
 class StandIns:
-    """The stand-ins of one chat, which are none of its own characters."""
+    """The stand-ins of one chat: characters that do not occur in it."""
 
     def __init__(self, used: set[str]) -> None:
         self._free = (

@@ -75,19 +75,24 @@ def lengthen(path: Path, out: Path, longer: Longer) -> tuple[ModelConfig, ModelC
         if limits.get(key) == before.context:
             changed[name] = limits | {key: after.context}
     out.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if name not in changed:
-            shutil.copyfile(folder / name, out / name)
-    # config.json comes last: without it the folder is no checkpoint.
-    for name, content in reversed(changed.items()):
-        (out / name).write_bytes(encode_json(content))
-    if is_ours:
-        seal(out)
+    try:
+        for name in names:
+            if name not in changed:
+                shutil.copyfile(folder / name, out / name)
+        # config.json comes last: without it the folder is no checkpoint.
+        for name, content in reversed(changed.items()):
+            (out / name).write_bytes(encode_json(content))
+        if is_ours:
+            seal(out)
+    except OSError:  # A full disk: the same command can be run again, in a folder that is empty.
+        for path in out.iterdir():
+            path.unlink()
+        raise
     return before, after
 
 
 def list_files(folder: Path) -> list[str]:
-    """The names of the files that are the model: its weights once, and what is beside them."""
+    """The names of the model's files: one copy of its weights, and what belongs with them."""
     weights = [file.name for file in find_weight_files(folder)]
     beside = [
         file.name
@@ -113,7 +118,7 @@ def replace_rope(values: Json, config: ModelConfig) -> Json:
 
 
 def describe(before: ModelConfig, after: ModelConfig) -> str:
-    """What was changed, in words."""
+    """What has changed, for people."""
     how = f"rope_theta {before.rope_theta:,.0f} -> {after.rope_theta:,.0f}"
     if after.rope_type != "default":
         how = f"rope_type {after.rope_type}, factor {after.rope_factor:g}"

@@ -1,4 +1,4 @@
-"""`velocity convert`, from its options to what is said at the end."""
+"""`velocity convert`, from its options to its last line."""
 
 from pathlib import Path
 

@@ -1,9 +1,10 @@
 """Reads prompts from the command line, files or standard input: as text, or refused."""
 
 import codecs
+import os
+import stat
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from model.decode.settings import LONE_SURROGATES
 from model.sample.options import Prompts
@@ -47,7 +48,10 @@ def read_text(path: str) -> str:
     """A file's text, or standard input's, without its byte order mark; ValueError if it is none."""
     if path == STANDARD_INPUT:
         return decode_text(sys.stdin.buffer.read(), "standard input")
-    return decode_text(Path(path).read_bytes(), path)
+    with open(path, "rb") as file:
+        if stat.S_ISCHR(os.fstat(file.fileno()).st_mode) and not file.isatty():
+            raise ValueError(f"{path}: is a device, which may never end; expected a file of text")
+        return decode_text(file.read(), path)
 
 
 def decode_text(data: bytes, name: str) -> str:

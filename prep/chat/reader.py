@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from model.chat.encode import ASSISTANT, Chat, ChatEncoder, EncodedChat, TemplateFault
+from model.chat.encode import Chat, ChatEncoder, EncodedChat, TemplateFault
 from model.chat.template import ChatTemplate, RendererCrash, RenderError
 from prep.chat.rows import BadRow, ChatRow, find_reason, parse_row
 from prep.policy import Policy
@@ -27,6 +27,7 @@ LISTS = CHAT_COLUMNS[LOSS_SPANS]
 # What is counted as dropped.
 TOO_LONG = "too long"
 LAST = "last"
+CALLS = "tool_calls"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class ChatReader:
                 continue
             try:
                 row = self._expect_same(documents.path, parse_row(json.loads(source)))
+                self._expect_written(row)
             except BadRow as error:
                 self._add_fault(documents, faults, place, str(error), error.reason)
                 continue
@@ -120,6 +122,17 @@ class ChatReader:
             )
         self.kind = row.kind
         return row
+
+    def _expect_written(self, row: ChatRow) -> None:
+        """BadRow for tool calls that the template would leave out of the text."""
+        if CALLS in self.template.source:
+            return
+        if any(message.get(CALLS) for chat in row.chats for message in chat.messages):
+            raise BadRow(
+                f"has {CALLS}, which the chat template does not write; name one that does with "
+                "--template",
+                CALLS,
+            )
 
     def _add_fault(
         self,
@@ -171,8 +184,7 @@ class ChatReader:
         """The chat, with only its last answer trained on if that was asked for."""
         if self.policy.train_on != LAST:
             return chat
-        answers = [i for i, m in enumerate(chat.messages) if m["role"] == ASSISTANT]
-        return replace(chat, first_trained=max(chat.first_trained, answers[-1]))
+        return replace(chat, first_trained=chat.answers[-1])
 
     def _end(self, chats: list[EncodedChat]) -> Encoded:
         """Chats one behind another, each with the end token, if it does not end with it."""

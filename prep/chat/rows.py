@@ -37,6 +37,8 @@ SPEAKERS = {
     "model": ASSISTANT,
     **{role: role for role in ROLES},
 }
+# Of a message: what is not handed on to the template beside its role and content.
+OWN_KEYS = ("role", "content", "weight")
 MAX_SHOWN = 60
 
 
@@ -67,7 +69,7 @@ def find_kind(form: str) -> str:
 
 
 def parse_row(row: Row) -> ChatRow:
-    """A row as chats; BadRow if it is none."""
+    """A row as chats; BadRow if it is in no known format."""
     try:
         check_depth(row)  # Before anything recursive walks it.
     except RecursionError:
@@ -75,6 +77,12 @@ def parse_row(row: Row) -> ChatRow:
             f"is nested more than {MAX_DEPTH} deep; expected messages", "nested too deeply"
         ) from None
     form = find_format(row)
+    if row.get("tools"):
+        raise BadRow(
+            "has tools, the descriptions of functions, which are not given to templates; expected "
+            "no such key, or the descriptions as text in the system prompt",
+            "tools",
+        )
     return ChatRow(form, tuple(PARSERS[form](row)))
 
 
@@ -89,8 +97,31 @@ def find_format(row: Row) -> str:
 
 
 def parse_messages(row: Row) -> list[Chat]:
-    """A chat in OpenAI's form."""
-    return [Chat(read_messages(row["messages"], "messages"))]
+    """A chat in OpenAI's form; `system` may be beside it."""
+    messages = read_messages(row["messages"], "messages")
+    return [make_chat(read_system(row), messages, row["messages"], "messages")]
+
+
+def make_chat(
+    before: list[Message], messages: list[Message], turns: Sequence[Row], name: str
+) -> Chat:
+    """A chat of a system prompt, if there is one beside the turns, and of their messages.
+
+    Turns with `weight` 0, as OpenAI has them, are read and not trained on.
+    """
+    if before and messages and messages[0]["role"] == SYSTEM:
+        raise BadRow(
+            f"has a system prompt under system and another one in {name}[0]; expected one of them",
+            "two system prompts",
+        )
+    left_out = set()
+    for place, turn in enumerate(turns):
+        weight = turn.get("weight")
+        if weight not in (None, 0, 1):
+            raise BadRow(f"{name}[{place}].weight is {show(weight)}; expected 0 or 1", "weight")
+        if weight == 0 and weight is not None:
+            left_out.add(len(before) + place)
+    return Chat([*before, *messages], left_out=frozenset(left_out))
 
 
 def parse_conversations(row: Row) -> list[Chat]:
@@ -109,11 +140,17 @@ def parse_conversations(row: Row) -> list[Chat]:
                 "role",
             )
         messages.append(make_message(role, read_text(turn["value"], f"{name}.value")))
-    return [Chat([*before, *messages])]
+    return [make_chat(before, messages, turns, "conversations")]
 
 
 def parse_completion(row: Row) -> list[Chat]:
     """A prompt and what was answered, which alone is trained on."""
+    if row.get("label") is False:
+        raise BadRow(
+            "has label false, KTO's mark of an answer to be avoided; expected answers to learn "
+            "from, so leave such rows out",
+            "answer to be avoided",
+        )
     prompt = read_side(row["prompt"], "prompt", USER)
     return [Chat([*prompt, *read_side(row["completion"], "completion", ASSISTANT)], len(prompt))]
 
@@ -167,6 +204,8 @@ def read_side(value: Any, name: str, role: str) -> list[Message]:
     """A part of a chat: messages, or one text of this role."""
     if isinstance(value, list):
         return read_messages(value, name)
+    if isinstance(value, dict):
+        return [read_message(value, name)]
     return [make_message(role, read_text(value, name))]
 
 
@@ -186,7 +225,12 @@ def read_message(message: Any, name: str) -> Message:
         raise BadRow(
             f"{name}.role is {show(message['role'])}; expected one of {', '.join(ROLES)}", "role"
         )
-    others = {k: v for k, v in message.items() if k not in ("role", "content") and v is not None}
+    others = {k: v for k, v in message.items() if k not in OWN_KEYS and v is not None}
+    if others.get("function_call"):
+        raise BadRow(
+            f"{name} has function_call, which tool_calls took the place of; expected tool_calls",
+            "function_call",
+        )
     content = message.get("content")
     if content is None and others.get("tool_calls"):
         content = ""
@@ -218,7 +262,7 @@ def make_message(role: str, content: str) -> Message:
 
 
 def expect_list(value: Any, name: str) -> Sequence[Any]:
-    """The items of a list; BadRow if it is none."""
+    """The items of a list; BadRow for any other value."""
     if isinstance(value, list):
         return value
     raise BadRow(f"{name} is {show(value)}; expected a list", "not a list")
@@ -234,7 +278,7 @@ def find_reason(chat: Chat) -> str | None:
     """Why a chat teaches nothing, as it is counted; None if it does."""
     if not chat.messages:
         return "no messages"
-    answers = [m for m in chat.messages[chat.first_trained :] if m["role"] == ASSISTANT]
+    answers = [chat.messages[place] for place in chat.answers]
     if not answers:
         return "no answer"
     if any(not m["content"].strip() and not m.get("tool_calls") for m in answers):

@@ -76,7 +76,7 @@ def choose_same(request: Request) -> SetTemplate:
 
 
 def read_named(words: str) -> SetTemplate:
-    """The template of a file, a folder, or a name of ours; ValueError if there is none."""
+    """The template in a file or folder, or the built-in one of that name; ValueError if none."""
     path = Path(words)
     if path.is_dir():
         found = read_folder(path)
@@ -104,7 +104,7 @@ def read_named(words: str) -> SetTemplate:
 
 
 def make_built_in(name: str) -> SetTemplate:
-    """A template of ours."""
+    """A built-in template."""
     found = BUILT_IN[name]
     return SetTemplate(f"the template {name}", found.source, {}, found.specials)
 

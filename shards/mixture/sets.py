@@ -53,7 +53,7 @@ class Sets:
 
     @property
     def first(self) -> Shards:
-        """The one whose tokenizer stands for all, as they have the same ids."""
+        """The set whose tokenizer is used for all of them, since they have the same ids."""
         return self.sources[0].shards
 
     @property

@@ -95,7 +95,7 @@ class Choice:
         return self._find(start), self._find(stop)
 
     def leaves_out(self, start: int, stop: int) -> bool:
-        """Whether the condition chose none of [start, stop); what came to the set later is not."""
+        """Whether the condition left all of [start, stop) out; False for tokens appended later."""
         first, last = self.inside(start, stop)
         return self.where is not None and start < self.all_tokens and first == last
 

@@ -118,7 +118,7 @@ class Condition:
 
 
 def parse_condition(text: str, name: str = "data.where") -> Condition:
-    """Read a condition; ValueError, in one line that quotes what is wrong, if it is none.
+    """Parse a condition; ValueError, in one line that quotes what is wrong, if that fails.
 
     `name` is what the error calls it.
 
@@ -168,7 +168,7 @@ class Reader:
     name: str
 
     def read(self, tree: ast.expr) -> Node:
-        """What is true or false."""
+        """An expression that is true or false."""
         match tree:
             case ast.BoolOp(op, values):
                 word = "and" if isinstance(op, ast.And) else "or"

@@ -103,6 +103,10 @@ def test_a_set_of_chats_has_a_schema_version_of_its_own(tmp_path: Path) -> None:
     ("place", "value", "message"),
     [
         (("chat", "loss_tokens"), 1, "content.chat does not have the loss_tokens and other_tokens"),
+        (("chat", "end_of_turn"), 302, "end_of_turn is 302, and the tokenizer has 302 ids"),
+        (("chat", "end_of_turn"), -1, "end_of_turn"),
+        (("chat", "end_of_turn"), "<|im_end|>", "content.chat.end_of_turn"),
+        (("chat", "tokens"), {"eos_token": 5}, "content.chat.tokens"),
         (("chat", "kind"), "talks", "content.chat.kind is talks; expected conversations or"),
         (("shards", 0, "loss_tokens"), 10**6, "has more loss_tokens than tokens"),
         (("shards", 0, "loss_tokens"), None, "has no loss_tokens"),

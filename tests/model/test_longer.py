@@ -467,3 +467,21 @@ def test_the_command_says_what_it_did(short: Path, tmp_path: Path) -> None:
     wrong = CliRunner().invoke(cli.app, [*words[:-2], "--rope", "longrope"])
     assert wrong.exit_code == 2
     assert "'longrope' is not one of 'yarn', 'theta', 'llama3', 'linear'" in wrong.output
+
+
+def test_a_disk_that_fills_up_leaves_an_empty_folder(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copyfile = shutil.copyfile
+
+    def fill_up(source: Path, target: Path) -> None:
+        copyfile(source, target)
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", fill_up)
+    with pytest.raises(OSError, match="No space left"):
+        lengthen(short, tmp_path / "out", Longer(NEW, "yarn"))
+    assert [*(tmp_path / "out").iterdir()] == []
+    monkeypatch.undo()
+    lengthen(short, tmp_path / "out", Longer(NEW, "yarn"))
+    load_model(tmp_path / "out")

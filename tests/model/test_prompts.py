@@ -18,7 +18,7 @@ from model.decode.settings import Settings, read_typed
 from model.device import choose_device
 from model.sample.console import write_texts
 from model.sample.options import Prompts
-from model.sample.prompts import cut_lines, decode_text, read_prompts
+from model.sample.prompts import cut_lines, decode_text, read_prompts, read_text
 from tests.model.test_generate import make_scripted
 from tests.model.test_sampler import make_draft
 from tests.tiny import CONFIG, make_model, make_tokenizer
@@ -227,3 +227,9 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch)
     assert (choose_device().type, choose_device("mps").type) == ("mps", "mps")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device().type == "cuda"
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no such device")
+def test_a_device_that_never_ends_is_not_read() -> None:
+    with pytest.raises(ValueError, match="/dev/zero: is a device, which may never end; expected a"):
+        read_text("/dev/zero")

@@ -5,7 +5,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from model.serve.server import CLOSE_SECONDS
 from tests.commands import velocity
 from tests.servers.model_server import RunningServer, run_server, with_limits
 from tests.tiny import TOKENIZER_JSON, make_model
+from tests.waiting import wait_until
 
 HEAD = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 END = b"data: [DONE]\n\n"
@@ -71,14 +72,6 @@ def read_events(connection: socket.socket) -> bytes:
         while END not in end and (part := connection.recv(65536)):
             end = end[-100:] + part
     return end
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    for _ in range(12_000):
-        if is_so():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from model.checkpoints.folder import save_model
 from tests.servers.model_server import RunningServer, run_server, with_limits
 from tests.tiny import TOKENIZER_JSON, make_model
+from tests.waiting import wait_until
 
 PATHS = ["/v1/completions", "/v1/chat/completions", "/v1/responses"]
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -317,15 +318,6 @@ def test_bodies_that_do_not_arrive_leave_room_for_no_more(
         expect_error(answer, 429, "server_overloaded")
     wait_until(lambda: server.house.num_reading == 0)
     assert server.post("/v1/completions", prompt="one").status_code == 200
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait for what another thread does soon."""
-    for _ in range(12_000):
-        if is_so():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 @pytest.fixture

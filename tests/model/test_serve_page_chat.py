@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
 from model.checkpoints.folder import save_model
 from model.checkpoints.seal import seal
+from model.serve.batcher import Batch, Batcher, Job
 from tests.model.test_serve_chat import write_folder
 from tests.model.test_serve_page import complete, needs_browser, texts
-from tests.servers.browser import SHIFT, Tab, open_browser
+from tests.servers.browser import SECONDS, SHIFT, Tab, open_browser
 from tests.servers.contrast import find_faint
 from tests.servers.model_server import RunningServer, run_house
 from tests.tiny import TOKENIZER_JSON, make_model
@@ -273,7 +275,25 @@ def test_enter_sends_and_shift_enter_does_not(tab: Tab) -> None:
     assert asked["stream"] is True
 
 
-def test_stop_keeps_what_was_written(tab: Tab, server: RunningServer) -> None:
+def test_stop_keeps_what_was_written(
+    tab: Tab, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = answer(server, "one", max_tokens=100)
+    # The server writes no further than this until it is told to stop.
+    told, steps, in_time = Event(), count(1), list[bool]()
+    real_step, real_cancel = Batch.step, Batcher.cancel
+
+    def step(batch: Batch) -> Any:
+        if next(steps) == 40:
+            in_time.append(told.wait(SECONDS))
+        return real_step(batch)
+
+    def cancel(batcher: Batcher, job: Job) -> None:
+        real_cancel(batcher, job)
+        told.set()
+
+    monkeypatch.setattr(Batch, "step", step)
+    monkeypatch.setattr(Batcher, "cancel", cancel)
     tab.fill("[name=max_tokens]", "100")
     tab.click("#to-chat")
     tab.run(
@@ -283,13 +303,14 @@ def test_stop_keeps_what_was_written(tab: Tab, server: RunningServer) -> None:
     )
     say(tab, "one", "Stopped: ")
     [_, written] = turns(tab)
-    whole = answer(server, "one", max_tokens=100)
     assert whole.startswith(written)
     assert 2 < len(written) < len(whole)
     assert tab.run("document.querySelector('.assistant .ending').textContent") == "Stopped."
     assert buttons(tab) == ["Edit", "Answer again"]
     while server.client.get("/health").json()["running"]:
         pass
+    assert False not in in_time
+    assert next(steps) < 50
 
 
 def test_what_the_server_refuses_is_told_and_can_be_mended(tab: Tab, server: RunningServer) -> None:

@@ -210,6 +210,8 @@ def test_stop_ends_it_here_and_on_the_server(tab: Tab, url: str) -> None:
         " {childList: true, subtree: true, characterData: true}) ?? 1"
     )
     say_to(tab, "The fox?", "Stopped: ")
+    status = tab.run("document.querySelector('#status').textContent")
+    assert int(status.split()[1]) < 100
     assert "It jumps.".startswith(turns(tab)[1][:3])
     assert endings(tab) == ["", "Stopped."]
     while httpx.get(f"{url}/health").json()["running"]:

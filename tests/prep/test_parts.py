@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +38,7 @@ from tests.texts import (
     write_jsonl,
     write_sources,
 )
+from tests.waiting import wait_until
 
 # A fixture of its own file.
 __all__ = ["hub"]
@@ -89,13 +89,6 @@ def start(out: Path, source: Path, part: str, setup: Callable[[], None] | None =
         command += [f"--{name.replace('_', '-')}", str(value)]
     command += ["--part", part, "--workers", "1"]
     return Forked(command, setup=setup)
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.005)
 
 
 def count_units(out: Path, part: Part) -> int:

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from prep.units.ledger import Ledger
 from prep.units.receipts import Audit, Receipt
 from prep.units.workspace import make_folders
 from tests.texts import make_texts, prepare_quietly, write_jsonl
+from tests.waiting import wait_until
 
 WAIT_SECONDS = 120.0
 
@@ -51,13 +51,6 @@ def make_ledger(folder: Path, num_units: int, budget: Budget | None = None) -> L
 
 def make_receipt(unit: int) -> Receipt:
     return Receipt("plan", unit, Budget(None, None), False, (), {}, Audit())
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def finish(prefetch: Prefetch, ledger: Ledger, unit: int) -> None:

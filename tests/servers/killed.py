@@ -68,6 +68,9 @@ def main() -> None:
 
 def import_all() -> None:
     """What the commands import, so that a fork has it."""
+    import pydantic.type_adapter  # noqa: F401 - by typer, once it reads options
+
+    import cli  # noqa: F401
     import prep.append
     import prep.command
     import prep.gather

@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from tests.commands import velocity
 from tests.runs import make_config, make_overrides, read_metrics, run_small
 from tests.servers.forked import run_ranks
 from tests.texts import WORDS, make_texts
-from tests.tiny import TOKENIZER_JSON, make_model
+from tests.tiny import TOKENIZER_JSON, make_model, staying_compiled
 from tests.tokenized import write_set
 from train.evaluation.dealing import make_lone_dealer
 from train.evaluation.during import Metrics, measure_each, open_evaluations
@@ -277,27 +276,11 @@ def test_compiled_blocks_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
     shards = open_shards(folder / "train")
     config = fit_model(config, shards.folder, shards.manifest)
     model = make_model(config.model).train()
-    compiled = []
-    torch._dynamo.reset()  # Code is compiled a few times only in a process.
-
-    def compile_nothing(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
-        compiled.append(graph)
-        return graph.forward
-
-    model.compile_blocks(backend=compile_nothing)  # type: ignore[arg-type]
-    calls = [block._compiled_call_impl for block in model.model.layers]
-    state = torch.get_rng_state()
     due = open_evaluations(config, shards, say_nothing).list_due(8)
     dealer = make_lone_dealer(torch.device("cpu"))
-    assert all(metrics for _, metrics in measure_each(due, model, dealer, 32))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(module.training for module in model.modules())
-    assert [block._compiled_call_impl for block in model.model.layers] == calls
+    with staying_compiled(model):
+        assert all(metrics for _, metrics in measure_each(due, model, dealer, 32))
     assert all(weight.grad is None for weight in model.parameters())
-    assert not compiled
-    with torch.no_grad():
-        model(torch.zeros(1, 4, dtype=torch.int64))
-    assert compiled
 
 
 def test_curves_are_in_tensorboard_the_page_and_the_card(

@@ -215,7 +215,7 @@ def draw(path: Path, number: int, seed: int) -> list[int]:
     ("options", "said"),
     [
         (("--shots", 2), "task.jsonl: has only 1 items besides that of line 1"),
-        (("--shots", 1, "--shots-from", "DIR/other.jsonl"), "is of completions, and "),
+        (("--shots", 1, "--shots-from", "DIR/other.jsonl"), "has completions, but "),
         (("--shots-seed", 1), "--shots-from and --shots-seed say which items --shots N takes"),
     ],
 )

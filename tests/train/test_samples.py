@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from model.generate import load_generator
 from shards.reader import open_shards
 from tests.runs import make_config, make_overrides, read_metrics, run_small
 from tests.servers.forked import run_ranks
-from tests.tiny import make_model
+from tests.tiny import make_model, staying_compiled
 from train.loop import say_nothing
 from train.samples import PROMPTS, Sampler, make_sampler
 
@@ -142,26 +141,8 @@ def test_a_model_is_left_as_it_was_and_nothing_is_compiled(
     model = make_model(config.model.fit(open_shards(small_shards).manifest.vocab_size)).train()
     sampler = make_sampler(config, open_shards(small_shards), model, say_nothing)
     expected = sampler.write(model)
-
-    compiled = []
-    torch._dynamo.reset()  # Code is compiled a few times only in a process.
-
-    def compile_nothing(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
-        compiled.append(graph)
-        return graph.forward
-
-    model.compile_blocks(backend=compile_nothing)  # type: ignore[arg-type]
-    calls = [block._compiled_call_impl for block in model.model.layers]
-    state = torch.get_rng_state()
-    assert sampler.write(model) == expected
-    assert torch.equal(torch.get_rng_state(), state)
-    assert model.training
-    assert all(module.training for module in model.modules())
-    assert [block._compiled_call_impl for block in model.model.layers] == calls
-    assert not compiled
-    with torch.no_grad():
-        model(torch.zeros(1, 4, dtype=torch.int64))
-    assert compiled
+    with staying_compiled(model):
+        assert sampler.write(model) == expected
 
 
 def test_texts_of_a_model_that_the_ranks_share_in_parts(

@@ -21,10 +21,10 @@ from train.ranks.distributed import Rank
 def find_adapted(
     config: Config, rank: Rank, shards: Shards, beginning: Beginning | None, start: Start | None
 ) -> Beginning | None:
-    """The folder whose weights the run's model is given: that of model.start, if it is new.
+    """The folder that the run's model is loaded from: that of model.start for a new run.
 
-    One that goes on has its weights in its checkpoint; but for an adapter's, which has the folder's
-    again. All ranks call this together. ValueError if other weights are there now.
+    A resumed run has its weights in its checkpoint, except with an adapter, which needs the
+    folder again. All ranks call this together. ValueError if other weights are there now.
     """
     if config.training.adapter is None or beginning is not None:
         return beginning

@@ -1,4 +1,4 @@
-"""What a run with model.start begins with, or how its own checkpoint began: all ranks the same."""
+"""What a run with model.start starts from, the same on all ranks; or what its checkpoint has."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Batches dealt out to the ranks of a run, of which each then has what all of them found.
+"""Batches divided among the ranks of a run, after which each rank has all results.
 
 Batch k is computed by rank k modulo their number, and results stand in the batches' order: sums
 over them are the same on any number of ranks, to the last bit.

@@ -1,4 +1,4 @@
-"""What a run evaluates on its way: sets and tasks, as `velocity eval` does with its checkpoints.
+"""Evaluation during a run: sets and tasks, as `velocity eval` does with its checkpoints.
 
 All is opened, read and checked before the first step. Names of metrics are `sets/NAME/loss`,
 `tasks/NAME/acc` and the like, with the numbers that `velocity eval --json` has.
@@ -77,7 +77,7 @@ class EvalSet:
 
     @property
     def metric(self) -> str:
-        """The metric that is there if it was evaluated."""
+        """The metric whose presence in the log shows that it was evaluated."""
         return f"{self.key}/loss"
 
     def measure(self, dealer: Dealer, model: Transformer, limits: Limits) -> Metrics:
@@ -110,7 +110,7 @@ class EvalTask:
 
     @property
     def metric(self) -> str:
-        """The metric that is there if it was evaluated."""
+        """The metric whose presence in the log shows that it was evaluated."""
         return f"{self.key}/acc"
 
     def measure(self, dealer: Dealer, model: Transformer, limits: Limits) -> Metrics:
@@ -145,7 +145,7 @@ class Evaluations:
         return due
 
     def describe(self) -> Iterator[str]:
-        """When what is evaluated, for the screen."""
+        """What is evaluated and how often, for the screen."""
         for some, steps in ((self.sets, self.set_steps), (self.tasks, self.task_steps)):
             if some:
                 yield f"every {steps:,} steps, {', '.join(each.describe() for each in some)}"

@@ -40,7 +40,7 @@ class Task:
 
 
 def read_task(name: str) -> Task:
-    """Read a task; ValueError, naming the line, for what is no item or of another kind."""
+    """Read a task; ValueError, naming the line, for a malformed item or one of another kind."""
     items, kinds = [], []
     for number, line in enumerate(cut_lines(read_text(name)), 1):
         if line.strip():

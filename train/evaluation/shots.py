@@ -1,4 +1,4 @@
-"""Few-shot tasks: before each item stand some others with their right answers, as in lm-eval.
+"""Few-shot tasks: other items with their right answers before each item, as in lm-eval.
 
 Its `first_n` takes the first items of a file and, where that is the task's own, one more instead of
 the item itself. Two line ends are between items (its `fewshot_delimiter`), and between a context

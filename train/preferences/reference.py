@@ -1,8 +1,8 @@
 """The reference of DPO: the model that the run began with, by which rewards are measured.
 
 With an adapter, it is the model itself with the adapter switched off. Else it is a second copy of
-the weights in `model.start`, frozen: 4 bytes a parameter. A run that goes on reads that folder
-again, and refuses one whose weights are others by now.
+the weights in `model.start`, frozen: 4 bytes a parameter. A resumed run reads that folder again,
+and refuses it if its weights have changed.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def open_reference(
     origin: Json | None,
     build: Callable[[Beginning], Transformer],
 ) -> Reference:
-    """The reference of a run whose model this is: itself, or a copy of what the run began with.
+    """The reference of a run: its own model, or a copy of the one that it started from.
 
     A new run has that folder, its `beginning`; one that goes on finds it again, by the `origin`
     that its checkpoint names. `build` makes a model of it. All ranks call this together. Raises

@@ -162,7 +162,7 @@ def check_bad_steps(training: Any) -> None:
 
 
 def check_dpo(training: Any) -> None:
-    """Raise ValueError for a loss of pairs that is none."""
+    """Raise ValueError for settings with which DPO would learn nothing."""
     if not 0 <= training.dpo_label_smoothing < 0.5:
         raise ValueError(
             f"training.dpo_label_smoothing is {training.dpo_label_smoothing}; expected a number "

@@ -53,7 +53,7 @@ def read_word(value: Any, wanted: Any) -> Any:
 
 
 def read_number(text: str) -> int | float | None:
-    """A number as people write it, a whole one as an int; None if it is none.
+    """A number as people write it, a whole one as an int; None for any other text.
 
     >>> read_number("-1_000"), read_number("1e5"), read_number("2.5"), read_number("08")
     (-1000, 100000, 2.5, None)

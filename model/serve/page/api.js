@@ -80,6 +80,7 @@ async function* stream(path, body, signal) {
   const answer = await ask(path, asked, signal);
   for await (const event of readEvents(answer.body)) {
     if (event.error) throw new ApiError(500, event.error.message, event.error.code);
+    signal.throwIfAborted(); // What came with the event before is not shown any more.
     yield* event.choices;
   }
 }

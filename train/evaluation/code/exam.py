@@ -75,7 +75,7 @@ class Exam:
 
 
 def prepare_exam(asked: Programs, batch_size: int, is_one: bool) -> Exam | None:
-    """What is asked for, if anything is; what it lacks is told before a model is loaded."""
+    """The exam, or None if none is asked for; ValueError before a model is loaded."""
     if asked.is_empty:
         return None
     path = asked.problems or find_humaneval()
