@@ -13,7 +13,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from model.checkpoints.chat_template import read_chat_template
+from model.checkpoints.chat_template import read_chat_template, read_template_file
 
 RENDER_SECONDS = 5
 # For Python and Jinja to be loaded, however busy the machine is.
@@ -157,6 +157,11 @@ def start() -> Process:
         env={name: os.environ[name] for name in VARIABLES if name in os.environ},
         start_new_session=True,
     )
+
+
+def read_template(path: Path) -> str:
+    """The template in a file; CheckpointError if it is too long or not UTF-8."""
+    return read_template_file(path)
 
 
 def find_template(folder: Path) -> ChatTemplate | None:

@@ -36,31 +36,41 @@ def read_chat_template(folder: Path) -> StoredTemplate | None:
     """
     path = folder / TOKENIZER_CONFIG
     config = read_json(path) if path.is_file() else {}
-    source, where = config.get("chat_template"), path
+    source = config.get("chat_template")
     if (folder / TEMPLATE).is_file():
-        where = folder / TEMPLATE
-        source = read_start(where)
+        path = folder / TEMPLATE
+        source = read_template_file(path)
     elif isinstance(source, list):
         named = [one for one in source if isinstance(one, dict) and one.get("name") == "default"]
         source = named[0].get("template") if named else None
     if source is None:
         return None
-    if not isinstance(source, str) or len(source) > MAX_TEMPLATE_CHARS:
-        raise CheckpointError(
-            f"{where}: the chat template is no text of at most {MAX_TEMPLATE_CHARS:,} characters; "
-            "remove it, or use the model's own"
-        )
+    check_length(source, path)
     return StoredTemplate(source, read_special_tokens(config))
 
 
-def read_start(path: Path) -> str:
-    """The text of a file, or as much of it as shows that it is too long."""
+def read_template_file(path: Path) -> str:
+    """The template in a file; CheckpointError if it is too long or not UTF-8.
+
+    No more of the file is read than shows that it is too long.
+    """
     with path.open("rb") as file:
         content = file.read(4 * MAX_TEMPLATE_CHARS + 4)
     try:
-        return content.decode()
+        source = content.decode()
     except UnicodeDecodeError:
-        raise CheckpointError(f"{path}: not UTF-8; use the model's own") from None
+        raise CheckpointError(f"{path}: is not UTF-8; expected a chat template in Jinja") from None
+    check_length(source, path)
+    return source
+
+
+def check_length(source: object, path: Path) -> None:
+    """Raise CheckpointError for a template that is not a text, or is longer than any real one."""
+    if not isinstance(source, str) or len(source) > MAX_TEMPLATE_CHARS:
+        raise CheckpointError(
+            f"{path}: its chat template is not a text of at most {MAX_TEMPLATE_CHARS:,} "
+            "characters; remove it, or use the model's own"
+        )
 
 
 def read_tokens(folder: Path) -> dict[str, str]:

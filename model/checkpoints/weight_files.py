@@ -11,10 +11,10 @@ import shlex
 from pathlib import Path
 
 from model.checkpoints.seal import (
-    ADAPTER_CONFIG,
     SEED_WEIGHTS,
     WEIGHTS,
     CheckpointError,
+    is_adapter,
     is_plain_name,
     read_json,
 )
@@ -28,15 +28,20 @@ def find_weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if index.is_file():
             return [folder / part for part in read_index(index)]
-    if (folder / ADAPTER_CONFIG).is_file():
-        raise CheckpointError(
-            f"{folder}: an adapter, without the weights of the model that it is for; make a plain "
-            f"folder of both: velocity merge {shlex.quote(str(folder))} NEW"
-        )
+    refuse_adapter(folder)
     raise CheckpointError(
         f"{folder}: no {WEIGHTS}; expected that file, {WEIGHTS}.index.json and what it names, or "
         f"{SEED_WEIGHTS}"
     )
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise CheckpointError for an adapter's folder, where a whole model is expected."""
+    if is_adapter(folder):
+        raise CheckpointError(
+            f"{folder}: an adapter, without the weights of the model that it is for; make a plain "
+            f"folder of both: velocity merge {shlex.quote(str(folder))} NEW"
+        )
 
 
 def read_index(index: Path) -> list[str]:

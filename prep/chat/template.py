@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model.chat.builtin import BUILT_IN, CHATML
 from model.chat.encode import ASSISTANT, Chat, ChatEncoder, EncodedChat
-from model.chat.template import ChatTemplate, RendererCrash, find_template
+from model.chat.template import ChatTemplate, RendererCrash, find_template, read_template
 from prep.chat.rows import SYSTEM, USER, make_message
 from prep.policy import Policy
 from prep.request import Request
@@ -18,8 +18,6 @@ from shards.disk.layout import CHAT_TEMPLATE, TOKENIZER
 from shards.format import read_manifest
 from shards.tokenizer import load_tokenizer, parse_tokenizer, read_tokenizer_json
 
-# A template of Hugging Face has some kilobytes.
-MAX_TEMPLATE_BYTES = 1 << 20
 EOS_TOKEN = "eos_token"
 
 
@@ -87,14 +85,7 @@ def read_named(words: str) -> SetTemplate:
             )
         return found
     if path.is_file():
-        if path.stat().st_size > MAX_TEMPLATE_BYTES:
-            raise ValueError(
-                f"{path}: has more than {MAX_TEMPLATE_BYTES:,} bytes; expected a chat template"
-            )
-        try:
-            return SetTemplate(str(path), path.read_bytes().decode("utf-8"))
-        except UnicodeDecodeError:
-            raise ValueError(f"{path}: is not UTF-8; expected a chat template in Jinja") from None
+        return SetTemplate(str(path), read_template(path))
     if words not in BUILT_IN:
         raise ValueError(
             f"--template is {words!r:.200}: no such file or folder; expected a file, a folder that "

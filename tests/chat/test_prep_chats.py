@@ -331,6 +331,7 @@ def test_what_a_template_says_of_a_chat_is_shown(tmp_path: Path, tokenizer: Path
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "cannot be trained with: no spec"),
         ("{{ messages", "cannot be trained with: TemplateSyntaxError"),
         ("{{ strftime_now('%d') }}", "'strftime_now' is undefined"),
+        ("{# #}" * 60_000, "its chat template is not a text of at most 262,144 characters"),
     ],
 )
 def test_a_template_is_tried_before_anything_is_made(

@@ -320,7 +320,7 @@ def test_a_chat_template_is_exported_wherever_serving_finds_it(
     )
     assert "{{ range .Messages }}" in make_modelfile(open_source(folder))
     (folder / "chat_template.jinja").write_bytes(b"{{ '\xe9' }}")  # Which comes first.
-    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8"):
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: is not UTF-8"):
         run(folder, "ollama", tmp_path / "ollama")
     assert not (tmp_path / "ollama").exists()
 

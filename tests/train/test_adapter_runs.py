@@ -304,6 +304,13 @@ def test_what_takes_models_only_says_how_an_adapter_becomes_one(
     folder = last_of(tmp_path, 1)
     message = f"make a plain folder of both: velocity merge {folder} NEW"
     expect_refusal(make_words(tiny_shards, tmp_path / "new", folder), message)
+    alone = tmp_path / "as peft saves it"
+    alone.mkdir()
+    for path in folder.glob("adapter_*"):
+        shutil.copy(path, alone)
+    expect_refusal(
+        make_words(tiny_shards, tmp_path / "new", alone), f"velocity merge '{alone}' NEW"
+    )
     code, _, errors = velocity(
         "publish", "--ckpt", folder, "--repo", "u/n", "--license", "mit", "--dry-run",
         "--out", tmp_path / "out",

@@ -12,6 +12,7 @@ from model.checkpoints.seal import (
     is_seed_checkpoint,
     read_json,
 )
+from model.checkpoints.weight_files import refuse_adapter
 from model.config import ModelConfig
 from shards.reader import Shards
 from shards.screen.names import quote
@@ -53,6 +54,7 @@ def find_beginning(start: str, shards: Shards | None = None) -> Beginning:
             f"{folder}: a checkpoint of the original VelocityLM; convert it first: velocity "
             f"convert {quote(str(folder))} NEW"
         )
+    refuse_adapter(folder)
     values = read_json(folder / CONFIG)
     if values.get(QUANTIZATION) is not None:
         raise CheckpointError(
