@@ -46,7 +46,7 @@ def test_quickstart_runs_its_commands_and_notices_that_nothing_was_learned(tmp_p
     assert "documents from Python's own documentation" in lines[0]
     assert any(line.startswith("unigram entropy        6.") for line in lines)
     assert process.returncode == 1
-    assert "the model did not learn" in process.stderr.splitlines()[-1]
+    assert "the model learned nothing" in process.stderr.splitlines()[-1]
 
 
 def test_the_chat_quickstart_measures_before_and_after_and_notices_that_nothing_was_learned(
